@@ -1,0 +1,447 @@
+"""A network is a point, a difference of networks is a vector.
+
+An architecture fixes one map f : W x X -> Y. A `Net` is f standing at a point w of W; `Weights` is a vector of W.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = ["ArchitectureMismatch", "Net", "Weights", "WeightspaceError"]
+
+_BLOCK = 1 << 16
+
+
+class WeightspaceError(ValueError):
+    """A mistake that a user can make and mend: says what was wrong, what was seen and what to do."""
+
+
+class ArchitectureMismatch(WeightspaceError):
+    """Two networks, or a network and a checkpoint, that do not have the same tensors."""
+
+
+class Weights(Mapping[str, Tensor]):
+    """A vector of weight space: named tensors with the algebra of a vector space.
+
+    Held flat, one buffer per (dtype, device); `w["fc.weight"]` is a view into it. Order and names are those of the
+    module's `named_parameters()`, a tied tensor once. `v + w`, `v - w`, `t * v`, `-v`, `v / t` are again Weights;
+    sums need the same names and shapes, or `ArchitectureMismatch` is raised.
+    """
+
+    __slots__ = ("_flat", "_views")
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy `tensors` into flat buffers, one tensor at a time, so that a lazy mapping stays lazy."""
+        plan: dict[tuple[torch.dtype, torch.device], list[str]] = {}
+        shapes: dict[str, torch.Size] = {}
+        for name, tensor in tensors.items():
+            shapes[name] = tensor.shape
+            plan.setdefault((tensor.dtype, tensor.device), []).append(name)
+        flat = {}
+        for (dtype, device), names in plan.items():
+            size = sum(shapes[name].numel() for name in names)
+            flat[dtype, device] = torch.empty(size, dtype=dtype, device=device)
+        self._bind(flat, plan, shapes)
+        with torch.no_grad():
+            for name, view in self._views.items():
+                view.copy_(tensors[name])
+
+    def _bind(
+        self,
+        flat: dict[tuple[torch.dtype, torch.device], Tensor],
+        plan: Mapping[tuple[torch.dtype, torch.device], list[str]],
+        shapes: Mapping[str, torch.Size],
+    ) -> None:
+        self._flat = flat
+        views = {}
+        for key, names in plan.items():
+            # one split, not many slices: its backward pass writes the flat gradient once
+            parts = flat[key].split([shapes[name].numel() for name in names])
+            views.update({name: part.view(shapes[name]) for name, part in zip(names, parts, strict=True)})
+        self._views = {name: views[name] for name in shapes}
+
+    def _plan(self) -> dict[tuple[torch.dtype, torch.device], list[str]]:
+        plan: dict[tuple[torch.dtype, torch.device], list[str]] = {key: [] for key in self._flat}
+        for name, view in self._views.items():
+            plan[view.dtype, view.device].append(name)
+        return plan
+
+    def _like(self, flat: dict[tuple[torch.dtype, torch.device], Tensor]) -> Weights:
+        new = object.__new__(Weights)
+        plan = {(flat[k].dtype, flat[k].device): names for k, names in self._plan().items()}
+        if len(plan) < len(flat):
+            raise WeightspaceError("two dtypes would become one; convert with `Weights(...)` instead")
+        new._bind({(f.dtype, f.device): f for f in flat.values()}, plan, self.shapes)
+        return new
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._views[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._views)
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def __repr__(self) -> str:
+        return f"Weights({len(self)} tensors, {self.numel:,} numbers)"
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Name -> shape, in order."""
+        return {name: view.shape for name, view in self._views.items()}
+
+    @property
+    def numel(self) -> int:
+        """The dimension of the vector space."""
+        return sum(flat.numel() for flat in self._flat.values())
+
+    @property
+    def buffers(self) -> list[Tensor]:
+        """The flat buffers themselves, one per (dtype, device)."""
+        return list(self._flat.values())
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Weights:
+        """Apply an elementwise `function` to the flat buffers (a dtype or device change included)."""
+        return self._like({key: function(flat) for key, flat in self._flat.items()})
+
+    def clone(self) -> Weights:
+        """A copy that shares nothing with this one."""
+        return self.map(torch.clone)
+
+    def zeros(self) -> Weights:
+        """The zero vector of the same space."""
+        return self.map(torch.zeros_like)
+
+    def randn(self, seed: int) -> Weights:
+        """A vector of independent standard normal entries."""
+
+        def draw(flat: Tensor) -> Tensor:
+            generator = torch.Generator(device=flat.device).manual_seed(seed)
+            return torch.randn(flat.shape, generator=generator, dtype=flat.dtype, device=flat.device)
+
+        return self.map(draw)
+
+    def replace(self, tensors: Mapping[str, Tensor]) -> Weights:
+        """A copy in which the named tensors take new values of the same shape."""
+        new = self.clone()
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                new[name].copy_(tensor)
+        return new
+
+    def check(self, other: Weights) -> None:
+        """Raise `ArchitectureMismatch` unless `other` lies in the same space."""
+        if self.shapes != other.shapes:
+            raise ArchitectureMismatch(_difference(self.shapes, other.shapes))
+
+    def _zip(self, other: Weights, function: Callable[[Tensor, Tensor], Tensor]) -> Weights:
+        self.check(other)
+        if self._flat.keys() == other._flat.keys() and self._plan() == other._plan():
+            return self._like({key: function(flat, other._flat[key]) for key, flat in self._flat.items()})
+        return Weights({name: function(self[name], other[name]) for name in self})
+
+    def __add__(self, other: Weights) -> Weights:
+        if not isinstance(other, Weights):
+            return NotImplemented
+        return self._zip(other, torch.add)
+
+    def __sub__(self, other: Weights) -> Weights:
+        if not isinstance(other, Weights):
+            return NotImplemented
+        return self._zip(other, torch.sub)
+
+    def __mul__(self, scalar: float | Tensor) -> Weights:
+        if isinstance(scalar, Weights):
+            return NotImplemented
+        return self.map(lambda flat: flat * scalar)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, scalar: float | Tensor) -> Weights:
+        return self.map(lambda flat: flat / scalar)
+
+    def __neg__(self) -> Weights:
+        return self.map(torch.neg)
+
+    def lerp(self, other: Weights, t: float) -> Weights:
+        """(1 - t) self + t other; integer entries stay self's."""
+
+        def mix(x: Tensor, y: Tensor) -> Tensor:
+            return torch.lerp(x, y.to(x.dtype), t) if x.is_floating_point() else x
+
+        return self._zip(other, mix)
+
+    def dot(self, other: Weights) -> Float[Tensor, ""]:
+        """<v, w> = sum_i v_i w_i, summed in float64."""
+        self.check(other)
+        if self._flat.keys() == other._flat.keys() and self._plan() == other._plan():
+            terms = [_dot(flat, other._flat[key]) for key, flat in self._flat.items()]
+        else:
+            terms = [_dot(self[name].flatten(), other[name].flatten()) for name in self]
+        return torch.stack(terms).sum() if terms else torch.zeros((), dtype=torch.float64)
+
+    def norm(self) -> Float[Tensor, ""]:
+        """|v| = sqrt(<v, v>), summed in float64."""
+        return self.dot(self).sqrt()
+
+    def norms(self) -> dict[str, float]:
+        """Name -> |v_l|, one Euclidean norm for every tensor."""
+        return {name: float(_dot(view.flatten(), view.flatten()).sqrt()) for name, view in self.items()}
+
+    def unusable(self) -> list[str]:
+        """Names of the tensors that hold NaN or infinity."""
+        return [name for name, view in self.items() if view.is_floating_point() and not view.isfinite().all()]
+
+
+class Net:
+    """f(w, .): an architecture standing at a point w of weight space.
+
+    `architecture` is a module in evaluation mode whose own tensors are on the meta device, so a Net costs its
+    `weights` (parameters) and `state` (persistent buffers) and no more. `net(x)` evaluates f(w, x);
+    `b - a : Weights`; `a + t * v : Net` (the state stays a's); `net.at(w)` is the same architecture elsewhere.
+    Buffers that a checkpoint would not hold are constants of the architecture.
+    """
+
+    __slots__ = ("architecture", "state", "weights")
+
+    def __init__(self, architecture: nn.Module, weights: Weights, state: Weights) -> None:
+        self.architecture, self.weights, self.state = architecture, weights, state
+
+    @classmethod
+    def of(cls, module: nn.Module | Net) -> Net:
+        """The point where `module` stands now; its tensors are copied, the module is left alone."""
+        if isinstance(module, Net):
+            return module
+        if not isinstance(module, nn.Module):
+            raise WeightspaceError(f"expected a torch.nn.Module, got {type(module).__name__}")
+        state = {name: tensor.detach() for name, tensor in _persistent_buffers(module).items()}
+        memo: dict[int, Any] = {}
+        for parameter in module.parameters():
+            memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+        for buffer in _persistent_buffers(module).values():
+            memo[id(buffer)] = buffer.to("meta")
+        try:
+            architecture = copy.deepcopy(module, memo).eval()
+        except Exception as error:
+            raise WeightspaceError(
+                f"{type(module).__name__} cannot be copied ({error}); "
+                "keep non-leaf tensors and open handles out of its attributes"
+            ) from error
+        weights = Weights({name: p.detach() for name, p in module.named_parameters()})
+        return cls(architecture, weights, Weights(state))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """f(w, x): one positional input, a mapping of keyword inputs, or several positional ones."""
+        if len(args) == 1 and not kwargs and isinstance(args[0], Mapping):
+            args, kwargs = (), dict(args[0])
+        elif len(args) == 1 and isinstance(args[0], tuple):
+            args = args[0]
+        return functional_call(self.architecture, self.tensors, args, kwargs)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Every named tensor of the point: parameters, then persistent buffers."""
+        return {**self.weights, **self.state}
+
+    def at(self, weights: Weights, state: Weights | None = None) -> Net:
+        """The same architecture at another point."""
+        self.weights.check(weights)
+        return Net(self.architecture, weights, self.state if state is None else state)
+
+    def load(self, tensors: Mapping[str, Tensor]) -> Net:
+        """The same architecture at the point that `tensors` names (parameters and persistent buffers).
+
+        A tied tensor may come under any of its names. The dtypes are those of `tensors`. Raises
+        `ArchitectureMismatch` for a missing, unexpected or misshapen tensor.
+        """
+        picked = _pick(self, tensors)
+        weights = Weights(_Renamed(tensors, {name: picked[name] for name in self.weights}))
+        state = Weights(_Renamed(tensors, {name: picked[name] for name in self.state}))
+        return Net(self.architecture, weights, state)
+
+    def module(self) -> nn.Module:
+        """A live `nn.Module` in evaluation mode with its own copy of the weights; ties stay tied."""
+        return self.clone().live()
+
+    def live(self) -> nn.Module:
+        """As `module`, sharing memory with this Net: changing one changes the other."""
+        memo: dict[int, Any] = {}
+        tensors = self.tensors
+        for name, parameter in self.architecture.named_parameters():
+            memo[id(parameter)] = nn.Parameter(tensors[name].detach(), _can_learn(parameter, tensors[name]))
+        for name, buffer in _persistent_buffers(self.architecture).items():
+            memo[id(buffer)] = tensors[name].detach()
+        return copy.deepcopy(self.architecture, memo)
+
+    def clone(self) -> Net:
+        """A copy that shares no weights with this one."""
+        return Net(self.architecture, self.weights.clone(), self.state.clone())
+
+    def to(self, target: torch.device | torch.dtype | str) -> Net:
+        """The same point on another device, or with floating-point tensors in another dtype."""
+
+        def move(flat: Tensor) -> Tensor:
+            keep = isinstance(target, torch.dtype) and not flat.is_floating_point()
+            return flat if keep else flat.to(target)
+
+        architecture = self.architecture
+        constants = [b for b in architecture.buffers() if b.device.type != "meta"]
+        if constants:
+            architecture = copy.deepcopy(architecture)
+            for module in architecture.modules():
+                for name, buffer in module._buffers.items():
+                    if buffer is not None and buffer.device.type != "meta":
+                        module._buffers[name] = move(buffer)
+        return Net(architecture, _convert(self.weights, move), _convert(self.state, move))
+
+    def double(self) -> Net:
+        """The same point in float64."""
+        return self.to(torch.float64)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(iter(self.tensors.values()), torch.empty(0)).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the first floating-point tensor."""
+        floating = (t.dtype for t in self.tensors.values() if t.is_floating_point())
+        return next(floating, torch.get_default_dtype())
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the architecture: its printed form and every tensor's name and shape."""
+        lines = [str(self.architecture)]
+        lines += [f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(self.tensors.items())]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def check(self, other: Net) -> None:
+        """Raise `ArchitectureMismatch` unless `other` has the same tensors, parameters and state."""
+        self.weights.check(other.weights)
+        self.state.check(other.state)
+
+    def __sub__(self, other: Net) -> Weights:
+        if not isinstance(other, Net):
+            return NotImplemented
+        return self.weights - other.weights
+
+    def __add__(self, vector: Weights) -> Net:
+        if not isinstance(vector, Weights):
+            return NotImplemented
+        return self.at(self.weights + vector)
+
+    def lerp(self, other: Net, t: float) -> Net:
+        """(1 - t) self + t other, the state interpolated with the weights."""
+        return Net(self.architecture, self.weights.lerp(other.weights, t), self.state.lerp(other.state, t))
+
+    def __repr__(self) -> str:
+        state = f" + {self.state.numel:,} state" if self.state else ""
+        return f"Net({type(self.architecture).__name__}, {self.weights.numel:,} weights{state}, {self.dtype})"
+
+
+class _Renamed(Mapping[str, Tensor]):
+    """`tensors` under other names, still read one at a time."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+        self._tensors, self._names = tensors, names
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[self._names[name]].detach()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    whole = x.numel() // _BLOCK * _BLOCK
+    if x.dtype == torch.float64 or not whole:
+        return torch.dot(x.double(), y.double())
+    blocks = torch.einsum("kb,kb->k", x[:whole].view(-1, _BLOCK).float(), y[:whole].view(-1, _BLOCK).float())
+    return blocks.double().sum() + torch.dot(x[whole:].double(), y[whole:].double())
+
+
+def _can_learn(parameter: Tensor, value: Tensor) -> bool:
+    return parameter.requires_grad and value.is_floating_point()
+
+
+def _convert(weights: Weights, move: Callable[[Tensor], Tensor]) -> Weights:
+    moved = [move(flat) for flat in weights.buffers]
+    if len({(flat.dtype, flat.device) for flat in moved}) == len(moved):
+        return weights.map(move)
+    return Weights({name: move(view) for name, view in weights.items()})
+
+
+def _persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
+    transient = {
+        f"{prefix}{'.' if prefix else ''}{name}"
+        for prefix, child in module.named_modules(remove_duplicate=False)
+        for name in child._non_persistent_buffers_set
+    }
+    return {name: buffer for name, buffer in module.named_buffers() if name not in transient}
+
+
+def _aliases(module: nn.Module) -> dict[str, str]:
+    """Every name of every tensor -> the first name of that tensor."""
+    first: dict[int, str] = {}
+    names = {}
+    pairs = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    for name, tensor in pairs:
+        names[name] = first.setdefault(id(tensor), name)
+    return names
+
+
+def _pick(net: Net, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The Net's own names -> the names under which `tensors` holds them."""
+    aliases = _aliases(net.architecture)
+    wanted = {name: tensor.shape for name, tensor in net.tensors.items()}
+    given = list(tensors)
+    found: dict[str, str] = {}
+    for name in given:
+        owner = aliases.get(name)
+        if owner in wanted and (owner not in found or name == owner):
+            found[owner] = name
+    counters = {name for name in wanted if name.endswith("num_batches_tracked")}
+    missing = [name for name in wanted if name not in found and name not in counters]
+    extra = [name for name in given if name not in aliases]
+    if missing or extra:
+        raise ArchitectureMismatch(_difference(wanted, {aliases.get(n, n): tensors[n].shape for n in given}))
+    shapes = {owner: tensors[name].shape for owner, name in found.items()}
+    if any(shapes[owner] != wanted[owner] for owner in shapes):
+        raise ArchitectureMismatch(_difference({o: wanted[o] for o in shapes}, shapes))
+    absent = [name for name in counters if name not in found]
+    if absent:
+        raise ArchitectureMismatch(f"missing: {', '.join(sorted(absent)[:3])}; save the whole state_dict()")
+    return found
+
+
+def _difference(expected: Mapping[str, torch.Size], seen: Mapping[str, torch.Size]) -> str:
+    def some(names: list[str]) -> str:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        return ", ".join(names[:3]) + more
+
+    missing = [name for name in expected if name not in seen]
+    extra = [name for name in seen if name not in expected]
+    shapes = [
+        f"{name} is {tuple(seen[name])}, expected {tuple(expected[name])}"
+        for name in expected
+        if name in seen and seen[name] != expected[name]
+    ]
+    parts = [f"missing {some(missing)}"] if missing else []
+    parts += [f"unexpected {some(extra)}"] if extra else []
+    parts += [some(shapes)] if shapes else []
+    return f"not the same architecture: {'; '.join(parts)}. Give networks of one architecture."

@@ -1,0 +1,485 @@
+"""The group that moves the weights and leaves the function alone, as data.
+
+An `Axis` is a set of units that can move. A `Block` says where it is met: a strided view of one tensor with one leaf,
+an axis or a plain size, per dimension of the view. An `Element` holds a permutation for every axis and a factor for
+every scale or sign generator; it acts linearly: (g w)[.., x, ..] = prod_k f_k[x]^e_k w[.., p[x], ..].
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from weightspace.net import Net, Weights, WeightspaceError
+from weightspace.symmetry.index import Atom, Span
+from weightspace.symmetry.trace import SymmetryError
+
+__all__ = ["Axis", "Block", "Element", "Generator", "Group", "Place", "SymmetryError", "as_blocks"]
+
+KINDS = ("permutation", "scale", "sign")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """`size` units that move together wherever they are met.
+
+    `over`: names of the outer axes on whose index the move may depend (channels inside a head over heads), outermost
+    first. `kinds`: which of "permutation", "scale", "sign" the units admit; empty for a fixed index.
+    """
+
+    name: str
+    size: int
+    over: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Block:
+    """A strided view of the tensor `tensor`: `leaves` are axis names, or sizes of indices that stay.
+
+    `dims[k]` is the dimension of the tensor in which leaf k lies.
+    """
+
+    tensor: str
+    offset: int
+    strides: tuple[int, ...]
+    leaves: tuple[str | int, ...]
+    dims: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Leaf number `leaf` of block number `block` of the group."""
+
+    block: int
+    leaf: int
+
+
+@dataclass(frozen=True)
+class Generator:
+    """Factors f > 0 ("scale") or f = +-1 ("sign") on the units of an axis: each place is multiplied by f^exponent.
+
+    `evaluation`: it touches running statistics, so it holds in evaluation mode only.
+    """
+
+    axis: str
+    kind: str
+    exponents: tuple[tuple[Place, float], ...]
+    evaluation: bool = False
+
+
+@dataclass(frozen=True)
+class Element:
+    """One member g of the group. `permutations[axis]` has shape (outer sizes.., size): unit x of the result is unit
+    p[.., x] of the argument; `factors[k]`, of the same shape, belongs to generator k."""
+
+    group: Group
+    permutations: Mapping[str, Tensor]
+    factors: Mapping[int, Tensor] = field(default_factory=dict)
+
+    @overload
+    def __call__(self, point: Net) -> Net: ...
+    @overload
+    def __call__(self, point: Weights) -> Weights: ...
+    def __call__(self, point: Net | Weights) -> Net | Weights:
+        """g w. A Net moves with its state; a vector of Weights moves linearly."""
+        if isinstance(point, Net):
+            return Net(point.architecture, self(point.weights), self(point.state))
+        new = point.clone()
+        for name in self.group.tensors:
+            if name in new:
+                new[name].copy_(self.move(name, point[name]))
+        return new
+
+    def move(self, name: str, tensor: Tensor) -> Tensor:
+        """The action on the one tensor of that name."""
+        self.group.expect(name, tensor)
+        source = tensor.detach().contiguous()
+        target = torch.empty_like(source)
+        for number, block in self.group.blocks_of(name):
+            value = self._gather(self.group.view(block, source), block.leaves)
+            for leaf, axis in enumerate(block.leaves):
+                factor = self._factor(number, leaf, axis)
+                if factor is not None:
+                    value = value * self.group.spread(factor.to(value), block, leaf)
+            self.group.view(block, target).copy_(value)
+        return target
+
+    def _gather(self, value: Tensor, leaves: tuple[str | int, ...]) -> Tensor:
+        order = sorted(
+            (k for k, axis in enumerate(leaves) if axis in self.permutations),
+            key=lambda k: len(self.group[str(leaves[k])].over),
+        )
+        for k in order:
+            name = str(leaves[k])
+            table = self.permutations[name].to(value.device)
+            if not self.group[name].over:
+                value = value.index_select(k, table)
+                continue
+            at = [leaves.index(outer) for outer in self.group[name].over]
+            value = value.gather(k, _place(table, [*at, k], value.dim()).expand(value.shape))
+        return value
+
+    def _factor(self, block: int, leaf: int, axis: str | int) -> Tensor | None:
+        total = None
+        for k, exponent in self.group.exponents_at.get((block, leaf), ()):
+            if k in self.factors:
+                power = self.factors[k] ** exponent
+                total = power if total is None else total * power
+        return total
+
+    def inverse(self) -> Element:
+        """g^-1."""
+        tables: dict[str, Tensor] = {}
+        for axis in sorted(self.group.every, key=lambda a: len(a.over)):
+            if axis.name in self.permutations:
+                back = Element(self.group, tables)
+                tables[axis.name] = back._outer(axis, self.permutations[axis.name].argsort(-1))
+        back = Element(self.group, tables)
+        factors = {k: back._carry(self.group.generators[k].axis, 1 / f) for k, f in self.factors.items()}
+        return Element(self.group, tables, factors)
+
+    def __matmul__(self, other: Element) -> Element:
+        """(g h) w = g (h w)."""
+        tables = dict(self.permutations)
+        for name, table in other.permutations.items():
+            tables[name] = self._carry(name, table)
+        factors = dict(self.factors)
+        for k, factor in other.factors.items():
+            moved = self._carry(self.group.generators[k].axis, factor)
+            factors[k] = factors[k] * moved if k in factors else moved
+        return Element(self.group, tables, factors)
+
+    def _carry(self, name: str, table: Tensor) -> Tensor:
+        """Move an array indexed by (outer axes.., axis) as the weights move."""
+        axis = self.group[name]
+        return self._gather(table, (*axis.over, name))
+
+    def _outer(self, axis: Axis, table: Tensor) -> Tensor:
+        return self._gather(table, (*axis.over, axis.size))
+
+    def difference(self, other: Element) -> float:
+        """Fraction of units that the two elements send to different places."""
+        wrong = total = 0
+        for name, table in self.permutations.items():
+            theirs = other.permutations.get(name, self.group.identity().permutations[name])
+            wrong += int((table != theirs).sum())
+            total += table.numel()
+        return wrong / max(total, 1)
+
+    def __repr__(self) -> str:
+        still = self.group.identity().permutations
+        moved = sum(int((t != still[n]).sum()) for n, t in self.permutations.items())
+        return f"Element({moved} units permuted, {len(self.factors)} of {len(self.group.generators)} factors)"
+
+
+def _place(table: Tensor, at: list[int], rank: int) -> Tensor:
+    """A table whose dimensions are to stand at positions `at` of a tensor of `rank` dimensions."""
+    order = sorted(range(len(at)), key=lambda i: at[i])
+    shape = [1] * rank
+    for i in order:
+        shape[at[i]] = table.shape[i]
+    return table.permute(order).reshape(shape)
+
+
+def as_blocks(
+    tensor: str, shape: tuple[int, ...], found: Iterable[tuple[Span, ...]], names: Mapping[Atom, str]
+) -> Iterator[Block]:
+    """Blocks of a tensor from the spans of its dimensions; leaves without a name become plain sizes."""
+    steps = [1] * len(shape)
+    for d in range(len(shape) - 2, -1, -1):
+        steps[d] = steps[d + 1] * shape[d + 1]
+    for block in found:
+        offset = sum(span.start * step for span, step in zip(block, steps, strict=True))
+        strides = tuple(s * step for span, step in zip(block, steps, strict=True) for s in span.strides)
+        leaves = tuple(names.get(leaf, leaf.size) for span in block for leaf in span.leaves)
+        dims = tuple(d for d, span in enumerate(block) for _ in span.leaves)
+        yield Block(tensor, offset, strides, leaves, dims)
+
+
+class Group:
+    """The symmetry group of an architecture, as data: axes, blocks, generators, and what could not be read.
+
+    `axes`: those that move. `notes`: operations that were not known. `pinned`: why indices of a parameter stay.
+    `verified`: how, or None. Iterating gives the axes; `group[name]` one of them.
+    """
+
+    def __init__(
+        self,
+        every: Iterable[Axis],
+        blocks: Iterable[Block],
+        generators: Iterable[Generator] = (),
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+        *,
+        state: Iterable[str] = (),
+        notes: Iterable[str] = (),
+        pinned: Mapping[str, str] | None = None,
+        fingerprint: str = "",
+        verified: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.every = tuple(every)
+        self.blocks = tuple(blocks)
+        self.generators = tuple(generators)
+        self.shapes = dict(shapes or {})
+        self.state = tuple(state)
+        self.notes = tuple(notes)
+        self.pinned = dict(pinned or {})
+        self.fingerprint = fingerprint
+        self.verified = dict(verified) if verified else None
+        self._axes = {axis.name: axis for axis in self.every}
+        self._index()
+
+    def _index(self) -> None:
+        self._blocks: dict[str, list[tuple[int, Block]]] = {}
+        self.places: dict[str, list[Place]] = {axis.name: [] for axis in self.every}
+        for number, block in enumerate(self.blocks):
+            self._blocks.setdefault(block.tensor, []).append((number, block))
+            for leaf, axis in enumerate(block.leaves):
+                if isinstance(axis, str):
+                    self.places[axis].append(Place(number, leaf))
+        self.exponents_at: dict[tuple[int, int], list[tuple[int, float]]] = {}
+        for k, generator in enumerate(self.generators):
+            for place, exponent in generator.exponents:
+                self.exponents_at.setdefault((place.block, place.leaf), []).append((k, exponent))
+        moving = {axis.name for axis in self.axes}
+        self.tensors = [n for n, found in self._blocks.items() if any(moving & set(b.leaves) for _, b in found)]
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """The axes that move."""
+        return tuple(axis for axis in self.every if axis.kinds)
+
+    def __iter__(self) -> Iterator[Axis]:
+        return iter(self.axes)
+
+    def __len__(self) -> int:
+        return len(self.axes)
+
+    def __getitem__(self, name: str) -> Axis:
+        if name not in self._axes:
+            raise SymmetryError(f"no axis {name!r}; the axes are {', '.join(a.name for a in self.axes[:8])}")
+        return self._axes[name]
+
+    def sizes(self, axis: Axis) -> tuple[int, ...]:
+        """Shape of a table on this axis: sizes of the outer axes, then its own."""
+        return (*(self[outer].size for outer in axis.over), axis.size)
+
+    def permutable(self) -> list[Axis]:
+        """Axes with permutations, outer ones first."""
+        return sorted((a for a in self.axes if "permutation" in a.kinds), key=lambda a: len(a.over))
+
+    def blocks_of(self, name: str) -> list[tuple[int, Block]]:
+        """Numbered blocks of a tensor."""
+        return self._blocks.get(name, [])
+
+    def moved(self, name: str) -> set[int]:
+        """Dimensions of a tensor that some axis indexes."""
+        moving = {axis.name for axis in self.axes}
+        return {d for _, b in self.blocks_of(name) for leaf, d in zip(b.leaves, b.dims, strict=True) if leaf in moving}
+
+    def view(self, block: Block, tensor: Tensor) -> Tensor:
+        """The block of a contiguous tensor, one dimension per leaf."""
+        sizes = [leaf if isinstance(leaf, int) else self[leaf].size for leaf in block.leaves]
+        return tensor.as_strided(sizes, block.strides, tensor.storage_offset() + block.offset)
+
+    def spread(self, table: Tensor, block: Block, leaf: int) -> Tensor:
+        """A table on the axis at `leaf`, shaped to multiply the view of the block."""
+        axis = self[str(block.leaves[leaf])]
+        at = [block.leaves.index(outer) for outer in axis.over]
+        return _place(table, [*at, leaf], len(block.leaves))
+
+    def gather(self, values: Tensor, block: Block, leaf: int) -> Tensor:
+        """Sum a view of the block over everything but the axis at `leaf` and its outer axes: a table on that axis."""
+        axis = self[str(block.leaves[leaf])]
+        keep = [*(block.leaves.index(outer) for outer in axis.over), leaf]
+        gone = [k for k in range(values.dim()) if k not in keep]
+        summed = values.sum(gone) if gone else values
+        left = sorted(keep)
+        return summed.permute([left.index(k) for k in keep])
+
+    def expect(self, name: str, tensor: Tensor) -> None:
+        """Raise `SymmetryError` unless the tensor has the shape the group was read for."""
+        if tuple(tensor.shape) != tuple(self.shapes[name]):
+            raise SymmetryError(
+                f"{name} has shape {tuple(tensor.shape)}, the group was read for {tuple(self.shapes[name])}; "
+                "read the symmetry of this architecture"
+            )
+
+    def check(self, net: Net) -> None:
+        """Raise `SymmetryError` unless the group belongs to this net's architecture."""
+        tensors = net.tensors
+        missing = [name for name in self.shapes if name not in tensors]
+        if missing:
+            raise SymmetryError(f"the group moves {missing[0]}, which this network does not have; read its own symmetry")
+        for name in self.shapes:
+            self.expect(name, tensors[name])
+
+    def identity(self) -> Element:
+        """e."""
+        return Element(self, {a.name: self._count(a) for a in self.permutable()})
+
+    def _count(self, axis: Axis) -> Tensor:
+        return torch.arange(axis.size).expand(self.sizes(axis)).clone()
+
+    def sample(self, seed: int, kinds: Iterable[str] = KINDS, axes: Iterable[str] | None = None) -> Element:
+        """A random element: uniform permutations (no row the identity), log-normal scales, random signs."""
+        generator = torch.Generator().manual_seed(seed)
+        chosen = {a.name for a in self.axes} if axes is None else set(axes)
+        wanted = set(kinds)
+        tables = {}
+        for axis in self.permutable():
+            moving = "permutation" in wanted and axis.name in chosen
+            tables[axis.name] = self._shuffle(axis, generator) if moving else self._count(axis)
+        factors = {}
+        for k, g in enumerate(self.generators):
+            if g.kind in wanted and g.axis in chosen:
+                factors[k] = self._draw(self[g.axis], g.kind, generator)
+        return Element(self, tables, factors)
+
+    def _shuffle(self, axis: Axis, generator: torch.Generator) -> Tensor:
+        rows = math.prod(self.sizes(axis)[:-1])
+        still = torch.arange(axis.size)
+        drawn = []
+        for _ in range(rows):
+            row = torch.randperm(axis.size, generator=generator)
+            while torch.equal(row, still):
+                row = torch.randperm(axis.size, generator=generator)
+            drawn.append(row)
+        return torch.stack(drawn).reshape(self.sizes(axis))
+
+    def _draw(self, axis: Axis, kind: str, generator: torch.Generator) -> Tensor:
+        if kind == "scale":
+            return (0.5 * torch.randn(self.sizes(axis), generator=generator, dtype=torch.float64)).exp()
+        signs = 1.0 - 2.0 * torch.randint(0, 2, self.sizes(axis), generator=generator, dtype=torch.float64)
+        signs[..., 0] = -1.0
+        return signs
+
+    @property
+    def log10_order(self) -> float:
+        """log10 of the number of permutations in the group."""
+        return sum(
+            math.prod(self.sizes(a)[:-1]) * math.lgamma(a.size + 1) / math.log(10) for a in self.permutable()
+        )
+
+    def factors_of(self, axis: Axis) -> str:
+        """One axis as a factor of the group: `S512 x R+512`."""
+        count = {kind: sum(g.kind == kind and g.axis == axis.name for g in self.generators) for kind in KINDS}
+        letters = [("S", "permutation" in axis.kinds), ("R+", count["scale"]), ("Z2^", count["sign"])]
+        copies = math.prod(self.sizes(axis)[:-1])
+        power = f"^{copies}" if copies > 1 else ""
+        words = []
+        for letter, times in letters:
+            if times:
+                word = f"{letter}{axis.size}"
+                words.append(f"({word}){power}" if power else word)
+                if int(times) > 1:
+                    words[-1] += f" [{int(times)} times]"
+        return " x ".join(words)
+
+    def __str__(self) -> str:
+        if not self.axes:
+            return "the trivial group"
+        words = []
+        for word, run in groupby(self.factors_of(axis) for axis in self.axes):
+            times = len(list(run))
+            words.append(word if times == 1 else f"[{word}]^{times}")
+        return " x ".join(words)
+
+    def __repr__(self) -> str:
+        return f"Symmetry({self})"
+
+    def certificate(self) -> dict[str, Any]:
+        """Everything as plain data: axes, blocks, generators, architecture, verification."""
+        return {
+            "format": "weightspace.symmetry/1",
+            "group": str(self),
+            "fingerprint": self.fingerprint,
+            "verified": self.verified,
+            "axes": [asdict(axis) for axis in self.every],
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+            "state": list(self.state),
+            "blocks": [asdict(block) for block in self.blocks],
+            "generators": [
+                {
+                    "axis": g.axis,
+                    "kind": g.kind,
+                    "evaluation": g.evaluation,
+                    "exponents": [[p.block, p.leaf, e] for p, e in g.exponents],
+                }
+                for g in self.generators
+            ],
+            "notes": list(self.notes),
+            "pinned": self.pinned,
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the certificate as JSON, whole or not at all."""
+        target = Path(path)
+        try:
+            descriptor, name = tempfile.mkstemp(dir=target.parent or Path(), prefix=f".{target.name}.", suffix=".tmp")
+            try:
+                with os.fdopen(descriptor, "w") as file:
+                    json.dump(self.certificate(), file, indent=1)
+                os.replace(name, target)
+            except BaseException:
+                Path(name).unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise WeightspaceError(f"cannot write {target}: {error.strerror}") from error
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Group:
+        """Read a certificate back; raises `SymmetryError` for a file that is none."""
+        try:
+            data = json.loads(Path(path).read_text())
+            if data["format"] != "weightspace.symmetry/1":
+                raise ValueError(f"unknown format {data['format']!r}")
+            return cls._parse(data)
+        except OSError as error:
+            raise SymmetryError(f"cannot read {path}: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise SymmetryError(f"{path} is not a symmetry certificate ({error}); write one with group.save") from error
+
+    @classmethod
+    def _parse(cls, data: dict[str, Any]) -> Group:
+        def tuples(fields: dict[str, Any]) -> dict[str, Any]:
+            return {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+
+        generators = [
+            Generator(g["axis"], g["kind"], tuple((Place(b, k), e) for b, k, e in g["exponents"]), g["evaluation"])
+            for g in data["generators"]
+        ]
+        blocks = [Block(**tuples(b)) for b in data["blocks"]]
+        shapes = {name: tuple(shape) for name, shape in data["shapes"].items()}
+        cls._check_blocks(blocks, shapes, {a["name"]: a["size"] for a in data["axes"]})
+        return cls(
+            [Axis(**tuples(a)) for a in data["axes"]],
+            blocks,
+            generators,
+            shapes,
+            state=data["state"],
+            notes=data["notes"],
+            pinned=data["pinned"],
+            fingerprint=data["fingerprint"],
+            verified=data["verified"],
+        )
+
+    @staticmethod
+    def _check_blocks(blocks: list[Block], shapes: dict[str, tuple[int, ...]], sizes: dict[str, int]) -> None:
+        """A strided view must stay inside of its tensor."""
+        for block in blocks:
+            counts = [leaf if isinstance(leaf, int) else sizes[leaf] for leaf in block.leaves]
+            steps = [(n - 1) * s for n, s in zip(counts, block.strides, strict=True)]
+            low, high = block.offset, block.offset + sum(steps)
+            if low < 0 or min(steps, default=0) < 0 or high >= max(math.prod(shapes[block.tensor]), 1):
+                raise ValueError(f"a block of {block.tensor} reaches outside of it")

@@ -1,0 +1,217 @@
+"""Read the group off any module that exports: follow the axes, find families, scales and signs, verify every generator.
+
+Definition. An axis is a set of indices that meets, everywhere in the graph, only operations which treat them alike.
+Its permutations then act on the weights and leave f alone. An axis X may be permuted differently for every index of
+an outer axis A (a family) if and only if A stands beside X, once, in every tensor in which X stands.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from torch import nn
+
+from weightspace.net import Net
+from weightspace.symmetry import index
+from weightspace.symmetry.group import Axis, Block, Generator, Group, as_blocks
+from weightspace.symmetry.index import Atom
+from weightspace.symmetry.scale import place_slopes, scale_generators
+from weightspace.symmetry.sign import sign_generators
+from weightspace.symmetry.trace import Reading, Trace, follow, trace
+from weightspace.symmetry.verify import Probe, verify
+
+__all__ = ["read"]
+
+_G = TypeVar("_G", bound=Group)
+
+
+def read(
+    net: Net | nn.Module,
+    example: Any,
+    *,
+    into: type[_G],
+    check: bool = True,
+    scales: bool = True,
+    outputs_move: bool = False,
+) -> _G:
+    """The symmetry group of the architecture of `net`, read on one `example` input, verified in float64.
+
+    `check`: try every generator on random weights and inputs. `scales`: look for scales and signs too (needs weights
+    that are not on the meta device). `outputs_move`: leave the axes of the outputs free, to compare representations.
+    Raises `SymmetryError` where the module cannot be exported or a generator changes the function.
+    """
+    net = Net.of(net)
+    real = net.device.type != "meta"
+    probe = Probe.of(net, example, seed=0) if real else None
+    graph = trace(probe.module, probe.example) if probe else trace(net.live(), example)
+    draft = _draft(graph, follow(graph, outputs_move), net)
+    group = draft.group(into, ())
+    if probe is None:
+        return group
+    if check:
+        verify(group, graph, draft.reading, draft.names, probe, ("permutation",))
+    if not scales:
+        return _sealed(group, into, check, ("permutation",))
+    slopes = place_slopes(group, graph, probe)
+    draft.drop(axis for axis, found in slopes.items() if not found)
+    generators = scale_generators(group, slopes)
+    generators += sign_generators(group, graph, draft.reading, draft.names, probe, slopes)
+    group = draft.group(into, generators)
+    if check:
+        verify(group, graph, draft.reading, draft.names, probe, ("scale", "sign"))
+    return _sealed(group, into, check, ("permutation", "scale", "sign"))
+
+
+def _sealed(group: _G, into: type[_G], check: bool, kinds: tuple[str, ...]) -> _G:
+    if check:
+        group.verified = {
+            "how": "every generator alone, a random element of each, on noisy weights and random inputs",
+            "dtype": "float64",
+            "mode": "evaluation",
+            "kinds": list(kinds),
+        }
+    return group
+
+
+@dataclass
+class Draft:
+    """Axes and blocks before their scales are known."""
+
+    reading: Reading
+    names: dict[Atom, str]
+    every: list[Axis]
+    blocks: list[Block]
+    fixed: set[str]
+    shapes: dict[str, tuple[int, ...]]
+    state: list[str]
+    pinned: dict[str, str] = field(default_factory=dict)
+    fingerprint: str = ""
+
+    def drop(self, axes: Iterable[str]) -> None:
+        """Axes of which the output does not depend are none."""
+        for name in axes:
+            self.fixed.add(name)
+            self.pinned.setdefault(name, "no effect on the output")
+
+    def group(self, into: type[_G], generators: Iterable[Generator]) -> _G:
+        """The group with these generators; every axis gets its kinds."""
+        generators = list(generators)
+        axes = []
+        for axis in self.every:
+            kinds = [] if axis.name in self.fixed else ["permutation"]
+            kinds += [k for k in ("scale", "sign") if any(g.axis == axis.name and g.kind == k for g in generators)]
+            axes.append(replace(axis, kinds=tuple(kinds)))
+        return into(
+            axes,
+            self.blocks,
+            generators,
+            self.shapes,
+            state=self.state,
+            notes=self.reading.notes,
+            pinned=self.pinned,
+            fingerprint=self.fingerprint,
+        )
+
+
+def _draft(graph: Trace, reading: Reading, net: Net) -> Draft:
+    _collapse(reading)
+    pieces = {name: index.blocks(labels.dims) for name, labels in reading.named.items()}
+    tables = [index.blocks(labels.dims) for labels in reading.all]
+    held = {leaf for found in pieces.values() for block in found for span in block for leaf in span.leaves}
+    carriers = _carriers(tables, held)
+    order = _first_met(pieces)
+    names = _names(order)
+    spare = _unused(pieces, tables, reading)
+    axes = []
+    for leaf in order:
+        outer = sorted((a for a in carriers[leaf] if a in names), key=lambda a: (len(carriers[a]), names[a]))
+        axes.append(Axis(names[leaf], leaf.size, tuple(names[a] for a in outer)))
+    fixed = {names[leaf] for leaf in order if leaf.pin is not None or leaf in spare}
+    blocks = [b for name, found in pieces.items() for b in as_blocks(name, reading.named[name].shape, found, names)]
+    shapes = {name: labels.shape for name, labels in reading.named.items()}
+    state = [name for name in net.state if name in shapes]
+    reasons = {names[leaf]: leaf.pin for leaf in order if leaf.pin is not None}
+    return Draft(reading, names, axes, blocks, fixed, shapes, state, reasons, net.fingerprint)
+
+
+def _collapse(reading: Reading) -> None:
+    """Members of an axis that is also met without its key are all the same axis."""
+    while True:
+        lost = set()
+        for labels in reading.all:
+            for block in index.blocks(labels.dims):
+                for leaf in {leaf for span in block for leaf in span.leaves}:
+                    lost |= {(leaf, key) for key, _ in index.members(leaf)}
+        if not lost:
+            return
+        for leaf, key in lost:
+            index.collapse(leaf, key)
+
+
+def _carriers(tables: list[list[tuple[index.Span, ...]]], held: set[Atom]) -> dict[Atom, set[Atom]]:
+    allowed: dict[Atom, set[Atom]] = {}
+    for table in tables:
+        for block in table:
+            where = [(d, k, leaf) for d, span in enumerate(block) for k, leaf in enumerate(span.leaves)]
+            count = Counter(leaf for _, _, leaf in where)
+            for d, k, leaf in where:
+                if leaf not in held:
+                    continue
+                outer = {
+                    other
+                    for e, m, other in where
+                    if count[leaf] == count[other] == 1
+                    and other is not leaf
+                    and not other.foreign
+                    and (e != d or m < k)
+                }
+                allowed[leaf] = allowed[leaf] & outer if leaf in allowed else outer
+    for leaf in held:
+        allowed.setdefault(leaf, set())
+    return _one_way(allowed)
+
+
+def _one_way(allowed: dict[Atom, set[Atom]]) -> dict[Atom, set[Atom]]:
+    """Of two axes that always stand together in different dimensions, the smaller is the outer one."""
+    for leaf, outer in allowed.items():
+        for other in list(outer):
+            if leaf in allowed.get(other, ()):
+                loser = leaf if leaf.size <= other.size else other
+                allowed[loser].discard(other if loser is leaf else leaf)
+    return allowed
+
+
+def _first_met(pieces: dict[str, list[tuple[index.Span, ...]]]) -> dict[Atom, tuple[str, int, int]]:
+    order: dict[Atom, tuple[str, int, int]] = {}
+    for name, found in pieces.items():
+        for block in found:
+            for d, span in enumerate(block):
+                for k, leaf in enumerate(span.leaves):
+                    order.setdefault(leaf, (name, d, k))
+    return order
+
+
+def _names(order: dict[Atom, tuple[str, int, int]]) -> dict[Atom, str]:
+    """`fc.weight[0]`: the first place where the axis is met; a number is added where that is not enough."""
+    names: dict[Atom, str] = {}
+    taken: Counter[str] = Counter()
+    for leaf, (name, d, _) in order.items():
+        base = f"{name}[{d}]"
+        names[leaf] = base if not taken[base] else f"{base}.{taken[base]}"
+        taken[base] += 1
+    return names
+
+
+def _unused(
+    pieces: dict[str, list[tuple[index.Span, ...]]], tables: list[list[tuple[index.Span, ...]]], reading: Reading
+) -> set[Atom]:
+    """Leaves that only ever stand in one whole tensor: rows that a slice threw away."""
+    met: Counter[Atom] = Counter()
+    for table in tables:
+        held = {leaf for block in table for span in block for leaf in span.leaves}
+        met.update(held)
+    alone = {leaf for leaf, n in met.items() if n == 1}
+    return {leaf for leaf in alone if leaf in _first_met(pieces)}

@@ -1,0 +1,122 @@
+"""Positive scales, as the null space of directional derivatives.
+
+Let place j of an axis be one occurrence of it in one tensor. Scaling the units x by exp(t_x e_j) at every place j leaves
+f alone, for all t, if and only if sum_j e_j <df/dw_j[x], w_j[x]> = 0 for every unit x and every output. One backward
+pass of a random projection of the outputs gives that row for all units, axes and places at once; the exponents e are
+the null space, reduced to simple fractions.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weightspace.symmetry.group import Generator, Group, Place
+from weightspace.symmetry.trace import Trace, arguments, math_attention
+from weightspace.symmetry.verify import Probe
+
+__all__ = ["place_slopes", "scale_generators"]
+
+_SPARE = 8
+_MOST_PASSES = 24
+
+
+def place_slopes(group: Group, graph: Trace, probe: Probe) -> dict[str, dict[Place, np.ndarray]]:
+    """axis -> place -> <d(r . f)/dw, w> for every unit and random projection r; places without effect are left out."""
+    passes = 2
+    for axis in group.every:
+        units = int(np.prod(group.sizes(axis)))
+        passes = max(passes, -(-(len(group.places[axis.name]) + _SPARE) // units))
+    rows: dict[Place, list[Tensor]] = {}
+    for seed in range(min(passes, _MOST_PASSES)):
+        _backward(group, graph, probe, seed, rows)
+    slopes: dict[str, dict[Place, np.ndarray]] = {}
+    for axis in group.every:
+        columns = {p: torch.cat(rows[p]).numpy() for p in group.places[axis.name] if p in rows}
+        slopes[axis.name] = {p: c for p, c in columns.items() if np.abs(c).max(initial=0.0) > 0.0}
+    return slopes
+
+
+def _backward(group: Group, graph: Trace, probe: Probe, seed: int, rows: dict[Place, list[Tensor]]) -> None:
+    leaves = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in probe.net.tensors.items()}
+
+    def reduce(name: str) -> Any:
+        def hook(leaf: Tensor) -> None:
+            product = (leaf.grad * leaf).detach()  # type: ignore[operator]
+            leaf.grad = None  # one gradient is alive at a time
+            for number, block in group.blocks_of(name):
+                value = group.view(block, product)
+                for k, axis in enumerate(block.leaves):
+                    if isinstance(axis, str):
+                        rows.setdefault(Place(number, k), []).append(group.gather(value, block, k).flatten().cpu())
+
+        return hook
+
+    for name, leaf in leaves.items():
+        if leaf.requires_grad:
+            leaf.register_post_accumulate_grad_hook(reduce(name))
+    args, kwargs = arguments(probe.example if seed == 0 else probe.inputs(seed))
+    inputs = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+    generator = torch.Generator().manual_seed(seed)
+    with math_attention():
+        outputs = graph.run(leaves, inputs)
+    total = torch.zeros((), dtype=torch.float64)
+    for out in outputs:
+        if out.requires_grad:
+            weight = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out)
+            total = total + (weight * out).sum().cpu()
+    if total.requires_grad:
+        total.backward()
+
+
+def scale_generators(group: Group, slopes: dict[str, dict[Place, np.ndarray]]) -> list[Generator]:
+    """All positive-scale generators of all axes; those that touch running statistics are marked."""
+    found = []
+    for axis in group.every:
+        columns = slopes.get(axis.name, {})
+        # state first: the reduction then leaves as many generators as possible free of it
+        places = sorted(columns, key=lambda p: group.blocks[p.block].tensor not in group.state)
+        if len(places) < 2:
+            continue
+        for exponents in exponent_basis(np.stack([columns[p] for p in places], 1)):
+            pairs = tuple((p, e) for p, e in zip(places, exponents, strict=True) if e)
+            evaluation = any(group.blocks[p.block].tensor in group.state for p, _ in pairs)
+            found.append(Generator(axis.name, "scale", pairs, evaluation))
+    return found
+
+
+def exponent_basis(slopes: np.ndarray, tolerance: float = 1e-9) -> list[list[float]]:
+    """Null space of `slopes` (rows x places) in reduced row echelon form, rounded to simple fractions."""
+    norms = np.linalg.norm(slopes, axis=0)
+    _, values, rows = np.linalg.svd(slopes / norms)
+    rank = int((values > tolerance * max(values.max(initial=0.0), 1e-300)).sum())
+    basis = rows[rank:] / norms
+    reduced = _row_echelon(basis)
+    simple = []
+    for row in reduced:
+        fractions = [Fraction(float(x)).limit_denominator(6) for x in row]
+        if max(abs(float(f) - x) for f, x in zip(fractions, row, strict=True)) < 1e-5:
+            simple.append([float(f) for f in fractions])
+    return simple
+
+
+def _row_echelon(basis: np.ndarray) -> np.ndarray:
+    basis = basis / np.abs(basis).max(axis=1, keepdims=True) if len(basis) else basis
+    at = 0
+    for column in range(basis.shape[1]):
+        if at == len(basis):
+            break
+        best = at + int(np.abs(basis[at:, column]).argmax())
+        if abs(basis[best, column]) < 1e-6 * np.abs(basis[at:]).max():
+            continue
+        basis[[at, best]] = basis[[best, at]]
+        basis[at] /= basis[at, column]
+        for other in range(len(basis)):
+            if other != at:
+                basis[other] -= basis[other, column] * basis[at]
+        at += 1
+    return basis

@@ -1,0 +1,234 @@
+"""Signs, by probing every operation and solving for parities modulo two.
+
+A slot is one occurrence of an axis in one tensor of the graph. For every operation that holds the axis, flips of random
+units at its input slots are tried against flips at its output slots: the patterns that the operation respects form a
+subspace of GF(2)^slots, whose annihilator is a set of linear equations. Their solutions, with the outputs and constants
+of the network at zero, are the sign generators. No table of odd and even functions is needed.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import combinations, product
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from weightspace.symmetry import index
+from weightspace.symmetry.group import Block, Generator, Group, Place, as_blocks
+from weightspace.symmetry.index import Atom
+from weightspace.symmetry.trace import Reading, Trace, _evaluate, arguments, math_attention
+from weightspace.symmetry.verify import Probe
+
+__all__ = ["sign_generators"]
+
+Home: TypeAlias = tuple[Any, int]
+Slot: TypeAlias = tuple[Home, int, int]
+_MOST_SLOTS = 6
+
+
+@dataclass
+class _Graph:
+    """Values and blocks of every tensor in one run of the graph."""
+
+    trace: Trace
+    values: dict[Home, Tensor] = field(default_factory=dict)
+    blocks: dict[Home, list[Block]] = field(default_factory=dict)
+
+    def home(self, node: fx.Node) -> Home:
+        if node.target is operator.getitem:
+            return (node.args[0], int(node.args[1]))  # type: ignore[arg-type]
+        return (self.trace.sources.get(node, node), 0)
+
+    def slots(self, home: Home, axis: str) -> list[Slot]:
+        return [
+            (home, b, k)
+            for b, block in enumerate(self.blocks.get(home, []))
+            for k, leaf in enumerate(block.leaves)
+            if leaf == axis
+        ]
+
+
+def sign_generators(
+    group: Group,
+    graph: Trace,
+    reading: Reading,
+    names: Mapping[Atom, str],
+    probe: Probe,
+    slopes: Mapping[str, Mapping[Place, np.ndarray]],
+) -> list[Generator]:
+    """All sign generators of the axes that are met in more than one place."""
+    run = _record(graph, reading, names, probe)
+    foreign = {name for atom, name in names.items() if index.root(atom).foreign}
+    found = []
+    for axis in group.every:
+        if len(slopes.get(axis.name, {})) < 2 or axis.name in foreign:
+            continue
+        for slots in _solve(group, run, axis.name):
+            pairs = tuple(sorted(((_as_place(group, slot), 1.0) for slot in slots), key=lambda p: (p[0].block, p[0].leaf)))
+            if any(p in slopes[axis.name] for p, _ in pairs):
+                evaluation = any(group.blocks[p.block].tensor in group.state for p, _ in pairs)
+                found.append(Generator(axis.name, "sign", pairs, evaluation))
+    return found
+
+
+def _as_place(group: Group, slot: Slot) -> Place:
+    (name, _), block, leaf = slot
+    return Place(group.blocks_of(name)[block][0], leaf)
+
+
+def _record(graph: Trace, reading: Reading, names: Mapping[Atom, str], probe: Probe) -> _Graph:
+    run = _Graph(graph)
+
+    def keep(node: fx.Node, value: Any) -> None:
+        labels = reading.values.get(node)
+        if node.target is operator.getitem or labels is None:
+            return
+        values = value if isinstance(value, (tuple, list)) else (value,)
+        for i, (item, label) in enumerate(zip(values, labels if isinstance(labels, tuple) else (labels,), strict=False)):
+            if isinstance(item, Tensor) and label is not None:
+                home = (run.home(node)[0], i)
+                run.values[home] = item
+                run.blocks[home] = list(as_blocks("", tuple(item.shape), index.blocks(label.dims), names))
+
+    args, kwargs = arguments(probe.example)
+    with torch.no_grad(), math_attention():
+        graph.run(probe.net.tensors, [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)], keep)
+    return run
+
+
+def _solve(group: Group, run: _Graph, axis: str) -> list[list[Slot]]:
+    """Independent sets of parameter slots that may be flipped together."""
+    variables: dict[Slot, int] = {}
+    equations: list[int] = []
+    for node in run.trace.nodes:
+        if node.op == "output":
+            homes = [run.home(n) for n in node.all_input_nodes]
+            equations += [1 << _number(variables, s) for home in homes for s in run.slots(home, axis)]
+        elif node.op == "placeholder" and node not in run.trace.sources or node.op == "get_attr":
+            equations += [1 << _number(variables, s) for s in run.slots(run.home(node), axis)]
+        elif node.op == "call_function" and node.target is not operator.getitem:
+            equations += _node_equations(group, run, node, axis, variables)
+    solutions = _null_space(equations, len(variables))
+    own = {k: slot for slot, k in variables.items() if isinstance(slot[0][0], str)}
+    mask = sum(1 << k for k in own)
+    return [[own[k] for k in own if row >> k & 1] for row in _reduce([s & mask for s in solutions])]
+
+
+def _number(variables: dict[Slot, int], slot: Slot) -> int:
+    return variables.setdefault(slot, len(variables))
+
+
+def _node_equations(group: Group, run: _Graph, node: fx.Node, axis: str, variables: dict[Slot, int]) -> list[int]:
+    homes = dict.fromkeys(run.home(n) for n in node.all_input_nodes)
+    inputs = [slot for home in homes for slot in run.slots(home, axis)]
+    results = [home for home in run.blocks if home[0] is node]
+    outputs = [slot for home in results for slot in run.slots(home, axis)]
+    slots = inputs + outputs
+    if not slots:
+        return []
+    numbers = [_number(variables, slot) for slot in slots]
+    patterns = _respected(group, run, node, axis, inputs, outputs, results) if len(outputs) <= _MOST_SLOTS else []
+    rows = _null_space(patterns, len(slots))
+    return [sum(1 << numbers[k] for k in range(len(slots)) if row >> k & 1) for row in rows]
+
+
+def _respected(
+    group: Group, run: _Graph, node: fx.Node, axis: str, inputs: list[Slot], outputs: list[Slot], results: list[Home]
+) -> list[int]:
+    """Patterns of flips (input bits, then output bits) under which the operation keeps its values."""
+    shape = group.sizes(group[axis])
+    signs = 1.0 - 2.0 * (torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.5).double()
+    signs[..., 0], signs[..., -1] = -1.0, 1.0
+    targets = {q: [_flip(group, run, home, q, outputs, signs) for home in results] for q in _subsets(len(outputs))}
+    patterns: list[int] = []
+    for p in _subsets(len(inputs)):
+        got = _apply(group, run, node, p, inputs, signs)
+        if got is None:
+            continue
+        for q, wanted in targets.items():
+            if (p or q) and all(_same(g, w) for g, w in zip(got, wanted, strict=False)):
+                patterns.append(p | q << len(inputs))
+    return patterns
+
+
+def _subsets(n: int) -> list[int]:
+    if n <= _MOST_SLOTS:
+        return [sum(bit << k for k, bit in enumerate(bits)) for bits in product((0, 1), repeat=n)]
+    few = [sum(1 << k for k in chosen) for size in (0, 1, 2) for chosen in combinations(range(n), size)]
+    return [*few, (1 << n) - 1]
+
+
+def _flip(group: Group, run: _Graph, home: Home, pattern: int, slots: list[Slot], signs: Tensor) -> Tensor:
+    value = run.values[home]
+    mine = [slot for k, slot in enumerate(slots) if slot[0] == home and pattern >> k & 1]
+    if not mine:
+        return value
+    if not (value.is_floating_point() or value.dtype in (torch.int64, torch.int32)):
+        return value.new_full((), float("nan"), dtype=torch.float64)  # a flag has no sign
+    value = value.contiguous().clone()
+    for _, b, k in mine:
+        block = run.blocks[home][b]
+        group.view(block, value).mul_(group.spread(signs.to(value), block, k))
+    return value
+
+
+def _apply(group: Group, run: _Graph, node: fx.Node, pattern: int, slots: list[Slot], signs: Tensor) -> Any:
+    flipped: dict[Home, Tensor] = {}
+
+    def argument(n: fx.Node) -> Any:
+        home = run.home(n)
+        if home not in flipped:
+            if home not in run.values:
+                raise KeyError(home)
+            flipped[home] = _flip(group, run, home, pattern, slots, signs)
+        return flipped[home]
+
+    try:
+        with torch.no_grad(), math_attention():
+            args, kwargs = fx.map_arg((node.args, node.kwargs), argument)
+            out = _evaluate(node, args, kwargs, lift=True)
+    except (KeyError, RuntimeError):
+        return None
+    return list(out) if isinstance(out, (tuple, list)) else [out]
+
+
+def _same(got: Any, wanted: Tensor) -> bool:
+    if not isinstance(got, Tensor) or got.shape != wanted.shape:
+        return False
+    if not got.is_floating_point():
+        return torch.equal(got, wanted)
+    return torch.allclose(got, wanted.to(got.dtype), rtol=1e-9, atol=1e-11 * float(wanted.abs().max() + 1e-300), equal_nan=True)
+
+
+def _reduce(rows: list[int]) -> list[int]:
+    """A basis in echelon form of the span of bit rows."""
+    basis: list[int] = []
+    for row in rows:
+        for other in basis:
+            row = min(row, row ^ other)
+        if row:
+            basis = [min(other, other ^ row) for other in basis]
+            basis.append(row)
+            basis.sort(reverse=True)
+    return basis
+
+
+def _null_space(rows: list[int], n: int) -> list[int]:
+    """Bit rows x of length n with <r, x> = 0 modulo two for every given row r."""
+    pivots: dict[int, int] = {}
+    for row in _reduce(rows):
+        pivots[row.bit_length() - 1] = row
+    free = [k for k in range(n) if k not in pivots]
+    space = []
+    for k in free:
+        x = 1 << k
+        for top in sorted(pivots):
+            if bin(pivots[top] & x).count("1") % 2:
+                x |= 1 << top
+        space.append(x)
+    return space

@@ -1,0 +1,398 @@
+"""Export a module and walk its graph.
+
+The graph is that of `torch.export` after decomposition to core ATen, except that operations which are easier to read
+whole (linear, convolution, attention, norms, pools) are kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import operator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from weightspace.net import WeightspaceError
+from weightspace.symmetry import index
+from weightspace.symmetry.rules import Call, Labels, Outcome, apply_rule, fresh
+
+__all__ = ["Reading", "SymmetryError", "Trace", "follow", "trace"]
+
+_KEEP = (
+    "linear", "matmul", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+    "einsum", "bilinear", "scaled_dot_product_attention", "softmax", "log_softmax", "layer_norm", "rms_norm",
+    "batch_norm", "group_norm", "instance_norm", "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d",
+    "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
+    "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", "glu", "leaky_relu", "pixel_shuffle",
+    "pixel_unshuffle", "gelu", "silu", "hardswish", "softplus", "elu", "mish", "var", "std",
+)  # fmt: skip
+
+
+class SymmetryError(WeightspaceError):
+    """A module whose symmetry cannot be read, or a move that would change the function."""
+
+
+@dataclass
+class Trace:
+    """An exported graph: its nodes, and what every placeholder stands for.
+
+    `sources[node]` is the name of a parameter or persistent buffer; `constants[node]` a tensor that no checkpoint
+    holds; all other placeholders are inputs.
+    """
+
+    graph: fx.GraphModule
+    sources: dict[fx.Node, str]
+    constants: dict[fx.Node, Tensor]
+    inputs: list[fx.Node]
+    example: list[Tensor]
+    low_precision: bool
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        """The nodes in order of execution."""
+        return list(self.graph.graph.nodes)
+
+    def run(
+        self,
+        tensors: Mapping[str, Tensor],
+        inputs: list[Tensor],
+        watch: Callable[[fx.Node, Any], None] | None = None,
+        lift: bool = True,
+    ) -> list[Tensor]:
+        """Evaluate the graph; `watch(node, value)` sees every value. `lift`: casts to lower precision are skipped."""
+        values = iter(inputs)
+        env: dict[fx.Node, Any] = {}
+        last = self._last_uses()
+        out: list[Tensor] = []
+        for node in self.nodes:
+            if node.op == "placeholder":
+                env[node] = self._placeholder(node, tensors, values)
+            elif node.op == "get_attr":
+                env[node] = operator.attrgetter(str(node.target))(self.graph)
+            elif node.op == "output":
+                out = _tensors(fx.map_arg(node.args[0], lambda n: env[n]))
+            else:
+                args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: env[n])
+                env[node] = _evaluate(node, args, kwargs, lift)
+            if watch is not None and node.op in ("placeholder", "call_function"):
+                watch(node, env[node])
+            for used in last.get(node, []):
+                env.pop(used, None)
+        return out
+
+    def _placeholder(self, node: fx.Node, tensors: Mapping[str, Tensor], values: Iterator[Tensor]) -> Any:
+        if node in self.sources:
+            return tensors[self.sources[node]]
+        if node in self.constants:
+            reference = next((t for t in tensors.values() if t.is_floating_point()), None)
+            constant = self.constants[node]
+            return constant.to(reference.dtype) if reference is not None and constant.is_floating_point() else constant
+        return next(values)
+
+    def _last_uses(self) -> dict[fx.Node, list[fx.Node]]:
+        seen: set[fx.Node] = set()
+        last: dict[fx.Node, list[fx.Node]] = {}
+        for node in reversed(self.nodes):
+            for used in node.all_input_nodes:
+                if used not in seen:
+                    seen.add(used)
+                    last.setdefault(node, []).append(used)
+        return last
+
+
+def _evaluate(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], lift: bool) -> Any:
+    target = node.target
+    if not callable(target):
+        raise SymmetryError(f"cannot evaluate {target}")
+    name = op_name(node)
+    if name == "batch_norm" and lift:
+        return _batch_norm(*args, **kwargs)
+    if lift and name in ("_to_copy", "to") and isinstance(args[0], Tensor) and args[0].is_floating_point():
+        wanted = kwargs.get("dtype") or next((a for a in args[1:] if isinstance(a, torch.dtype)), None)
+        if wanted is not None and wanted.is_floating_point:
+            return args[0]
+    if name == "_assert_tensor_metadata":
+        return None
+    return target(*args, **kwargs)
+
+
+def _batch_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, *rest: Any, **named: Any
+) -> Tensor:
+    """In arithmetic, because the derivative of the fused one with respect to the statistics is silently zero."""
+    eps = named.get("eps", rest[2] if len(rest) > 2 else 1e-5)
+    if mean is None or var is None or (rest and rest[0] is True):
+        return torch.nn.functional.batch_norm(x, mean, var, weight, bias, True, 0.0, eps)
+    shape = (1, -1) + (1,) * (x.dim() - 2)
+    out = (x - mean.view(shape)) * (var.view(shape) + eps).rsqrt()
+    out = out if weight is None else out * weight.view(shape)
+    return out if bias is None else out + bias.view(shape)
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    if isinstance(tree, Tensor):
+        return [tree]
+    if isinstance(tree, (list, tuple)):
+        return [t for item in tree for t in _tensors(item)]
+    return []
+
+
+def op_name(node: fx.Node) -> str:
+    """`aten.add.Tensor` -> "add"."""
+    packet = getattr(node.target, "_overloadpacket", None)
+    return packet.__name__ if packet is not None else getattr(node.target, "__name__", str(node.target))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what export prints and logs; its exceptions speak for themselves."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
+
+
+@contextlib.contextmanager
+def math_attention() -> Iterator[None]:
+    """Attention as plain arithmetic: the fused kernels have no forward mode and round in their own way."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """An example as positional and keyword arguments of the module."""
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    return (example if isinstance(example, tuple) else (example,)), {}
+
+
+def trace(module: nn.Module, example: Any) -> Trace:
+    """Export `module` on one example; raises `SymmetryError` where export cannot follow the code."""
+    args, kwargs = arguments(example)
+    with quiet(), torch.no_grad(), math_attention():
+        try:
+            exported = torch.export.export(module, args, kwargs, strict=False)
+            if _needs_decomposition(exported.graph):
+                exported = exported.run_decompositions(_table())
+        except Exception as error:
+            raise SymmetryError(_export_failure(module, error)) from error
+    return _wrap(exported, module)
+
+
+def _table() -> Any:
+    table = torch.export.default_decompositions()
+    for key in list(table):
+        if key._overloadpacket.__name__ in _KEEP:
+            del table[key]
+    return table
+
+
+def _needs_decomposition(graph: fx.Graph) -> bool:
+    """A graph of known, functional operations is read as it is."""
+    from weightspace.symmetry.rules import _RULES
+
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            return True
+        if node.op != "call_function" or node.target is operator.getitem:
+            continue
+        name, tags = op_name(node), getattr(node.target, "tags", ())
+        if not isinstance(node.target, torch._ops.OpOverload):
+            if isinstance(node.target, torch._ops.HigherOrderOperator):
+                return True
+            continue
+        known = name in _RULES or torch.Tag.pointwise in tags or name in _SILENT
+        if not known or node.target._schema.is_mutable or (name == "batch_norm" and node.args[5] is True):
+            return True
+    return False
+
+
+def _export_failure(module: nn.Module, error: Exception) -> str:
+    line = next((text for text in str(error).splitlines() if text.strip()), type(error).__name__)
+    return (
+        f"{type(module).__name__} cannot be exported ({type(error).__name__}: {line.strip()[:200]}); check that the "
+        "example is an input of this module and that its control flow does not depend on data"
+    )
+
+
+def _wrap(exported: Any, module: nn.Module) -> Trace:
+    canonical = _canonical_names(module)
+    transient = {
+        f"{prefix}{'.' if prefix else ''}{name}"
+        for prefix, child in module.named_modules(remove_duplicate=False)
+        for name in child._non_persistent_buffers_set
+    }
+    kinds = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
+    sources, constants, inputs = {}, {}, []
+    for node in exported.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        spec = kinds[node.name]
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.target not in transient:
+            sources[node] = canonical.get(spec.target, spec.target)
+        elif spec.kind == InputKind.BUFFER:
+            constants[node] = dict(module.named_buffers(remove_duplicate=False))[spec.target]
+        elif spec.kind == InputKind.CONSTANT_TENSOR:
+            constants[node] = exported.constants[spec.target]
+        else:
+            inputs.append(node)
+    example = [n.meta["val"] for n in inputs]
+    low = any(
+        isinstance(v, Tensor) and v.dtype in (torch.float32, torch.float16, torch.bfloat16)
+        for n in exported.graph.nodes
+        for v in [n.meta.get("val")]
+    )
+    return Trace(exported.graph_module, sources, constants, inputs, example, low)
+
+
+def _canonical_names(module: nn.Module) -> dict[str, str]:
+    first: dict[int, str] = {}
+    pairs = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    return {name: first.setdefault(id(tensor), name) for name, tensor in pairs}
+
+
+# --- following axes --------------------------------------------------------------------------------------------------
+
+_SILENT = {"_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range_for_size", "sym_size"}
+
+
+@dataclass
+class Reading:
+    """Labels of every tensor in the graph. `named`: parameters and buffers; `all`: every tensor, hidden ones too."""
+
+    named: dict[str, Labels]
+    values: dict[fx.Node, Outcome | None]
+    all: list[Labels] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def follow(graph: Trace, outputs_move: bool = False) -> Reading:
+    """Carry labels from the placeholders to the outputs."""
+    live = _live(graph)
+    reading = Reading({}, {})
+    for node in graph.nodes:
+        if node not in live and node.op != "output":
+            continue
+        if node.op == "placeholder":
+            reading.values[node] = _placeholder(graph, node, reading)
+        elif node.op == "get_attr":
+            value = operator.attrgetter(str(node.target))(graph.graph)
+            reading.values[node] = constant_labels(value) if isinstance(value, Tensor) else None
+        elif node.op == "call_function":
+            reading.values[node] = _call(node, reading)
+        elif node.op == "output" and not outputs_move:
+            _pin_outputs(node, reading)
+    for value in reading.values.values():
+        items = value if isinstance(value, tuple) else (value,)
+        reading.all += [item for item in items if item is not None]
+    return reading
+
+
+def _live(graph: Trace) -> set[fx.Node]:
+    live: set[fx.Node] = set()
+    todo = [node for node in graph.nodes if node.op == "output"]
+    while todo:
+        for used in todo.pop().all_input_nodes:
+            if used not in live:
+                live.add(used)
+                todo.append(used)
+    return live
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(int(n) for n in value.shape)
+
+
+def _placeholder(graph: Trace, node: fx.Node, reading: Reading) -> Labels | None:
+    value = node.meta.get("val")
+    if node in graph.constants:
+        return constant_labels(graph.constants[node])
+    if not isinstance(value, Tensor):
+        return None
+    if node not in graph.sources:
+        return Labels([index.dim(n, "input", foreign=True) for n in _shape(value)])
+    name = graph.sources[node]
+    if name not in reading.named:
+        reading.named[name] = fresh(_shape(value))
+    return reading.named[name]
+
+
+def constant_labels(value: Tensor) -> Labels:
+    """A constant is pinned along every dimension in which its entries differ."""
+    if value.numel() <= 1:
+        return fresh(_shape(value), uniform=True)
+    if value.device.type == "meta":
+        return fresh(_shape(value), "constant")
+    dims = []
+    for k in range(value.dim()):
+        same = bool((value == value.narrow(k, 0, 1)).all())
+        dims.append(index.dim(value.shape[k], None if same else "constant"))
+    return Labels(dims, uniform=bool((value == value.flatten()[0]).all()))
+
+
+def _pin_outputs(node: fx.Node, reading: Reading) -> None:
+    for used in node.all_input_nodes:
+        value = reading.values.get(used)
+        for labels in value if isinstance(value, tuple) else (value,):
+            if labels is not None:
+                for d in labels.dims:
+                    index.pin(d, "output")
+
+
+def _call(node: fx.Node, reading: Reading) -> Outcome | None:
+    name = op_name(node)
+    meta = node.meta.get("val")
+    shapes = [_shape(v) for v in (meta if isinstance(meta, (list, tuple)) else [meta]) if isinstance(v, Tensor)]
+    if node.target is operator.getitem:
+        source = reading.values.get(node.args[0])  # type: ignore[arg-type]
+        return source[node.args[1]] if isinstance(source, tuple) else source  # type: ignore[index]
+    if not shapes or name in _SILENT:
+        return None
+    overload = node.target if isinstance(node.target, torch._ops.OpOverload) else None
+    used = {int(u.args[1]) for u in node.users if u.target is operator.getitem}  # type: ignore[arg-type]
+    tags = overload.tags if overload is not None else []
+    call = Call(
+        name, _bind(node, overload, reading), shapes, used, torch.Tag.pointwise in tags, torch.Tag.reduction in tags
+    )
+    outcome = apply_rule(call)
+    reading.all += call.hidden
+    reading.notes += [note for note in call.notes if note not in reading.notes]
+    _check(node, outcome, shapes)
+    return outcome
+
+
+def _bind(node: fx.Node, overload: Any, reading: Reading) -> dict[str, Any]:
+    """Arguments by the names of the operator's schema, nodes replaced by their labels."""
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: reading.values.get(n))
+    if overload is None:
+        return {**{f"arg{i}": a for i, a in enumerate(args)}, **kwargs}
+    names = [a.name for a in overload._schema.arguments]
+    bound = dict(zip(names, args, strict=False))
+    bound.update(kwargs)
+    return bound
+
+
+def _check(node: fx.Node, outcome: Outcome, shapes: list[tuple[int, ...]]) -> None:
+    labels = outcome if isinstance(outcome, tuple) else (outcome,)
+    for label, shape in zip(labels, shapes, strict=False):
+        if label is not None and label.shape != shape:
+            raise SymmetryError(
+                f"the rule of {op_name(node)} gives shape {label.shape} where the graph has {shape}; please report it"
+            )
