@@ -1,6 +1,7 @@
 """How far a small step goes, and which step is steepest.
 
-A metric is a norm on the vectors at every network: |v|_w. A Riemannian one has an inner product <v, u>_w as well.
+A metric is a norm on the vectors at every network: |v|_w. A Riemannian one has an inner product <v, u>_w as
+well.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from .net import Net, Weights, WeightspaceError
+from weightspace.net import Net, Weights, WeightspaceError
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -19,7 +20,7 @@ __all__ = ["Euclidean", "Metric"]
 
 @runtime_checkable
 class Metric(Protocol):
-    """A norm |v|_w on the vectors at every network w, and the unit vector that descends a covector fastest."""
+    """A norm |v|_w at every network w, and the unit vector that descends a covector fastest."""
 
     def norm(self, net: Net, vector: Weights) -> Float[Tensor, ""]:
         """|v|_w."""
@@ -47,11 +48,13 @@ class Euclidean:
     def steepest(self, net: Net, covector: Weights) -> Weights:
         """argmin of <c, v> over |v| = 1, which is -c / |c|: the direction of gradient descent.
 
-        The zero covector, where no direction descends, gives the zero vector. Raises `WeightspaceError` for NaN or
-        infinity.
+        The zero covector, where no direction descends, gives the zero vector. Raises `WeightspaceError` for
+        NaN or infinity.
         """
         net.weights.check(covector)
         if bad := covector.unusable():
-            raise WeightspaceError(f"the gradient has NaN or infinity in {bad[0]}; lower the step or check the loss")
+            raise WeightspaceError(
+                f"the gradient has NaN or infinity in {bad[0]}; lower the step or check the loss"
+            )
         size = float(covector.norm())
         return covector / -size if size else covector.zeros()

@@ -1,31 +1,37 @@
-"""A path is a curve of networks: t in [0, 1] -> Net. A line, a trained curve and a recorded run are one type."""
+"""A path is a curve of networks: t in [0, 1] -> Net.
+
+A line, a trained curve and a recorded run are one type.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from .metric import Euclidean, Metric
-from .net import Net, WeightspaceError
+from weightspace.metric import Euclidean, Metric
+from weightspace.net import Net, Weights, WeightspaceError
+from weightspace.task import Task
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["Path", "line"]
+__all__ = ["Path", "curve", "line", "swa"]
 
-_HALVINGS = 12
+_HALVINGS = 8
 
 
 class Path:
     """phi : [0, 1] -> networks of one architecture, with a few marked points.
 
-    `path(t)` is the network at t; `path[0]`, `path[-1]` and `path[k]` are the marked points (at least the two ends),
-    over which `len(path)` and iteration run; `path.times` says where they are. Nothing is computed before it is
-    asked for, and nothing is kept.
+    `path(t)` is the network at t; `path[0]`, `path[-1]` and `path[k]` are the marked points (at least the two
+    ends), over which `len(path)` and iteration run; `path.times` says where they are. Nothing is computed
+    before it is asked for, and nothing is kept.
     """
 
     __slots__ = ("_function", "times")
@@ -45,15 +51,18 @@ class Path:
     def through(cls, nets: Iterable[Net], times: Sequence[float] | None = None) -> Path:
         """The polyline through `nets`: phi(t_k) = nets[k], straight and at constant speed in between.
 
-        `times` are any rising numbers (steps, epochs), brought to [0, 1] by one affine map; without them the points
-        are equally spaced. State is interpolated with the weights. Raises `ArchitectureMismatch` unless all have the
-        same tensors, `WeightspaceError` for fewer than two networks or times that do not fit.
+        `times` are any rising numbers (steps, epochs), brought to [0, 1] by one affine map; without them the
+        points are equally spaced. State is interpolated with the weights. Raises `ArchitectureMismatch`
+        unless all have the same tensors, `WeightspaceError` for fewer than two networks or times that do not
+        fit.
         """
         points = _alike(nets)
         if times is None:
             times = range(len(points))
         if len(times) != len(points):
-            raise WeightspaceError(f"{len(points)} networks but {len(times)} times; give one time to each network")
+            raise WeightspaceError(
+                f"{len(points)} networks but {len(times)} times; give one time to each network"
+            )
         marks = _to_unit(times)
 
         def polyline(t: float) -> Net:
@@ -66,7 +75,7 @@ class Path:
 
     @classmethod
     def bezier(cls, nets: Iterable[Net]) -> Path:
-        """The Bezier curve phi(t) = sum_k C(n, k) t^k (1 - t)^(n - k) w_k over the control points w_0 ... w_n.
+        """The Bezier curve phi(t) = sum_k C(n, k) t^k (1 - t)^(n - k) w_k of control points w_0 ... w_n.
 
         It starts at w_0, ends at w_n and is drawn towards the others. State follows the same formula. Raises
         `ArchitectureMismatch` unless all have the same tensors.
@@ -110,10 +119,11 @@ class Path:
     def along(
         self, observable: Callable[[Net], Any] | Mapping[str, Callable[[Net], Any]], n: int = 11
     ) -> Float[np.ndarray, " n"] | dict[str, Float[np.ndarray, " n"]]:
-        """[observable(phi(t)) for n equally spaced t from 0 to 1]; a dict of observables gives a dict of arrays.
+        """[observable(phi(t)) for n equally spaced t from 0 to 1].
 
-        An observable is any function of a network with one number as its value: a task, `accuracy(task)`. Raises
-        `WeightspaceError` when it returns something else or n < 2.
+        A dict of observables gives a dict of arrays. An observable is any function of a network with one
+        number as its value: a task, `accuracy(task)`. Raises `WeightspaceError` when it returns something
+        else or n < 2.
         """
         if n < 2:
             raise WeightspaceError(f"looking along a path needs n >= 2 points, got {n}")
@@ -127,27 +137,27 @@ class Path:
         return arrays if isinstance(observable, Mapping) else arrays["observable"]
 
     def barrier(self, task: Callable[[Net], Any], n: int = 11) -> float:
-        """max_t L(t) - ((1 - t) L(0) + t L(1)) over n equally spaced t, where L(t) = task(phi(t)); never negative.
+        """max_t L(t) - ((1 - t) L(0) + t L(1)) with L(t) = task(phi(t)), over n equally spaced t.
 
-        How far the loss rises above the straight line between its values at the ends: 0 for linearly connected
-        networks. In units of the loss; NaN when the loss is. Frankle et al., "Linear mode connectivity and the lottery
-        ticket hypothesis", 2020; this form: Entezari et al., "The role of permutation invariance in linear mode
-        connectivity of neural networks", 2022.
+        Never negative, as both ends give 0. How far the loss rises above the straight line between its values
+        at the ends: 0 for linearly connected networks. In units of the loss; NaN when the loss is. Frankle et
+        al., "Linear mode connectivity and the lottery ticket hypothesis", 2020; this form: Entezari et al.,
+        "The role of permutation invariance in linear mode connectivity of neural networks", 2022.
         """
         if n < 3:
             raise WeightspaceError(f"a barrier needs n >= 3 points, one between the ends, got {n}")
         loss = self.along(task, n)
         t = np.linspace(0, 1, n)
-        rise = loss - ((1 - t) * loss[0] + t * loss[-1])
-        rise[[0, -1]] -= rise[[0, -1]]  # zero, and still NaN at an end of no finite loss
-        return float(rise.max())
+        with np.errstate(invalid="ignore"):
+            return float((loss - ((1 - t) * loss[0] + t * loss[-1])).max())
 
     def length(self, metric: Metric | None = None, n: int = 8, tolerance: float = 1e-4) -> float:
         """integral |d phi / dt|_phi(t) dt, as a sum of |chord| with the metric taken at the chord's middle.
 
-        Every stretch between marked points is cut so that there are at least n chords, then every chord is halved
-        until the sum changes by less than `tolerance` of itself. Exact for a polyline in the Euclidean metric (the
-        default), and the same for every parametrisation of one curve. Raises `WeightspaceError` if it never settles.
+        Every stretch between marked points is cut so that there are at least n chords, then every chord is
+        halved until the sum changes by less than `tolerance` of itself. Exact for a polyline in the Euclidean
+        metric (the default), and the same for every parametrisation of one curve. Raises `WeightspaceError`
+        if it never settles.
         """
         metric = Euclidean() if metric is None else metric
         pieces = -(-n // (len(self) - 1))
@@ -155,7 +165,7 @@ class Path:
         for _ in range(_HALVINGS):
             pieces *= 2
             after = self._chords(metric, pieces)
-            if abs(after - before) <= tolerance * after:
+            if not abs(after - before) > tolerance * after:  # NaN and infinity are answers too
                 return after
             before = after
         raise WeightspaceError(
@@ -186,15 +196,114 @@ class Path:
 
 
 def line(a: Net, b: Net) -> Path:
-    """phi(t) = (1 - t) a + t b, weights and state. Raises `ArchitectureMismatch` unless both have the same tensors."""
+    """phi(t) = (1 - t) a + t b, weights and state.
+
+    Raises `ArchitectureMismatch` unless both have the same tensors.
+    """
     return Path.through([a, b])
+
+
+def curve(
+    a: Net,
+    b: Net,
+    task: Callable[[Net], Any],
+    *,
+    kind: str = "bezier",
+    bends: int = 1,
+    steps: int = 300,
+    batch: int = 128,
+    lr: float = 0.005,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """A path from a to b of low loss: argmin over the bends w_k of E_{t ~ U[0, 1]} task(phi_w(t)).
+
+    `kind` is "bezier" (`Path.bezier`) or "polychain" (`Path.through`); the bends start on the straight line
+    and are trained by Adam, its rate falling from `lr` to 0 in `steps` steps of one t and one minibatch each
+    (the whole of `task` where it is not a `Task`). The cost is that of `steps` steps of training, and `bends`
+    + 2 networks and Adam's two moments in memory. `progress(done, steps)` is called after every step.
+
+    Running statistics of BatchNorm lie on the straight line between those of a and b; `path.map` re-estimates
+    them. Raises `ArchitectureMismatch` unless a and b have the same tensors, `WeightspaceError` for an
+    unknown kind or a loss that is not finite. Garipov et al., "Loss surfaces, mode connectivity, and fast
+    ensembling of DNNs", 2018.
+    """
+    family = {"bezier": Path.bezier, "polychain": Path.through}.get(kind)
+    if family is None or bends < 1:
+        raise WeightspaceError(
+            f"kind must be 'bezier' or 'polychain' and bends >= 1, got {kind!r} and {bends}"
+        )
+    straight = line(a, b)
+    control = [_trainable(straight(k / (bends + 1))) for k in range(1, bends + 1)]
+    leaves = [flat for net in control for flat in net.weights.buffers if flat.requires_grad]
+    path = family([a, *control, a.lerp(b, 1.0)])  # b in the dtype of a: mixed sums carry no gradient
+    _train(leaves, path, _goals(task, batch, seed), steps, lr, seed, progress)
+    fixed = [net.at(net.weights.map(torch.Tensor.detach)) for net in control]
+    return family([a, *fixed, b])
+
+
+def _train(
+    leaves: list[Tensor],
+    path: Path,
+    goals: Iterator[Callable[[Net], Any]],
+    steps: int,
+    lr: float,
+    seed: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Descend E_t goal(path(t)) over `leaves`."""
+    adam = torch.optim.Adam(leaves)
+    generator = torch.Generator().manual_seed(seed)
+    for step, goal in zip(range(steps), goals, strict=False):
+        adam.param_groups[0]["lr"] = lr * (1 - step / steps)
+        adam.zero_grad()
+        with torch.enable_grad():
+            loss = goal(path(torch.rand((), generator=generator).item()))
+        if not isinstance(loss, Tensor) or not loss.requires_grad or loss.ndim:
+            raise WeightspaceError(
+                "a curve needs a goal that gives a differentiable 0-d tensor, such as a Task"
+            )
+        if not loss.isfinite():
+            raise WeightspaceError(
+                f"the loss became {loss.item()} at step {step} of the curve; lower lr={lr:g}"
+            )
+        loss.backward()
+        adam.step()
+        if progress is not None:
+            progress(step + 1, steps)
+
+
+def swa(nets: Path | Iterable[Net]) -> Net:
+    """(1 / n) sum_k w_k, the mean of networks or of a path's marked points: weights and floating-point state.
+
+    Integer state is that of the first. Read one at a time, summed in float32 or better. Running statistics of
+    BatchNorm do not fit the mean network: re-estimate them from data. Raises `ArchitectureMismatch` unless
+    all have the same tensors. Izmailov et al., "Averaging weights leads to wider optima and better
+    generalization", 2018.
+    """
+    iterator = iter(nets)
+    first = next(iterator, None)
+    if first is None:
+        raise WeightspaceError("an average needs at least one network, got none")
+    weights, state = _sums(first.weights), _sums(first.state)
+    n = 1
+    for net in iterator:
+        first.check(net)
+        n += 1
+        for total, vector in ((weights, net.weights), (state, net.state)):
+            for name in total:
+                total[name] += vector[name]
+    return first.at(
+        first.weights.replace({name: total / n for name, total in weights.items()}),
+        first.state.replace({name: total / n for name, total in state.items()}),
+    )
 
 
 def value(observable: Callable[[Net], Any], net: Net, name: str = "observable") -> float:
     """observable(net) as a float. Raises `WeightspaceError` when it is not one number."""
     seen = observable(net)
     try:
-        return float(seen)
+        return float(seen.detach() if isinstance(seen, Tensor) else seen)
     except (TypeError, ValueError, RuntimeError) as error:
         shape = getattr(seen, "shape", None)
         what = type(seen).__name__ if shape is None else f"shape {tuple(shape)}"
@@ -220,3 +329,27 @@ def _to_unit(times: Sequence[float]) -> tuple[float, ...]:
 def _brief(times: Sequence[float]) -> str:
     some = ", ".join(f"{t:g}" for t in times[:6])
     return f"{some}, ... ({len(times)} in all)" if len(times) > 6 else some
+
+
+def _goals(task: Callable[[Net], Any], batch: int, seed: int) -> Iterator[Callable[[Net], Any]]:
+    """Endlessly: the loss on `batch` examples drawn anew, the whole goal where there are no more or none."""
+    for draw in count(seed * 1_000_003):
+        yield task.take(batch, draw) if isinstance(task, Task) and batch < len(task) else task
+
+
+def _trainable(net: Net) -> Net:
+    """A copy whose floating-point weights gather gradients in their flat buffers."""
+
+    def leaf(flat: Tensor) -> Tensor:
+        return flat.detach().clone().requires_grad_(flat.is_floating_point())
+
+    return net.at(net.weights.map(leaf))
+
+
+def _sums(vector: Weights) -> dict[str, Tensor]:
+    """Floating-point tensors, to be added to, in float32 or better."""
+    return {
+        name: tensor.to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
+        for name, tensor in vector.items()
+        if tensor.is_floating_point()
+    }

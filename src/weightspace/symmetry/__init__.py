@@ -2,22 +2,105 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
-from weightspace.net import Net
+from weightspace.net import Net, WeightspaceError
+from weightspace.symmetry.balance import balance
+from weightspace.symmetry.canonical import Key, canonical
+from weightspace.symmetry.features import activation_terms
 from weightspace.symmetry.group import Axis, Element, Generator, Group, SymmetryError
+from weightspace.symmetry.match import Candidate, Match, match
+from weightspace.symmetry.merge import average, gather_round
 from weightspace.symmetry.read import read
+from weightspace.symmetry.repair import has_statistics, repair, reset_statistics
+from weightspace.task import Task
 
-__all__ = ["Axis", "Element", "Generator", "Group", "Symmetry", "SymmetryError"]
+__all__ = ["Axis", "Candidate", "Element", "Generator", "Group", "Match", "Symmetry", "SymmetryError",
+           "mean", "repair", "reset_statistics"]  # fmt: skip
+
+_FEATURE_EXAMPLES = 512
+_BARRIER_EXAMPLES = 2048
+_BARRIER_POINTS = 6
 
 
 class Symmetry(Group):
-    """The symmetry group of an architecture, read off its graph and verified, with everything one does with it."""
+    """The symmetry group of an architecture, read off its graph and verified, with all that one does with it."""
 
     @classmethod
-    def of(cls, net: Net | nn.Module, example: Any, *, verify: bool = True, scales: bool = True,
-           outputs_move: bool = False) -> Symmetry:
-        """Read the group."""
+    def of(
+        cls,
+        net: Net | nn.Module,
+        example: Any,
+        *,
+        verify: bool = True,
+        scales: bool = True,
+        outputs_move: bool = False,
+    ) -> Symmetry:
+        """Read the group of any module that `torch.export` takes, on one example input, and verify every generator.
+
+        Positive scales and signs are looked for unless `scales=False`. `outputs_move` leaves the axes of the output
+        free, to compare representations. Networks on the meta device are read, not verified. Raises `SymmetryError`.
+        """
         return read(net, example, into=cls, check=verify, scales=scales, outputs_move=outputs_move)
+
+    def match(self, net: Net, to: Net, data: Task | None = None, method: str = "auto", seed: int = 0) -> Match:
+        """The element g that brings `net` nearest `to`; with `data`, the one whose measured barrier is lowest."""
+        if data is None:
+            return match(self, net, to, method=method, seed=seed)
+        batch = data.take(_FEATURE_EXAMPLES, seed=seed)
+        features = lambda: activation_terms(self, to, net, batch.example(_FEATURE_EXAMPLES))  # noqa: E731
+        return match(self, net, to, features=features, score=_barrier(to, data, seed), method=method, seed=seed)
+
+    def align(self, net: Net, to: Net, data: Task | None = None, method: str = "auto", seed: int = 0) -> Net:
+        """`net` moved to the member of its orbit nearest `to`: the same function, ready to be compared or averaged."""
+        return self.match(net, to, data, method, seed).element(net)
+
+    def canonical(self, net: Net, key: Key = "norm") -> Net:
+        """The one representative of the orbit of `net`: scales balanced, signs fixed, units sorted by `key`.
+
+        Keys: "first" (coordinate, ties onward), "norm", "mean", "linear" (functional), or any function of the rows.
+        Raises `SymmetryError` where the key is not well defined on an axis.
+        """
+        return canonical(self, net, key)
+
+    def balance(self, net: Net, tolerance: float = 1e-10) -> Net:
+        """`net` at the point of least norm that positive scales reach: the same function."""
+        return balance(self, net, tolerance)
+
+
+def mean(nets: Sequence[Net], group: Symmetry, data: Task | None = None, seed: int = 0) -> Net:
+    """The average modulo the group: (1/n) sum_i g_i w_i, every g_i w_i nearest the mean of the others.
+
+    Networks are aligned to the first (with `data`: by the matcher whose measured barrier is lowest), then each to the
+    mean of the others until none moves; with `data` the better of the two is kept, and the average is repaired
+    (BatchNorm statistics; units rescaled only if the loss falls). Returned in the scales of the first.
+    """
+    if not nets:
+        raise WeightspaceError("the mean of no networks; give at least one")
+    first = nets[0]
+    star = [first, *(group.align(net, to=first, data=data, seed=seed) for net in nets[1:])]
+    found = [star, gather_round(group, star, seed)] if len(nets) > 2 else [star]
+    if data is None:
+        return average(found[-1])
+    merged = [repair(average(aligned), aligned, data) for aligned in found]
+    with torch.no_grad():
+        return min(merged, key=lambda net: float(data(net)))
+
+
+def _barrier(to: Net, data: Task, seed: int) -> Callable[[Net], float]:
+    """Barrier of the line from `to`, on some of the data; BatchNorm statistics re-estimated at every point."""
+    from weightspace.path import line
+
+    some = data.take(_BARRIER_EXAMPLES, seed=seed)
+
+    def score(net: Net) -> float:
+        path = line(to, net)
+        if has_statistics(to):
+            path = path.map(lambda point: reset_statistics(point, some))
+        return path.barrier(some, n=_BARRIER_POINTS)
+
+    return score

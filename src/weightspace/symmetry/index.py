@@ -19,14 +19,17 @@ __all__ = ["Atom", "Dim", "Span", "blocks", "collapse", "cut", "flat", "leaves",
 class Atom:
     """A set of `size` > 1 interchangeable indices, until it is pinned, refined or united with another.
 
-    `pin`: why its indices cannot move, or None. `foreign`: it comes from an input of the network. `viewed`: it was born
+    `pin`: why its indices cannot move, or None. `foreign`: it comes from an input of the network. `constant`: it comes
+    from a tensor of fixed values, which pins whatever it meets without becoming one with it. `viewed`: it was born
     when a view split a larger atom. `members[A, i]`: the copy of this atom that is met where axis A stands at index i.
     """
 
-    __slots__ = ("factors", "foreign", "members", "parent", "parts", "pin", "size", "viewed")
+    __slots__ = ("constant", "factors", "foreign", "members", "parent", "parts", "pin", "size", "viewed")
 
-    def __init__(self, size: int, pin: str | None = None, foreign: bool = False, viewed: bool = False) -> None:
-        self.size, self.pin, self.foreign, self.viewed = size, pin, foreign, viewed
+    def __init__(
+        self, size: int, pin: str | None = None, foreign: bool = False, viewed: bool = False, constant: bool = False
+    ) -> None:
+        self.size, self.pin, self.foreign, self.viewed, self.constant = size, pin, foreign, viewed, constant
         self.parent: Atom | None = None
         self.factors: list[Atom] | None = None
         self.parts: list[Dim] | None = None
@@ -48,9 +51,9 @@ class Span:
     leaves: tuple[Atom, ...]
 
 
-def dim(size: int, pin: str | None = None, foreign: bool = False, viewed: bool = False) -> Dim:
+def dim(size: int, pin: str | None = None, foreign: bool = False, constant: bool = False) -> Dim:
     """A fresh dimension of one atom (none for size one)."""
-    return [] if size == 1 else [Atom(size, pin, foreign, viewed)]
+    return [] if size == 1 else [Atom(size, pin, foreign, constant=constant)]
 
 
 def root(atom: Atom) -> Atom:
@@ -94,6 +97,7 @@ def concat(pieces: list[Dim], foreign: bool = False) -> Dim:
         return flat(pieces[0])
     atom = Atom(sum(size(flat(p)) for p in pieces), foreign=foreign)
     atom.parts = [flat(p) for p in pieces]
+    atom.constant = all(a.constant for p in atom.parts for a in p)
     return [atom]
 
 
@@ -169,8 +173,8 @@ def _split(atom: Atom, inner: int) -> tuple[Dim, Dim] | None:
         return None
     if atom.parts is not None:
         return _factor_out(atom, inner)
-    outer_atom = Atom(atom.size // inner, atom.pin, atom.foreign, viewed=True)
-    inner_atom = Atom(inner, atom.pin, atom.foreign, viewed=True)
+    outer_atom = Atom(atom.size // inner, atom.pin, atom.foreign, True, atom.constant)
+    inner_atom = Atom(inner, atom.pin, atom.foreign, True, atom.constant)
     atom.factors = [outer_atom, inner_atom]
     for (key, i), child in members(atom).items():
         pair = take([child], inner)
@@ -233,7 +237,7 @@ def cut(d: Iterable[Atom], offset: int) -> tuple[Dim, Dim] | None:
 
 def _cut_atom(atom: Atom, k: int) -> tuple[Dim, Dim] | None:
     if atom.parts is None:
-        left, right = (dim(n, atom.pin, atom.foreign) for n in (k, atom.size - k))
+        left, right = (dim(n, atom.pin, atom.foreign, atom.constant) for n in (k, atom.size - k))
         atom.parts = [left, right]
         for (key, i), child in members(atom).items():
             pair = cut([child], k)
@@ -286,6 +290,9 @@ def unify(one: Iterable[Atom], two: Iterable[Atom], reason: str = "a view mixes 
 
 def _unite(x: Atom, y: Atom) -> bool:
     """Make two irreducible atoms of one size the same; False where their refinements do not fit."""
+    if x.constant != y.constant:
+        pin([y if x.constant else x], (x if x.constant else y).pin or "constant")
+        return True
     if x.parts is not None and y.parts is None:
         x, y = y, x
     if x.parts is not None and not _align_parts(x, y):

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+import numpy as np
 from torch import nn
 
 from weightspace.net import Net
@@ -19,11 +20,11 @@ from weightspace.symmetry import index
 from weightspace.symmetry.group import Axis, Block, Generator, Group, as_blocks
 from weightspace.symmetry.index import Atom
 from weightspace.symmetry.scale import place_slopes, scale_generators
-from weightspace.symmetry.sign import sign_generators
+from weightspace.symmetry.sign import reduce_bits, sign_generators
 from weightspace.symmetry.trace import Reading, Trace, follow, trace
 from weightspace.symmetry.verify import Probe, verify
 
-__all__ = ["read"]
+__all__ = ["Draft", "label", "read"]
 
 _G = TypeVar("_G", bound=Group)
 
@@ -59,10 +60,17 @@ def read(
     draft.drop(axis for axis, found in slopes.items() if not found)
     generators = scale_generators(group, slopes)
     generators += sign_generators(group, graph, draft.reading, draft.names, probe, slopes)
+    generators = _independent(group, generators)
     group = draft.group(into, generators)
     if check:
         verify(group, graph, draft.reading, draft.names, probe, ("scale", "sign"))
     return _sealed(group, into, check, ("permutation", "scale", "sign"))
+
+
+def label(net: Net, example: Any) -> tuple[Trace, Draft]:
+    """The graph of `net` on an example, and the axes in it; nothing is verified."""
+    graph = trace(net.live(), example)
+    return graph, _draft(graph, follow(graph), net)
 
 
 def _sealed(group: _G, into: type[_G], check: bool, kinds: tuple[str, ...]) -> _G:
@@ -135,6 +143,29 @@ def _draft(graph: Trace, reading: Reading, net: Net) -> Draft:
     state = [name for name in net.state if name in shapes]
     reasons = {names[leaf]: leaf.pin for leaf in order if leaf.pin is not None}
     return Draft(reading, names, axes, blocks, fixed, shapes, state, reasons, net.fingerprint)
+
+
+def _independent(group: Group, generators: list[Generator]) -> list[Generator]:
+    """Drop what a family already says: a factor for a whole head is one factor for each of its channels."""
+    kept: list[Generator] = []
+    for generator in sorted(generators, key=lambda g: -len(group[g.axis].over)):
+        inner = [g for g in kept if g.kind == generator.kind and generator.axis in group[g.axis].over]
+        rows = np.array([_by_block(group, g) for g in [*inner, generator]])
+        if generator.kind == "sign":
+            rows_of_bits = [sum(1 << k for k, bit in enumerate(row) if round(bit) % 2) for row in rows]
+            fresh = len(reduce_bits(rows_of_bits)) > len(reduce_bits(rows_of_bits[:-1]))
+        else:
+            fresh = np.linalg.matrix_rank(rows) > (np.linalg.matrix_rank(rows[:-1]) if inner else 0)
+        if fresh:
+            kept.append(generator)
+    return [g for g in generators if g in kept]
+
+
+def _by_block(group: Group, generator: Generator) -> np.ndarray:
+    row = np.zeros(len(group.blocks))
+    for place, exponent in generator.exponents:
+        row[place.block] += exponent
+    return row
 
 
 def _collapse(reading: Reading) -> None:

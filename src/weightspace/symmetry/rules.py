@@ -125,10 +125,13 @@ def broadcast(tensors: list[Labels], reason: str = "broadcast") -> list[Dim]:
     for tensor in tensors:
         for k, d in enumerate(reversed(tensor.dims)):
             at = rank - 1 - k
+            met = flat(d)
             if not out[at]:
-                out[at] = flat(d)
-            elif flat(d):
-                unify(out[at], d)
+                out[at] = met
+            elif met:
+                unify(out[at], met)
+                if any(atom.constant for atom in out[at]):
+                    out[at] = flat(met)
     return [flat(d) for d in out]
 
 
@@ -839,4 +842,4 @@ def uniform(call: Call) -> Outcome:
       "rand_like", "randn_like", "bernoulli", "multinomial", "one_hot")  # fmt: skip
 def valued(call: Call) -> Outcome:
     """A tensor whose entries differ by position."""
-    return fresh(call.shapes[0], f"{call.op} counts positions")
+    return Labels([index.dim(n, f"{call.op} counts positions", constant=True) for n in call.shapes[0]])

@@ -22,6 +22,7 @@ from weightspace.symmetry.verify import Probe
 __all__ = ["place_slopes", "scale_generators"]
 
 _SPARE = 8
+_DEAD = 1e-11
 _MOST_PASSES = 24
 
 
@@ -37,7 +38,8 @@ def place_slopes(group: Group, graph: Trace, probe: Probe) -> dict[str, dict[Pla
     slopes: dict[str, dict[Place, np.ndarray]] = {}
     for axis in group.every:
         columns = {p: torch.cat(rows[p]).numpy() for p in group.places[axis.name] if p in rows}
-        slopes[axis.name] = {p: c for p, c in columns.items() if np.abs(c).max(initial=0.0) > 0.0}
+        largest = max((np.abs(c).max(initial=0.0) for c in columns.values()), default=0.0)
+        slopes[axis.name] = {p: c for p, c in columns.items() if np.abs(c).max(initial=0.0) > _DEAD * largest}
     return slopes
 
 

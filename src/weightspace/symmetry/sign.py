@@ -11,7 +11,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import combinations, product
+from itertools import combinations
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,11 +24,11 @@ from weightspace.symmetry.index import Atom
 from weightspace.symmetry.trace import Reading, Trace, _evaluate, arguments, math_attention
 from weightspace.symmetry.verify import Probe
 
-__all__ = ["sign_generators"]
+__all__ = ["reduce_bits", "sign_generators"]
 
 Home: TypeAlias = tuple[Any, int]
 Slot: TypeAlias = tuple[Home, int, int]
-_MOST_SLOTS = 6
+_MOST_SLOTS = 8
 
 
 @dataclass
@@ -116,7 +116,7 @@ def _solve(group: Group, run: _Graph, axis: str) -> list[list[Slot]]:
     solutions = _null_space(equations, len(variables))
     own = {k: slot for slot, k in variables.items() if isinstance(slot[0][0], str)}
     mask = sum(1 << k for k in own)
-    return [[own[k] for k in own if row >> k & 1] for row in _reduce([s & mask for s in solutions])]
+    return [[own[k] for k in own if row >> k & 1] for row in reduce_bits([s & mask for s in solutions])]
 
 
 def _number(variables: dict[Slot, int], slot: Slot) -> int:
@@ -131,34 +131,72 @@ def _node_equations(group: Group, run: _Graph, node: fx.Node, axis: str, variabl
     slots = inputs + outputs
     if not slots:
         return []
-    numbers = [_number(variables, slot) for slot in slots]
-    patterns = _respected(group, run, node, axis, inputs, outputs, results) if len(outputs) <= _MOST_SLOTS else []
-    rows = _null_space(patterns, len(slots))
-    return [sum(1 << numbers[k] for k in range(len(slots)) if row >> k & 1) for row in rows]
+    probe = _Op(group, run, node, axis, inputs)
+    equations: list[int] = []
+    for home in dict.fromkeys(slot[0] for slot in outputs) or results:
+        for number, block in enumerate(run.blocks[home]):
+            own = [slot for slot in outputs if slot[:2] == (home, number)]
+            relevant = probe.relevant(home, block)
+            if not own and not relevant:
+                continue
+            met = [inputs[k] for k in relevant] + own
+            rows = _null_space(probe.respected(home, block, relevant, own), len(met))
+            numbers = [_number(variables, slot) for slot in met]
+            equations += [sum(1 << numbers[k] for k in range(len(met)) if row >> k & 1) for row in rows]
+    return equations
 
 
-def _respected(
-    group: Group, run: _Graph, node: fx.Node, axis: str, inputs: list[Slot], outputs: list[Slot], results: list[Home]
-) -> list[int]:
-    """Patterns of flips (input bits, then output bits) under which the operation keeps its values."""
-    shape = group.sizes(group[axis])
-    signs = 1.0 - 2.0 * (torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.5).double()
-    signs[..., 0], signs[..., -1] = -1.0, 1.0
-    targets = {q: [_flip(group, run, home, q, outputs, signs) for home in results] for q in _subsets(len(outputs))}
-    patterns: list[int] = []
-    for p in _subsets(len(inputs)):
-        got = _apply(group, run, node, p, inputs, signs)
-        if got is None:
-            continue
-        for q, wanted in targets.items():
-            if (p or q) and all(_same(g, w) for g, w in zip(got, wanted, strict=False)):
-                patterns.append(p | q << len(inputs))
-    return patterns
+class _Op:
+    """One operation, evaluated under flips of random units at its input slots."""
+
+    def __init__(self, group: Group, run: _Graph, node: fx.Node, axis: str, inputs: list[Slot]) -> None:
+        self.group, self.run, self.node, self.inputs = group, run, node, inputs
+        shape = group.sizes(group[axis])
+        self.signs = 1.0 - 2.0 * (torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.5).double()
+        self.signs[..., 0], self.signs[..., -1] = -1.0, 1.0
+        self._seen: dict[int, Any] = {}
+
+    def value(self, pattern: int, home: Home) -> Tensor | None:
+        """One output of the operation with the input slots in `pattern` flipped."""
+        if pattern not in self._seen:
+            self._seen[pattern] = _apply(self.group, self.run, self.node, pattern, self.inputs, self.signs)
+        out = self._seen[pattern]
+        return out[home[1]] if out is not None and isinstance(out[home[1]], Tensor) else None
+
+    def relevant(self, home: Home, block: Block) -> list[int]:
+        """Input slots whose flip alone is felt in this block of the output."""
+        still = self.group.view(block, self.run.values[home].contiguous())
+        felt = []
+        for k in range(len(self.inputs)):
+            value = self.value(1 << k, home)
+            if value is None or not _same(self.group.view(block, value.contiguous()), still):
+                felt.append(k)
+        return felt
+
+    def respected(self, home: Home, block: Block, relevant: list[int], own: list[Slot]) -> list[int]:
+        """Patterns of flips (relevant inputs, then the block's own slots) under which the block keeps its values."""
+        still = self.group.view(block, self.run.values[home].contiguous())
+        if own and not still.is_floating_point():
+            return [1 << len(relevant) + k for k in range(len(own))]  # flags and counts carry no sign
+        patterns = []
+        for p in _subsets(len(relevant)):
+            value = self.value(sum(1 << relevant[k] for k in range(len(relevant)) if p >> k & 1), home)
+            if value is None:
+                continue
+            got = self.group.view(block, value.contiguous())
+            for q in _subsets(len(own)):
+                flip = [own[k][2] for k in range(len(own)) if q >> k & 1]
+                wanted = still
+                for leaf in flip:
+                    wanted = wanted * self.group.spread(self.signs.to(still), block, leaf)
+                if (p or q) and _same(got, wanted):
+                    patterns.append(p | q << len(relevant))
+        return patterns
 
 
 def _subsets(n: int) -> list[int]:
     if n <= _MOST_SLOTS:
-        return [sum(bit << k for k, bit in enumerate(bits)) for bits in product((0, 1), repeat=n)]
+        return list(range(1 << n))
     few = [sum(1 << k for k in chosen) for size in (0, 1, 2) for chosen in combinations(range(n), size)]
     return [*few, (1 << n) - 1]
 
@@ -168,8 +206,8 @@ def _flip(group: Group, run: _Graph, home: Home, pattern: int, slots: list[Slot]
     mine = [slot for k, slot in enumerate(slots) if slot[0] == home and pattern >> k & 1]
     if not mine:
         return value
-    if not (value.is_floating_point() or value.dtype in (torch.int64, torch.int32)):
-        return value.new_full((), float("nan"), dtype=torch.float64)  # a flag has no sign
+    if not value.is_floating_point():
+        return value
     value = value.contiguous().clone()
     for _, b, k in mine:
         block = run.blocks[home][b]
@@ -205,7 +243,7 @@ def _same(got: Any, wanted: Tensor) -> bool:
     return torch.allclose(got, wanted.to(got.dtype), rtol=1e-9, atol=1e-11 * float(wanted.abs().max() + 1e-300), equal_nan=True)
 
 
-def _reduce(rows: list[int]) -> list[int]:
+def reduce_bits(rows: list[int]) -> list[int]:
     """A basis in echelon form of the span of bit rows."""
     basis: list[int] = []
     for row in rows:
@@ -221,7 +259,7 @@ def _reduce(rows: list[int]) -> list[int]:
 def _null_space(rows: list[int], n: int) -> list[int]:
     """Bit rows x of length n with <r, x> = 0 modulo two for every given row r."""
     pivots: dict[int, int] = {}
-    for row in _reduce(rows):
+    for row in reduce_bits(rows):
         pivots[row.bit_length() - 1] = row
     free = [k for k in range(n) if k not in pivots]
     space = []

@@ -95,7 +95,8 @@ class Trace:
             reference = next((t for t in tensors.values() if t.is_floating_point()), None)
             constant = self.constants[node]
             return constant.to(reference.dtype) if reference is not None and constant.is_floating_point() else constant
-        return next(values)
+        value = node.meta.get("val")
+        return next(values) if isinstance(value, Tensor) else value
 
     def _last_uses(self) -> dict[fx.Node, list[fx.Node]]:
         seen: set[fx.Node] = set()
@@ -339,11 +340,11 @@ def constant_labels(value: Tensor) -> Labels:
     if value.numel() <= 1:
         return fresh(_shape(value), uniform=True)
     if value.device.type == "meta":
-        return fresh(_shape(value), "constant")
+        return Labels([index.dim(n, "constant", constant=True) for n in _shape(value)])
     dims = []
     for k in range(value.dim()):
         same = bool((value == value.narrow(k, 0, 1)).all())
-        dims.append(index.dim(value.shape[k], None if same else "constant"))
+        dims.append(index.dim(value.shape[k]) if same else index.dim(value.shape[k], "constant", constant=True))
     return Labels(dims, uniform=bool((value == value.flatten()[0]).all()))
 
 

@@ -1,0 +1,187 @@
+"""One representative of every orbit: the seed's "choice of basis".
+
+Every hidden unit x has a vector v_x, the entries of the tensors that produce it (those which hold the axis in their
+leading dimension). Units are sorted by a key f(v_x), after scales are balanced and signs fixed:
+
+    "first"   the first coordinate, ties broken by the second, and so on
+    "norm"    |v_x| over every place of the unit, incoming and outgoing
+    "mean"    the mean of v_x
+    "linear"  <v*, v_x> for one fixed pseudo-random v*
+    callable  any function of the rows V (units x coordinates), one number per unit
+
+Source: Sorensen, Machine learning, math, and generalization; Ruger and Ossen, The metric structure of weight space, 1997.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weightspace.net import Net, WeightspaceError
+from weightspace.symmetry.balance import balancing
+from weightspace.symmetry.group import Axis, Element, Group, Place, SymmetryError
+
+__all__ = ["Key", "canonical", "canonical_element"]
+
+Key: TypeAlias = str | Callable[[Tensor], Tensor]
+_KEYS = ("first", "norm", "mean", "linear")
+_DIGITS = 9
+
+
+def canonical(group: Group, net: Net, key: Key = "norm") -> Net:
+    """The representative of the orbit of `net`: idempotent, and the same for every member of the orbit.
+
+    Statistics are taken in float64. Raises `SymmetryError` where the key is not well defined on an axis: "first",
+    "linear" and callables read coordinates, so that a unit whose own coordinates can move (a residual stream, a
+    recurrent weight) has none.
+    """
+    return canonical_element(group, net, key)(net)
+
+
+def canonical_element(group: Group, net: Net, key: Key = "norm") -> Element:
+    """The element that takes `net` to its representative."""
+    group.check(net)
+    if isinstance(key, str) and key not in _KEYS:
+        raise WeightspaceError(f"unknown key {key!r}; choose {', '.join(_KEYS)} or give a function of the rows")
+    bad = net.weights.unusable()
+    if bad:
+        raise WeightspaceError(f"{bad[0]} holds NaN or infinity; there is no representative")
+    return _Canon(group, net, key).run()
+
+
+class _Canon:
+    def __init__(self, group: Group, net: Net, key: Key) -> None:
+        self.group, self.key = group, key
+        self.element = balancing(group, net.weights, tolerance=1e-13, sweeps=5000)
+        self.start = net.weights.map(lambda f: f.double() if f.is_floating_point() else f)
+        self.tensors: dict[str, Tensor] = {}
+        self._apply(self.element)
+        self.fixed: set[str] = set()
+
+    def _apply(self, element: Element) -> None:
+        self.tensors = {n: element.move(n, self.start[n]) for n in self.group.tensors if n in self.start}
+
+    def run(self) -> Element:
+        signed = [g.axis for g in self.group.generators if g.kind == "sign" and not g.evaluation]
+        self._each([self.group[n] for n in dict.fromkeys(signed)], self._fix_signs, "its sign")
+        by_coordinate = callable(self.key) or self.key in ("first", "linear")
+        axes = sorted(self.group.permutable(), key=lambda a: -len(a.over))
+        self.fixed = set()
+        self._each(axes, self._sort, f"the key {self.key!r}" if by_coordinate else "")
+        return self.element
+
+    def _each(self, axes: list[Axis], act: Callable[[Axis], bool], what: str) -> None:
+        """Act on axes as soon as all that their rows are indexed by is settled."""
+        waiting = list(axes)
+        while waiting:
+            done = [axis for axis in waiting if act(axis)]
+            if not done:
+                axis = waiting[0]
+                raise SymmetryError(
+                    f"{what} is not well defined on {axis.name}: the coordinates of its units can move themselves "
+                    '(a residual stream or a recurrent weight); choose key="norm" or "mean"'
+                    if what.startswith("the key")
+                    else f"{what} cannot be fixed on {axis.name}: every weight it is met in has another free sign"
+                )
+            self.fixed |= {axis.name for axis in done}
+            waiting = [axis for axis in waiting if axis not in done]
+
+    def _own(self, axis: Axis) -> list[Place]:
+        """Places in the leading dimension of a parameter: what produces the unit."""
+        places = [p for p in self.group.places[axis.name] if self.group.blocks[p.block].tensor in self.tensors]
+        own = [p for p in places if self.group.blocks[p.block].dims[p.leaf] == 0]
+        return own or places
+
+    def _rows(self, place: Place) -> Tensor:
+        """A block as (outer indices.., units, coordinates)."""
+        block = self.group.blocks[place.block]
+        value = self.group.view(block, self.tensors[block.tensor])
+        axis = self.group[str(block.leaves[place.leaf])]
+        lead = [*(block.leaves.index(o) for o in axis.over), place.leaf]
+        rest = [k for k in range(value.dim()) if k not in lead]
+        return value.permute([*lead, *rest]).reshape(*self.group.sizes(axis), -1)
+
+    def _settled(self, axis: Axis, place: Place, kind: str) -> bool:
+        """Whether all other coordinates of a place stay where they are."""
+        block = self.group.blocks[place.block]
+        for leaf, name in enumerate(block.leaves):
+            if leaf == place.leaf or not isinstance(name, str) or kind not in self.group[name].kinds:
+                continue
+            if name == axis.name or (name not in self.fixed and name not in axis.over):
+                return False
+        return True
+
+    def _fix_signs(self, axis: Axis) -> bool:
+        factors = {}
+        for k, generator in enumerate(self.group.generators):
+            if generator.axis != axis.name or generator.kind != "sign" or generator.evaluation:
+                continue
+            usable = [
+                p
+                for p, _ in generator.exponents
+                if self.group.blocks[p.block].tensor in self.tensors
+                and self._settled(axis, p, "sign")
+                and self._alone(k, p)
+            ]
+            total = sum((self._rows(p).pow(3).sum(-1) for p in usable), torch.zeros(1, dtype=torch.float64))
+            size = sum((self._rows(p).abs().pow(3).sum(-1) for p in usable), torch.zeros(1, dtype=torch.float64))
+            if not bool((total.abs() > 1e-9 * size).all()):
+                return False
+            factors[k] = torch.where(total < 0, -1.0, 1.0).to(torch.float64)
+        self._push(Element(self.group, self.group.identity().permutations, factors))
+        return True
+
+    def _alone(self, k: int, place: Place) -> bool:
+        """Whether no other sign generator flips this place."""
+        acting = [j for j, _ in self.group.exponents_at[place.block, place.leaf] if self.group.generators[j].kind == "sign"]
+        return acting == [k]
+
+    def _sort(self, axis: Axis) -> bool:
+        values = self._values(axis)
+        if values is None:
+            return False
+        flat = values.reshape(-1, axis.size, values.shape[-1])
+        orders = [np.lexsort([_rounded(c) for c in reversed(row.T.numpy())]) for row in flat]
+        table = torch.as_tensor(np.stack(orders)).reshape(self.group.sizes(axis))
+        self._push(Element(self.group, {**self.group.identity().permutations, axis.name: table}))
+        return True
+
+    def _push(self, delta: Element) -> None:
+        self.element = delta @ self.element
+        self._apply(self.element)
+
+    def _values(self, axis: Axis) -> Tensor | None:
+        """Sort keys of shape (outer.., units, columns), the first column the most significant; None: not yet known."""
+        if self.key == "norm":
+            places = [p for p in self.group.places[axis.name] if self.group.blocks[p.block].tensor in self.tensors]
+            return sum((self._rows(p).square().sum(-1) for p in places), torch.zeros(())).sqrt()[..., None]
+        own = self._own(axis)
+        if self.key == "mean":
+            total = sum((self._sorted_sum(p) for p in own), torch.zeros(()))
+            return (total / sum(self._rows(p).shape[-1] for p in own))[..., None]
+        if not all(self._settled(axis, p, "permutation") for p in own):
+            return None
+        rows = torch.cat([self._rows(p) for p in own], -1)
+        if self.key == "first":
+            return rows
+        if callable(self.key):
+            out = self.key(rows)
+            if not isinstance(out, Tensor) or out.shape != rows.shape[:-1]:
+                raise WeightspaceError(f"a key must give one number per unit, shape {tuple(rows.shape[:-1])}")
+            return out.double()[..., None]
+        generator = torch.Generator().manual_seed(0)
+        return (rows @ torch.randn(rows.shape[-1], generator=generator, dtype=torch.float64))[..., None]
+
+    def _sorted_sum(self, place: Place) -> Tensor:
+        """A sum that does not depend on the order of its terms."""
+        return self._rows(place).sort(-1).values.sum(-1)
+
+
+def _rounded(column: np.ndarray) -> np.ndarray:
+    """Numbers that differ by rounding error alone are ties."""
+    scale = np.abs(column).max(initial=0.0) or 1.0
+    return np.round(column / scale, _DIGITS)

@@ -1,0 +1,63 @@
+"""The average of networks modulo the group.
+
+mean([w_1], .., [w_n]) = (1/n) sum_i g_i w_i, the g_i chosen to bring every network to the average of the others, again
+and again until none moves (MergeMany of Git Re-Basin, Ainsworth, Hayase and Srinivasa, 2023), all on the balanced slice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from weightspace.net import Net, WeightspaceError
+from weightspace.symmetry.balance import balancing
+from weightspace.symmetry.group import Element, Group
+from weightspace.symmetry.match import coordinate_descent, weight_terms
+
+__all__ = ["average", "gather_round"]
+
+
+def average(nets: Sequence[Net]) -> Net:
+    """(1/n) sum_i w_i, floating-point state too; nothing is aligned."""
+    if not nets:
+        raise WeightspaceError("the mean of no networks; give at least one")
+    total = nets[0]
+    for count, net in enumerate(nets[1:], start=2):
+        total.check(net)
+        total = total.lerp(net, 1 / count)
+    return total
+
+
+def gather_round(group: Group, nets: Sequence[Net], seed: int = 0, rounds: int = 20) -> list[Net]:
+    """Networks, already aligned to the first, moved to where each is nearest the mean of the others.
+
+    In the scales of the first. Stops when a whole round moves no unit.
+    """
+    onto = balancing(group, nets[0].weights)
+    balanced = [balancing(group, net.weights)(net) for net in nets]
+    total = balanced[0].weights
+    for net in balanced[1:]:
+        total = total + net.weights
+    generator, still = np.random.default_rng(seed), group.identity()
+    for _ in range(rounds if len(nets) > 2 else 0):
+        moved = False
+        for i in generator.permutation(len(nets)):
+            net = balanced[int(i)]
+            others = (total - net.weights) / (len(nets) - 1)
+            element = coordinate_descent(group, weight_terms(group, net.at(others), net), seed=seed)
+            if _moves(element, still):
+                moved = True
+                balanced[int(i)] = element(net)
+                total = total - net.weights + balanced[int(i)].weights
+        if not moved:
+            break
+    back = onto.inverse()
+    return [back(net) for net in balanced]
+
+
+def _moves(element: Element, still: Element) -> bool:
+    flipped = any(bool((f < 0).any()) for f in element.factors.values())
+    return flipped or element.difference(still) > 0
+
+

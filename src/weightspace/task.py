@@ -1,0 +1,703 @@
+"""A task is what we look at a network through: examples, a metric on outputs, an aggregation over examples.
+
+    L(f) = Sigma_t d_Y(f(x_t), y_t)
+
+d_Y is the `metric`, Sigma the `aggregate`, and t runs over the examples; both are read one batch at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils import data
+
+from weightspace.net import Net, Weights, WeightspaceError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = ["Task", "TaskError", "accuracy", "gradient", "logits"]
+
+IGNORED = -100  # torch's mark of a position without a label
+
+
+class TaskError(WeightspaceError):
+    """Examples, labels or a metric that cannot be used together, or with a network."""
+
+
+class Task:
+    """L(f) = Sigma_t d_Y(f(x_t), y_t): `task(net)` is a 0-d tensor, differentiable in the net's weights.
+
+    `inputs`: a tensor or array (example, ...); a tuple of them (positional inputs of the net); a dict of them
+    (keyword inputs; its key "labels" or "label" holds the labels); a map-style dataset of (x, y) or dicts
+    (Hugging Face datasets too), stacked into batches of `batch`; or a `DataLoader`, read again at each pass,
+    in the dataset's own order if it shuffles, so that two networks meet the same examples in the same order.
+    Floating inputs are given to a net in its dtype.
+    `metric`: d_Y, a name of `METRICS` or a function (outputs, labels) -> (example,); by default
+    "cross-entropy" for integer labels and "squared" for floating ones. `aggregate`: Sigma, "mean" (default),
+    "sum", "l1" = sum |d|, "l2" = sqrt(sum d^2), "linf" = max |d|, or a function of the whole vector d.
+    `loss`: one function for both, such as `torch.nn.functional.cross_entropy`. A metric or loss that returns
+    a 0-d tensor is taken as the mean of its batch and weighed by the number of examples there ("mean" and
+    "sum" only). Labels of a sequence stand position by position (shift them yourself to predict the next
+    token): each position whose label is not -100 is an example t. `output` picks the outputs, by default
+    `logits`. Raises `TaskError` for examples, labels, functions and networks that do not fit one another.
+    """
+
+    def __init__(
+        self,
+        inputs: Any,
+        labels: Any = None,
+        *,
+        loss: Callable[..., Tensor] | None = None,
+        metric: str | Callable[..., Tensor] | None = None,
+        aggregate: str | Callable[[Tensor], Tensor] | None = None,
+        batch: int = 512,
+        output: Callable[[Any], Tensor] | None = None,
+    ) -> None:
+        if loss is not None and (metric is not None or not callable(loss)):
+            raise TaskError("loss= is one function for both metric and aggregate; give metric= for a name")
+        if batch < 1:
+            raise TaskError(f"batch is {batch}; give 1 or more examples")
+        self._metric = _known(loss or metric, METRICS, "metric")
+        self.aggregate = _known(aggregate, (*_TERMS, "linf"), "aggregate") or "mean"
+        self.batch, self.output = batch, output or logits
+        self._source = _source(inputs, labels, batch)
+        if isinstance(self._source, _Arrays):
+            self._metric = self.metric
+
+    @property
+    def metric(self) -> str | Callable[..., Tensor] | None:
+        """d_Y: its name, or the function given. None where there are no labels."""
+        if self._metric is None:
+            _, labels = next(self.batches())
+            if labels is not None:
+                self._metric = "squared" if labels.is_floating_point() else "cross-entropy"
+        return self._metric
+
+    def __len__(self) -> int:
+        """The number of inputs. Raises `TaskError` if that is not known before they are read."""
+        return len(self._source)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        try:
+            size = f"{len(self):,}"
+        except TaskError:
+            size = "?"
+        metric = _name(self._metric or "default metric")
+        return f"Task({size} examples, {metric}, {_name(self.aggregate)})"
+
+    def batches(self, net: Net | None = None) -> Iterator[tuple[Any, Tensor | None]]:
+        """(x, y) batch by batch, always in the same order; with a `net`, x moved to its device and dtype."""
+        device, dtype = (net.device, net.dtype) if net is not None and _checked(net) else (None, None)
+
+        def move(x: Tensor) -> Tensor:
+            return x.to(device, dtype) if x.is_floating_point() else x.to(device)
+
+        x = None
+        for x, y in self._source.batches(self.batch):
+            yield (x, y) if net is None else (_each(move, x), y)
+        if x is None:
+            raise TaskError("no examples: the data is empty, or an iterable that can be read only once")
+
+    def _forward(self, net: Net, x: Any) -> Tensor:
+        name = type(net.architecture).__name__
+        with _blamed(lambda: f"{name} does not take inputs of shape {_each(_shape, x)}"):
+            return self.output(net(x))
+
+    def _distances(self, net: Net) -> Iterator[tuple[Tensor, int]]:
+        """A batch's distances and their number; a 0-d tensor stands for their mean."""
+        for x, y in self.batches(net):
+            if y is None:
+                raise TaskError("the task has no labels; give Task(inputs, labels)")
+            f = self._forward(net, x)
+            f = f.float() if f.dtype in (torch.float16, torch.bfloat16) else f
+            y = y.to(f.device, f.dtype) if y.is_floating_point() else y.to(f.device)
+            if isinstance(self.metric, str):
+                d = METRICS[self.metric](f, y)
+                yield d, len(d)
+            else:
+                yield self._custom(f, y, len(_leaves(x)[0]))
+
+    def _custom(self, f: Tensor, y: Tensor, size: int) -> tuple[Tensor, int]:
+        assert callable(self.metric)
+        name = _name(self.metric)
+        with _blamed(lambda: f"{name} failed on outputs {tuple(f.shape)} and labels {tuple(y.shape)}"):
+            d = self.metric(f, y)
+        if not isinstance(d, Tensor) or d.shape not in ((), (size,)):
+            seen = tuple(d.shape) if isinstance(d, Tensor) else type(d).__name__
+            raise TaskError(f"{name} returned {seen}; a metric returns one distance an example: ({size},)")
+        if d.ndim == 1:
+            return d, size
+        if self.aggregate not in ("mean", "sum"):
+            how = f"aggregate {_name(self.aggregate)} needs one distance an example"
+            raise TaskError(f"{name} returned a batch mean, but {how}; use reduction='none'")
+        count = size if y.is_floating_point() else int((y != IGNORED).sum())
+        return (d, count) if count else (f.sum() * 0, 0)
+
+    def distances(self, net: Net) -> Float[Tensor, " t"]:
+        """The vector d_t = d_Y(f(x_t), y_t)."""
+        parts = [d for d, _ in self._distances(net)]
+        if parts[0].ndim == 0:
+            raise TaskError(f"{_name(self.metric)} returns batch means, not distances; use reduction='none'")
+        d = torch.cat(parts)
+        if not len(d):
+            raise TaskError(f"no example has a label: all are {IGNORED}")
+        return d
+
+    def __call__(self, net: Net) -> Float[Tensor, ""]:
+        """Sigma_t d_Y(f(x_t), y_t); its graph is kept only if the net's weights require a gradient."""
+        learns = any(tensor.requires_grad for tensor in _checked(net).tensors.values())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
+            if self.aggregate not in _TERMS:
+                return self._whole(self.distances(net))
+            terms, count, dtype = [], 0, torch.float32
+            for d, n in self._distances(net):
+                terms.append(self._term(d, n))
+                count, dtype = count + n, d.dtype
+            return self._finish(torch.stack(terms).sum(), count).to(dtype)
+
+    def _whole(self, d: Tensor) -> Tensor:
+        value = self.aggregate(d) if callable(self.aggregate) else d.abs().amax()
+        if not isinstance(value, Tensor) or value.ndim:
+            raise TaskError(f"an aggregate returns a 0-d tensor, not {getattr(value, 'shape', value)}")
+        return value
+
+    def _term(self, d: Tensor, n: int) -> Tensor:
+        wide = d if d.device.type == "mps" else d.double()
+        return wide * n if d.ndim == 0 else _TERMS[str(self.aggregate)](wide).sum()
+
+    def _finish(self, total: Tensor, count: int) -> Tensor:
+        if self.aggregate == "mean" and not count:
+            raise TaskError(f"no example has a label: all are {IGNORED}")
+        if self.aggregate == "l2":  # its subgradient at zero is zero
+            return torch.where(total > 0, total, 1).sqrt() * (total > 0)
+        return total / count if self.aggregate == "mean" else total
+
+    def _backward(self, net: Net) -> Tensor:
+        """dL = factor * sum_t weight_t dd_t, a batch's graph at a time; fills `.grad`, returns the factor."""
+        total, count, weights = torch.zeros(()), 0, None
+        if self.aggregate not in _TERMS:
+            with torch.no_grad():
+                d = self.distances(net)
+            weights = torch.autograd.grad(self._whole(d.requires_grad_()), d)[0]
+        for d, n in self._distances(net):
+            term = self._term(d, n) if weights is None else weights[count : count + n].dot(d)
+            _descend(term)
+            total, count = total + term.detach(), count + n
+        if weights is not None:
+            return torch.ones(())
+        leaf = total.requires_grad_()
+        return torch.autograd.grad(self._finish(leaf, count), leaf)[0]
+
+    @torch.no_grad()
+    def outputs(self, net: Net) -> Tensor:
+        """f(x_t) for all t, in order, without gradient."""
+        return _stacked(*(self._forward(net, x) for x, _ in self.batches(net)))
+
+    def example(self, n: int = 2) -> Any:
+        """The first n inputs, as `net(x)` takes them."""
+        return self._gathered(n).inputs
+
+    def _with(self, source: Any, metric: Any = None, aggregate: Any = None) -> Task:
+        new = copy.copy(self)
+        new._source, new._metric = source, metric or self._metric
+        new.aggregate = aggregate or self.aggregate
+        return new
+
+    def _gathered(self, n: int | None = None) -> _Arrays:
+        if n is not None and n < 1:
+            raise TaskError(f"asked for {n} examples; ask for 1 or more")
+        if isinstance(self._source, _Arrays):
+            return self._source.pick(slice(n))
+        xs: list[Any] = []
+        ys: list[Any] = []
+        seen = 0
+        for x, y in self.batches():
+            xs.append(x)
+            ys.append(y)
+            seen += len(_leaves(x)[0])
+            if n is not None and seen >= n:
+                break
+        labels = None if ys[0] is None else _stacked(*ys)
+        return _Arrays(_each(_stacked, *xs), labels).pick(slice(n))
+
+    def _check(self, other: Task) -> None:
+        for what in ("metric", "aggregate", "output"):
+            mine, its = getattr(self, what), getattr(other, what)
+            if mine != its:
+                raise TaskError(
+                    f"two tasks of different {what}, {_name(mine)} and {_name(its)}; give both the same"
+                )
+
+    def __or__(self, other: object) -> Task:
+        """The task of both sets of examples: one aggregate over the union."""
+        if not isinstance(other, Task):
+            return NotImplemented
+        self._check(other)
+        return self._with(_Joined([self._source, other._source]), self.metric)
+
+    def toward(self, other: Task, t: float) -> Task:
+        """Examples (1 - t) x_a + t x_b paired by index, with labels (1 - t) y_a + t y_b, for t in [0, 1].
+
+        Integer labels become one-hot (soft) labels. The longer task is cut to the length of the shorter one.
+        The new examples are held in memory. Integer inputs that differ have no point between: `TaskError`.
+        """
+        self._check(other)
+        if not 0 <= t <= 1:
+            raise TaskError(f"t is {t}; give a number in [0, 1]")
+        a = self._gathered()
+        b = other._gathered(len(a))
+        a = a.pick(slice(len(b)))
+        mixed = _Arrays(_mixed(a.inputs, b.inputs, t), _mixed_labels(a.labels, b.labels, t))
+        return self._with(mixed, self.metric)
+
+    def split(self, fraction: float, seed: int) -> tuple[Task, Task]:
+        """Two disjoint tasks: round(fraction n) examples drawn at random, and the others, each in order."""
+        n = len(self)
+        first = round(fraction * n) if 0 < fraction < 1 else 0
+        if not 0 < first < n:
+            raise TaskError(
+                f"a fraction {fraction} of {n} examples leaves a side empty; give one between 0 and 1"
+            )
+        order = _shuffled(n, seed)
+        mine, rest = (self._source.pick(part.sort()[0]) for part in (order[:first], order[first:]))
+        return self._with(mine), self._with(rest)
+
+    def take(self, n: int, seed: int | None = None) -> Task:
+        """The first n examples, or n drawn at random from `seed`, in order."""
+        if seed is None and isinstance(self._source, _Loader):
+            return self._with(self._gathered(n))
+        if not 0 < n <= len(self):
+            raise TaskError(f"asked for {n} of {len(self)} examples")
+        order = torch.arange(len(self)) if seed is None else _shuffled(len(self), seed)
+        return self._with(self._source.pick(order[:n].sort()[0]))
+
+
+def accuracy(task: Task) -> Callable[[Net], float]:
+    """The function net -> fraction of examples whose largest output is the labelled one, in [0, 1].
+
+    Of a soft label the largest entry counts. Raises `TaskError` for labels that name no class.
+    """
+    _, labels = next(task.batches())
+    if labels is None or (labels.is_floating_point() and not _is_soft(labels)):
+        seen = "none" if labels is None else f"{labels.dtype} of shape {tuple(labels.shape)}"
+        raise TaskError(f"accuracy needs class labels, these are {seen}; call the task itself instead")
+    error = task._with(task._source, "zero-one", "mean")
+
+    @torch.no_grad()
+    def accuracy(net: Net) -> float:
+        return float((error.distances(net) == 0).double().mean())
+
+    return accuracy
+
+
+def gradient(goal: Task | Callable[[Net], Tensor], net: Net) -> Weights:
+    """dL/dw at the net's weights; a Task holds the graph of one batch at a time.
+
+    An aggregate that does not stream ("linf", a function) costs one forward pass more. Raises `TaskError` for
+    a goal that is not a differentiable 0-d tensor.
+    """
+    leaf = net.at(
+        _checked(net).weights.map(lambda w: w.detach().clone().requires_grad_(w.is_floating_point()))
+    )
+    factor = torch.ones(())
+    with torch.enable_grad():
+        if isinstance(goal, Task):
+            factor = goal._backward(leaf)
+        else:
+            _descend(goal(leaf))
+    return leaf.weights.map(lambda w: torch.zeros_like(w) if w.grad is None else w.grad * factor.to(w))
+
+
+def logits(raw: Any) -> Tensor:
+    """The outputs in what a network returns: itself, `.logits`, or the first tensor of a dict or tuple."""
+    raw = raw.get("logits", raw) if isinstance(raw, Mapping) else getattr(raw, "logits", raw)
+    parts = list(raw.values()) if isinstance(raw, Mapping) else raw
+    for part in [parts] if isinstance(parts, Tensor) else parts if isinstance(parts, (tuple, list)) else []:
+        if isinstance(part, Tensor):
+            return part
+    raise TaskError(f"no output tensor in a {type(raw).__name__}; give output=, a function that picks it")
+
+
+def _rows(f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs (t, class) and labels (t,): every labelled position is an example."""
+    if f.shape[:-1] != y.shape:
+        raise TaskError(
+            f"labels {tuple(y.shape)} do not fit outputs {tuple(f.shape)}: the last axis is the class"
+        )
+    keep = y != IGNORED
+    f, y = (f.flatten(0, -2), y.flatten()) if keep.all() else (f[keep], y[keep])
+    if len(y) and (y.min() < 0 or y.max() >= f.shape[-1]):
+        raise TaskError(
+            f"labels {int(y.min())}..{int(y.max())} outside the {f.shape[-1]} outputs of the network"
+        )
+    return f, y
+
+
+def _pairs(f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs and labels (t, coordinate); integer labels of several outputs stand for one-hot vectors."""
+    if not y.is_floating_point() and f.ndim == y.ndim + 1 and f.shape[-1] > 1:
+        f, y = _rows(f, y)
+        y = F.one_hot(y, f.shape[-1])
+    elif y.numel() == f.numel() and {*f.shape[1:], *y.shape[1:]} <= {1}:
+        y = y.reshape(f.shape)
+    if f.shape != y.shape:
+        raise TaskError(
+            f"labels {tuple(y.shape)} do not fit outputs {tuple(f.shape)}: the shapes must be equal"
+        )
+    return f.reshape(len(f), -1), y.reshape(len(f), -1).to(f.dtype)
+
+
+def _soft(f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs and soft labels (t, class); classes that the labels leave out have probability zero."""
+    if f.shape[:-1] != y.shape[:-1] or y.shape[-1] > f.shape[-1]:
+        raise TaskError(f"soft labels {tuple(y.shape)} do not fit outputs {tuple(f.shape)}")
+    return f.flatten(0, -2), F.pad(y, (0, f.shape[-1] - y.shape[-1])).flatten(0, -2)
+
+
+def _cross_entropy(f: Tensor, y: Tensor) -> Tensor:
+    if not y.is_floating_point():
+        return F.cross_entropy(*_rows(f, y), reduction="none")
+    f, y = _soft(f, y)
+    return -(y * f.log_softmax(-1)).sum(-1)
+
+
+def _zero_one(f: Tensor, y: Tensor) -> Tensor:
+    f, y = _soft(f, y) if y.is_floating_point() else _rows(f, y)
+    return (f.argmax(-1) != (y.argmax(-1) if y.is_floating_point() else y)).to(f.dtype)
+
+
+def _residual(norm: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    def distance(f: Tensor, y: Tensor) -> Tensor:
+        f, y = _pairs(f, y)
+        return norm(f - y)
+
+    return distance
+
+
+# -y . log softmax(f), 1[argmax f != y], |f - y|_2^2, |f - y|_1, |f - y|_2, |f - y|_inf
+METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross-entropy": _cross_entropy,
+    "zero-one": _zero_one,
+    "squared": _residual(lambda r: r.square().sum(-1)),
+    "l1": _residual(lambda r: r.abs().sum(-1)),
+    "l2": _residual(lambda r: torch.linalg.vector_norm(r, dim=-1)),
+    "linf": _residual(lambda r: r.abs().amax(-1)),
+}
+_TERMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda d: d,
+    "sum": lambda d: d,
+    "l1": torch.abs,
+    "l2": torch.square,
+}
+
+
+class _Arrays:
+    """Examples in memory."""
+
+    def __init__(self, inputs: Any, labels: Tensor | None) -> None:
+        self.inputs, self.labels = inputs, labels
+
+    def __len__(self) -> int:
+        return len(_leaves(self.inputs)[0])
+
+    def pick(self, index: Any) -> _Arrays:
+        return _Arrays(
+            _each(lambda x: x[index], self.inputs), None if self.labels is None else self.labels[index]
+        )
+
+    def batches(self, size: int) -> Iterator[tuple[Any, Tensor | None]]:
+        for start in range(0, len(self), size):
+            part = self.pick(slice(start, start + size))
+            yield part.inputs, part.labels
+
+
+class _Items:
+    """A map-style dataset."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def pick(self, index: Tensor) -> _Items:
+        return _Items(data.Subset(self.dataset, index.tolist()))
+
+    def batches(self, size: int) -> Iterator[tuple[Any, Tensor | None]]:
+        # a generator of its own: reading data must not move torch's global one
+        generator = torch.Generator()
+        for batch in data.DataLoader(self.dataset, size, collate_fn=_collate, generator=generator):
+            yield _pair(batch)
+
+
+class _Loader:
+    """Batches made by somebody else."""
+
+    def __init__(self, loader: Iterable[Any]) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        sampler: Any = getattr(self.loader, "sampler", None)
+        unknown = getattr(self.loader, "drop_last", True) or getattr(self.loader, "batch_size", None) is None
+        if unknown or not hasattr(sampler, "__len__"):
+            raise TaskError("the number of examples of a loader is not known before it is read")
+        return len(sampler)
+
+    def pick(self, index: Any) -> Any:
+        raise TaskError("examples of a DataLoader cannot be picked; give Task(loader.dataset) or take(n)")
+
+    def batches(self, size: int) -> Iterator[tuple[Any, Tensor | None]]:
+        return map(_pair, self.loader)
+
+
+class _Joined:
+    """The examples of several sources, one after the other."""
+
+    def __init__(self, parts: Sequence[Any]) -> None:
+        self.parts = parts
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def pick(self, index: Tensor) -> _Joined:
+        picked, start = [], 0
+        for part in self.parts:
+            inside = index[(index >= start) & (index < start + len(part))] - start
+            picked += [part.pick(inside)] if len(inside) else []
+            start += len(part)
+        return _Joined(picked)
+
+    def batches(self, size: int) -> Iterator[tuple[Any, Tensor | None]]:
+        for part in self.parts:
+            yield from part.batches(size)
+
+
+def _source(inputs: Any, labels: Any, size: int) -> Any:
+    if isinstance(inputs, (Tensor, np.ndarray, tuple, Mapping)):
+        return _arrays(inputs, labels)
+    if labels is not None:
+        raise TaskError(f"labels beside a {type(inputs).__name__}; let its items be (x, y), or give tensors")
+    if isinstance(inputs, (str, os.PathLike)):
+        raise TaskError("a path is not a set of examples; give weightspace.datasets.read(path)")
+    if isinstance(inputs, Iterator):
+        raise TaskError(
+            f"a {type(inputs).__name__} can be read only once, a task at every call; give a DataLoader"
+        )
+    if hasattr(inputs, "with_format"):  # a Hugging Face dataset
+        inputs = inputs.with_format("torch")
+    if isinstance(inputs, data.DataLoader):
+        return _Loader(_in_order(inputs))
+    if isinstance(inputs, data.IterableDataset):
+        return _Loader(data.DataLoader(inputs, size, collate_fn=_collate))
+    if not (hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__")):
+        if not isinstance(inputs, Iterable):
+            raise TaskError(
+                f"no examples in a {type(inputs).__name__}; give tensors, a Dataset or a DataLoader"
+            )
+        return _Loader(inputs)
+    if not len(inputs):
+        raise TaskError("no examples: the dataset is empty")
+    return _Items(inputs)
+
+
+def _arrays(inputs: Any, labels: Any) -> _Arrays:
+    x, y = _pair(inputs if labels is None and isinstance(inputs, Mapping) else (inputs, labels))
+    if not len(_leaves(x)[0]):
+        raise TaskError("no examples: the inputs are empty")
+    for what, part in [("inputs", part) for part in _leaves(x)] + ([("labels", y)] if y is not None else []):
+        if part.is_floating_point() and part.isnan().any():
+            bad = int(part.isnan().flatten(1).any(1).sum() if part.ndim > 1 else part.isnan().sum())
+            raise TaskError(f"NaN in the {what} of {bad} of {len(part)} examples; drop or fill them")
+    return _Arrays(x, y)
+
+
+def _in_order(loader: data.DataLoader[Any]) -> data.DataLoader[Any]:
+    """The same batches without shuffling."""
+    sampler = loader.sampler
+    if not isinstance(sampler, (data.RandomSampler, data.SubsetRandomSampler, data.WeightedRandomSampler)):
+        return loader
+    dataset: Any = loader.dataset
+    whole = (
+        isinstance(sampler, data.RandomSampler) and not sampler.replacement and len(sampler) == len(dataset)
+    )
+    if not whole or type(loader) is not data.DataLoader:
+        raise TaskError(
+            f"the loader draws at random ({type(sampler).__name__}), so two networks would meet different "
+            "examples; give Task(loader.dataset) or a sequential sampler"
+        )
+    return data.DataLoader(
+        dataset,
+        loader.batch_size,
+        collate_fn=loader.collate_fn,
+        num_workers=loader.num_workers,
+        drop_last=loader.drop_last,
+        worker_init_fn=loader.worker_init_fn,
+    )
+
+
+def _collate(items: Any) -> Any:
+    try:
+        return data.default_collate(items)
+    except (TypeError, RuntimeError, KeyError) as error:
+        raise TaskError(
+            f"items cannot be stacked ({_line(error)}); give a DataLoader with a collate_fn"
+        ) from error
+
+
+def _pair(batch: Any) -> tuple[Any, Tensor | None]:
+    """(inputs, labels) of a batch as datasets give it: a dict, (x, y), or (x_1, ..., x_k, y)."""
+    labels = None
+    if isinstance(batch, Mapping):
+        batch = dict(batch)
+        labels = batch.pop("labels" if "labels" in batch else "label", None)
+    elif isinstance(batch, (tuple, list)) and batch:
+        *rest, labels = batch if len(batch) > 1 else (batch[0], None)
+        batch = rest[0] if len(rest) == 1 else tuple(rest)
+    if isinstance(batch, Mapping):
+        x: Any = {key: _each(partial(_tensor, what=f"inputs {key!r}"), part) for key, part in batch.items()}
+    else:
+        x = _each(partial(_tensor, what="inputs"), batch)
+    y = None if labels is None else _tensor(labels, "labels")
+    parts = _leaves(x) + ([] if y is None else [y])
+    if not _leaves(x) or any(part.ndim == 0 for part in parts):
+        raise TaskError(f"no examples in inputs {_each(_shape, x)}: the first axis counts the examples")
+    if len({len(part) for part in parts}) > 1:
+        sizes = f"inputs {_each(_shape, x)}" + ("" if y is None else f" and labels {_shape(y)}")
+        raise TaskError(f"{sizes} do not have the same number of examples")
+    return x, y if y is None or y.is_floating_point() else y.long()
+
+
+def _tensor(x: Any, what: str) -> Tensor:
+    if isinstance(x, Tensor):
+        return x
+    try:
+        if not isinstance(x, (np.ndarray, np.generic, list, int, float)):
+            raise TypeError
+        array = np.asarray(x)
+        return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
+    except (TypeError, ValueError) as error:
+        raise TaskError(
+            f"{what} hold a {type(x).__name__} that is not numbers; convert it to a tensor"
+        ) from error
+
+
+def _each(function: Callable[..., Any], x: Any, *others: Any) -> Any:
+    """`function` on every tensor of nested dicts and tuples."""
+    if isinstance(x, Mapping):
+        return {key: _each(function, part, *(other[key] for other in others)) for key, part in x.items()}
+    if isinstance(x, (tuple, list)):
+        return tuple(_each(function, *parts) for parts in zip(x, *others, strict=True))
+    return function(x, *others)
+
+
+def _leaves(x: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    _each(found.append, x)
+    return found
+
+
+def _name(function: Any) -> str:
+    return function if isinstance(function, str) else getattr(function, "__name__", type(function).__name__)
+
+
+def _shape(x: Tensor) -> tuple[int, ...]:
+    return tuple(x.shape)
+
+
+def _stacked(*parts: Tensor) -> Tensor:
+    if len({part.shape[1:] for part in parts}) > 1:
+        raise TaskError(f"batches of different shape, {_shape(parts[0])} and others; pad all to one length")
+    return torch.cat(parts)
+
+
+def _mixed(a: Any, b: Any, t: float) -> Any:
+    def mix(x: Tensor, y: Tensor) -> Tensor:
+        if x.is_floating_point() and y.is_floating_point():
+            return torch.lerp(x, y.to(x), t)
+        if not torch.equal(x, y):
+            raise TaskError(
+                "integer inputs, such as tokens, have no point between them; give embeddings or floats"
+            )
+        return x
+
+    one, two = (_each(lambda x: tuple(x.shape[1:]), x) for x in (a, b))
+    if one != two:
+        raise TaskError(f"inputs of different shape an example: {one} and {two}; nothing lies between them")
+    return _each(mix, a, b)
+
+
+def _mixed_labels(a: Tensor | None, b: Tensor | None, t: float) -> Tensor | None:
+    if a is None or b is None:
+        return None
+    classes = max(y.shape[-1] if y.is_floating_point() else int(y.max()) + 1 for y in (a, b))
+    if not (a.is_floating_point() and b.is_floating_point()):
+        a, b = _one_hot(a, classes), _one_hot(b, classes)
+    if a.shape[1:] != b.shape[1:]:
+        raise TaskError(f"labels of different shape an example: {_shape(a)} and {_shape(b)}")
+    return torch.lerp(a, b.to(a), t)
+
+
+def _one_hot(y: Tensor, classes: int) -> Tensor:
+    if not y.is_floating_point() and y.min() < 0:
+        raise TaskError(f"label {int(y.min())} has no one-hot vector; drop such examples first")
+    return y.double() if y.is_floating_point() else F.one_hot(y, classes).double()
+
+
+def _is_soft(y: Tensor) -> bool:
+    return y.ndim > 1 and y.shape[-1] > 1 and bool((y >= 0).all() and ((y.sum(-1) - 1).abs() < 1e-3).all())
+
+
+def _shuffled(n: int, seed: int) -> Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+
+
+def _known(value: Any, names: Iterable[str], what: str) -> Any:
+    reduction = getattr(value, "reduction", getattr(value, "keywords", {}).get("reduction"))
+    if reduction == "sum":
+        raise TaskError(
+            f"the {what} sums over a batch, so batches would weigh unevenly; give reduction='mean'"
+        )
+    if value is not None and not callable(value) and value not in names:
+        raise TaskError(f"unknown {what} {value!r}; give a function or one of {', '.join(names)}")
+    return value
+
+
+def _checked(net: Any) -> Net:
+    if not isinstance(net, Net):
+        raise TaskError(f"expected a Net, got {type(net).__name__}; give Net.of(module)")
+    return net
+
+
+def _descend(value: Any) -> None:
+    if not isinstance(value, Tensor) or value.ndim or not value.requires_grad:
+        seen = f"shape {_shape(value)}" if isinstance(value, Tensor) else type(value).__name__
+        raise TaskError(f"the goal has no gradient in the weights ({seen}); give a differentiable 0-d tensor")
+    value.backward()
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def _blamed(message: Callable[[], str]) -> Iterator[None]:
+    """Say what was tried when torch, or a function of the user, refuses."""
+    try:
+        yield
+    except (WeightspaceError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, LookupError, TypeError, ValueError) as error:
+        raise TaskError(f"{message()}: {_line(error)}") from error
