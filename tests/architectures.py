@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from weightspace.net import Net
 
-__all__ = ["CASES", "Case", "Expected", "identity", "keep", "noisy", "swap"]
+__all__ = ["CASES", "Case", "Expected", "identity", "keep", "noisy", "turn"]
 
 Example = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
@@ -109,11 +109,9 @@ def keep(net: Net, moved: Net, name: str) -> Net:
     return moved.load({**moved.tensors, name: net.tensors[name]})
 
 
-def swap(net: Net, name: str) -> Net:
-    """`net` with the first and the last slice of the tensor `name` exchanged, and nothing else."""
-    tensor = net.tensors[name].clone()
-    tensor[[0, -1]] = tensor[[-1, 0]]
-    return net.load({**net.tensors, name: tensor})
+def turn(net: Net, name: str) -> Net:
+    """`net` with the slices of the tensor `name` in reverse order, and nothing else moved."""
+    return net.load({**net.tensors, name: net.tensors[name].flip(0)})
 
 
 def identity(net: Net) -> Net:
@@ -395,6 +393,21 @@ def _():
         conv2=nn.Conv2d(5, 7, 3),
         bn2=nn.BatchNorm2d(7),
         fc=L(7, 3),
+    )
+
+
+@case("cnn_bn_inplace", reals(2, 2, 6, 6), E(5, kinds="PRS"), E(7, kinds="PRS"))
+def _():
+    return nn.Sequential(
+        nn.Conv2d(2, 5, 3, bias=False),
+        nn.BatchNorm2d(5),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(5, 7, 3, bias=False),
+        nn.BatchNorm2d(7),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        L(7, 3),
     )
 
 
@@ -930,7 +943,7 @@ def _():
     return fused(lambda y: y.view(2, 4, 3, 15).transpose(1, 2).chunk(3, dim=-1))
 
 
-@case("attention_eights", reals(8, 8, 8), *block_group(8, 8, 8, 8))
+@case("attention_eights", reals(8, 8, 8), *block_group(8, 8, 8, 8), inert=("attend.k.bias",))
 def _():
     def f(m, x):
         q, k, v = (heads_first(part(x), 8) for part in (m.q, m.k, m.v))

@@ -10,18 +10,37 @@ from importlib import import_module
 from typing import Any
 
 _CONTENTS = {
+    # a point, a vector
     "net": ["Net", "Weights", "WeightspaceError", "ArchitectureMismatch"],
+    # what we look through
+    "task": ["Task", "accuracy", "gradient"],
+    "datasets": ["digits", "mnist", "fashion_mnist", "cifar10"],
+    "checkpoint": ["Checkpoint", "CheckpointError"],
+    # the group
+    "symmetry": ["Symmetry", "SymmetryError", "mean", "repair", "reset_statistics"],
+    # how far
+    "metric": ["Euclidean"],
+    "distance": ["euclidean", "functional", "layerwise", "modulo"],
+    # curves of networks
+    "path": ["Path", "curve", "line", "swa"],
+    "plane": ["Plane", "plane"],
 }
 _HOME = {name: room for room, names in _CONTENTS.items() for name in names}
+_ROOMS = [room for room in _CONTENTS if room not in _HOME]
 
-__all__ = sorted(_HOME)
+__all__ = sorted([*_HOME, *_ROOMS])
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(import_module(f"weightspace.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'weightspace' has no attribute {name!r}")
+        value = getattr(import_module(f"weightspace.{_HOME[name]}"), name)
+    elif name in _ROOMS:
+        value = import_module(f"weightspace.{name}")
+    else:
+        raise AttributeError(f"module 'weightspace' has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

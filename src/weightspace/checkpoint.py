@@ -158,8 +158,12 @@ def _some(names: Iterable[object]) -> str:
     return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
 
 
+def _count(number: int) -> str:
+    return f"{number:,}" if number < 10**20 else "10^20 or more"
+
+
 def _shape(sizes: Iterable[int]) -> str:
-    shown = [str(n) if n < 10**20 else "10^20 or more" for n in sizes]
+    shown = [_count(n).replace(",", "") for n in sizes]
     return f"[{', '.join(shown[:8])}{', ...' if len(shown) > 8 else ''}]"
 
 
@@ -361,7 +365,7 @@ def _torch(path: Path) -> _Opened:
     except (CheckpointError, OSError):
         raise
     except Exception as error:
-        why = f"{type(error).__name__}: {error}"[:200]
+        why = str(error)[:200] or type(error).__name__
         raise _error(path, f"damaged, or not a state dict that torch.save wrote ({why})") from error
     return _unwrap(path, loaded)
 
@@ -391,8 +395,9 @@ def _audit_zip(path: Path) -> None:
     for key, storage in audit.claimed.items():
         held = sizes.get(f"data/{key}", 0)
         if storage.nbytes > held:
-            claim = f"{_shape([storage.nbytes])} bytes"
-            raise _error(path, f"storage {key!r} claims {claim}, its record has {held:,}")
+            raise _error(
+                path, f"storage {key!r} claims {_count(storage.nbytes)} bytes, its record has {held:,}"
+            )
 
 
 def _audit_legacy(path: Path) -> None:
@@ -410,7 +415,7 @@ def _audit_legacy(path: Path) -> None:
         raise _error(path, "the data that its tensors claim is not there")
     claimed = sum(storage.nbytes + 8 for storage in audit.claimed.values())
     if claimed > left:
-        raise _error(path, f"its tensors claim {_shape([claimed])} bytes, the file has {left:,} for them")
+        raise _error(path, f"its tensors claim {_count(claimed)} bytes, the file has {left:,} for them")
 
 
 class _Global(NamedTuple):
@@ -560,10 +565,13 @@ class _Audit:
         extent = 0
         if numel:
             extent = 1 + offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        if max(numel, extent) * itemsize > storage.nbytes or not _plausible(size):
-            seen = f"a tensor claims {_shape(size)} with strides {_shape(stride)}"
-            held = f"its storage has {_shape([storage.nbytes])} bytes"
-            raise _error(self.path, f"{seen}, {held}", "save contiguous tensors (.clone())")
+        needed = max(numel, extent) * itemsize
+        if needed > storage.nbytes or not _plausible(size):
+            seen = f"a tensor claims {_shape(size)}, {_count(needed)} bytes"
+            held = f"of a storage of {_count(storage.nbytes)}"
+            raise _error(
+                self.path, f"{seen}, {held}", "save contiguous tensors, expanded ones after .clone()"
+            )
         return _TENSOR
 
 
@@ -581,11 +589,16 @@ def _unwrap(path: Path, loaded: Any) -> _Opened:
         notes.append(f"took {nest!r}" + (f", left out {_some(left)}" if left else ""))
         loaded = loaded[nest]
     if not isinstance(loaded, dict) or not any(isinstance(item, Tensor) for item in loaded.values()):
-        seen = f"only {_some(loaded) or 'an empty mapping'}" if isinstance(loaded, dict) else type(loaded).__name__
+        seen = (
+            f"only {_some(loaded) or 'an empty mapping'}"
+            if isinstance(loaded, dict)
+            else type(loaded).__name__
+        )
         raise _error(path, f"no tensors under names, but {seen}", "save module.state_dict() alone")
     for name, item in loaded.items():
         if not isinstance(name, str) or not isinstance(item, (Tensor, str, int, float)):
-            raise _error(path, f"{name!r:.80} is a {type(item).__name__}, not a tensor", _SAFE)
+            seen = f"entry {name!r:.80} is a {type(item).__name__}, wanted a tensor under a text name"
+            raise _error(path, seen, "save module.state_dict() alone")
     named = {name: item for name, item in loaded.items() if isinstance(item, Tensor)}
     for name, tensor in named.items():
         _dense(path, name, tensor)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -14,6 +14,8 @@ from torch import Tensor
 from weightspace.net import Net, WeightspaceError
 
 if TYPE_CHECKING:
+    from weightspace.symmetry import Symmetry
+    from weightspace.symmetry.group import Block, Group
     from weightspace.task import Task
 
 __all__ = ["Interval", "TensorDistance", "euclidean", "functional", "layerwise", "modulo"]
@@ -129,29 +131,9 @@ class Interval:
         return f"[{self.lower:.3g}, {self.upper:.3g}]"
 
 
-@runtime_checkable
-class Group(Protocol):
-    """What `modulo` needs of a symmetry group."""
-
-    @property
-    def axes(self) -> Iterable[Any]:
-        """The axes, each with its `kinds` of move."""
-        ...
-
-    def moved(self, name: str) -> set[int]:
-        """The dimensions of the tensor `name` that any axis indexes."""
-        ...
-
-    def balance(self, net: Net) -> Net:
-        """The network of least norm among those that positive scales make of `net`."""
-        ...
-
-    def align(self, net: Net, *, to: Net) -> Net:
-        """A g(net) near `to`."""
-        ...
-
-
-def modulo(group: Group, distance: Callable[[Net, Net], float] = euclidean) -> Callable[[Net, Net], Interval]:
+def modulo(
+    group: Symmetry, distance: Callable[[Net, Net], float] = euclidean
+) -> Callable[[Net, Net], Interval]:
     """d([a], [b]) = min_g d(a', g b') over the permutations and signs g, where a' is `group.balance(a)`.
 
     Finding the minimum is NP-hard, so the value is an interval. Its upper end is the distance that
@@ -166,6 +148,7 @@ def modulo(group: Group, distance: Callable[[Net, Net], float] = euclidean) -> C
 
     def between(a: Net, b: Net) -> Interval:
         a.check(b)
+        group.check(a)
         for net in (a, b):
             if bad := net.weights.unusable():
                 raise WeightspaceError(f"NaN or infinity in {bad[0]}; compare networks of finite weights")
@@ -180,39 +163,63 @@ def modulo(group: Group, distance: Callable[[Net, Net], float] = euclidean) -> C
 def lower_bound(group: Group, a: Net, b: Net) -> float:
     """A number that min_g |a - g b| over the permutations and signs g of `group` cannot undercut.
 
-    The sum over tensors of min_g |A - g B|^2 is below the min of the sum, and for one tensor the largest of
-    these is taken, all for any permutation and signs of each moved dimension: the whole of |A - B|^2 where
-    nothing moves; sum_i (sigma_i(A) - sigma_i(B))^2 for every unfolding into a matrix (Mirsky, "Symmetric
-    gauge functions and unitarily invariant norms", 1960) and for the slices at each position that stays (of a
+    The sum over blocks of min_g |A - g B|^2 is below the min of the sum, and for one block, whose moved
+    dimensions are taken to move freely, the largest of these is taken: the whole of |A - B|^2 where nothing
+    moves; sum_i (sigma_i(A) - sigma_i(B))^2 for every unfolding into a matrix (Mirsky, "Symmetric gauge
+    functions and unitarily invariant norms", 1960) and for the slices at each index that stays (position in a
     kernel); the cheapest assignment of slices to slices along a moved dimension, each sorted along the others
-    that move. Exact for a tensor of which one dimension moves freely. Above 2048 units a dimension is only
+    that move. Exact for a block of which one dimension moves freely. Above 2048 units a dimension is only
     compared by its sorted norms.
     """
-    signs = any("sign" in axis.kinds for axis in group.axes)
+    signed = {place.block for g in group.generators if g.kind == "sign" for place, _ in g.exponents}
     total = 0.0
     for name, tensor in a.weights.items():
-        other = b.weights[name]
-        total += _least(_exact(tensor), _exact(other), sorted(group.moved(name)), signs)
+        x, y = _exact(tensor).contiguous(), _exact(b.weights[name]).contiguous()
+        if name not in group.tensors:
+            total += float((x - y).square().sum())
+            continue
+        for number, block in group.blocks_of(name):
+            total += _least(_arranged(group, block, x), _arranged(group, block, y), number in signed)
     return math.sqrt(total)
 
 
-def _least(x: Tensor, y: Tensor, moved: list[int], signs: bool) -> float:
-    """A lower bound of |x - g y|^2 over the permutations (and signs) of the dimensions `moved`."""
+def _arranged(group: Group, block: Block, tensor: Tensor) -> Tensor:
+    """The block as (moved.., rest): one dimension for each set of leaves that moves on its own.
+
+    An axis over an outer one (channels in a head) moves as its outer index says, so the two make one
+    dimension.
+    """
+    moving = {axis.name for axis in group.axes}
+    together: list[set[int]] = []
+    for k, leaf in enumerate(block.leaves):
+        if leaf in moving:
+            outer = group[str(leaf)].over
+            joint = {k} | {j for j, other in enumerate(block.leaves) if other in outer}
+            for met in [part for part in together if part & joint]:
+                together.remove(met)
+                joint |= met
+            together.append(joint)
+    value = group.view(block, tensor)
+    order = [k for part in together for k in sorted(part)]
+    rest = [k for k in range(value.dim()) if k not in order]
+    sizes = [math.prod(value.shape[k] for k in part) for part in together]
+    return value.permute(order + rest).reshape(*sizes, math.prod(value.shape[k] for k in rest))
+
+
+def _least(x: Tensor, y: Tensor, signs: bool) -> float:
+    """A lower bound of |x - g y|^2 over the permutations (and signs) of every dimension but the last."""
+    moved, rest = x.dim() - 1, x.shape[-1]
     if not moved:
         return float((x - y).square().sum())
-    bounds = [_slices(x, y, dim, [d for d in moved if d != dim], signs) for dim in moved]
-    if len(moved) > 1:
-        unfoldings = moved[:1] if x.dim() == 2 else moved  # a matrix and its transpose have one spectrum
-        bounds += [_mirsky(_unfold(x, [dim]), _unfold(y, [dim])) for dim in unfoldings]
-    if len(moved) == 2 < x.dim():
-        bounds.append(_mirsky(_unfold(x, moved), _unfold(y, moved)))
+    unfoldings = [(x.movedim(d, 0), y.movedim(d, 0)) for d in range(moved)]
+    bounds = [_slices(p, q, signs) for p, q in unfoldings]
+    if moved > 1:
+        if (moved, rest) == (2, 1):  # a matrix and its transpose have one spectrum
+            unfoldings.pop()
+        bounds += [_mirsky(p.flatten(1), q.flatten(1)) for p, q in unfoldings]
+    if moved == 2 and rest > 1:
+        bounds.append(_mirsky(x.movedim(2, 0), y.movedim(2, 0)))
     return max(bounds)
-
-
-def _unfold(x: Tensor, front: list[int]) -> Tensor:
-    """A matrix (front, rest); for two dimensions a stack of matrices, one at each position of the rest."""
-    x = x.movedim(front, list(range(len(front)))).flatten(len(front))
-    return x if len(front) == 1 else x.movedim(-1, 0)
 
 
 def _mirsky(x: Tensor, y: Tensor) -> float:
@@ -222,29 +229,24 @@ def _mirsky(x: Tensor, y: Tensor) -> float:
     return float((torch.linalg.svdvals(x) - torch.linalg.svdvals(y)).square().sum())
 
 
-def _slices(x: Tensor, y: Tensor, dim: int, others: list[int], signs: bool) -> float:
-    """min_P sum_i |x_i - y_P(i)|^2 of the slices along `dim`, each sorted along the `others` that move."""
-    x, y = _canonical(x, dim, others, signs), _canonical(y, dim, others, signs)
-    n = len(x)
-    if x.shape[1] == 1:
-        if signs:
-            x, y = x.abs(), y.abs()
-        return float((x.sort(0).values - y.sort(0).values).square().sum())
-    if n > _LARGEST:
-        return float((x.norm(dim=1).sort().values - y.norm(dim=1).sort().values).square().sum())
+def _slices(x: Tensor, y: Tensor, signs: bool) -> float:
+    """min_P sum_i |x_i - y_P(i)|^2 of slices (i, moved.., rest), each sorted along what else moves."""
+    n, alone = len(x), x.dim() == 2
+    if not alone:
+        x, y = (_sorted(t.abs() if signs else t) for t in (x, y))
+    if x.shape[1] == 1 or n > _LARGEST:
+        if x.shape[1] > 1:
+            x, y = x.norm(dim=1, keepdim=True), y.norm(dim=1, keepdim=True)
+        x, y = (_sorted((t.abs() if signs else t)[None]) for t in (x, y))
+        return float((x - y).square().sum())
     inner = x @ y.T
-    free = signs and not others
+    free = signs and alone
     rows, columns = linear_sum_assignment((inner.abs() if free else inner).numpy(), maximize=True)
     x, y = x[rows], y[columns]
     apart = (x - y).square().sum(1)
     return float((torch.minimum(apart, (x + y).square().sum(1)) if free else apart).sum())
 
 
-def _canonical(x: Tensor, dim: int, others: list[int], signs: bool) -> Tensor:
-    """A row for each slice along `dim`, the same however the `others` are permuted (and signs flipped)."""
-    x = x.movedim([dim, *others], list(range(1 + len(others))))
-    n, count = x.shape[0], math.prod(x.shape[1 : 1 + len(others)])
-    x = x.reshape(n, count, -1)
-    if others:
-        x = (x.abs() if signs else x).sort(dim=1).values
-    return x.flatten(1)
+def _sorted(x: Tensor) -> Tensor:
+    """(n, moved.., rest) as a matrix of n rows, the same however the moved dimensions are permuted."""
+    return x.reshape(len(x), -1, x.shape[-1]).sort(dim=1).values.flatten(1)

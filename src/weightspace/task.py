@@ -8,6 +8,7 @@ d_Y is the `metric`, Sigma the `aggregate`, and t runs over the examples; both a
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -84,17 +85,19 @@ class Task:
         return self._metric
 
     def __len__(self) -> int:
-        """The number of inputs. Raises `TaskError` if that is not known before they are read."""
+        """The number of inputs; a loader that does not tell it is read once to count them."""
         return len(self._source)
 
     def __bool__(self) -> bool:
         return True
 
     def __repr__(self) -> str:
-        try:
-            size = f"{len(self):,}"
-        except TaskError:
-            size = "?"
+        parts = getattr(self._source, "parts", [self._source])
+        size = (
+            "?"
+            if any(isinstance(part, _Loader) and part.size is None for part in parts)
+            else f"{len(self):,}"
+        )
         metric = _name(self._metric or "default metric")
         return f"Task({size} examples, {metric}, {_name(self.aggregate)})"
 
@@ -246,7 +249,8 @@ class Task:
         if not isinstance(other, Task):
             return NotImplemented
         self._check(other)
-        return self._with(_Joined([self._source, other._source]), self.metric)
+        parts = [part for task in (self, other) for part in getattr(task._source, "parts", [task._source])]
+        return self._with(_Joined(parts), self.metric)
 
     def toward(self, other: Task, t: float) -> Task:
         """Examples (1 - t) x_a + t x_b paired by index, with labels (1 - t) y_a + t y_b, for t in [0, 1].
@@ -265,6 +269,8 @@ class Task:
 
     def split(self, fraction: float, seed: int) -> tuple[Task, Task]:
         """Two disjoint tasks: round(fraction n) examples drawn at random, and the others, each in order."""
+        if isinstance(self._source, _Loader):
+            raise TaskError("a DataLoader cannot be split; give Task(loader.dataset), or take(n) of it first")
         n = len(self)
         first = round(fraction * n) if 0 < fraction < 1 else 0
         if not 0 < first < n:
@@ -276,11 +282,14 @@ class Task:
         return self._with(mine), self._with(rest)
 
     def take(self, n: int, seed: int | None = None) -> Task:
-        """The first n examples, or n drawn at random from `seed`, in order."""
+        """The first n examples, or n drawn at random from `seed`, in order; all where there are fewer.
+
+        Those of a loader are held in memory.
+        """
         if seed is None and isinstance(self._source, _Loader):
             return self._with(self._gathered(n))
-        if not 0 < n <= len(self):
-            raise TaskError(f"asked for {n} of {len(self)} examples")
+        if n < 1:
+            raise TaskError(f"asked for {n} examples; ask for 1 or more")
         order = torch.arange(len(self)) if seed is None else _shuffled(len(self), seed)
         return self._with(self._source.pick(order[:n].sort()[0]))
 
@@ -309,16 +318,15 @@ def gradient(goal: Task | Callable[[Net], Tensor], net: Net) -> Weights:
     An aggregate that does not stream ("linf", a function) costs one forward pass more. Raises `TaskError` for
     a goal that is not a differentiable 0-d tensor.
     """
-    leaf = net.at(
-        _checked(net).weights.map(lambda w: w.detach().clone().requires_grad_(w.is_floating_point()))
-    )
     factor = torch.ones(())
     with torch.enable_grad():
+        vector = _checked(net).weights.map(lambda w: w.detach().clone().requires_grad_(w.is_floating_point()))
+        leaf = net.at(vector)
         if isinstance(goal, Task):
             factor = goal._backward(leaf)
         else:
             _descend(goal(leaf))
-    return leaf.weights.map(lambda w: torch.zeros_like(w) if w.grad is None else w.grad * factor.to(w))
+    return vector.map(lambda w: torch.zeros_like(w) if w.grad is None else w.grad * factor.to(w))
 
 
 def logits(raw: Any) -> Tensor:
@@ -448,16 +456,19 @@ class _Loader:
 
     def __init__(self, loader: Iterable[Any]) -> None:
         self.loader = loader
+        self.size: int | None = None
+        sampler: Any = getattr(loader, "sampler", None)
+        ragged = getattr(loader, "drop_last", True) or getattr(loader, "batch_size", None) is None
+        if hasattr(sampler, "__len__") and not ragged:
+            self.size = len(sampler)
 
     def __len__(self) -> int:
-        sampler: Any = getattr(self.loader, "sampler", None)
-        unknown = getattr(self.loader, "drop_last", True) or getattr(self.loader, "batch_size", None) is None
-        if unknown or not hasattr(sampler, "__len__"):
-            raise TaskError("the number of examples of a loader is not known before it is read")
-        return len(sampler)
+        if self.size is None:
+            self.size = sum(len(_leaves(x)[0]) for x, _ in self.batches(0))
+        return self.size
 
-    def pick(self, index: Any) -> Any:
-        raise TaskError("examples of a DataLoader cannot be picked; give Task(loader.dataset) or take(n)")
+    def pick(self, index: Tensor) -> _Joined:
+        return _picked(itertools.starmap(_Arrays, self.batches(0)), index)
 
     def batches(self, size: int) -> Iterator[tuple[Any, Tensor | None]]:
         return map(_pair, self.loader)
@@ -473,16 +484,21 @@ class _Joined:
         return sum(map(len, self.parts))
 
     def pick(self, index: Tensor) -> _Joined:
-        picked, start = [], 0
-        for part in self.parts:
-            inside = index[(index >= start) & (index < start + len(part))] - start
-            picked += [part.pick(inside)] if len(inside) else []
-            start += len(part)
-        return _Joined(picked)
+        return _picked(self.parts, index)
 
     def batches(self, size: int) -> Iterator[tuple[Any, Tensor | None]]:
         for part in self.parts:
             yield from part.batches(size)
+
+
+def _picked(parts: Iterable[Any], index: Tensor) -> _Joined:
+    """The examples of that ascending `index` in parts that are read one after the other."""
+    picked, start = [], 0
+    for part in parts:
+        inside = index[(index >= start) & (index < start + len(part))] - start
+        picked += [part.pick(inside)] if len(inside) else []
+        start += len(part)
+    return _Joined(picked)
 
 
 def _source(inputs: Any, labels: Any, size: int) -> Any:

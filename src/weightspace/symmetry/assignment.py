@@ -37,6 +37,9 @@ _CANDIDATES = (16, 64)
 _TEMPERATURE = 0.3
 _SWEEPS = 10
 _WARM_SWEEPS = 2
+_STRIDE = 4
+_ROUNDS = 8
+_CROWDED = 512
 _BLOCK = 1 << 17
 _ROUNDING = 16 * float(np.finfo(np.float64).eps)
 
@@ -76,14 +79,8 @@ def assign(gain: np.ndarray | Tensor, warm: Duals | None = None) -> tuple[Int[np
     v = _sinkhorn(matrix, scale, warm)
     duals = Duals(_row_duals(matrix, v), v)
     for candidates in _CANDIDATES:
-        graph = _Graph.of(matrix, duals, min(candidates, len(matrix)))
-        pi = graph.matching()
-        v = None if pi is None else graph.column_duals(pi)
-        if pi is None or v is None:
-            continue
-        duals = Duals(_row_duals(matrix, duals.v - v), duals.v - v)
-        size = scale + float(duals.v.abs().max())
-        if duals.gap(matrix, pi) <= _ROUNDING * size * len(matrix):
+        pi, duals = _proved(matrix, duals, _select(matrix, duals, candidates), scale)
+        if pi is not None:
             return pi, duals
     return _dense(matrix, duals), duals
 
@@ -97,6 +94,26 @@ def assign_many(gains: np.ndarray | Tensor) -> Int[np.ndarray, "k n"]:
     return np.stack(solved) if solved else np.empty((0, family.shape[-1]), dtype=np.int64)
 
 
+def _proved(matrix: Tensor, duals: Duals, edges: Tensor, scale: float) -> tuple[np.ndarray | None, Duals]:
+    """The best matching along `edges`, more edges added until its duals hold for all of G; None if that fails."""
+    for _ in range(_ROUNDS):
+        if len(edges) > _CROWDED * len(matrix):
+            break
+        graph = _Graph.of(matrix, duals, edges)
+        pi = graph.matching()
+        y = None if pi is None else graph.column_duals(pi)
+        if pi is None or y is None:
+            break
+        v = duals.v - y
+        tight = _picked(matrix, pi) - v[torch.from_numpy(pi)]
+        u, missing = _price(matrix, tight, v)
+        duals = Duals(u, v)
+        if duals.gap(matrix, pi) <= _ROUNDING * (scale + float(v.abs().max())) * len(matrix):
+            return pi, duals
+        edges = torch.cat([edges, missing]).unique()
+    return None, duals
+
+
 class _Graph(NamedTuple):
     """A sparse part of the reduced costs c_ij = u_i + v_j - G_ij >= 0, its edges ordered by row."""
 
@@ -106,15 +123,11 @@ class _Graph(NamedTuple):
     size: int
 
     @classmethod
-    def of(cls, matrix: Tensor, duals: Duals, candidates: int) -> _Graph:
-        """The edges that are among the cheapest `candidates` of their row or of their column."""
-        size = len(matrix)
-        near = _cheapest(matrix, duals.v, candidates) + torch.arange(size)[:, None] * size
-        back = _cheapest(matrix.T, duals.u, candidates) * size + torch.arange(size)[:, None]
-        edges = torch.cat([near.flatten(), back.flatten()]).unique()
-        rows, columns = edges // size, edges % size
+    def of(cls, matrix: Tensor, duals: Duals, edges: Tensor) -> _Graph:
+        """The graph of the `edges`, given as i n + j in ascending order."""
+        rows, columns = edges // len(matrix), edges % len(matrix)
         costs = (duals.u[rows] + duals.v[columns]).sub_(matrix[rows, columns]).clamp_(min=0)
-        return cls(rows.numpy(), columns.numpy(), costs.numpy(), size)
+        return cls(rows.numpy(), columns.numpy(), costs.numpy(), len(matrix))
 
     def matching(self) -> np.ndarray | None:
         """The permutation of least cost along the edges, or None where there is no permutation at all."""
@@ -175,16 +188,40 @@ def _row_duals(matrix: Tensor, v: Tensor) -> Tensor:
     return torch.cat([block.amax(1) for _, block in _reduced(matrix, v)])
 
 
-def _cheapest(matrix: Tensor, v: Tensor, count: int) -> Tensor:
-    """For every row i the `count` columns of least u_i + v_j - G_ij."""
-    found = [torch.topk(block, count, dim=1, sorted=False).indices for _, block in _reduced(matrix, v)]
-    return torch.cat(found)
+def _price(matrix: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """The least u that is feasible with v, and the edges where the given u is not."""
+    least, edges = [], []
+    for part, block in _reduced(matrix, v):
+        top = block.amax(1)
+        least.append(top)
+        over = (top > u[part]).nonzero().flatten()
+        row, column = (block[over] > u[part][over, None]).nonzero(as_tuple=True)
+        edges.append((over[row] + part.start) * len(matrix) + column)
+    return torch.cat(least), torch.cat(edges)
+
+
+def _select(matrix: Tensor, duals: Duals, count: int) -> Tensor:
+    """About the `count` edges of least reduced cost of every row and of every column, as i n + j in order."""
+    u, v = duals
+    by_row = _quantile(matrix, v, count)
+    by_column = _quantile(matrix.T, u, count) - v
+    edges = []
+    for part, block in _reduced(matrix, v):
+        row, column = (block >= torch.minimum(by_row[part, None], u[part, None] + by_column)).nonzero(as_tuple=True)
+        edges.append((row + part.start) * len(matrix) + column)
+    return torch.cat(edges)
+
+
+def _quantile(matrix: Tensor, v: Tensor, count: int) -> Tensor:
+    """For every row i about the `count`-th largest G_ij - v_j, from every fourth column."""
+    sample = _reduced(matrix[:, ::_STRIDE], v[::_STRIDE])
+    return torch.cat([torch.topk(block, count // _STRIDE, dim=1).values[:, -1] for _, block in sample])
 
 
 def _reduced(matrix: Tensor, v: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """G_ij - v_j in float64, some rows at a time in one buffer small enough for the cache."""
-    step = max(1, min(len(matrix), _BLOCK // len(matrix)))
-    buffer = torch.empty((step, len(matrix)), dtype=torch.float64)
+    step = max(1, min(len(matrix), _BLOCK // matrix.shape[1]))
+    buffer = torch.empty((step, matrix.shape[1]), dtype=torch.float64)
     for start in range(0, len(matrix), step):
         part = slice(start, min(start + step, len(matrix)))
         yield part, torch.sub(matrix[part], v, out=buffer[: part.stop - part.start])
@@ -208,7 +245,7 @@ def _matrix(gain: np.ndarray | Tensor) -> Tensor:
 
 def _scale(matrix: Tensor) -> float:
     """max |G_ij|, or an error unless every entry is finite."""
-    scale = float(torch.linalg.vector_norm(matrix, torch.inf)) if len(matrix) else 0.0
+    scale = max(map(abs, map(float, matrix.aminmax()))) if len(matrix) else 0.0
     if not np.isfinite(scale):
         raise AssignmentError("gains hold NaN or infinity; look for them in the weights with `weights.unusable()`")
     return scale

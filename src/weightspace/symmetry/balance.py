@@ -3,7 +3,8 @@
 For scale generators k with factors exp(t_k[x]), |g w|^2 = sum_j n_j exp(2 sum_k e_jk t_k) is convex in t, strictly where
 no unit is dead, so that the minimum is one point per orbit (Rueger and Ossen, The metric structure of weight space,
 1997; Stock, Graham, Gribonval and Jegou, Equi-normalization of neural networks, 2019). Coordinate descent with a Newton
-step per unit finds it. Generators that touch running statistics hold in evaluation mode only and are left alone.
+step per unit finds it. A scale with exponents of one sign only (a direction, as under weight normalisation) has no
+minimum: those places are brought to norm one. Generators that touch running statistics hold in evaluation mode only and are left alone.
 """
 
 from __future__ import annotations
@@ -81,6 +82,8 @@ def _newton(norms: Mapping[float, Tensor]) -> Tensor:
     """argmin_t sum_e n_e exp(2 e t), one t for every unit; 0 where a unit is dead on one side."""
     up = sum((n for e, n in norms.items() if e > 0), torch.zeros(()))
     down = sum((n for e, n in norms.items() if e < 0), torch.zeros(()))
+    if not any(e < 0 for e in norms) or not any(e > 0 for e in norms):
+        return _unit(norms)
     alive = (up > 0) & (down > 0)
     t = torch.where(alive, (down / up).log() / 4, torch.zeros((), dtype=torch.float64))
     if set(norms) <= {1.0, -1.0}:
@@ -94,3 +97,9 @@ def _newton(norms: Mapping[float, Tensor]) -> Tensor:
         if float(step.abs().max()) < 1e-14:
             break
     return t
+
+
+def _unit(norms: Mapping[float, Tensor]) -> Tensor:
+    total = sum(norms.values(), torch.zeros(()))
+    exponent = next(iter(norms))
+    return torch.where(total > 0, -total.clamp(min=1e-300).log() / (2 * exponent), torch.zeros_like(total))

@@ -66,7 +66,7 @@ class _Canon:
         self.tensors = {n: element.move(n, self.start[n]) for n in self.group.tensors if n in self.start}
 
     def run(self) -> Element:
-        signed = [g.axis for g in self.group.generators if g.kind == "sign" and not g.evaluation]
+        signed = [g.axis for g in self.group.generators if g.kind == "sign"]
         self._each([self.group[n] for n in dict.fromkeys(signed)], self._fix_signs, "its sign")
         by_coordinate = callable(self.key) or self.key in ("first", "linear")
         axes = sorted(self.group.permutable(), key=lambda a: -len(a.over))
@@ -116,29 +116,24 @@ class _Canon:
         return True
 
     def _fix_signs(self, axis: Axis) -> bool:
-        factors = {}
-        for k, generator in enumerate(self.group.generators):
-            if generator.axis != axis.name or generator.kind != "sign" or generator.evaluation:
+        """Flip so that as many places as there are generators have positive sums of cubes: parities modulo two."""
+        signs = [k for k, g in enumerate(self.group.generators) if g.axis == axis.name and g.kind == "sign"]
+        rows: dict[int, tuple[int, Tensor]] = {}
+        met = dict.fromkeys(p for k in signs for p, _ in self.group.generators[k].exponents)
+        for place in met:
+            if self.group.blocks[place.block].tensor not in self.tensors or not self._settled(axis, place, "sign"):
                 continue
-            usable = [
-                p
-                for p, _ in generator.exponents
-                if self.group.blocks[p.block].tensor in self.tensors
-                and self._settled(axis, p, "sign")
-                and self._alone(k, p)
-            ]
-            total = sum((self._rows(p).pow(3).sum(-1) for p in usable), torch.zeros(1, dtype=torch.float64))
-            size = sum((self._rows(p).abs().pow(3).sum(-1) for p in usable), torch.zeros(1, dtype=torch.float64))
+            entries = self._rows(place)
+            total, size = entries.pow(3).sum(-1), entries.abs().pow(3).sum(-1)
             if not bool((total.abs() > 1e-9 * size).all()):
-                return False
-            factors[k] = torch.where(total < 0, -1.0, 1.0).to(torch.float64)
+                continue
+            parity = sum(1 << i for i, k in enumerate(signs) if place in dict(self.group.generators[k].exponents))
+            _eliminate(rows, parity, total < 0)
+        if len(rows) < len(signs):
+            return False
+        factors = {signs[top]: 1.0 - 2.0 * bits.double() for top, (_, bits) in rows.items()}
         self._push(Element(self.group, self.group.identity().permutations, factors))
         return True
-
-    def _alone(self, k: int, place: Place) -> bool:
-        """Whether no other sign generator flips this place."""
-        acting = [j for j, _ in self.group.exponents_at[place.block, place.leaf] if self.group.generators[j].kind == "sign"]
-        return acting == [k]
 
     def _sort(self, axis: Axis) -> bool:
         values = self._values(axis)
@@ -179,6 +174,20 @@ class _Canon:
     def _sorted_sum(self, place: Place) -> Tensor:
         """A sum that does not depend on the order of its terms."""
         return self._rows(place).sort(-1).values.sum(-1)
+
+
+def _eliminate(rows: dict[int, tuple[int, Tensor]], parity: int, odd: Tensor) -> None:
+    """Add the equation <parity, c> = odd to a reduced system, keyed by its leading bit."""
+    for top, (other, bits) in rows.items():
+        if parity >> top & 1:
+            parity, odd = parity ^ other, odd ^ bits
+    if not parity:
+        return
+    lead = parity.bit_length() - 1
+    for top, (other, bits) in rows.items():
+        if other >> lead & 1:
+            rows[top] = (other ^ parity, bits ^ odd)
+    rows[lead] = (parity, odd)
 
 
 def _rounded(column: np.ndarray) -> np.ndarray:

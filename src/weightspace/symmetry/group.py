@@ -94,6 +94,7 @@ class Element:
     def __call__(self, point: Net | Weights) -> Net | Weights:
         """g w. A Net moves with its state; a vector of Weights moves linearly."""
         if isinstance(point, Net):
+            self.group.check(point)
             return Net(point.architecture, self(point.weights), self(point.state))
         new = point.clone()
         for name in self.group.tensors:
@@ -318,6 +319,11 @@ class Group:
     def check(self, net: Net) -> None:
         """Raise `SymmetryError` unless the group belongs to this net's architecture."""
         tensors = net.tensors
+        if self.fingerprint and self.fingerprint != net.fingerprint:
+            raise SymmetryError(
+                f"the group was read from another architecture than this {type(net.architecture).__name__}; "
+                "read the symmetry of this one"
+            )
         missing = [name for name in self.shapes if name not in tensors]
         if missing:
             raise SymmetryError(f"the group moves {missing[0]}, which this network does not have; read its own symmetry")

@@ -130,6 +130,8 @@ def members(atom: Atom) -> dict[tuple[Atom, int], Atom]:
         old, atom.members = atom.members, {}
         for (key, i), child in old.items():
             _adopt(atom, root(key), i, child)
+    if any(root(child) is atom for child in atom.members.values()):
+        atom.members = {at: child for at, child in atom.members.items() if root(child) is not atom}
     return atom.members
 
 

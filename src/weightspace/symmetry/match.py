@@ -211,34 +211,24 @@ class Matching:
         return Element(self.group, permutations, factors)
 
     def _with_inner(self, axis: Axis, inner: list[Axis]) -> tuple[Element | None, bool]:
-        """Assign units of an outer axis, each pair at the value of its own best inner assignments."""
-        held = {n for z in inner for n, _ in self.of_axis[z.name]}
-        value = sum(
-            (
-                self._rows(self.fixed[self.terms.blocks[n].tensor], n, leaf)
-                @ self._rows(self.moving[self.terms.blocks[n].tensor], n, leaf).mT
-                for n, leaf in self.of_axis[axis.name]
-                if n not in held
-            ),
-            torch.zeros(()),
-        )
-        solved = {}
+        """Assign units of an outer axis, each pair at the value of its own best inner assignments and signs."""
+        own = self.signs[axis.name][:4]
+        options = [self._pair_values(axis, inner, _chosen(own, code)) for code in range(1 << len(own))]
+        worth, code = torch.stack([value for value, _ in options]).max(0)
+        outer = self._assignment(axis, worth)
+        flips: dict[str, Tensor | None] = {axis.name: code.gather(2, outer[..., None]).squeeze(2) if own else None}
+        tables = {axis.name: outer}
         for z in inner:
-            gain = self._pairs(axis, z)
-            rows, h, _, d, _ = gain.best.shape
-            flat = gain.reshaped(rows * h * h, d)
-            table = torch.as_tensor(assign_many(flat.best)) if "permutation" in z.kinds else _still(flat.best)
-            worth = flat.best.gather(2, table[..., None])[..., 0].sum(-1).reshape(rows, h, h)
-            value = value + worth
-            bits = flat.flips(table)
-            solved[z.name] = (table.reshape(rows, h, h, d), None if bits is None else bits.reshape(rows, h, h, d))
-        outer = self._assignment(axis, value)
-        tables, flips = {axis.name: outer}, {axis.name: None}
-        for z in inner:
-            table, bits = solved[z.name]
             at = outer[..., None, None].expand(*outer.shape, 1, z.size)
-            tables[z.name] = table.gather(2, at).squeeze(2).reshape(-1, z.size)
-            flips[z.name] = None if bits is None else bits.gather(2, at).squeeze(2).reshape(-1, z.size)
+            picks = code.gather(2, outer[..., None])[None, ..., None].expand(1, *at.shape)
+
+            def pick(solved: list[Tensor], at: Tensor = at, picks: Tensor = picks) -> Tensor:
+                rows = torch.stack([table.gather(2, at) for table in solved])
+                return rows.gather(0, picks)[0].squeeze(2).flatten(0, 1)
+
+            tables[z.name] = pick([solved[z.name][0] for _, solved in options])
+            signed = bool(self.signs[z.name]) and options[0][1][z.name][1] is not None
+            flips[z.name] = pick([solved[z.name][1] for _, solved in options]) if signed else None  # type: ignore[misc]
         delta = self._element(tables, flips)
         still = self.group.identity().permutations
         same = all(torch.equal(t, still[n]) for n, t in delta.permutations.items())
@@ -246,19 +236,49 @@ class Matching:
             return None, True
         return delta, False
 
-    def _pairs(self, axis: Axis, z: Axis) -> _Gain:
+    def _pair_values(
+        self, axis: Axis, inner: list[Axis], on: frozenset[int]
+    ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor | None]]]:
+        """value[row, h, g] of putting b's outer index g at a's h with the signs `on`, and the inner moves for it."""
+        held = {n for z in inner for n, _ in self.of_axis[z.name]}
+        rows = math.prod(self.group.sizes(axis)[:-1])
+        value = torch.zeros(rows, axis.size, axis.size)
+        for n, leaf in self.of_axis[axis.name]:
+            if n not in held:
+                name = self.terms.blocks[n].tensor
+                gram = self._rows(self.fixed[name], n, leaf) @ self._rows(self.moving[name], n, leaf).mT
+                value = value + self._parity(n, leaf, on) * gram
+        solved: dict[str, tuple[Tensor, Tensor | None]] = {}
+        for z in inner:
+            gain = self._pairs(axis, z, on)
+            shape = (rows, axis.size, axis.size, z.size)
+            flat = gain.reshaped(math.prod(shape[:3]), z.size)
+            table = torch.as_tensor(assign_many(flat.best)) if "permutation" in z.kinds else _still(flat.best)
+            value = value + flat.best.gather(2, table[..., None])[..., 0].sum(-1).reshape(shape[:3])
+            bits = flat.flips(table)
+            solved[z.name] = (table.reshape(shape), None if bits is None else bits.reshape(shape))
+        return value, solved
+
+    def _parity(self, number: int, leaf: int, on: frozenset[int]) -> float:
+        parity = self.terms.parities[number]
+        return -1.0 if parity is not None and len(on & parity.get(leaf, frozenset())) % 2 else 1.0
+
+    def _pairs(self, axis: Axis, z: Axis, on: frozenset[int]) -> _Gain:
         """gain[row, h, g, x, y]: unit y of b's outer index g put at unit x of a's outer index h."""
         grams: dict[frozenset[int] | None, Tensor] = {}
         for number, leaf in self.of_axis[z.name]:
-            parity = self.terms.parities[number]
+            block, parity = self.terms.blocks[number], self.terms.parities[number]
             key = None if parity is None else parity.get(leaf, frozenset())
-            name = self.terms.blocks[number].tensor
             shape = (-1, axis.size, z.size)
-            a, b = (self._rows(t[name], number, leaf) for t in (self.fixed, self.moving))
+            a, b = (self._rows(t[block.tensor], number, leaf) for t in (self.fixed, self.moving))
             a, b = a.reshape(*shape, a.shape[-1]), b.reshape(*shape, b.shape[-1])
-            gram = torch.einsum("rhxk,rgyk->rhgxy", a, b)
+            gram = self._parity(number, block.leaves.index(axis.name), on) * torch.einsum("rhxk,rgyk->rhgxy", a, b)
             grams[key] = grams[key] + gram if key in grams else gram
         return _Gain.of(grams, self.signs[z.name])
+
+
+def _chosen(signs: list[int], code: int) -> frozenset[int]:
+    return frozenset(k for i, k in enumerate(signs) if code >> i & 1)
 
 
 @dataclass
@@ -368,6 +388,9 @@ def match(
     return _Search(group, net, to, features, score, seed).run(method)
 
 
+_BALANCED = 1e-8
+_RESTARTS = 10
+_SMALL = 200_000
 METHODS = ("activations", "activations+weights", "weights", "frank-wolfe")
 
 
@@ -384,7 +407,7 @@ class _Search:
         seed: int,
     ) -> None:
         self.group, self.net, self.to, self.score, self.seed = group, net, to, score, seed
-        self.into, self.onto = balancing(group, net.weights), balancing(group, to.weights)
+        self.into, self.onto = (balancing(group, n.weights, _BALANCED) for n in (net, to))
         self.terms = weight_terms(group, self.onto(to), self.into(net))
         self.features = features
         self.found: dict[str, Element] = {}
@@ -424,7 +447,20 @@ class _Search:
         return min(candidates, key=lambda c: (c.barrier, -c.objective))
 
     def _weights(self) -> Element:
-        return coordinate_descent(self.group, self.terms, seed=self.seed)
+        """Coordinate descent; a small problem is begun again elsewhere until the bound |a| |b| is met."""
+        a, b = self.terms.fixed.values(), self.terms.moving.values()
+        bound = math.sqrt(sum(float(t.square().sum()) for t in a) * sum(float(t.square().sum()) for t in b))
+        best, value = self.group.identity(), -math.inf
+        tries = _RESTARTS if sum(t.numel() for t in a) <= _SMALL else 1
+        for k in range(tries):
+            start = self.group.sample(self.seed + k, ("permutation",)) if k else None
+            matching = Matching(self.group, self.terms, start)
+            element, reached = matching.run(self.seed + k), matching.objective()
+            if reached > value:
+                best, value = element, reached
+            if value >= (1 - 1e-6) * bound:
+                break
+        return best
 
     def _activations(self) -> Element:
         assert self.features is not None

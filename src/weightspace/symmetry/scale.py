@@ -8,6 +8,7 @@ the null space, reduced to simple fractions.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -19,31 +20,43 @@ from weightspace.symmetry.group import Generator, Group, Place
 from weightspace.symmetry.trace import Trace, arguments, math_attention
 from weightspace.symmetry.verify import Probe
 
-__all__ = ["place_slopes", "scale_generators"]
+__all__ = ["Slope", "place_slopes", "scale_generators"]
 
 _SPARE = 8
 _DEAD = 1e-11
 _MOST_PASSES = 24
 
 
-def place_slopes(group: Group, graph: Trace, probe: Probe) -> dict[str, dict[Place, np.ndarray]]:
-    """axis -> place -> <d(r . f)/dw, w> for every unit and random projection r; places without effect are left out."""
+@dataclass(frozen=True)
+class Slope:
+    """Of one place: <d(r . f)/dw, w> for every unit and random projection r, and the size of the terms summed."""
+
+    values: np.ndarray
+    size: float
+
+
+def place_slopes(group: Group, graph: Trace, probe: Probe) -> dict[str, dict[Place, Slope]]:
+    """axis -> place -> slope; places without effect are left out."""
     passes = 2
     for axis in group.every:
         units = int(np.prod(group.sizes(axis)))
         passes = max(passes, -(-(len(group.places[axis.name]) + _SPARE) // units))
-    rows: dict[Place, list[Tensor]] = {}
+    rows: dict[Place, list[tuple[Tensor, float]]] = {}
     for seed in range(min(passes, _MOST_PASSES)):
         _backward(group, graph, probe, seed, rows)
-    slopes: dict[str, dict[Place, np.ndarray]] = {}
+    slopes: dict[str, dict[Place, Slope]] = {}
     for axis in group.every:
-        columns = {p: torch.cat(rows[p]).numpy() for p in group.places[axis.name] if p in rows}
-        largest = max((np.abs(c).max(initial=0.0) for c in columns.values()), default=0.0)
-        slopes[axis.name] = {p: c for p, c in columns.items() if np.abs(c).max(initial=0.0) > _DEAD * largest}
+        met = {
+            p: Slope(torch.cat([v for v, _ in rows[p]]).numpy(), sum(s for _, s in rows[p]))
+            for p in group.places[axis.name]
+            if p in rows
+        }
+        largest = max((slope.size for slope in met.values()), default=0.0)
+        slopes[axis.name] = {p: slope for p, slope in met.items() if slope.size > _DEAD * largest}
     return slopes
 
 
-def _backward(group: Group, graph: Trace, probe: Probe, seed: int, rows: dict[Place, list[Tensor]]) -> None:
+def _backward(group: Group, graph: Trace, probe: Probe, seed: int, rows: dict[Place, list[tuple[Tensor, float]]]) -> None:
     leaves = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in probe.net.tensors.items()}
 
     def reduce(name: str) -> Any:
@@ -54,7 +67,8 @@ def _backward(group: Group, graph: Trace, probe: Probe, seed: int, rows: dict[Pl
                 value = group.view(block, product)
                 for k, axis in enumerate(block.leaves):
                     if isinstance(axis, str):
-                        rows.setdefault(Place(number, k), []).append(group.gather(value, block, k).flatten().cpu())
+                        table = group.gather(value, block, k).flatten().cpu()
+                        rows.setdefault(Place(number, k), []).append((table, float(value.square().sum().sqrt())))
 
         return hook
 
@@ -75,31 +89,33 @@ def _backward(group: Group, graph: Trace, probe: Probe, seed: int, rows: dict[Pl
         total.backward()
 
 
-def scale_generators(group: Group, slopes: dict[str, dict[Place, np.ndarray]]) -> list[Generator]:
+def scale_generators(group: Group, slopes: dict[str, dict[Place, Slope]]) -> list[Generator]:
     """All positive-scale generators of all axes; those that touch running statistics are marked."""
     found = []
     for axis in group.every:
-        columns = slopes.get(axis.name, {})
+        met = slopes.get(axis.name, {})
         # state first: the reduction then leaves as many generators as possible free of it
-        places = sorted(columns, key=lambda p: group.blocks[p.block].tensor not in group.state)
-        if len(places) < 2:
+        places = sorted(met, key=lambda p: group.blocks[p.block].tensor not in group.state)
+        if not places:
             continue
-        for exponents in exponent_basis(np.stack([columns[p] for p in places], 1)):
+        columns = np.stack([met[p].values for p in places], 1)
+        sizes = np.array([met[p].size for p in places])
+        for exponents in exponent_basis(columns, sizes):
             pairs = tuple((p, e) for p, e in zip(places, exponents, strict=True) if e)
             evaluation = any(group.blocks[p.block].tensor in group.state for p, _ in pairs)
             found.append(Generator(axis.name, "scale", pairs, evaluation))
     return found
 
 
-def exponent_basis(slopes: np.ndarray, tolerance: float = 1e-9) -> list[list[float]]:
-    """Null space of `slopes` (rows x places) in reduced row echelon form, rounded to simple fractions."""
-    norms = np.linalg.norm(slopes, axis=0)
-    _, values, rows = np.linalg.svd(slopes / norms)
-    rank = int((values > tolerance * max(values.max(initial=0.0), 1e-300)).sum())
-    basis = rows[rank:] / norms
-    reduced = _row_echelon(basis)
+def exponent_basis(slopes: np.ndarray, sizes: np.ndarray, tolerance: float = 1e-9) -> list[list[float]]:
+    """Null space of `slopes` (rows x places) in reduced row echelon form, rounded to simple fractions.
+
+    `sizes`: the size of a slope at every place before its terms cancel, against which zero is judged.
+    """
+    _, values, rows = np.linalg.svd(slopes / sizes)
+    rank = int((values > tolerance).sum())
     simple = []
-    for row in reduced:
+    for row in _row_echelon(rows[rank:] / sizes):
         fractions = [Fraction(float(x)).limit_denominator(6) for x in row]
         if max(abs(float(f) - x) for f, x in zip(fractions, row, strict=True)) < 1e-5:
             simple.append([float(f) for f in fractions])

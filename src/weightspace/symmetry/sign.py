@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor, fx
 
@@ -59,7 +58,7 @@ def sign_generators(
     reading: Reading,
     names: Mapping[Atom, str],
     probe: Probe,
-    slopes: Mapping[str, Mapping[Place, np.ndarray]],
+    slopes: Mapping[str, Mapping[Place, object]],
 ) -> list[Generator]:
     """All sign generators of the axes that are met in more than one place."""
     run = _record(graph, reading, names, probe)
@@ -71,8 +70,8 @@ def sign_generators(
         for slots in _solve(group, run, axis.name):
             pairs = tuple(sorted(((_as_place(group, slot), 1.0) for slot in slots), key=lambda p: (p[0].block, p[0].leaf)))
             if any(p in slopes[axis.name] for p, _ in pairs):
-                evaluation = any(group.blocks[p.block].tensor in group.state for p, _ in pairs)
-                found.append(Generator(axis.name, "sign", pairs, evaluation))
+                # a flipped mean is what training would estimate, so signs hold in training mode too
+                found.append(Generator(axis.name, "sign", pairs))
     return found
 
 

@@ -1,0 +1,380 @@
+"""Data sets as tasks: embedded digits, official files by name, and data files of common kinds.
+
+Images are float32 (example, channel, height, width). A folder is `dir`, or else WEIGHTSPACE_DATA of the
+environment; it holds the files themselves or a folder named after the data set. Nothing is downloaded. The
+sizes that a file claims are checked against its bytes before anything is allocated, and nothing in a file is
+run. Every function raises `TaskError` for a file that is missing or unusable.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+from torch import Tensor
+
+from weightspace.task import Task, TaskError
+
+if TYPE_CHECKING:
+    from jaxtyping import UInt8
+
+__all__ = ["cifar10", "digits", "fashion_mnist", "mnist", "read"]
+
+# mean and standard deviation of the training pixels, channel by channel, on the scale [0, 1]
+STATISTICS = {
+    "mnist": ([0.1307], [0.3081]),
+    "fashion-mnist": ([0.2860], [0.3530]),
+    "cifar10": ([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]),
+}
+_TEST_DIGITS = 450
+_OFFICIAL = {"train": "train", "test": "t10k"}
+_LABELS = ("label", "labels", "fine_label", "y", "target", "score")
+_IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+_DEFLATE = 1032  # no deflate stream grows by more
+_PIXELS = 1 << 24
+_BROKEN = (
+    *(OSError, EOFError, ValueError, LookupError, RuntimeError, MemoryError),
+    *(zlib.error, zipfile.BadZipFile, struct.error),
+)
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+
+
+def digits(split: str = "train", seed: int = 0, *, flat: bool = False, batch: int = 512) -> Task:
+    """Handwritten digits 8x8 in [0, 1], 10 classes: 1347 to train on and 450 to test, embedded.
+
+    With P the permutation of 1797 drawn by `numpy.random.RandomState(seed)`, P[:450] is the test split and
+    P[450:] the training split, as in scikit-learn's `train_test_split(test_size=450, random_state=seed)`.
+    `flat` gives (example, 64).
+    Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, 1998.
+    """
+    from sklearn.datasets import load_digits
+
+    _check_split(split)
+    pixels, labels = load_digits(return_X_y=True)
+    order = np.random.RandomState(seed).permutation(len(labels))
+    order = order[:_TEST_DIGITS] if split == "test" else order[_TEST_DIGITS:]
+    images = torch.from_numpy(pixels[order]).float() / 16
+    return Task(images if flat else images.view(-1, 1, 8, 8), labels[order].astype(np.int64), batch=batch)
+
+
+def mnist(
+    dir: str | os.PathLike[str] | None = None, split: str = "train", *, flat: bool = False, batch: int = 512
+) -> Task:
+    """Handwritten digits 28x28, 60,000 + 10,000, from the official idx(.gz) files: (x / 255 - .1307) / .3081.
+
+    Source: Y. LeCun, C. Cortes, C. Burges, The MNIST database of handwritten digits, 1998.
+    """
+    return _official("mnist", dir, split, flat, batch)
+
+
+def fashion_mnist(
+    dir: str | os.PathLike[str] | None = None, split: str = "train", *, flat: bool = False, batch: int = 512
+) -> Task:
+    """Garments 28x28, 60,000 + 10,000, from the official idx(.gz) files: (x / 255 - .2860) / .3530.
+
+    Source: H. Xiao, K. Rasul, R. Vollgraf, Fashion-MNIST, 2017.
+    """
+    return _official("fashion-mnist", dir, split, flat, batch)
+
+
+def cifar10(
+    dir: str | os.PathLike[str] | None = None, split: str = "train", *, flat: bool = False, batch: int = 512
+) -> Task:
+    """Photographs 3x32x32 of 10 classes from `train.parquet` and `test.parquet` (columns image, label).
+
+    Standardised by channel, mean .4914 .4822 .4465, deviation .2470 .2435 .2616. Needs the `data` extra.
+    Source: A. Krizhevsky, Learning multiple layers of features from tiny images, 2009.
+    """
+    _check_split(split)
+    pixels, labels = _parquet(_find(_folder("cifar10", dir), f"{split}.parquet"))
+    if pixels.dtype != np.uint8 or pixels.shape[1:] != (3, 32, 32):
+        raise TaskError(f"{split}.parquet holds {pixels.shape[1:]} {pixels.dtype}, not images of (3, 32, 32)")
+    return _images(pixels, labels, "cifar10", flat, batch)
+
+
+def read(path: str | os.PathLike[str], *, split: str = "train", batch: int = 512) -> Task:
+    """The task in a file: .npz, idx or idx.gz, parquet; or in a folder of mnist, fashion-mnist or cifar10.
+
+    .npz: arrays x and y, inputs and labels, x_train and y_train (of `split`), or the first two. Idx: images,
+    with their labels beside them under the official name. Parquet: a column of encoded images, or else all
+    numeric columns; and a column label, labels, fine_label, y, target or score. Inputs of uint8 are scaled to
+    [0, 1], others are left as they are. A folder is read as the data set of that name, standardised; `split`
+    is "train" or "test".
+    """
+    path = Path(path).expanduser()
+    _check_split(split)
+    if path.is_dir():
+        return _known_folder(path)(path, split, batch=batch)
+    with _reading(path), open(path, "rb") as file:
+        magic = file.read(4)
+    if not magic:
+        raise TaskError(f"{path} is empty; give an .npz, idx, idx.gz or parquet file")
+    if magic[:2] == b"PK":
+        inputs, labels = _npz(path, split)
+    elif magic == b"PAR1":
+        inputs, labels = _parquet(path)
+    elif magic[:2] in (b"\x1f\x8b", b"\0\0"):
+        inputs, labels = _idx(path), _idx(_labels_beside(path))
+        inputs = inputs[:, None] if inputs.ndim == 3 else inputs
+    else:
+        raise TaskError(f"{path} is of no known kind; give an .npz, idx, idx.gz or parquet file")
+    with _about(path):
+        return Task(_scaled(inputs) if inputs.dtype == np.uint8 else inputs, labels, batch=batch)
+
+
+def _known_folder(path: Path) -> Any:
+    if any((path / f"train-images-idx3-ubyte{end}").exists() for end in ("", ".gz")):
+        return fashion_mnist if "fashion" in path.resolve().name.lower() else mnist
+    if path.resolve().name == "cifar10":
+        return cifar10
+    raise TaskError(f"{path} is not a folder of mnist, fashion-mnist or cifar10; give one of its files")
+
+
+def _check_split(split: str) -> None:
+    if split not in _OFFICIAL:
+        raise TaskError(f"no split {split!r}; give 'train' or 'test'")
+
+
+def _folder(name: str, dir: str | os.PathLike[str] | None) -> Path:
+    place = dir or os.environ.get("WEIGHTSPACE_DATA")
+    if not place:
+        raise TaskError(f"where is {name}? give its folder, or set WEIGHTSPACE_DATA to the folder of {name}/")
+    path = Path(place).expanduser()
+    return path / name if (path / name).is_dir() else path
+
+
+def _find(folder: Path, name: str) -> Path:
+    for path in (folder / f"{name}.gz", folder / name):
+        if path.is_file():
+            return path
+    raise TaskError(f"{folder} has no {name}; give the folder of the official files")
+
+
+def _official(name: str, dir: str | os.PathLike[str] | None, split: str, flat: bool, batch: int) -> Task:
+    _check_split(split)
+    folder, prefix = _folder(name, dir), _OFFICIAL[split]
+    path = _find(folder, f"{prefix}-images-idx3-ubyte")
+    pixels, labels = _idx(path), _idx(_find(folder, f"{prefix}-labels-idx1-ubyte"))
+    if pixels.dtype != np.uint8 or pixels.shape[1:] != (28, 28):
+        raise TaskError(f"{path} holds {pixels.shape[1:]} {pixels.dtype}, not images of (28, 28)")
+    with _about(path):
+        return _images(pixels[:, None], labels, name, flat, batch)
+
+
+def _scaled(pixels: np.ndarray) -> Tensor:
+    return torch.from_numpy(pixels.astype(np.float32)).div_(255)
+
+
+def _images(
+    pixels: UInt8[np.ndarray, "n c h w"], labels: np.ndarray, name: str, flat: bool, batch: int
+) -> Task:
+    mean, deviation = (torch.tensor(numbers).view(1, -1, 1, 1) for numbers in STATISTICS[name])
+    images = _scaled(pixels).sub_(mean).div_(deviation)
+    return Task(images.flatten(1) if flat else images, labels, batch=batch)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """One line for whatever a reader makes of a broken file."""
+    try:
+        yield
+    except TaskError:
+        raise
+    except FileNotFoundError as error:
+        raise TaskError(f"{path} does not exist; give an .npz, idx, idx.gz or parquet file") from error
+    except _BROKEN as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise TaskError(
+            f"{path} cannot be read, it is broken or cut short ({reason}); copy it again"
+        ) from error
+
+
+@contextmanager
+def _about(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except TaskError as error:
+        raise TaskError(f"{path}: {error}") from error
+
+
+def _idx(path: Path) -> np.ndarray:
+    """The array of an idx file: 0, 0, type, rank, then `rank` big-endian sizes, then the numbers."""
+    size = path.stat().st_size
+    with _reading(path), open(path, "rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        file: Any = gzip.GzipFile(fileobj=raw) if packed else raw
+        head = file.read(4)
+        if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _IDX_TYPES or not 0 < head[3] <= 8:
+            raise TaskError(f"{path} is not an idx file: it begins with {head.hex() or 'nothing'}")
+        sizes = file.read(4 * head[3])
+        if len(sizes) < 4 * head[3]:
+            raise TaskError(f"{path} is cut short in its header; copy it again")
+        shape, dtype = struct.unpack(f">{head[3]}I", sizes), np.dtype(_IDX_TYPES[head[2]])
+        claimed = math.prod(shape) * dtype.itemsize
+        if claimed + 4 + len(sizes) > size * (_DEFLATE if packed else 1):
+            raise TaskError(
+                f"{path} claims {claimed:,} bytes {shape}, too many for a file of {size:,}; copy it again"
+            )
+        body = file.read(claimed)
+        more = file.read(1)
+    if len(body) < claimed or more:
+        found = f"{len(body):,}" if not more else "more"
+        raise TaskError(f"{path} claims {claimed:,} bytes {shape} and holds {found}; copy it again")
+    return np.frombuffer(body, dtype).reshape(shape).astype(dtype.newbyteorder("="))
+
+
+def _labels_beside(path: Path) -> Path:
+    name = path.name.removesuffix(".gz")
+    if "images-idx" not in name:
+        raise TaskError(
+            f"{path} is not named as images, such as train-images-idx3-ubyte, so its labels are unknown"
+        )
+    start, end = name.split("images-idx", 1)
+    return _find(path.parent, f"{start}labels-idx1{end[1:]}")
+
+
+def _npz(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    with _reading(path), zipfile.ZipFile(path) as archive:
+        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        pairs = [("x", "y"), ("inputs", "labels"), (f"x_{split}", f"y_{split}")]
+        names = next((pair for pair in pairs if set(pair) <= set(members)), tuple(members)[:2])
+        if len(names) < 2:
+            seen = ", ".join(members) or "no array"
+            raise TaskError(f"{path} holds {seen}; save it as numpy.savez(path, x=inputs, y=labels)")
+        inputs, labels = (_npy(archive, members[name], path) for name in names)
+        return inputs, labels
+
+
+def _npy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> np.ndarray:
+    """One array, read only if the size that its header claims is the size that the archive holds."""
+    name, size = info.filename, path.stat().st_size
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise TaskError(f"{path}: {name} is packed in a way numpy does not write; save it by numpy.savez")
+    if info.compress_size > size or info.file_size > _DEFLATE * (info.compress_size + 1):
+        raise TaskError(
+            f"{path}: {name} claims {info.file_size:,} bytes in a file of {size:,}; save it again"
+        )
+    with archive.open(info) as file:
+        version = npy.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise TaskError(f"{path}: {name} is of npy version {version}; save plain numbers by numpy.savez")
+        header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = header(file)
+        if dtype.hasobject:
+            raise TaskError(
+                f"{path}: {name} holds Python objects (a pickle, which can run code); save numbers"
+            )
+        claimed = file.tell() + math.prod(shape) * dtype.itemsize
+    if claimed != info.file_size:
+        raise TaskError(
+            f"{path}: {name} claims {claimed:,} bytes {shape} and holds {info.file_size:,}; save it again"
+        )
+    with archive.open(info) as file:
+        return npy.read_array(file, allow_pickle=False)
+
+
+def _extra() -> tuple[Any, Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+        from PIL import Image
+    except ImportError as error:
+        raise TaskError(
+            "parquet needs pyarrow and Pillow; install them by pip install 'weightspace[data]'"
+        ) from error
+    return pyarrow, pyarrow.parquet, Image
+
+
+def _parquet(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    arrow, parquet, image = _extra()
+    with _reading(path), parquet.ParquetFile(path) as file:
+        size, rows, schema = path.stat().st_size, file.metadata.num_rows, file.schema_arrow
+        if not 0 < rows <= 8 * size:  # less than a bit for a row is no data
+            raise TaskError(f"{path} claims {rows:,} rows in {size:,} bytes; write it again")
+        label = next((name for name in _LABELS if name in schema.names), None)
+        if label is None:
+            raise TaskError(
+                f"{path} has columns {', '.join(schema.names)}, no label; name one of them 'label'"
+            )
+        labels = _numbers(file, [label], path)[:, 0]
+        pictures = [field.name for field in schema if _is_picture(arrow, field.type)]
+        if pictures:
+            return _pictures(file, pictures[0], image, path), labels
+        names = [name for name in schema.names if name != label]
+        if not names:
+            raise TaskError(f"{path} has only the column {label}; add columns of inputs")
+        return _numbers(file, names, path).astype(np.float32), labels
+
+
+def _is_picture(arrow: Any, type: Any) -> bool:
+    nested = arrow.types.is_struct(type) and type.get_field_index("bytes") >= 0
+    return nested or arrow.types.is_binary(type) or arrow.types.is_large_binary(type)
+
+
+def _numbers(file: Any, names: list[str], path: Path) -> np.ndarray:
+    """The named columns, side by side."""
+    for name in names:
+        kind = file.schema_arrow.field(name).type
+        if str(kind) not in ("bool", "halffloat", "float", "double") and "int" not in str(kind):
+            raise TaskError(
+                f"{path}: column {name} holds {kind}, not numbers; encode it (tokenize text) first"
+            )
+    table = file.read(columns=names)
+    holes = [name for name in names if table[name].null_count]
+    if holes:
+        raise TaskError(f"{path}: column {holes[0]} has empty places; fill or drop those rows")
+    return np.stack([table[name].to_numpy() for name in names], axis=1)
+
+
+def _pictures(file: Any, column: str, image: Any, path: Path) -> UInt8[np.ndarray, "n c h w"]:
+    parts, row, first = [], 0, None
+    for batch in file.iter_batches(batch_size=1024, columns=[column]):
+        decoded = []
+        for entry in batch.column(0).to_pylist():
+            blob = entry.get("bytes") if isinstance(entry, dict) else entry
+            decoded.append(_picture(blob, image, first, f"{path}, row {row}"))
+            first, row = decoded[0].shape if first is None else first, row + 1
+        parts.append(np.stack(decoded))
+    pixels = np.concatenate(parts)
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+
+
+def _picture(blob: bytes | None, image: Any, shape: Any, place: str) -> UInt8[np.ndarray, "h w c"]:
+    try:
+        picture = image.open(io.BytesIO(blob or b""), formats=_FORMATS)
+    except (OSError, ValueError, SyntaxError, image.DecompressionBombError) as error:
+        raise TaskError(
+            f"{place} is not an encoded image ({', '.join(_FORMATS)}); decode it yourself"
+        ) from error
+    width, height = picture.size
+    if width * height > _PIXELS:
+        raise TaskError(f"{place} claims {width} x {height} pixels, more than {_PIXELS:,}; make it smaller")
+    grey = picture.mode in ("1", "L")
+    if shape not in (None, (height, width, 1 if grey else 3)) or picture.mode not in (
+        "1",
+        "L",
+        "P",
+        "RGB",
+        "RGBA",
+    ):
+        raise TaskError(
+            f"{place} is {height} x {width} {picture.mode}, unlike {shape or '8-bit RGB or L'}; convert it"
+        )
+    try:
+        pixels = np.asarray(picture.convert("L" if grey else "RGB"))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise TaskError(f"{place} is an image that is broken or cut short; write it again") from error
+    return pixels[:, :, None] if grey else pixels
