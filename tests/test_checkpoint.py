@@ -62,9 +62,7 @@ def weights() -> dict[str, Tensor]:
     }
 
 
-names = st.text(st.characters(exclude_categories=["Cs"]), max_size=12).filter(
-    lambda name: name != "__metadata__"
-)
+names = st.text(st.characters(exclude_categories=["Cs"]), max_size=12).filter(lambda name: name != "__metadata__")
 tensors = st.builds(random, st.sampled_from(DTYPES), st.sampled_from(SHAPES), st.integers(0, 99))
 
 
@@ -107,9 +105,7 @@ def test_files_of_the_reference_writer_are_read(tmp_path, weights):
 
 
 def test_every_tensor_is_aligned_to_its_item_size(tmp_path):
-    out = save(
-        {"a": torch.ones(1, dtype=torch.bool), "b": torch.ones(3).double()}, tmp_path / "x.safetensors"
-    )
+    out = save({"a": torch.ones(1, dtype=torch.bool), "b": torch.ones(3).double()}, tmp_path / "x.safetensors")
     length = int.from_bytes(out.read_bytes()[:8], "little")
     header = json.loads(out.read_bytes()[8 : 8 + length])
     assert header["b"]["data_offsets"][0] % 8 == 0 and list(header)[1:] == ["a", "b"]
@@ -144,9 +140,7 @@ def test_nothing_of_the_data_is_read_to_tell_the_shapes(tmp_path):
     path = tmp_path / "huge.safetensors"
     size = 1 << 33
     claims = {"a": (1, [0, 4]), "w": (size // 4, [4, 4 + size])}
-    entries = {
-        name: {"dtype": "F32", "shape": [n], "data_offsets": ends} for name, (n, ends) in claims.items()
-    }
+    entries = {name: {"dtype": "F32", "shape": [n], "data_offsets": ends} for name, (n, ends) in claims.items()}
     header = json.dumps(entries).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header)
     os.truncate(path, 8 + len(header) + 4 + size)
@@ -227,9 +221,7 @@ def test_force_leaves_nothing_of_the_old_checkpoint(tmp_path, first, then):
     assert same(read(tmp_path), new)
     index = tmp_path / "model.safetensors.index.json"
     expected = (
-        {*json.loads(index.read_text())["weight_map"].values(), index.name}
-        if then < 10**9
-        else {"model.safetensors"}
+        {*json.loads(index.read_text())["weight_map"].values(), index.name} if then < 10**9 else {"model.safetensors"}
     )
     assert {p.name for p in tmp_path.iterdir()} == expected | {"model-of-mine.safetensors"}
 
@@ -311,9 +303,7 @@ def test_any_other_prefix_stays(tmp_path, names):
 
 
 def test_a_network_comes_back_from_a_file(tmp_path):
-    module = (
-        nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3)).double().eval()
-    )
+    module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3)).double().eval()
     net, x = Net.of(module), torch.randn(2, 1, 4, 4, dtype=torch.float64)
     torch.save(module.state_dict(), tmp_path / "x.pt")
     for path in (tmp_path / "x.pt", save(net.tensors, tmp_path / "x.safetensors")):
@@ -409,6 +399,20 @@ class Full:
         return self.file.write(data)
 
 
+@pytest.mark.parametrize("then", [torch.ones(3), torch.ones(2).double()], ids=["shape", "dtype"])
+def test_a_tensor_that_changes_between_the_two_passes_is_refused(tmp_path, then):
+    class Changing(Failing):
+        def __getitem__(self, name: str) -> Tensor:
+            try:
+                return super().__getitem__(name)
+            except KeyError:
+                return then
+
+    with pytest.raises(CheckpointError, match="'2' changed while it was written"):
+        save(Changing(KeyError("2")), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("room", [0, 5000])
 @pytest.mark.parametrize("shard", [10**9, 4000], ids=["one file", "shards"])
 def test_a_full_disk_leaves_the_old_file(tmp_path, weights, monkeypatch, room, shard):
@@ -428,9 +432,7 @@ def test_the_data_is_on_the_disk_before_the_name_is_given(tmp_path, weights, mon
     events = []
     for name in ("fsync", "replace"):
         plain = getattr(os, name)
-        monkeypatch.setattr(
-            os, name, lambda *args, name=name, plain=plain: (events.append(name), plain(*args))
-        )
+        monkeypatch.setattr(os, name, lambda *args, name=name, plain=plain: (events.append(name), plain(*args)))
     save(weights, tmp_path, shard=8)
     assert events == ["fsync"] * 4 + ["replace"] * 4 + ["fsync"]
 

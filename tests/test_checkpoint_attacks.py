@@ -45,7 +45,7 @@ def refused(path: Path, *words: str) -> None:
     line = str(caught.value)
     assert line.isprintable() and len(line) < 1000 and "; " in line
     assert not any(word in line for word in ("MemoryError", "allocate", "unhashable", "has no attribute"))
-    for word in (path.name.partition(".")[0], *words):
+    for word in (path.name[:1], *words):
         assert word in line, f"{word!r} not in {line!r}"
 
 
@@ -159,9 +159,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path, form, end
     marker = tmp_path / "marker"
     evil = Call(open, str(marker), "w")
     value = {"state_dict": {"w": tensor(), "v": [evil]}} if deep else evil
-    refused(
-        write(form, tmp_path / f"x{ending}", value), "asks to run 'io.open'", "was not run", "safetensors"
-    )
+    refused(write(form, tmp_path / f"x{ending}", value), "asks to run 'io.open'", "was not run", "safetensors")
     assert not marker.exists()
 
 
@@ -231,9 +229,7 @@ def test_an_exported_program_is_refused_by_its_name(tmp_path):
 
 
 def test_a_zip_bomb_is_refused(tmp_path):
-    many = write_zip(
-        tmp_path / "x.pt", craft({"w": tensor()}), zipfile.ZIP_DEFLATED, **{"data/1": bytes(1 << 25)}
-    )
+    many = write_zip(tmp_path / "x.pt", craft({"w": tensor()}), zipfile.ZIP_DEFLATED, **{"data/1": bytes(1 << 25)})
     assert many.stat().st_size < 50_000
     refused(many, "compressed zip", "33,55")
     refused(write_zip(tmp_path / "x.pt", craft({"w": tensor()}), zipfile.ZIP_DEFLATED), "compressed zip")
@@ -292,9 +288,7 @@ STORAGES = {
 @pytest.mark.parametrize("stored, word", STORAGES.values(), ids=STORAGES)
 @both
 def test_a_storage_that_claims_what_is_not_there_is_refused(tmp_path, form, stored, word):
-    claims = {
-        str(i): Call(_rebuild_tensor_v2, s, 0, (1,), (1,), False, OrderedDict()) for i, s in enumerate(stored)
-    }
+    claims = {str(i): Call(_rebuild_tensor_v2, s, 0, (1,), (1,), False, OrderedDict()) for i, s in enumerate(stored)}
     refused(write(form, tmp_path / "x.pt", claims), word if isinstance(word, str) else word[form])
 
 
@@ -324,14 +318,9 @@ def test_nested_containers_are_not_walked_more_often_than_they_are_stored(tmp_pa
     refused(write(form, tmp_path / "x.pt", bomb(list)), "list")
     refused(write(form, tmp_path / "x.pt", bomb(tuple)), "without end")
     refused(write(form, tmp_path / "x.pt", {"w": tensor(), "v": bomb(list)}), "'v' is a list")
-    assert (
-        "left out 'v'"
-        in read(write(form, tmp_path / "x.pt", {"model": {"w": tensor()}, "v": bomb(list)})).notes[0]
-    )
+    assert "left out 'v'" in read(write(form, tmp_path / "x.pt", {"model": {"w": tensor()}, "v": bomb(list)})).notes[0]
     deep = b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b"."
-    refused(
-        write_zip(tmp_path / "x.pt", deep) if form == "zip" else write_legacy(tmp_path / "x.pt", deep), ""
-    )
+    refused(write_zip(tmp_path / "x.pt", deep) if form == "zip" else write_legacy(tmp_path / "x.pt", deep), "")
     nest: dict = {"w": tensor()}
     for _ in range(50):
         nest = {"state_dict": nest}
@@ -349,9 +338,7 @@ def dense_only():
         }
 
 
-@pytest.mark.parametrize(
-    "kind, value", dense_only().items(), ids=lambda value: value if type(value) is str else ""
-)
+@pytest.mark.parametrize("kind, value", dense_only().items(), ids=lambda value: value if type(value) is str else "")
 def test_tensors_that_are_not_dense_are_refused(tmp_path, kind, value):
     torch.save({"v": torch.ones(3), "w": value}, tmp_path / "x.pt")
     refused(tmp_path / "x.pt", kind)
@@ -527,6 +514,7 @@ def test_paths_that_are_no_checkpoint_are_refused(tmp_path):
     for name in ("x.npz", "x", "x.zip", "x.gguf"):
         (tmp_path / name).write_bytes(b"PK")
         refused(tmp_path / name, "unknown ending")
+    refused(tmp_path / "x\n\x1b[2J.safetensors", "no such file")
     os.mkfifo(tmp_path / "x.pt")
     refused(tmp_path / "x.pt", "not a regular file")
 

@@ -20,6 +20,7 @@ from weightspace import datasets
 from weightspace.task import Task, TaskError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
+TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 
 
@@ -146,11 +147,9 @@ def test_official_photographs_are_standard(tmp_path):
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
-@pytest.mark.parametrize(
-    ("code", "dtype"),
-    [(0x08, ">u1"), (0x09, ">i1"), (0x0B, ">i2"), (0x0C, ">i4"), (0x0D, ">f4"), (0x0E, ">f8")],
-)
-def test_idx_files_of_every_type(tmp_path, code, dtype, pack):
+@pytest.mark.parametrize("code", TYPES)
+def test_idx_files_of_every_type(tmp_path, code, pack):
+    dtype = TYPES[code]
     array = np.arange(-6, 6).reshape(2, 3, 2).astype(dtype)
     (tmp_path / "a-images-idx3-x").write_bytes(pack(idx(array, code)))
     (tmp_path / "a-labels-idx1-x.gz").write_bytes(gzip.compress(idx(np.arange(2, dtype=np.uint8))))
@@ -204,9 +203,7 @@ def test_idx_labels_must_be_beside(tmp_path):
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-@pytest.mark.parametrize(
-    "names", [("x", "y"), ("inputs", "labels"), ("x_train", "y_train"), ("first", "second")]
-)
+@pytest.mark.parametrize("names", [("x", "y"), ("inputs", "labels"), ("x_train", "y_train"), ("b", "c")])
 def test_npz_files(tmp_path, names, save):
     x, y = np.random.RandomState(0).randn(6, 3), np.arange(6, dtype=np.int32)
     others = {"x_test": x[:2], "y_test": y[:2]} if names[0] == "x_train" else {}
@@ -284,8 +281,8 @@ def test_objects_in_npz_are_refused_and_not_run(tmp_path, monkeypatch):
 
 def test_what_is_no_data_file(tmp_path):
     refused("does not exist", datasets.read, tmp_path / "none.npz")
-    (tmp_path / "empty.npz").touch()
-    refused("is empty", datasets.read, tmp_path / "empty.npz")
+    (tmp_path / "empty").touch()
+    refused("is empty", datasets.read, tmp_path / "empty")
     (tmp_path / "table.csv").write_text("x,y\n1,2\n")
     refused("no known kind", datasets.read, tmp_path / "table.csv")
 
@@ -312,10 +309,8 @@ def encode(array, form="PNG"):
 def test_parquet_of_images(tmp_path, form, label):
     colour = pixels(4, (6, 5, 3))
     images = [{"bytes": encode(picture, form), "path": None} for picture in colour]
-    task = datasets.read(
-        table(tmp_path / "d.parquet", **{"image": images, label: [3, 1, 0, 2], "exact": [True] * 4})
-    )
-    x, y = whole(task)
+    columns = {"image": images, label: [3, 1, 0, 2], "exact": [True] * 4}
+    x, y = whole(datasets.read(table(tmp_path / "d.parquet", **columns)))
     assert np.allclose(x, colour.transpose(0, 3, 1, 2) / 255) and y.tolist() == [3, 1, 0, 2]
 
 

@@ -37,9 +37,7 @@ class Enumeration(Symmetry):
         for layer, (m, n) in enumerate(itertools.pairwise(sizes)):
             for kind, shape in (("weight", (n, m)), ("bias", (n,))):
                 leaves = [f"h{layer + 1}", f"h{layer}"][: len(shape)]
-                leaves = [
-                    leaf if leaf in names and d not in still else shape[d] for d, leaf in enumerate(leaves)
-                ]
+                leaves = [leaf if leaf in names and d not in still else shape[d] for d, leaf in enumerate(leaves)]
                 for d, leaf in enumerate(leaves):
                     places.get(leaf, []).append((Place(len(blocks), d), 1.0))
                 name, strides = f"{2 * layer}.{kind}", (m, 1) if len(shape) == 2 else (1,)
@@ -108,9 +106,7 @@ class Dims(Symmetry):
         strides = tuple(math.prod(shape[d + 1 :]) for d in range(len(shape)))
         places = [(d, ((Place(0, d), 1.0),)) for d in dims]
         generators = [Generator(f"d{d}", "sign", found) for d, found in places if signs]
-        super().__init__(
-            axes, [Block("w", 0, strides, leaves, tuple(range(len(shape))))], generators, {"w": shape}
-        )
+        super().__init__(axes, [Block("w", 0, strides, leaves, tuple(range(len(shape))))], generators, {"w": shape})
 
     def least(self, x, y):
         """min_g |x - g y|, by enumeration."""
@@ -166,7 +162,7 @@ def test_members_of_one_orbit_are_at_distance_zero(seed, signs):
 def test_the_oracle_catches_a_bound_that_forgets_a_move(lie):
     sizes = [2, 3, 2, 2]
     oracle = Enumeration(sizes, signs=True)
-    for seed in range(3):
+    for seed in range(2):
         a = mlp(sizes, seed)
         b = list(oracle.orbit(a))[277] + 0.01 * a.weights.randn(seed)
         least = oracle.least(a, b)
@@ -188,7 +184,7 @@ TENSORS = [
 ]
 
 
-@settings(laws, max_examples=40)
+@settings(laws, max_examples=25)
 @given(seeds, st.sampled_from(TENSORS), st.booleans(), st.booleans())
 def test_the_bound_of_one_tensor(seed, case, signs, near):
     shape, dims = case
@@ -334,9 +330,7 @@ def test_functional_distances_are_what_their_formulas_say(task):
     x = task.example(30)
     p, q = a(x), b(x)
     assert functional(a, b, task) == pytest.approx(float((p - q).square().sum(1).mean().sqrt()))
-    assert functional(a, b, task, "disagreement") == pytest.approx(
-        float((p.argmax(1) != q.argmax(1)).double().mean())
-    )
+    assert functional(a, b, task, "disagreement") == pytest.approx(float((p.argmax(1) != q.argmax(1)).double().mean()))
     kl = nn.functional.kl_div(q.log_softmax(1), p.log_softmax(1), log_target=True, reduction="batchmean")
     assert functional(a, b, task, "kl") == pytest.approx(float(kl))
     assert functional(a, b, task, "kl") != pytest.approx(functional(b, a, task, "kl"))

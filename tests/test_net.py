@@ -15,9 +15,7 @@ SHAPES = [(3, 2), (4,), (), (2, 1, 3), (0, 5)]
 laws = settings(max_examples=25, deadline=None)
 scalars = st.floats(-8, 8, allow_nan=False)
 spaces = st.lists(st.sampled_from(SHAPES), min_size=1, max_size=4).map(
-    lambda shapes: Weights(
-        {f"t{i}": torch.zeros(shape, dtype=torch.float64) for i, shape in enumerate(shapes)}
-    )
+    lambda shapes: Weights({f"t{i}": torch.zeros(shape, dtype=torch.float64) for i, shape in enumerate(shapes)})
 )
 
 
@@ -234,9 +232,7 @@ def test_integer_entries_are_not_interpolated():
     assert (half["n"].item(), half["x"].item()) == (2, 6.0)
 
 
-@pytest.mark.parametrize(
-    "build", [mlp, Tied, Scaled, lambda: nn.LSTM(3, 4, bidirectional=True), lambda: nn.GRU(3, 2)]
-)
+@pytest.mark.parametrize("build", [mlp, Tied, Scaled, lambda: nn.LSTM(3, 4, bidirectional=True), lambda: nn.GRU(3, 2)])
 def test_a_net_computes_what_its_module_does(build):
     module = make(build)
     x = torch.tensor([[0, 3]]) if build is Tied else torch.randn(5, 3)
@@ -294,10 +290,7 @@ def test_a_net_costs_its_weights_and_no_more():
     net = Net.of(make(lambda: nn.Sequential(nn.Linear(300, 200), nn.BatchNorm1d(200), nn.Linear(200, 300))))
     own = [*net.architecture.parameters(), *net.architecture.buffers()]
     assert all(tensor.is_meta for tensor in own)
-    held = {
-        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-        for tensor in net.tensors.values()
-    }
+    held = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in net.tensors.values()}
     needed = sum(tensor.numel() * tensor.element_size() for tensor in net.tensors.values())
     assert sum(held.values()) == needed
 
@@ -418,9 +411,7 @@ def test_gradients_reach_the_flat_buffers(build):
     module(x).pow(2).sum().backward()
     expected = torch.cat([p.grad.flatten() for p in module.parameters()])
     torch.testing.assert_close(seen, expected)
-    planted = flat_gradient(
-        Net.of(module), lambda net: net(x).pow(2).sum() + next(iter(net.weights.values())).sum()
-    )
+    planted = flat_gradient(Net.of(module), lambda net: net(x).pow(2).sum() + next(iter(net.weights.values())).sum())
     with pytest.raises(AssertionError):
         torch.testing.assert_close(planted, expected)
 

@@ -117,6 +117,16 @@ def test_a_metric_and_an_aggregate_may_be_functions(net):
     close(task(net), (net(x) - y).abs().pow(3).sum(1).logsumexp(0))
 
 
+@pytest.mark.parametrize("aggregate", AGGREGATES)
+def test_distances_may_be_signed(net, aggregate):
+    x, y = draw(SIZE, classes=False)
+    task = Task(x, y, metric=lambda f, y: (f - y)[:, 0], aggregate=aggregate, batch=6)
+    close(task(net), AGGREGATES[aggregate]((net(x) - y)[:, 0]))
+    assert float(task.distances(net).min()) < 0 < float(task.distances(net).max())
+    expected = dense_gradient(net, lambda f: AGGREGATES[aggregate]((f(x) - y)[:, 0]))
+    close(gradient(task, net)["0.weight"], expected["0.weight"], 1e-11)
+
+
 def test_soft_labels_agree_with_hard_ones_and_may_name_fewer_classes(net):
     x, y = draw(SIZE)
     y = y % 3

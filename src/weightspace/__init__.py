@@ -23,7 +23,7 @@ _CONTENTS = {
     "distance": ["euclidean", "functional", "layerwise", "modulo"],
     # curves of networks
     "path": ["Path", "curve", "line", "swa"],
-    "plane": ["Plane", "plane"],
+    "surface": ["Plane", "plane"],
 }
 _HOME = {name: room for room, names in _CONTENTS.items() for name in names}
 _ROOMS = [room for room in _CONTENTS if room not in _HOME]

@@ -177,9 +177,7 @@ def _scaled(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(pixels.astype(np.float32)).div_(255)
 
 
-def _images(
-    pixels: UInt8[np.ndarray, "n c h w"], labels: np.ndarray, name: str, flat: bool, batch: int
-) -> Task:
+def _images(pixels: UInt8[np.ndarray, "n c h w"], labels: np.ndarray, name: str, flat: bool, batch: int) -> Task:
     mean, deviation = (torch.tensor(numbers).view(1, -1, 1, 1) for numbers in STATISTICS[name])
     images = _scaled(pixels).sub_(mean).div_(deviation)
     return Task(images.flatten(1) if flat else images, labels, batch=batch)
@@ -196,9 +194,7 @@ def _reading(path: Path) -> Iterator[None]:
         raise TaskError(f"{path} does not exist; give an .npz, idx, idx.gz or parquet file") from error
     except _BROKEN as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise TaskError(
-            f"{path} cannot be read, it is broken or cut short ({reason}); copy it again"
-        ) from error
+        raise TaskError(f"{path} cannot be read, it is broken or cut short ({reason}); copy it again") from error
 
 
 @contextmanager
@@ -225,9 +221,7 @@ def _idx(path: Path) -> np.ndarray:
         shape, dtype = struct.unpack(f">{head[3]}I", sizes), np.dtype(_IDX_TYPES[head[2]])
         claimed = math.prod(shape) * dtype.itemsize
         if claimed + 4 + len(sizes) > size * (_DEFLATE if packed else 1):
-            raise TaskError(
-                f"{path} claims {claimed:,} bytes {shape}, too many for a file of {size:,}; copy it again"
-            )
+            raise TaskError(f"{path} claims {claimed:,} bytes {shape}, too many for a file of {size:,}; copy it again")
         body = file.read(claimed)
         more = file.read(1)
     if len(body) < claimed or more:
@@ -239,9 +233,7 @@ def _idx(path: Path) -> np.ndarray:
 def _labels_beside(path: Path) -> Path:
     name = path.name.removesuffix(".gz")
     if "images-idx" not in name:
-        raise TaskError(
-            f"{path} is not named as images, such as train-images-idx3-ubyte, so its labels are unknown"
-        )
+        raise TaskError(f"{path} is not named as images, such as train-images-idx3-ubyte, so its labels are unknown")
     start, end = name.split("images-idx", 1)
     return _find(path.parent, f"{start}labels-idx1{end[1:]}")
 
@@ -264,9 +256,7 @@ def _npy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> np.ndar
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise TaskError(f"{path}: {name} is packed in a way numpy does not write; save it by numpy.savez")
     if info.compress_size > size or info.file_size > _DEFLATE * (info.compress_size + 1):
-        raise TaskError(
-            f"{path}: {name} claims {info.file_size:,} bytes in a file of {size:,}; save it again"
-        )
+        raise TaskError(f"{path}: {name} claims {info.file_size:,} bytes in a file of {size:,}; save it again")
     with archive.open(info) as file:
         version = npy.read_magic(file)
         if version not in ((1, 0), (2, 0)):
@@ -274,14 +264,10 @@ def _npy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> np.ndar
         header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, _, dtype = header(file)
         if dtype.hasobject:
-            raise TaskError(
-                f"{path}: {name} holds Python objects (a pickle, which can run code); save numbers"
-            )
+            raise TaskError(f"{path}: {name} holds Python objects (a pickle, which can run code); save numbers")
         claimed = file.tell() + math.prod(shape) * dtype.itemsize
     if claimed != info.file_size:
-        raise TaskError(
-            f"{path}: {name} claims {claimed:,} bytes {shape} and holds {info.file_size:,}; save it again"
-        )
+        raise TaskError(f"{path}: {name} claims {claimed:,} bytes {shape} and holds {info.file_size:,}; save it again")
     with archive.open(info) as file:
         return npy.read_array(file, allow_pickle=False)
 
@@ -292,9 +278,7 @@ def _extra() -> tuple[Any, Any, Any]:
         import pyarrow.parquet
         from PIL import Image
     except ImportError as error:
-        raise TaskError(
-            "parquet needs pyarrow and Pillow; install them by pip install 'weightspace[data]'"
-        ) from error
+        raise TaskError("parquet needs pyarrow and Pillow; install them by pip install 'weightspace[data]'") from error
     return pyarrow, pyarrow.parquet, Image
 
 
@@ -306,9 +290,7 @@ def _parquet(path: Path) -> tuple[np.ndarray, np.ndarray]:
             raise TaskError(f"{path} claims {rows:,} rows in {size:,} bytes; write it again")
         label = next((name for name in _LABELS if name in schema.names), None)
         if label is None:
-            raise TaskError(
-                f"{path} has columns {', '.join(schema.names)}, no label; name one of them 'label'"
-            )
+            raise TaskError(f"{path} has columns {', '.join(schema.names)}, no label; name one of them 'label'")
         labels = _numbers(file, [label], path)[:, 0]
         pictures = [field.name for field in schema if _is_picture(arrow, field.type)]
         if pictures:
@@ -329,9 +311,7 @@ def _numbers(file: Any, names: list[str], path: Path) -> np.ndarray:
     for name in names:
         kind = file.schema_arrow.field(name).type
         if str(kind) not in ("bool", "halffloat", "float", "double") and "int" not in str(kind):
-            raise TaskError(
-                f"{path}: column {name} holds {kind}, not numbers; encode it (tokenize text) first"
-            )
+            raise TaskError(f"{path}: column {name} holds {kind}, not numbers; encode it (tokenize text) first")
     table = file.read(columns=names)
     holes = [name for name in names if table[name].null_count]
     if holes:
@@ -356,9 +336,7 @@ def _picture(blob: bytes | None, image: Any, shape: Any, place: str) -> UInt8[np
     try:
         picture = image.open(io.BytesIO(blob or b""), formats=_FORMATS)
     except (OSError, ValueError, SyntaxError, image.DecompressionBombError) as error:
-        raise TaskError(
-            f"{place} is not an encoded image ({', '.join(_FORMATS)}); decode it yourself"
-        ) from error
+        raise TaskError(f"{place} is not an encoded image ({', '.join(_FORMATS)}); decode it yourself") from error
     width, height = picture.size
     if width * height > _PIXELS:
         raise TaskError(f"{place} claims {width} x {height} pixels, more than {_PIXELS:,}; make it smaller")
@@ -370,9 +348,7 @@ def _picture(blob: bytes | None, image: Any, shape: Any, place: str) -> UInt8[np
         "RGB",
         "RGBA",
     ):
-        raise TaskError(
-            f"{place} is {height} x {width} {picture.mode}, unlike {shape or '8-bit RGB or L'}; convert it"
-        )
+        raise TaskError(f"{place} is {height} x {width} {picture.mode}, unlike {shape or '8-bit RGB or L'}; convert it")
     try:
         pixels = np.asarray(picture.convert("L" if grey else "RGB"))
     except (OSError, ValueError, SyntaxError) as error:

@@ -131,9 +131,7 @@ class Interval:
         return f"[{self.lower:.3g}, {self.upper:.3g}]"
 
 
-def modulo(
-    group: Symmetry, distance: Callable[[Net, Net], float] = euclidean
-) -> Callable[[Net, Net], Interval]:
+def modulo(group: Symmetry, distance: Callable[[Net, Net], float] = euclidean) -> Callable[[Net, Net], Interval]:
     """d([a], [b]) = min_g d(a', g b') over the permutations and signs g, where a' is `group.balance(a)`.
 
     Finding the minimum is NP-hard, so the value is an interval. Its upper end is the distance that

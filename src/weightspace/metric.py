@@ -53,8 +53,6 @@ class Euclidean:
         """
         net.weights.check(covector)
         if bad := covector.unusable():
-            raise WeightspaceError(
-                f"the gradient has NaN or infinity in {bad[0]}; lower the step or check the loss"
-            )
+            raise WeightspaceError(f"the gradient has NaN or infinity in {bad[0]}; lower the step or check the loss")
         size = float(covector.norm())
         return covector / -size if size else covector.zeros()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ArchitectureMismatch", "Net", "Weights", "WeightspaceError"]
 
-_BLOCK = 1 << 16
+_BLOCK = 1 << 18
 
 
 class WeightspaceError(ValueError):
@@ -368,11 +368,8 @@ class _Renamed(Mapping[str, Tensor]):
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
-    whole = x.numel() // _BLOCK * _BLOCK
-    if x.dtype == torch.float64 or not whole:
-        return torch.dot(x.double(), y.double())
-    blocks = torch.einsum("kb,kb->k", x[:whole].view(-1, _BLOCK).float(), y[:whole].view(-1, _BLOCK).float())
-    return blocks.double().sum() + torch.dot(x[whole:].double(), y[whole:].double())
+    parts = [torch.dot(p.double(), q.double()) for p, q in zip(x.split(_BLOCK), y.split(_BLOCK), strict=True)]
+    return torch.stack(parts).sum() if parts else x.new_zeros((), dtype=torch.float64)
 
 
 def _can_learn(parameter: Tensor, value: Tensor) -> bool:

@@ -60,9 +60,7 @@ class Path:
         if times is None:
             times = range(len(points))
         if len(times) != len(points):
-            raise WeightspaceError(
-                f"{len(points)} networks but {len(times)} times; give one time to each network"
-            )
+            raise WeightspaceError(f"{len(points)} networks but {len(times)} times; give one time to each network")
         marks = _to_unit(times)
 
         def polyline(t: float) -> Net:
@@ -225,14 +223,12 @@ def curve(
 
     Running statistics of BatchNorm lie on the straight line between those of a and b; `path.map` re-estimates
     them. Raises `ArchitectureMismatch` unless a and b have the same tensors, `WeightspaceError` for an
-    unknown kind or a loss that is not finite. Garipov et al., "Loss surfaces, mode connectivity, and fast
-    ensembling of DNNs", 2018.
+    unknown kind, a loss that is not finite, or a task over a DataLoader, which cannot be drawn from. Garipov
+    et al., "Loss surfaces, mode connectivity, and fast ensembling of DNNs", 2018.
     """
     family = {"bezier": Path.bezier, "polychain": Path.through}.get(kind)
     if family is None or bends < 1:
-        raise WeightspaceError(
-            f"kind must be 'bezier' or 'polychain' and bends >= 1, got {kind!r} and {bends}"
-        )
+        raise WeightspaceError(f"kind must be 'bezier' or 'polychain' and bends >= 1, got {kind!r} and {bends}")
     straight = line(a, b)
     control = [_trainable(straight(k / (bends + 1))) for k in range(1, bends + 1)]
     leaves = [flat for net in control for flat in net.weights.buffers if flat.requires_grad]
@@ -260,13 +256,9 @@ def _train(
         with torch.enable_grad():
             loss = goal(path(torch.rand((), generator=generator).item()))
         if not isinstance(loss, Tensor) or not loss.requires_grad or loss.ndim:
-            raise WeightspaceError(
-                "a curve needs a goal that gives a differentiable 0-d tensor, such as a Task"
-            )
+            raise WeightspaceError("a curve needs a goal that gives a differentiable 0-d tensor, such as a Task")
         if not loss.isfinite():
-            raise WeightspaceError(
-                f"the loss became {loss.item()} at step {step} of the curve; lower lr={lr:g}"
-            )
+            raise WeightspaceError(f"the loss became {loss.item()} at step {step} of the curve; lower lr={lr:g}")
         loss.backward()
         adam.step()
         if progress is not None:

@@ -93,11 +93,7 @@ class Task:
 
     def __repr__(self) -> str:
         parts = getattr(self._source, "parts", [self._source])
-        size = (
-            "?"
-            if any(isinstance(part, _Loader) and part.size is None for part in parts)
-            else f"{len(self):,}"
-        )
+        size = "?" if any(isinstance(part, _Loader) and part.size is None for part in parts) else f"{len(self):,}"
         metric = _name(self._metric or "default metric")
         return f"Task({size} examples, {metric}, {_name(self.aggregate)})"
 
@@ -240,9 +236,7 @@ class Task:
         for what in ("metric", "aggregate", "output"):
             mine, its = getattr(self, what), getattr(other, what)
             if mine != its:
-                raise TaskError(
-                    f"two tasks of different {what}, {_name(mine)} and {_name(its)}; give both the same"
-                )
+                raise TaskError(f"two tasks of different {what}, {_name(mine)} and {_name(its)}; give both the same")
 
     def __or__(self, other: object) -> Task:
         """The task of both sets of examples: one aggregate over the union."""
@@ -264,8 +258,8 @@ class Task:
         a = self._gathered()
         b = other._gathered(len(a))
         a = a.pick(slice(len(b)))
-        mixed = _Arrays(_mixed(a.inputs, b.inputs, t), _mixed_labels(a.labels, b.labels, t))
-        return self._with(mixed, self.metric)
+        between = _Arrays(_mixed(a.inputs, b.inputs, t), _mixed_labels(a.labels, b.labels, t))
+        return self._with(between, self.metric)
 
     def split(self, fraction: float, seed: int) -> tuple[Task, Task]:
         """Two disjoint tasks: round(fraction n) examples drawn at random, and the others, each in order."""
@@ -274,9 +268,7 @@ class Task:
         n = len(self)
         first = round(fraction * n) if 0 < fraction < 1 else 0
         if not 0 < first < n:
-            raise TaskError(
-                f"a fraction {fraction} of {n} examples leaves a side empty; give one between 0 and 1"
-            )
+            raise TaskError(f"a fraction {fraction} of {n} examples leaves a side empty; give one between 0 and 1")
         order = _shuffled(n, seed)
         mine, rest = (self._source.pick(part.sort()[0]) for part in (order[:first], order[first:]))
         return self._with(mine), self._with(rest)
@@ -342,15 +334,11 @@ def logits(raw: Any) -> Tensor:
 def _rows(f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Outputs (t, class) and labels (t,): every labelled position is an example."""
     if f.shape[:-1] != y.shape:
-        raise TaskError(
-            f"labels {tuple(y.shape)} do not fit outputs {tuple(f.shape)}: the last axis is the class"
-        )
+        raise TaskError(f"labels {tuple(y.shape)} do not fit outputs {tuple(f.shape)}: the last axis is the class")
     keep = y != IGNORED
     f, y = (f.flatten(0, -2), y.flatten()) if keep.all() else (f[keep], y[keep])
     if len(y) and (y.min() < 0 or y.max() >= f.shape[-1]):
-        raise TaskError(
-            f"labels {int(y.min())}..{int(y.max())} outside the {f.shape[-1]} outputs of the network"
-        )
+        raise TaskError(f"labels {int(y.min())}..{int(y.max())} outside the {f.shape[-1]} outputs of the network")
     return f, y
 
 
@@ -362,9 +350,7 @@ def _pairs(f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     elif y.numel() == f.numel() and {*f.shape[1:], *y.shape[1:]} <= {1}:
         y = y.reshape(f.shape)
     if f.shape != y.shape:
-        raise TaskError(
-            f"labels {tuple(y.shape)} do not fit outputs {tuple(f.shape)}: the shapes must be equal"
-        )
+        raise TaskError(f"labels {tuple(y.shape)} do not fit outputs {tuple(f.shape)}: the shapes must be equal")
     return f.reshape(len(f), -1), y.reshape(len(f), -1).to(f.dtype)
 
 
@@ -422,9 +408,7 @@ class _Arrays:
         return len(_leaves(self.inputs)[0])
 
     def pick(self, index: Any) -> _Arrays:
-        return _Arrays(
-            _each(lambda x: x[index], self.inputs), None if self.labels is None else self.labels[index]
-        )
+        return _Arrays(_each(lambda x: x[index], self.inputs), None if self.labels is None else self.labels[index])
 
     def batches(self, size: int) -> Iterator[tuple[Any, Tensor | None]]:
         for start in range(0, len(self), size):
@@ -509,9 +493,7 @@ def _source(inputs: Any, labels: Any, size: int) -> Any:
     if isinstance(inputs, (str, os.PathLike)):
         raise TaskError("a path is not a set of examples; give weightspace.datasets.read(path)")
     if isinstance(inputs, Iterator):
-        raise TaskError(
-            f"a {type(inputs).__name__} can be read only once, a task at every call; give a DataLoader"
-        )
+        raise TaskError(f"a {type(inputs).__name__} can be read only once, a task at every call; give a DataLoader")
     if hasattr(inputs, "with_format"):  # a Hugging Face dataset
         inputs = inputs.with_format("torch")
     if isinstance(inputs, data.DataLoader):
@@ -520,9 +502,7 @@ def _source(inputs: Any, labels: Any, size: int) -> Any:
         return _Loader(data.DataLoader(inputs, size, collate_fn=_collate))
     if not (hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__")):
         if not isinstance(inputs, Iterable):
-            raise TaskError(
-                f"no examples in a {type(inputs).__name__}; give tensors, a Dataset or a DataLoader"
-            )
+            raise TaskError(f"no examples in a {type(inputs).__name__}; give tensors, a Dataset or a DataLoader")
         return _Loader(inputs)
     if not len(inputs):
         raise TaskError("no examples: the dataset is empty")
@@ -546,9 +526,7 @@ def _in_order(loader: data.DataLoader[Any]) -> data.DataLoader[Any]:
     if not isinstance(sampler, (data.RandomSampler, data.SubsetRandomSampler, data.WeightedRandomSampler)):
         return loader
     dataset: Any = loader.dataset
-    whole = (
-        isinstance(sampler, data.RandomSampler) and not sampler.replacement and len(sampler) == len(dataset)
-    )
+    whole = isinstance(sampler, data.RandomSampler) and not sampler.replacement and len(sampler) == len(dataset)
     if not whole or type(loader) is not data.DataLoader:
         raise TaskError(
             f"the loader draws at random ({type(sampler).__name__}), so two networks would meet different "
@@ -568,9 +546,7 @@ def _collate(items: Any) -> Any:
     try:
         return data.default_collate(items)
     except (TypeError, RuntimeError, KeyError) as error:
-        raise TaskError(
-            f"items cannot be stacked ({_line(error)}); give a DataLoader with a collate_fn"
-        ) from error
+        raise TaskError(f"items cannot be stacked ({_line(error)}); give a DataLoader with a collate_fn") from error
 
 
 def _pair(batch: Any) -> tuple[Any, Tensor | None]:
@@ -605,9 +581,7 @@ def _tensor(x: Any, what: str) -> Tensor:
         array = np.asarray(x)
         return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
     except (TypeError, ValueError) as error:
-        raise TaskError(
-            f"{what} hold a {type(x).__name__} that is not numbers; convert it to a tensor"
-        ) from error
+        raise TaskError(f"{what} hold a {type(x).__name__} that is not numbers; convert it to a tensor") from error
 
 
 def _each(function: Callable[..., Any], x: Any, *others: Any) -> Any:
@@ -644,9 +618,7 @@ def _mixed(a: Any, b: Any, t: float) -> Any:
         if x.is_floating_point() and y.is_floating_point():
             return torch.lerp(x, y.to(x), t)
         if not torch.equal(x, y):
-            raise TaskError(
-                "integer inputs, such as tokens, have no point between them; give embeddings or floats"
-            )
+            raise TaskError("integer inputs, such as tokens, have no point between them; give embeddings or floats")
         return x
 
     one, two = (_each(lambda x: tuple(x.shape[1:]), x) for x in (a, b))
@@ -683,9 +655,7 @@ def _shuffled(n: int, seed: int) -> Tensor:
 def _known(value: Any, names: Iterable[str], what: str) -> Any:
     reduction = getattr(value, "reduction", getattr(value, "keywords", {}).get("reduction"))
     if reduction == "sum":
-        raise TaskError(
-            f"the {what} sums over a batch, so batches would weigh unevenly; give reduction='mean'"
-        )
+        raise TaskError(f"the {what} sums over a batch, so batches would weigh unevenly; give reduction='mean'")
     if value is not None and not callable(value) and value not in names:
         raise TaskError(f"unknown {what} {value!r}; give a function or one of {', '.join(names)}")
     return value

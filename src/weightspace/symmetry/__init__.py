@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from weightspace.net import Net, WeightspaceError
+from weightspace.symmetry import certificate
 from weightspace.symmetry.balance import balance
 from weightspace.symmetry.canonical import Key, canonical
 from weightspace.symmetry.features import activation_terms
@@ -46,6 +48,19 @@ class Symmetry(Group):
         free, to compare representations. Networks on the meta device are read, not verified. Raises `SymmetryError`.
         """
         return read(net, example, into=cls, check=verify, scales=scales, outputs_move=outputs_move)
+
+    def certificate(self) -> dict[str, Any]:
+        """Everything as plain data: axes, places, kinds, architecture hash, how it was verified."""
+        return certificate.certificate(self)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the certificate as JSON, whole or not at all."""
+        certificate.save(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Symmetry:
+        """Read a certificate back; raises `SymmetryError` for a file that is none."""
+        return certificate.load(path, cls)
 
     def match(self, net: Net, to: Net, data: Task | None = None, method: str = "auto", seed: int = 0) -> Match:
         """The element g that brings `net` nearest `to`; with `data`, the one whose measured barrier is lowest."""

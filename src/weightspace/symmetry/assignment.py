@@ -33,8 +33,8 @@ __all__ = ["AssignmentError", "Duals", "assign", "assign_many"]
 
 SPARSE_FROM = 512  # measured: below it one dense solve is faster than the way round
 
-_CANDIDATES = (16, 64)
-_TEMPERATURE = 0.3
+_CANDIDATES = (24, 96)
+_TEMPERATURE = 0.2
 _SWEEPS = 10
 _WARM_SWEEPS = 2
 _STRIDE = 4

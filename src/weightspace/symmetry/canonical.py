@@ -9,7 +9,8 @@ leading dimension). Units are sorted by a key f(v_x), after scales are balanced 
     "linear"  <v*, v_x> for one fixed pseudo-random v*
     callable  any function of the rows V (units x coordinates), one number per unit
 
-Source: Sorensen, Machine learning, math, and generalization; Ruger and Ossen, The metric structure of weight space, 1997.
+Sources: Sorensen, Machine learning, math, and generalization; Rueger and Ossen, The metric structure of
+weight space, 1997.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Activations of two networks on the same data, as terms to be matched.
 
-The tensors compared are those that enter a contraction (a linear map, a convolution, attention): what one layer hands to
-the next. Every unit is standardised over the examples (and over space or time), so that inner products are correlations
+The tensors compared are those that enter a contraction (a linear map, a convolution, attention): what one layer hands
+to the next. Every unit is standardised over the examples (and over space or time), so that inner products are correlations
 (Li, Yosinski, Clune, Lipson and Hopcroft, Convergent learning, 2016). The graph gives them: no hooks.
 """
 
@@ -14,8 +14,8 @@ from torch import Tensor, fx
 
 from weightspace.net import Net
 from weightspace.symmetry import index
+from weightspace.symmetry.ascent import Terms
 from weightspace.symmetry.group import Block, Group, SymmetryError, as_blocks
-from weightspace.symmetry.match import Terms
 from weightspace.symmetry.read import label
 from weightspace.symmetry.trace import Trace, arguments, math_attention, op_name
 

@@ -1,26 +1,23 @@
 """The group that moves the weights and leaves the function alone, as data.
 
 An `Axis` is a set of units that can move. A `Block` says where it is met: a strided view of one tensor with one leaf,
-an axis or a plain size, per dimension of the view. An `Element` holds a permutation for every axis and a factor for
-every scale or sign generator; it acts linearly: (g w)[.., x, ..] = prod_k f_k[x]^e_k w[.., p[x], ..].
+an axis or a plain size, per dimension of the view. A `Generator` is a factor on the units of one axis. An `Element`
+holds a permutation for every axis and a factor for every generator; it acts linearly:
+(g w)[.., x, ..] = prod_k f_k[x]^e_k w[.., p[x], ..].
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import groupby
-from pathlib import Path
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
-from weightspace.net import Net, Weights, WeightspaceError
+from weightspace.net import Net, Weights
 from weightspace.symmetry.index import Atom, Span
 from weightspace.symmetry.trace import SymmetryError
 
@@ -326,7 +323,9 @@ class Group:
             )
         missing = [name for name in self.shapes if name not in tensors]
         if missing:
-            raise SymmetryError(f"the group moves {missing[0]}, which this network does not have; read its own symmetry")
+            raise SymmetryError(
+                f"the group moves {missing[0]}, which this network does not have; read its own symmetry"
+            )
         for name in self.shapes:
             self.expect(name, tensors[name])
 
@@ -373,9 +372,7 @@ class Group:
     @property
     def log10_order(self) -> float:
         """log10 of the number of permutations in the group."""
-        return sum(
-            math.prod(self.sizes(a)[:-1]) * math.lgamma(a.size + 1) / math.log(10) for a in self.permutable()
-        )
+        return sum(math.prod(self.sizes(a)[:-1]) * math.lgamma(a.size + 1) / math.log(10) for a in self.permutable())
 
     def factors_of(self, axis: Axis) -> str:
         """One axis as a factor of the group: `S512 x R+512`."""
@@ -403,89 +400,3 @@ class Group:
 
     def __repr__(self) -> str:
         return f"Symmetry({self})"
-
-    def certificate(self) -> dict[str, Any]:
-        """Everything as plain data: axes, blocks, generators, architecture, verification."""
-        return {
-            "format": "weightspace.symmetry/1",
-            "group": str(self),
-            "fingerprint": self.fingerprint,
-            "verified": self.verified,
-            "axes": [asdict(axis) for axis in self.every],
-            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
-            "state": list(self.state),
-            "blocks": [asdict(block) for block in self.blocks],
-            "generators": [
-                {
-                    "axis": g.axis,
-                    "kind": g.kind,
-                    "evaluation": g.evaluation,
-                    "exponents": [[p.block, p.leaf, e] for p, e in g.exponents],
-                }
-                for g in self.generators
-            ],
-            "notes": list(self.notes),
-            "pinned": self.pinned,
-        }
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the certificate as JSON, whole or not at all."""
-        target = Path(path)
-        try:
-            descriptor, name = tempfile.mkstemp(dir=target.parent or Path(), prefix=f".{target.name}.", suffix=".tmp")
-            try:
-                with os.fdopen(descriptor, "w") as file:
-                    json.dump(self.certificate(), file, indent=1)
-                os.replace(name, target)
-            except BaseException:
-                Path(name).unlink(missing_ok=True)
-                raise
-        except OSError as error:
-            raise WeightspaceError(f"cannot write {target}: {error.strerror}") from error
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Group:
-        """Read a certificate back; raises `SymmetryError` for a file that is none."""
-        try:
-            data = json.loads(Path(path).read_text())
-            if data["format"] != "weightspace.symmetry/1":
-                raise ValueError(f"unknown format {data['format']!r}")
-            return cls._parse(data)
-        except OSError as error:
-            raise SymmetryError(f"cannot read {path}: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            raise SymmetryError(f"{path} is not a symmetry certificate ({error}); write one with group.save") from error
-
-    @classmethod
-    def _parse(cls, data: dict[str, Any]) -> Group:
-        def tuples(fields: dict[str, Any]) -> dict[str, Any]:
-            return {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
-
-        generators = [
-            Generator(g["axis"], g["kind"], tuple((Place(b, k), e) for b, k, e in g["exponents"]), g["evaluation"])
-            for g in data["generators"]
-        ]
-        blocks = [Block(**tuples(b)) for b in data["blocks"]]
-        shapes = {name: tuple(shape) for name, shape in data["shapes"].items()}
-        cls._check_blocks(blocks, shapes, {a["name"]: a["size"] for a in data["axes"]})
-        return cls(
-            [Axis(**tuples(a)) for a in data["axes"]],
-            blocks,
-            generators,
-            shapes,
-            state=data["state"],
-            notes=data["notes"],
-            pinned=data["pinned"],
-            fingerprint=data["fingerprint"],
-            verified=data["verified"],
-        )
-
-    @staticmethod
-    def _check_blocks(blocks: list[Block], shapes: dict[str, tuple[int, ...]], sizes: dict[str, int]) -> None:
-        """A strided view must stay inside of its tensor."""
-        for block in blocks:
-            counts = [leaf if isinstance(leaf, int) else sizes[leaf] for leaf in block.leaves]
-            steps = [(n - 1) * s for n, s in zip(counts, block.strides, strict=True)]
-            low, high = block.offset, block.offset + sum(steps)
-            if low < 0 or min(steps, default=0) < 0 or high >= max(math.prod(shapes[block.tensor]), 1):
-                raise ValueError(f"a block of {block.tensor} reaches outside of it")

@@ -13,7 +13,20 @@ from itertools import product
 from math import gcd, prod
 from typing import TypeAlias
 
-__all__ = ["Atom", "Dim", "Span", "blocks", "collapse", "cut", "flat", "leaves", "member", "pin", "take", "unify"]
+__all__ = [
+    "Atom",
+    "Dim",
+    "Span",
+    "blocks",
+    "collapse",
+    "cut",
+    "flat",
+    "leaves",
+    "member",
+    "pin",
+    "take",
+    "unify",
+]
 
 
 class Atom:
@@ -27,7 +40,12 @@ class Atom:
     __slots__ = ("constant", "factors", "foreign", "members", "parent", "parts", "pin", "size", "viewed")
 
     def __init__(
-        self, size: int, pin: str | None = None, foreign: bool = False, viewed: bool = False, constant: bool = False
+        self,
+        size: int,
+        pin: str | None = None,
+        foreign: bool = False,
+        viewed: bool = False,
+        constant: bool = False,
     ) -> None:
         self.size, self.pin, self.foreign, self.viewed, self.constant = size, pin, foreign, viewed, constant
         self.parent: Atom | None = None

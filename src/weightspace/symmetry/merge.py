@@ -1,7 +1,7 @@
 """The average of networks modulo the group.
 
 mean([w_1], .., [w_n]) = (1/n) sum_i g_i w_i, the g_i chosen to bring every network to the average of the others, again
-and again until none moves (MergeMany of Git Re-Basin, Ainsworth, Hayase and Srinivasa, 2023), all on the balanced slice.
+and again until none moves (MergeMany of Git Re-Basin, Ainsworth, Hayase and Srinivasa, 2023), on the balanced slice.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from weightspace.net import Net, WeightspaceError
+from weightspace.symmetry.ascent import coordinate_descent, weight_terms
 from weightspace.symmetry.balance import balancing
 from weightspace.symmetry.group import Element, Group
-from weightspace.symmetry.match import coordinate_descent, weight_terms
 
 __all__ = ["average", "gather_round"]
 
@@ -59,5 +59,3 @@ def gather_round(group: Group, nets: Sequence[Net], seed: int = 0, rounds: int =
 def _moves(element: Element, still: Element) -> bool:
     flipped = any(bool((f < 0).any()) for f in element.factors.values())
     return flipped or element.difference(still) > 0
-
-

@@ -237,7 +237,9 @@ def _names(order: dict[Atom, tuple[str, int, int]]) -> dict[Atom, str]:
 
 
 def _unused(
-    pieces: dict[str, list[tuple[index.Span, ...]]], tables: list[list[tuple[index.Span, ...]]], reading: Reading
+    pieces: dict[str, list[tuple[index.Span, ...]]],
+    tables: list[list[tuple[index.Span, ...]]],
+    reading: Reading,
 ) -> set[Atom]:
     """Leaves that only ever stand in one whole tensor: rows that a slice threw away."""
     met: Counter[Atom] = Counter()

@@ -1,8 +1,8 @@
 """Frank-Wolfe on doubly stochastic matrices, from the barycentre: all axes at once.
 
 maximise f(P) = sum_T <A_T, P B_T> over P_X in the Birkhoff polytope of every axis X. Each step solves one linear
-assignment per axis for the gradient and goes to the best point of the segment, where f is a quadratic (Crisostomi et al,
-Cycle-consistent multi-model merging, 2024). Axes that carry families, or are carried, stay where the start has them.
+assignment per axis for the gradient and goes to the best point of the segment, where f is a quadratic (Crisostomi et
+al, Cycle-consistent multi-model merging, 2024). Axes that carry families, or are carried, stay where the start has them.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from weightspace.symmetry.ascent import Matching, Terms, coordinate_descent
 from weightspace.symmetry.assignment import Duals, assign
 from weightspace.symmetry.group import Axis, Element, Group
-from weightspace.symmetry.match import Matching, Terms, coordinate_descent
 
 __all__ = ["frank_wolfe"]
 

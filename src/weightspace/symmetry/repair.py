@@ -93,9 +93,7 @@ def rescale(net: Net, ends: list[Net], task: Task, examples: int = 1024) -> Net:
     net, ends = net.to(torch.float32), [end.to(torch.float32) for end in ends]
     graph = trace(net.live(), x)
     targets = [_moments(graph, end, x) for end in ends]
-    wanted = {
-        node: tuple(torch.stack([t[node][k] for t in targets]).mean(0) for k in (0, 1)) for node in targets[0]
-    }
+    wanted = {node: tuple(torch.stack([t[node][k] for t in targets]).mean(0) for k in (0, 1)) for node in targets[0]}
     if not wanted:
         raise WeightspaceError("no layer has a weight and a bias of its own; nothing can be rescaled")
     return _rescaled(graph, net, x, wanted)

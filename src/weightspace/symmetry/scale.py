@@ -1,7 +1,7 @@
 """Positive scales, as the null space of directional derivatives.
 
-Let place j of an axis be one occurrence of it in one tensor. Scaling the units x by exp(t_x e_j) at every place j leaves
-f alone, for all t, if and only if sum_j e_j <df/dw_j[x], w_j[x]> = 0 for every unit x and every output. One backward
+Let place j of an axis be one occurrence of it in one tensor. Scaling the units x by exp(t_x e_j) at every place j
+leaves f alone, for all t, if and only if sum_j e_j <df/dw_j[x], w_j[x]> = 0 for every unit x and every output. One backward
 pass of a random projection of the outputs gives that row for all units, axes and places at once; the exponents e are
 the null space, reduced to simple fractions.
 """
@@ -56,7 +56,9 @@ def place_slopes(group: Group, graph: Trace, probe: Probe) -> dict[str, dict[Pla
     return slopes
 
 
-def _backward(group: Group, graph: Trace, probe: Probe, seed: int, rows: dict[Place, list[tuple[Tensor, float]]]) -> None:
+def _backward(
+    group: Group, graph: Trace, probe: Probe, seed: int, rows: dict[Place, list[tuple[Tensor, float]]]
+) -> None:
     leaves = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in probe.net.tensors.items()}
 
     def reduce(name: str) -> Any:

@@ -68,7 +68,9 @@ def sign_generators(
         if len(slopes.get(axis.name, {})) < 2 or axis.name in foreign:
             continue
         for slots in _solve(group, run, axis.name):
-            pairs = tuple(sorted(((_as_place(group, slot), 1.0) for slot in slots), key=lambda p: (p[0].block, p[0].leaf)))
+            pairs = tuple(
+                sorted(((_as_place(group, slot), 1.0) for slot in slots), key=lambda p: (p[0].block, p[0].leaf))
+            )
             if any(p in slopes[axis.name] for p, _ in pairs):
                 # a flipped mean is what training would estimate, so signs hold in training mode too
                 found.append(Generator(axis.name, "sign", pairs))
@@ -88,7 +90,9 @@ def _record(graph: Trace, reading: Reading, names: Mapping[Atom, str], probe: Pr
         if node.target is operator.getitem or labels is None:
             return
         values = value if isinstance(value, (tuple, list)) else (value,)
-        for i, (item, label) in enumerate(zip(values, labels if isinstance(labels, tuple) else (labels,), strict=False)):
+        for i, (item, label) in enumerate(
+            zip(values, labels if isinstance(labels, tuple) else (labels,), strict=False)
+        ):
             if isinstance(item, Tensor) and label is not None:
                 home = (run.home(node)[0], i)
                 run.values[home] = item
@@ -239,7 +243,9 @@ def _same(got: Any, wanted: Tensor) -> bool:
         return False
     if not got.is_floating_point():
         return torch.equal(got, wanted)
-    return torch.allclose(got, wanted.to(got.dtype), rtol=1e-9, atol=1e-11 * float(wanted.abs().max() + 1e-300), equal_nan=True)
+    return torch.allclose(
+        got, wanted.to(got.dtype), rtol=1e-9, atol=1e-11 * float(wanted.abs().max() + 1e-300), equal_nan=True
+    )
 
 
 def reduce_bits(rows: list[int]) -> list[int]:

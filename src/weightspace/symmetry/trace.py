@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from weightspace.net import WeightspaceError
 from weightspace.symmetry import index
-from weightspace.symmetry.rules import Call, Labels, Outcome, apply_rule, fresh
+from weightspace.symmetry.rules import Call, Labels, Outcome, apply_rule, fresh, known
 
 __all__ = ["Reading", "SymmetryError", "Trace", "follow", "trace"]
 
@@ -207,8 +207,6 @@ def _table() -> Any:
 
 def _needs_decomposition(graph: fx.Graph) -> bool:
     """A graph of known, functional operations is read as it is."""
-    from weightspace.symmetry.rules import _RULES
-
     for node in graph.nodes:
         if node.op == "get_attr":
             return True
@@ -219,8 +217,8 @@ def _needs_decomposition(graph: fx.Graph) -> bool:
             if isinstance(node.target, torch._ops.HigherOrderOperator):
                 return True
             continue
-        known = name in _RULES or torch.Tag.pointwise in tags or name in _SILENT
-        if not known or node.target._schema.is_mutable or (name == "batch_norm" and node.args[5] is True):
+        familiar = known(name) or torch.Tag.pointwise in tags or name in _SILENT
+        if not familiar or node.target._schema.is_mutable or (name == "batch_norm" and node.args[5] is True):
             return True
     return False
 
@@ -271,7 +269,13 @@ def _canonical_names(module: nn.Module) -> dict[str, str]:
 
 # --- following axes --------------------------------------------------------------------------------------------------
 
-_SILENT = {"_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range_for_size", "sym_size"}
+_SILENT = {
+    "_assert_tensor_metadata",
+    "_assert_async",
+    "_assert_scalar",
+    "sym_constrain_range_for_size",
+    "sym_size",
+}
 
 
 @dataclass
@@ -370,7 +374,12 @@ def _call(node: fx.Node, reading: Reading) -> Outcome | None:
     used = {int(u.args[1]) for u in node.users if u.target is operator.getitem}  # type: ignore[arg-type]
     tags = overload.tags if overload is not None else []
     call = Call(
-        name, _bind(node, overload, reading), shapes, used, torch.Tag.pointwise in tags, torch.Tag.reduction in tags
+        name,
+        _bind(node, overload, reading),
+        shapes,
+        used,
+        torch.Tag.pointwise in tags,
+        torch.Tag.reduction in tags,
     )
     outcome = apply_rule(call)
     reading.all += call.hidden

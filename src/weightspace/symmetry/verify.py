@@ -17,7 +17,15 @@ from weightspace.net import Net
 from weightspace.symmetry import index
 from weightspace.symmetry.group import Axis, Element, Group, as_blocks
 from weightspace.symmetry.index import Atom
-from weightspace.symmetry.trace import Reading, SymmetryError, Trace, arguments, math_attention, op_name, quiet
+from weightspace.symmetry.trace import (
+    Reading,
+    SymmetryError,
+    Trace,
+    arguments,
+    math_attention,
+    op_name,
+    quiet,
+)
 
 __all__ = ["Probe", "verify"]
 
@@ -85,7 +93,12 @@ def floating(tree: Any) -> list[Tensor]:
 
 
 def verify(
-    group: Group, graph: Trace, reading: Reading, names: Mapping[Atom, str], probe: Probe, kinds: Iterable[str]
+    group: Group,
+    graph: Trace,
+    reading: Reading,
+    names: Mapping[Atom, str],
+    probe: Probe,
+    kinds: Iterable[str],
 ) -> None:
     """Raise `SymmetryError`, naming axis and operation, if a generator of the group changes the function."""
     tolerance = 1e-4 if graph.low_precision else 1e-9
@@ -148,9 +161,7 @@ def _distance(before: list[Tensor], after: list[Tensor]) -> float:
     return max(float((a - b).abs().max()) for a, b in zip(before, after, strict=True) if a.numel()) / scale
 
 
-def _culprit(
-    element: Element, graph: Trace, reading: Reading, names: Mapping[Atom, str], probe: Probe
-) -> str:
+def _culprit(element: Element, graph: Trace, reading: Reading, names: Mapping[Atom, str], probe: Probe) -> str:
     """The first operation whose value does not move as its labels say (permutations only)."""
     if element.factors:
         return ""

@@ -1,0 +1,356 @@
+"""The claims on alignment of "Machine learning, math, and generalization" (H. Sorensen), measured.
+
+    python -m experiments.alignment [EXPERIMENT ..] [--data DIR] [--seeds N] [--quick] [--fresh]
+
+Rows that are in the results file already are skipped, so that a run can be stopped and taken up again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiments.nets import CACHE, FULL, QUICK, Lab
+from experiments.record import Record, insert, table
+from experiments.tables import TABLES
+from weightspace import Net, Symmetry, Task, WeightspaceError, accuracy, curve, euclidean, functional, line, mean
+from weightspace import plane as plane_through
+from weightspace import swa as average
+from weightspace.symmetry.canonical import canonical_element
+
+HERE = Path(__file__).parent
+RESULTS, README = HERE / "results" / "alignment.json", HERE / "README.md"
+NOISES = (1e-4, 1e-3, 1e-2, 1e-1, 0.5)
+CHILDREN = ("exact copy", *(f"noise {noise:g}" for noise in NOISES), "fine-tuned", "independent")
+WAYS = ("as it is", "first", "norm", "mean", "linear", "distance", "matched")
+MOST = 5  # networks to one average
+
+Job = tuple[str, Callable[[], dict[str, Any]]]
+
+
+# --- five keys against matching --------------------------------------------------------------------------------------
+
+
+def keys(lab: Lab, seed: int) -> Iterator[Job]:
+    """Bring a permuted child next to its parent: by sorting both, or by matching one to the other."""
+    for child in CHILDREN:
+        pair = cache(partial(_parent_and_child, lab, child, seed))
+        for way in WAYS:
+            yield f"keys/{child}/{way}/{seed}", partial(_brought, lab, way, pair)
+
+
+def _parent_and_child(lab: Lab, child: str, seed: int) -> tuple[Net, Net, Any]:
+    """A network, its child with units permuted at random, and that permutation."""
+    parent = lab.net("mlp", MOST * seed)
+    if child == "independent":
+        born = lab.net("mlp", MOST * seed + 1)
+    elif child == "fine-tuned":
+        born = lab.tuned(MOST * seed)
+    else:
+        born = noisy(parent, 0.0 if child == "exact copy" else float(child.split()[1]), seed)
+    shuffle = lab.group(parent).sample(seed=100 + seed, kinds=("permutation",))
+    return parent, shuffle(born), shuffle
+
+
+def noisy(net: Net, noise: float, seed: int) -> Net:
+    """w + noise sd(w) z in every tensor, z standard normal."""
+    z = net.weights.randn(seed)
+    return net + z.replace({name: noise * net.weights[name].std() * z[name] for name in z})
+
+
+def distance_key(rows: Tensor) -> Tensor:
+    """|v - v*| for one fixed pseudo-random v* of norm one."""
+    star = torch.randn(rows.shape[-1], generator=torch.Generator().manual_seed(1), dtype=rows.dtype)
+    return (rows - star / star.norm()).norm(dim=-1)
+
+
+def _brought(lab: Lab, way: str, pair: Callable[[], tuple[Net, Net, Any]]) -> dict[str, Any]:
+    parent, child, shuffle = pair()
+    group = lab.group(parent)
+    a, b, back = together(group, parent, child, way)
+    middle = line(a, b)(0.5)
+    return {
+        "recovered": None if back is None else in_place(group, back @ shuffle),
+        "barrier": line(a, b).barrier(lab.test),
+        "distance": euclidean(a, b),
+        "mean_accuracy": accuracy(lab.test)(middle),
+        "mean_loss": float(lab.test(middle)),
+    }
+
+
+def together(group: Symmetry, parent: Net, child: Net, way: str) -> tuple[Net, Net, Any]:
+    """Both on the balanced slice, in the same order of units, and the element that takes child to parent."""
+    if way == "as it is":
+        return group.balance(parent), group.balance(child), None
+    if way == "matched":
+        back = group.match(child, to=parent, method="weights").element
+        return group.balance(parent), group.balance(back(child)), back
+    key = distance_key if way == "distance" else way
+    sort, other = (canonical_element(group, net, key) for net in (parent, child))
+    return sort(parent), other(child), sort.inverse() @ other
+
+
+def in_place(group: Symmetry, element: Any) -> list[float]:
+    """Fraction of the units of every axis that an element leaves where they are."""
+    still = group.identity().permutations
+    return [float((element.permutations[a.name] == still[a.name]).double().mean()) for a in group.permutable()]
+
+
+# --- aligned if and only if joined by a path of low loss -------------------------------------------------------------
+
+
+def paths(lab: Lab, seed: int) -> Iterator[Job]:
+    """The line and trained curves between aligned ends, unaligned ends, and a network and its own permuted copy."""
+    for kind in ("mlp", "cnn"):
+        for ends in ("independent", "aligned", "permuted copy"):
+            yield f"paths/{kind}/{ends}/{seed}", partial(_joined, lab, kind, ends, seed)
+
+
+def _joined(lab: Lab, kind: str, ends: str, seed: int) -> dict[str, Any]:
+    a = lab.net(kind, MOST * seed)
+    group = lab.group(a)
+    b = lab.net(kind, MOST * seed + 1)
+    if ends == "aligned":
+        b = group.align(b, to=a, data=lab.train)
+    elif ends == "permuted copy":
+        b = group.sample(seed=100 + seed, kinds=("permutation",))(a)
+    row: dict[str, Any] = {"line": line(a, b).barrier(lab.test), "line_train": line(a, b).barrier(lab.train)}
+    for form in ("bezier", "polychain"):
+        path = curve(a, b, lab.train, kind=form, steps=lab.size.curve, seed=seed)
+        seen = path.along({"test": lab.test, "accuracy": accuracy(lab.test)})
+        row |= {form: path.barrier(lab.test), f"{form}_train": path.barrier(lab.train)}
+        row |= {f"{form}_worst_accuracy": float(seen["accuracy"].min())}
+        if form == "bezier":
+            row |= _walked(group, [path(k / 10) for k in range(11)])
+    return row
+
+
+def _walked(group: Symmetry, nets: Sequence[Net]) -> dict[str, float]:
+    """Units left in place by matching every point to the one before, and the last point to the first."""
+
+    def kept(net: Net, to: Net) -> float:
+        places = in_place(group, group.match(net, to=to, method="weights").element)
+        return sum(places) / len(places)
+
+    return {"step": min(kept(y, x) for x, y in pairwise(nets)), "ends": kept(nets[-1], nets[0])}
+
+
+# --- averaging weights against averaging predictions ------------------------------------------------------------------
+
+
+def averages(lab: Lab, seed: int) -> Iterator[Job]:
+    """Networks of different seeds: the mean as they are, the mean modulo symmetry, the mean of their predictions."""
+    for kind in ("mlp", "cnn"):
+        for n in range(2, MOST + 1):
+            yield f"averages/{kind}/{n}/{seed}", partial(_averaged, lab, kind, n, seed)
+
+
+def _averaged(lab: Lab, kind: str, n: int, seed: int) -> dict[str, Any]:
+    nets = [lab.net(kind, MOST * seed + k) for k in range(n)]
+    correct, loss = accuracy(lab.test), lab.test
+    began = time.perf_counter()
+    merged = mean(nets, lab.group(nets[0]), data=lab.train)
+    seconds = time.perf_counter() - began
+    naive = average(nets)
+    row = {"single": sum(map(correct, nets)) / n, "single_loss": sum(float(loss(net)) for net in nets) / n}
+    row |= {"naive": correct(naive), "naive_loss": float(loss(naive))}
+    row |= {"merged": correct(merged), "merged_loss": float(loss(merged)), "seconds": seconds}
+    return row | ensemble(nets, lab.test)
+
+
+def ensemble(nets: Sequence[Net], task: Task) -> dict[str, float]:
+    """Accuracy and cross-entropy of the mean of softmax outputs."""
+    p = torch.stack([task.outputs(net).softmax(-1) for net in nets]).mean(0)
+    y = torch.cat([y for _, y in task.batches()])
+    chosen = p.gather(1, y[:, None])
+    return {"ensemble": float((p.argmax(-1) == y).double().mean()), "ensemble_loss": float(-chosen.log().mean())}
+
+
+def swa(lab: Lab, seed: int) -> Iterator[Job]:
+    """The mean of the last epochs of one run against its last epoch, an annealed run, and merged independent runs."""
+    yield f"swa/run/{seed}", partial(_swa, lab, seed)
+
+
+def _swa(lab: Lab, seed: int) -> dict[str, Any]:
+    tail = lab.tail(MOST * seed)
+    independent = [lab.net("mlp", MOST * seed + k) for k in range(MOST)]
+    group = lab.group(tail[0])
+    nets = {"last": tail[-1], "swa": average(tail), "annealed": independent[0]}
+    nets["merged"] = mean(independent, group, data=lab.train)
+    row: dict[str, Any] = {}
+    for name, net in nets.items():
+        row |= {name: accuracy(lab.test)(net), f"{name}_loss": float(lab.test(net))}
+    back = group.match(tail[-1], to=tail[0], method="weights").element
+    return row | {"in_place": in_place(group, back), "line": line(tail[0], tail[-1]).barrier(lab.test)}
+
+
+def plane(lab: Lab, seed: int) -> Iterator[Job]:
+    """Train loss and test error over the plane through three networks: of one run, of three runs, of three aligned."""
+    for kind in ("one run", "independent", "aligned"):
+        yield f"plane/{kind}/{seed}", partial(_plane, lab, kind, seed)
+
+
+def _plane(lab: Lab, kind: str, seed: int) -> dict[str, Any]:
+    if kind == "one run":
+        tail = lab.tail(MOST * seed)
+        nets = [tail[0], tail[len(tail) // 2], tail[-1]]
+    else:
+        nets = [lab.net("mlp", MOST * seed + k) for k in range(3)]
+    if kind == "aligned":
+        nets = [nets[0], *(lab.group(nets[0]).align(net, to=nets[0], data=lab.train) for net in nets[1:])]
+    through, centre = plane_through(*nets), average(nets)
+    wrong = accuracy(lab.test)
+    seen = {"train_loss": lab.train, "test_error": lambda net: 1 - wrong(net)}
+    row: dict[str, Any] = {}
+    for name, observable in seen.items():
+        row |= {f"{name}_corners": [float(observable(net)) for net in nets]}
+        row |= {f"{name}_centre": float(observable(centre))}
+    grid = through.grid(seen, n=lab.size.grid, margin=0.3)
+    row |= {"centre": list(through.coordinates(centre)), "corners": through.corners.tolist()}
+    at = grid.values["train_loss"].argmin()
+    row |= {"best": [float(grid.u[at % len(grid.u)]), float(grid.v[at // len(grid.u)])]}
+    if seed == 0:
+        row |= {"u": grid.u.tolist(), "v": grid.v.tolist()}
+        row |= {name: [list(map(float, line)) for line in values] for name, values in grid.values.items()}
+    return row
+
+
+# --- two widths -------------------------------------------------------------------------------------------------------
+
+
+def widths(lab: Lab, seed: int) -> Iterator[Job]:
+    """Functional distance and likeness of representations, within a width and across widths."""
+    for other in ("fine-tuned", "same width", "half the width", "quarter of the width", "untrained"):
+        yield f"widths/{other}/{seed}", partial(_across, lab, other, seed)
+
+
+def _across(lab: Lab, other: str, seed: int) -> dict[str, Any]:
+    full = lab.size.width
+    a, at = lab.net("mlp", MOST * seed), MOST * seed + 1
+    if other == "fine-tuned":
+        b = lab.tuned(MOST * seed)
+    elif other == "untrained":
+        b = lab.untrained(at)
+    else:
+        b = lab.net("mlp", at, {"same": full, "half": full // 2, "quarter": full // 4}[other.split()[0]])
+    row: dict[str, Any] = {kind: functional(a, b, lab.test, kind) for kind in ("l2", "disagreement", "kl")}
+    row["cka"] = [kernel_alignment(*h) for h in zip(hidden(a, lab.test), hidden(b, lab.test), strict=True)]
+    try:
+        aligned = lab.group(a).align(b, to=a, method="weights")
+        row["aligned_distance"], row["distance"] = euclidean(a, aligned), euclidean(a, b)
+    except WeightspaceError as error:
+        row["refused"] = str(error)
+    return row
+
+
+def hidden(net: Net, task: Task) -> list[Tensor]:
+    """Activations (example, unit) after every hidden ReLU of a sequential network."""
+    module, x, found = net.module(), task.example(len(task)), []
+    with torch.no_grad():
+        for layer in module:
+            x = layer(x)
+            if isinstance(layer, torch.nn.ReLU):
+                found.append(x.double())
+    return found
+
+
+def kernel_alignment(x: Tensor, y: Tensor) -> float:
+    """Linear CKA |Y^T X|^2 / |X^T X| |Y^T Y| of centred columns (Kornblith, Norouzi, Lee and Hinton, 2019)."""
+    x, y = x - x.mean(0), y - y.mean(0)
+    return float((y.T @ x).square().sum() / ((x.T @ x).norm() * (y.T @ y).norm()))
+
+
+# --- ordered parametrisation ------------------------------------------------------------------------------------------
+
+
+def parametrisations(lab: Lab, seed: int) -> Iterator[Job]:
+    """Train with units kept in the order of their biases, or told apart by fixed entries: does that align?"""
+    for kind in ("mlp", "ordered", "asymmetric"):
+        yield f"parametrisations/{kind}/{seed}", partial(_parametrised, lab, kind, seed)
+
+
+def _parametrised(lab: Lab, kind: str, seed: int) -> dict[str, Any]:
+    a, b = (lab.net(kind, MOST * seed + k) for k in (0, 1))
+    group = lab.group(a)
+    back = group.match(b, to=a, method="weights").element
+    return {
+        "accuracy": (accuracy(lab.test)(a) + accuracy(lab.test)(b)) / 2,
+        "naive": line(a, b).barrier(lab.test),
+        "matched": line(a, back(b)).barrier(lab.test),
+        "in_place": in_place(group, back),
+    }
+
+
+# --- running them -----------------------------------------------------------------------------------------------------
+
+# experiment -> seconds a seed at full size on one core, networks trained already
+EXPERIMENTS: dict[str, tuple[Callable[[Lab, int], Iterator[Job]], float]] = {
+    "keys": (keys, 60),
+    "paths": (paths, 150),
+    "averages": (averages, 120),
+    "swa": (swa, 30),
+    "plane": (plane, 120),
+    "widths": (widths, 15),
+    "parametrisations": (parametrisations, 10),
+}
+
+
+def run(lab: Lab, record: Record, names: Sequence[str], seeds: int) -> None:
+    """Measure every row that the record does not hold."""
+    for name in names:
+        make, cost = EXPERIMENTS[name]
+        jobs = [job for seed in range(seeds) for job in make(lab, seed)]
+        left = [job for job in jobs if job[0] not in record]
+        cost *= seeds * len(left) / len(jobs) / 60
+        print(f"{name}: {len(jobs)} rows, {len(left)} to measure, about {cost:.1f} minutes at full size", flush=True)
+        for done, (key, measure) in enumerate(left, start=1):
+            began = time.perf_counter()
+            record.add(key, measure())
+            print(f"  [{done}/{len(left)}] {key}  {time.perf_counter() - began:.1f} s", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, then print the tables; at full size on digits, put them into the README too."""
+    parser = argparse.ArgumentParser(prog="experiments.alignment", description=__doc__.splitlines()[0])
+    parser.add_argument("experiment", nargs="*", metavar="EXPERIMENT", help=f"{', '.join(EXPERIMENTS)}; all")
+    parser.add_argument("--data", help="folder of mnist, fashion-mnist or cifar10 (embedded digits)")
+    parser.add_argument("--seeds", type=int, default=3, help="repetitions (3)")
+    parser.add_argument("--quick", action="store_true", help="tiny networks, one seed: does it run?")
+    parser.add_argument("--fresh", action="store_true", help="measure again what is in the results file")
+    parser.add_argument("--out", type=Path, help="results file")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="folder of trained networks")
+    chosen = parser.parse_args(arguments)
+    unknown = [name for name in chosen.experiment if name not in EXPERIMENTS]
+    if unknown:
+        parser.error(f"no experiment {unknown[0]!r}; choose {', '.join(EXPERIMENTS)}")
+    torch.set_num_threads(1)
+    try:
+        lab = Lab(QUICK if chosen.quick else FULL, chosen.data, chosen.cache)
+    except WeightspaceError as error:
+        parser.error(str(error))
+    plain = not chosen.quick and chosen.data is None
+    out = chosen.out or (RESULTS if plain else chosen.cache / f"{lab.name}{'-quick' * chosen.quick}.json")
+    record = Record(out)
+    names = chosen.experiment or list(EXPERIMENTS)
+    for name in names if chosen.fresh else ():
+        record.forget(name)
+    run(lab, record, names, 1 if chosen.quick else chosen.seeds)
+    blocks = {name: table(*make(record)) for name, make in TABLES.items() if name.split()[0] in names}
+    for name, block in blocks.items():
+        print(f"\n{name}\n\n{block}")
+    if out == RESULTS:
+        insert(README, blocks)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

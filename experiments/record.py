@@ -1,0 +1,84 @@
+"""What was measured: rows in a JSON file, written after each one, and their medians over seeds."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+
+class Record:
+    """Rows by key "experiment/setting/../seed"."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.rows
+
+    def forget(self, experiment: str) -> None:
+        self.rows = {key: row for key, row in self.rows.items() if not key.startswith(f"{experiment}/")}
+
+    def add(self, key: str, row: dict[str, Any]) -> None:
+        self.rows[key] = {name: _short(value) for name, value in row.items()}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = (f"{json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(self.rows.items()))
+        partial = self.path.with_suffix(".tmp")
+        partial.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        os.replace(partial, self.path)
+
+    def of(self, setting: str) -> list[dict[str, Any]]:
+        """Rows of a setting, one a seed."""
+        return [row for key, row in self.rows.items() if key.rpartition("/")[0] == setting]
+
+    def median(self, setting: str, name: str) -> Any:
+        """Over the seeds; of lists, entry by entry. None where nothing was measured."""
+        values = [row[name] for row in self.of(setting) if row.get(name) is not None]
+        if not values:
+            return None
+        if isinstance(values[0], list):
+            return [median(column) for column in zip(*values, strict=True)]
+        return median(values)
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    return [_short(v) for v in value] if isinstance(value, list) else value
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """.983, 1.24, 34.5, or several with slashes."""
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return " / ".join(number(v, digits) for v in value)
+    return f"{value:.{digits}f}"
+
+
+def percent(value: Any, digits: int = 1) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return " / ".join(percent(v, digits) for v in value)
+    return f"{100 * value:.{digits}f}"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """GitHub's Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def insert(readme: Path, blocks: dict[str, str]) -> None:
+    """Put every block between its two marks in a Markdown file."""
+    text = readme.read_text()
+    for name, block in blocks.items():
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        if begin in text and end in text:
+            before, rest = text.split(begin, 1)
+            text = f"{before}{begin}\n{block}\n{end}{rest.split(end, 1)[1]}"
+    readme.write_text(text)

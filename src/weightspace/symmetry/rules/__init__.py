@@ -1,0 +1,40 @@
+"""How each operation carries axes from its inputs to its outputs.
+
+One short function per family of operations, registered under the names of the operators of core ATen (and of the few
+composite ones that the trace keeps whole). A rule unifies what the operation forces to be indexed alike, pins what it
+mixes, and returns the dimensions of its outputs. An operation without a rule pins everything it touches, with a note.
+"""
+
+from __future__ import annotations
+
+from weightspace.symmetry.rules import contraction, part, reduction, shape
+from weightspace.symmetry.rules.call import RULES, Call, Labels, Outcome, fresh, pointwise, unknown
+
+__all__ = [
+    "Call",
+    "Labels",
+    "Outcome",
+    "apply_rule",
+    "contraction",
+    "fresh",
+    "known",
+    "part",
+    "reduction",
+    "shape",
+]
+
+
+def known(op: str) -> bool:
+    """Whether an operator has a rule of its own."""
+    return op in RULES
+
+
+def apply_rule(call: Call) -> Outcome:
+    """Dimensions of the outputs of one call."""
+    if call.op in RULES:
+        return RULES[call.op](call)
+    if call.pointwise:
+        return pointwise(call)
+    if call.reduction:
+        return reduction.reduce(call)
+    return unknown(call)

@@ -1,0 +1,142 @@
+"""One operation as a rule sees it, and what most rules are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from weightspace.symmetry import index
+from weightspace.symmetry.index import Dim, flat, pin, unify
+
+__all__ = [
+    "Call",
+    "Labels",
+    "Outcome",
+    "broadcast",
+    "RULES",
+    "fresh",
+    "outputs",
+    "pointwise",
+    "rule",
+    "unknown",
+]
+
+
+@dataclass
+class Labels:
+    """The dimensions of one tensor; `uniform`: all its entries are equal, so that every view of it is fresh."""
+
+    dims: list[Dim]
+    uniform: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the dimensions."""
+        return tuple(index.size(flat(d)) for d in self.dims)
+
+
+Outcome: TypeAlias = Labels | tuple["Labels | None", ...]
+
+
+@dataclass
+class Call:
+    """One node of the graph as a rule sees it: its operator, its arguments by name (tensors as Labels), the shapes of
+    its outputs, which of several outputs are used, and the tensors that it holds inside."""
+
+    op: str
+    args: dict[str, Any]
+    shapes: list[tuple[int, ...]]
+    used: set[int]
+    pointwise: bool = False
+    reduction: bool = False
+    hidden: list[Labels] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def tensors(self) -> list[Labels]:
+        """Every tensor argument, lists included."""
+        found: list[Labels] = []
+        for value in self.args.values():
+            items = value if isinstance(value, (list, tuple)) else [value]
+            found += [item for item in items if isinstance(item, Labels)]
+        return found
+
+    def tensor(self, *names: str) -> Labels:
+        """The first of the named arguments that is a tensor."""
+        return next(self.args[n] for n in names if isinstance(self.args.get(n), Labels))
+
+    def get(self, *names: str, default: Any = None) -> Any:
+        """The first of the named arguments that is there."""
+        return next((self.args[n] for n in names if self.args.get(n) is not None), default)
+
+    def axis(self, *names: str, rank: int) -> int:
+        """A dimension argument as a non-negative integer."""
+        return int(self.get(*names, default=0)) % max(rank, 1)
+
+    def hide(self, *dims: Dim) -> None:
+        """Record a tensor that the operation holds inside (statistics, scores)."""
+        self.hidden.append(Labels(list(dims)))
+
+
+Rule: TypeAlias = Callable[[Call], Outcome]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*ops: str) -> Callable[[Rule], Rule]:
+    """Register a rule under the operator names it serves."""
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(ops, function))
+        return function
+
+    return register
+
+
+def unknown(call: Call) -> Outcome:
+    """Pin every input and output of an operation that is not known."""
+    reason = f"{call.op} has no rule"
+    for tensor in call.tensors:
+        for d in tensor.dims:
+            pin(d, reason)
+    call.notes.append(f"{call.op} is not known: every axis that it touches is pinned")
+    return outputs(call, [fresh(shape, reason) for shape in call.shapes])
+
+
+def fresh(shape: Iterable[int], reason: str | None = None, uniform: bool = False) -> Labels:
+    """A tensor of new dimensions, pinned if a reason is given."""
+    return Labels([index.dim(n, reason) for n in shape], uniform)
+
+
+def outputs(call: Call, labels: list[Labels]) -> Outcome:
+    """One tensor, or the several of a call with several outputs."""
+    return labels[0] if len(labels) == 1 else tuple(labels)
+
+
+def broadcast(tensors: list[Labels], reason: str = "broadcast") -> list[Dim]:
+    """Unify from the right all dimensions that are not of size one; the dimensions of the result."""
+    rank = max((len(t.dims) for t in tensors), default=0)
+    out: list[Dim] = [[] for _ in range(rank)]
+    for tensor in tensors:
+        for k, d in enumerate(reversed(tensor.dims)):
+            at = rank - 1 - k
+            met = flat(d)
+            if not out[at]:
+                out[at] = met
+            elif met:
+                unify(out[at], met)
+                if any(atom.constant for atom in out[at]):
+                    out[at] = flat(met)
+    return [flat(d) for d in out]
+
+
+def pointwise(call: Call) -> Outcome:
+    """Elementwise operations of any number of tensors."""
+    tensors = call.tensors
+    if all(t.uniform for t in tensors):
+        return outputs(call, [fresh(shape, uniform=True) for shape in call.shapes])
+    varied = [t for t in tensors if not t.uniform]
+    dims = broadcast(varied)
+    if tuple(index.size(d) for d in dims) != call.shapes[0]:
+        dims = broadcast([Labels(dims), fresh(call.shapes[0])])
+    return outputs(call, [Labels(list(dims)) for _ in call.shapes])

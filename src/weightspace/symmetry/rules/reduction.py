@@ -1,0 +1,188 @@
+"""Rules of norms, reductions, pools and of tensors that are made from nothing."""
+
+from __future__ import annotations
+
+from math import prod
+
+from weightspace.symmetry import index
+from weightspace.symmetry.index import flat, pin, take, unify
+from weightspace.symmetry.rules.call import (
+    Call,
+    Labels,
+    Outcome,
+    broadcast,
+    fresh,
+    outputs,
+    pointwise,
+    rule,
+    unknown,
+)
+from weightspace.symmetry.rules.shape import pin_changed
+
+
+@rule("softmax", "_softmax", "log_softmax", "_log_softmax", "_safe_softmax", "softmin")
+def softmax(call: Call) -> Outcome:
+    """Same dimensions; the normaliser lives on the others."""
+    source = call.tensors[0]
+    axis = call.axis("dim", rank=len(source.dims))
+    call.hide(*(d for k, d in enumerate(source.dims) if k != axis))
+    return Labels(list(source.dims))
+
+
+@rule("layer_norm", "rms_norm", "native_layer_norm", "_fused_rms_norm")
+def layer_norm(call: Call) -> Outcome:
+    """Affine parameters go with the normalised dimensions, the statistics live on the others."""
+    source = call.tensors[0]
+    count = len(call.get("normalized_shape"))
+    for name in ("weight", "bias"):
+        extra = call.get(name)
+        if isinstance(extra, Labels) and not extra.uniform:
+            broadcast([Labels(source.dims[-count:]), extra])
+    statistics = Labels([*source.dims[:-count], *([] for _ in range(count))])
+    call.hidden.append(statistics)
+    return _with_statistics(call, Labels(list(source.dims)), statistics)
+
+
+def _with_statistics(call: Call, out: Labels, statistics: Labels) -> Outcome:
+    return out if len(call.shapes) == 1 else (out, *(statistics for _ in call.shapes[1:]))
+
+
+@rule("batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "native_batch_norm",
+      "instance_norm", "_batch_norm_no_update", "cudnn_batch_norm")  # fmt: skip
+def batch_norm(call: Call) -> Outcome:
+    """Everything of one number per channel goes with the channel, running statistics too."""
+    source = call.tensors[0]
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        extra = call.get(name)
+        if isinstance(extra, Labels) and not extra.uniform:
+            unify(extra.dims[0], source.dims[1])
+    out = Labels(list(source.dims))
+    return out if len(call.shapes) == 1 else (out, *(fresh(s) for s in call.shapes[1:]))
+
+
+@rule("group_norm", "native_group_norm")
+def group_norm(call: Call) -> Outcome:
+    """The channel is (group, channel in group); statistics live on (batch, group)."""
+    source = call.tensors[0]
+    channel, groups = source.dims[1], int(call.get("num_groups", "group"))
+    pair = take(channel, index.size(flat(channel)) // groups)
+    if pair is None:
+        pin(channel, "groups do not divide the factors")
+        call.notes.append(f"{call.op}: {groups} groups do not divide the factors: pinned")
+        pair = ([], [])
+    for name in ("weight", "bias"):
+        extra = call.get(name)
+        if isinstance(extra, Labels) and not extra.uniform:
+            unify(extra.dims[0], channel)
+    statistics = Labels([source.dims[0], pair[0]])
+    call.hidden.append(statistics)
+    return _with_statistics(call, Labels([flat(d) for d in source.dims]), statistics)
+
+
+@rule("mean", "sum", "prod", "amax", "amin", "all", "any", "logsumexp", "norm", "linalg_vector_norm", "var", "std",
+      "var_mean", "std_mean", "max", "min", "argmax", "argmin", "median", "nanmean", "nansum", "aminmax", "mode",
+      "count_nonzero")  # fmt: skip
+def reduce(call: Call) -> Outcome:
+    """Drop the dimensions; where positions are used, pin them."""
+    source = call.tensors[0]
+    if call.op in ("max", "min") and len(call.tensors) == 2:
+        return pointwise(call)
+    rank = len(source.dims)
+    which = call.get("dim", "axis")
+    which = range(rank) if which is None or which == [] else which if isinstance(which, (list, tuple)) else [which]
+    gone = {int(k) % max(rank, 1) for k in which}
+    if call.op in ("argmax", "argmin") or (call.op in ("max", "min", "median", "mode") and 1 in call.used):
+        for k in gone:
+            pin(source.dims[k], "positions are used")
+    keep = bool(call.get("keepdim", default=False))
+    dims = [[] if k in gone else d for k, d in enumerate(source.dims) if keep or k not in gone]
+    return outputs(call, [Labels(list(dims)) for _ in call.shapes])
+
+
+@rule("topk", "sort", "argsort", "kthvalue", "msort")
+def order(call: Call) -> Outcome:
+    """Values forget their order, positions do not."""
+    source = call.tensors[0]
+    axis = call.axis("dim", rank=len(source.dims)) if call.get("dim") is not None else len(source.dims) - 1
+    if call.op == "argsort" or 1 in call.used:
+        pin(source.dims[axis], "positions are used")
+    dims = [
+        index.dim(n, "ordered") if k == axis else d
+        for k, (n, d) in enumerate(zip(call.shapes[0], source.dims, strict=False))
+    ]
+    return outputs(call, [Labels(list(dims)) for _ in call.shapes])
+
+
+@rule("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "flip", "roll", "tril", "triu")
+def directed(call: Call) -> Outcome:
+    """Pin only the dimensions along which the operation runs."""
+    source = call.tensors[0]
+    rank = len(source.dims)
+    which = [-2, -1] if call.op in ("tril", "triu") else call.get("dim", "dims", default=list(range(rank)))
+    for k in which if isinstance(which, (list, tuple)) else [which]:
+        pin(source.dims[int(k) % rank], f"{call.op} runs along it")
+    return outputs(call, [Labels([flat(d) for d in source.dims]) for _ in call.shapes])
+
+
+_POOLS = [f"{kind}_pool{n}d{end}" for n in (1, 2, 3) for end in ("", "_with_indices")
+          for kind in ("max", "avg", "adaptive_avg", "_adaptive_avg", "adaptive_max", "lp")]  # fmt: skip
+
+
+@rule(*_POOLS)
+def pool(call: Call) -> Outcome:
+    """Channels are kept; space is pinned unless it is pooled away whole."""
+    source, shape = call.tensors[0], call.shapes[0]
+    space = int(call.op.split("pool")[1][0])
+    if prod(shape[-space:]) == 1 and "adaptive" in call.op:
+        dims = [*source.dims[:-space], *([] for _ in range(space))]
+    else:
+        dims = pin_changed(source, shape, space, "pooled over")
+    return outputs(call, [Labels(list(dims)) for _ in call.shapes])
+
+
+_UPSAMPLINGS = [f"{stem}{end}" for end in ("", "_aa")
+                for stem in ("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_linear1d",
+                             "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d",
+                             "_upsample_nearest_exact1d", "_upsample_nearest_exact2d",
+                             "_upsample_nearest_exact3d", "_upsample_bilinear2d", "_upsample_bicubic2d")]  # fmt: skip
+
+
+@rule(*_UPSAMPLINGS, "im2col", "unfold", "grid_sampler_2d", "col2im")
+def upsample(call: Call) -> Outcome:
+    """Batch and channel are kept, space is pinned."""
+    source, shape = call.tensors[0], call.shapes[0]
+    if call.op in ("im2col", "unfold", "col2im", "grid_sampler_2d"):
+        return unknown(call)
+    return Labels(pin_changed(source, shape, len(shape) - 2, "resampled"))
+
+
+@rule("pixel_shuffle", "pixel_unshuffle")
+def pixel_shuffle(call: Call) -> Outcome:
+    """(c r s, h, w) <-> (c, h r, w s)."""
+    source = call.tensors[0]
+    *lead, channel, height, width = source.dims
+    r = int(call.get("upscale_factor", "downscale_factor"))
+    if call.op == "pixel_shuffle":
+        outer = take(channel, r * r)
+        inner = None if outer is None else take(outer[1], r)
+        if outer is None or inner is None:
+            return unknown(call)
+        return Labels([*lead, outer[0], [*flat(height), *inner[0]], [*flat(width), *inner[1]]])
+    rows, columns = take(height, r), take(width, r)
+    if rows is None or columns is None:
+        return unknown(call)
+    return Labels([*lead, [*flat(channel), *rows[1], *columns[1]], rows[0], columns[0]])
+
+
+@rule("zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full",
+      "scalar_tensor", "empty", "empty_like", "new_empty", "fill", "empty_permuted", "zero")  # fmt: skip
+def uniform(call: Call) -> Outcome:
+    """A tensor of one value is invariant under everything."""
+    return fresh(call.shapes[0], uniform=True)
+
+
+@rule("arange", "linspace", "logspace", "eye", "tril_indices", "triu_indices", "hann_window", "rand", "randn",
+      "rand_like", "randn_like", "bernoulli", "multinomial", "one_hot")  # fmt: skip
+def valued(call: Call) -> Outcome:
+    """A tensor whose entries differ by position."""
+    return Labels([index.dim(n, f"{call.op} counts positions", constant=True) for n in call.shapes[0]])
