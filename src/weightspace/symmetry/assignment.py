@@ -33,10 +33,9 @@ __all__ = ["AssignmentError", "Duals", "assign", "assign_many"]
 
 SPARSE_FROM = 512  # measured: below it one dense solve is faster than the way round
 
-_CANDIDATES = (24, 96)
+_CANDIDATES = 24
 _TEMPERATURE = 0.2
 _SWEEPS = 10
-_WARM_SWEEPS = 2
 _STRIDE = 4
 _ROUNDS = 8
 _CROWDED = 512
@@ -76,9 +75,8 @@ def assign(gain: np.ndarray | Tensor, warm: Duals | None = None) -> tuple[Int[np
         raise AssignmentError(f"duals of size {len(warm.v)} for {_shape(matrix)} gains; start again with warm=None")
     if len(matrix) < SPARSE_FROM:
         return _dense(matrix), None
-    v = _sinkhorn(matrix, scale, warm)
-    duals = Duals(_row_duals(matrix, v), v)
-    for candidates in _CANDIDATES:
+    for v, candidates in _starts(matrix, scale, warm):
+        duals = Duals(_row_duals(matrix, v), v)
         pi, duals = _proved(matrix, duals, _select(matrix, duals, candidates), scale)
         if pi is not None:
             return pi, duals
@@ -163,13 +161,22 @@ class _Graph(NamedTuple):
         return None
 
 
-def _sinkhorn(matrix: Tensor, scale: float, warm: Duals | None) -> Tensor:
-    """v after a few Sinkhorn sweeps at temperature 0.3 standard deviations of G, from the warm v if there is one.
+def _starts(matrix: Tensor, scale: float, warm: Duals | None) -> Iterator[tuple[Tensor, int]]:
+    """Column duals to start from and the number of candidates to try with them, the cheapest start first."""
+    if warm is not None:
+        yield warm.v, _CANDIDATES
+    v = _sinkhorn(matrix, scale)
+    yield v, _CANDIDATES
+    yield v, 4 * _CANDIDATES
+
+
+def _sinkhorn(matrix: Tensor, scale: float) -> Tensor:
+    """v after a few Sinkhorn sweeps at temperature 0.2 standard deviations of G.
 
     The kernel exp((G_ij - u_i - v_j) / T) is formed once, in float32, about duals that make its row maxima 1.
     """
     temperature = _TEMPERATURE * float(matrix[:: max(1, len(matrix) // 64)].double().std())
-    v = matrix.amax(0).double() if warm is None else warm.v
+    v = matrix.amax(0).double()
     if not temperature > _ROUNDING * scale:
         return v
     kernel = torch.empty(matrix.shape, dtype=torch.float32)
@@ -177,7 +184,7 @@ def _sinkhorn(matrix: Tensor, scale: float, warm: Duals | None) -> Tensor:
         kernel[part] = block.sub_(block.amax(1, keepdim=True)).div_(temperature).clamp_(min=-60)
         kernel[part].exp_()
     b = torch.ones(len(matrix))
-    for _ in range(_SWEEPS if warm is None else _WARM_SWEEPS):
+    for _ in range(_SWEEPS):
         a = (kernel @ b).clamp_(1e-30, 1e30).reciprocal_()
         b = (a @ kernel).clamp_(1e-30, 1e30).reciprocal_()
     return v - temperature * b.double().log()

@@ -1,12 +1,15 @@
 """Activations of two networks on the same data, as terms to be matched.
 
 The tensors compared are those that enter a contraction (a linear map, a convolution, attention): what one layer hands
-to the next. Every unit is standardised over the examples (and over space or time), so that inner products are correlations
-(Li, Yosinski, Clune, Lipson and Hopcroft, Convergent learning, 2016). The graph gives them: no hooks.
+to the next. Every unit is standardised over the examples (and over space or time), so that inner products are
+correlations (Li, Yosinski, Clune, Lipson and Hopcroft, Convergent learning, 2016). The graph gives them: no hooks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import combinations, product
+from math import prod
 from typing import Any
 
 import torch
@@ -25,6 +28,9 @@ _CONTRACTIONS = {
     "linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "bilinear", "convolution", "conv1d", "conv2d",
     "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "scaled_dot_product_attention",
 }  # fmt: skip
+
+
+_MOST_PATTERNS = 256
 
 
 def activation_terms(group: Group, a: Net, b: Net, x: Any) -> Terms:
@@ -49,7 +55,44 @@ def activation_terms(group: Group, a: Net, b: Net, x: Any) -> Terms:
         for k, block in enumerate(found)
         if movable & set(block.leaves)
     ]
-    return Terms(blocks, [None] * len(blocks), fixed, moving)
+    return Terms(blocks, _parities(group, graph, b, x, where, blocks, moving), fixed, moving)
+
+
+def _parities(
+    group: Group,
+    graph: Trace,
+    net: Net,
+    x: Any,
+    where: dict[fx.Node, list[Block]],
+    blocks: list[Block],
+    still: dict[str, Tensor],
+) -> list[dict[int, frozenset[int]] | None]:
+    """Which sign generators flip which activations, seen by flipping them all at random once."""
+    signs = group.sample(0, ("sign",)).factors
+    if not signs:
+        return [{leaf: frozenset() for leaf in range(len(block.leaves))} for block in blocks]
+    flipped = _standardised(group, graph, group.sample(0, ("sign",))(net), x, where)
+    return [_parity(group, block, still[block.tensor], flipped[block.tensor], signs) for block in blocks]
+
+
+def _parity(
+    group: Group, block: Block, still: Tensor, flipped: Tensor, signs: Mapping[int, Tensor]
+) -> dict[int, frozenset[int]] | None:
+    """The sets of generators, one for every leaf, whose factors turn one activation into the other; None if unclear."""
+    choices = []
+    for name in block.leaves:
+        own = [k for k in signs if group.generators[k].axis == name]
+        choices.append([frozenset(c) for n in range(len(own) + 1) for c in combinations(own, n)])
+    if prod(len(c) for c in choices) > _MOST_PATTERNS:
+        return None
+    for pattern in product(*choices):
+        value = still
+        for leaf, chosen in enumerate(pattern):
+            for k in chosen:
+                value = value * group.spread(signs[k].to(still), block, leaf)
+        if torch.allclose(value, flipped, atol=1e-3):
+            return dict(enumerate(pattern))
+    return None
 
 
 def _entering(graph: Trace) -> list[fx.Node]:

@@ -403,6 +403,8 @@ def blocks(dims: list[Dim], env: Mapping[Atom, int] | None = None) -> list[tuple
     Where a leaf has members over an axis of the same tensor, the block is cut at every index of that axis.
     """
     env = env or {}
+    if any(size(flat(d)) == 0 for d in dims):
+        return []
     held = leaves(dims, env)
     for leaf in held:
         for key, _ in members(leaf):

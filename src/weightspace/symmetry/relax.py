@@ -2,7 +2,8 @@
 
 maximise f(P) = sum_T <A_T, P B_T> over P_X in the Birkhoff polytope of every axis X. Each step solves one linear
 assignment per axis for the gradient and goes to the best point of the segment, where f is a quadratic (Crisostomi et
-al, Cycle-consistent multi-model merging, 2024). Axes that carry families, or are carried, stay where the start has them.
+al, Cycle-consistent multi-model merging, 2024). Axes that carry families, or are carried, stay where the start has
+them.
 """
 
 from __future__ import annotations

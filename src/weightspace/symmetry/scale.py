@@ -1,9 +1,9 @@
 """Positive scales, as the null space of directional derivatives.
 
 Let place j of an axis be one occurrence of it in one tensor. Scaling the units x by exp(t_x e_j) at every place j
-leaves f alone, for all t, if and only if sum_j e_j <df/dw_j[x], w_j[x]> = 0 for every unit x and every output. One backward
-pass of a random projection of the outputs gives that row for all units, axes and places at once; the exponents e are
-the null space, reduced to simple fractions.
+leaves f alone, for all t, if and only if sum_j e_j <df/dw_j[x], w_j[x]> = 0 for every unit x and every output. One
+backward pass of a random projection of the outputs gives that row for all units, axes and places at once; the
+exponents e are the null space, reduced to simple fractions.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ def place_slopes(group: Group, graph: Trace, probe: Probe) -> dict[str, dict[Pla
     """axis -> place -> slope; places without effect are left out."""
     passes = 2
     for axis in group.every:
+        if _still(group, axis.name):
+            continue
         units = int(np.prod(group.sizes(axis)))
         passes = max(passes, -(-(len(group.places[axis.name]) + _SPARE) // units))
     rows: dict[Place, list[tuple[Tensor, float]]] = {}
@@ -46,6 +48,9 @@ def place_slopes(group: Group, graph: Trace, probe: Probe) -> dict[str, dict[Pla
         _backward(group, graph, probe, seed, rows)
     slopes: dict[str, dict[Place, Slope]] = {}
     for axis in group.every:
+        if _still(group, axis.name):
+            slopes[axis.name] = {}
+            continue
         met = {
             p: Slope(torch.cat([v for v, _ in rows[p]]).numpy(), sum(s for _, s in rows[p]))
             for p in group.places[axis.name]
@@ -54,6 +59,11 @@ def place_slopes(group: Group, graph: Trace, probe: Probe) -> dict[str, dict[Pla
         largest = max((slope.size for slope in met.values()), default=0.0)
         slopes[axis.name] = {p: slope for p, slope in met.items() if slope.size > _DEAD * largest}
     return slopes
+
+
+def _still(group: Group, axis: str) -> bool:
+    """Positions of a kernel have no scale."""
+    return group.pinned.get(axis) == "convolved over"
 
 
 def _backward(
@@ -68,7 +78,7 @@ def _backward(
             for number, block in group.blocks_of(name):
                 value = group.view(block, product)
                 for k, axis in enumerate(block.leaves):
-                    if isinstance(axis, str):
+                    if isinstance(axis, str) and not _still(group, axis):
                         table = group.gather(value, block, k).flatten().cpu()
                         rows.setdefault(Place(number, k), []).append((table, float(value.square().sum().sqrt())))
 
@@ -114,7 +124,8 @@ def exponent_basis(slopes: np.ndarray, sizes: np.ndarray, tolerance: float = 1e-
 
     `sizes`: the size of a slope at every place before its terms cancel, against which zero is judged.
     """
-    _, values, rows = np.linalg.svd(slopes / sizes)
+    triangle = np.linalg.qr(slopes / sizes, mode="r")
+    _, values, rows = np.linalg.svd(triangle)
     rank = int((values > tolerance).sum())
     simple = []
     for row in _row_echelon(rows[rank:] / sizes):

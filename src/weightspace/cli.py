@@ -1,0 +1,428 @@
+"""The command line: parse, call, print. torch is imported by the commands, not by `--help`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rich.table import Table
+
+    from weightspace.compare import Comparison, Progress
+    from weightspace.symmetry import Symmetry
+    from weightspace.workbench import Aligned, Bench, Merged
+
+__all__ = ["app", "main"]
+
+_ABOUT = """Read a network's symmetry; compare, align and merge checkpoints of one architecture.
+
+Two networks that compute the same thing can have very different weights, because hidden units can be renumbered and
+rescaled. These commands read off which moves leave a network's function alone, and undo them before they measure or
+average. Exit codes: 0 done, 1 another verdict than the one expected, 2 a mistake (one line says which).
+"""
+app = typer.Typer(help=_ABOUT, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+_Arch = Annotated[
+    str | None,
+    typer.Option(
+        help="The architecture: package.module:factory, importable from here, such as mypkg.models:resnet20 or "
+        "mypkg.models:resnet20(width=16); a Hugging Face folder; or a .pt2. Not needed for Hugging Face folders."
+    ),
+]
+_Data = Annotated[
+    str | None,
+    typer.Option(
+        help="Examples to align and measure on: an .npz with x and y, idx or parquet file, or digits, mnist, "
+        "fashion-mnist, cifar10 (found in WEIGHTSPACE_DATA). Alignment and measurement never share examples."
+    ),
+]
+_Example = Annotated[
+    str | None, typer.Option(help="Shape of an input, if there is no --data: 2x3x32x32, or ids:2x16 for tokens.")
+]
+_Limit = Annotated[int, typer.Option(min=2, help="Use at most this many examples to measure on.")]
+_Out = Annotated[Path, typer.Option("-o", "--out", help="Where to write: a .safetensors file.")]
+_Report = Annotated[Path | None, typer.Option(help="Write a page with figures (.html, works offline).")]
+_Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+_Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.")]
+_Trust = Annotated[
+    bool, typer.Option("--trust-code", help="Open .pt2 files. They are programs: only for files that you trust.")
+]
+_Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; the exit code. A mistake is one line on stderr, never a traceback without --debug."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        with warnings.catch_warnings():
+            if "--debug" not in given:
+                warnings.simplefilter("ignore")
+            return int(app(given, prog_name="weightspace", standalone_mode=False) or 0)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("stopped; nothing was left half-written", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if "--debug" in given:
+            raise
+        return _fail(_line(error), 2)
+
+
+def _line(error: Exception) -> str:
+    """What to tell: the message of an error that a user can mend; of any other, its kind as well."""
+    from weightspace.net import WeightspaceError
+
+    if hasattr(error, "format_message"):  # typer's own: an unknown option, a missing argument
+        context = getattr(error, "ctx", None)
+        return f"{error.format_message()} See {getattr(context, 'command_path', 'weightspace')} --help."
+    text = " ".join(str(error).split())
+    if isinstance(error, WeightspaceError):
+        return text
+    if isinstance(error, MemoryError):
+        return "out of memory; give fewer examples (--limit) or use a larger machine"
+    if isinstance(error, OSError):
+        return f"{error.filename or 'a file'}: {error.strerror or text}; check the path"
+    return f"unexpected {type(error).__name__}: {text[:300]}; add --debug to see where, and please report it"
+
+
+def _fail(message: str, code: int) -> int:
+    printable = "".join(c if c.isprintable() else " " for c in message)
+    print(f"weightspace: {printable}", file=sys.stderr)
+    return code
+
+
+# ------------------------------------------------------------------ commands
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from weightspace import __version__
+
+        typer.echo(f"weightspace {__version__}")
+        raise typer.Exit
+
+
+@app.callback(help=_ABOUT)
+def weightspace(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """All commands; no options of its own but the version."""
+
+
+@app.command()
+def read(
+    checkpoint: Annotated[Path | None, typer.Argument(help="A Hugging Face folder, instead of --arch.")] = None,
+    arch: _Arch = None,
+    data: _Data = None,
+    example: _Example = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the group as a JSON certificate.")] = None,
+    force: _Force = False,
+    as_json: _Json = False,
+    seed: _Seed = 0,
+    trust_code: _Trust = False,
+    debug: _Debug = False,
+) -> None:
+    """Which moves of the weights leave the function alone? Print the symmetry group of an architecture."""
+    _vacant(out, (".json",), force)
+    with _bench(arch, [checkpoint] if checkpoint else [], data, example, trust_code, seed) as bench:
+        if out:
+            bench.group.save(out)
+    if as_json:
+        _print_json(bench.group.certificate())
+    else:
+        _say_group(bench.group, type(bench.template.architecture).__name__, out)
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="A checkpoint: .safetensors, a Hugging Face folder, .pt, .bin, .ckpt.")],
+    b: Annotated[Path, typer.Argument(help="Another one, of the same architecture.")],
+    arch: _Arch = None,
+    data: _Data = None,
+    example: _Example = None,
+    report: _Report = None,
+    expect: Annotated[
+        str | None, typer.Option(help="Exit with 1 unless the verdict is same, related (or same), independent.")
+    ] = None,
+    limit: _Limit = 2048,
+    force: _Force = False,
+    as_json: _Json = False,
+    seed: _Seed = 0,
+    trust_code: _Trust = False,
+    debug: _Debug = False,
+) -> None:
+    """How far apart are two networks really? Distances and loss, as stored and after alignment, and a verdict."""
+    if expect not in (None, "same", "related", "independent"):
+        raise typer.BadParameter(f"{expect!r}; choose same, related or independent.", param_hint="--expect")
+    _vacant(report, (".html", ".htm"), force)
+    with _bench(arch, [a, b], data, example, trust_code, seed, limit) as bench:
+        found = bench.compare(a, b)
+        if report:
+            _write_report(report, found)
+    if as_json:
+        _print_json(found.data())
+    else:
+        _say_comparison(found, report)
+    if expect and found.verdict.kind not in ((expect, "same") if expect == "related" else (expect,)):
+        raise typer.Exit(1)
+
+
+@app.command()
+def align(
+    checkpoint: Annotated[Path, typer.Argument(help="The network to move.")],
+    to: Annotated[Path, typer.Option(help="The network to bring it near.")],
+    out: _Out,
+    arch: _Arch = None,
+    data: _Data = None,
+    example: _Example = None,
+    limit: _Limit = 2048,
+    force: _Force = False,
+    as_json: _Json = False,
+    seed: _Seed = 0,
+    trust_code: _Trust = False,
+    debug: _Debug = False,
+) -> None:
+    """Write a checkpoint with its units renumbered and rescaled to match another one: the same function, nearer."""
+    _vacant(out, (".safetensors",), force)
+    with _bench(arch, [checkpoint, to], data, example, trust_code, seed, limit) as bench:
+        done = bench.align(checkpoint, to, out, force=force)
+    if as_json:
+        _print_json(done.data())
+    else:
+        _say_aligned(done)
+
+
+@app.command()
+def merge(
+    checkpoints: Annotated[list[Path], typer.Argument(help="Two or more networks of one architecture.")],
+    out: _Out,
+    arch: _Arch = None,
+    data: _Data = None,
+    example: _Example = None,
+    limit: _Limit = 2048,
+    force: _Force = False,
+    as_json: _Json = False,
+    seed: _Seed = 0,
+    trust_code: _Trust = False,
+    debug: _Debug = False,
+) -> None:
+    """Average networks after aligning them, so that the average works: one network, no larger than each."""
+    if len(checkpoints) < 2:
+        raise typer.BadParameter("give two or more networks to merge.", param_hint="CHECKPOINTS")
+    _vacant(out, (".safetensors",), force)
+    with _bench(arch, checkpoints, data, example, trust_code, seed, limit) as bench:
+        done = bench.merge(checkpoints, out, force=force)
+    if as_json:
+        _print_json(done.data())
+    else:
+        _say_merged(done)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write to.")] = Path("weightspace-demo"),
+    force: _Force = False,
+    as_json: _Json = False,
+    seed: _Seed = 0,
+    debug: _Debug = False,
+) -> None:
+    """Everything that works so far, on embedded data, in half a minute; ends with a page to look at."""
+    from weightspace import demo as show
+
+    with _progress() as step:
+        console = None if as_json else _console()
+        done = show.run(out, console=console, force=force, seed=seed, progress=step)
+    if as_json:
+        _print_json(done)
+
+
+# ------------------------------------------------------------------ before and while
+
+
+def _vacant(path: Path | None, endings: tuple[str, ...], force: bool) -> None:
+    """Refuse an output path before any work is done for it."""
+    from weightspace.net import WeightspaceError
+
+    if path is None or (path.is_dir() and endings == (".safetensors",)):
+        return
+    if path.suffix not in endings:
+        raise WeightspaceError(f"{path}: the name of this output must end in {endings[0]}")
+    if not path.parent.is_dir():
+        raise WeightspaceError(f"{path}: the folder {path.parent} does not exist; create it first")
+    if path.is_dir() or (path.exists() and not force):
+        raise WeightspaceError(f"{path} exists; choose another name, or add --force to overwrite it")
+
+
+@contextmanager
+def _bench(
+    arch: str | None,
+    paths: list[Path],
+    data: str | None,
+    example: str | None,
+    trust_code: bool,
+    seed: int,
+    limit: int = 2048,
+) -> Iterator[Bench]:
+    """What the options name, opened, with the progress shown while it is used."""
+    from weightspace.workbench import Bench
+
+    with _progress() as step:
+        yield Bench.open(
+            arch, paths, data, example, limit=limit, trust_code=trust_code, seed=seed, progress=step
+        )
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """On a terminal a bar or a spinner; else one plain line for every new thing that is done. Always on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        said: set[str] = set()
+
+        def tell(what: str, done: int, total: int) -> None:
+            if what not in said:
+                said.add(what)
+                print(f"{_printable(what)} ...", file=sys.stderr, flush=True)
+
+        yield tell
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        bar = bars.add_task("starting", total=None)
+
+        def show(what: str, done: int, total: int) -> None:
+            bars.update(bar, description=_printable(what), completed=done, total=total or None)
+
+        yield show
+
+
+# ------------------------------------------------------------------ what is printed
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console(markup=False, highlight=False, emoji=False)
+    return console if console.is_terminal else Console(markup=False, highlight=False, emoji=False, width=120)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(_plain(value), indent=1, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write_report(path: Path, found: Comparison) -> None:
+    from weightspace import report
+
+    report.save([report.comparison_page(found)], path)
+
+
+def _table(*columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    return table
+
+
+def _say_group(group: Symmetry, name: str, out: Path | None) -> None:
+    console = _console()
+    order = f"10^{group.log10_order:.0f}" if group.log10_order > 4 else f"{10**group.log10_order:.0f}"
+    console.print(f"{name}: {group}", style="bold")
+    console.print(f"{len(group)} axes of units that move together; {order} ways to renumber them, all the same function.")
+    table = _table("axis", "units", "moves", "depends on", "places", "tensors")
+    for axis in group.axes:
+        places = group.places[axis.name]
+        tensors = list(dict.fromkeys(group.blocks[p.block].tensor for p in places))
+        more = f" and {len(tensors) - 3} more" if len(tensors) > 3 else ""
+        over = ", ".join(axis.over) or "-"
+        row = [axis.name, str(axis.size), ", ".join(axis.kinds), over, str(len(places)), ", ".join(tensors[:3]) + more]
+        table.add_row(*map(_printable, row))
+    console.print(table)
+    _say_notes(console, list(group.notes))
+    if group.verified:
+        console.print("Verified: " + group.verified["how"] + f", in {group.verified['dtype']}.")
+    if out:
+        console.print(f"Certificate: {out}")
+
+
+def _say_notes(console: Console, notes: list[str]) -> None:
+    for note in notes:
+        console.print(f"Note: {_printable(note)}", style="yellow")
+
+
+def _say_comparison(found: Comparison, report: Path | None) -> None:
+    console = _console()
+    console.print(f"{found.verdict.words[0].upper()}{found.verdict.words[1:]}", style="bold")
+    console.print(f"{found.verdict.why[0].upper()}{found.verdict.why[1:]}.")
+    table = _table("", "as stored", "aligned")
+    for label, before, after in found.rows():
+        table.add_row(label, before, after)
+    console.print(table)
+    for line in found.remarks():
+        console.print(_printable(line))
+    layers = _table("tensor", "shape", "|a|", "|b|", "|a-b|/|a| as stored", "aligned", "cosine")
+    for x in found.layers:
+        shape = "x".join(map(str, x.shape)) or "-"
+        numbers = [f"{n:.3g}" for n in (x.norm_a, x.norm_b, x.before, x.after, x.cosine)]
+        layers.add_row(_printable(x.name), shape, *numbers)
+    console.print(layers)
+    _say_notes(console, found.notes)
+    if report:
+        console.print(f"Report: {report}")
+
+
+def _say_aligned(done: Aligned) -> None:
+    console = _console()
+    table = _table("", "as stored", "aligned")
+    for label, before, after in done.rows():
+        table.add_row(label, before, after)
+    console.print(table)
+    for line in done.remarks():
+        console.print(_printable(line))
+    _say_notes(console, done.notes)
+    console.print(f"Written: {done.out}")
+
+
+def _say_merged(done: Merged) -> None:
+    console = _console()
+    if done.scores():
+        table = _table(f"on {done.examples} held-out examples", "loss", "accuracy")
+        for score in done.scores():
+            share = "-" if score.accuracy is None else f"{score.accuracy:.1%}"
+            table.add_row(_printable(score.name), f"{score.loss:.4f}", share)
+        console.print(table)
+    _say_notes(console, done.notes)
+    console.print(f"Written: {done.out}")

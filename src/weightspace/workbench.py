@@ -1,0 +1,351 @@
+"""What the commands do with files: open an architecture with its group and data, then compare, align, merge.
+
+The group is read before any checkpoint is opened, and what it was read on is let go: the peak is that of matching.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weightspace import architecture, checkpoint, datasets
+from weightspace.architecture import ArchitectureError, Stored
+from weightspace.compare import Comparison, Line, Progress, along, classifies, compare
+from weightspace.distance import euclidean
+from weightspace.net import Net
+from weightspace.symmetry import Element, Symmetry, mean, reset_statistics
+from weightspace.symmetry.merge import average
+from weightspace.symmetry.repair import has_statistics
+from weightspace.task import Task, accuracy, logits
+
+__all__ = ["Aligned", "Bench", "Merged", "Score", "tasks"]
+
+_NAMED = {
+    "digits": lambda split: datasets.digits(split),
+    "mnist": lambda split: datasets.mnist(split=split),
+    "fashion-mnist": lambda split: datasets.fashion_mnist(split=split),
+    "fashion_mnist": lambda split: datasets.fashion_mnist(split=split),
+    "cifar10": lambda split: datasets.cifar10(split=split),
+}
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """b moved to where it is nearest a: what changed, and how far the function did (|f - g f| / |f|: rounding)."""
+
+    names: tuple[str, str]
+    out: str
+    group: str
+    method: str
+    why: str
+    moved: float
+    before: float
+    after: float
+    function: float
+    notes: list[str]
+    line: Line | None = None
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """What changed: label, as stored, aligned."""
+        rows = [("distance to the target", f"{self.before:.4g}", f"{self.after:.4g}")]
+        return rows + (self.line.rows() if self.line else [])
+
+    def remarks(self) -> list[str]:
+        """The sentences below the table."""
+        said = [
+            f"{self.moved:.0%} of the units were renumbered; the outputs changed by {self.function:.1g} of their size.",
+            f"Matched by {self.method}: {self.why}.",
+        ]
+        return said + (self.line.remarks() if self.line else [])
+
+    def data(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One network, or the average of the predictions of several, on held-out examples."""
+
+    name: str
+    loss: float
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The mean of networks modulo the group, and what else one could have done with them."""
+
+    names: list[str]
+    out: str
+    group: str
+    singles: list[Score]
+    naive: Score | None
+    aligned: Score | None
+    ensemble: Score | None
+    examples: int
+    statistics_reset: bool
+    notes: list[str]
+
+    def scores(self) -> list[Score]:
+        """Single networks, their mean as stored and after alignment, and the ensemble; nothing without data."""
+        return [*self.singles, *(s for s in (self.naive, self.aligned, self.ensemble) if s is not None)]
+
+    def data(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+def tasks(data: str | None, limit: int, seed: int) -> tuple[Task | None, Task | None]:
+    """Examples to align on, and others to measure on: the splits of a known data set, or two halves of a file."""
+    if data is None:
+        return None, None
+    path = Path(data).expanduser()
+    if data in _NAMED and not path.exists():
+        align_on, measure_on = (_NAMED[data](split) for split in ("train", "test"))
+    elif path.is_dir() or _has_splits(path):
+        align_on, measure_on = (datasets.read(path, split=split) for split in ("train", "test"))
+    elif path.exists():
+        align_on, measure_on = datasets.read(path).split(0.5, seed)
+    else:
+        known = ", ".join(name for name in _NAMED if "_" not in name)
+        raise ArchitectureError(f"--data {data}: no such file, and no data set of that name; known are {known}")
+    align_on, measure_on = (t.take(limit, seed) if len(t) > limit else t for t in (align_on, measure_on))
+    return align_on, measure_on
+
+
+def _has_splits(path: Path) -> bool:
+    with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        return {"x_train.npy", "y_train.npy", "x_test.npy", "y_test.npy"} <= set(archive.namelist())
+    return False
+
+
+@dataclass(frozen=True)
+class Bench:
+    """An architecture, its verified group, and disjoint examples to align and to measure on."""
+
+    template: Net
+    example: Any
+    group: Symmetry
+    align_on: Task | None
+    measure_on: Task | None
+    trust_code: bool
+    seed: int
+    progress: Progress
+
+    @classmethod
+    def open(
+        cls,
+        arch: str | None,
+        paths: Sequence[Path],
+        data: str | None = None,
+        example: str | None = None,
+        *,
+        limit: int = 2048,
+        trust_code: bool = False,
+        seed: int = 0,
+        progress: Progress = _silent,
+    ) -> Bench:
+        """Find the architecture, read its group, open the data; no checkpoint is read yet.
+
+        Raises `WeightspaceError` for whatever does not fit.
+        """
+        for path in paths:
+            if not path.exists() and not path.with_name(f"{path.name}.index.json").exists():
+                raise ArchitectureError(f"{path}: no such file or folder; check the path")
+        module = architecture.find(arch, list(paths), trust_code)
+        align_on, measure_on = tasks(data, limit, seed)
+        shown = _example(module, align_on, example, seed)
+        net = Net.of(module)
+        del module
+        _try(net, shown)
+        progress(f"reading the symmetry of {type(net.architecture).__name__}", 0, 0)
+        group = Symmetry.of(net, shown)
+        hollow = net.at(net.weights.map(_meta), net.state.map(_meta))
+        return cls(hollow, shown, group, align_on, measure_on, trust_code, seed, progress)
+
+    def load(self, path: Path) -> Net:
+        """The network of a checkpoint. Raises `WeightspaceError`."""
+        self.progress(f"loading {path.name}", 0, 0)
+        return architecture.load(self.template, path, self.trust_code)[0]
+
+    def compare(self, a: Path, b: Path) -> Comparison:
+        """How two checkpoints relate."""
+        return compare(
+            self.load(a),
+            self.load(b),
+            self.group,
+            align_on=self.align_on,
+            measure_on=self.measure_on,
+            names=(str(a), str(b)),
+            seed=self.seed,
+            progress=self.progress,
+        )
+
+    def align(self, path: Path, to: Path, out: Path, *, force: bool = False) -> Aligned:
+        """Write the checkpoint at `path` with its units where those of `to` are: names, dtypes, metadata stay."""
+        fixed = self.load(to)
+        net, source, metadata = architecture.load(self.template, path, self.trust_code)
+        self.progress(f"matching the units of {path.name} to {to.name}", 0, 0)
+        match = self.group.match(net, to=fixed, data=self.align_on, seed=self.seed)
+        stored = Stored(source, self.template, partial(_moved, match.element))
+        moved = self.template.load(stored)
+        function = self._drift(net, moved)
+        line = self._along(fixed, net, moved)
+        before, after = euclidean(fixed, net), euclidean(fixed, moved)
+        del fixed, net, moved
+        self.progress(f"writing {out.name}", 0, 0)
+        checkpoint.save(stored, out, force=force, metadata=metadata)
+        return Aligned(
+            names=(str(path), str(to)),
+            out=str(out),
+            group=str(self.group),
+            method=match.method,
+            why=match.why,
+            moved=match.element.difference(self.group.identity()),
+            before=before,
+            after=after,
+            function=function,
+            notes=list(self.group.notes),
+            line=line,
+        )
+
+    def _along(self, a: Net, b: Net, moved: Net) -> Line | None:
+        if self.measure_on is None:
+            return None
+        return along(a, b, moved, self.measure_on, self.align_on, progress=self.progress)
+
+    def _drift(self, net: Net, moved: Net) -> float:
+        """|f - g f| / |f| on the example. Raises `ArchitectureError` where that is more than rounding."""
+        with torch.no_grad():
+            one, other = (logits(n(_cast(self.example, n.dtype))).double() for n in (net, moved))
+        size = float(one.norm())
+        drift = float((one - other).norm()) / (size or 1.0)
+        most = max(1e-3, 20 * float(torch.finfo(net.dtype).eps))
+        if not drift <= most:
+            raise ArchitectureError(f"the aligned network would differ by {drift:.1e} of its outputs; nothing was written")
+        return drift
+
+    def merge(self, paths: Sequence[Path], out: Path, *, force: bool = False) -> Merged:
+        """Write the mean of checkpoints modulo the group, in the names, dtypes and metadata of the first."""
+        first, source, metadata = architecture.load(self.template, paths[0], self.trust_code)
+        nets = [first, *(self.load(path) for path in paths[1:])]
+        self.progress(f"aligning {len(nets)} networks and averaging them", 0, 0)
+        merged = mean(nets, self.group, data=self.align_on, seed=self.seed)
+        names = [str(path) for path in paths]
+        scores = self._scores(names, nets, merged)
+        self.progress(f"writing {out.name}", 0, 0)
+        tensors = merged.tensors
+        stored = Stored(source, self.template, lambda name, tensor: tensors[name].to(tensor.dtype))
+        note = {"weightspace": f"mean of {len(nets)} networks modulo symmetry"}
+        checkpoint.save(stored, out, force=force, metadata={**metadata, **note})
+        return Merged(
+            names=names,
+            out=str(out),
+            group=str(self.group),
+            examples=len(self.measure_on) if self.measure_on else 0,
+            statistics_reset=bool(self.align_on) and has_statistics(first),
+            notes=[*self.group.notes, *_stale(first, self.align_on)],
+            **scores,
+        )
+
+    def _scores(self, names: list[str], nets: list[Net], merged: Net) -> dict[str, Any]:
+        task = self.measure_on
+        if task is None or self.align_on is None:
+            return {"singles": [], "naive": None, "aligned": None, "ensemble": None}
+        score = _scorer(task)
+        singles = []
+        for k, (name, net) in enumerate(zip(names, nets, strict=True)):
+            self.progress("measuring", k, len(nets) + 2)
+            singles.append(score(name, net))
+        self.progress("measuring", len(nets), len(nets) + 2)
+        naive = score("mean as stored", reset_statistics(average(nets), self.align_on))
+        self.progress("measuring", len(nets) + 1, len(nets) + 2)
+        aligned = score("mean after alignment", merged)
+        return {"singles": singles, "naive": naive, "aligned": aligned, "ensemble": _ensemble(nets, task)}
+
+
+def _stale(net: Net, data: Task | None) -> list[str]:
+    stale = data is None and has_statistics(net)
+    return ["BatchNorm statistics of the mean are averages and fit badly; re-estimate them with --data"] if stale else []
+
+
+def _scorer(task: Task) -> Callable[[str, Net], Score]:
+    right = accuracy(task) if classifies(task) else None
+
+    def score(name: str, net: Net) -> Score:
+        with torch.no_grad():
+            return Score(name, float(task(net)), right(net) if right else None)
+
+    return score
+
+
+def _ensemble(nets: Sequence[Net], task: Task) -> Score | None:
+    """The average of predictions: of probabilities where labels name classes, else of outputs."""
+    labels = [y for _, y in task.batches()]
+    if any(y is None for y in labels) or not isinstance(task.metric, str):
+        return None
+    outputs = torch.stack([task.outputs(net).float() for net in nets])
+    if task.metric == "cross-entropy":
+        outputs = outputs.log_softmax(-1).logsumexp(0)
+    else:
+        outputs = outputs.mean(0)
+    predicted = Task(outputs, torch.cat([y for y in labels if y is not None]), metric=task.metric)
+    return _scorer(predicted)("ensemble of predictions", Net.of(nn.Identity()))
+
+
+def _moved(element: Element, name: str, tensor: Tensor) -> Tensor:
+    """The element's action, in float32 where the dtype is coarser: factors would be rounded before they cancel."""
+    if name not in element.group.tensors:
+        return tensor
+    wide = tensor.dtype in (torch.float16, torch.bfloat16)
+    return element.move(name, tensor.float() if wide else tensor).to(tensor.dtype)
+
+
+def _meta(tensor: Tensor) -> Tensor:
+    return tensor.to("meta")
+
+
+def _example(module: nn.Module, data: Task | None, text: str | None, seed: int) -> Any:
+    if text is not None:
+        return architecture.parse_example(text, seed)
+    return data.example(2) if data is not None else architecture.example_of(module)
+
+
+def _try(net: Net, example: Any) -> None:
+    try:
+        with torch.no_grad():
+            net(example)
+    except Exception as error:
+        name, reason = type(net.architecture).__name__, (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ArchitectureError(
+            f"{name} does not take an input of shape {_shape(example)} ({reason}); give --data or --example that fits it"
+        ) from error
+
+
+def _shape(example: Any) -> Any:
+    if isinstance(example, Tensor):
+        return tuple(example.shape)
+    if isinstance(example, dict):
+        return {key: _shape(value) for key, value in example.items()}
+    return [_shape(value) for value in example] if isinstance(example, (list, tuple)) else type(example).__name__
+
+
+def _cast(example: Any, dtype: torch.dtype) -> Any:
+    if isinstance(example, Tensor):
+        return example.to(dtype) if example.is_floating_point() else example
+    if isinstance(example, dict):
+        return {key: _cast(value, dtype) for key, value in example.items()}
+    return type(example)(_cast(value, dtype) for value in example) if isinstance(example, (list, tuple)) else example
