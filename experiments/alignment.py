@@ -70,7 +70,7 @@ def noisy(net: Net, noise: float, seed: int) -> Net:
 
 def later_key(rows: Tensor) -> Tensor:
     """The 37th coordinate: the first pixel of digits is always 0, so that its weights are never trained."""
-    return rows[:, min(36, rows.shape[-1] - 1)]
+    return rows[..., min(36, rows.shape[-1] - 1)]
 
 
 def distance_key(rows: Tensor) -> Tensor:
@@ -129,18 +129,18 @@ def _joined(lab: Lab, kind: str, ends: str, seed: int) -> dict[str, Any]:
         b = group.align(b, to=a, data=lab.train, method=METHOD)
     elif ends == "permuted copy":
         b = group.sample(seed=100 + seed, kinds=("permutation",))(a)
-    row: dict[str, Any] = {"line": line(a, b).barrier(lab.test), "line_train": line(a, b).barrier(lab.train)}
-    for form in ("bezier", "polychain"):
-        path = curve(a, b, lab.train, kind=form, steps=lab.size.curve, seed=seed)
-        seen = path.along({"test": lab.test, "accuracy": accuracy(lab.test)})
+    row: dict[str, Any] = {}
+    for form in ("line", "bezier", "polychain"):
+        path = line(a, b) if form == "line" else curve(a, b, lab.train, kind=form, steps=lab.size.curve, seed=seed)
+        seen = path.along({"loss": lab.test, "accuracy": accuracy(lab.test)}, n=21)
         row |= {form: path.barrier(lab.test), f"{form}_train": path.barrier(lab.train)}
-        row |= {f"{form}_worst_accuracy": float(seen["accuracy"].min())}
+        row |= {f"{form}_loss": seen["loss"].tolist(), f"{form}_worst_accuracy": float(seen["accuracy"].min())}
         if form == "bezier":
-            row |= _walked(lab, group, [path(k / 10) for k in range(11)])
+            row |= walked(lab, group, [path(k / 10) for k in range(11)])
     return row
 
 
-def _walked(lab: Lab, group: Symmetry, nets: Sequence[Net]) -> dict[str, float]:
+def walked(lab: Lab, group: Symmetry, nets: Sequence[Net]) -> dict[str, float]:
     """Units left in place by matching every point to the one before, and the last point to the first."""
 
     def kept(net: Net, to: Net) -> float:
@@ -317,7 +317,7 @@ def run(lab: Lab, record: Record, names: Sequence[str], seeds: int) -> None:
         jobs = [job for seed in range(seeds) for job in make(lab, seed)]
         left = [job for job in jobs if job[0] not in record]
         cost *= seeds * len(left) / len(jobs) / 60
-        print(f"{name}: {len(jobs)} rows, {len(left)} to measure, about {cost:.1f} minutes at full size", flush=True)
+        print(f"{name}: {len(jobs)} rows, {len(left)} to measure, about {cost:.1f} minutes", flush=True)
         for done, (key, measure) in enumerate(left, start=1):
             began = time.perf_counter()
             record.add(key, measure())

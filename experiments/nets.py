@@ -97,14 +97,14 @@ def _plain(module: nn.Module) -> nn.Module:
 def fit(
     module: nn.Module, x: Tensor, y: Tensor, *, epochs: int, seed: int, lr: float = 3e-3, anneal: bool = True
 ) -> Iterator[None]:
-    """AdamW on batches of 128 in an order drawn from `seed`; the rate follows one cycle, or stays. Yields each epoch."""
+    """AdamW on batches of 64 in an order drawn from `seed`; the rate follows one cycle, or stays. Yields each epoch."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=0.01)
-    steps = epochs * -(-len(x) // 128)
+    steps = epochs * -(-len(x) // 64)
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps) if anneal else None
     module.train()
     for _ in range(epochs):
-        for batch in torch.randperm(len(x), generator=generator).split(128):
+        for batch in torch.randperm(len(x), generator=generator).split(64):
             optimizer.zero_grad()
             F.cross_entropy(module(x[batch]), y[batch]).backward()
             optimizer.step()

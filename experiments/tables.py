@@ -8,7 +8,7 @@ from experiments.record import Record, number, percent
 
 Table = tuple[list[str], list[list[str]]]
 
-_NAMES = {"distance": "distance to v*", "as it is": "as they are", "linear": "linear functional", "first": "first coordinate", "later": "37th coordinate"}
+NAMES = {"distance": "distance to v*", "as it is": "as they are", "linear": "linear functional", "first": "first coordinate", "later": "37th coordinate"}
 
 
 def _settings(record: Record, experiment: str, depth: int) -> list[str]:
@@ -20,7 +20,7 @@ def _grid(record: Record, name: str, show: Callable[..., str], skip: tuple[str, 
     children = ["exact copy", *(f"noise {n:g}" for n in (1e-4, 1e-3, 1e-2, 1e-1, 0.5)), "fine-tuned", "independent"]
     ways = [w for w in ("as it is", "first", "later", "norm", "mean", "linear", "distance", "matched") if w not in skip]
     rows = [[child, *(show(record.median(f"keys/{child}/{way}", name)) for way in ways)] for child in children]
-    return ["child", *(_NAMES.get(w, w) for w in ways)], rows
+    return ["child", *(NAMES.get(w, w) for w in ways)], rows
 
 
 def recovered(record: Record) -> Table:

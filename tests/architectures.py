@@ -878,6 +878,14 @@ def _():
     return Apply(f, mha=nn.MultiheadAttention(6, 2, kdim=7, vdim=3, batch_first=True), head=L(6, 2))
 
 
+@case("mha_memory", several(reals(2, 4, 6), reals(2, 5, 6)), *attention(2, 3), E(6, kinds="PRS", note="as above"))
+def _():
+    def f(m, x, memory):
+        return m.head(m.mha(x, memory, memory)[0])
+
+    return Apply(f, mha=nn.MultiheadAttention(6, 2, batch_first=True), head=L(6, 2))
+
+
 @case(
     "encoder_layer",
     reals(2, 4, 2),

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from functools import cache, lru_cache
 
+import architectures
 import pytest
 import torch
-from architectures import CASES, Case, identity, keep, noisy, turn
+from architectures import CASES, Case, identity, keep, turn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -39,13 +41,14 @@ def case(request) -> Case:
     return CASES[request.param]
 
 
-READ: dict[str, Symmetry] = {}
-
-
+@cache
 def read(case: Case) -> Symmetry:
-    if case.name not in READ:
-        READ[case.name] = Symmetry.of(case.make(0), case.example(0))
-    return READ[case.name]
+    return Symmetry.of(case.make(0), case.example(0))
+
+
+@lru_cache(maxsize=64)
+def noisy(case: Case, seed: int) -> Net:
+    return architectures.noisy(case, seed)
 
 
 @pytest.fixture

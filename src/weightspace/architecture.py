@@ -193,7 +193,13 @@ def parse_example(text: str, seed: int = 0) -> Tensor:
         sizes = [int(n) for n in shape.lower().replace(",", "x").split("x")]
     except ValueError:
         sizes = []
-    if not sizes or min(sizes) < 1 or math.prod(sizes) > _LARGEST_EXAMPLE or kind not in ("", "ids") or (colon and not kind):
+    if (
+        not sizes
+        or min(sizes) < 1
+        or math.prod(sizes) > _LARGEST_EXAMPLE
+        or kind not in ("", "ids")
+        or (colon and not kind)
+    ):
         raise ArchitectureError(
             f"--example {text}: not a shape; give sizes with the batch first, such as 2x3x32x32, or ids:2x16 for tokens"
         )

@@ -10,13 +10,12 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
-
     from rich.table import Table
 
     from weightspace.compare import Comparison, Progress
@@ -25,12 +24,13 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
-_ABOUT = """Read a network's symmetry; compare, align and merge checkpoints of one architecture.
-
-Two networks that compute the same thing can have very different weights, because hidden units can be renumbered and
-rescaled. These commands read off which moves leave a network's function alone, and undo them before they measure or
-average. Exit codes: 0 done, 1 another verdict than the one expected, 2 a mistake (one line says which).
-"""
+_ABOUT = (
+    "Read a network's symmetry; compare, align and merge checkpoints of one architecture.\n\n"
+    "Two networks that compute the same thing can have very different weights, because hidden units can be renumbered "
+    "and rescaled. These commands read off which moves leave a network's function alone, and undo them before they "
+    "measure or average.\n\n"
+    "Exit codes: 0 done, 1 another verdict than the one expected, 2 a mistake (one line says which)."
+)
 app = typer.Typer(help=_ABOUT, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 _Arch = Annotated[
@@ -244,8 +244,8 @@ def demo(
     """Everything that works so far, on embedded data, in half a minute; ends with a page to look at."""
     from weightspace import demo as show
 
-    with _progress() as step:
-        console = None if as_json else _console()
+    console = None if as_json else _console()
+    with _progress(console) as step:
         done = show.run(out, console=console, force=force, seed=seed, progress=step)
     if as_json:
         _print_json(done)
@@ -282,18 +282,19 @@ def _bench(
     from weightspace.workbench import Bench
 
     with _progress() as step:
-        yield Bench.open(
-            arch, paths, data, example, limit=limit, trust_code=trust_code, seed=seed, progress=step
-        )
+        yield Bench.open(arch, paths, data, example, limit=limit, trust_code=trust_code, seed=seed, progress=step)
 
 
 @contextmanager
-def _progress() -> Iterator[Progress]:
-    """On a terminal a bar or a spinner; else one plain line for every new thing that is done. Always on stderr."""
+def _progress(beside: Console | None = None) -> Iterator[Progress]:
+    """On a terminal a bar or a spinner; else one plain line for every new thing that is done. On stderr.
+
+    Where the command itself prints to a terminal meanwhile, the bar keeps out of the way of that console, `beside`.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    console = Console(stderr=True)
+    console = beside if beside and beside.is_terminal else Console(stderr=True)
     if not console.is_terminal:
         said: set[str] = set()
 
@@ -361,7 +362,9 @@ def _say_group(group: Symmetry, name: str, out: Path | None) -> None:
     console = _console()
     order = f"10^{group.log10_order:.0f}" if group.log10_order > 4 else f"{10**group.log10_order:.0f}"
     console.print(f"{name}: {group}", style="bold")
-    console.print(f"{len(group)} axes of units that move together; {order} ways to renumber them, all the same function.")
+    console.print(
+        f"{len(group)} axes of units that move together; {order} ways to renumber them, all the same function."
+    )
     table = _table("axis", "units", "moves", "depends on", "places", "tensors")
     for axis in group.axes:
         places = group.places[axis.name]

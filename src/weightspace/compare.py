@@ -25,7 +25,20 @@ from weightspace.symmetry import Axis, Match, Symmetry, reset_statistics
 from weightspace.symmetry.repair import has_statistics
 from weightspace.task import Task, TaskError, accuracy
 
-__all__ = ["RELATED", "SAME", "Comparison", "Layer", "Line", "Progress", "Units", "Verdict", "along", "classifies", "compare", "judge"]
+__all__ = [
+    "RELATED",
+    "SAME",
+    "Comparison",
+    "Layer",
+    "Line",
+    "Progress",
+    "Units",
+    "Verdict",
+    "along",
+    "classifies",
+    "compare",
+    "judge",
+]
 
 SAME, RELATED = 1e-4, 0.7
 _OUTPUTS = 1e-3
@@ -96,7 +109,7 @@ class Units:
 @dataclass(frozen=True)
 class Comparison:
     """What is known about two networks of one architecture. `relative` is r of the module's formula, `aligned` is
-    |a - g b| in the scales of a, `interval` holds the distance on the balanced slice, min over all g."""
+    |a - g b| in the scales of a, `balanced` and `interval` are |a' - b'| and min_g |a' - g b'|."""
 
     names: tuple[str, str]
     architecture: str
@@ -108,6 +121,7 @@ class Comparison:
     naive: float
     aligned: float
     interval: tuple[float, float]
+    balanced: float
     relative_naive: float
     relative: float
     in_place: float
@@ -191,7 +205,7 @@ def compare(
     near, low = _matches(a, b, group, align_on, seed)
     progress("measuring distances", 0, 0)
     moved = near.element(b)
-    flat_a, flat_b = group.balance(a), group.balance(moved)
+    flat_a, flat_b, stored = group.balance(a), group.balance(moved), group.balance(b)
     upper = euclidean(flat_a, flat_b)
     relative = _relative(upper, flat_a, flat_b)
     outputs = _outputs(a, b, measure_on) if measure_on else {}
@@ -206,6 +220,7 @@ def compare(
         naive=euclidean(a, b),
         aligned=euclidean(a, moved),
         interval=(min(lower_bound(group, flat_a, flat_b), upper), upper),
+        balanced=euclidean(flat_a, stored),
         relative_naive=_relative(euclidean(a, b), a, b),
         relative=relative,
         in_place=1 - near.element.difference(group.identity()),
@@ -214,7 +229,7 @@ def compare(
         layers=_layers(a, b, moved),
         line=along(a, b, low.element(b), measure_on, align_on, points, progress) if measure_on else None,
         outputs=outputs,
-        units=_units(group, flat_a, group.balance(b), flat_b),
+        units=_units(group, flat_a, stored, flat_b),
     )
 
 

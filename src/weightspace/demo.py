@@ -1,15 +1,243 @@
-"""stub"""
-from torch import nn
+"""A minute's tour on embedded data: two digit classifiers from different seeds are compared, aligned and merged.
+
+Every step runs on files, through what the commands run, and shows the command that a user would type. A capability
+that is added later adds its step to `STEPS`: a function that gets the stage, says what it found, and returns pages.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import torch
+import torch.nn.functional as F
+from torch import nn
 
-class DigitsCNN(nn.Sequential):
-    """Three convolutions of 32, 64 and 64 channels and a linear layer, for digits of 8x8 pixels."""
+from weightspace import checkpoint, datasets, report
+from weightspace.compare import Progress
+from weightspace.net import Net, WeightspaceError
+from weightspace.task import Task, accuracy
+from weightspace.workbench import Bench
 
-    def __init__(self, width: int = 32) -> None:
-        super().__init__(
-            nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(width, 2 * width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(2 * width, 2 * width, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * width, 10),
-        )  # fmt: skip
-        self.example_input_array = torch.zeros(2, 1, 8, 8)
-digits_cnn = DigitsCNN
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["STEPS", "Stage", "digits_cnn", "run", "train"]
+
+_ARCH, _DATA = "weightspace.demo:digits_cnn", "digits"
+_EPOCHS, _BATCH, _RATE = 20, 128, 3e-3
+
+
+def digits_cnn(width: int = 32) -> nn.Module:
+    """Three convolutions (`width`, 2 `width`, 2 `width` channels) and a linear layer, for digits of 8x8 pixels."""
+    module = nn.Sequential(
+        *(nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(width, 2 * width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(2 * width, 2 * width, 3, padding=1), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(8 * width, 10)),
+    )
+    module.example_input_array = torch.zeros(2, 1, 8, 8)
+    return module
+
+
+def train(seed: int, data: Task, tick: Callable[[], None] = lambda: None, epochs: int = _EPOCHS) -> Net:
+    """A `digits_cnn` trained by Adam, its rate falling to zero; the seed draws the start and the order."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = digits_cnn()
+    (inputs, labels), *_ = [*Task(data.example(len(data)), _labels(data), batch=len(data)).batches()]
+    assert labels is not None
+    order = torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.Adam(module.parameters(), lr=_RATE)
+    per_epoch = len(labels) // _BATCH
+    for step in range(epochs * per_epoch):
+        if step % per_epoch == 0:
+            rows = torch.randperm(len(labels), generator=order)
+            tick()
+        some = rows[step % per_epoch * _BATCH :][:_BATCH]
+        optimiser.param_groups[0]["lr"] = _RATE * (1 - step / (epochs * per_epoch))
+        optimiser.zero_grad()
+        F.cross_entropy(module(inputs[some]), labels[some]).backward()
+        optimiser.step()
+    return Net.of(module)
+
+
+def _labels(data: Task) -> torch.Tensor:
+    return torch.cat([y for _, y in data.batches() if y is not None])
+
+
+@dataclass
+class Stage:
+    """Where the steps play: the folder, the open bench, who listens, and the numbers for `--json`."""
+
+    folder: Path
+    bench: Bench
+    console: Console | None
+    progress: Progress
+    seed: int
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+    def path(self, name: str) -> Path:
+        """A file of the demo."""
+        return self.folder / name
+
+    def say(self, *lines: str, style: str | None = None) -> None:
+        """Print lines, unless only JSON was asked for."""
+        if self.console:
+            for text in lines:
+                self.console.print(text, style=style)
+
+    def title(self, text: str) -> None:
+        """Begin a step."""
+        self.say("", text, style="bold")
+
+    def command(self, words: str) -> str:
+        """Show and return the command line that does the same."""
+        self.say(f"  $ {words}", style="cyan")
+        return words
+
+
+def trained(stage: Stage) -> Sequence[report.Page]:
+    """Two networks, trained alike from two seeds, and a disguised copy of the first, as files."""
+    stage.title("Train two networks on handwritten digits, alike but for the random seed")
+    data, right = datasets.digits(), accuracy(datasets.digits("test"))
+    epochs = iter(range(2 * _EPOCHS))
+    scores = {}
+    for name, seed in (("a", stage.seed), ("b", stage.seed + 1)):
+        net = train(seed, data, lambda: stage.progress("training two networks", next(epochs), 2 * _EPOCHS))
+        checkpoint.save(net.tensors, stage.path(f"{name}.safetensors"), force=True)
+        scores[name] = right(net)
+        if name == "a":
+            copy = stage.bench.group.sample(seed=stage.seed + 2)(net)
+            checkpoint.save(copy.tensors, stage.path("disguised.safetensors"), force=True)
+    stage.numbers["accuracy"] = scores
+    stage.say(f"  a.safetensors: {scores['a']:.1%} of test digits right.  b.safetensors: {scores['b']:.1%}.")
+    return ()
+
+
+def disguised(stage: Stage) -> Sequence[report.Page]:
+    """A copy whose units were renumbered and rescaled is recognised."""
+    stage.title("1. Same or not? A copy of a whose hidden units were renumbered and rescaled at random")
+    words = stage.command(_words("compare", "a.safetensors", "disguised.safetensors"))
+    found = stage.bench.compare(stage.path("a.safetensors"), stage.path("disguised.safetensors"))
+    stage.say(f"  Weights as stored: {found.relative_naive:.2f} of their norm apart, as if unrelated (1.41).")
+    stage.say(f"  Once the units are matched: {found.relative:.0e} apart.")
+    stage.say(f"  Verdict: {found.verdict.words}.", style="green")
+    stage.numbers["disguised"] = found.data()
+    return [report.comparison_page(found, "A disguised copy", words)]
+
+
+def compared(stage: Stage) -> Sequence[report.Page]:
+    """The two seeds are independent, and nearer than they look."""
+    stage.title("2. Compare a and b, trained from different seeds")
+    words = stage.command(_words("compare", "a.safetensors", "b.safetensors"))
+    found = stage.bench.compare(stage.path("a.safetensors"), stage.path("b.safetensors"))
+    line = found.line
+    assert line is not None
+    half = {which: values[len(values) // 2] for which, values in line.accuracy.items()}
+    stage.say(f"  Verdict: {found.verdict.words} ({found.relative:.2f} of their norm apart, matched).", style="green")
+    stage.say(
+        f"  Walk in a straight line from a to b: half way {half['before']:.1%} of digits are right as stored,",
+        f"  {half['after']:.1%} after alignment. The loss barrier falls from {line.barrier['before']:.2f} to "
+        f"{line.barrier['after']:.2f}: two seeds found much the same solution, with its units in another order.",
+    )
+    stage.numbers["compare"] = found.data()
+    return [report.comparison_page(found, "Compare", words)]
+
+
+def aligned(stage: Stage) -> Sequence[report.Page]:
+    """b is written with its units in the order of a."""
+    stage.title("3. Align b to a: the same function, written so that its units stand where those of a stand")
+    words = stage.command(_words("align", "b.safetensors", "--to a.safetensors", out="b_aligned.safetensors"))
+    a, b, out = (stage.path(f"{name}.safetensors") for name in ("a", "b", "b_aligned"))
+    done = stage.bench.align(b, a, out, force=True)
+    stage.say(
+        f"  {done.moved:.0%} of the units moved; the outputs changed by {done.function:.0e} of their size, by rounding.",
+        f"  Distance to a: {done.before:.1f} before, {done.after:.1f} now.",
+    )
+    stage.numbers["align"] = done.data()
+    return [report.align_page(done, "Align", words)]
+
+
+def merged(stage: Stage) -> Sequence[report.Page]:
+    """The average of both works after alignment."""
+    stage.title("4. Merge a and b: one network that is the average of both")
+    words = stage.command(_words("merge", "a.safetensors", "b.safetensors", out="merged.safetensors"))
+    paths = [stage.path(f"{name}.safetensors") for name in ("a", "b")]
+    done = stage.bench.merge(paths, stage.path("merged.safetensors"), force=True)
+    for score in done.scores():
+        name = Path(score.name).name if score in done.singles else score.name
+        stage.say(f"  {name:<26}{score.accuracy or 0:>7.1%}", style="green" if score is done.aligned else None)
+    stage.numbers["merge"] = done.data()
+    return [report.merge_page(done, "Merge", words)]
+
+
+def overview(numbers: Mapping[str, Any]) -> report.Page:
+    """The first page: what this is about, in two numbers."""
+    copy, line, merge = numbers["disguised"], numbers["compare"]["line"], numbers["merge"]
+    half = len(line["t"]) // 2
+    cards = [
+        report.Card("A copy, its units shuffled", f"{copy['relative_naive']:.2f}", f"{copy['relative']:.0e}",
+                    "distance to the original, relative to the norm"),
+        report.Card("Half way between two seeds", *(f"{line['accuracy'][k][half]:.0%}" for k in ("before", "after")),
+                    "of test digits right, on the line between the two"),
+        report.Card("Two networks merged into one", *(f"{merge[k]['accuracy']:.1%}" for k in ("naive", "aligned")),
+                    "of test digits right, averaged plainly and modulo symmetry"),
+    ]  # fmt: skip
+    lead = (
+        "The hidden units of a network can be renumbered and rescaled without changing what it computes. So two "
+        "checkpoints may look unrelated and still hold the same solution, and their plain average is useless. "
+        "weightspace reads off which moves are free, undoes them, and then compares and averages. "
+        "Orange: as stored. Green: after alignment."
+    )
+    return report.Page("Overview", "Two networks can be the same and look nothing alike", lead, cards=cards)
+
+
+STEPS: list[Callable[[Stage], Sequence[report.Page]]] = [trained, disguised, compared, aligned, merged]
+_FILES = ("a", "b", "disguised", "b_aligned", "merged")
+
+
+def _words(command: str, *files: str, out: str | None = None) -> str:
+    end = f" -o {out}" if out else ""
+    return f"weightspace {command} {' '.join(files)} --arch {_ARCH} --data {_DATA}{end}"
+
+
+def run(
+    folder: Path,
+    *,
+    console: Console | None = None,
+    force: bool = False,
+    seed: int = 0,
+    progress: Progress = lambda what, done, total: None,
+) -> Mapping[str, Any]:
+    """All steps in `folder`, then the report; the numbers found."""
+    _prepare(folder, force)
+    page = folder / "report.html"
+    if console:
+        console.print("Hidden units of a network can be renumbered and rescaled without changing what it computes.")
+        console.print("weightspace reads off which moves are free, and undoes them before it compares or averages.")
+    bench = Bench.open(_ARCH, [], _DATA, seed=seed, progress=progress)
+    stage = Stage(folder, bench, console, progress, seed)
+    stage.say(f"Free moves of this network (S: renumber, R+: rescale): {bench.group}")
+    pages = [page for step in STEPS for page in step(stage)]
+    progress("writing the report", 0, 0)
+    report.save([overview(stage.numbers), *pages], page, title="weightspace demo")
+    where = page.resolve()
+    stage.say("", f"Files and commands to try yourself: cd {shlex.quote(str(folder))}")
+    stage.say(f"Report with figures, open it in a browser: {where}", style="bold")
+    return {**stage.numbers, "report": str(where)}
+
+
+def _prepare(folder: Path, force: bool) -> None:
+    """The folder; files in it are overwritten only in the demo's own, or with `force`."""
+    if folder.exists() and not folder.is_dir():
+        raise WeightspaceError(f"{folder} is a file; choose a folder with -o")
+    taken = [f"{name}.safetensors" for name in _FILES if (folder / f"{name}.safetensors").exists()]
+    if taken and not force and folder.name != "weightspace-demo":
+        raise WeightspaceError(f"{folder} holds {taken[0]}; choose another folder, or add --force to overwrite it")
+    if not folder.absolute().parent.is_dir():
+        raise WeightspaceError(f"the folder {folder.absolute().parent} does not exist; create it first")
+    folder.mkdir(exist_ok=True)

@@ -243,11 +243,12 @@ class Net:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """f(w, x): one positional input, a mapping of keyword inputs, or several positional ones."""
-        if len(args) == 1 and not kwargs and isinstance(args[0], Mapping):
-            args, kwargs = (), dict(args[0])
+        values: tuple[Any, ...] = args
+        if len(args) == 1 and isinstance(args[0], Mapping):
+            values, kwargs = (), {**args[0], **kwargs}
         elif len(args) == 1 and isinstance(args[0], tuple):
-            args = args[0]
-        return functional_call(self.architecture, self.tensors, args, kwargs)
+            values = args[0]
+        return functional_call(self.architecture, self.tensors, values, kwargs)
 
     @property
     def tensors(self) -> dict[str, Tensor]:

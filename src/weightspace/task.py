@@ -8,19 +8,29 @@ d_Y is the `metric`, Sigma the `aggregate`, and t runs over the examples; both a
 from __future__ import annotations
 
 import copy
-import itertools
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils import data
 
+from weightspace.examples import (
+    Arrays,
+    Joined,
+    Loader,
+    TaskError,
+    each,
+    leaves,
+    line,
+    mixed,
+    mixed_labels,
+    read_source,
+    shape,
+    shuffled,
+    stacked,
+)
 from weightspace.net import Net, Weights, WeightspaceError
 
 if TYPE_CHECKING:
@@ -29,10 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["Task", "TaskError", "accuracy", "gradient", "logits"]
 
 IGNORED = -100  # torch's mark of a position without a label
-
-
-class TaskError(WeightspaceError):
-    """Examples, labels or a metric that cannot be used together, or with a network."""
 
 
 class Task:
@@ -71,8 +77,8 @@ class Task:
         self._metric = _known(loss or metric, METRICS, "metric")
         self.aggregate = _known(aggregate, (*_TERMS, "linf"), "aggregate") or "mean"
         self.batch, self.output = batch, output or logits
-        self._source = _source(inputs, labels, batch)
-        if isinstance(self._source, _Arrays):
+        self._source = read_source(inputs, labels, batch)
+        if isinstance(self._source, Arrays):
             self._metric = self.metric
 
     @property
@@ -93,7 +99,7 @@ class Task:
 
     def __repr__(self) -> str:
         parts = getattr(self._source, "parts", [self._source])
-        size = "?" if any(isinstance(part, _Loader) and part.size is None for part in parts) else f"{len(self):,}"
+        size = "?" if any(isinstance(part, Loader) and part.size is None for part in parts) else f"{len(self):,}"
         metric = _name(self._metric or "default metric")
         return f"Task({size} examples, {metric}, {_name(self.aggregate)})"
 
@@ -106,13 +112,13 @@ class Task:
 
         x = None
         for x, y in self._source.batches(self.batch):
-            yield (x, y) if net is None else (_each(move, x), y)
+            yield (x, y) if net is None else (each(move, x), y)
         if x is None:
             raise TaskError("no examples: the data is empty, or an iterable that can be read only once")
 
     def _forward(self, net: Net, x: Any) -> Tensor:
         name = type(net.architecture).__name__
-        with _blamed(lambda: f"{name} does not take inputs of shape {_each(_shape, x)}"):
+        with _blamed(lambda: f"{name} does not take inputs of shape {each(shape, x)}"):
             return self.output(net(x))
 
     def _distances(self, net: Net) -> Iterator[tuple[Tensor, int]]:
@@ -127,7 +133,7 @@ class Task:
                 d = METRICS[self.metric](f, y)
                 yield d, len(d)
             else:
-                yield self._custom(f, y, len(_leaves(x)[0]))
+                yield self._custom(f, y, len(leaves(x)[0]))
 
     def _custom(self, f: Tensor, y: Tensor, size: int) -> tuple[Tensor, int]:
         assert callable(self.metric)
@@ -203,7 +209,7 @@ class Task:
     @torch.no_grad()
     def outputs(self, net: Net) -> Tensor:
         """f(x_t) for all t, in order, without gradient."""
-        return _stacked(*(self._forward(net, x) for x, _ in self.batches(net)))
+        return stacked(*(self._forward(net, x) for x, _ in self.batches(net)))
 
     def example(self, n: int = 2) -> Any:
         """The first n inputs, as `net(x)` takes them."""
@@ -215,10 +221,10 @@ class Task:
         new.aggregate = aggregate or self.aggregate
         return new
 
-    def _gathered(self, n: int | None = None) -> _Arrays:
+    def _gathered(self, n: int | None = None) -> Arrays:
         if n is not None and n < 1:
             raise TaskError(f"asked for {n} examples; ask for 1 or more")
-        if isinstance(self._source, _Arrays):
+        if isinstance(self._source, Arrays):
             return self._source.pick(slice(n))
         xs: list[Any] = []
         ys: list[Any] = []
@@ -226,11 +232,11 @@ class Task:
         for x, y in self.batches():
             xs.append(x)
             ys.append(y)
-            seen += len(_leaves(x)[0])
+            seen += len(leaves(x)[0])
             if n is not None and seen >= n:
                 break
-        labels = None if ys[0] is None else _stacked(*ys)
-        return _Arrays(_each(_stacked, *xs), labels).pick(slice(n))
+        labels = None if ys[0] is None else stacked(*ys)
+        return Arrays(each(stacked, *xs), labels).pick(slice(n))
 
     def _check(self, other: Task) -> None:
         for what in ("metric", "aggregate", "output"):
@@ -244,7 +250,7 @@ class Task:
             return NotImplemented
         self._check(other)
         parts = [part for task in (self, other) for part in getattr(task._source, "parts", [task._source])]
-        return self._with(_Joined(parts), self.metric)
+        return self._with(Joined(parts), self.metric)
 
     def toward(self, other: Task, t: float) -> Task:
         """Examples (1 - t) x_a + t x_b paired by index, with labels (1 - t) y_a + t y_b, for t in [0, 1].
@@ -258,18 +264,18 @@ class Task:
         a = self._gathered()
         b = other._gathered(len(a))
         a = a.pick(slice(len(b)))
-        between = _Arrays(_mixed(a.inputs, b.inputs, t), _mixed_labels(a.labels, b.labels, t))
+        between = Arrays(mixed(a.inputs, b.inputs, t), mixed_labels(a.labels, b.labels, t))
         return self._with(between, self.metric)
 
     def split(self, fraction: float, seed: int) -> tuple[Task, Task]:
         """Two disjoint tasks: round(fraction n) examples drawn at random, and the others, each in order."""
-        if isinstance(self._source, _Loader):
+        if isinstance(self._source, Loader):
             raise TaskError("a DataLoader cannot be split; give Task(loader.dataset), or take(n) of it first")
         n = len(self)
         first = round(fraction * n) if 0 < fraction < 1 else 0
         if not 0 < first < n:
             raise TaskError(f"a fraction {fraction} of {n} examples leaves a side empty; give one between 0 and 1")
-        order = _shuffled(n, seed)
+        order = shuffled(n, seed)
         mine, rest = (self._source.pick(part.sort()[0]) for part in (order[:first], order[first:]))
         return self._with(mine), self._with(rest)
 
@@ -278,11 +284,11 @@ class Task:
 
         Those of a loader are held in memory.
         """
-        if seed is None and isinstance(self._source, _Loader):
+        if seed is None and isinstance(self._source, Loader):
             return self._with(self._gathered(n))
         if n < 1:
             raise TaskError(f"asked for {n} examples; ask for 1 or more")
-        order = torch.arange(len(self)) if seed is None else _shuffled(len(self), seed)
+        order = torch.arange(len(self)) if seed is None else shuffled(len(self), seed)
         return self._with(self._source.pick(order[:n].sort()[0]))
 
 
@@ -398,258 +404,12 @@ _TERMS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class _Arrays:
-    """Examples in memory."""
-
-    def __init__(self, inputs: Any, labels: Tensor | None) -> None:
-        self.inputs, self.labels = inputs, labels
-
-    def __len__(self) -> int:
-        return len(_leaves(self.inputs)[0])
-
-    def pick(self, index: Any) -> _Arrays:
-        return _Arrays(_each(lambda x: x[index], self.inputs), None if self.labels is None else self.labels[index])
-
-    def batches(self, size: int) -> Iterator[tuple[Any, Tensor | None]]:
-        for start in range(0, len(self), size):
-            part = self.pick(slice(start, start + size))
-            yield part.inputs, part.labels
-
-
-class _Items:
-    """A map-style dataset."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def pick(self, index: Tensor) -> _Items:
-        return _Items(data.Subset(self.dataset, index.tolist()))
-
-    def batches(self, size: int) -> Iterator[tuple[Any, Tensor | None]]:
-        # a generator of its own: reading data must not move torch's global one
-        generator = torch.Generator()
-        for batch in data.DataLoader(self.dataset, size, collate_fn=_collate, generator=generator):
-            yield _pair(batch)
-
-
-class _Loader:
-    """Batches made by somebody else."""
-
-    def __init__(self, loader: Iterable[Any]) -> None:
-        self.loader = loader
-        self.size: int | None = None
-        sampler: Any = getattr(loader, "sampler", None)
-        ragged = getattr(loader, "drop_last", True) or getattr(loader, "batch_size", None) is None
-        if hasattr(sampler, "__len__") and not ragged:
-            self.size = len(sampler)
-
-    def __len__(self) -> int:
-        if self.size is None:
-            self.size = sum(len(_leaves(x)[0]) for x, _ in self.batches(0))
-        return self.size
-
-    def pick(self, index: Tensor) -> _Joined:
-        return _picked(itertools.starmap(_Arrays, self.batches(0)), index)
-
-    def batches(self, size: int) -> Iterator[tuple[Any, Tensor | None]]:
-        return map(_pair, self.loader)
-
-
-class _Joined:
-    """The examples of several sources, one after the other."""
-
-    def __init__(self, parts: Sequence[Any]) -> None:
-        self.parts = parts
-
-    def __len__(self) -> int:
-        return sum(map(len, self.parts))
-
-    def pick(self, index: Tensor) -> _Joined:
-        return _picked(self.parts, index)
-
-    def batches(self, size: int) -> Iterator[tuple[Any, Tensor | None]]:
-        for part in self.parts:
-            yield from part.batches(size)
-
-
-def _picked(parts: Iterable[Any], index: Tensor) -> _Joined:
-    """The examples of that ascending `index` in parts that are read one after the other."""
-    picked, start = [], 0
-    for part in parts:
-        inside = index[(index >= start) & (index < start + len(part))] - start
-        picked += [part.pick(inside)] if len(inside) else []
-        start += len(part)
-    return _Joined(picked)
-
-
-def _source(inputs: Any, labels: Any, size: int) -> Any:
-    if isinstance(inputs, (Tensor, np.ndarray, tuple, Mapping)):
-        return _arrays(inputs, labels)
-    if labels is not None:
-        raise TaskError(f"labels beside a {type(inputs).__name__}; let its items be (x, y), or give tensors")
-    if isinstance(inputs, (str, os.PathLike)):
-        raise TaskError("a path is not a set of examples; give weightspace.datasets.read(path)")
-    if isinstance(inputs, Iterator):
-        raise TaskError(f"a {type(inputs).__name__} can be read only once, a task at every call; give a DataLoader")
-    if hasattr(inputs, "with_format"):  # a Hugging Face dataset
-        inputs = inputs.with_format("torch")
-    if isinstance(inputs, data.DataLoader):
-        return _Loader(_in_order(inputs))
-    if isinstance(inputs, data.IterableDataset):
-        return _Loader(data.DataLoader(inputs, size, collate_fn=_collate))
-    if not (hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__")):
-        if not isinstance(inputs, Iterable):
-            raise TaskError(f"no examples in a {type(inputs).__name__}; give tensors, a Dataset or a DataLoader")
-        return _Loader(inputs)
-    if not len(inputs):
-        raise TaskError("no examples: the dataset is empty")
-    return _Items(inputs)
-
-
-def _arrays(inputs: Any, labels: Any) -> _Arrays:
-    x, y = _pair(inputs if labels is None and isinstance(inputs, Mapping) else (inputs, labels))
-    if not len(_leaves(x)[0]):
-        raise TaskError("no examples: the inputs are empty")
-    for what, part in [("inputs", part) for part in _leaves(x)] + ([("labels", y)] if y is not None else []):
-        if part.is_floating_point() and part.isnan().any():
-            bad = int(part.isnan().flatten(1).any(1).sum() if part.ndim > 1 else part.isnan().sum())
-            raise TaskError(f"NaN in the {what} of {bad} of {len(part)} examples; drop or fill them")
-    return _Arrays(x, y)
-
-
-def _in_order(loader: data.DataLoader[Any]) -> data.DataLoader[Any]:
-    """The same batches without shuffling."""
-    sampler = loader.sampler
-    if not isinstance(sampler, (data.RandomSampler, data.SubsetRandomSampler, data.WeightedRandomSampler)):
-        return loader
-    dataset: Any = loader.dataset
-    whole = isinstance(sampler, data.RandomSampler) and not sampler.replacement and len(sampler) == len(dataset)
-    if not whole or type(loader) is not data.DataLoader:
-        raise TaskError(
-            f"the loader draws at random ({type(sampler).__name__}), so two networks would meet different "
-            "examples; give Task(loader.dataset) or a sequential sampler"
-        )
-    return data.DataLoader(
-        dataset,
-        loader.batch_size,
-        collate_fn=loader.collate_fn,
-        num_workers=loader.num_workers,
-        drop_last=loader.drop_last,
-        worker_init_fn=loader.worker_init_fn,
-    )
-
-
-def _collate(items: Any) -> Any:
-    try:
-        return data.default_collate(items)
-    except (TypeError, RuntimeError, KeyError) as error:
-        raise TaskError(f"items cannot be stacked ({_line(error)}); give a DataLoader with a collate_fn") from error
-
-
-def _pair(batch: Any) -> tuple[Any, Tensor | None]:
-    """(inputs, labels) of a batch as datasets give it: a dict, (x, y), or (x_1, ..., x_k, y)."""
-    labels = None
-    if isinstance(batch, Mapping):
-        batch = dict(batch)
-        labels = batch.pop("labels" if "labels" in batch else "label", None)
-    elif isinstance(batch, (tuple, list)) and batch:
-        *rest, labels = batch if len(batch) > 1 else (batch[0], None)
-        batch = rest[0] if len(rest) == 1 else tuple(rest)
-    if isinstance(batch, Mapping):
-        x: Any = {key: _each(partial(_tensor, what=f"inputs {key!r}"), part) for key, part in batch.items()}
-    else:
-        x = _each(partial(_tensor, what="inputs"), batch)
-    y = None if labels is None else _tensor(labels, "labels")
-    parts = _leaves(x) + ([] if y is None else [y])
-    if not _leaves(x) or any(part.ndim == 0 for part in parts):
-        raise TaskError(f"no examples in inputs {_each(_shape, x)}: the first axis counts the examples")
-    if len({len(part) for part in parts}) > 1:
-        sizes = f"inputs {_each(_shape, x)}" + ("" if y is None else f" and labels {_shape(y)}")
-        raise TaskError(f"{sizes} do not have the same number of examples")
-    return x, y if y is None or y.is_floating_point() else y.long()
-
-
-def _tensor(x: Any, what: str) -> Tensor:
-    if isinstance(x, Tensor):
-        return x
-    try:
-        if not isinstance(x, (np.ndarray, np.generic, list, int, float)):
-            raise TypeError
-        array = np.asarray(x)
-        return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
-    except (TypeError, ValueError) as error:
-        raise TaskError(f"{what} hold a {type(x).__name__} that is not numbers; convert it to a tensor") from error
-
-
-def _each(function: Callable[..., Any], x: Any, *others: Any) -> Any:
-    """`function` on every tensor of nested dicts and tuples."""
-    if isinstance(x, Mapping):
-        return {key: _each(function, part, *(other[key] for other in others)) for key, part in x.items()}
-    if isinstance(x, (tuple, list)):
-        return tuple(_each(function, *parts) for parts in zip(x, *others, strict=True))
-    return function(x, *others)
-
-
-def _leaves(x: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    _each(found.append, x)
-    return found
-
-
 def _name(function: Any) -> str:
     return function if isinstance(function, str) else getattr(function, "__name__", type(function).__name__)
 
 
-def _shape(x: Tensor) -> tuple[int, ...]:
-    return tuple(x.shape)
-
-
-def _stacked(*parts: Tensor) -> Tensor:
-    if len({part.shape[1:] for part in parts}) > 1:
-        raise TaskError(f"batches of different shape, {_shape(parts[0])} and others; pad all to one length")
-    return torch.cat(parts)
-
-
-def _mixed(a: Any, b: Any, t: float) -> Any:
-    def mix(x: Tensor, y: Tensor) -> Tensor:
-        if x.is_floating_point() and y.is_floating_point():
-            return torch.lerp(x, y.to(x), t)
-        if not torch.equal(x, y):
-            raise TaskError("integer inputs, such as tokens, have no point between them; give embeddings or floats")
-        return x
-
-    one, two = (_each(lambda x: tuple(x.shape[1:]), x) for x in (a, b))
-    if one != two:
-        raise TaskError(f"inputs of different shape an example: {one} and {two}; nothing lies between them")
-    return _each(mix, a, b)
-
-
-def _mixed_labels(a: Tensor | None, b: Tensor | None, t: float) -> Tensor | None:
-    if a is None or b is None:
-        return None
-    classes = max(y.shape[-1] if y.is_floating_point() else int(y.max()) + 1 for y in (a, b))
-    if not (a.is_floating_point() and b.is_floating_point()):
-        a, b = _one_hot(a, classes), _one_hot(b, classes)
-    if a.shape[1:] != b.shape[1:]:
-        raise TaskError(f"labels of different shape an example: {_shape(a)} and {_shape(b)}")
-    return torch.lerp(a, b.to(a), t)
-
-
-def _one_hot(y: Tensor, classes: int) -> Tensor:
-    if not y.is_floating_point() and y.min() < 0:
-        raise TaskError(f"label {int(y.min())} has no one-hot vector; drop such examples first")
-    return y.double() if y.is_floating_point() else F.one_hot(y, classes).double()
-
-
 def _is_soft(y: Tensor) -> bool:
     return y.ndim > 1 and y.shape[-1] > 1 and bool((y >= 0).all() and ((y.sum(-1) - 1).abs() < 1e-3).all())
-
-
-def _shuffled(n: int, seed: int) -> Tensor:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
 
 
 def _known(value: Any, names: Iterable[str], what: str) -> Any:
@@ -669,13 +429,9 @@ def _checked(net: Any) -> Net:
 
 def _descend(value: Any) -> None:
     if not isinstance(value, Tensor) or value.ndim or not value.requires_grad:
-        seen = f"shape {_shape(value)}" if isinstance(value, Tensor) else type(value).__name__
+        seen = f"shape {shape(value)}" if isinstance(value, Tensor) else type(value).__name__
         raise TaskError(f"the goal has no gradient in the weights ({seen}); give a differentiable 0-d tensor")
     value.backward()
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager
@@ -686,4 +442,4 @@ def _blamed(message: Callable[[], str]) -> Iterator[None]:
     except (WeightspaceError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, LookupError, TypeError, ValueError) as error:
-        raise TaskError(f"{message()}: {_line(error)}") from error
+        raise TaskError(f"{message()}: {line(error)}") from error

@@ -26,7 +26,7 @@ from weightspace.symmetry.merge import average
 from weightspace.symmetry.repair import has_statistics
 from weightspace.task import Task, accuracy, logits
 
-__all__ = ["Aligned", "Bench", "Merged", "Score", "tasks"]
+__all__ = ["Aligned", "Bench", "Merged", "Score", "labels", "tasks"]
 
 _NAMED = {
     "digits": lambda split: datasets.digits(split),
@@ -102,6 +102,17 @@ class Merged:
     def data(self) -> dict[str, Any]:
         """As plain data."""
         return asdict(self)
+
+
+def labels(paths: Sequence[Path]) -> list[str]:
+    """What to call files: their own names where these tell them apart, else their paths."""
+    short = [path.name for path in paths]
+    return short if len(set(short)) == len(short) else [str(path) for path in paths]
+
+
+def _pair(a: Path, b: Path) -> tuple[str, str]:
+    first, second = labels([a, b])
+    return first, second
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -189,7 +200,7 @@ class Bench:
             self.group,
             align_on=self.align_on,
             measure_on=self.measure_on,
-            names=(str(a), str(b)),
+            names=_pair(a, b),
             seed=self.seed,
             progress=self.progress,
         )
@@ -209,7 +220,7 @@ class Bench:
         self.progress(f"writing {out.name}", 0, 0)
         checkpoint.save(stored, out, force=force, metadata=metadata)
         return Aligned(
-            names=(str(path), str(to)),
+            names=_pair(path, to),
             out=str(out),
             group=str(self.group),
             method=match.method,
@@ -235,7 +246,9 @@ class Bench:
         drift = float((one - other).norm()) / (size or 1.0)
         most = max(1e-3, 20 * float(torch.finfo(net.dtype).eps))
         if not drift <= most:
-            raise ArchitectureError(f"the aligned network would differ by {drift:.1e} of its outputs; nothing was written")
+            raise ArchitectureError(
+                f"the aligned network would differ by {drift:.1e} of its outputs; nothing was written"
+            )
         return drift
 
     def merge(self, paths: Sequence[Path], out: Path, *, force: bool = False) -> Merged:
@@ -244,7 +257,7 @@ class Bench:
         nets = [first, *(self.load(path) for path in paths[1:])]
         self.progress(f"aligning {len(nets)} networks and averaging them", 0, 0)
         merged = mean(nets, self.group, data=self.align_on, seed=self.seed)
-        names = [str(path) for path in paths]
+        names = labels(paths)
         scores = self._scores(names, nets, merged)
         self.progress(f"writing {out.name}", 0, 0)
         tensors = merged.tensors
@@ -279,7 +292,9 @@ class Bench:
 
 def _stale(net: Net, data: Task | None) -> list[str]:
     stale = data is None and has_statistics(net)
-    return ["BatchNorm statistics of the mean are averages and fit badly; re-estimate them with --data"] if stale else []
+    return (
+        ["BatchNorm statistics of the mean are averages and fit badly; re-estimate them with --data"] if stale else []
+    )
 
 
 def _scorer(task: Task) -> Callable[[str, Net], Score]:

@@ -25,8 +25,8 @@ __all__ = ["Axis", "Candidate", "Element", "Generator", "Group", "Match", "Symme
            "mean", "repair", "reset_statistics"]  # fmt: skip
 
 _FEATURE_EXAMPLES = 512
-_BARRIER_EXAMPLES = 2048
-_BARRIER_POINTS = 6
+_BARRIER_EXAMPLES = 1024
+_BARRIER_AT = (0.2, 0.4, 0.6, 0.8)
 
 
 class Symmetry(Group):
@@ -107,15 +107,21 @@ def mean(nets: Sequence[Net], group: Symmetry, data: Task | None = None, seed: i
 
 
 def _barrier(to: Net, data: Task, seed: int) -> Callable[[Net], float]:
-    """Barrier of the line from `to`, on some of the data; BatchNorm statistics re-estimated at every point."""
+    """Barrier of the line from `to`, on some of the data; BatchNorm statistics re-estimated at every point.
+
+    Only members of one orbit are compared, so that the losses of both ends are measured once.
+    """
     from weightspace.path import line
 
     some = data.take(_BARRIER_EXAMPLES, seed=seed)
+    mend = (lambda net: reset_statistics(net, some)) if has_statistics(to) else (lambda net: net)
+    ends: list[float] = []
 
     def score(net: Net) -> float:
-        path = line(to, net)
-        if has_statistics(to):
-            path = path.map(lambda point: reset_statistics(point, some))
-        return path.barrier(some, n=_BARRIER_POINTS)
+        path = line(to, net).map(mend)
+        with torch.no_grad():
+            ends.extend([] if ends else [float(some(path(0.0))), float(some(path(1.0)))])
+            excess = [float(some(path(t))) - (1 - t) * ends[0] - t * ends[1] for t in _BARRIER_AT]
+        return max(0.0, *excess)
 
     return score

@@ -72,8 +72,8 @@ def _norms(
                 if k in logs:
                     outer = [block.leaves.index(o) for o in group[str(axis)].over]
                     operands += [(2 * e * logs[k]).exp(), [*outer, leaf]]
-        axis = group[generator.axis]
-        operands.append([*(block.leaves.index(o) for o in axis.over), place.leaf])
+        own_axis = group[generator.axis]
+        operands.append([*(block.leaves.index(o) for o in own_axis.over), place.leaf])
         table = torch.einsum(*operands) / len(own)
         sums[exponent] = sums[exponent] + table if exponent in sums else table
     return sums

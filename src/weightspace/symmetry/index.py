@@ -225,7 +225,8 @@ def _factor_out(atom: Atom, inner: int) -> tuple[Dim, Dim] | None:
 
 def take(d: Iterable[Atom], n: int) -> tuple[Dim, Dim] | None:
     """Take the innermost n indices off a dimension: (rest, taken), or None where no factorisation allows it."""
-    rest, taken = flat(d), []
+    rest = flat(d)
+    taken: Dim = []
     while n > 1:
         if not rest:
             return None

@@ -50,7 +50,7 @@ def match(
 
     `features`: gives standardised activations of both on data. `score`: the barrier from `to` to a network, measured.
     `method`: "weights", "activations", "activations+weights", "frank-wolfe", or "auto": all that apply, cheapest first,
-    until a barrier of zero is measured; the lowest barrier is kept, or the highest <to, g net> where there is no data.
+    until 0.5 % of the barrier before is left (Frank-Wolfe only where more than 5 % is); the lowest barrier is kept, or the highest <to, g net> where there is no data.
     """
     for each in (net, to):
         group.check(each)
@@ -61,6 +61,7 @@ def match(
 
 
 _BALANCED = 1e-8
+_GOOD, _FAIR = 0.005, 0.05
 _RESTARTS = 10
 _SMALL = 200_000
 METHODS = ("activations", "activations+weights", "weights", "frank-wolfe")
@@ -91,16 +92,18 @@ class _Search:
         if method.startswith("activations") and self.features is None:
             raise WeightspaceError(f"method {method!r} needs data; give data=")
         candidates: list[Candidate] = []
+        naive = self.score(self.net) if self.score is not None and method == "auto" else math.inf
         for name in wanted:
             if name.startswith("activations") and self.features is None:
+                continue
+            lowest = min((c.barrier for c in candidates if c.barrier is not None), default=math.inf)
+            if lowest <= _GOOD * naive or (name == "frank-wolfe" and lowest <= _FAIR * naive):
                 continue
             began = time.perf_counter()
             element = self.find(name)
             barrier = None if self.score is None else self.score(self.gauge(element)(self.net))
             value = Matching(self.group, self.terms, element).objective()
             candidates.append(Candidate(name, value, barrier, time.perf_counter() - began))
-            if barrier is not None and barrier <= 1e-4:
-                break
         best = self.choose(candidates)
         return Match(self.gauge(self.found[best.method]), best.method, _why(best, candidates), tuple(candidates))
 

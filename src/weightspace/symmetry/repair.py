@@ -54,8 +54,8 @@ def reset_statistics(net: Net, task: Task) -> Net:
     if not total:
         raise WeightspaceError("running statistics need batches of at least two examples; give more data")
     for (mean, square), norm in zip(sums, norms, strict=True):
-        norm.running_mean.copy_(mean / total)  # type: ignore[operator, union-attr]
-        norm.running_var.copy_((square / total - (mean / total) ** 2).clamp(min=0))  # type: ignore[operator, union-attr]
+        norm.running_mean.copy_(mean / total)  # type: ignore[operator]
+        norm.running_var.copy_((square / total - (mean / total) ** 2).clamp(min=0))  # type: ignore[operator]
     buffers = dict(module.named_buffers())
     return net.at(net.weights, Weights({name: buffers[name] for name in net.state}))
 
@@ -93,10 +93,14 @@ def rescale(net: Net, ends: list[Net], task: Task, examples: int = 1024) -> Net:
     net, ends = net.to(torch.float32), [end.to(torch.float32) for end in ends]
     graph = trace(net.live(), x)
     targets = [_moments(graph, end, x) for end in ends]
-    wanted = {node: tuple(torch.stack([t[node][k] for t in targets]).mean(0) for k in (0, 1)) for node in targets[0]}
+    wanted = {node: (_mean([t[node][0] for t in targets]), _mean([t[node][1] for t in targets])) for node in targets[0]}
     if not wanted:
         raise WeightspaceError("no layer has a weight and a bias of its own; nothing can be rescaled")
     return _rescaled(graph, net, x, wanted)
+
+
+def _mean(values: list[Tensor]) -> Tensor:
+    return torch.stack(values).mean(0)
 
 
 _Moments = dict[fx.Node, tuple[Tensor, Tensor]]

@@ -13,7 +13,7 @@ import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -200,7 +200,7 @@ def trace(module: nn.Module, example: Any) -> Trace:
 def _table() -> Any:
     table = torch.export.default_decompositions()
     for key in list(table):
-        if key._overloadpacket.__name__ in _KEEP:
+        if getattr(key, "_overloadpacket", key).__name__ in _KEEP:
             del table[key]
     return table
 
@@ -390,7 +390,7 @@ def _call(node: fx.Node, reading: Reading) -> Outcome | None:
 
 def _bind(node: fx.Node, overload: Any, reading: Reading) -> dict[str, Any]:
     """Arguments by the names of the operator's schema, nodes replaced by their labels."""
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: reading.values.get(n))
+    args, kwargs = cast(Any, fx.map_arg)((node.args, node.kwargs), reading.values.get)
     if overload is None:
         return {**{f"arg{i}": a for i, a in enumerate(args)}, **kwargs}
     names = [a.name for a in overload._schema.arguments]

@@ -111,11 +111,11 @@ def verify(
         raise SymmetryError("the output of the example is not finite on random weights; give another example")
     for number, (axis, element) in enumerate(_generators(group, kinds)):
         with _moved(element, probe):
-            error = _distance(before, probe.outputs())
-        if not error <= tolerance:
+            change = _distance(before, probe.outputs())
+        if not change <= tolerance:
             where = _culprit(element, graph, reading, names, probe)
             raise SymmetryError(
-                f"moving {axis.name} ({axis.size} units, generator {number}) changes the function by {error:.1e}"
+                f"moving {axis.name} ({axis.size} units, generator {number}) changes the function by {change:.1e}"
                 f"{where}; this operation is misread: report it, or read with verify=False at your own risk"
             )
 

@@ -130,6 +130,7 @@ def broadcast(tensors: list[Labels], reason: str = "broadcast") -> list[Dim]:
     return [flat(d) for d in out]
 
 
+@rule("__and__", "__or__", "__xor__", "__iand__", "__ior__")
 def pointwise(call: Call) -> Outcome:
     """Elementwise operations of any number of tensors."""
     tensors = call.tensors

@@ -124,6 +124,16 @@ def directed(call: Call) -> Outcome:
     return outputs(call, [Labels([flat(d) for d in source.dims]) for _ in call.shapes])
 
 
+@rule("diff")
+def difference(call: Call) -> Outcome:
+    """Neighbours along one dimension are subtracted: it is pinned, and shorter after."""
+    source = call.tensors[0]
+    axis = int(call.get("dim", default=-1)) % len(source.dims)
+    pin(source.dims[axis], "diff runs along it")
+    shorter = index.dim(call.shapes[0][axis], "diff runs along it")
+    return Labels([shorter if k == axis else d for k, d in enumerate(source.dims)])
+
+
 _POOLS = [f"{kind}_pool{n}d{end}" for n in (1, 2, 3) for end in ("", "_with_indices")
           for kind in ("max", "avg", "adaptive_avg", "_adaptive_avg", "adaptive_max", "lp")]  # fmt: skip
 

@@ -25,7 +25,9 @@ def view(call: Call, dims: list[Dim], shape: tuple[int, ...]) -> list[Dim]:
     out: list[Dim] = [[] for _ in shape]
     i, j = len(dims), len(shape)
     while i > 0 or j > 0:
-        group_in, group_out, a, b = [], [], 1, 1
+        group_in: list[int] = []
+        group_out: list[int] = []
+        a = b = 1
         while not (group_in and group_out and a == b):
             if (a <= b and i > 0) or j == 0:
                 i -= 1
@@ -128,7 +130,7 @@ def repeat(call: Call) -> Outcome:
     """Copies stand outside of the dimension."""
     source, shape = call.tensors[0], call.shapes[0]
     lead = len(shape) - len(source.dims)
-    old = [[] for _ in range(lead)] + [flat(d) for d in source.dims]
+    old: list[Dim] = [[] for _ in range(lead)] + [flat(d) for d in source.dims]
     dims = [[*index.dim(n // index.size(d)), *d] for n, d in zip(shape, old, strict=True)]
     return Labels(dims, source.uniform)
 

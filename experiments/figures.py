@@ -1,0 +1,94 @@
+"""Draw the figures of the README from the results file: needs plotly's static export (`pip install kaleido`, and Chrome).
+
+    python -m experiments.figures
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from experiments.alignment import CHILDREN, MOST, NOISES, RESULTS, WAYS
+from experiments.record import Record
+from experiments.tables import NAMES
+
+COLOURS = ("#888888", "#0072b2", "#56b4e9", "#009e73", "#e69f00", "#cc79a7", "#d55e00", "#000000")
+
+
+def keys(record: Record) -> go.Figure:
+    """Recovered units, barrier and distance against noise, a line a way."""
+    titles = ("units recovered", "barrier (cross-entropy)", "distance")
+    figure = make_subplots(1, 3, subplot_titles=titles, horizontal_spacing=0.07)
+    for way, colour in zip(WAYS, COLOURS, strict=True):
+        for at, name in enumerate(("recovered", "barrier", "distance"), start=1):
+            seen = [record.median(f"keys/{child}/{way}", name) for child in CHILDREN[1:-2]]
+            if seen[0] is None:
+                continue
+            line = go.Scatter(x=NOISES, y=[np.mean(v) for v in seen], name=NAMES.get(way, way), line_color=colour)
+            figure.add_trace(line.update(showlegend=name == "barrier", legendgroup=way), 1, at)
+    return figure.update_xaxes(type="log", title="noise / sd of the weights", dtick=1).update_layout(height=330)
+
+
+def paths(record: Record) -> go.Figure:
+    """Test loss along lines and curves."""
+    ends = ("independent", "aligned", "permuted copy")
+    grid = list(product(("mlp", "cnn"), ends))
+    figure = make_subplots(2, 3, subplot_titles=[f"{k.upper()}, {e}" for k, e in grid], vertical_spacing=0.13)
+    for at, (kind, end) in enumerate(grid):
+        for form, colour in zip(("line", "bezier", "polychain"), ("#d55e00", "#0072b2", "#009e73"), strict=True):
+            loss = record.median(f"paths/{kind}/{end}", f"{form}_loss")
+            trace = go.Scatter(x=np.linspace(0, 1, len(loss)), y=loss, name=form, line_color=colour, showlegend=not at)
+            figure.add_trace(trace, at // 3 + 1, at % 3 + 1)
+    return figure.update_yaxes(rangemode="tozero").update_layout(height=480)
+
+
+def averages(record: Record) -> go.Figure:
+    """Test accuracy against the number of networks."""
+    figure = make_subplots(1, 2, subplot_titles=("MLP", "CNN"))
+    names = {"single": "one network", "naive": "mean as they are", "merged": "mean modulo symmetry"}
+    names["ensemble"] = "mean of predictions"
+    n = list(range(2, MOST + 1))
+    for at, kind in enumerate(("mlp", "cnn"), start=1):
+        for (name, label), colour in zip(names.items(), ("#888888", "#d55e00", "#0072b2", "#000000"), strict=True):
+            y = [100 * record.median(f"averages/{kind}/{k}", name) for k in n]
+            figure.add_trace(go.Scatter(x=n, y=y, name=label, line_color=colour, showlegend=at == 1), 1, at)
+    return figure.update_xaxes(dtick=1, title="networks").update_yaxes(title="accuracy, %").update_layout(height=330)
+
+
+def plane(record: Record) -> go.Figure:
+    """Train loss and test error over the plane through three networks; crosses the networks, a star their mean."""
+    kinds = ("one run", "independent", "aligned")
+    titles = [f"{what}, {kind}" for what in ("log train loss", "test error, %") for kind in kinds]
+    figure = make_subplots(2, 3, subplot_titles=titles, vertical_spacing=0.1)
+    for at, kind in enumerate(kinds, start=1):
+        row = record.rows[f"plane/{kind}/0"]
+        for level, name in enumerate(("train_loss", "test_error"), start=1):
+            z = np.array(row[name])
+            z = np.log10(z) if name == "train_loss" else 100 * z
+            low, high = (-4, 1) if name == "train_loss" else (1, 10)
+            bounds = {"zmin": low, "zmax": high, "showscale": at == 3, "colorscale": "Viridis"}
+            bar = {"len": 0.45, "y": 0.78 if level == 1 else 0.22}
+            figure.add_trace(go.Heatmap(x=row["u"], y=row["v"], z=z, colorbar=bar, **bounds), level, at)
+            x, y = zip(*row["corners"], row["centre"], strict=True)
+            marks = {"symbol": ["x"] * 3 + ["star"], "color": "white", "size": 9, "line_width": 1}
+            figure.add_trace(go.Scatter(x=x, y=y, mode="markers", marker=marks, showlegend=False), level, at)
+    return figure.update_layout(height=560)
+
+
+FIGURES: dict[str, Callable[[Record], go.Figure]] = {f.__name__: f for f in (keys, paths, averages, plane)}
+
+
+def main() -> None:
+    """Write a PNG a figure beside the results."""
+    record = Record(RESULTS)
+    for name, draw in FIGURES.items():
+        figure = draw(record).update_layout(template="plotly_white", width=1000, margin={"t": 40, "b": 50, "l": 55, "r": 20})
+        figure.write_image(RESULTS.parent / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,482 @@
+"""One self-contained page: Plotly figures built once, captions in plain words, no file or address but its own.
+
+A `Page` is a section: a headline, cards with the key numbers, figures, tables. `save` writes any number of them. Names
+that come from files are text: escaped in HTML and once more in figures, where Plotly reads markup. A content security
+policy lets the page run its own two scripts, known by their hashes, and fetch nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import math
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import plotly.graph_objects as go
+
+from weightspace.compare import Comparison, Line
+from weightspace.net import WeightspaceError
+from weightspace.workbench import Aligned, Merged
+
+__all__ = ["Card", "Figure", "Page", "Table", "align_page", "comparison_page", "merge_page", "render", "save"]
+
+_BEFORE, _AFTER, _INK, _GRID = "#d9663f", "#0f7f78", "#1f2933", "#e6e8eb"
+_FONT = "system-ui, 'Segoe UI', 'Liberation Sans', sans-serif"
+_NAMED_BARS = 40
+
+
+@dataclass(frozen=True)
+class Card:
+    """A key number: what it is, before (may be empty) and after, and what to make of it."""
+
+    label: str
+    before: str
+    after: str
+    meaning: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A Plotly figure, its title, and what to see in it."""
+
+    title: str
+    caption: str
+    plot: go.Figure
+    wide: bool = True
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table under a title, folded away if it is long."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Page:
+    """A section of the report. `tone` colours the headline: "good" or "plain"."""
+
+    name: str
+    headline: str
+    lead: str
+    tone: str = "plain"
+    command: str = ""
+    cards: Sequence[Card] = ()
+    parts: Sequence[Figure | Table] = ()
+    remarks: Sequence[str] = field(default=())
+
+
+# ------------------------------------------------------------------ what is told
+
+
+def comparison_page(found: Comparison, name: str = "Compare", command: str = "") -> Page:
+    """How two networks relate."""
+    a, b = found.names
+    lead = f"{a} and {b}: {found.verdict.why}."
+    parts: list[Figure | Table] = []
+    if found.line:
+        parts += _line_figures(found.line)
+    if found.units:
+        parts.append(_units_figure(found))
+    parts += [_distance_figure(found), _layers_figure(found), _layers_table(found)]
+    remarks = [*found.remarks(), *(f"Note: {note}" for note in found.notes)]
+    tone = "good" if found.verdict.kind == "same" else "plain"
+    return Page(name, _capital(found.verdict.words), lead, tone, command, _cards(found), parts, remarks)
+
+
+def align_page(done: Aligned, name: str = "Align", command: str = "") -> Page:
+    """What happened to a network that was aligned."""
+    headline = f"{done.moved:.0%} of the units renumbered, the function unchanged"
+    lead = (
+        f"{done.names[0]} was brought near {done.names[1]} and written to {done.out}. It still computes the same: "
+        f"its outputs moved by {done.function:.1g} of their size, which is rounding."
+    )
+    cards = [Card("Distance to the target", f"{done.before:.3g}", f"{done.after:.3g}", "norm of the difference")]
+    cards += _line_cards(done.line)
+    return Page(name, headline, lead, "good", command, cards, remarks=[*done.remarks(), *done.notes])
+
+
+def merge_page(done: Merged, name: str = "Merge", command: str = "") -> Page:
+    """What the average is worth, beside the single networks and the average of predictions."""
+    headline = f"{len(done.names)} networks averaged into one"
+    lead = f"{', '.join(done.names)} were aligned and averaged; the mean is {done.out}."
+    scores = done.scores()
+    if not scores or not (done.naive and done.aligned):
+        return Page(name, headline, lead, "plain", command, remarks=done.notes)
+    cards = []
+    classes = done.aligned.accuracy is not None and done.naive.accuracy is not None
+    if classes:
+        cards.append(Card("Accuracy of the mean", f"{done.naive.accuracy:.1%}", f"{done.aligned.accuracy:.1%}"))
+    cards.append(Card("Loss of the mean", f"{done.naive.loss:.3f}", f"{done.aligned.loss:.3f}"))
+    values = [s.accuracy if classes else s.loss for s in scores]
+    colours = [_BEFORE if s is done.naive else _AFTER if s is done.aligned else "#b8c0c8" for s in scores]
+    bars = go.Bar(
+        x=values,
+        y=[_escaped(s.name) for s in scores],
+        orientation="h",
+        marker_color=colours,
+        text=[f"{v:.1%}" if classes else f"{v:.3f}" for v in values],
+        textposition="outside",
+        cliponaxis=False,
+    )
+    plot = _plot([bars], height=90 + 38 * len(scores), legend=False)
+    plot.update_yaxes(autorange="reversed", showgrid=False)
+    plot.update_xaxes(title_text="accuracy" if classes else "loss", range=[0, 1.08] if classes else None)
+    if classes:
+        plot.update_xaxes(tickformat=".0%")
+    caption = (
+        "The single networks, their plain average, their average after alignment (one network, as fast as each), and "
+        f"the ensemble, which has to run all of them. On {done.examples:,} examples that alignment did not see."
+    )
+    return Page(
+        name, headline, lead, "good", command, cards, [Figure("Which one would you use?", caption, plot)], done.notes
+    )
+
+
+def _cards(found: Comparison) -> list[Card]:
+    relative = Card(
+        "Distance between the weights",
+        f"{found.relative_naive:.2f}" if found.relative_naive >= 0.01 else f"{found.relative_naive:.1g}",
+        f"{found.relative:.2f}" if found.relative >= 0.01 else f"{found.relative:.1g}",
+        "relative to their norm; unrelated weights give 1.41",
+    )
+    return [relative, *_line_cards(found.line)]
+
+
+def _line_cards(line: Line | None) -> list[Card]:
+    if line is None:
+        return []
+    cards = [
+        Card(
+            "Loss barrier", *(f"{line.barrier[k]:.2f}" for k in ("before", "after")), "height of the hill between them"
+        )
+    ]
+    if line.accuracy:
+        half = [f"{line.accuracy[k][len(line.t) // 2]:.1%}" for k in ("before", "after")]
+        cards.append(Card("Accuracy half way", *half, "of the average of the two networks"))
+    return cards
+
+
+# ------------------------------------------------------------------ figures
+
+
+def _plot(traces: Sequence[Any], height: int = 340, legend: bool = True) -> go.Figure:
+    plot = go.Figure(list(traces))
+    plot.update_layout(
+        template="none",
+        height=height,
+        margin={"l": 64, "r": 24, "t": 34 if legend else 12, "b": 52},
+        font={"family": _FONT, "size": 13, "color": _INK},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        showlegend=legend,
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        hovermode="closest",
+    )
+    for axes in (plot.update_xaxes, plot.update_yaxes):
+        axes(gridcolor=_GRID, zeroline=False, automargin=True, title_font_size=13)
+    return plot
+
+
+def _line_figures(line: Line) -> list[Figure | Table]:
+    caption = (
+        "Walk in a straight line from one network to the other. If the loss stays low all the way, the two found the "
+        "same solution; a hill means that the point between them, their average, does not work."
+    )
+    figures: list[Figure | Table] = [
+        Figure("Loss on the way from one to the other", caption, _along(line, line.loss, "loss"), not line.accuracy)
+    ]
+    if line.accuracy:
+        caption = "The same walk, as the share of right answers. The middle is the average of the two networks."
+        plot = _along(line, line.accuracy, "accuracy")
+        plot.update_yaxes(tickformat=".0%", range=[0, 1.03])
+        figures.append(Figure("Accuracy on the way", caption, plot, wide=False))
+    return figures
+
+
+def _along(line: Line, values: Mapping[str, list[float]], what: str) -> go.Figure:
+    traces = [
+        go.Scatter(
+            x=line.t,
+            y=_finite(values[which]),
+            name=label,
+            mode="lines+markers",
+            line={"color": colour, "width": 3},
+            marker={"size": 7},
+            hovertemplate=f"t = %{{x:.1f}}<br>{what} %{{y:.4g}}<extra>{label}</extra>",
+        )
+        for which, label, colour in (("before", "as stored", _BEFORE), ("after", "after alignment", _AFTER))
+    ]
+    plot = _plot(traces)
+    plot.update_xaxes(title_text="position on the line", tickvals=[0, 0.5, 1], ticktext=["first", "half way", "second"])
+    plot.update_yaxes(title_text=what, rangemode="tozero")
+    return plot
+
+
+def _units_figure(found: Comparison) -> Figure:
+    units = found.units
+    assert units is not None
+    shown = min(units.size, len(units.before))
+    sizes = sorted(abs(x) for row in units.after for x in row)
+    most = min(1.0, max(0.3, sizes[int(0.98 * (len(sizes) - 1))]))
+    maps = []
+    for k, (label, matrix) in enumerate((("as stored", units.before), ("after alignment", units.after))):
+        maps.append(
+            go.Heatmap(
+                z=matrix,
+                zmin=-most,
+                zmax=most,
+                colorscale=[[0, _BEFORE], [0.5, "#ffffff"], [1, _AFTER]],
+                xaxis=f"x{k + 1}",
+                yaxis=f"y{k + 1}",
+                showscale=k == 1,
+                colorbar={"title": {"text": "cosine"}, "thickness": 12, "outlinewidth": 0},
+                hovertemplate=f"unit %{{y}} of the first, %{{x}} of the second<br>cosine %{{z:.2f}}<extra>{label}</extra>",
+            )
+        )
+    plot = _plot(maps, height=420, legend=False)
+    common = {"showgrid": False, "ticks": "", "showticklabels": False, "mirror": True, "linecolor": _GRID, "title_font_size": 13}
+    plot.update_layout(
+        xaxis={"domain": [0, 0.46], "title_text": "units of the second, as stored", **common},
+        xaxis2={"domain": [0.54, 1], "title_text": "units of the second, matched", **common},
+        yaxis={"autorange": "reversed", "title_text": "units of the first", **common},
+        yaxis2={"autorange": "reversed", "anchor": "x2", **common},
+    )
+    caption = (
+        f"How alike are unit i of the first network and unit j of the second? {shown} of the {units.size} units of "
+        f"{units.axis}. The numbering of hidden units is arbitrary, so as stored nothing lines up; after matching, what "
+        "the networks share stands on the diagonal."
+    )
+    return Figure("The same units, in another order", caption, plot)
+
+
+def _distance_figure(found: Comparison) -> Figure:
+    low, high = found.interval
+    band = go.Bar(
+        x=[max(high - low, 0.004 * max(found.balanced, high))],
+        base=[low],
+        y=[""],
+        orientation="h",
+        width=0.34,
+        marker_color=_AFTER,
+        name="modulo the symmetry: certainly within",
+        hovertemplate=f"between {low:.4g} and {high:.4g}<extra></extra>",
+    )
+    naive = go.Scatter(
+        x=[found.balanced],
+        y=[""],
+        mode="markers",
+        marker={"size": 16, "color": _BEFORE, "symbol": "diamond"},
+        name="as stored",
+        hovertemplate="%{x:.4g}<extra>as stored</extra>",
+    )
+    plot = _plot([band, naive], height=170)
+    plot.update_xaxes(title_text="distance between the weights, scales balanced", rangemode="tozero")
+    plot.update_yaxes(showgrid=False)
+    caption = (
+        f"Finding the best of {found.group} exactly is infeasible, so the true distance is bracketed: no renumbering "
+        f"comes below {low:.3g}, and one that reaches {high:.3g} was found."
+    )
+    return Figure("How far apart, whatever the numbering", caption, plot)
+
+
+def _layers_figure(found: Comparison) -> Figure:
+    named = len(found.layers) <= _NAMED_BARS
+    names = [_escaped(_short(x.name)) for x in found.layers]
+    where = list(range(len(names)))
+    traces = []
+    for label, colour, values in (
+        ("as stored", _BEFORE, [x.before for x in found.layers]),
+        ("after alignment", _AFTER, [x.after for x in found.layers]),
+    ):
+        spot = f"%{{customdata}}<br>%{{y:.3g}}<extra>{label}</extra>"
+        traces.append(
+            go.Bar(x=where, y=_finite(values), name=label, marker_color=colour, customdata=names, hovertemplate=spot)
+        )
+    plot = _plot(traces, height=360)
+    plot.update_layout(barmode="group", bargap=0.25)
+    ticks = {"tickvals": where, "ticktext": names, "tickangle": -40} if named else {"showticklabels": False}
+    plot.update_xaxes(showgrid=False, title_text=None if named else "tensors, first to last", **ticks)
+    plot.update_yaxes(title_text="|a - b| / |a|", rangemode="tozero")
+    caption = "Where the difference sits, tensor by tensor, relative to the size of the tensor in the first network."
+    return Figure("Layer by layer", caption, plot)
+
+
+def _layers_table(found: Comparison) -> Table:
+    columns = ["tensor", "shape", "|a|", "|b|", "|a-b|/|a| as stored", "aligned", "cosine"]
+    rows = [
+        [
+            x.name,
+            "×".join(map(str, x.shape)) or "-",
+            *(f"{n:.3g}" for n in (x.norm_a, x.norm_b, x.before, x.after, x.cosine)),
+        ]
+        for x in found.layers
+    ]
+    return Table("All tensors", columns, rows, folded=True)
+
+
+def _finite(values: Sequence[float]) -> list[float | None]:
+    return [v if math.isfinite(v) else None for v in values]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 40 else f"{name[:18]}…{name[-20:]}"
+
+
+def _escaped(text: str) -> str:
+    return html.escape("".join(c if c.isprintable() else "?" for c in text))
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+# ------------------------------------------------------------------ the page itself
+
+
+def save(pages: Sequence[Page], path: Path, *, title: str = "weightspace") -> None:
+    """Write the pages as one file, whole or not at all. Raises `WeightspaceError`."""
+    text = render(pages, title=title)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            temporary.write_text(text, encoding="utf-8", newline="\n")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise WeightspaceError(f"{path} cannot be written ({error.strerror}); choose another place") from error
+
+
+def render(pages: Sequence[Page], *, title: str = "weightspace") -> str:
+    """The HTML of the pages."""
+    from plotly.offline import get_plotlyjs
+
+    library = get_plotlyjs()
+    plots = [part.plot for page in pages for part in page.parts if isinstance(part, Figure)]
+    numbers = iter(range(len(plots)))
+    links = "".join(f'<a href="#page-{k}">{_escaped(page.name)}</a>' for k, page in enumerate(pages))
+    data = "[" + ",".join(plot.to_json() for plot in plots) + "]"
+    return Template(_HTML).substitute(
+        title=_escaped(title),
+        policy=f"default-src 'none'; script-src {_hash(library)} {_hash(_SCRIPT)}; style-src 'unsafe-inline'; img-src data:",
+        style=_STYLE,
+        nav=f"<nav>{links}</nav>" if len(pages) > 1 else "",
+        pages="\n".join(_section(k, page, numbers) for k, page in enumerate(pages)),
+        data=data.replace("<", "\\u003c"),
+        library=library,
+        script=_SCRIPT,
+    )
+
+
+def _hash(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _section(number: int, page: Page, numbers: Any) -> str:
+    command = f'<pre class="command">{_escaped(page.command)}</pre>' if page.command else ""
+    cards = "".join(_card(card) for card in page.cards)
+    parts = "".join(_part(part, numbers) for part in page.parts)
+    remarks = "".join(f"<li>{_escaped(text)}</li>" for text in page.remarks)
+    return (
+        f'<section id="page-{number}" class="{page.tone}"><p class="name">{_escaped(page.name)}</p>'
+        f'<h1>{_escaped(page.headline)}</h1><p class="lead">{_escaped(page.lead)}</p>{command}'
+        + (f'<div class="cards">{cards}</div>' if cards else "")
+        + f'<div class="grid">{parts}</div>'
+        + (f'<ul class="remarks">{remarks}</ul>' if remarks else "")
+        + "</section>"
+    )
+
+
+def _card(card: Card) -> str:
+    before = f'<span class="before">{_escaped(card.before)}</span><span class="arrow">→</span>' if card.before else ""
+    return (
+        f'<div class="card"><p>{_escaped(card.label)}</p><div class="value">{before}'
+        f'<span class="after">{_escaped(card.after)}</span></div><small>{_escaped(card.meaning)}</small></div>'
+    )
+
+
+def _part(part: Figure | Table, numbers: Any) -> str:
+    if isinstance(part, Figure):
+        width = "wide" if part.wide else "half"
+        return (
+            f'<figure class="{width}"><h2>{_escaped(part.title)}</h2><figcaption>{_escaped(part.caption)}</figcaption>'
+            f'<div class="plot" data-plot="{next(numbers)}"></div></figure>'
+        )
+    head = "".join(f"<th>{_escaped(column)}</th>" for column in part.columns)
+    body = "".join("<tr>" + "".join(f"<td>{_escaped(cell)}</td>" for cell in row) + "</tr>" for row in part.rows)
+    fold = "" if part.folded else " open"
+    return (
+        f'<details class="wide"{fold}><summary>{_escaped(part.title)}</summary><div class="scroll"><table><thead><tr>'
+        f"{head}</tr></thead><tbody>{body}</tbody></table></div></details>"
+    )
+
+
+_SCRIPT = """
+const plots = JSON.parse(document.getElementById('plots').textContent);
+const config = {responsive: true, displaylogo: false, displayModeBar: false};
+for (const div of document.querySelectorAll('.plot')) {
+  const plot = plots[Number(div.dataset.plot)];
+  Plotly.newPlot(div, plot.data, plot.layout, config);
+}
+"""
+
+_STYLE = """
+:root { --ink: #1f2933; --soft: #5b6770; --line: #e3e6e9; --before: #d9663f; --after: #0f7f78; }
+* { box-sizing: border-box; }
+body { margin: 0; background: #f6f7f5; color: var(--ink); font: 16px/1.55 system-ui, 'Segoe UI', 'Liberation Sans', sans-serif; -webkit-font-smoothing: antialiased; }
+main { max-width: 1080px; margin: 0 auto; padding: 28px 24px 64px; }
+nav { position: sticky; top: 0; z-index: 5; background: rgba(246,247,245,.94); border-bottom: 1px solid var(--line); padding: 10px 24px; display: flex; gap: 22px; justify-content: center; }
+nav a { color: var(--soft); text-decoration: none; font-weight: 600; font-size: 14px; } nav a:hover { color: var(--ink); }
+section { padding: 26px 0 34px; scroll-margin-top: 40px; } section + section { border-top: 1px solid var(--line); }
+.name { margin: 0; color: var(--soft); font-size: 13px; font-weight: 700; letter-spacing: .09em; text-transform: uppercase; }
+h1 { margin: 2px 0 8px; font-size: 34px; line-height: 1.15; letter-spacing: -.01em; }
+.good h1 { color: #0b655f; }
+.lead { margin: 0 0 18px; max-width: 92ch; color: var(--soft); font-size: 17px; overflow-wrap: anywhere; }
+.command { margin: 0 0 20px; padding: 11px 15px; background: #1f2933; color: #e8f3f1; border-radius: 8px; font: 13.5px/1.5 ui-monospace, 'DejaVu Sans Mono', monospace; white-space: pre-wrap; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(230px, 1fr)); gap: 16px; margin-bottom: 20px; }
+.card, figure, details { background: #fff; border: 1px solid var(--line); border-radius: 12px; }
+.card { padding: 15px 18px 13px; } .card p { margin: 0; font-size: 14px; font-weight: 600; color: var(--soft); } .card small { color: var(--soft); }
+.value { display: flex; align-items: baseline; gap: 9px; font-size: 29px; font-weight: 700; font-variant-numeric: tabular-nums; }
+.before { color: var(--before); } .after { color: var(--after); } .arrow { color: #a9b2ba; font-weight: 400; font-size: 22px; }
+.grid { display: grid; grid-template-columns: 1fr 1fr; gap: 18px; } .wide { grid-column: 1 / -1; } .half { grid-column: span 1; }
+figure { margin: 0; padding: 16px 18px 6px; min-width: 0; display: flex; flex-direction: column; } .plot { margin-top: auto; } h2 { margin: 0 0 3px; font-size: 18px; } figcaption { color: var(--soft); font-size: 14.5px; max-width: 90ch; margin-bottom: 8px; overflow-wrap: anywhere; }
+details { padding: 12px 18px; } summary { font-weight: 600; cursor: pointer; } .scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 14px; margin: 10px 0 4px; font-variant-numeric: tabular-nums; width: 100%; }
+th, td { text-align: right; padding: 5px 10px; border-bottom: 1px solid var(--line); } th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; } th { color: var(--soft); font-weight: 600; }
+.remarks { margin: 18px 0 0; padding-left: 20px; color: var(--soft); font-size: 14.5px; overflow-wrap: anywhere; }
+footer { color: var(--soft); font-size: 13.5px; }
+@media (max-width: 760px) { .grid { grid-template-columns: 1fr; } h1 { font-size: 27px; } }
+"""
+
+_HTML = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="$policy">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>$style</style>
+</head>
+<body>
+$nav
+<main>
+$pages
+<footer>Made by weightspace. This page is one file: nothing is fetched from anywhere.</footer>
+</main>
+<script type="application/json" id="plots">$data</script>
+<script>$library</script>
+<script>$script</script>
+</body>
+</html>
+"""

@@ -1,0 +1,157 @@
+"""The experiments measure what they say: exact copies, planted noise, resuming, and a README that is true."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from weightspace import Net, Symmetry, Task, accuracy, curve, line
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from experiments import alignment, nets, record, tables  # noqa: E402
+
+SORTED = [way for way in alignment.WAYS if way not in ("as it is", "matched")]
+
+
+@pytest.fixture(scope="module")
+def family():
+    """A network, its group, a permutation of its units, and inputs."""
+    torch.manual_seed(0)
+    net = Net.of(nets.mlp(40, 48))
+    group = Symmetry.of(net, torch.randn(2, 40))
+    return net, group, group.sample(seed=1, kinds=("permutation",)), torch.randn(64, 40)
+
+
+def recovered(family, way, noise):
+    net, group, shuffle, x = family
+    a, b, back = alignment.together(group, net, shuffle(alignment.noisy(net, noise, seed=2)), way)
+    torch.testing.assert_close(a(x), net(x), atol=1e-5, rtol=1e-4)
+    return torch.tensor(alignment.in_place(group, back @ shuffle)), a, b
+
+
+@pytest.mark.parametrize("way", [*SORTED, "matched"])
+def test_every_way_recovers_an_exact_copy(family, way):
+    share, a, b = recovered(family, way, noise=0.0)
+    assert (share == 1).all()
+    assert (a - b).norm() < 1e-4 * a.weights.norm()
+
+
+@pytest.mark.parametrize("way", SORTED)
+def test_matching_recovers_where_sorting_fails(family, way):
+    assert recovered(family, way, noise=0.2)[0].mean() < 0.5
+    assert (recovered(family, "matched", noise=0.2)[0] == 1).all()
+
+
+def test_a_permutation_is_seen_as_not_in_place(family):
+    _, group, shuffle, _ = family
+    assert alignment.in_place(group, group.identity()) == [1.0, 1.0, 1.0]
+    assert max(alignment.in_place(group, shuffle)) < 0.2
+
+
+def test_noise_is_in_units_of_the_deviation_of_each_tensor(family):
+    net = family[0]
+    step = alignment.noisy(net, 0.1, seed=0) - net
+    for name, tensor in net.weights.items():
+        if tensor.dim() == 2:
+            assert float(step[name].std() / tensor.std()) == pytest.approx(0.1, rel=0.1)
+
+
+def test_ordered_biases_rise_and_keep_their_values():
+    bias = torch.randn(50, dtype=torch.float64)
+    ordered = nets.Ordered()
+    again = ordered(ordered.right_inverse(bias))
+    torch.testing.assert_close(again, bias.sort().values)
+    assert (ordered(torch.randn(50)).diff() >= 0).all()
+
+
+def test_fixed_entries_are_the_same_in_every_network_and_are_not_trained():
+    x, y = torch.randn(40, 12), torch.randint(10, (40,))
+    trained = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        module = nets.asymmetric(nets.mlp(12, 16))
+        for _ in nets.fit(module, x, y, epochs=2, seed=seed):
+            pass
+        mask = module[3].parametrizations.weight[0].mask.clone()
+        trained.append(nets._plain(module)[3].weight.detach())
+    assert 0.1 < mask.double().mean() < 0.4
+    assert torch.equal(trained[0][mask], trained[1][mask])
+    assert (trained[0][~mask] != trained[1][~mask]).all()
+
+
+def test_an_ensemble_of_one_is_that_network_and_of_two_is_not(family):
+    net, _, _, x = family
+    other = Net.of(nets.mlp(40, 48))
+    task = Task(x, torch.arange(64) % 10)
+    alone, both = alignment.ensemble([net], task), alignment.ensemble([net, other], task)
+    assert alone["ensemble"] == accuracy(task)(net)
+    assert alone["ensemble_loss"] == pytest.approx(float(task(net)), rel=1e-5)
+    assert both["ensemble_loss"] != pytest.approx(alone["ensemble_loss"], rel=1e-5)
+
+
+def test_kernel_alignment_sees_through_rotations_only():
+    x = torch.randn(100, 5, dtype=torch.float64)
+    turn = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64))[0]
+    assert alignment.kernel_alignment(x, 3 * x @ turn + 1) == pytest.approx(1)
+    assert alignment.kernel_alignment(x, torch.randn(100, 5, dtype=torch.float64)) < 0.3
+
+
+def test_hidden_activations_are_those_of_the_network(family):
+    net, _, _, x = family
+    last = alignment.hidden(net, Task(x, torch.zeros(64, dtype=torch.int64)))[-1].float()
+    torch.testing.assert_close(last @ net.weights["7.weight"].T + net.weights["7.bias"], net(x))
+
+
+def test_a_low_path_joins_units_that_are_not_aligned(tmp_path):
+    """A network and its permuted copy: matching leaves all in place step by step, and nothing end to end."""
+    lab = nets.Lab(nets.Size(width=48, epochs=6), cache=tmp_path)
+    a = lab.net("mlp", 0)
+    group = lab.group(a)
+    b = group.sample(seed=1, kinds=("permutation",))(a)
+    path = curve(a, b, lab.train, steps=60)
+    assert path.barrier(lab.test) < 0.5 * line(a, b).barrier(lab.test)
+    walked = alignment.walked(lab, group, [path(k / 3) for k in range(4)])
+    assert walked["step"] == 1
+    assert walked["ends"] < 0.2
+
+
+def test_a_run_can_be_taken_up_again(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(alignment, "QUICK", nets.Size(width=16, epochs=1, tune=1))
+    arguments, out = ["widths", "--quick", "--cache", str(tmp_path)], tmp_path / "digits-quick.json"
+    assert alignment.main(arguments) == 0
+    first = capsys.readouterr().out
+    assert "5 rows, 5 to measure" in first and "| half the width |" in first and "refused" in first
+    kept = record.Record(out)
+    one = kept.rows.pop("widths/untrained/0")
+    kept.add("widths/same width/0", kept.rows["widths/same width/0"])
+    assert alignment.main(arguments) == 0
+    assert "5 rows, 1 to measure" in capsys.readouterr().out
+    assert record.Record(out).rows["widths/untrained/0"] == one, "the same seeds give the same numbers"
+    kept.forget("widths")
+    assert not kept.rows
+
+
+@pytest.mark.parametrize("arguments", [["nothing"], ["keys", "--data", "nowhere"]])
+def test_bad_arguments_are_refused_in_one_line(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        alignment.main(arguments)
+    assert stopped.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_the_readme_shows_what_was_measured():
+    text, measured = alignment.README.read_text(), record.Record(alignment.RESULTS)
+    for name, make in tables.TABLES.items():
+        assert record.table(*make(measured)) in text, f"the table {name!r} is out of date"
+
+
+def test_networks_that_are_kept_are_read_back(tmp_path):
+    size = nets.Size(width=16, epochs=1)
+    first, again = (nets.Lab(size, cache=tmp_path).net("mlp", 3) for _ in range(2))
+    assert all(torch.equal(first.weights[name], again.weights[name]) for name in first.weights)
+    assert line(first, nets.Lab(size, cache=tmp_path).net("mlp", 4)).length() > 0
