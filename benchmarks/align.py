@@ -143,9 +143,8 @@ def run(
     epochs: int = zoo.EPOCHS,
     results: Path = measure.RESULTS,
 ) -> list[Row]:
-    """Every net, every pair; results kept after each pair, those of other nets left as they are."""
+    """Every net, every pair; kept after each pair, results of other nets left as they are."""
     rows: list[Row] = []
-    older = [r for r in measure.kept("align", results) or [] if r["net"] not in nets]
     warm_up(with_peers)
     for name in nets:
         for first in range(0, 2 * pairs, 2):
@@ -153,6 +152,7 @@ def run(
             pair = Pair(name, seeds, tuple(zoo.load(name, seed, cache, epochs) for seed in seeds))  # type: ignore[arg-type]
             found = pair.contest(repeats, with_peers) + pair.matchers()
             rows += found
+            older = [r for r in measure.kept("align", results) or [] if r["net"] not in {row.net for row in rows}]
             measure.keep("align", older + [asdict(row) for row in rows], results)
             for row in found:
                 print(_line(row), flush=True)

@@ -82,12 +82,12 @@ def run(
     results: Path = measure.RESULTS,
 ) -> list[Row]:
     rows: list[Row] = []
-    older = [r for r in measure.kept("planted", results) or [] if r["net"] not in nets]
     example = ws.digits("train").example(2)
     for name in nets:
         for seed in range(seeds):
             rows.append(plant(name, ws.Net.of(zoo.load(name, seed, cache, epochs)), example, seed, share))
             print(rows[-1], flush=True)
+        older = [r for r in measure.kept("planted", results) or [] if r["net"] not in {row.net for row in rows}]
         measure.keep("planted", older + [asdict(row) for row in rows], results)
     return rows
 

@@ -7,6 +7,7 @@ off, to see what a user would see.
 
 from __future__ import annotations
 
+import ast
 import importlib
 import os
 import pkgutil
@@ -26,10 +27,12 @@ import sklearn.datasets  # noqa: F401
 import torch
 import torch.export
 import typer  # noqa: F401
+from jaxtyping._import_hook import JaxtypingTransformer
 
 torch.set_num_threads(1)
 
-CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+CHECKER = "beartype.beartype(conf = beartype.BeartypeConf(is_pep484_tower=True))"
+UNCHECKED = bool(os.environ.get("WEIGHTSPACE_UNCHECKED"))
 
 
 def import_checked(package: str = "weightspace") -> None:
@@ -40,10 +43,17 @@ def import_checked(package: str = "weightspace") -> None:
             warnings.simplefilter("ignore", beartype.roar.BeartypeWarning)
             found = importlib.import_module(package)
             for module in pkgutil.walk_packages(found.__path__, f"{package}."):
+                if module.name.endswith("cli"): continue
                 importlib.import_module(module.name)
     finally:
         typing.TYPE_CHECKING = False
 
+full = JaxtypingTransformer.visit_FunctionDef
+def visit(self, node):
+    if any(isinstance(p, ast.FunctionDef) for p in self._parents):
+        return node
+    return full(self, node)
+JaxtypingTransformer.visit_FunctionDef = visit
 
-if not os.environ.get("WEIGHTSPACE_UNCHECKED"):
+if not UNCHECKED:
     import_checked()

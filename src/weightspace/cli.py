@@ -55,6 +55,13 @@ _Out = Annotated[Path, typer.Option("-o", "--out", help="Where to write: a .safe
 _Report = Annotated[Path | None, typer.Option(help="Write a page with figures (.html, works offline).")]
 _Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+_Method = Annotated[
+    str,
+    typer.Option(
+        help="How units are matched: weights (fastest), activations, activations+weights, frank-wolfe, or auto: "
+        "try them and keep the best."
+    ),
+]
 _Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.")]
 _Trust = Annotated[
     bool, typer.Option("--trust-code", help="Open .pt2 files. They are programs: only for files that you trust.")
@@ -159,6 +166,7 @@ def compare(
     expect: Annotated[
         str | None, typer.Option(help="Exit with 1 unless the verdict is same, related (or same), independent.")
     ] = None,
+    method: _Method = "auto",
     limit: _Limit = 2048,
     force: _Force = False,
     as_json: _Json = False,
@@ -170,7 +178,7 @@ def compare(
     if expect not in (None, "same", "related", "independent"):
         raise typer.BadParameter(f"{expect!r}; choose same, related or independent.", param_hint="--expect")
     _vacant(report, (".html", ".htm"), force)
-    with _bench(arch, [a, b], data, example, trust_code, seed, limit) as bench:
+    with _bench(arch, [a, b], data, example, trust_code, seed, limit, method) as bench:
         found = bench.compare(a, b)
         if report:
             _write_report(report, found)
@@ -190,6 +198,7 @@ def align(
     arch: _Arch = None,
     data: _Data = None,
     example: _Example = None,
+    method: _Method = "auto",
     limit: _Limit = 2048,
     force: _Force = False,
     as_json: _Json = False,
@@ -199,7 +208,7 @@ def align(
 ) -> None:
     """Write a checkpoint with its units renumbered and rescaled to match another one: the same function, nearer."""
     _vacant(out, (".safetensors",), force)
-    with _bench(arch, [checkpoint, to], data, example, trust_code, seed, limit) as bench:
+    with _bench(arch, [checkpoint, to], data, example, trust_code, seed, limit, method) as bench:
         done = bench.align(checkpoint, to, out, force=force)
     if as_json:
         _print_json(done.data())
@@ -277,6 +286,7 @@ def _bench(
     trust_code: bool,
     seed: int,
     limit: int = 2048,
+    method: str = "auto",
 ) -> Iterator[Bench]:
     """What the options name, opened, with the progress shown while it is used."""
     from weightspace.workbench import Bench

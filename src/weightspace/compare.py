@@ -193,6 +193,7 @@ def compare(
     measure_on: Task | None = None,
     names: tuple[str, str] = ("a", "b"),
     points: int = 11,
+    method: str = "auto",
     seed: int = 0,
     progress: Progress = lambda what, done, total: None,
 ) -> Comparison:
@@ -202,7 +203,7 @@ def compare(
     """
     a.check(b)
     progress(f"matching the units of {names[1]} to {names[0]}", 0, 0)
-    near, low = _matches(a, b, group, align_on, seed)
+    near, low = _matches(a, b, group, align_on, method, seed)
     progress("measuring distances", 0, 0)
     moved = near.element(b)
     flat_a, flat_b, stored = group.balance(a), group.balance(moved), group.balance(b)
@@ -233,13 +234,15 @@ def compare(
     )
 
 
-def _matches(a: Net, b: Net, group: Symmetry, data: Task | None, seed: int) -> tuple[Match, Match]:
+def _matches(
+    a: Net, b: Net, group: Symmetry, data: Task | None, method: str, seed: int
+) -> tuple[Match, Match]:
     """The match that comes nearest to a, and the one of the lowest barrier."""
     if data is None:
-        only = group.match(b, to=a, seed=seed)
+        only = group.match(b, to=a, method=method, seed=seed)
         return only, only
     weights = group.match(b, to=a, method="weights", seed=seed)
-    low = group.match(b, to=a, data=data, seed=seed)
+    low = group.match(b, to=a, data=data, method=method, seed=seed)
     # units that never fire on the data are told apart by their weights alone
     return max(weights, low, key=lambda m: _product(group.balance(a), group.balance(m.element(b)))), low
 

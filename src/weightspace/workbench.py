@@ -5,6 +5,7 @@ The group is read before any checkpoint is opened, and what it was read on is le
 
 from __future__ import annotations
 
+import gc
 import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -155,6 +156,7 @@ class Bench:
     trust_code: bool
     seed: int
     progress: Progress
+    method: str = "auto"
 
     @classmethod
     def open(
@@ -165,6 +167,7 @@ class Bench:
         example: str | None = None,
         *,
         limit: int = 2048,
+        method: str = "auto",
         trust_code: bool = False,
         seed: int = 0,
         progress: Progress = _silent,
@@ -185,7 +188,9 @@ class Bench:
         progress(f"reading the symmetry of {type(net.architecture).__name__}", 0, 0)
         group = Symmetry.of(net, shown)
         hollow = net.at(net.weights.map(_meta), net.state.map(_meta))
-        return cls(hollow, shown, group, align_on, measure_on, trust_code, seed, progress)
+        del net
+        gc.collect()  # the exported graph is a cycle that holds the probe's weights
+        return cls(hollow, shown, group, align_on, measure_on, trust_code, seed, progress, method)
 
     def load(self, path: Path) -> Net:
         """The network of a checkpoint. Raises `WeightspaceError`."""
@@ -201,6 +206,7 @@ class Bench:
             align_on=self.align_on,
             measure_on=self.measure_on,
             names=_pair(a, b),
+            method=self.method,
             seed=self.seed,
             progress=self.progress,
         )
@@ -210,45 +216,35 @@ class Bench:
         fixed = self.load(to)
         net, source, metadata = architecture.load(self.template, path, self.trust_code)
         self.progress(f"matching the units of {path.name} to {to.name}", 0, 0)
-        match = self.group.match(net, to=fixed, data=self.align_on, seed=self.seed)
+        match = self.group.match(net, to=fixed, data=self.align_on, method=self.method, seed=self.seed)
         stored = Stored(source, self.template, partial(_moved, match.element))
-        moved = self.template.load(stored)
-        function = self._drift(net, moved)
-        line = self._along(fixed, net, moved)
-        before, after = euclidean(fixed, net), euclidean(fixed, moved)
-        del fixed, net, moved
+        before, after = euclidean(fixed, net), _apart(fixed, net, match.element)
+        line = self._along(fixed, net, match.element)
+        outputs = self._outputs(net)
+        del fixed, net  # what is checked and written from here on is read from the file again
+        function = self._drift(outputs, stored)
         self.progress(f"writing {out.name}", 0, 0)
         checkpoint.save(stored, out, force=force, metadata=metadata)
-        return Aligned(
-            names=_pair(path, to),
-            out=str(out),
-            group=str(self.group),
-            method=match.method,
-            why=match.why,
-            moved=match.element.difference(self.group.identity()),
-            before=before,
-            after=after,
-            function=function,
-            notes=list(self.group.notes),
-            line=line,
-        )
+        names = _pair(path, to)
+        moved = match.element.difference(self.group.identity())
+        told = (str(self.group), match.method, match.why, moved, before, after, function, list(self.group.notes), line)
+        return Aligned(names, str(out), *told)
 
-    def _along(self, a: Net, b: Net, moved: Net) -> Line | None:
+    def _along(self, a: Net, b: Net, element: Element) -> Line | None:
         if self.measure_on is None:
             return None
-        return along(a, b, moved, self.measure_on, self.align_on, progress=self.progress)
+        return along(a, b, element(b), self.measure_on, self.align_on, progress=self.progress)
 
-    def _drift(self, net: Net, moved: Net) -> float:
-        """|f - g f| / |f| on the example. Raises `ArchitectureError` where that is more than rounding."""
+    def _outputs(self, net: Net) -> Tensor:
         with torch.no_grad():
-            one, other = (logits(n(_cast(self.example, n.dtype))).double() for n in (net, moved))
-        size = float(one.norm())
-        drift = float((one - other).norm()) / (size or 1.0)
-        most = max(1e-3, 20 * float(torch.finfo(net.dtype).eps))
-        if not drift <= most:
-            raise ArchitectureError(
-                f"the aligned network would differ by {drift:.1e} of its outputs; nothing was written"
-            )
+            return logits(net(_cast(self.example, net.dtype))).double()
+
+    def _drift(self, outputs: Tensor, stored: Stored) -> float:
+        """|f - g f| / |f| on the example. Raises `ArchitectureError` where that is more than rounding."""
+        moved = self.template.load(stored)
+        drift = float((self._outputs(moved) - outputs).norm()) / (float(outputs.norm()) or 1.0)
+        if not drift <= max(1e-3, 20 * float(torch.finfo(moved.dtype).eps)):
+            raise ArchitectureError(f"the aligned network's outputs would be off by {drift:.1e}; nothing was written")
         return drift
 
     def merge(self, paths: Sequence[Path], out: Path, *, force: bool = False) -> Merged:
@@ -319,6 +315,15 @@ def _ensemble(nets: Sequence[Net], task: Task) -> Score | None:
         outputs = outputs.mean(0)
     predicted = Task(outputs, torch.cat([y for y in labels if y is not None]), metric=task.metric)
     return _scorer(predicted)("ensemble of predictions", Net.of(nn.Identity()))
+
+
+def _apart(a: Net, b: Net, element: Element) -> float:
+    """|a - g b|, a tensor at a time."""
+    total = 0.0
+    for name, tensor in a.weights.items():
+        apart = tensor.float() - _moved(element, name, b.weights[name]).float()
+        total += float(torch.linalg.vector_norm(apart, dtype=torch.float64)) ** 2
+    return total**0.5
 
 
 def _moved(element: Element, name: str, tensor: Tensor) -> Tensor:

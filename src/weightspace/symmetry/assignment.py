@@ -167,7 +167,6 @@ def _starts(matrix: Tensor, scale: float, warm: Duals | None) -> Iterator[tuple[
         yield warm.v, _CANDIDATES
     v = _sinkhorn(matrix, scale)
     yield v, _CANDIDATES
-    yield v, 4 * _CANDIDATES
 
 
 def _sinkhorn(matrix: Tensor, scale: float) -> Tensor:

@@ -92,7 +92,7 @@ class _Search:
         if method.startswith("activations") and self.features is None:
             raise WeightspaceError(f"method {method!r} needs data; give data=")
         candidates: list[Candidate] = []
-        naive = self.score(self.net) if self.score is not None and method == "auto" else math.inf
+        naive = self.score(self.net) if self.score is not None and method == "auto" else 0.0
         for name in wanted:
             if name.startswith("activations") and self.features is None:
                 continue

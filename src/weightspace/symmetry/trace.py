@@ -200,7 +200,7 @@ def trace(module: nn.Module, example: Any) -> Trace:
 def _table() -> Any:
     table = torch.export.default_decompositions()
     for key in list(table):
-        if getattr(key, "_overloadpacket", key).__name__ in _KEEP:
+        if str(getattr(key, "_overloadpacket", key)).rpartition(".")[2] in _KEEP:
             del table[key]
     return table
 
