@@ -2,7 +2,7 @@
 
 The networks are MLPs; b is a permuted copy of a with half as much noise as weight. No data is given.
 
-    python -m benchmarks.memory [--width 2048] [--layers 8]
+    python -m benchmarks.memory [--width 1024] [--layers 1] [--ends 12000]
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Row:
 
     width: int
     layers: int
+    ends: int
     size: float
     tiny: float
     peak: float
@@ -46,17 +47,17 @@ class Row:
         return (self.peak - self.tiny) / self.size
 
 
-def deep_mlp(width: int, layers: int) -> nn.Module:
-    """Of 64 inputs and 10 outputs, with `layers` square layers between."""
+def deep_mlp(width: int, layers: int, ends: int) -> nn.Module:
+    """`ends` inputs and as many outputs, with `layers` square layers between."""
     hidden = [part for _ in range(layers) for part in (nn.Linear(width, width), nn.ReLU())]
-    return nn.Sequential(nn.Linear(64, width), nn.ReLU(), *hidden, nn.Linear(width, 10))
+    return nn.Sequential(nn.Linear(ends, width), nn.ReLU(), *hidden, nn.Linear(width, ends))
 
 
-def write(folder: Path, width: int, layers: int) -> tuple[Path, Path]:
+def write(folder: Path, width: int, layers: int, ends: int) -> tuple[Path, Path]:
     """Two checkpoints, as files."""
     torch.manual_seed(0)
-    net = ws.Net.of(deep_mlp(width, layers))
-    group = ws.Symmetry.of(net, torch.zeros(2, 64), verify=False, scales=False)
+    net = ws.Net.of(deep_mlp(width, layers, ends))
+    group = ws.Symmetry.of(net, torch.zeros(2, ends), verify=False, scales=False)
     paths = folder / "a.safetensors", folder / "b.safetensors"
     for path, each in zip(paths, (net, group.sample(0)(noisy(net, 0.5, 0))), strict=True):
         ws.checkpoint.save(each.tensors, path)
@@ -74,13 +75,13 @@ sys.exit(code)
 """
 
 
-def peak(width: int, layers: int) -> tuple[float, float, float]:
+def peak(width: int, layers: int, ends: int) -> tuple[float, float, float]:
     """Size of one file in MB, peak resident memory of the command in MB, seconds. Linux."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        a, b = write(folder, width, layers)
-        arch = f"benchmarks.memory:deep_mlp(width={width},layers={layers})"
-        options = ["--to", str(a), "-o", str(folder / "out.safetensors"), "--arch", arch, "--example", "2x64"]
+        a, b = write(folder, width, layers, ends)
+        arch = f"benchmarks.memory:deep_mlp(width={width},layers={layers},ends={ends})"
+        options = ["--to", str(a), "-o", str(folder / "out.safetensors"), "--arch", arch, "--example", f"2x{ends}"]
         command = [sys.executable, "-c", _PROGRAM, str(folder / "peak"), "align", str(b), *options]
         began = time.perf_counter()
         ended = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
@@ -90,12 +91,13 @@ def peak(width: int, layers: int) -> tuple[float, float, float]:
         return a.stat().st_size / MEGA, int((folder / "peak").read_text()) * 1024 / MEGA, seconds
 
 
-def run(width: int = 2048, layers: int = 8, results: Path = measure.RESULTS) -> Row:
+def run(width: int = 1024, layers: int = 1, ends: int = 12000, results: Path = measure.RESULTS) -> Row:
     """The command on tiny files, then on these."""
-    _, tiny, _ = peak(TINY, layers)
-    size, most, seconds = peak(width, layers)
-    row = Row(width, layers, size, tiny, most, seconds)
-    older = [r for r in measure.kept("memory", results) or [] if (r["width"], r["layers"]) != (width, layers)]
+    _, tiny, _ = peak(TINY, layers, TINY)
+    size, most, seconds = peak(width, layers, ends)
+    row = Row(width, layers, ends, size, tiny, most, seconds)
+    same = {"width": width, "layers": layers, "ends": ends}
+    older = [r for r in measure.kept("memory", results) or [] if any(r[key] != same[key] for key in same)]
     measure.keep("memory", [*older, asdict(row) | {"share": row.share}], results)
     return row
 
@@ -107,7 +109,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
         head,
         [
             [
-                f"width {r['width']}, {r['layers']} square layers",
+                f"{r['ends']} inputs and outputs, width {r['width']}, {r['layers']} square layers",
                 f"{r['size']:.0f}",
                 f"{r['tiny']:.0f}",
                 f"{r['peak']:.0f}",
@@ -121,11 +123,12 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=2048)
-    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--layers", type=int, default=1)
+    parser.add_argument("--ends", type=int, default=12000)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    run(given.width, given.layers)
+    run(given.width, given.layers, given.ends)
     print("\n" + summary(measure.kept("memory")))
 
 

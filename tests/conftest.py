@@ -1,8 +1,8 @@
 """Every test runs on one thread, and against the shapes that the signatures state.
 
 Modules import jaxtyping under `if TYPE_CHECKING:` only, so that a user pays nothing for it. Here TYPE_CHECKING is true
-while they are imported, and jaxtyping's import hook has beartype check every call. WEIGHTSPACE_UNCHECKED=1 turns this
-off, to see what a user would see.
+while they are imported, and jaxtyping's import hook has beartype check every call of a function, a method or a
+dataclass. WEIGHTSPACE_UNCHECKED=1 turns this off, to see what a user would see.
 """
 
 from __future__ import annotations
@@ -16,44 +16,51 @@ import warnings
 
 import beartype.roar
 import jaxtyping
-import numpy  # noqa: F401  what the package imports comes first, unchecked
-import plotly.graph_objects  # noqa: F401
-import rich.console  # noqa: F401
-import rich.table  # noqa: F401
-import safetensors.torch  # noqa: F401
-import scipy.optimize  # noqa: F401
-import scipy.sparse.csgraph  # noqa: F401
-import sklearn.datasets  # noqa: F401
+import pytest
 import torch
-import torch.export
-import typer  # noqa: F401
 from jaxtyping._import_hook import JaxtypingTransformer
 
 torch.set_num_threads(1)
 
+PACKAGE = "weightspace"
 CHECKER = "beartype.beartype(conf = beartype.BeartypeConf(is_pep484_tower=True))"
+OTHERS = (
+    *("numpy", "torch.export", "scipy.optimize", "scipy.sparse.csgraph", "sklearn.datasets", "safetensors.torch"),
+    *("typer", "rich.progress", "rich.table", "plotly.graph_objects"),
+)
 UNCHECKED = bool(os.environ.get("WEIGHTSPACE_UNCHECKED"))
 
 
-def import_checked(package: str = "weightspace") -> None:
-    """Import the package and all its modules with every call checked."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Beartype looks at random items of a list; hypothesis warns of that inside of its strategies."""
+    config.addinivalue_line("filterwarnings", "ignore:Do not use the .random. module inside strategies")
+
+
+def outermost(visit: typing.Any) -> typing.Any:
+    """Leave functions inside of functions alone: they would be decorated anew at every call, 30 times the cost."""
+
+    def outermost_only(self: JaxtypingTransformer, node: ast.FunctionDef) -> ast.FunctionDef:
+        inside = any(isinstance(parent, ast.FunctionDef) for parent in self._parents)
+        return node if inside else visit(self, node)
+
+    return outermost_only
+
+
+def import_checked() -> None:
+    """Import the package and all its modules, every call checked; what it imports itself comes first, unchecked."""
+    for name in OTHERS:
+        importlib.import_module(name)
     typing.TYPE_CHECKING = True
+    JaxtypingTransformer.visit_FunctionDef = outermost(JaxtypingTransformer.visit_FunctionDef)
     try:
-        with jaxtyping.install_import_hook(package, CHECKER), warnings.catch_warnings():
+        with jaxtyping.install_import_hook(PACKAGE, CHECKER), warnings.catch_warnings():
             warnings.simplefilter("ignore", beartype.roar.BeartypeWarning)
-            found = importlib.import_module(package)
-            for module in pkgutil.walk_packages(found.__path__, f"{package}."):
-                if module.name.endswith("cli"): continue
+            package = importlib.import_module(PACKAGE)
+            for module in pkgutil.walk_packages(package.__path__, f"{PACKAGE}."):
                 importlib.import_module(module.name)
     finally:
         typing.TYPE_CHECKING = False
 
-full = JaxtypingTransformer.visit_FunctionDef
-def visit(self, node):
-    if any(isinstance(p, ast.FunctionDef) for p in self._parents):
-        return node
-    return full(self, node)
-JaxtypingTransformer.visit_FunctionDef = visit
 
 if not UNCHECKED:
     import_checked()

@@ -4,12 +4,17 @@ The dual problem minimises sum_i u_i + sum_j v_j over all u_i + v_j >= G_ij. Eve
 
     sum_i G[i, pi(i)] <= sum_i u_i + sum_j v_j,   with equality only where pi is optimal,
 
-so a large problem may be solved on a sparse graph and proved on the whole matrix: a few Sinkhorn sweeps (or the duals
-of a similar problem) give nearly optimal duals; the candidates of every row and column with the least reduced cost
-u_i + v_j - G_ij form a graph; the duals of its best matching, made feasible on all of G, close the gap, or else show
-which candidates were missing.
+so a large problem may be solved on a sparse graph and proved on the whole matrix:
+
+1. nearly optimal v: a few Sinkhorn sweeps, or the duals of a similar problem solved before;
+2. a graph of the edges with the least reduced cost u_i + v_j - G_ij in each row and each column;
+3. its best matching, by shortest augmenting paths from all free rows at once;
+4. its duals made feasible on all of G: the gap is closed, or the edges that opened it join the graph (go to 3).
+
+A graph that is too hard (many ties, one-dimensional chains) is given up within a budget for a dense solver.
 Sources: "A shortest augmenting path algorithm for dense and sparse linear assignment problems" (Jonker, Volgenant,
-1987); "Sinkhorn distances: lightspeed computation of optimal transport" (Cuturi, 2013).
+1987); "Sinkhorn distances: lightspeed computation of optimal transport" (Cuturi, 2013); "Delta-stepping: a
+parallelizable shortest path algorithm" (Meyer, Sanders, 2003).
 """
 
 from __future__ import annotations
@@ -20,8 +25,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from torch import Tensor
 
 from weightspace.net import WeightspaceError
@@ -31,14 +34,15 @@ if TYPE_CHECKING:
 
 __all__ = ["AssignmentError", "Duals", "assign", "assign_many"]
 
-SPARSE_FROM = 512  # measured: below it one dense solve is faster than the way round
+SPARSE_FROM = 512  # measured: below, one dense solve is faster than the way round
 
-_CANDIDATES = 24
+_CANDIDATES = 16
+_STRIDE = 4
 _TEMPERATURE = 0.2
 _SWEEPS = 10
-_STRIDE = 4
-_ROUNDS = 8
-_CROWDED = 512
+_BUDGET = 80
+_STEP = 1000
+_ROUNDS = 12
 _BLOCK = 1 << 17
 _ROUNDING = 16 * float(np.finfo(np.float64).eps)
 
@@ -62,25 +66,22 @@ class Duals(NamedTuple):
 
 
 def assign(gain: np.ndarray | Tensor, warm: Duals | None = None) -> tuple[Int[np.ndarray, " n"], Duals | None]:
-    """The permutation pi that maximises sum_i G[i, pi(i)], exact in float64, and feasible duals.
+    """The permutation pi that maximises sum_i G[i, pi(i)], exact in float64, and the duals that prove it.
 
-    `gain`: (n, n), any real dtype. `warm`: the duals of an earlier, similar problem; it changes the time, never the
-    objective. From n = 512 on duals come back and `duals.gap(gain, pi)` is zero to rounding, except where ties leave
-    them loose (a dense solve then decides); below, a dense solve is the fastest and None comes back.
-    Raises `AssignmentError` for NaN, infinity, or a matrix that is not square.
+    `gain`: (n, n), any real dtype. `warm`: the duals of an earlier, similar problem; they change the time, never the
+    objective. The duals come back, with `duals.gap(gain, pi)` zero to rounding, from n = 512 on; below, and where the
+    dense solver had to decide, None. Raises `AssignmentError` for NaN, infinity, or a matrix that is not square.
     """
     matrix = _matrix(gain)
     scale = _scale(matrix)
     if warm is not None and len(warm.v) != len(matrix):
         raise AssignmentError(f"duals of size {len(warm.v)} for {_shape(matrix)} gains; start again with warm=None")
-    if len(matrix) < SPARSE_FROM:
-        return _dense(matrix), None
-    for v, candidates in _starts(matrix, scale, warm):
-        duals = Duals(_row_duals(matrix, v), v)
-        pi, duals = _proved(matrix, duals, _select(matrix, duals, candidates), scale)
-        if pi is not None:
-            return pi, duals
-    return _dense(matrix, duals), duals
+    if len(matrix) >= SPARSE_FROM:
+        for v in _starts(matrix, scale, warm):
+            proved = _proved(matrix, v, scale)
+            if proved is not None:
+                return proved
+    return linear_sum_assignment(matrix.double().numpy(), maximize=True)[1].astype(np.int64), None
 
 
 def assign_many(gains: np.ndarray | Tensor) -> Int[np.ndarray, "k n"]:
@@ -92,81 +93,151 @@ def assign_many(gains: np.ndarray | Tensor) -> Int[np.ndarray, "k n"]:
     return np.stack(solved) if solved else np.empty((0, family.shape[-1]), dtype=np.int64)
 
 
-def _proved(matrix: Tensor, duals: Duals, edges: Tensor, scale: float) -> tuple[np.ndarray | None, Duals]:
-    """The best matching along `edges`, more edges added until its duals hold for all of G; None if that fails."""
+def _proved(matrix: Tensor, v: Tensor, scale: float) -> tuple[np.ndarray, Duals] | None:
+    """The assignment and its proof, from a graph that grows until it holds all the edges that matter; or None."""
+    n = len(matrix)
+    edges = _cheap_edges(matrix, Duals(_row_duals(matrix, v), v))
+    matching = _Matching(v.numpy())
     for _ in range(_ROUNDS):
-        if len(edges) > _CROWDED * len(matrix):
-            break
-        graph = _Graph.of(matrix, duals, edges)
-        pi = graph.matching()
-        y = None if pi is None else graph.column_duals(pi)
-        if pi is None or y is None:
-            break
-        v = duals.v - y
-        tight = _picked(matrix, pi) - v[torch.from_numpy(pi)]
-        u, missing = _price(matrix, tight, v)
+        if len(edges) > _STEP * n or not matching.solve(_Graph.of(matrix, edges), _ROUNDING * scale):
+            return None
+        v = torch.from_numpy(matching.v)
+        u, missing = _price(matrix, torch.from_numpy(matching.u), v)
         duals = Duals(u, v)
-        if duals.gap(matrix, pi) <= _ROUNDING * (scale + float(v.abs().max())) * len(matrix):
-            return pi, duals
+        if duals.gap(matrix, matching.pi) <= _ROUNDING * (scale + float(v.abs().max())) * n:
+            return matching.pi, duals
         edges = torch.cat([edges, missing]).unique()
-    return None, duals
+    return None
 
 
 class _Graph(NamedTuple):
-    """A sparse part of the reduced costs c_ij = u_i + v_j - G_ij >= 0, its edges ordered by row."""
+    """Edges of the gain matrix, ordered by row: those of row i are starts[i] to starts[i + 1]."""
 
+    starts: np.ndarray
     rows: np.ndarray
     columns: np.ndarray
-    costs: np.ndarray
-    size: int
+    gains: np.ndarray
 
     @classmethod
-    def of(cls, matrix: Tensor, duals: Duals, edges: Tensor) -> _Graph:
-        """The graph of the `edges`, given as i n + j in ascending order."""
+    def of(cls, matrix: Tensor, edges: Tensor) -> _Graph:
+        """The graph of `edges`, given as i n + j in ascending order; every row must have one."""
         rows, columns = edges // len(matrix), edges % len(matrix)
-        costs = (duals.u[rows] + duals.v[columns]).sub_(matrix[rows, columns]).clamp_(min=0)
-        return cls(rows.numpy(), columns.numpy(), costs.numpy(), len(matrix))
+        starts = np.searchsorted(rows.numpy(), np.arange(len(matrix) + 1))
+        return cls(starts, rows.numpy(), columns.numpy(), matrix[rows, columns].double().numpy())
 
-    def matching(self) -> np.ndarray | None:
-        """The permutation of least cost along the edges, or None where there is no permutation at all."""
-        # the solver takes a cost of zero for a missing edge
-        shifted = self.costs + (self.costs.max() or 1.0)
-        try:
-            _, pi = min_weight_full_bipartite_matching(
-                csr_array((shifted, (self.rows, self.columns)), shape=(self.size, self.size))
-            )
-        except ValueError:
-            return None
-        return pi.astype(np.int64)
+    def out_of(self, rows: np.ndarray) -> np.ndarray:
+        """The edges of some rows, one row after the other."""
+        first, count = self.starts[rows], self.starts[rows + 1] - self.starts[rows]
+        ends = np.cumsum(count)
+        return np.repeat(first - ends + count, count) + np.arange(ends[-1])
 
-    def column_duals(self, pi: np.ndarray) -> Tensor | None:
-        """y_j = min over rows i and paths of c_ij - c_i,pi(i) + y_pi(i): shortest paths, by Bellman and Ford.
 
-        None where they do not settle, because `pi` is not optimal on these edges.
+class _Matching:
+    """A partial assignment, optimal for its duals: u_i + v_j >= g_ij on every edge, with equality where matched."""
+
+    def __init__(self, v: np.ndarray) -> None:
+        self.v, self.u = v.copy(), np.zeros(len(v))
+        self.pi, self.row_of = np.full(len(v), -1), np.full(len(v), -1)
+
+    def solve(self, graph: _Graph, rounding: float) -> bool:
+        """Complete the assignment along the edges of `graph`; False where there is none or the budget is spent."""
+        slack = self._tighten(graph, rounding)
+        self._match_tight(graph, slack)
+        positive = np.sort(slack[slack > rounding])[: len(slack) // 8]
+        width = float(positive.mean()) / 2 if len(positive) else 1.0
+        budget = _BUDGET * (len(graph.gains) + _STEP)
+        while (self.pi < 0).any():
+            budget = self._augment(graph, width, budget)
+            if budget <= 0:
+                return False
+        return True
+
+    def _tighten(self, graph: _Graph, rounding: float) -> np.ndarray:
+        """The least feasible u; rows that are no longer matched along a tight edge are set free."""
+        self.u = np.maximum.reduceat(graph.gains - self.v[graph.columns], graph.starts[:-1])
+        slack = self.u[graph.rows] + self.v[graph.columns] - graph.gains
+        held = (self.pi[graph.rows] == graph.columns) & (slack <= rounding)
+        free = np.ones(len(self.u), dtype=bool)
+        free[graph.rows[held]] = False
+        free &= self.pi >= 0
+        self.row_of[self.pi[free]], self.pi[free] = -1, -1
+        return slack
+
+    def _match_tight(self, graph: _Graph, slack: np.ndarray) -> None:
+        """Give every free row the first tight column of its own that is free, where no other row takes it."""
+        tight = np.flatnonzero((slack <= 0) & (self.pi[graph.rows] < 0) & (self.row_of[graph.columns] < 0))[::-1]
+        rows, columns = graph.rows[tight], graph.columns[tight]
+        wish = np.full(len(self.u), -1)
+        wish[rows] = columns
+        (rows,) = np.nonzero(wish >= 0)
+        self.row_of[wish[rows[::-1]]] = rows[::-1]
+        (columns,) = np.nonzero(self.row_of >= 0)
+        self.pi[self.row_of[columns]] = columns
+
+    def _augment(self, graph: _Graph, width: float, budget: int) -> int:
+        """Shortest paths from all free rows; one augmenting path for every tree that has one. Returns the budget left.
+
+        d is the length of the shortest alternating path to a column, in slack. The trees of different free rows are
+        disjoint, and every path of a tree is tight once d, cut off at the farthest free column, has joined the duals.
         """
-        order = np.argsort(self.columns, kind="stable")
-        rows, columns, costs = self.rows[order], self.columns[order], self.costs[order]
-        own = np.empty(self.size)
-        matched = columns == pi[rows]
-        own[rows[matched]] = costs[matched]
-        steps, sources = costs - own[rows], pi[rows]
-        starts = np.searchsorted(columns, np.arange(self.size))
-        settled = _ROUNDING * float(costs.max())
-        y = np.zeros(self.size)
-        for _ in range(self.size):
-            shorter = np.minimum(y, np.minimum.reduceat(steps + y[sources], starts))
-            if float((y - shorter).max()) <= settled:
-                return torch.from_numpy(y)
-            y = shorter
-        return None
+        to_column, to_row, parent, budget = self._grow(graph, width, budget)
+        (open_columns,) = np.nonzero(self.row_of < 0)
+        ends = open_columns[parent[open_columns] >= 0]
+        if budget <= 0 or not len(ends):
+            return 0
+        ends = ends[np.argsort(to_column[ends], kind="stable")]
+        root = parent[ends]
+        while (inside := self.pi[root] >= 0).any():
+            root[inside] = parent[self.pi[root[inside]]]
+        ends = ends[np.unique(root, return_index=True)[1]]
+        horizon = to_column[open_columns].max()
+        if horizon == np.inf:
+            horizon = to_column[to_column < np.inf].max()
+        self.u += np.minimum(to_row, horizon)
+        self.v -= np.minimum(to_column, horizon)
+        while len(ends):
+            rows = parent[ends]
+            before = self.pi[rows]
+            self.pi[rows], self.row_of[ends] = ends, rows
+            ends = before[before >= 0]
+        return budget
+
+    def _grow(self, graph: _Graph, width: float, budget: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+        """Lengths to columns and to rows, and the row before every column, exact up to the farthest free column."""
+        n = len(self.u)
+        to_column, to_row, parent = np.full(n, np.inf), np.full(n, np.inf), np.full(n, -1)
+        (rows,) = np.nonzero(self.pi < 0)
+        to_row[rows] = 0
+        taken, waiting = self.row_of >= 0, np.zeros(n, dtype=bool)
+        reach, horizon = width, np.inf
+        while len(rows) and budget > 0:
+            edges = graph.out_of(rows)
+            budget -= len(edges) + _STEP
+            sources, targets = graph.rows[edges], graph.columns[edges]
+            slack = self.u[sources] + self.v[targets] - graph.gains[edges]
+            length = to_row[sources] + np.maximum(slack, 0)
+            (better,) = np.nonzero((length < to_column[targets]) & (length <= horizon))
+            better = better[np.argsort(-length[better], kind="stable")]  # the shortest is written last
+            targets = targets[better]
+            to_column[targets], parent[targets], waiting[targets] = length[better], sources[better], taken[targets]
+            horizon = to_column[~taken].max()
+            (columns,) = np.nonzero(waiting & (to_column < horizon))
+            if len(columns):
+                reach = max(reach, float(to_column[columns].min()) + width)
+                columns = columns[to_column[columns] <= reach]
+            waiting[columns] = False
+            rows = self.row_of[columns]
+            to_row[rows] = to_column[columns]
+        columns = self.pi[self.pi >= 0]
+        to_row[self.row_of[columns]] = to_column[columns]
+        return to_column, to_row, parent, budget
 
 
-def _starts(matrix: Tensor, scale: float, warm: Duals | None) -> Iterator[tuple[Tensor, int]]:
-    """Column duals to start from and the number of candidates to try with them, the cheapest start first."""
+def _starts(matrix: Tensor, scale: float, warm: Duals | None) -> Iterator[Tensor]:
+    """Column duals to start from, the cheapest first."""
     if warm is not None:
-        yield warm.v, _CANDIDATES
-    v = _sinkhorn(matrix, scale)
-    yield v, _CANDIDATES
+        yield warm.v.double()
+    yield _sinkhorn(matrix, scale)
 
 
 def _sinkhorn(matrix: Tensor, scale: float) -> Tensor:
@@ -200,17 +271,17 @@ def _price(matrix: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     for part, block in _reduced(matrix, v):
         top = block.amax(1)
         least.append(top)
-        over = (top > u[part]).nonzero().flatten()
+        (over,) = (top > u[part]).nonzero(as_tuple=True)
         row, column = (block[over] > u[part][over, None]).nonzero(as_tuple=True)
         edges.append((over[row] + part.start) * len(matrix) + column)
     return torch.cat(least), torch.cat(edges)
 
 
-def _select(matrix: Tensor, duals: Duals, count: int) -> Tensor:
-    """About the `count` edges of least reduced cost of every row and of every column, as i n + j in order."""
+def _cheap_edges(matrix: Tensor, duals: Duals) -> Tensor:
+    """About the 16 edges of least reduced cost of every row and of every column, as i n + j in order."""
     u, v = duals
-    by_row = _quantile(matrix, v, count)
-    by_column = _quantile(matrix.T, u, count) - v
+    by_row = _quantile(matrix, v)
+    by_column = _quantile(matrix.T, u) - v
     edges = []
     for part, block in _reduced(matrix, v):
         row, column = (block >= torch.minimum(by_row[part, None], u[part, None] + by_column)).nonzero(as_tuple=True)
@@ -218,24 +289,21 @@ def _select(matrix: Tensor, duals: Duals, count: int) -> Tensor:
     return torch.cat(edges)
 
 
-def _quantile(matrix: Tensor, v: Tensor, count: int) -> Tensor:
-    """For every row i about the `count`-th largest G_ij - v_j, from every fourth column."""
+def _quantile(matrix: Tensor, v: Tensor) -> Tensor:
+    """For every row i about the 16th largest G_ij - v_j, from every fourth column."""
     sample = _reduced(matrix[:, ::_STRIDE], v[::_STRIDE])
-    return torch.cat([torch.topk(block, count // _STRIDE, dim=1).values[:, -1] for _, block in sample])
+    count = min(_CANDIDATES // _STRIDE, len(v[::_STRIDE]))
+    return torch.cat([torch.topk(block, count, dim=1).values[:, -1] for _, block in sample])
 
 
 def _reduced(matrix: Tensor, v: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """G_ij - v_j in float64, some rows at a time in one buffer small enough for the cache."""
-    step = max(1, min(len(matrix), _BLOCK // matrix.shape[1]))
-    buffer = torch.empty((step, matrix.shape[1]), dtype=torch.float64)
-    for start in range(0, len(matrix), step):
-        part = slice(start, min(start + step, len(matrix)))
-        yield part, torch.sub(matrix[part], v, out=buffer[: part.stop - part.start])
-
-
-def _dense(matrix: Tensor, duals: Duals | None = None) -> np.ndarray:
-    cost = -matrix.double() if duals is None else (duals.u[:, None] + duals.v).sub_(matrix)
-    return linear_sum_assignment(cost.numpy())[1].astype(np.int64)
+    height, width = matrix.shape
+    step = max(1, min(height, _BLOCK // width))
+    buffer = torch.empty((step, width), dtype=torch.float64)
+    for start in range(0, height, step):
+        part = slice(start, min(start + step, height))
+        yield part, torch.sub(matrix[part], v, out=buffer[: part.stop - start])
 
 
 def _picked(matrix: Tensor, pi: np.ndarray) -> Tensor:

@@ -1,0 +1,87 @@
+"""The benchmarks run: tiny training, one pair, no peers; and what they measure is right where the answer is known."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import weightspace as ws
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """A module of the benchmarks, on networks small enough for a test."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    zoo = importlib.import_module("benchmarks.zoo")
+    monkeypatch.setitem(zoo.NETS, "small", lambda: zoo.mlp(16))
+    return lambda name: importlib.import_module(f"benchmarks.{name}")
+
+
+def test_align_measures_every_method_and_keeps_other_rows(load, tmp_path):
+    align, measure = load("align"), load("measure")
+    measure.keep("align", [{"net": "other"}, {"net": "small"}], tmp_path)
+    rows = align.run(["small"], pairs=1, repeats=1, with_peers=False, cache=tmp_path, epochs=1, results=tmp_path)
+    by = {row.method: row for row in rows}
+    assert {"naive", "ours", "ours: no data"} <= set(by)
+    assert all(row.preserved and not row.note.startswith("Value") for row in rows)
+    assert by["ours"].barrier <= by["naive"].barrier + 1e-3
+    kept = json.loads((tmp_path / "align.json").read_text())
+    assert [row["net"] for row in kept] == ["other"] + ["small"] * len(rows)
+    assert "| `small` (1 pairs) |" in align.summary(kept[1:])
+
+
+def test_a_changed_function_is_seen(load):
+    align, measure = load("align"), load("measure")
+    torch.manual_seed(0)
+    modules = tuple(nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10)) for _ in range(2))
+    pair = align.Pair("small", (0, 1), modules)
+    spoilt = pair.b + 0.1 * pair.b.weights.randn(0)
+    row = pair.row("peer", measure.in_turns({"peer": lambda: spoilt}, 1)["peer"])
+    assert row.change > align.PRESERVED and not row.preserved
+
+
+def test_what_a_contestant_raises_is_its_result(load):
+    def fail():
+        raise AssertionError("no graph\nmore")
+
+    runs = load("measure").in_turns({"peer": fail, "ours": lambda: 1}, 2)
+    assert runs["peer"].error == "AssertionError: no graph" and not runs["peer"].wall
+    assert runs["ours"].value == 1 and len(runs["ours"].wall) == 2
+
+
+def test_merge_beats_the_naive_mean(load, tmp_path):
+    merge = load("merge")
+    (row,) = merge.run("small", 1, with_peers=False, cache=tmp_path, epochs=2, results=tmp_path, size=3)
+    assert row.ours > row.naive and 0.3 < row.ensemble <= 1
+    assert "ensemble" in merge.summary(json.loads((tmp_path / "merge.json").read_text()))
+
+
+def test_planted_units_come_back_without_noise_and_not_from_another_network(load, tmp_path):
+    planted, zoo = load("planted"), load("zoo")
+    (row,) = planted.run(["small"], seeds=1, share=0.0, cache=tmp_path, epochs=1, results=tmp_path)
+    assert row.recovered == 1.0 and row.kinds == "permutation x scale"
+    net = ws.Net.of(zoo.load("small", 0, tmp_path, 1))
+    assert planted.plant("small", net, ws.digits("train").example(2), 0, share=100.0).recovered < 0.5
+
+
+def test_both_assignments_reach_one_objective(load, tmp_path):
+    assignment, zoo = load("assignment"), load("zoo")
+    a, b = (ws.Net.of(zoo.load("small", seed, tmp_path, 1)) for seed in (0, 1))
+    row = assignment.compare("small", (0, 1), a, b, repeats=1)
+    assert row.ours == pytest.approx(row.plain, rel=1e-6) and row.assignments > 0
+
+
+def test_a_peer_that_is_not_installed_is_named(load, monkeypatch):
+    peers = load("peers")
+    for variable in peers.FOLDERS.values():
+        monkeypatch.delenv(variable, raising=False)
+    assert not peers.available("rebasin")
+    with pytest.raises(FileNotFoundError, match="WEIGHTSPACE_PEERS_SINKHORN"):
+        peers.sinkhorn(nn.Linear(2, 2), nn.Linear(2, 2), torch.zeros(1, 2))
