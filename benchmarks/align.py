@@ -4,7 +4,7 @@ For every pair of seeds (0, 1), (2, 3), ..: the test-loss barrier over 11 points
 computes what it did, and seconds. Alignment sees the training images only. Networks with BatchNorm have their
 statistics re-estimated on the training images at every point of every line, whoever aligned them.
 
-    python -m benchmarks.align [--nets mlp cnn ..] [--pairs 3] [--repeats 3] [--no-peers]
+    python -m benchmarks.align [--nets mlp cnn ..] [--pairs 3] [--repeats 3] [--no-peers] [--no-matchers]
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import torch
@@ -34,8 +34,8 @@ PRESERVED = 1e-3
 class Row:
     """One method on one pair of networks.
 
-    `change`: max |f_b - f_moved| over outputs on the test images; `accuracy`: what the move did to b's test accuracy.
-    `read`, `align`: seconds of reading the group and of aligning (ours). `ratio`: rebasin's seconds over ours.
+    `seconds`: of processor time, on one thread; `read`, `align`: ours in two parts; `ratio`: rebasin's over ours.
+    `change`: max |f_b - f_moved| over test outputs; `accuracy`: what the move did to b's test accuracy.
     """
 
     net: str
@@ -43,7 +43,7 @@ class Row:
     method: str
     barrier: float | None
     seconds: float | None = None
-    processor: float | None = None
+    wall: float | None = None
     ratio: float | None = None
     read: float | None = None
     align: float | None = None
@@ -71,13 +71,13 @@ class Pair:
 
     def ours(self, data: ws.Task | None, method: str = "auto") -> ws.Net:
         """Reading the group is part of it."""
-        began = perf_counter()
+        began = process_time()
         group = ws.Symmetry.of(self.b, self.example)
-        middle = perf_counter()
+        middle = process_time()
         match = group.match(self.b, self.a, data, method)
         moved = match.element(self.b)
         self.reading.append(middle - began)
-        self.aligning.append(perf_counter() - middle)
+        self.aligning.append(process_time() - middle)
         self.note = match.method
         return moved
 
@@ -94,7 +94,7 @@ class Pair:
             method,
             measure.barrier(self.a, moved, self.test, self.train),
             seconds=runs.seconds,
-            processor=median(runs.processor),
+            wall=median(runs.wall),
             change=float((measure.outputs(self.b, self.test) - measure.outputs(moved, self.test)).abs().max()),
             accuracy=accuracy(moved) - accuracy(self.b),
             **more,
@@ -139,24 +139,32 @@ def run(
     pairs: int = 3,
     repeats: int = 3,
     with_peers: bool = True,
+    each_matcher: bool = True,
     cache: Path = zoo.CACHE,
     epochs: int = zoo.EPOCHS,
     results: Path = measure.RESULTS,
 ) -> list[Row]:
-    """Every net, every pair; kept after each pair, results of other nets left as they are."""
+    """Every net, every pair; kept after each pair, beside what an earlier run has measured on others."""
     rows: list[Row] = []
     warm_up(with_peers)
     for name in nets:
         for first in range(0, 2 * pairs, 2):
             seeds = (first, first + 1)
             pair = Pair(name, seeds, tuple(zoo.load(name, seed, cache, epochs) for seed in seeds))  # type: ignore[arg-type]
-            found = pair.contest(repeats, with_peers) + pair.matchers()
+            found = pair.contest(repeats, with_peers) + (pair.matchers() if each_matcher else [])
             rows += found
-            older = [r for r in measure.kept("align", results) or [] if r["net"] not in {row.net for row in rows}]
-            measure.keep("align", older + [asdict(row) for row in rows], results)
+            _keep(rows, results)
             for row in found:
                 print(_line(row), flush=True)
     return rows
+
+
+def _keep(rows: Sequence[Row], results: Path) -> None:
+    new = [asdict(row) for row in rows]
+    done = {(r["net"], *r["pair"], r["method"]) for r in new}
+    older = [r for r in measure.kept("align", results) or [] if (r["net"], *r["pair"], r["method"]) not in done]
+    order = {name: k for k, name in enumerate(zoo.NETS)}
+    measure.keep("align", sorted(older + new, key=lambda r: (order[r["net"]], tuple(r["pair"]))), results)
 
 
 def warm_up(with_peers: bool) -> None:
@@ -230,9 +238,10 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--no-matchers", action="store_true", help="leave out each of our matchers alone")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    run(given.nets, given.pairs, given.repeats, not given.no_peers)
+    run(given.nets, given.pairs, given.repeats, not given.no_peers, not given.no_matchers)
     rows = measure.kept("align")
     print("\n" + summary(rows) + "\n\n" + by_matcher(rows))
 

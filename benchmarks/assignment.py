@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import process_time
 from typing import Any
 from unittest import mock
 
@@ -29,7 +29,7 @@ from weightspace.symmetry.balance import balancing
 
 @dataclass(frozen=True)
 class Row:
-    """One pair: objective and seconds (wall, processor) with scipy's solver and with ours; ratio by turn.
+    """One pair: objective and processor seconds (and wall) with scipy's solver and with ours; ratio by turn.
 
     `assignments`: how many were solved in one descent; `solving`: scipy's seconds over ours in the solver alone.
     """
@@ -40,8 +40,8 @@ class Row:
     ours: float
     plain_seconds: float
     ours_seconds: float
-    plain_processor: float
-    ours_processor: float
+    plain_wall: float
+    ours_wall: float
     ratio: float
     assignments: int
     solving: float
@@ -70,17 +70,17 @@ def compare(name: str, pair: tuple[int, int], a: ws.Net, b: ws.Net, repeats: int
     runs = measure.in_turns(contestants, repeats)
     plain, ours = runs["plain"], runs["ours"]
     return Row(
-        name, pair, plain.value, ours.value, plain.seconds, ours.seconds, median(plain.processor),
-        median(ours.processor), measure.ratio(plain, ours), len(times["ours"]) // repeats,
+        name, pair, plain.value, ours.value, plain.seconds, ours.seconds, median(plain.wall),
+        median(ours.wall), measure.ratio(plain, ours), len(times["ours"]) // repeats,
         sum(times["plain"]) / sum(times["ours"]),
     )  # fmt: skip
 
 
 def _clocked(solver: Any, times: list[float]) -> Any:
     def solve(*arguments: Any) -> Any:
-        began = perf_counter()
+        began = process_time()
         solved = solver(*arguments)
-        times.append(perf_counter() - began)
+        times.append(process_time() - began)
         return solved
 
     return solve

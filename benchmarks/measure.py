@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import statistics
@@ -21,7 +20,10 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass
 class Runs:
-    """Repeated runs of one contestant: its last value, wall and processor seconds of every run, or what it raised."""
+    """Repeated runs of one contestant: its last value, seconds of every run, or what it raised.
+
+    Processor seconds are what is compared: one thread, whatever else the machine does; wall seconds are kept beside.
+    """
 
     value: Any = None
     wall: list[float] = field(default_factory=list)
@@ -30,11 +32,10 @@ class Runs:
 
     @property
     def seconds(self) -> float:
-        """Median wall time."""
-        return statistics.median(self.wall) if self.wall else float("nan")
+        """Median processor time."""
+        return statistics.median(self.processor) if self.processor else float("nan")
 
     def once(self, contestant: Callable[[], Any]) -> None:
-        gc.collect()
         wall, processor = time.perf_counter(), time.process_time()
         try:
             self.value = contestant()
@@ -57,8 +58,8 @@ def in_turns(contestants: Mapping[str, Callable[[], Any]], repeats: int = 3) -> 
 
 
 def ratio(slow: Runs, fast: Runs) -> float:
-    """Median over the turns of (seconds of the one) / (seconds of the other)."""
-    pairs = [s / f for s, f in zip(slow.wall, fast.wall, strict=False)]
+    """Median over the turns of (processor seconds of the one) / (those of the other)."""
+    pairs = [s / f for s, f in zip(slow.processor, fast.processor, strict=False)]
     return statistics.median(pairs) if pairs else float("nan")
 
 

@@ -34,7 +34,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One group of networks: accuracies on the test images, and seconds of both merges."""
+    """One group of networks: accuracies on the test images, and processor seconds of both merges."""
 
     net: str
     seeds: tuple[int, ...]
@@ -44,10 +44,10 @@ class Row:
     ours_no_data: float
     ensemble: float
     seconds: float
-    processor: float
+    wall: float
     rebasin: float | None = None
     rebasin_seconds: float | None = None
-    rebasin_processor: float | None = None
+    rebasin_wall: float | None = None
     note: str = ""
 
 
@@ -77,13 +77,13 @@ def one(name: str, seeds: tuple[int, ...], modules: Sequence[nn.Module], with_pe
         ours_no_data=accuracy(runs["no data"].value),
         ensemble=ensemble(nets, test),
         seconds=runs["ours"].seconds,
-        processor=runs["ours"].processor[0],
+        wall=runs["ours"].wall[0],
     )
     if peer is None:
         return row
     if peer.error:
         return Row(**{**asdict(row), "note": peer.error})
-    found = {"rebasin": accuracy(peer.value), "rebasin_seconds": peer.seconds, "rebasin_processor": peer.processor[0]}
+    found = {"rebasin": accuracy(peer.value), "rebasin_seconds": peer.seconds, "rebasin_wall": peer.wall[0]}
     return Row(**{**asdict(row), **found})
 
 
@@ -127,7 +127,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
     return text + "\n\nOurs takes " + ", ".join(f"{s} of rebasin's {kind} time" for kind, s in shares.items()) + "."
 
 
-_CLOCKS = {"wall": ("seconds", "rebasin_seconds"), "processor": ("processor", "rebasin_processor")}
+_CLOCKS = {"processor": ("seconds", "rebasin_seconds"), "wall": ("wall", "rebasin_wall")}
 
 
 def _share(rows: Sequence[dict[str, Any]], ours: str, peer: str) -> str:

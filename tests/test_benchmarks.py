@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -24,16 +25,17 @@ def load(monkeypatch):
     return lambda name: importlib.import_module(f"benchmarks.{name}")
 
 
-def test_align_measures_every_method_and_keeps_other_rows(load, tmp_path):
+def test_align_measures_and_keeps_other_rows(load, tmp_path):
     align, measure = load("align"), load("measure")
-    measure.keep("align", [{"net": "other"}, {"net": "small"}], tmp_path)
-    rows = align.run(["small"], pairs=1, repeats=1, with_peers=False, cache=tmp_path, epochs=1, results=tmp_path)
+    older = [{"net": name, "pair": [0, 1], "method": "ours"} for name in ("mlp", "small")]
+    measure.keep("align", older, tmp_path)
+    given = {"pairs": 1, "repeats": 1, "with_peers": False, "each_matcher": False, "cache": tmp_path, "epochs": 1}
+    rows = align.run(["small"], results=tmp_path, **given)
     by = {row.method: row for row in rows}
-    assert {"naive", "ours", "ours: no data"} <= set(by)
-    assert all(row.preserved and not row.note.startswith("Value") for row in rows)
+    assert set(by) == {"naive", "ours"} and all(row.preserved for row in rows)
     assert by["ours"].barrier <= by["naive"].barrier + 1e-3
     kept = json.loads((tmp_path / "align.json").read_text())
-    assert [row["net"] for row in kept] == ["other"] + ["small"] * len(rows)
+    assert [row["net"] for row in kept] == ["mlp", "small", "small"]
     assert "| `small` (1 pairs) |" in align.summary(kept[1:])
 
 
@@ -56,11 +58,15 @@ def test_what_a_contestant_raises_is_its_result(load):
     assert runs["ours"].value == 1 and len(runs["ours"].wall) == 2
 
 
-def test_merge_beats_the_naive_mean(load, tmp_path):
-    merge = load("merge")
-    (row,) = merge.run("small", 1, with_peers=False, cache=tmp_path, epochs=2, results=tmp_path, size=3)
-    assert row.ours > row.naive and 0.3 < row.ensemble <= 1
-    assert "ensemble" in merge.summary(json.loads((tmp_path / "merge.json").read_text()))
+def test_copies_merge_into_what_they_were(load, tmp_path):
+    merge, zoo = load("merge"), load("zoo")
+    module = zoo.load("small", 0, tmp_path, epochs=4)
+    group = ws.Symmetry.of(module, ws.digits("train").example(2))
+    modules = [group.sample(seed, ("permutation",))(ws.Net.of(module)).module() for seed in range(3)]
+    row = merge.one("small", (0, 1, 2), modules, with_peers=False)
+    assert row.ours == row.ours_no_data == row.ensemble == pytest.approx(row.single)
+    assert row.naive < row.single
+    assert "ensemble" in merge.summary([asdict(row)])
 
 
 def test_planted_units_come_back_without_noise_and_not_from_another_network(load, tmp_path):

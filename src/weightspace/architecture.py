@@ -1,7 +1,7 @@
 """How the command line finds an architecture, an example of its input, and the networks in its files.
 
 `package.module:factory` is imported from the current directory or the environment: these are the user's own words, and
-importing them runs the user's own code. A Hugging Face folder says itself what it is; code that it carries is never run.
+importing them runs the user's own code. A Hugging Face folder says itself what it is; its code is never run.
 An exported program (`.pt2`) is code that came with a file, so it is opened only where the user said so.
 """
 
@@ -217,7 +217,11 @@ def example_of(module: nn.Module) -> Any:
     if own is not None:
         return own
     config = getattr(module, "config", None)
-    if getattr(module, "main_input_name", "") == "pixel_values" and hasattr(config, "image_size"):
+    if (
+        getattr(module, "main_input_name", "") == "pixel_values"
+        and config is not None
+        and hasattr(config, "image_size")
+    ):
         size = config.image_size if isinstance(config.image_size, (list, tuple)) else [config.image_size] * 2
         return {"pixel_values": torch.randn(2, getattr(config, "num_channels", 3), *size)}
     if config is not None and getattr(module, "main_input_name", "") == "input_ids":

@@ -82,10 +82,12 @@ class Line:
 
     def rows(self) -> list[tuple[str, str, str]]:
         """Barrier, and accuracy half way, as stored and aligned."""
-        rows = [("loss barrier on the line", *(f"{self.barrier[k]:.4f}" for k in ("before", "after")))]
+        before, after = (f"{self.barrier[k]:.4f}" for k in ("before", "after"))
+        rows = [("loss barrier on the line", before, after)]
         if self.accuracy:
             half = len(self.t) // 2
-            rows.append(("accuracy half way", *(f"{self.accuracy[k][half]:.1%}" for k in ("before", "after"))))
+            before, after = (f"{self.accuracy[k][half]:.1%}" for k in ("before", "after"))
+            rows.append(("accuracy half way", before, after))
         return rows
 
     def remarks(self) -> list[str]:
@@ -234,9 +236,7 @@ def compare(
     )
 
 
-def _matches(
-    a: Net, b: Net, group: Symmetry, data: Task | None, method: str, seed: int
-) -> tuple[Match, Match]:
+def _matches(a: Net, b: Net, group: Symmetry, data: Task | None, method: str, seed: int) -> tuple[Match, Match]:
     """The match that comes nearest to a, and the one of the lowest barrier."""
     if data is None:
         only = group.match(b, to=a, method=method, seed=seed)

@@ -155,7 +155,7 @@ def aligned(stage: Stage) -> Sequence[report.Page]:
     a, b, out = (stage.path(f"{name}.safetensors") for name in ("a", "b", "b_aligned"))
     done = stage.bench.align(b, a, out, force=True)
     stage.say(
-        f"  {done.moved:.0%} of the units moved; the outputs changed by {done.function:.0e} of their size, by rounding.",
+        f"  {done.moved:.0%} of the units moved; the outputs changed by {done.function:.0e} of their size (rounding).",
         f"  Distance to a: {done.before:.1f} before, {done.after:.1f} now.",
     )
     stage.numbers["align"] = done.data()
@@ -182,10 +182,10 @@ def overview(numbers: Mapping[str, Any]) -> report.Page:
     cards = [
         report.Card("A copy, its units shuffled", f"{copy['relative_naive']:.2f}", f"{copy['relative']:.0e}",
                     "distance to the original, relative to the norm"),
-        report.Card("Half way between two seeds", *(f"{line['accuracy'][k][half]:.0%}" for k in ("before", "after")),
-                    "of test digits right, on the line between the two"),
-        report.Card("Two networks merged into one", *(f"{merge[k]['accuracy']:.1%}" for k in ("naive", "aligned")),
-                    "of test digits right, averaged plainly and modulo symmetry"),
+        report.Card("Half way between two seeds", f"{line['accuracy']['before'][half]:.0%}",
+                    f"{line['accuracy']['after'][half]:.0%}", "of test digits right, on the line between the two"),
+        report.Card("Two networks merged into one", f"{merge['naive']['accuracy']:.1%}",
+                    f"{merge['aligned']['accuracy']:.1%}", "of test digits right, averaged plainly and modulo symmetry"),
     ]  # fmt: skip
     lead = (
         "The hidden units of a network can be renumbered and rescaled without changing what it computes. So two "

@@ -156,14 +156,11 @@ def _cards(found: Comparison) -> list[Card]:
 def _line_cards(line: Line | None) -> list[Card]:
     if line is None:
         return []
-    cards = [
-        Card(
-            "Loss barrier", *(f"{line.barrier[k]:.2f}" for k in ("before", "after")), "height of the hill between them"
-        )
-    ]
+    before, after = (f"{line.barrier[k]:.2f}" for k in ("before", "after"))
+    cards = [Card("Loss barrier", before, after, "height of the hill between them")]
     if line.accuracy:
-        half = [f"{line.accuracy[k][len(line.t) // 2]:.1%}" for k in ("before", "after")]
-        cards.append(Card("Accuracy half way", *half, "of the average of the two networks"))
+        before, after = (f"{line.accuracy[k][len(line.t) // 2]:.1%}" for k in ("before", "after"))
+        cards.append(Card("Accuracy half way", before, after, "of the average of the two networks"))
     return cards
 
 
@@ -245,7 +242,14 @@ def _units_figure(found: Comparison) -> Figure:
             )
         )
     plot = _plot(maps, height=420, legend=False)
-    common = {"showgrid": False, "ticks": "", "showticklabels": False, "mirror": True, "linecolor": _GRID, "title_font_size": 13}
+    common = {
+        "showgrid": False,
+        "ticks": "",
+        "showticklabels": False,
+        "mirror": True,
+        "linecolor": _GRID,
+        "title_font_size": 13,
+    }
     plot.update_layout(
         xaxis={"domain": [0, 0.46], "title_text": "units of the second, as stored", **common},
         xaxis2={"domain": [0.54, 1], "title_text": "units of the second, matched", **common},

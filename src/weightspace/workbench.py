@@ -351,7 +351,7 @@ def _try(net: Net, example: Any) -> None:
     except Exception as error:
         name, reason = type(net.architecture).__name__, (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ArchitectureError(
-            f"{name} does not take an input of shape {_shape(example)} ({reason}); give --data or --example that fits it"
+            f"{name} does not take an input of shape {_shape(example)} ({reason}); give --data or --example that fits"
         ) from error
 
 

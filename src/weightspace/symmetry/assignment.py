@@ -77,10 +77,9 @@ def assign(gain: np.ndarray | Tensor, warm: Duals | None = None) -> tuple[Int[np
     if warm is not None and len(warm.v) != len(matrix):
         raise AssignmentError(f"duals of size {len(warm.v)} for {_shape(matrix)} gains; start again with warm=None")
     if len(matrix) >= SPARSE_FROM:
-        for v in _starts(matrix, scale, warm):
-            proved = _proved(matrix, v, scale)
-            if proved is not None:
-                return proved
+        proved = _proved(matrix, _sinkhorn(matrix, scale, warm), scale)
+        if proved is not None:
+            return proved
     return linear_sum_assignment(matrix.double().numpy(), maximize=True)[1].astype(np.int64), None
 
 
@@ -233,20 +232,13 @@ class _Matching:
         return to_column, to_row, parent, budget
 
 
-def _starts(matrix: Tensor, scale: float, warm: Duals | None) -> Iterator[Tensor]:
-    """Column duals to start from, the cheapest first."""
-    if warm is not None:
-        yield warm.v.double()
-    yield _sinkhorn(matrix, scale)
-
-
-def _sinkhorn(matrix: Tensor, scale: float) -> Tensor:
-    """v after a few Sinkhorn sweeps at temperature 0.2 standard deviations of G.
+def _sinkhorn(matrix: Tensor, scale: float, warm: Duals | None) -> Tensor:
+    """v after a few Sinkhorn sweeps at temperature 0.2 standard deviations of G, from the warm v if there is one.
 
     The kernel exp((G_ij - u_i - v_j) / T) is formed once, in float32, about duals that make its row maxima 1.
     """
     temperature = _TEMPERATURE * float(matrix[:: max(1, len(matrix) // 64)].double().std())
-    v = matrix.amax(0).double()
+    v = matrix.amax(0).double() if warm is None else warm.v.double()
     if not temperature > _ROUNDING * scale:
         return v
     kernel = torch.empty(matrix.shape, dtype=torch.float32)

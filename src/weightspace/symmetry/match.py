@@ -50,7 +50,8 @@ def match(
 
     `features`: gives standardised activations of both on data. `score`: the barrier from `to` to a network, measured.
     `method`: "weights", "activations", "activations+weights", "frank-wolfe", or "auto": all that apply, cheapest first,
-    until 0.5 % of the barrier before is left (Frank-Wolfe only where more than 5 % is); the lowest barrier is kept, or the highest <to, g net> where there is no data.
+    until 0.5 % of the barrier before is left (Frank-Wolfe only where more than 5 % is); the lowest barrier is kept, or
+    the highest <to, g net> where there is no data.
     """
     for each in (net, to):
         group.check(each)

@@ -1,0 +1,479 @@
+"""The commands end to end: what they print, write and return, on networks small enough to check by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+from weightspace import checkpoint, compare, datasets, demo
+from weightspace.architecture import ArchitectureError, Stored, find, parse_example
+from weightspace.cli import main
+from weightspace.net import Net
+from weightspace.symmetry import Symmetry
+from weightspace.task import Task, accuracy
+from weightspace.workbench import Bench, tasks
+
+ARCH = "tinynets:mlp"
+COMMANDS = ("read", "compare", "align", "merge", "demo")
+
+
+@pytest.fixture(scope="module")
+def play(tmp_path_factory):
+    """A folder with an importable architecture, data, and checkpoints: a, a disguise of a, a neighbour, a stranger."""
+    folder = tmp_path_factory.mktemp("play")
+    (folder / "tinynets.py").write_text(
+        textwrap.dedent("""
+        from torch import nn
+
+        def mlp(width=12, inputs=6):
+            return nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, 8), nn.ReLU(), nn.Linear(8, 3))
+
+        class Batched(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.fc, self.norm, self.out = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+            def forward(self, x):
+                return self.out(self.norm(self.fc(x)).relu())
+        """)
+    )
+    rng = np.random.RandomState(0)
+    x = rng.randn(300, 6).astype(np.float32)
+    y = (x[:, :3] + 0.5 * x[:, 3:]).argmax(1)
+    np.savez(folder / "data.npz", x=x, y=y)
+    nets = {name: trained(seed, x, y) for name, seed in (("a", 0), ("b", 1))}
+    group = Symmetry.of(nets["a"], torch.from_numpy(x[:2]))
+    nets["disguised"] = group.sample(seed=3)(nets["a"])
+    nets["near"] = nets["a"] + 0.1 * float(nets["a"].weights.norm()) / 15 * nets["a"].weights.randn(0)
+    for name, net in nets.items():
+        checkpoint.save(net.tensors, folder / f"{name}.safetensors", metadata={"who": name})
+    return folder
+
+
+def mlp(width=12):
+    return nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def trained(seed, x, y):
+    torch.manual_seed(seed)
+    module = mlp()
+    optimiser = torch.optim.Adam(module.parameters(), lr=0.02)
+    for _ in range(80):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(module(torch.from_numpy(x)), torch.from_numpy(y)).backward()
+        optimiser.step()
+    return Net.of(module)
+
+
+@pytest.fixture
+def here(play, monkeypatch, tmp_path):
+    """Run in the folder of the networks; outputs go elsewhere."""
+    monkeypatch.chdir(play)
+    monkeypatch.syspath_prepend(str(play))
+    return tmp_path
+
+
+def run(capsys, *words):
+    code = main([str(word) for word in words])
+    return code, *capsys.readouterr()
+
+
+def ok(capsys, *words):
+    code, out, err = run(capsys, *words)
+    assert code == 0, err
+    return out
+
+
+def run_json(capsys, *words):
+    return json.loads(ok(capsys, *words, "--json"))
+
+
+# ------------------------------------------------------------------ the commands
+
+
+def test_read_lists_the_axes_and_writes_a_certificate(here, capsys):
+    certificate = here / "group.json"
+    out = ok(capsys, "read", "--arch", ARCH, "--example", "2x6", "-o", certificate)
+    assert "S12 x R+12 x S8 x R+8" in out
+    for word in ("0.weight[0]", "2.weight[0]", "permutation, scale", "4.weight", "Verified"):
+        assert word in out
+    assert [(a.size, a.kinds) for a in Symmetry.load(certificate).axes] == [
+        (12, ("permutation", "scale")),
+        (8, ("permutation", "scale")),
+    ]
+    printed = run_json(capsys, "read", "--arch", ARCH, "--example", "2x6")
+    assert printed == json.loads(certificate.read_text())
+
+
+def test_compare_recognises_a_disguised_copy(here, capsys):
+    seen = run_json(capsys, "compare", "a.safetensors", "disguised.safetensors", "--arch", ARCH, "--data", "data.npz")
+    assert seen["verdict"]["kind"] == "same"
+    assert seen["relative_naive"] > 1 and seen["relative"] < 1e-6
+    assert seen["outputs"]["disagreement"] == 0 and seen["outputs"]["relative"] < 1e-5
+    assert seen["line"]["barrier"]["after"] < 1e-4 < seen["line"]["barrier"]["before"]
+    low, high = seen["interval"]
+    assert 0 <= low <= high < 1e-4
+    assert seen["line"]["examples"] == 150  # half of them; the others were aligned on
+
+
+def test_compare_tells_a_neighbour_from_a_stranger(here, capsys):
+    near = run_json(capsys, "compare", "a.safetensors", "near.safetensors", "--arch", ARCH, "--example", "2x6")
+    far = run_json(capsys, "compare", "a.safetensors", "b.safetensors", "--arch", ARCH, "--example", "2x6")
+    assert near["verdict"]["kind"] == "related" and 0.01 < near["relative"] < 0.3
+    assert far["verdict"]["kind"] == "independent" and far["relative"] > 0.7
+    assert far["aligned"] < far["naive"]
+    assert near["line"] is None and near["outputs"] == {}
+
+
+def test_compare_prints_verdict_table_and_numbers(here, capsys):
+    code, out, err = run(capsys, "compare", "a.safetensors", "b.safetensors", "--arch", ARCH, "--data", "data.npz")
+    assert code == 0
+    for words in ("Independent: trained apart", "as stored", "aligned", "loss barrier", "accuracy half way",
+                  "certainly between", "0.weight", "12x6", "S12 x R+12 x S8 x R+8", "Matched by"):  # fmt: skip
+        assert words in out
+    assert "reading the symmetry" in err and "\x1b" not in out + err
+
+
+@pytest.mark.parametrize(
+    ("other", "expected", "code"),
+    [("disguised", "same", 0), ("disguised", "related", 0), ("b", "same", 1), ("b", "related", 1), ("b", "independent", 0),
+     ("near", "same", 1), ("near", "related", 0), ("disguised", "independent", 1)],
+)  # fmt: skip
+def test_expect_gives_the_exit_code(here, capsys, other, expected, code):
+    words = ("compare", "a.safetensors", f"{other}.safetensors", "--arch", ARCH, "--example", "2x6", "--expect", expected)
+    assert run(capsys, *words, "--method", "weights")[0] == code
+
+
+def test_align_keeps_the_function_and_comes_nearer(here, capsys, play):
+    out = here / "out.safetensors"
+    words = ("align", "b.safetensors", "--to", "a.safetensors", "--arch", ARCH, "--data", "data.npz", "-o", out)
+    seen = run_json(capsys, *words)
+    a, b, moved = (Net.of(mlp()).load(checkpoint.read(p)) for p in (play / "a.safetensors", play / "b.safetensors", out))
+    x = torch.randn(50, 6)
+    torch.testing.assert_close(moved(x), b(x), rtol=1e-4, atol=1e-4)
+    assert float((moved - a).norm()) == pytest.approx(seen["after"], rel=1e-6)
+    assert float((b - a).norm()) == pytest.approx(seen["before"], rel=1e-6)
+    assert seen["after"] < seen["before"] and seen["function"] < 1e-5 and seen["moved"] > 0.5
+    assert checkpoint.read(out).metadata["who"] == "b"
+
+
+def test_align_undoes_a_planted_disguise(here, capsys, play):
+    out = here / "out.safetensors"
+    words = ("align", "disguised.safetensors", "--to", "a.safetensors", "--arch", ARCH, "--example", "2x6", "-o", out)
+    ok(capsys, *words)
+    a, undone = load_file(play / "a.safetensors"), load_file(out)
+    for name, tensor in a.items():
+        torch.testing.assert_close(undone[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_align_keeps_dtypes_and_names(here, capsys, play, dtype):
+    for name in ("a", "b"):
+        tensors = {k: v.to(dtype) for k, v in load_file(play / f"{name}.safetensors").items()}
+        checkpoint.save(tensors, here / f"{name}.safetensors", metadata={"note": "kept"})
+    out = here / "out.safetensors"
+    words = ("align", here / "b.safetensors", "--to", here / "a.safetensors", "--arch", ARCH, "--example", "2x6")
+    seen = run_json(capsys, *words, "-o", out)
+    assert seen["function"] < 20 * torch.finfo(dtype).eps
+    with safe_open(out, framework="pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {dtype}  # noqa: SIM118
+        assert set(file.keys()) == set(load_file(play / "b.safetensors"))
+        assert file.metadata()["note"] == "kept"
+
+
+def test_merge_averages_modulo_symmetry(here, capsys, play):
+    out = here / "merged.safetensors"
+    words = ("merge", "a.safetensors", "b.safetensors", "disguised.safetensors", "--arch", ARCH, "--data", "data.npz")
+    seen = run_json(capsys, *words, "-o", out)
+    _, measure_on = tasks(str(play / "data.npz"), 2048, 0)
+    merged = Net.of(mlp()).load(checkpoint.read(out))
+    assert accuracy(measure_on)(merged) == pytest.approx(seen["aligned"]["accuracy"])
+    assert float(measure_on(merged)) == pytest.approx(seen["aligned"]["loss"], rel=1e-5)
+    assert seen["aligned"]["loss"] < seen["naive"]["loss"]
+    assert [s["name"] for s in seen["singles"]] == ["a.safetensors", "b.safetensors", "disguised.safetensors"]
+    assert seen["singles"][0]["loss"] == pytest.approx(seen["singles"][2]["loss"], rel=1e-4)
+    text = ok(capsys, *words, "-o", out, "--force")
+    assert "ensemble of predictions" in text and "mean after alignment" in text
+
+
+def test_merge_of_a_network_with_its_disguise_is_the_network(here, capsys, play):
+    out = here / "merged.safetensors"
+    words = ("merge", "a.safetensors", "disguised.safetensors", "--arch", ARCH, "--example", "2x6", "-o", out)
+    seen = run_json(capsys, *words)
+    assert seen["naive"] is None and seen["examples"] == 0
+    for name, tensor in load_file(play / "a.safetensors").items():
+        torch.testing.assert_close(load_file(out)[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_ensemble_is_the_mean_of_probabilities(here, capsys, play):
+    words = ("merge", "a.safetensors", "b.safetensors", "--arch", ARCH, "--data", "data.npz", "-o", here / "m.safetensors")
+    seen = run_json(capsys, *words)
+    _, task = tasks(str(play / "data.npz"), 2048, 0)
+    x, y = next(task.batches())
+    nets = [Net.of(mlp()).load(checkpoint.read(play / f"{n}.safetensors")) for n in "ab"]
+    p = sum(net(x).softmax(-1) for net in nets) / 2
+    assert seen["ensemble"]["loss"] == pytest.approx(float(-p[range(len(y)), y].log().mean()), rel=1e-4)
+
+
+def test_batchnorm_statistics_are_reset_and_it_is_said(here, capsys):
+    from tinynets import Batched
+
+    for seed, name in ((0, "p"), (1, "q")):
+        torch.manual_seed(seed)
+        checkpoint.save(Batched().state_dict(), here / f"{name}.safetensors")
+    words = (here / "p.safetensors", here / "q.safetensors", "--arch", "tinynets:Batched")
+    out = ok(capsys, "compare", *words, "--data", "data.npz")
+    assert "BatchNorm statistics were re-estimated" in out
+    out = ok(capsys, "merge", *words, "--example", "2x6", "-o", here / "m.safetensors")
+    assert "re-estimate them with --data" in out
+
+
+def test_files_of_one_name_are_told_apart(here, capsys, play):
+    checkpoint.save(load_file(play / "b.safetensors"), here / "a.safetensors")
+    seen = run_json(capsys, "compare", "a.safetensors", here / "a.safetensors", "--arch", ARCH, "--example", "2x6")
+    assert seen["names"] == ["a.safetensors", str(here / "a.safetensors")]
+
+
+def test_report_is_written(here, capsys):
+    page = here / "out.html"
+    words = ("compare", "a.safetensors", "b.safetensors", "--arch", ARCH, "--data", "data.npz", "--report", page)
+    out = ok(capsys, *words)
+    assert str(page) in out.replace("\n", "")
+    assert "Independent: trained apart" in page.read_text()
+
+
+# ------------------------------------------------------------------ the verdict
+
+
+@pytest.mark.parametrize(
+    ("relative", "precision", "outputs", "kind"),
+    [(0.0, 0.0, None, "same"), (9e-5, 0.0, None, "same"), (2e-4, 0.0, None, "related"), (5e-3, 0.0078, None, "same"),
+     (5e-5, 1e-7, 1e-5, "same"), (5e-5, 1e-7, 0.5, "related"), (0.69, 0.0, None, "related"),
+     (0.71, 0.0, None, "independent"), (1.41, 0.0, 1e-9, "independent")],
+)  # fmt: skip
+def test_judge(relative, precision, outputs, kind):
+    verdict = compare.judge(relative, precision, outputs)
+    assert verdict.kind == kind
+    assert f"{relative:.2g}" in verdict.why
+
+
+def test_relative_distance_does_not_depend_on_order_scale_or_sides(play):
+    x = torch.from_numpy(np.load(play / "data.npz")["x"])
+    a, b = (Net.of(mlp()).load(checkpoint.read(play / f"{n}.safetensors")) for n in "ab")
+    group = Symmetry.of(a, x[:2])
+    r = compare.compare(a, b, group).relative
+    assert compare.compare(b, a, group).relative == pytest.approx(r, rel=1e-2)
+    assert compare.compare(a, group.sample(seed=8)(b), group).relative == pytest.approx(r, rel=1e-2)
+
+
+def test_line_agrees_with_path(play):
+    from weightspace.path import line
+
+    align_on, measure_on = tasks(str(play / "data.npz"), 2048, 0)
+    a, b = (Net.of(mlp()).load(checkpoint.read(play / f"{n}.safetensors")) for n in "ab")
+    seen = compare.along(a, b, a, measure_on, align_on)
+    assert seen.barrier["before"] == pytest.approx(line(a, b).barrier(measure_on), rel=1e-6)
+    assert seen.barrier["after"] == pytest.approx(0, abs=1e-9)
+    assert seen.accuracy["before"][0] == pytest.approx(accuracy(measure_on)(a))
+
+
+# ------------------------------------------------------------------ what options mean
+
+
+def test_parse_example():
+    assert parse_example("2x3x32x32").shape == (2, 3, 32, 32)
+    assert torch.equal(parse_example("2x6"), parse_example("2x6"))
+    ids = parse_example("ids:2x5")
+    assert ids.shape == (2, 5) and ids.dtype == torch.int64
+
+
+def test_factories_take_literal_arguments(here):
+    assert find("tinynets:mlp(width=5)", [])[0].out_features == 5
+    assert isinstance(find("torch.nn:Linear(in_features=3, out_features=2)", []), nn.Linear)
+
+
+def test_tasks_are_disjoint(play):
+    for data in (str(play / "data.npz"), "digits"):
+        one, other = tasks(data, 2048, 0)
+        rows = [{x.numpy().tobytes() for x in next(t.take(len(t)).batches())[0]} for t in (one, other)]
+        assert rows[0] and rows[1]
+        if data != "digits":  # some digits occur twice
+            assert not rows[0] & rows[1]
+    assert len(tasks("digits", 100, 0)[1]) == 100
+
+
+def test_a_file_with_two_splits_uses_both(here):
+    x, y = np.arange(40, dtype=np.float32).reshape(20, 2), np.arange(20) % 3
+    np.savez(here / "split.npz", x_train=x[:14], y_train=y[:14], x_test=x[14:], y_test=y[14:])
+    align_on, measure_on = tasks(str(here / "split.npz"), 2048, 0)
+    assert (len(align_on), len(measure_on)) == (14, 6)
+
+
+def test_tied_tensors_move_under_every_name(here):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.enc, self.out = nn.Linear(5, 7, bias=False), nn.Linear(7, 3)
+            self.again = self.enc
+
+        def forward(self, x):
+            return self.out(self.enc(x).relu())
+
+    module = Tied()
+    net = Net.of(module)
+    group = Symmetry.of(net, torch.randn(2, 5))
+    g = group.sample(seed=0)
+    stored = Stored(module.state_dict(), net, lambda name, tensor: g.move(name, tensor))
+    assert torch.equal(stored["enc.weight"], stored["again.weight"])
+    torch.testing.assert_close(stored["enc.weight"], g(net).weights["enc.weight"])
+
+
+def test_an_exported_program_is_an_architecture_and_a_checkpoint_once_trusted(here, capsys, play):
+    module = mlp()
+    module.load_state_dict(load_file(play / "a.safetensors"))
+    program = torch.export.export(module, (torch.randn(2, 6),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, here / "a.pt2")
+    words = ("compare", here / "a.pt2", "disguised.safetensors", "--example", "2x6", "--trust-code")
+    assert run_json(capsys, *words)["verdict"]["kind"] == "same"
+
+
+def test_a_hugging_face_folder_needs_no_arch(here, capsys):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.LlamaConfig(**sizes, vocab_size=32, num_key_value_heads=2, max_position_embeddings=32)
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        transformers.LlamaForCausalLM(config).save_pretrained(here / f"m{seed}")
+    seen = run_json(capsys, "compare", here / "m0", here / "m1", "--method", "weights")
+    assert seen["architecture"] == "LlamaForCausalLM" and seen["verdict"]["kind"] == "independent"
+
+
+def test_hugging_face_without_transformers_says_what_to_install(here, monkeypatch):
+    (here / "config.json").write_text("{}")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ArchitectureError, match=r"pip install 'weightspace\[hf\]'"):
+        find(None, [here])
+
+
+def test_limit_and_seed_reach_the_data(here, capsys):
+    words = ("compare", "a.safetensors", "b.safetensors", "--arch", ARCH, "--data", "data.npz", "--method", "weights")
+    assert run_json(capsys, *words, "--limit", "40")["line"]["examples"] == 40
+    one, other = (run_json(capsys, *words, "--limit", "40", "--seed", seed)["line"]["loss"] for seed in (1, 2))
+    assert one != other
+
+
+# ------------------------------------------------------------------ the program
+
+
+def program(*words, cwd=None, **environment):
+    # the coverage of warnings in tests must not reach the child
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1", **environment}
+    call = "import sys; from weightspace.cli import main; sys.exit(main())"
+    return subprocess.run([sys.executable, "-c", call, *words], capture_output=True, text=True, cwd=cwd, env=env)
+
+
+@pytest.mark.parametrize("words", [[], *([command] for command in COMMANDS)])
+def test_help_does_not_import_torch(words):
+    call = (
+        "import sys; from weightspace.cli import main; code = main(sys.argv[1:]); "
+        "slow = {'torch', 'numpy', 'plotly', 'scipy', 'sklearn'} & set(sys.modules); assert not slow, slow; sys.exit(code)"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run([sys.executable, "-c", call, *words, "--help"], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout and (words or all(command in done.stdout for command in COMMANDS))
+
+
+def test_version(capsys):
+    import weightspace
+
+    out = ok(capsys, "--version")
+    assert out.strip() == f"weightspace {weightspace.__version__}"
+
+
+def test_every_command_has_json_force_and_debug():
+    for command in COMMANDS:
+        words = program(command, "--help", COLUMNS="200").stdout
+        assert "--json" in words and "--force" in words and "--debug" in words
+
+
+def test_as_a_process_stdout_is_json_and_colours_are_off(play, tmp_path):
+    words = ("compare", "a.safetensors", "disguised.safetensors", "--arch", ARCH, "--example", "2x6", "--json")
+    done = program(*words, cwd=play, NO_COLOR="1")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["verdict"]["kind"] == "same"
+    assert "\x1b" not in done.stdout + done.stderr and "Warning" not in done.stderr
+
+
+def test_ctrl_c_is_one_line(here, capsys, monkeypatch):
+    def stopped(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Bench, "compare", stopped)
+    code, out, err = run(capsys, "compare", "a.safetensors", "b.safetensors", "--arch", ARCH, "--example", "2x6")
+    assert code == 130 and out == "" and err.splitlines()[-1].startswith("weightspace: stopped")
+
+
+def test_debug_shows_the_traceback(here):
+    with pytest.raises(ArchitectureError):
+        main(["read", "--arch", "nothing", "--debug"])
+
+
+# ------------------------------------------------------------------ the demo
+
+
+def test_demo(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "_EPOCHS", 6)
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, "demo")
+    assert code == 0, err
+    folder = tmp_path / "weightspace-demo"
+    for name in demo._FILES:
+        assert (folder / f"{name}.safetensors").exists()
+    assert str(folder / "report.html") in out.replace("\n", "")
+    for words in ("weightspace compare a.safetensors disguised.safetensors --arch weightspace.demo:digits_cnn",
+                  "weightspace align", "weightspace merge", "the same network, up to symmetry", "independent"):  # fmt: skip
+        assert words in out
+    monkeypatch.chdir(folder)
+    a, merged = (Net.of(demo.digits_cnn()).load(checkpoint.read(f"{n}.safetensors")) for n in ("a", "merged"))
+    right = accuracy(datasets.digits("test"))
+    assert right(a) > 0.9 and right(merged) > 0.6
+
+
+def test_demo_does_not_overwrite_files_of_others(tmp_path, capsys, monkeypatch):
+    (tmp_path / "a.safetensors").write_text("mine")
+    code, _, err = run(capsys, "demo", "-o", tmp_path)
+    assert code == 2 and "--force" in err and (tmp_path / "a.safetensors").read_text() == "mine"
+
+
+def test_training_repeats_and_leaves_the_global_generator_alone():
+    data = datasets.digits()
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    one, two = (demo.train(3, data, epochs=1) for _ in range(2))
+    assert torch.equal(torch.rand(1), expected)
+    assert float((one - two).norm()) == 0
+    assert float((one - demo.train(4, data, epochs=1)).norm()) > 0
+
+
+def test_paths_are_not_names_of_the_machine():
+    root = Path(compare.__file__).parent
+    for name in ("cli", "compare", "workbench", "report", "demo", "architecture"):
+        text = (root / f"{name}.py").read_text()
+        assert "/work" not in text and "/tmp" not in text and "/root" not in text
+
+
+def test_task_of_soft_labels_has_no_ensemble_of_classes():
+    assert not compare.classifies(Task(torch.randn(4, 2), torch.randn(4, 1)))
