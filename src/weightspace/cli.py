@@ -114,7 +114,7 @@ def _fail(message: str, code: int) -> int:
 # ------------------------------------------------------------------ commands
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool | None) -> None:
     if wanted:
         from weightspace import __version__
 
@@ -125,8 +125,8 @@ def _version(wanted: bool) -> None:
 @app.callback(help=_ABOUT)
 def weightspace(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
+        bool | None, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = None,
 ) -> None:
     """All commands; no options of its own but the version."""
 
@@ -292,7 +292,8 @@ def _bench(
     from weightspace.workbench import Bench
 
     with _progress() as step:
-        yield Bench.open(arch, paths, data, example, limit=limit, trust_code=trust_code, seed=seed, progress=step)
+        options: dict[str, Any] = {"limit": limit, "method": method, "trust_code": trust_code, "seed": seed}
+        yield Bench.open(arch, paths, data, example, progress=step, **options)
 
 
 @contextmanager

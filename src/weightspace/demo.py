@@ -179,14 +179,16 @@ def overview(numbers: Mapping[str, Any]) -> report.Page:
     """The first page: what this is about, in two numbers."""
     copy, line, merge = numbers["disguised"], numbers["compare"]["line"], numbers["merge"]
     half = len(line["t"]) // 2
+    before, after = (f"{line['accuracy'][k][half]:.0%}" for k in ("before", "after"))
+    naive, aligned = (f"{merge[k]['accuracy']:.1%}" for k in ("naive", "aligned"))
+    shuffled = "distance to the original, relative to the norm"
     cards = [
-        report.Card("A copy, its units shuffled", f"{copy['relative_naive']:.2f}", f"{copy['relative']:.0e}",
-                    "distance to the original, relative to the norm"),
-        report.Card("Half way between two seeds", f"{line['accuracy']['before'][half]:.0%}",
-                    f"{line['accuracy']['after'][half]:.0%}", "of test digits right, on the line between the two"),
-        report.Card("Two networks merged into one", f"{merge['naive']['accuracy']:.1%}",
-                    f"{merge['aligned']['accuracy']:.1%}", "of test digits right, averaged plainly and modulo symmetry"),
-    ]  # fmt: skip
+        report.Card("A copy, its units shuffled", f"{copy['relative_naive']:.2f}", f"{copy['relative']:.0e}", shuffled),
+        report.Card("Half way between two seeds", before, after, "of test digits right, on the line between the two"),
+        report.Card(
+            "Two networks merged into one", naive, aligned, "of test digits right, plain mean and aligned mean"
+        ),
+    ]
     lead = (
         "The hidden units of a network can be renumbered and rescaled without changing what it computes. So two "
         "checkpoints may look unrelated and still hold the same solution, and their plain average is useless. "

@@ -1,0 +1,111 @@
+"""What the pages show, holds: their Python runs, their commands exist, their links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+import typer
+
+import weightspace as ws
+from weightspace.cli import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES += [page for folder in ("benchmarks", "experiments") for page in (ROOT / folder).glob("README.md")]
+TARGETS = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+COMMANDS = typer.main.get_command(app)
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def run(text: str, name: str = "page") -> None:
+    """Every Python block of a page in order, in one namespace; a warning is an error."""
+    space = {"__name__": name}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for block in blocks(text, "python"):
+            exec(compile(block, name, "exec"), space)
+
+
+def wrong_commands(text: str) -> Iterator[str]:
+    """Shell lines of a page that name no target of the Makefile, or no command or option of the command line."""
+    inline = re.findall(r"`((?:make|weightspace|python -m) [^`]+)`", text)
+    lines = [line for block in blocks(text, "sh") for line in block.splitlines()]
+    for line in [*inline, *lines]:
+        program, *words = shlex.split(line)
+        if program == "weightspace":
+            if problem := _parsed(words):
+                yield f"{line}: {problem}"
+        elif program == "make":
+            yield from (f"{line}: no target {word}" for word in words if word not in TARGETS)
+        elif words[0] == "-m" and words[1] != "venv":
+            if not (ROOT / words[1].replace(".", "/")).with_suffix(".py").exists():
+                yield f"{line}: no such module"
+        elif words[:2] != ["-m", "venv"]:
+            yield f"{line}: not known to this test"
+
+
+def _parsed(words: list[str]) -> str:
+    name, *rest = words
+    if name not in COMMANDS.commands:
+        return f"no command {name}"
+    try:
+        COMMANDS.commands[name].make_context(name, rest)
+    except click.UsageError as error:
+        return error.format_message()
+    return ""
+
+
+def dead_links(page: Path) -> list[str]:
+    links = re.findall(r"\]\(([^)#:]+)[^):]*\)", page.read_text())
+    return [link for link in links if not (page.parent / link).exists()]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p.read_text(), "python")], ids=lambda p: p.stem)
+def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run(page.read_text(), page.stem)
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_the_commands_and_links_of_a_page_exist(page):
+    assert not list(wrong_commands(page.read_text()))
+    assert not dead_links(page)
+
+
+def test_the_readme_shows_the_two_commands_first():
+    assert blocks((ROOT / "README.md").read_text(), "sh")[0].split("\n") == ["make demo", "make test", ""]
+
+
+def test_every_page_of_the_docs_is_in_the_index():
+    index = (ROOT / "docs" / "index.md").read_text()
+    assert {page.name for page in PAGES if page.parent.name == "docs"} - {"index.md"} <= set(
+        re.findall(r"[\w-]+\.md", index)
+    )
+
+
+def test_the_api_page_names_what_is_public():
+    rows = re.findall(r"^\| `(\w+)` \| .+ \|$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted(ws.__all__)
+    assert all(getattr(ws, name) is not None for name in rows)
+
+
+def test_wrong_pages_are_seen(tmp_path):
+    with pytest.raises(AssertionError):
+        run("```python\nassert 1 == 2\n```\n")
+    with pytest.raises(UserWarning):
+        run("```python\nimport warnings\nwarnings.warn('old')\n```\n")
+    lines = ["weightspace bake", "weightspace demo --fast", "weightspace demo --seed 1", "rm x"]
+    shown = "`make tea`, `python -m tests.nothing`\n```sh\n" + "\n".join(lines) + "\n```\n"
+    assert len(list(wrong_commands(shown))) == 5
+    (tmp_path / "page.md").write_text("[here](page.md), [there](nowhere.md), [web](https://example.org)")
+    assert dead_links(tmp_path / "page.md") == ["nowhere.md"]
