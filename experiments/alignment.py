@@ -143,11 +143,12 @@ def _joined(lab: Lab, kind: str, ends: str, seed: int) -> dict[str, Any]:
 def walked(lab: Lab, group: Symmetry, nets: Sequence[Net]) -> dict[str, float]:
     """Units left in place by matching every point to the one before, and the last point to the first."""
 
-    def kept(net: Net, to: Net) -> float:
-        places = in_place(group, group.match(net, to=to, data=lab.train, method=METHOD).element)
+    def kept(net: Net, to: Net, data: Task | None, method: str) -> float:
+        places = in_place(group, group.match(net, to=to, data=data, method=method).element)
         return sum(places) / len(places)
 
-    return {"step": min(kept(y, x) for x, y in pairwise(nets)), "ends": kept(nets[-1], nets[0])}
+    step = min(kept(y, x, lab.train, METHOD) for x, y in pairwise(nets))
+    return {"step": step, "ends": kept(nets[-1], nets[0], None, "weights")}
 
 
 # --- averaging weights against averaging predictions ------------------------------------------------------------------
@@ -158,19 +159,24 @@ def averages(lab: Lab, seed: int) -> Iterator[Job]:
     for kind in ("mlp", "cnn"):
         for n in range(2, MOST + 1):
             yield f"averages/{kind}/{n}/{seed}", partial(_averaged, lab, kind, n, seed)
+            yield f"averages/{kind}/{n} without data/{seed}", partial(_merged, lab, kind, n, seed, None)
+
+
+def _merged(lab: Lab, kind: str, n: int, seed: int, data: Task | None) -> dict[str, Any]:
+    nets = [lab.net(kind, MOST * seed + k) for k in range(n)]
+    began = time.process_time()
+    merged = mean(nets, lab.group(nets[0]), data=data)
+    seconds = time.process_time() - began
+    return {"merged": accuracy(lab.test)(merged), "merged_loss": float(lab.test(merged)), "seconds": seconds}
 
 
 def _averaged(lab: Lab, kind: str, n: int, seed: int) -> dict[str, Any]:
     nets = [lab.net(kind, MOST * seed + k) for k in range(n)]
     correct, loss = accuracy(lab.test), lab.test
-    began = time.perf_counter()
-    merged = mean(nets, lab.group(nets[0]), data=lab.train)
-    seconds = time.perf_counter() - began
     naive = average(nets)
     row = {"single": sum(map(correct, nets)) / n, "single_loss": sum(float(loss(net)) for net in nets) / n}
     row |= {"naive": correct(naive), "naive_loss": float(loss(naive))}
-    row |= {"merged": correct(merged), "merged_loss": float(loss(merged)), "seconds": seconds}
-    return row | ensemble(nets, lab.test)
+    return row | _merged(lab, kind, n, seed, lab.train) | ensemble(nets, lab.test)
 
 
 def ensemble(nets: Sequence[Net], task: Task) -> dict[str, float]:

@@ -49,12 +49,14 @@ def paths(record: Record) -> go.Figure:
 def averages(record: Record) -> go.Figure:
     """Test accuracy against the number of networks."""
     figure = make_subplots(1, 2, subplot_titles=("MLP", "CNN"))
-    names = {"single": "one network", "naive": "mean as they are", "merged": "mean modulo symmetry"}
-    names["ensemble"] = "mean of predictions"
+    names = {"single": "one network", "naive": "mean as they are", "merged": "modulo symmetry, with data"}
+    names |= {"ensemble": "mean of predictions", "without data": "modulo symmetry, without data"}
     n = list(range(2, MOST + 1))
     for at, kind in enumerate(("mlp", "cnn"), start=1):
-        for (name, label), colour in zip(names.items(), ("#888888", "#d55e00", "#0072b2", "#000000"), strict=True):
-            y = [100 * record.median(f"averages/{kind}/{k}", name) for k in n]
+        for (name, label), colour in zip(names.items(), COLOURS[:5], strict=True):
+            free = name == "without data"
+            seen = [(f"averages/{kind}/{k}{' without data' * free}", "merged" if free else name) for k in n]
+            y = [100 * record.median(*place) for place in seen]
             figure.add_trace(go.Scatter(x=n, y=y, name=label, line_color=colour, showlegend=at == 1), 1, at)
     return figure.update_xaxes(dtick=1, title="networks").update_yaxes(title="accuracy, %").update_layout(height=330)
 

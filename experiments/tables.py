@@ -54,25 +54,28 @@ def paths(record: Record) -> Table:
 
 
 def averages(record: Record) -> Table:
-    names = ("single", "naive", "merged", "ensemble")
-    head = ["net", "n", "one network, %", "mean as they are", "mean modulo symmetry", "mean of predictions"]
+    head = ["net", "n", "one network, %", "mean as they are", "mean modulo symmetry, without data", "with data"]
     rows = []
     for kind in ("mlp", "cnn"):
         for n in range(2, 6):
             at = f"averages/{kind}/{n}"
-            pairs = [(percent(record.median(at, k)), number(record.median(at, f"{k}_loss"))) for k in names]
-            rows.append([kind.upper(), str(n), *(f"{a} ({b})" for a, b in pairs)])
-    return head, rows
+            places = [(at, "single"), (at, "naive"), (f"{at} without data", "merged"), (at, "merged"), (at, "ensemble")]
+            rows.append([kind.upper(), str(n), *(_scored(record, *place) for place in places)])
+    return [*head, "mean of predictions"], rows
+
+
+def _scored(record: Record, setting: str, name: str) -> str:
+    """Accuracy in percent and, in brackets, cross-entropy."""
+    return f"{percent(record.median(setting, name))} ({number(record.median(setting, f'{name}_loss'))})"
 
 
 def swa(record: Record) -> Table:
     names = ("last", "swa", "annealed", "merged")
     head = ["last epoch, %", "mean of the last epochs (SWA)", "annealed run", f"{5} annealed runs, merged"]
-    pairs = [(percent(record.median("swa/run", k)), number(record.median("swa/run", f"{k}_loss"))) for k in names]
     head += ["barrier, first to last", "in place, first to last, %"]
     at = "swa/run"
     return head, [
-        [*(f"{a} ({b})" for a, b in pairs), number(record.median(at, "line")), percent(record.median(at, "in_place"))]
+        [*(_scored(record, at, k) for k in names), number(record.median(at, "line")), percent(record.median(at, "in_place"))]
     ]
 
 

@@ -147,11 +147,21 @@ def test_compare_prints_verdict_table_and_numbers(here, capsys):
 
 @pytest.mark.parametrize(
     ("other", "expected", "code"),
-    [("disguised", "same", 0), ("disguised", "related", 0), ("b", "same", 1), ("b", "related", 1), ("b", "independent", 0),
-     ("near", "same", 1), ("near", "related", 0), ("disguised", "independent", 1)],
+    [("disguised", "same", 0), ("disguised", "related", 0), ("b", "same", 1), ("b", "related", 1),
+     ("b", "independent", 0), ("near", "same", 1), ("near", "related", 0), ("disguised", "independent", 1)],
 )  # fmt: skip
 def test_expect_gives_the_exit_code(here, capsys, other, expected, code):
-    words = ("compare", "a.safetensors", f"{other}.safetensors", "--arch", ARCH, "--example", "2x6", "--expect", expected)
+    words = (
+        "compare",
+        "a.safetensors",
+        f"{other}.safetensors",
+        "--arch",
+        ARCH,
+        "--example",
+        "2x6",
+        "--expect",
+        expected,
+    )
     assert run(capsys, *words, "--method", "weights")[0] == code
 
 
@@ -159,7 +169,9 @@ def test_align_keeps_the_function_and_comes_nearer(here, capsys, play):
     out = here / "out.safetensors"
     words = ("align", "b.safetensors", "--to", "a.safetensors", "--arch", ARCH, "--data", "data.npz", "-o", out)
     seen = run_json(capsys, *words)
-    a, b, moved = (Net.of(mlp()).load(checkpoint.read(p)) for p in (play / "a.safetensors", play / "b.safetensors", out))
+    a, b, moved = (
+        Net.of(mlp()).load(checkpoint.read(p)) for p in (play / "a.safetensors", play / "b.safetensors", out)
+    )
     x = torch.randn(50, 6)
     torch.testing.assert_close(moved(x), b(x), rtol=1e-4, atol=1e-4)
     assert float((moved - a).norm()) == pytest.approx(seen["after"], rel=1e-6)
@@ -187,7 +199,7 @@ def test_align_keeps_dtypes_and_names(here, capsys, play, dtype):
     seen = run_json(capsys, *words, "-o", out)
     assert seen["function"] < 20 * torch.finfo(dtype).eps
     with safe_open(out, framework="pt") as file:
-        assert {file.get_tensor(name).dtype for name in file.keys()} == {dtype}  # noqa: SIM118
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {dtype}
         assert set(file.keys()) == set(load_file(play / "b.safetensors"))
         assert file.metadata()["note"] == "kept"
 
@@ -217,7 +229,17 @@ def test_merge_of_a_network_with_its_disguise_is_the_network(here, capsys, play)
 
 
 def test_ensemble_is_the_mean_of_probabilities(here, capsys, play):
-    words = ("merge", "a.safetensors", "b.safetensors", "--arch", ARCH, "--data", "data.npz", "-o", here / "m.safetensors")
+    words = (
+        "merge",
+        "a.safetensors",
+        "b.safetensors",
+        "--arch",
+        ARCH,
+        "--data",
+        "data.npz",
+        "-o",
+        here / "m.safetensors",
+    )
     seen = run_json(capsys, *words)
     _, task = tasks(str(play / "data.npz"), 2048, 0)
     x, y = next(task.batches())
@@ -387,7 +409,8 @@ def program(*words, cwd=None, **environment):
 def test_help_does_not_import_torch(words):
     call = (
         "import sys; from weightspace.cli import main; code = main(sys.argv[1:]); "
-        "slow = {'torch', 'numpy', 'plotly', 'scipy', 'sklearn'} & set(sys.modules); assert not slow, slow; sys.exit(code)"
+        "slow = {'torch', 'numpy', 'plotly', 'scipy', 'sklearn'} & set(sys.modules); assert not slow, slow; "
+        "sys.exit(code)"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     done = subprocess.run([sys.executable, "-c", call, *words, "--help"], capture_output=True, text=True, env=env)
@@ -443,7 +466,8 @@ def test_demo(tmp_path, capsys, monkeypatch):
         assert (folder / f"{name}.safetensors").exists()
     assert str(folder / "report.html") in out.replace("\n", "")
     for words in ("weightspace compare a.safetensors disguised.safetensors --arch weightspace.demo:digits_cnn",
-                  "weightspace align", "weightspace merge", "the same network, up to symmetry", "independent"):  # fmt: skip
+                  "weightspace align", "weightspace merge", "the same network, up to symmetry",
+                  "independent"):  # fmt: skip
         assert words in out
     monkeypatch.chdir(folder)
     a, merged = (Net.of(demo.digits_cnn()).load(checkpoint.read(f"{n}.safetensors")) for n in ("a", "merged"))

@@ -150,6 +150,7 @@ def _pretrained(folder: Path) -> nn.Module:
     try:
         names = json.loads(path.read_text())["architectures"] or [None]
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        config.use_cache = False  # a cache among the outputs cannot be exported
         named = getattr(transformers, str(names[0]), None)
         if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
             return named(config)

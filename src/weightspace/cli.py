@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from weightspace.text import console, printable, say_aligned, say_comparison, say_group, say_merged
+
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
     from weightspace.compare import Comparison, Progress
-    from weightspace.symmetry import Symmetry
-    from weightspace.workbench import Aligned, Bench, Merged
+    from weightspace.workbench import Bench
 
 __all__ = ["app", "main"]
 
@@ -31,6 +31,8 @@ _ABOUT = (
     "measure or average.\n\n"
     "Exit codes: 0 done, 1 another verdict than the one expected, 2 a mistake (one line says which)."
 )
+_STOPPED = 130  # typer's code, and the shell's, for Ctrl-C
+
 app = typer.Typer(help=_ABOUT, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 _Arch = Annotated[
@@ -76,9 +78,9 @@ def main(arguments: list[str] | None = None) -> int:
         with warnings.catch_warnings():
             if "--debug" not in given:
                 warnings.simplefilter("ignore")
-            return int(app(given, prog_name="weightspace", standalone_mode=False) or 0)
+            code = int(app(given, prog_name="weightspace", standalone_mode=False) or 0)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("stopped; nothing was left half-written", 130)
+        code = _STOPPED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -86,6 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
         if "--debug" in given:
             raise
         return _fail(_line(error), 2)
+    return _fail("stopped; nothing was left half-written", code) if code == _STOPPED else code
 
 
 def _line(error: Exception) -> str:
@@ -106,8 +109,7 @@ def _line(error: Exception) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    printable = "".join(c if c.isprintable() else " " for c in message)
-    print(f"weightspace: {printable}", file=sys.stderr)
+    print(f"weightspace: {printable(message)}", file=sys.stderr)
     return code
 
 
@@ -152,7 +154,7 @@ def read(
     if as_json:
         _print_json(bench.group.certificate())
     else:
-        _say_group(bench.group, type(bench.template.architecture).__name__, out)
+        say_group(bench.group, type(bench.template.architecture).__name__, out)
 
 
 @app.command()
@@ -185,7 +187,7 @@ def compare(
     if as_json:
         _print_json(found.data())
     else:
-        _say_comparison(found, report)
+        say_comparison(found, report)
     if expect and found.verdict.kind not in ((expect, "same") if expect == "related" else (expect,)):
         raise typer.Exit(1)
 
@@ -213,7 +215,7 @@ def align(
     if as_json:
         _print_json(done.data())
     else:
-        _say_aligned(done)
+        say_aligned(done)
 
 
 @app.command()
@@ -239,7 +241,7 @@ def merge(
     if as_json:
         _print_json(done.data())
     else:
-        _say_merged(done)
+        say_merged(done)
 
 
 @app.command()
@@ -253,9 +255,9 @@ def demo(
     """Everything that works so far, on embedded data, in half a minute; ends with a page to look at."""
     from weightspace import demo as show
 
-    console = None if as_json else _console()
-    with _progress(console) as step:
-        done = show.run(out, console=console, force=force, seed=seed, progress=step)
+    stdout = None if as_json else console()
+    with _progress(stdout) as step:
+        done = show.run(out, console=stdout, force=force, seed=seed, progress=step)
     if as_json:
         _print_json(done)
 
@@ -312,7 +314,7 @@ def _progress(beside: Console | None = None) -> Iterator[Progress]:
         def tell(what: str, done: int, total: int) -> None:
             if what not in said:
                 said.add(what)
-                print(f"{_printable(what)} ...", file=sys.stderr, flush=True)
+                print(f"{printable(what)} ...", file=sys.stderr, flush=True)
 
         yield tell
         return
@@ -321,23 +323,9 @@ def _progress(beside: Console | None = None) -> Iterator[Progress]:
         bar = bars.add_task("starting", total=None)
 
         def show(what: str, done: int, total: int) -> None:
-            bars.update(bar, description=_printable(what), completed=done, total=total or None)
+            bars.update(bar, description=printable(what), completed=done, total=total or None)
 
         yield show
-
-
-# ------------------------------------------------------------------ what is printed
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    console = Console(markup=False, highlight=False, emoji=False)
-    return console if console.is_terminal else Console(markup=False, highlight=False, emoji=False, width=120)
 
 
 def _print_json(value: Any) -> None:
@@ -354,89 +342,7 @@ def _plain(value: Any) -> Any:
 
 
 def _write_report(path: Path, found: Comparison) -> None:
-    from weightspace import report
+    from weightspace.page import save
+    from weightspace.report import comparison_page
 
-    report.save([report.comparison_page(found)], path)
-
-
-def _table(*columns: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
-    return table
-
-
-def _say_group(group: Symmetry, name: str, out: Path | None) -> None:
-    console = _console()
-    order = f"10^{group.log10_order:.0f}" if group.log10_order > 4 else f"{10**group.log10_order:.0f}"
-    console.print(f"{name}: {group}", style="bold")
-    console.print(
-        f"{len(group)} axes of units that move together; {order} ways to renumber them, all the same function."
-    )
-    table = _table("axis", "units", "moves", "depends on", "places", "tensors")
-    for axis in group.axes:
-        places = group.places[axis.name]
-        tensors = list(dict.fromkeys(group.blocks[p.block].tensor for p in places))
-        more = f" and {len(tensors) - 3} more" if len(tensors) > 3 else ""
-        over = ", ".join(axis.over) or "-"
-        row = [axis.name, str(axis.size), ", ".join(axis.kinds), over, str(len(places)), ", ".join(tensors[:3]) + more]
-        table.add_row(*map(_printable, row))
-    console.print(table)
-    _say_notes(console, list(group.notes))
-    if group.verified:
-        console.print("Verified: " + group.verified["how"] + f", in {group.verified['dtype']}.")
-    if out:
-        console.print(f"Certificate: {out}")
-
-
-def _say_notes(console: Console, notes: list[str]) -> None:
-    for note in notes:
-        console.print(f"Note: {_printable(note)}", style="yellow")
-
-
-def _say_comparison(found: Comparison, report: Path | None) -> None:
-    console = _console()
-    console.print(f"{found.verdict.words[0].upper()}{found.verdict.words[1:]}", style="bold")
-    console.print(f"{found.verdict.why[0].upper()}{found.verdict.why[1:]}.")
-    table = _table("", "as stored", "aligned")
-    for label, before, after in found.rows():
-        table.add_row(label, before, after)
-    console.print(table)
-    for line in found.remarks():
-        console.print(_printable(line))
-    layers = _table("tensor", "shape", "|a|", "|b|", "|a-b|/|a| as stored", "aligned", "cosine")
-    for x in found.layers:
-        shape = "x".join(map(str, x.shape)) or "-"
-        numbers = [f"{n:.3g}" for n in (x.norm_a, x.norm_b, x.before, x.after, x.cosine)]
-        layers.add_row(_printable(x.name), shape, *numbers)
-    console.print(layers)
-    _say_notes(console, found.notes)
-    if report:
-        console.print(f"Report: {report}")
-
-
-def _say_aligned(done: Aligned) -> None:
-    console = _console()
-    table = _table("", "as stored", "aligned")
-    for label, before, after in done.rows():
-        table.add_row(label, before, after)
-    console.print(table)
-    for line in done.remarks():
-        console.print(_printable(line))
-    _say_notes(console, done.notes)
-    console.print(f"Written: {done.out}")
-
-
-def _say_merged(done: Merged) -> None:
-    console = _console()
-    if done.scores():
-        table = _table(f"on {done.examples} held-out examples", "loss", "accuracy")
-        for score in done.scores():
-            share = "-" if score.accuracy is None else f"{score.accuracy:.1%}"
-            table.add_row(_printable(score.name), f"{score.loss:.4f}", share)
-        console.print(table)
-    _say_notes(console, done.notes)
-    console.print(f"Written: {done.out}")
+    save([comparison_page(found)], path)

@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from weightspace import checkpoint, datasets, report
+from weightspace import checkpoint, datasets, page, report
 from weightspace.compare import Progress
 from weightspace.net import Net, WeightspaceError
+from weightspace.page import Card, Page
 from weightspace.task import Task, accuracy
 from weightspace.workbench import Bench
 
@@ -100,14 +101,14 @@ class Stage:
         return words
 
 
-def trained(stage: Stage) -> Sequence[report.Page]:
+def trained(stage: Stage) -> Sequence[Page]:
     """Two networks, trained alike from two seeds, and a disguised copy of the first, as files."""
     stage.title("Train two networks on handwritten digits, alike but for the random seed")
     data, right = datasets.digits(), accuracy(datasets.digits("test"))
-    epochs = iter(range(2 * _EPOCHS))
+    ticks = iter(range(2 * _EPOCHS))
     scores = {}
     for name, seed in (("a", stage.seed), ("b", stage.seed + 1)):
-        net = train(seed, data, lambda: stage.progress("training two networks", next(epochs), 2 * _EPOCHS))
+        net = train(seed, data, lambda: stage.progress("training two networks", next(ticks), 2 * _EPOCHS), _EPOCHS)
         checkpoint.save(net.tensors, stage.path(f"{name}.safetensors"), force=True)
         scores[name] = right(net)
         if name == "a":
@@ -118,7 +119,7 @@ def trained(stage: Stage) -> Sequence[report.Page]:
     return ()
 
 
-def disguised(stage: Stage) -> Sequence[report.Page]:
+def disguised(stage: Stage) -> Sequence[Page]:
     """A copy whose units were renumbered and rescaled is recognised."""
     stage.title("1. Same or not? A copy of a whose hidden units were renumbered and rescaled at random")
     words = stage.command(_words("compare", "a.safetensors", "disguised.safetensors"))
@@ -130,7 +131,7 @@ def disguised(stage: Stage) -> Sequence[report.Page]:
     return [report.comparison_page(found, "A disguised copy", words)]
 
 
-def compared(stage: Stage) -> Sequence[report.Page]:
+def compared(stage: Stage) -> Sequence[Page]:
     """The two seeds are independent, and nearer than they look."""
     stage.title("2. Compare a and b, trained from different seeds")
     words = stage.command(_words("compare", "a.safetensors", "b.safetensors"))
@@ -148,7 +149,7 @@ def compared(stage: Stage) -> Sequence[report.Page]:
     return [report.comparison_page(found, "Compare", words)]
 
 
-def aligned(stage: Stage) -> Sequence[report.Page]:
+def aligned(stage: Stage) -> Sequence[Page]:
     """b is written with its units in the order of a."""
     stage.title("3. Align b to a: the same function, written so that its units stand where those of a stand")
     words = stage.command(_words("align", "b.safetensors", "--to a.safetensors", out="b_aligned.safetensors"))
@@ -162,7 +163,7 @@ def aligned(stage: Stage) -> Sequence[report.Page]:
     return [report.align_page(done, "Align", words)]
 
 
-def merged(stage: Stage) -> Sequence[report.Page]:
+def merged(stage: Stage) -> Sequence[Page]:
     """The average of both works after alignment."""
     stage.title("4. Merge a and b: one network that is the average of both")
     words = stage.command(_words("merge", "a.safetensors", "b.safetensors", out="merged.safetensors"))
@@ -175,7 +176,7 @@ def merged(stage: Stage) -> Sequence[report.Page]:
     return [report.merge_page(done, "Merge", words)]
 
 
-def overview(numbers: Mapping[str, Any]) -> report.Page:
+def overview(numbers: Mapping[str, Any]) -> Page:
     """The first page: what this is about, in two numbers."""
     copy, line, merge = numbers["disguised"], numbers["compare"]["line"], numbers["merge"]
     half = len(line["t"]) // 2
@@ -183,11 +184,9 @@ def overview(numbers: Mapping[str, Any]) -> report.Page:
     naive, aligned = (f"{merge[k]['accuracy']:.1%}" for k in ("naive", "aligned"))
     shuffled = "distance to the original, relative to the norm"
     cards = [
-        report.Card("A copy, its units shuffled", f"{copy['relative_naive']:.2f}", f"{copy['relative']:.0e}", shuffled),
-        report.Card("Half way between two seeds", before, after, "of test digits right, on the line between the two"),
-        report.Card(
-            "Two networks merged into one", naive, aligned, "of test digits right, plain mean and aligned mean"
-        ),
+        Card("A copy, its units shuffled", f"{copy['relative_naive']:.2f}", f"{copy['relative']:.0e}", shuffled),
+        Card("Half way between two seeds", before, after, "of test digits right, on the line between the two"),
+        Card("Two networks merged into one", naive, aligned, "of test digits right, plain mean and aligned mean"),
     ]
     lead = (
         "The hidden units of a network can be renumbered and rescaled without changing what it computes. So two "
@@ -195,10 +194,10 @@ def overview(numbers: Mapping[str, Any]) -> report.Page:
         "weightspace reads off which moves are free, undoes them, and then compares and averages. "
         "Orange: as stored. Green: after alignment."
     )
-    return report.Page("Overview", "Two networks can be the same and look nothing alike", lead, cards=cards)
+    return Page("Overview", "Two networks can be the same and look nothing alike", lead, cards=cards)
 
 
-STEPS: list[Callable[[Stage], Sequence[report.Page]]] = [trained, disguised, compared, aligned, merged]
+STEPS: list[Callable[[Stage], Sequence[Page]]] = [trained, disguised, compared, aligned, merged]
 _FILES = ("a", "b", "disguised", "b_aligned", "merged")
 
 
@@ -217,17 +216,17 @@ def run(
 ) -> Mapping[str, Any]:
     """All steps in `folder`, then the report; the numbers found."""
     _prepare(folder, force)
-    page = folder / "report.html"
+    target = folder / "report.html"
     if console:
         console.print("Hidden units of a network can be renumbered and rescaled without changing what it computes.")
         console.print("weightspace reads off which moves are free, and undoes them before it compares or averages.")
     bench = Bench.open(_ARCH, [], _DATA, seed=seed, progress=progress)
     stage = Stage(folder, bench, console, progress, seed)
     stage.say(f"Free moves of this network (S: renumber, R+: rescale): {bench.group}")
-    pages = [page for step in STEPS for page in step(stage)]
+    pages = [section for step in STEPS for section in step(stage)]
     progress("writing the report", 0, 0)
-    report.save([overview(stage.numbers), *pages], page, title="weightspace demo")
-    where = page.resolve()
+    page.save([overview(stage.numbers), *pages], target, title="weightspace demo")
+    where = target.resolve()
     stage.say("", f"Files and commands to try yourself: cd {shlex.quote(str(folder))}")
     stage.say(f"Report with figures, open it in a browser: {where}", style="bold")
     return {**stage.numbers, "report": str(where)}

@@ -1,82 +1,21 @@
-"""One self-contained page: Plotly figures built once, captions in plain words, no file or address but its own.
-
-A `Page` is a section: a headline, cards with the key numbers, figures, tables. `save` writes any number of them. Names
-that come from files are text: escaped in HTML and once more in figures, where Plotly reads markup. A content security
-policy lets the page run its own two scripts, known by their hashes, and fetch nothing.
-"""
+"""The results of the commands as pages: Plotly figures built once, with captions in plain words."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import html
 import math
-import os
-import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from string import Template
 from typing import Any
 
 import plotly.graph_objects as go
 
 from weightspace.compare import Comparison, Line
-from weightspace.net import WeightspaceError
+from weightspace.page import FONT, Card, Figure, Page, Table, as_text
 from weightspace.workbench import Aligned, Merged
 
-__all__ = ["Card", "Figure", "Page", "Table", "align_page", "comparison_page", "merge_page", "render", "save"]
+__all__ = ["align_page", "comparison_page", "merge_page"]
 
 _BEFORE, _AFTER, _INK, _GRID = "#d9663f", "#0f7f78", "#1f2933", "#e6e8eb"
-_FONT = "system-ui, 'Segoe UI', 'Liberation Sans', sans-serif"
 _NAMED_BARS = 40
-
-
-@dataclass(frozen=True)
-class Card:
-    """A key number: what it is, before (may be empty) and after, and what to make of it."""
-
-    label: str
-    before: str
-    after: str
-    meaning: str = ""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A Plotly figure, its title, and what to see in it."""
-
-    title: str
-    caption: str
-    plot: go.Figure
-    wide: bool = True
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table under a title, folded away if it is long."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    folded: bool = False
-
-
-@dataclass(frozen=True)
-class Page:
-    """A section of the report. `tone` colours the headline: "good" or "plain"."""
-
-    name: str
-    headline: str
-    lead: str
-    tone: str = "plain"
-    command: str = ""
-    cards: Sequence[Card] = ()
-    parts: Sequence[Figure | Table] = ()
-    remarks: Sequence[str] = field(default=())
-
-
-# ------------------------------------------------------------------ what is told
 
 
 def comparison_page(found: Comparison, name: str = "Compare", command: str = "") -> Page:
@@ -122,7 +61,7 @@ def merge_page(done: Merged, name: str = "Merge", command: str = "") -> Page:
     colours = [_BEFORE if s is done.naive else _AFTER if s is done.aligned else "#b8c0c8" for s in scores]
     bars = go.Bar(
         x=values,
-        y=[_escaped(s.name) for s in scores],
+        y=[as_text(s.name) for s in scores],
         orientation="h",
         marker_color=colours,
         text=[f"{v:.1%}" if classes else f"{v:.3f}" for v in values],
@@ -173,7 +112,7 @@ def _plot(traces: Sequence[Any], height: int = 340, legend: bool = True) -> go.F
         template="none",
         height=height,
         margin={"l": 64, "r": 24, "t": 34 if legend else 12, "b": 52},
-        font={"family": _FONT, "size": 13, "color": _INK},
+        font={"family": FONT, "size": 13, "color": _INK},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         showlegend=legend,
@@ -296,7 +235,7 @@ def _distance_figure(found: Comparison) -> Figure:
 
 def _layers_figure(found: Comparison) -> Figure:
     named = len(found.layers) <= _NAMED_BARS
-    names = [_escaped(_short(x.name)) for x in found.layers]
+    names = [as_text(_short(x.name)) for x in found.layers]
     where = list(range(len(names)))
     traces = []
     for label, colour, values in (
@@ -337,150 +276,5 @@ def _short(name: str) -> str:
     return name if len(name) <= 40 else f"{name[:18]}…{name[-20:]}"
 
 
-def _escaped(text: str) -> str:
-    return html.escape("".join(c if c.isprintable() else "?" for c in text))
-
-
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
-
-
-# ------------------------------------------------------------------ the page itself
-
-
-def save(pages: Sequence[Page], path: Path, *, title: str = "weightspace") -> None:
-    """Write the pages as one file, whole or not at all. Raises `WeightspaceError`."""
-    text = render(pages, title=title)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        try:
-            temporary.write_text(text, encoding="utf-8", newline="\n")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise WeightspaceError(f"{path} cannot be written ({error.strerror}); choose another place") from error
-
-
-def render(pages: Sequence[Page], *, title: str = "weightspace") -> str:
-    """The HTML of the pages."""
-    from plotly.offline import get_plotlyjs
-
-    library = get_plotlyjs()
-    plots = [part.plot for page in pages for part in page.parts if isinstance(part, Figure)]
-    numbers = iter(range(len(plots)))
-    links = "".join(f'<a href="#page-{k}">{_escaped(page.name)}</a>' for k, page in enumerate(pages))
-    data = "[" + ",".join(plot.to_json() for plot in plots) + "]"
-    return Template(_HTML).substitute(
-        title=_escaped(title),
-        policy=f"default-src 'none'; script-src {_hash(library)} {_hash(_SCRIPT)}; style-src 'unsafe-inline'; img-src data:",
-        style=_STYLE,
-        nav=f"<nav>{links}</nav>" if len(pages) > 1 else "",
-        pages="\n".join(_section(k, page, numbers) for k, page in enumerate(pages)),
-        data=data.replace("<", "\\u003c"),
-        library=library,
-        script=_SCRIPT,
-    )
-
-
-def _hash(script: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
-
-
-def _section(number: int, page: Page, numbers: Any) -> str:
-    command = f'<pre class="command">{_escaped(page.command)}</pre>' if page.command else ""
-    cards = "".join(_card(card) for card in page.cards)
-    parts = "".join(_part(part, numbers) for part in page.parts)
-    remarks = "".join(f"<li>{_escaped(text)}</li>" for text in page.remarks)
-    return (
-        f'<section id="page-{number}" class="{page.tone}"><p class="name">{_escaped(page.name)}</p>'
-        f'<h1>{_escaped(page.headline)}</h1><p class="lead">{_escaped(page.lead)}</p>{command}'
-        + (f'<div class="cards">{cards}</div>' if cards else "")
-        + f'<div class="grid">{parts}</div>'
-        + (f'<ul class="remarks">{remarks}</ul>' if remarks else "")
-        + "</section>"
-    )
-
-
-def _card(card: Card) -> str:
-    before = f'<span class="before">{_escaped(card.before)}</span><span class="arrow">→</span>' if card.before else ""
-    return (
-        f'<div class="card"><p>{_escaped(card.label)}</p><div class="value">{before}'
-        f'<span class="after">{_escaped(card.after)}</span></div><small>{_escaped(card.meaning)}</small></div>'
-    )
-
-
-def _part(part: Figure | Table, numbers: Any) -> str:
-    if isinstance(part, Figure):
-        width = "wide" if part.wide else "half"
-        return (
-            f'<figure class="{width}"><h2>{_escaped(part.title)}</h2><figcaption>{_escaped(part.caption)}</figcaption>'
-            f'<div class="plot" data-plot="{next(numbers)}"></div></figure>'
-        )
-    head = "".join(f"<th>{_escaped(column)}</th>" for column in part.columns)
-    body = "".join("<tr>" + "".join(f"<td>{_escaped(cell)}</td>" for cell in row) + "</tr>" for row in part.rows)
-    fold = "" if part.folded else " open"
-    return (
-        f'<details class="wide"{fold}><summary>{_escaped(part.title)}</summary><div class="scroll"><table><thead><tr>'
-        f"{head}</tr></thead><tbody>{body}</tbody></table></div></details>"
-    )
-
-
-_SCRIPT = """
-const plots = JSON.parse(document.getElementById('plots').textContent);
-const config = {responsive: true, displaylogo: false, displayModeBar: false};
-for (const div of document.querySelectorAll('.plot')) {
-  const plot = plots[Number(div.dataset.plot)];
-  Plotly.newPlot(div, plot.data, plot.layout, config);
-}
-"""
-
-_STYLE = """
-:root { --ink: #1f2933; --soft: #5b6770; --line: #e3e6e9; --before: #d9663f; --after: #0f7f78; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #f6f7f5; color: var(--ink); font: 16px/1.55 system-ui, 'Segoe UI', 'Liberation Sans', sans-serif; -webkit-font-smoothing: antialiased; }
-main { max-width: 1080px; margin: 0 auto; padding: 28px 24px 64px; }
-nav { position: sticky; top: 0; z-index: 5; background: rgba(246,247,245,.94); border-bottom: 1px solid var(--line); padding: 10px 24px; display: flex; gap: 22px; justify-content: center; }
-nav a { color: var(--soft); text-decoration: none; font-weight: 600; font-size: 14px; } nav a:hover { color: var(--ink); }
-section { padding: 26px 0 34px; scroll-margin-top: 40px; } section + section { border-top: 1px solid var(--line); }
-.name { margin: 0; color: var(--soft); font-size: 13px; font-weight: 700; letter-spacing: .09em; text-transform: uppercase; }
-h1 { margin: 2px 0 8px; font-size: 34px; line-height: 1.15; letter-spacing: -.01em; }
-.good h1 { color: #0b655f; }
-.lead { margin: 0 0 18px; max-width: 92ch; color: var(--soft); font-size: 17px; overflow-wrap: anywhere; }
-.command { margin: 0 0 20px; padding: 11px 15px; background: #1f2933; color: #e8f3f1; border-radius: 8px; font: 13.5px/1.5 ui-monospace, 'DejaVu Sans Mono', monospace; white-space: pre-wrap; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(230px, 1fr)); gap: 16px; margin-bottom: 20px; }
-.card, figure, details { background: #fff; border: 1px solid var(--line); border-radius: 12px; }
-.card { padding: 15px 18px 13px; } .card p { margin: 0; font-size: 14px; font-weight: 600; color: var(--soft); } .card small { color: var(--soft); }
-.value { display: flex; align-items: baseline; gap: 9px; font-size: 29px; font-weight: 700; font-variant-numeric: tabular-nums; }
-.before { color: var(--before); } .after { color: var(--after); } .arrow { color: #a9b2ba; font-weight: 400; font-size: 22px; }
-.grid { display: grid; grid-template-columns: 1fr 1fr; gap: 18px; } .wide { grid-column: 1 / -1; } .half { grid-column: span 1; }
-figure { margin: 0; padding: 16px 18px 6px; min-width: 0; display: flex; flex-direction: column; } .plot { margin-top: auto; } h2 { margin: 0 0 3px; font-size: 18px; } figcaption { color: var(--soft); font-size: 14.5px; max-width: 90ch; margin-bottom: 8px; overflow-wrap: anywhere; }
-details { padding: 12px 18px; } summary { font-weight: 600; cursor: pointer; } .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 14px; margin: 10px 0 4px; font-variant-numeric: tabular-nums; width: 100%; }
-th, td { text-align: right; padding: 5px 10px; border-bottom: 1px solid var(--line); } th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; } th { color: var(--soft); font-weight: 600; }
-.remarks { margin: 18px 0 0; padding-left: 20px; color: var(--soft); font-size: 14.5px; overflow-wrap: anywhere; }
-footer { color: var(--soft); font-size: 13.5px; }
-@media (max-width: 760px) { .grid { grid-template-columns: 1fr; } h1 { font-size: 27px; } }
-"""
-
-_HTML = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="$policy">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>$style</style>
-</head>
-<body>
-$nav
-<main>
-$pages
-<footer>Made by weightspace. This page is one file: nothing is fetched from anywhere.</footer>
-</main>
-<script type="application/json" id="plots">$data</script>
-<script>$library</script>
-<script>$script</script>
-</body>
-</html>
-"""

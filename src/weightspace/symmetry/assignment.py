@@ -13,8 +13,7 @@ so a large problem may be solved on a sparse graph and proved on the whole matri
 
 A graph that is too hard (many ties, one-dimensional chains) is given up within a budget for a dense solver.
 Sources: "A shortest augmenting path algorithm for dense and sparse linear assignment problems" (Jonker, Volgenant,
-1987); "Sinkhorn distances: lightspeed computation of optimal transport" (Cuturi, 2013); "Delta-stepping: a
-parallelizable shortest path algorithm" (Meyer, Sanders, 2003).
+1987); "Sinkhorn distances: lightspeed computation of optimal transport" (Cuturi, 2013).
 """
 
 from __future__ import annotations
@@ -40,8 +39,9 @@ _CANDIDATES = 16
 _STRIDE = 4
 _TEMPERATURE = 0.2
 _SWEEPS = 10
-_BUDGET = 80
-_STEP = 1000
+_BUDGET = 4
+_CROWDED = 96
+_MORE = 128
 _ROUNDS = 12
 _BLOCK = 1 << 17
 _ROUNDING = 16 * float(np.finfo(np.float64).eps)
@@ -98,7 +98,7 @@ def _proved(matrix: Tensor, v: Tensor, scale: float) -> tuple[np.ndarray, Duals]
     edges = _cheap_edges(matrix, Duals(_row_duals(matrix, v), v))
     matching = _Matching(v.numpy())
     for _ in range(_ROUNDS):
-        if len(edges) > _STEP * n or not matching.solve(_Graph.of(matrix, edges), _ROUNDING * scale):
+        if len(edges) > _CROWDED * n or not matching.solve(_Graph.of(matrix, edges), _ROUNDING * scale):
             return None
         v = torch.from_numpy(matching.v)
         u, missing = _price(matrix, torch.from_numpy(matching.u), v)
@@ -110,7 +110,7 @@ def _proved(matrix: Tensor, v: Tensor, scale: float) -> tuple[np.ndarray, Duals]
 
 
 class _Graph(NamedTuple):
-    """Edges of the gain matrix, ordered by row: those of row i are starts[i] to starts[i + 1]."""
+    """Edges of the gain matrix, ordered by column: those of column j begin at starts[j]."""
 
     starts: np.ndarray
     rows: np.ndarray
@@ -119,16 +119,10 @@ class _Graph(NamedTuple):
 
     @classmethod
     def of(cls, matrix: Tensor, edges: Tensor) -> _Graph:
-        """The graph of `edges`, given as i n + j in ascending order; every row must have one."""
-        rows, columns = edges // len(matrix), edges % len(matrix)
-        starts = np.searchsorted(rows.numpy(), np.arange(len(matrix) + 1))
+        """The graph of `edges`, given as i + n j in ascending order; every row and every column must have one."""
+        rows, columns = edges % len(matrix), edges // len(matrix)
+        starts = np.searchsorted(columns.numpy(), np.arange(len(matrix)))
         return cls(starts, rows.numpy(), columns.numpy(), matrix[rows, columns].double().numpy())
-
-    def out_of(self, rows: np.ndarray) -> np.ndarray:
-        """The edges of some rows, one row after the other."""
-        first, count = self.starts[rows], self.starts[rows + 1] - self.starts[rows]
-        ends = np.cumsum(count)
-        return np.repeat(first - ends + count, count) + np.arange(ends[-1])
 
 
 class _Matching:
@@ -143,55 +137,53 @@ class _Matching:
         slack = self._tighten(graph, rounding)
         self._match_tight(graph, slack)
         positive = np.sort(slack[slack > rounding])[: len(slack) // 8]
-        width = float(positive.mean()) / 2 if len(positive) else 1.0
-        budget = _BUDGET * (len(graph.gains) + _STEP)
-        while (self.pi < 0).any():
-            budget = self._augment(graph, width, budget)
-            if budget <= 0:
+        horizon = float(positive.mean()) if len(positive) else rounding
+        budget = _BUDGET * len(self.pi) ** 2
+        while free := int((self.pi < 0).sum()):
+            found, work = self._augment(graph, horizon)
+            budget -= work
+            if budget < 0:
                 return False
+            if found < free / 5:
+                horizon *= 1.5
         return True
 
     def _tighten(self, graph: _Graph, rounding: float) -> np.ndarray:
         """The least feasible u; rows that are no longer matched along a tight edge are set free."""
-        self.u = np.maximum.reduceat(graph.gains - self.v[graph.columns], graph.starts[:-1])
+        self.u = np.full(len(self.v), -np.inf)
+        np.maximum.at(self.u, graph.rows, graph.gains - self.v[graph.columns])
         slack = self.u[graph.rows] + self.v[graph.columns] - graph.gains
-        held = (self.pi[graph.rows] == graph.columns) & (slack <= rounding)
-        free = np.ones(len(self.u), dtype=bool)
-        free[graph.rows[held]] = False
-        free &= self.pi >= 0
-        self.row_of[self.pi[free]], self.pi[free] = -1, -1
+        loose = self.pi >= 0
+        loose[graph.rows[(self.pi[graph.rows] == graph.columns) & (slack <= rounding)]] = False
+        self.row_of[self.pi[loose]] = -1
+        self.pi[loose] = -1
         return slack
 
     def _match_tight(self, graph: _Graph, slack: np.ndarray) -> None:
-        """Give every free row the first tight column of its own that is free, where no other row takes it."""
-        tight = np.flatnonzero((slack <= 0) & (self.pi[graph.rows] < 0) & (self.row_of[graph.columns] < 0))[::-1]
-        rows, columns = graph.rows[tight], graph.columns[tight]
+        """Give free rows a tight column of their own that is free, as far as they do not collide."""
+        tight = (slack <= 0) & (self.pi[graph.rows] < 0) & (self.row_of[graph.columns] < 0)
         wish = np.full(len(self.u), -1)
-        wish[rows] = columns
+        wish[graph.rows[tight]] = graph.columns[tight]
         (rows,) = np.nonzero(wish >= 0)
-        self.row_of[wish[rows[::-1]]] = rows[::-1]
+        self.row_of[wish[rows]] = rows
         (columns,) = np.nonzero(self.row_of >= 0)
         self.pi[self.row_of[columns]] = columns
 
-    def _augment(self, graph: _Graph, width: float, budget: int) -> int:
-        """Shortest paths from all free rows; one augmenting path for every tree that has one. Returns the budget left.
+    def _augment(self, graph: _Graph, horizon: float) -> tuple[int, int]:
+        """Augment along shortest paths from all free rows, one in every tree that reaches a free column.
 
-        d is the length of the shortest alternating path to a column, in slack. The trees of different free rows are
-        disjoint, and every path of a tree is tight once d, cut off at the farthest free column, has joined the duals.
+        d is the least slack of an alternating path to a column, as far as the horizon. The trees of different free
+        rows are disjoint, and all their paths are tight once min(d, horizon) has joined the duals. Returns the number
+        of rows matched and the work it took.
         """
-        to_column, to_row, parent, budget = self._grow(graph, width, budget)
-        (open_columns,) = np.nonzero(self.row_of < 0)
-        ends = open_columns[parent[open_columns] >= 0]
-        if budget <= 0 or not len(ends):
-            return 0
+        to_row, to_column, parent, work = self._shortest(graph, horizon)
+        (ends,) = np.nonzero((self.row_of < 0) & (parent >= 0))
         ends = ends[np.argsort(to_column[ends], kind="stable")]
         root = parent[ends]
         while (inside := self.pi[root] >= 0).any():
             root[inside] = parent[self.pi[root[inside]]]
         ends = ends[np.unique(root, return_index=True)[1]]
-        horizon = to_column[open_columns].max()
-        if horizon == np.inf:
-            horizon = to_column[to_column < np.inf].max()
+        found = len(ends)
         self.u += np.minimum(to_row, horizon)
         self.v -= np.minimum(to_column, horizon)
         while len(ends):
@@ -199,37 +191,31 @@ class _Matching:
             before = self.pi[rows]
             self.pi[rows], self.row_of[ends] = ends, rows
             ends = before[before >= 0]
-        return budget
+        return found, work
 
-    def _grow(self, graph: _Graph, width: float, budget: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-        """Lengths to columns and to rows, and the row before every column, exact up to the farthest free column."""
-        n = len(self.u)
-        to_column, to_row, parent = np.full(n, np.inf), np.full(n, np.inf), np.full(n, -1)
-        (rows,) = np.nonzero(self.pi < 0)
-        to_row[rows] = 0
-        taken, waiting = self.row_of >= 0, np.zeros(n, dtype=bool)
-        reach, horizon = width, np.inf
-        while len(rows) and budget > 0:
-            edges = graph.out_of(rows)
-            budget -= len(edges) + _STEP
-            sources, targets = graph.rows[edges], graph.columns[edges]
-            slack = self.u[sources] + self.v[targets] - graph.gains[edges]
-            length = to_row[sources] + np.maximum(slack, 0)
-            (better,) = np.nonzero((length < to_column[targets]) & (length <= horizon))
-            better = better[np.argsort(-length[better], kind="stable")]  # the shortest is written last
-            targets = targets[better]
-            to_column[targets], parent[targets], waiting[targets] = length[better], sources[better], taken[targets]
-            horizon = to_column[~taken].max()
-            (columns,) = np.nonzero(waiting & (to_column < horizon))
-            if len(columns):
-                reach = max(reach, float(to_column[columns].min()) + width)
-                columns = columns[to_column[columns] <= reach]
-            waiting[columns] = False
-            rows = self.row_of[columns]
-            to_row[rows] = to_column[columns]
-        columns = self.pi[self.pi >= 0]
-        to_row[self.row_of[columns]] = to_column[columns]
-        return to_column, to_row, parent, budget
+    def _shortest(self, graph: _Graph, horizon: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+        """Lengths to rows and to columns, and the row before every column that is within the horizon."""
+        slack = self.u[graph.rows] + self.v[graph.columns] - graph.gains
+        (near,) = np.nonzero(slack <= horizon)
+        rows, slack = graph.rows[near], np.maximum(slack[near], 0)
+        columns, starts, edge_column = np.unique(graph.columns[near], return_index=True, return_inverse=True)
+        to_row = np.append(np.where(self.pi < 0, 0.0, np.inf), np.inf)  # row -1 holds what reaches a free column
+        length, settled, owner = np.full(len(columns), np.inf), np.zeros(len(columns), int), self.row_of[columns]
+        steps, moved = 0, np.arange(len(columns))
+        while len(moved):
+            steps += 1
+            shorter = np.minimum.reduceat(to_row[rows] + slack, starts)
+            (moved,) = np.nonzero((shorter < length) & (shorter <= horizon))
+            length[moved], settled[moved] = shorter[moved], steps
+            to_row[owner[moved]] = length[moved]
+        step_of_row = np.zeros(len(to_row), int)
+        step_of_row[owner] = settled
+        # a tie may close a circle of tight edges: only what was settled earlier can be a parent
+        tight = (to_row[rows] + slack == length[edge_column]) & (step_of_row[rows] < settled[edge_column])
+        to_column, parent = np.full(len(self.v), np.inf), np.full(len(self.v), -1)
+        to_column[columns] = length
+        parent[columns[edge_column[tight]]] = rows[tight]
+        return to_row[:-1], to_column, parent, (steps + 1) * (len(rows) + 1000)
 
 
 def _sinkhorn(matrix: Tensor, scale: float, warm: Duals | None) -> Tensor:
@@ -242,7 +228,7 @@ def _sinkhorn(matrix: Tensor, scale: float, warm: Duals | None) -> Tensor:
     if not temperature > _ROUNDING * scale:
         return v
     kernel = torch.empty(matrix.shape, dtype=torch.float32)
-    for part, block in _reduced(matrix, v):
+    for part, block in _reduced(matrix, v.to(matrix.dtype)):
         kernel[part] = block.sub_(block.amax(1, keepdim=True)).div_(temperature).clamp_(min=-60)
         kernel[part].exp_()
     b = torch.ones(len(matrix))
@@ -258,27 +244,27 @@ def _row_duals(matrix: Tensor, v: Tensor) -> Tensor:
 
 
 def _price(matrix: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """The least u that is feasible with v, and the edges where the given u is not."""
+    """The least u that is feasible with v, and more edges i + n j of the rows where the given u is not."""
     least, edges = [], []
     for part, block in _reduced(matrix, v):
         top = block.amax(1)
         least.append(top)
         (over,) = (top > u[part]).nonzero(as_tuple=True)
-        row, column = (block[over] > u[part][over, None]).nonzero(as_tuple=True)
-        edges.append((over[row] + part.start) * len(matrix) + column)
+        columns = torch.topk(block[over], min(_MORE, len(v)), dim=1, sorted=False).indices
+        edges.append((over[:, None] + part.start + len(matrix) * columns).flatten())
     return torch.cat(least), torch.cat(edges)
 
 
 def _cheap_edges(matrix: Tensor, duals: Duals) -> Tensor:
-    """About the 16 edges of least reduced cost of every row and of every column, as i n + j in order."""
+    """About the 16 edges of least reduced cost of every row and of every column, as i + n j in order."""
     u, v = duals
     by_row = _quantile(matrix, v)
     by_column = _quantile(matrix.T, u) - v
     edges = []
     for part, block in _reduced(matrix, v):
         row, column = (block >= torch.minimum(by_row[part, None], u[part, None] + by_column)).nonzero(as_tuple=True)
-        edges.append((row + part.start) * len(matrix) + column)
-    return torch.cat(edges)
+        edges.append(row + part.start + len(matrix) * column)
+    return torch.cat(edges).sort().values
 
 
 def _quantile(matrix: Tensor, v: Tensor) -> Tensor:
@@ -289,10 +275,10 @@ def _quantile(matrix: Tensor, v: Tensor) -> Tensor:
 
 
 def _reduced(matrix: Tensor, v: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """G_ij - v_j in float64, some rows at a time in one buffer small enough for the cache."""
+    """G_ij - v_j in the dtype of v, some rows at a time in one buffer small enough for the cache."""
     height, width = matrix.shape
     step = max(1, min(height, _BLOCK // width))
-    buffer = torch.empty((step, width), dtype=torch.float64)
+    buffer = torch.empty((step, width), dtype=v.dtype)
     for start in range(0, height, step):
         part = slice(start, min(start + step, height))
         yield part, torch.sub(matrix[part], v, out=buffer[: part.stop - start])

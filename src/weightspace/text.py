@@ -1,0 +1,114 @@
+"""The results of the commands as text for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from weightspace.compare import Comparison
+    from weightspace.symmetry import Symmetry
+    from weightspace.workbench import Aligned, Merged
+
+__all__ = ["console", "printable", "say_aligned", "say_comparison", "say_group", "say_merged"]
+
+_PIPED = 120
+
+
+def printable(text: str) -> str:
+    """Text without control characters: names come from files, and a terminal obeys what it is sent."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def console() -> Console:
+    """Standard output, on which `[red]` is text; as wide as the terminal, or 120 columns in a pipe."""
+    out = Console(markup=False, highlight=False, emoji=False)
+    if not out.is_terminal:
+        out.width = _PIPED
+    return out
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    return table
+
+
+def say_group(group: Symmetry, name: str, certificate: Path | None) -> None:
+    """`read`."""
+    out = console()
+    order = f"10^{group.log10_order:.0f}" if group.log10_order > 4 else f"{10**group.log10_order:.0f}"
+    out.print(f"{name}: {group}", style="bold")
+    out.print(f"{len(group)} axes of units that move together; {order} ways to renumber them, all the same function.")
+    table = _table("axis", "units", "moves", "depends on", "places", "tensors")
+    for axis in group.axes:
+        places = group.places[axis.name]
+        tensors = list(dict.fromkeys(group.blocks[p.block].tensor for p in places))
+        more = f" and {len(tensors) - 3} more" if len(tensors) > 3 else ""
+        over = ", ".join(axis.over) or "-"
+        row = [axis.name, str(axis.size), ", ".join(axis.kinds), over, str(len(places)), ", ".join(tensors[:3]) + more]
+        table.add_row(*map(printable, row))
+    out.print(table)
+    _say_notes(out, list(group.notes))
+    if group.verified:
+        out.print("Verified: " + group.verified["how"] + f", in {group.verified['dtype']}.")
+    if certificate:
+        out.print(f"Certificate: {certificate}", soft_wrap=True)
+
+
+def _say_notes(out: Console, notes: list[str]) -> None:
+    for note in notes:
+        out.print(f"Note: {printable(note)}", style="yellow")
+
+
+def _say_change(out: Console, done: Comparison | Aligned) -> None:
+    """What alignment changed, and the sentences about it."""
+    table = _table("", "as stored", "aligned")
+    for row in done.rows():
+        table.add_row(*row)
+    out.print(table)
+    for line in done.remarks():
+        out.print(printable(line))
+
+
+def say_comparison(found: Comparison, report: Path | None) -> None:
+    """`compare`."""
+    out = console()
+    out.print(f"{found.verdict.words[0].upper()}{found.verdict.words[1:]}", style="bold")
+    out.print(f"{found.verdict.why[0].upper()}{found.verdict.why[1:]}.")
+    _say_change(out, found)
+    layers = _table("tensor", "shape", "|a|", "|b|", "|a-b|/|a| as stored", "aligned", "cosine")
+    for x in found.layers:
+        shape = "x".join(map(str, x.shape)) or "-"
+        numbers = [f"{n:.3g}" for n in (x.norm_a, x.norm_b, x.before, x.after, x.cosine)]
+        layers.add_row(printable(x.name), shape, *numbers)
+    out.print(layers)
+    _say_notes(out, found.notes)
+    if report:
+        out.print(f"Report: {printable(str(report))}", soft_wrap=True)
+
+
+def say_aligned(done: Aligned) -> None:
+    """`align`."""
+    out = console()
+    _say_change(out, done)
+    _say_notes(out, done.notes)
+    out.print(f"Written: {printable(done.out)}", soft_wrap=True)
+
+
+def say_merged(done: Merged) -> None:
+    """`merge`."""
+    out = console()
+    if done.scores():
+        table = _table(f"on {done.examples} held-out examples", "loss", "accuracy")
+        for score in done.scores():
+            share = "-" if score.accuracy is None else f"{score.accuracy:.1%}"
+            table.add_row(printable(score.name), f"{score.loss:.4f}", share)
+        out.print(table)
+    _say_notes(out, done.notes)
+    out.print(f"Written: {printable(done.out)}", soft_wrap=True)
