@@ -1,6 +1,6 @@
 """Draw the figures of the README from the results file: needs plotly's static export (`pip install kaleido`, and Chrome).
 
-    python -m experiments.figures
+python -m experiments.figures
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ def main() -> None:
     """Write a PNG a figure beside the results."""
     record = Record(RESULTS)
     for name, draw in FIGURES.items():
-        figure = draw(record).update_layout(template="plotly_white", width=1000, margin={"t": 40, "b": 50, "l": 55, "r": 20})
+        figure = draw(record).update_layout(
+            template="plotly_white", width=1000, margin={"t": 40, "b": 50, "l": 55, "r": 20}
+        )
         figure.write_image(RESULTS.parent / f"{name}.png")
 
 

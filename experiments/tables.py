@@ -8,7 +8,13 @@ from experiments.record import Record, number, percent
 
 Table = tuple[list[str], list[list[str]]]
 
-NAMES = {"distance": "distance to v*", "as it is": "as they are", "linear": "linear functional", "first": "first coordinate", "later": "37th coordinate"}
+NAMES = {
+    "distance": "distance to v*",
+    "as it is": "as they are",
+    "linear": "linear functional",
+    "first": "first coordinate",
+    "later": "37th coordinate",
+}
 
 
 def _settings(record: Record, experiment: str, depth: int) -> list[str]:
@@ -75,12 +81,22 @@ def swa(record: Record) -> Table:
     head += ["barrier, first to last", "in place, first to last, %"]
     at = "swa/run"
     return head, [
-        [*(_scored(record, at, k) for k in names), number(record.median(at, "line")), percent(record.median(at, "in_place"))]
+        [
+            *(_scored(record, at, k) for k in names),
+            number(record.median(at, "line")),
+            percent(record.median(at, "in_place")),
+        ]
     ]
 
 
 def plane(record: Record) -> Table:
-    head = ["three networks", "train loss, corners", "train loss, centre", "test error %, corners", "test error %, centre"]
+    head = [
+        "three networks",
+        "train loss, corners",
+        "train loss, centre",
+        "test error %, corners",
+        "test error %, centre",
+    ]
     rows = []
     for kind in ("one run", "independent", "aligned"):
         get = lambda name: record.median(f"plane/{kind}", name)  # noqa: B023, E731
@@ -107,7 +123,9 @@ def parametrisations(record: Record) -> Table:
     rows = []
     for kind, name in names.items():
         get = lambda k: record.median(f"parametrisations/{kind}", k)  # noqa: B023, E731
-        rows.append([name, percent(get("accuracy")), number(get("naive")), number(get("matched")), percent(get("in_place"))])
+        rows.append(
+            [name, percent(get("accuracy")), number(get("naive")), number(get("matched")), percent(get("in_place"))]
+        )
     return head, rows
 
 

@@ -77,8 +77,8 @@ def test_what_is_saved_is_read(tmp_path, state, metadata, shard):
     checkpoint = read(out)
     prefixed = any(all(n.startswith(p) and n != p for n in state) for p in ("module.", "_orig_mod."))
     assert prefixed or same(checkpoint, state)
-    assert list(checkpoint.shapes().values()) == [t.shape for t in state.values()]
-    assert list(checkpoint.dtypes().values()) == [t.dtype for t in state.values()]
+    assert list(checkpoint.shapes.values()) == [t.shape for t in state.values()]
+    assert list(checkpoint.dtypes.values()) == [t.dtype for t in state.values()]
     assert checkpoint.nbytes == sum(t.nbytes for t in state.values())
     assert checkpoint.metadata == {"format": "pt", **metadata}
     assert not hidden(tmp_path)
@@ -146,7 +146,7 @@ def test_nothing_of_the_data_is_read_to_tell_the_shapes(tmp_path):
     os.truncate(path, 8 + len(header) + 4 + size)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     checkpoint = read(path)
-    assert checkpoint.shapes()["w"] == (size // 4,) and checkpoint.nbytes == size + 4
+    assert checkpoint.shapes["w"] == (size // 4,) and checkpoint.nbytes == size + 4
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
 
 

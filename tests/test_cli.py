@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -458,6 +459,7 @@ def test_debug_shows_the_traceback(here):
 
 def test_demo(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "_EPOCHS", 6)
+    monkeypatch.setattr(demo, "digits_cnn", partial(demo.digits_cnn, width=12))
     monkeypatch.chdir(tmp_path)
     code, out, err = run(capsys, "demo")
     assert code == 0, err

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from weightspace import checkpoint
-from weightspace.net import Net, WeightspaceError
+from weightspace.net import ArchitectureMismatch, Net, WeightspaceError
 
-__all__ = ["ArchitectureError", "Stored", "example_of", "find", "load", "parse_example"]
+__all__ = ["ArchitectureError", "Stored", "check", "example_of", "find", "load", "parse_example"]
 
 _FORM = "give --arch package.module:factory, such as mypkg.models:resnet20 or mypkg.models:resnet20(width=16)"
 _PT2 = (
@@ -249,11 +249,38 @@ class Stored(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return self._move(self._own[name], self._source[name])
 
+    @property
+    def shapes(self) -> Mapping[str, torch.Size] | None:
+        """Those of the file, if it tells them without being read."""
+        return getattr(self._source, "shapes", None)
+
+    @property
+    def dtypes(self) -> Mapping[str, torch.dtype] | None:
+        """Those of the file, if it tells them without being read."""
+        return getattr(self._source, "dtypes", None)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._source)
 
     def __len__(self) -> int:
         return len(self._source)
+
+
+def check(template: Net, path: Path) -> None:
+    """Raise `WeightspaceError` unless the checkpoint can be opened and its names and shapes fit; reads no tensor."""
+    if path.suffix == ".pt2":
+        return
+    opened = checkpoint.read(path)
+    dtypes = opened.dtypes
+    hollow = {name: torch.empty(size, dtype=dtypes[name], device="meta") for name, size in opened.shapes.items()}
+    _fit(template, hollow, path)
+
+
+def _fit(template: Net, tensors: Mapping[str, Tensor], path: Path) -> Net:
+    try:
+        return template.load(tensors)
+    except ArchitectureMismatch as error:
+        raise ArchitectureError(f"{path}: {error}") from error
 
 
 def load(template: Net, path: Path, trust_code: bool = False) -> tuple[Net, Mapping[str, Tensor], dict[str, str]]:
@@ -267,10 +294,7 @@ def load(template: Net, path: Path, trust_code: bool = False) -> tuple[Net, Mapp
     else:
         source = checkpoint.read(path)
         metadata = dict(source.metadata)
-    try:
-        net = template.load(source)
-    except WeightspaceError as error:
-        raise ArchitectureError(f"{path}: {error}") from error
+    net = _fit(template, source, path)
     bad = [*net.weights.unusable(), *net.state.unusable()]
     if bad:
         raise ArchitectureError(f"{path}: NaN or infinity in {bad[0]}; give weights from before training diverged")

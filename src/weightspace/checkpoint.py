@@ -83,10 +83,12 @@ class Checkpoint(Mapping[str, Tensor]):
     def __repr__(self) -> str:
         return f"Checkpoint({str(self.path)!r}, {len(self)} tensors, {self.nbytes:,} bytes)"
 
+    @property
     def shapes(self) -> dict[str, torch.Size]:
         """Name -> shape, in the file's order; no tensor is read."""
         return {name: entry.shape for name, entry in self._entries.items()}
 
+    @property
     def dtypes(self) -> dict[str, torch.dtype]:
         """Name -> dtype, in the file's order; no tensor is read."""
         return {name: entry.dtype for name, entry in self._entries.items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -41,12 +41,12 @@ class Weights(Mapping[str, Tensor]):
     __slots__ = ("_flat", "_views")
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy `tensors` into flat buffers, one tensor at a time, so that a lazy mapping stays lazy."""
+        """Copy `tensors` into flat buffers, one tensor at a time; a mapping with `shapes` and `dtypes` is read once."""
         plan: dict[tuple[torch.dtype, torch.device], list[str]] = {}
         shapes: dict[str, torch.Size] = {}
-        for name, tensor in tensors.items():
-            shapes[name] = tensor.shape
-            plan.setdefault((tensor.dtype, tensor.device), []).append(name)
+        for name, (shape, dtype, device) in _forms(tensors).items():
+            shapes[name] = shape
+            plan.setdefault((dtype, device), []).append(name)
         flat = {}
         for (dtype, device), names in plan.items():
             size = sum(shapes[name].numel() for name in names)
@@ -367,6 +367,23 @@ class _Renamed(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._names)
 
+    def forms(self) -> dict[str, _Form]:
+        forms = _forms(self._tensors)
+        return {name: forms[source] for name, source in self._names.items()}
+
+
+_Form: TypeAlias = tuple[torch.Size, torch.dtype, torch.device]
+
+
+def _forms(tensors: Mapping[str, Tensor]) -> dict[str, _Form]:
+    """Name -> shape, dtype and device; no tensor of a checkpoint on disk is read for it."""
+    if isinstance(tensors, _Renamed):
+        return tensors.forms()
+    shapes, dtypes = getattr(tensors, "shapes", None), getattr(tensors, "dtypes", None)
+    if isinstance(shapes, Mapping) and isinstance(dtypes, Mapping):
+        return {name: (shapes[name], dtypes[name], torch.device("cpu")) for name in tensors}
+    return {name: (tensor.shape, tensor.dtype, tensor.device) for name, tensor in tensors.items()}
+
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
     parts = [torch.dot(p.double(), q.double()) for p, q in zip(x.split(_BLOCK), y.split(_BLOCK), strict=True)]
@@ -407,7 +424,7 @@ def _pick(net: Net, tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """The Net's own names -> the names under which `tensors` holds them."""
     aliases = _aliases(net.architecture)
     wanted = {name: tensor.shape for name, tensor in net.tensors.items()}
-    given = list(tensors)
+    given = {name: form[0] for name, form in _forms(tensors).items()}
     found: dict[str, str] = {}
     for name in given:
         owner = aliases.get(name)
@@ -417,8 +434,8 @@ def _pick(net: Net, tensors: Mapping[str, Tensor]) -> dict[str, str]:
     missing = [name for name in wanted if name not in found and name not in counters]
     extra = [name for name in given if name not in aliases]
     if missing or extra:
-        raise ArchitectureMismatch(_difference(wanted, {aliases.get(n, n): tensors[n].shape for n in given}))
-    shapes = {owner: tensors[name].shape for owner, name in found.items()}
+        raise ArchitectureMismatch(_difference(wanted, {aliases.get(n, n): shape for n, shape in given.items()}))
+    shapes = {owner: given[name] for owner, name in found.items()}
     if any(shapes[owner] != wanted[owner] for owner in shapes):
         raise ArchitectureMismatch(_difference({o: wanted[o] for o in shapes}, shapes))
     absent = [name for name in counters if name not in found]

@@ -5,6 +5,7 @@ The group is read before any checkpoint is opened, and what it was read on is le
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import zipfile
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from weightspace.architecture import ArchitectureError, Stored
 from weightspace.compare import Comparison, Line, Progress, along, classifies, compare
 from weightspace.distance import euclidean
 from weightspace.net import Net
-from weightspace.symmetry import Element, Symmetry, mean, reset_statistics
+from weightspace.symmetry import Element, Symmetry, SymmetryError, mean, reset_statistics
 from weightspace.symmetry.merge import average
 from weightspace.symmetry.repair import has_statistics
 from weightspace.task import Task, accuracy, logits
@@ -172,10 +173,11 @@ class Bench:
         seed: int = 0,
         progress: Progress = _silent,
     ) -> Bench:
-        """Find the architecture, read its group, open the data; no checkpoint is read yet.
+        """Find the architecture, see that the checkpoints fit it, open the data, read the group; no tensor is read.
 
         Raises `WeightspaceError` for whatever does not fit.
         """
+        _return_memory()
         for path in paths:
             if not path.exists() and not path.with_name(f"{path.name}.index.json").exists():
                 raise ArchitectureError(f"{path}: no such file or folder; check the path")
@@ -184,11 +186,16 @@ class Bench:
         shown = _example(module, align_on, example, seed)
         net = Net.of(module)
         del module
+        for path in paths:
+            architecture.check(net, path)
         _try(net, shown)
+        net = net.at(net.weights.map(_meta))
         progress(f"reading the symmetry of {type(net.architecture).__name__}", 0, 0)
-        group = Symmetry.of(net, shown)
-        hollow = net.at(net.weights.map(_meta), net.state.map(_meta))
-        del net
+        try:
+            group = Symmetry.of(net, shown, verify=True)
+        except SymmetryError:  # not every network stands random weights: once more at those it was made with
+            group = Symmetry.of(architecture.find(arch, list(paths), trust_code), shown)
+        hollow = net.at(net.weights, net.state.map(_meta))
         gc.collect()  # the exported graph is a cycle that holds the probe's weights
         return cls(hollow, shown, group, align_on, measure_on, trust_code, seed, progress, method)
 
@@ -342,6 +349,13 @@ def _example(module: nn.Module, data: Task | None, text: str | None, seed: int) 
     if text is not None:
         return architecture.parse_example(text, seed)
     return data.example(2) if data is not None else architecture.example_of(module)
+
+
+def _return_memory() -> None:
+    """Have large blocks go back to the system as soon as they are free: glibc would keep twice the weights in reserve."""
+    threshold, size = -3, 1 << 22  # M_MMAP_THRESHOLD; fixed, where by default it grows
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(threshold, size)
 
 
 def _try(net: Net, example: Any) -> None:

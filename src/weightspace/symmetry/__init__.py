@@ -38,14 +38,15 @@ class Symmetry(Group):
         net: Net | nn.Module,
         example: Any,
         *,
-        verify: bool = True,
+        verify: bool | None = None,
         scales: bool = True,
         outputs_move: bool = False,
     ) -> Symmetry:
         """Read the group of any module that `torch.export` takes, on one example input, and verify every generator.
 
         Positive scales and signs are looked for unless `scales=False`. `outputs_move` leaves the axes of the output
-        free, to compare representations. Networks on the meta device are read, not verified. Raises `SymmetryError`.
+        free, to compare representations. A network on the meta device has no weights to verify with and is only read;
+        with `verify=True` they are drawn at random. Raises `SymmetryError`.
         """
         return read(net, example, into=cls, check=verify, scales=scales, outputs_move=outputs_move)
 

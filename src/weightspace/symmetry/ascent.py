@@ -9,7 +9,7 @@ activations on data. One axis at a time is a linear assignment; coordinate desce
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 
@@ -29,12 +29,18 @@ class Terms:
     """Pairs of tensors to be brought together: `fixed` of a, `moving` of b, and the blocks in which axes are met.
 
     `parities[k][leaf]` is the set of sign generators that flip that leaf of block k; None where signs do not show.
+    Tensors that are not in a dict are made again whenever they are needed: nothing of their size is kept.
     """
 
     blocks: list[Block]
     parities: list[dict[int, frozenset[int]] | None]
-    fixed: dict[str, Tensor]
-    moving: dict[str, Tensor]
+    fixed: Mapping[str, Tensor]
+    moving: Mapping[str, Tensor]
+
+    @property
+    def kept(self) -> bool:
+        """Whether all tensors are held in memory."""
+        return isinstance(self.moving, dict)
 
 
 class Matching:
@@ -43,7 +49,7 @@ class Matching:
     def __init__(self, group: Group, terms: Terms, start: Element | None = None) -> None:
         self.group, self.terms = group, terms
         self.element = start or group.identity()
-        self.fixed, self.moving = terms.fixed, dict(terms.moving)
+        self.fixed = terms.fixed
         self.of_tensor: dict[str, list[int]] = {}
         self.of_axis: dict[str, list[tuple[int, int]]] = {}
         for number, block in enumerate(terms.blocks):
@@ -57,15 +63,22 @@ class Matching:
                       for a in self.axes}  # fmt: skip
         self.duals: dict[str, Duals | None] = {}
         self.products: dict[str, float] = {}
-        if start is not None:
-            for name in self.moving:
-                self.moving[name] = self._move(name, start)
+        self.moved: dict[str, Tensor] = dict(terms.moving) if terms.kept and start is None else {}
 
     def _movable(self, axis: Axis) -> bool:
         return "permutation" in axis.kinds or "sign" in axis.kinds
 
+    def moving(self, name: str) -> Tensor:
+        """A tensor of b where it stands now."""
+        if name in self.moved:
+            return self.moved[name]
+        value = self._move(name, self.element)
+        if self.terms.kept:
+            self.moved[name] = value
+        return value
+
     def _move(self, name: str, element: Element) -> Tensor:
-        source = self.moving[name]
+        source = self.terms.moving[name]
         target = torch.empty_like(source)
         for number in self.of_tensor[name]:
             block, parity = self.terms.blocks[number], self.terms.parities[number]
@@ -81,10 +94,7 @@ class Matching:
         total = 0.0
         for name in self.fixed if names is None else names:
             if name not in self.products:
-                a, b = self.fixed[name].flatten(), self.moving[name].flatten()
-                self.products[name] = sum(
-                    float(torch.dot(x, y)) for x, y in zip(a.split(1 << 20), b.split(1 << 20), strict=True)
-                )
+                self.products[name] = _inner(self.fixed[name], self.moving(name))
             total += self.products[name]
         return total
 
@@ -121,21 +131,31 @@ class Matching:
             return False
         moved = {axis.name, *(z.name for z in inner)}
         names = {self.terms.blocks[n].tensor for m in moved for n, _ in self.of_axis[m]}
-        before = {name: self.moving[name] for name in names}
-        old = self.objective(names)
-        remembered = dict(self.products)
-        for name in names:
-            self.moving[name] = self._move(name, delta)
-            self.products.pop(name)
-        new = self.objective(names)
-        if not certain and new <= old + 1e-9 * abs(old):
-            self.moving.update(before)
-            self.products = remembered
+        element = delta @ self.element
+        if certain:
+            for name in names:
+                self.products.pop(name, None)
+                self.moved.pop(name, None)
+        elif not self._better(names, element):
             return False
-        self.element = delta @ self.element
+        self.element = element
         duals = self.duals.get(axis.name)
         if duals is not None:
             self.duals[axis.name] = Duals(duals.u, duals.v[delta.permutations[axis.name].flatten()])
+        return True
+
+    def _better(self, names: Iterable[str], element: Element) -> bool:
+        """Whether `element` is better where it differs; its tensors and products are kept if so."""
+        old, products, moved = self.objective(names), {}, {}
+        for name in names:
+            value = self._move(name, element)
+            products[name] = _inner(self.fixed[name], value)
+            if self.terms.kept:
+                moved[name] = value
+        if sum(products.values()) <= old + 1e-9 * abs(old):
+            return False
+        self.products.update(products)
+        self.moved.update(moved)
         return True
 
     def _rows(self, tensor: Tensor, number: int, leaf: int) -> Tensor:
@@ -153,7 +173,7 @@ class Matching:
             parity = self.terms.parities[number]
             key = None if parity is None else parity.get(leaf, frozenset())
             name = self.terms.blocks[number].tensor
-            gram = self._rows(self.fixed[name], number, leaf) @ self._rows(self.moving[name], number, leaf).mT
+            gram = self._rows(self.fixed[name], number, leaf) @ self._rows(self.moving(name), number, leaf).mT
             grams[key] = grams[key] + gram if key in grams else gram
         return _Gain.of(grams, self.signs[axis.name])
 
@@ -176,8 +196,7 @@ class Matching:
         return torch.as_tensor(order)[None]
 
     def _element(self, tables: dict[str, Tensor], flips: dict[str, Tensor | None]) -> Element:
-        permutations = dict(self.group.identity().permutations)
-        factors = {}
+        permutations, factors = {}, {}
         for name, table in tables.items():
             axis = self.group[name]
             if "permutation" in axis.kinds:
@@ -224,7 +243,7 @@ class Matching:
         for n, leaf in self.of_axis[axis.name]:
             if n not in held:
                 name = self.terms.blocks[n].tensor
-                gram = self._rows(self.fixed[name], n, leaf) @ self._rows(self.moving[name], n, leaf).mT
+                gram = self._rows(self.fixed[name], n, leaf) @ self._rows(self.moving(name), n, leaf).mT
                 value = value + self._parity(n, leaf, on) * gram
         solved: dict[str, tuple[Tensor, Tensor | None]] = {}
         for z in inner:
@@ -248,7 +267,7 @@ class Matching:
             block, parity = self.terms.blocks[number], self.terms.parities[number]
             key = None if parity is None else parity.get(leaf, frozenset())
             shape = (-1, axis.size, z.size)
-            a, b = (self._rows(t[block.tensor], number, leaf) for t in (self.fixed, self.moving))
+            a, b = (self._rows(t, number, leaf) for t in (self.fixed[block.tensor], self.moving(block.tensor)))
             a, b = a.reshape(*shape, a.shape[-1]), b.reshape(*shape, b.shape[-1])
             gram = self._parity(number, block.leaves.index(axis.name), on) * torch.einsum("rhxk,rgyk->rhgxy", a, b)
             grams[key] = grams[key] + gram if key in grams else gram
@@ -321,8 +340,11 @@ def _signed(gram: Tensor, parity: frozenset[int], signs: list[int], bits: Tensor
 # --- weights ---------------------------------------------------------------------------------------------------------
 
 
-def weight_terms(group: Group, a: Net, b: Net) -> Terms:
-    """Terms of two networks whose scales are balanced already: every parameter that an axis touches."""
+_SMALL = 1 << 22
+
+
+def weight_terms(group: Group, a: Net, b: Net, onto: Element | None = None, into: Element | None = None) -> Terms:
+    """Terms of onto(a) and into(b), whose scales must be balanced: every parameter that an axis touches."""
     names = [name for name in group.tensors if name in a.weights]
     numbers = [k for k, block in enumerate(group.blocks) if block.tensor in set(names)]
     signs: dict[tuple[int, int], set[int]] = {}
@@ -333,8 +355,39 @@ def weight_terms(group: Group, a: Net, b: Net) -> Terms:
     parities = [
         {leaf: frozenset(signs.get((n, leaf), ())) for leaf in range(len(group.blocks[n].leaves))} for n in numbers
     ]
-    fixed, moving = ({name: net.weights[name].detach().float().contiguous() for name in names} for net in (a, b))
-    return Terms([group.blocks[n] for n in numbers], list(parities), fixed, moving)
+    fixed, moving = _Made(names, _reader(a, onto)), _Made(names, _reader(b, into))
+    small = sum(a.weights[name].numel() for name in names) <= _SMALL
+    pair = (dict(fixed), dict(moving)) if small else (fixed, moving)
+    return Terms([group.blocks[n] for n in numbers], list(parities), *pair)
+
+
+class _Made(Mapping[str, Tensor]):
+    """Tensors that are made when they are asked for."""
+
+    def __init__(self, names: list[str], make: Callable[[str], Tensor]) -> None:
+        self._names, self._make = names, make
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _reader(net: Net, element: Element | None) -> Callable[[str], Tensor]:
+    def make(name: str) -> Tensor:
+        tensor = net.weights[name].detach().float()
+        return (tensor if element is None else element.move(name, tensor)).contiguous()
+
+    return make
+
+
+def _inner(a: Tensor, b: Tensor) -> float:
+    pairs = zip(a.flatten().split(1 << 20), b.flatten().split(1 << 20), strict=True)
+    return sum(float(torch.dot(x, y)) for x, y in pairs)
 
 
 def coordinate_descent(group: Group, terms: Terms, start: Element | None = None, seed: int = 0) -> Element:

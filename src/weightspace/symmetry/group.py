@@ -105,30 +105,31 @@ class Element:
         source = tensor.detach().contiguous()
         target = torch.empty_like(source)
         for number, block in self.group.blocks_of(name):
-            value = self._gather(self.group.view(block, source), block.leaves)
-            for leaf, axis in enumerate(block.leaves):
-                factor = self._factor(number, leaf, axis)
+            place = self.group.view(block, target)
+            self._gather(self.group.view(block, source), block.leaves, place)
+            for leaf in range(len(block.leaves)):
+                factor = self._factor(number, leaf)
                 if factor is not None:
-                    value = value * self.group.spread(factor.to(value), block, leaf)
-            self.group.view(block, target).copy_(value)
+                    place.mul_(self.group.spread(factor.to(place), block, leaf))
         return target
 
-    def _gather(self, value: Tensor, leaves: tuple[str | int, ...]) -> Tensor:
+    def _gather(self, value: Tensor, leaves: tuple[str | int, ...], out: Tensor | None = None) -> Tensor:
+        """A view of a block with its units in their new places, written to `out` if that is given."""
         order = sorted(
             (k for k, axis in enumerate(leaves) if axis in self.permutations),
             key=lambda k: len(self.group[str(leaves[k])].over),
         )
         for k in order:
-            name = str(leaves[k])
+            name, to = str(leaves[k]), out if k == order[-1] else None
             table = self.permutations[name].to(value.device)
             if not self.group[name].over:
-                value = value.index_select(k, table)
+                value = torch.index_select(value, k, table, out=to)
                 continue
             at = [leaves.index(outer) for outer in self.group[name].over]
-            value = value.gather(k, _place(table, [*at, k], value.dim()).expand(value.shape))
-        return value
+            value = torch.gather(value, k, _place(table, [*at, k], value.dim()).expand(value.shape), out=to)
+        return value if order or out is None else out.copy_(value)
 
-    def _factor(self, block: int, leaf: int, axis: str | int) -> Tensor | None:
+    def _factor(self, block: int, leaf: int) -> Tensor | None:
         total = None
         for k, exponent in self.group.exponents_at.get((block, leaf), ()):
             if k in self.factors:

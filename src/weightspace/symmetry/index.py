@@ -7,7 +7,7 @@ so that every other tensor that holds the atom sees them. Nothing here knows of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 from math import gcd, prod
@@ -67,6 +67,14 @@ class Span:
     start: int
     strides: tuple[int, ...]
     leaves: tuple[Atom, ...]
+
+    def scaled(self, stride: int) -> Span:
+        """The same positions, `stride` times as far apart."""
+        return Span(self.start * stride, tuple(stride * t for t in self.strides), self.leaves)
+
+    def then(self, inner: Span) -> Span:
+        """Every position of this, and from there every one of `inner`."""
+        return Span(self.start + inner.start, self.strides + inner.strides, self.leaves + inner.leaves)
 
 
 def dim(size: int, pin: str | None = None, foreign: bool = False, constant: bool = False) -> Dim:
@@ -359,56 +367,56 @@ def _align_parts(x: Atom, y: Atom) -> bool:
     return True
 
 
-def leaves(dims: Iterable[Dim], env: Mapping[Atom, int] | None = None) -> set[Atom]:
-    """The leaves met in a tensor's dimensions, with the axes in `env` standing at fixed indices."""
-    return {leaf for d in dims for span in _spans(d, env or {}) for leaf in span.leaves}
+def leaves(dims: Iterable[Dim]) -> set[Atom]:
+    """The leaves met in a tensor's dimensions."""
+    return {leaf for d in dims for span in _spans(d) for leaf in span.leaves}
 
 
-def _spans(d: Dim, env: Mapping[Atom, int]) -> list[Span]:
+def _spans(d: Dim) -> list[Span]:
     out = [Span(0, (), ())]
     factors = flat(d)
     stride = size(factors)
     for atom in factors:
         stride //= atom.size
-        options = _options(atom, env)
-        out = [
-            Span(
-                s.start + stride * o.start,
-                s.strides + tuple(stride * t for t in o.strides),
-                s.leaves + o.leaves,
-            )
-            for s in out
-            for o in options
-        ]
+        options = [o.scaled(stride) for o in _options(atom)]
+        out = [s.then(o) for s in out for o in options]
     return out
 
 
-def _options(atom: Atom, env: Mapping[Atom, int]) -> list[Span]:
-    if atom in env:
-        return [Span(env[atom], (), ())]
-    for (key, i), child in members(atom).items():
-        if env.get(key) == i:
-            return _spans([child], env)
+def _options(atom: Atom) -> list[Span]:
     if atom.parts is None:
         return [Span(0, (1,), (atom,))]
     out, offset = [], 0
     for piece in parts(atom):
-        out += [Span(offset + s.start, s.strides, s.leaves) for s in _spans(piece, env)]
+        out += [Span(offset, (), ()).then(s) for s in _spans(piece)]
         offset += size(piece)
     return out
 
 
-def blocks(dims: list[Dim], env: Mapping[Atom, int] | None = None) -> list[tuple[Span, ...]]:
+def blocks(dims: list[Dim]) -> list[tuple[Span, ...]]:
     """A tensor cut into blocks, each a product of leaves: one Span for every dimension of the tensor.
 
-    Where a leaf has members over an axis of the same tensor, the block is cut at every index of that axis.
+    A block that holds both an axis and a leaf with members over it is cut at every index of that axis.
     """
-    env = env or {}
     if any(size(flat(d)) == 0 for d in dims):
         return []
-    held = leaves(dims, env)
-    for leaf in held:
-        for key, _ in members(leaf):
-            if key in held:
-                return [b for i in range(key.size) for b in blocks(dims, {**env, key: i})]
-    return list(product(*(_spans(d, env) for d in dims)))
+    return [piece for block in product(*map(_spans, dims)) for piece in _divided(block)]
+
+
+def _divided(block: tuple[Span, ...]) -> list[tuple[Span, ...]]:
+    held = [leaf for span in block for leaf in span.leaves]
+    key = next((key for leaf in held for key, _ in members(leaf) if key in held), None)
+    if key is None:
+        return [block]
+    at = [product(*(_at(span, key, i) for span in block)) for i in range(key.size)]
+    return [piece for cut_block in at for one in cut_block for piece in _divided(one)]
+
+
+def _at(span: Span, key: Atom, i: int) -> list[Span]:
+    """A span with the axis `key` standing at index i."""
+    out = [Span(span.start, (), ())]
+    for stride, leaf in zip(span.strides, span.leaves, strict=True):
+        child = members(leaf).get((key, i))
+        options = [Span(i, (), ())] if leaf is key else [Span(0, (1,), (leaf,))] if child is None else _spans([child])
+        out = [s.then(o.scaled(stride)) for s in out for o in options]
+    return out

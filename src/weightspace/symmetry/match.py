@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+
+from torch import Tensor
 
 from weightspace.net import Net, WeightspaceError
 from weightspace.symmetry.ascent import Matching, Terms, coordinate_descent, weight_terms
@@ -49,9 +51,9 @@ def match(
     """The element g that brings `net` nearest `to`, and how it was found.
 
     `features`: gives standardised activations of both on data. `score`: the barrier from `to` to a network, measured.
-    `method`: "weights", "activations", "activations+weights", "frank-wolfe", or "auto": all that apply, cheapest first,
-    until 0.5 % of the barrier before is left (Frank-Wolfe only where more than 5 % is); the lowest barrier is kept, or
-    the highest <to, g net> where there is no data.
+    `method`: "weights", "activations", "activations+weights", "frank-wolfe", or "auto": all that apply, one after the
+    other, until 1 % of the barrier before is left (Frank-Wolfe only where more than 5 % is, and where its matrices are small
+    beside the weights, or those are small); the lowest barrier is kept, or the highest <to, g net> without data.
     """
     for each in (net, to):
         group.check(each)
@@ -62,10 +64,10 @@ def match(
 
 
 _BALANCED = 1e-8
-_GOOD, _FAIR = 0.005, 0.05
+_GOOD, _FAIR = 0.01, 0.05
 _RESTARTS = 10
 _SMALL = 200_000
-METHODS = ("activations", "activations+weights", "weights", "frank-wolfe")
+METHODS = ("activations+weights", "activations", "weights", "frank-wolfe")
 
 
 class _Search:
@@ -82,7 +84,7 @@ class _Search:
     ) -> None:
         self.group, self.net, self.to, self.score, self.seed = group, net, to, score, seed
         self.into, self.onto = (balancing(group, n.weights, _BALANCED) for n in (net, to))
-        self.terms = weight_terms(group, self.onto(to), self.into(net))
+        self.terms = weight_terms(group, to, net, self.onto, self.into)
         self.features = features
         self.found: dict[str, Element] = {}
 
@@ -98,7 +100,9 @@ class _Search:
             if name.startswith("activations") and self.features is None:
                 continue
             lowest = min((c.barrier for c in candidates if c.barrier is not None), default=math.inf)
-            if lowest <= _GOOD * naive or (name == "frank-wolfe" and lowest <= _FAIR * naive):
+            if lowest <= _GOOD * naive:
+                continue
+            if name == "frank-wolfe" and method == "auto" and (lowest <= _FAIR * naive or self.heavy()):
                 continue
             began = time.perf_counter()
             element = self.find(name)
@@ -107,6 +111,11 @@ class _Search:
             candidates.append(Candidate(name, value, barrier, time.perf_counter() - began))
         best = self.choose(candidates)
         return Match(self.gauge(self.found[best.method]), best.method, _why(best, candidates), tuple(candidates))
+
+    def heavy(self) -> bool:
+        """Whether Frank-Wolfe would hold more than half as much again as one network."""
+        numbers = sum(math.prod(self.group.shapes[name]) for name in self.terms.fixed)
+        return not self.terms.kept and 2 * sum(4 * axis.size**2 for axis in self.group.permutable()) > numbers
 
     def find(self, name: str) -> Element:
         if name not in self.found:
@@ -124,10 +133,10 @@ class _Search:
 
     def _weights(self) -> Element:
         """Coordinate descent; a small problem is begun again elsewhere until the bound |a| |b| is met."""
-        a, b = self.terms.fixed.values(), self.terms.moving.values()
-        bound = math.sqrt(sum(float(t.square().sum()) for t in a) * sum(float(t.square().sum()) for t in b))
+        sizes = [math.prod(self.group.shapes[name]) for name in self.terms.fixed]
+        tries = _RESTARTS if sum(sizes) <= _SMALL else 1
+        bound = _norm(self.terms.fixed.values()) * _norm(self.terms.moving.values()) if tries > 1 else math.inf
         best, value = self.group.identity(), -math.inf
-        tries = _RESTARTS if sum(t.numel() for t in a) <= _SMALL else 1
         for k in range(tries):
             start = self.group.sample(self.seed + k, ("permutation",)) if k else None
             matching = Matching(self.group, self.terms, start)
@@ -149,6 +158,10 @@ class _Search:
     def _frank_wolfe(self) -> Element:
         start = frank_wolfe(self.group, self.terms, seed=self.seed)
         return coordinate_descent(self.group, self.terms, start, self.seed)
+
+
+def _norm(tensors: Iterable[Tensor]) -> float:
+    return math.sqrt(sum(float(t.square().sum()) for t in tensors))
 
 
 def _signs_only(group: Group, terms: Terms, element: Element, seed: int) -> Element:

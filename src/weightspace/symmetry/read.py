@@ -34,19 +34,20 @@ def read(
     example: Any,
     *,
     into: type[_G],
-    check: bool = True,
+    check: bool | None = None,
     scales: bool = True,
     outputs_move: bool = False,
 ) -> _G:
     """The symmetry group of the architecture of `net`, read on one `example` input, verified in float64.
 
-    `check`: try every generator on random weights and inputs. `scales`: look for scales and signs too (needs weights
-    that are not on the meta device). `outputs_move`: leave the axes of the outputs free, to compare representations.
+    `check`: try every generator on random weights and inputs; None: unless the weights are on the meta device. `scales`:
+    look for scales and signs too, under the same condition. `outputs_move`: leave the axes of the outputs free, to
+    compare representations.
     Raises `SymmetryError` where the module cannot be exported or a generator changes the function.
     """
     net = Net.of(net)
-    real = net.device.type != "meta"
-    probe = Probe.of(net, example, seed=0) if real else None
+    probe = Probe.of(net, example, seed=0) if check or net.device.type != "meta" else None
+    check = check is not False
     graph = trace(probe.module, probe.example) if probe else trace(net.live(), example)
     draft = _draft(graph, follow(graph, outputs_move), net)
     group = draft.group(into, ())

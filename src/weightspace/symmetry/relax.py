@@ -63,7 +63,7 @@ class _Relaxed:
 
     def _moved(self, number: int, soft: dict[str, Tensor], but: int | None) -> Tensor:
         block = self.matching.terms.blocks[number]
-        value = self.group.view(block, self.matching.moving[block.tensor])
+        value = self.group.view(block, self.matching.moving(block.tensor))
         for leaf, name in enumerate(block.leaves):
             if name in self.names and leaf != but:
                 value = torch.tensordot(soft[str(name)], value, ([1], [leaf])).movedim(0, leaf)

@@ -73,14 +73,15 @@ def _backward(
 
     def reduce(name: str) -> Any:
         def hook(leaf: Tensor) -> None:
-            product = (leaf.grad * leaf).detach()  # type: ignore[operator]
+            assert leaf.grad is not None
+            product = leaf.grad.mul_(leaf.detach())
             leaf.grad = None  # one gradient is alive at a time
             for number, block in group.blocks_of(name):
                 value = group.view(block, product)
                 for k, axis in enumerate(block.leaves):
                     if isinstance(axis, str) and not _still(group, axis):
                         table = group.gather(value, block, k).flatten().cpu()
-                        rows.setdefault(Place(number, k), []).append((table, float(value.square().sum().sqrt())))
+                        rows.setdefault(Place(number, k), []).append((table, float(torch.linalg.vector_norm(value))))
 
         return hook
 

@@ -116,6 +116,8 @@ def _evaluate(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], lift
     name = op_name(node)
     if name == "batch_norm" and lift:
         return _batch_norm(*args, **kwargs)
+    if name == "_native_batch_norm_legit_no_training" and lift:
+        return _batch_norm(*args[:5], False, *args[5:]), args[0].new_empty(0), args[0].new_empty(0)
     if lift and name in ("_to_copy", "to") and isinstance(args[0], Tensor) and args[0].is_floating_point():
         wanted = kwargs.get("dtype") or next((a for a in args[1:] if isinstance(a, torch.dtype)), None)
         if wanted is not None and wanted.is_floating_point:

@@ -6,14 +6,15 @@ the identity. The tolerance follows the lowest precision that the module itself 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from weightspace.net import Net
+from weightspace.net import Net, Weights
 from weightspace.symmetry import index
 from weightspace.symmetry.group import Axis, Element, Group, as_blocks
 from weightspace.symmetry.index import Atom
@@ -41,7 +42,7 @@ class Probe:
     @classmethod
     def of(cls, net: Net, example: Any, seed: int) -> Probe:
         """Noise on every tensor: on parameters of either sign, on buffers positive, so that variances stay so."""
-        net = net.double()
+        net = Net(net.architecture, _drawn(net.weights), _drawn(net.state)).double()
         generator = torch.Generator().manual_seed(seed)
         for name, tensor in net.tensors.items():
             if tensor.is_floating_point():
@@ -57,6 +58,18 @@ class Probe:
         args, kwargs = arguments(self.example)
         with torch.no_grad(), math_attention(), quiet():
             return floating(self.module(*args, **kwargs))
+
+
+def _drawn(weights: Weights) -> Weights:
+    """The zero vector in float64 in place of weights that are on the meta device."""
+    if not any(t.is_floating_point() and t.device.type == "meta" for t in weights.values()):
+        return weights
+    return Weights({name: _zero(tensor) for name, tensor in weights.items()})
+
+
+def _zero(tensor: Tensor) -> Tensor:
+    hollow = tensor.device.type == "meta"
+    return torch.zeros((), dtype=torch.float64).expand(tensor.shape) if hollow else tensor
 
 
 def _shake(tensor: Tensor, generator: torch.Generator, positive: bool) -> None:
@@ -130,22 +143,16 @@ def _generators(group: Group, kinds: Iterable[str]) -> Iterable[tuple[Axis, Elem
             yield group[generator.axis], Element(group, element.permutations, {k: element.factors[k]})
 
 
-class _moved:
-    """The probe's tensors moved in place, and put back."""
-
-    def __init__(self, element: Element, probe: Probe) -> None:
-        tensors = probe.net.tensors
-        touched = _touched(element)
-        self._old = [(tensors[name], tensors[name].clone()) for name in element.group.tensors if name in touched]
-        self._new = [(tensors[n], element.move(n, tensors[n])) for n in element.group.tensors if n in touched]
-
-    def __enter__(self) -> None:
-        for tensor, value in self._new:
-            tensor.copy_(value)
-
-    def __exit__(self, *_: object) -> None:
-        for tensor, value in self._old:
-            tensor.copy_(value)
+@contextlib.contextmanager
+def _moved(element: Element, probe: Probe) -> Iterator[None]:
+    """The probe's tensors moved in place, one after the other, and moved back."""
+    tensors, touched = probe.net.tensors, _touched(element)
+    for name in touched:
+        tensors[name].copy_(element.move(name, tensors[name]))
+    yield
+    back = element.inverse()
+    for name in touched:
+        tensors[name].copy_(back.move(name, tensors[name]))
 
 
 def _touched(element: Element) -> set[str]:
