@@ -27,7 +27,9 @@ COLUMNS = {
     "naive": "naive mean",
     "rebasin": "rebasin.MergeMany",
     "ours": "ours",
+    "unrepaired": "ours, average not repaired",
     "ours_no_data": "ours, no data",
+    "unaligned": "not aligned, repaired",
     "ensemble": "ensemble of predictions",
 }
 
@@ -42,6 +44,8 @@ class Row:
     naive: float
     ours: float
     ours_no_data: float
+    unrepaired: float
+    unaligned: float
     ensemble: float
     seconds: float
     wall: float
@@ -54,6 +58,12 @@ class Row:
 def merged(nets: Sequence[ws.Net], train: ws.Task, data: ws.Task | None) -> ws.Net:
     """Reading the group is part of it."""
     return ws.mean(nets, ws.Symmetry.of(nets[0], train.example(2)), data)
+
+
+def star(nets: Sequence[ws.Net], train: ws.Task) -> list[ws.Net]:
+    """All aligned to the first."""
+    group = ws.Symmetry.of(nets[0], train.example(2))
+    return [nets[0], *(group.align(net, to=nets[0], data=train) for net in nets[1:])]
 
 
 def one(name: str, seeds: tuple[int, ...], modules: Sequence[nn.Module], with_peers: bool) -> Row:
@@ -75,6 +85,8 @@ def one(name: str, seeds: tuple[int, ...], modules: Sequence[nn.Module], with_pe
         naive=accuracy(average(nets)),
         ours=accuracy(runs["ours"].value),
         ours_no_data=accuracy(runs["no data"].value),
+        unrepaired=accuracy(average(star(nets, train))),
+        unaligned=accuracy(ws.repair(average(nets), nets, train)),
         ensemble=ensemble(nets, test),
         seconds=runs["ours"].seconds,
         wall=runs["ours"].wall[0],

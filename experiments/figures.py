@@ -1,4 +1,4 @@
-"""Draw the figures of the README from the results file: needs plotly's static export (`pip install kaleido`, and Chrome).
+"""Draw the figures of the README from the results file; needs `pip install kaleido`, and Chrome.
 
 python -m experiments.figures
 """

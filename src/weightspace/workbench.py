@@ -352,7 +352,7 @@ def _example(module: nn.Module, data: Task | None, text: str | None, seed: int) 
 
 
 def _return_memory() -> None:
-    """Have large blocks go back to the system as soon as they are free: glibc would keep twice the weights in reserve."""
+    """Have large blocks go back to the system when they are free; glibc would keep twice the weights in reserve."""
     threshold, size = -3, 1 << 22  # M_MMAP_THRESHOLD; fixed, where by default it grows
     with suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).mallopt(threshold, size)

@@ -92,8 +92,8 @@ def mean(nets: Sequence[Net], group: Symmetry, data: Task | None = None, seed: i
     """The average modulo the group: (1/n) sum_i g_i w_i, every g_i w_i nearest the mean of the others.
 
     Networks are aligned to the first (with `data`: by the matcher whose measured barrier is lowest), then each to the
-    mean of the others until none moves; with `data` the better of the two is kept, and the average is repaired
-    (BatchNorm statistics; units rescaled only if the loss falls). Returned in the scales of the first.
+    mean of the others until next to none moves. With `data` the average is repaired (BatchNorm statistics; units
+    rescaled or layers refitted only if the loss falls), and the better of the two is kept. In the scales of the first.
     """
     if not nets:
         raise WeightspaceError("the mean of no networks; give at least one")

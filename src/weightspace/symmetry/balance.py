@@ -3,9 +3,9 @@
 For scale generators k with factors exp(t_k[x]), |g w|^2 = sum_j n_j exp(2 sum_k e_jk t_k) is convex in t, strictly
 where no unit is dead, so that the minimum is one point per orbit (Rueger and Ossen, The metric structure of weight
 space, 1997; Stock, Graham, Gribonval and Jegou, Equi-normalization of neural networks, 2019). Coordinate descent with
-a Newton step per unit finds it, between steps common to all units of an axis. A scale with exponents of one sign only (a direction, as under weight normalisation)
-has no minimum: those places are brought to norm one. Generators that touch running statistics hold in evaluation mode
-only and are left alone.
+a Newton step per unit finds it, between steps common to all units of an axis. A scale with exponents of one sign only
+(a direction, as under weight normalisation) has no minimum: those places are brought to norm one. Generators that touch
+running statistics hold in evaluation mode only and are left alone.
 """
 
 from __future__ import annotations

@@ -52,8 +52,8 @@ def match(
 
     `features`: gives standardised activations of both on data. `score`: the barrier from `to` to a network, measured.
     `method`: "weights", "activations", "activations+weights", "frank-wolfe", or "auto": all that apply, one after the
-    other, until 1 % of the barrier before is left (Frank-Wolfe only where more than 5 % is, and where its matrices are small
-    beside the weights, or those are small); the lowest barrier is kept, or the highest <to, g net> without data.
+    other, until 1 % of the barrier before is left (Frank-Wolfe only where more than 5 % is, and where its matrices are
+    small beside the weights, or those are small); the lowest barrier is kept, or the highest <to, g net> without data.
     """
     for each in (net, to):
         group.check(each)

@@ -17,6 +17,8 @@ from weightspace.symmetry.group import Element, Group
 
 __all__ = ["average", "gather_round"]
 
+_SETTLED = 0.02
+
 
 def average(nets: Sequence[Net]) -> Net:
     """(1/n) sum_i w_i, floating-point state too; nothing is aligned."""
@@ -32,7 +34,7 @@ def average(nets: Sequence[Net]) -> Net:
 def gather_round(group: Group, nets: Sequence[Net], seed: int = 0, rounds: int = 20) -> list[Net]:
     """Networks, already aligned to the first, moved to where each is nearest the mean of the others.
 
-    In the scales of the first. Stops when a whole round moves no unit.
+    In the scales of the first. Stops when a whole round moves next to no unit.
     """
     onto = balancing(group, nets[0].weights)
     balanced = [balancing(group, net.weights)(net) for net in nets]
@@ -41,21 +43,23 @@ def gather_round(group: Group, nets: Sequence[Net], seed: int = 0, rounds: int =
         total = total + net.weights
     generator, still = np.random.default_rng(seed), group.identity()
     for _ in range(rounds if len(nets) > 2 else 0):
-        moved = False
+        moved = 0.0
         for i in generator.permutation(len(nets)):
             net = balanced[int(i)]
             others = (total - net.weights) / (len(nets) - 1)
             element = coordinate_descent(group, weight_terms(group, net.at(others), net), seed=seed)
-            if _moves(element, still):
-                moved = True
+            share = _share(element, still)
+            if share:
+                moved += share / len(nets)
                 balanced[int(i)] = element(net)
                 total = total - net.weights + balanced[int(i)].weights
-        if not moved:
+        if moved <= _SETTLED:
             break
     back = onto.inverse()
     return [back(net) for net in balanced]
 
 
-def _moves(element: Element, still: Element) -> bool:
-    flipped = any(bool((f < 0).any()) for f in element.factors.values())
-    return flipped or element.difference(still) > 0
+def _share(element: Element, still: Element) -> float:
+    """Share of the units that the element sends elsewhere or flips."""
+    flips = [float((f < 0).double().mean()) for f in element.factors.values()]
+    return max([element.difference(still), *flips])

@@ -40,9 +40,9 @@ def read(
 ) -> _G:
     """The symmetry group of the architecture of `net`, read on one `example` input, verified in float64.
 
-    `check`: try every generator on random weights and inputs; None: unless the weights are on the meta device. `scales`:
-    look for scales and signs too, under the same condition. `outputs_move`: leave the axes of the outputs free, to
-    compare representations.
+    `check`: try every generator on random weights and inputs; None: unless the weights are on the meta device.
+    `scales`: look for scales and signs too, under the same condition. `outputs_move`: leave the axes of the outputs
+    free, to compare representations.
     Raises `SymmetryError` where the module cannot be exported or a generator changes the function.
     """
     net = Net.of(net)

@@ -11,8 +11,9 @@ import io
 import logging
 import operator
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -68,25 +69,40 @@ class Trace:
         lift: bool = True,
     ) -> list[Tensor]:
         """Evaluate the graph; `watch(node, value)` sees every value. `lift`: casts to lower precision are skipped."""
-        values = iter(inputs)
-        env: dict[fx.Node, Any] = {}
-        last = self._last_uses()
         out: list[Tensor] = []
+        for node, _, (value,) in self.walk([tensors], inputs, lift):
+            if node.op == "output":
+                out = _tensors(value)
+            elif watch is not None and node.op in ("placeholder", "call_function"):
+                watch(node, value)
+        return out
+
+    def walk(
+        self, points: Sequence[Mapping[str, Tensor]], inputs: list[Tensor], lift: bool = True
+    ) -> Iterator[tuple[fx.Node, list[tuple[Any, ...]], list[Any]]]:
+        """Evaluate the graph at several points at once: every node, its arguments and its values, one for each point.
+
+        What is written into a value is what the nodes after it see.
+        """
+        feeds = [iter(inputs) for _ in points]
+        env: dict[fx.Node, list[Any]] = {}
+        last = self._last_uses()
+        look = [partial(lambda k, n: env[n][k], k) for k in range(len(points))]
         for node in self.nodes:
+            given: list[tuple[Any, ...]] = [() for _ in points]
             if node.op == "placeholder":
-                env[node] = self._placeholder(node, tensors, values)
+                env[node] = [self._placeholder(node, t, feed) for t, feed in zip(points, feeds, strict=True)]
             elif node.op == "get_attr":
-                env[node] = operator.attrgetter(str(node.target))(self.graph)
+                env[node] = [operator.attrgetter(str(node.target))(self.graph)] * len(points)
             elif node.op == "output":
-                out = _tensors(fx.map_arg(node.args[0], lambda n: env[n]))
+                env[node] = [fx.map_arg(node.args[0], at) for at in look]
             else:
-                args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: env[n])
-                env[node] = _evaluate(node, args, kwargs, lift)
-            if watch is not None and node.op in ("placeholder", "call_function"):
-                watch(node, env[node])
+                both = [cast(Any, fx.map_arg)((node.args, node.kwargs), at) for at in look]
+                given = [args for args, _ in both]
+                env[node] = [_evaluate(node, args, kwargs, lift) for args, kwargs in both]
+            yield node, given, env[node]
             for used in last.get(node, []):
                 env.pop(used, None)
-        return out
 
     def _placeholder(self, node: fx.Node, tensors: Mapping[str, Tensor], values: Iterator[Tensor]) -> Any:
         if node in self.sources:

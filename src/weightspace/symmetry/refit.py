@@ -1,0 +1,195 @@
+"""An average of networks, mended layer by layer to what its units should say on data.
+
+The network and its ends, units aligned, go through the graph side by side. Let h be the input of a layer in the
+network, z its output, and z* the mean over the ends of what the same layer says in them.
+
+rescale: z <- (z - m) s* / s + m*, with m, s the mean and deviation of a unit over the examples, and m*, s* the averages
+of those in the ends (REPAIR: renormalizing permuted activations for interpolation repair; Jordan, Sedghi, Saukh,
+Entezari, Neyshabur, 2023).
+
+refit: W <- argmin_V sum |V h - z*|^2 + r |V - W|^2, the ridge r a thousandth of the mean of |h_k|^2 summed over the
+examples (after PLeaS: merging models with permutations and least squares; Nasery, Hayase, Koh, Oh, 2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from weightspace.net import Net, WeightspaceError
+from weightspace.symmetry.trace import Trace, arguments, math_attention, op_name, trace
+from weightspace.task import Task
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = ["refit", "rescale"]
+
+_EXAMPLES = 2048
+_ROOM = 1 << 27  # numbers in the widest value of all networks together
+_RIDGE = 1e-3
+_MOST = 4096  # columns of one least-squares problem
+_CHUNK = 64
+_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A node with a weight that is used nowhere else, and the dimension of its units."""
+
+    node: fx.Node
+    name: str
+    weight: str
+    bias: str | None
+    at: int
+
+    @property
+    def contracts(self) -> bool:
+        return self.name == "linear" or self.name in _CONVOLUTIONS
+
+
+def rescale(net: Net, ends: list[Net], task: Task, examples: int = _EXAMPLES) -> Net:
+    """Give every unit of `net` the mean and deviation that it has in `ends` on average.
+
+    After every linear map, convolution, group or layer norm with a bias, but for the output. Raises `WeightspaceError`
+    where there is none.
+    """
+    return _mended(net, ends, task, examples, _rescaled)
+
+
+def refit(net: Net, ends: list[Net], task: Task, examples: int = _EXAMPLES) -> Net:
+    """Give every layer of `net` the weights with which it says, on its own inputs, what it says in `ends` on average.
+
+    Linear maps and convolutions by least squares; where these are too large for the examples, and for norms, as
+    `rescale`. Raises `WeightspaceError` where there is no layer to mend.
+    """
+    return _mended(net, ends, task, examples, _refitted)
+
+
+_New = dict[str, Tensor]
+_Mend = Callable[[_Layer, tuple[Any, ...], Tensor, Tensor, bool], _New]
+
+
+def _mended(net: Net, ends: list[Net], task: Task, examples: int, mend: _Mend) -> Net:
+    net, ends = net.to(torch.float32), [end.to(torch.float32) for end in ends]
+    room = _ROOM // ((1 + len(ends)) * _widest(trace(net.live(), task.example(2))))
+    examples = min(examples, max(_CHUNK, room))
+    x = task.take(examples, seed=0).example(examples)
+    graph = trace(net.live(), x)
+    layers = {layer.node: layer for layer in _layers(graph)}
+    last = {used for node in graph.nodes if node.op == "output" for used in node.all_input_nodes}
+    args, kwargs = arguments(x)
+    inputs = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+    changed: _New = {}
+    with torch.no_grad(), math_attention():
+        for node, given, values in graph.walk([each.tensors for each in (net, *ends)], inputs, lift=False):
+            if op_name(node) == "batch_norm" and node.op == "call_function":
+                values[0].copy_(_normalised(*given[0]))
+            elif node in layers:
+                wanted = values[1:]
+                new = mend(layers[node], given[0], values[0], torch.stack(wanted), node in last)
+                changed |= new
+                values[0].copy_(_again(layers[node], given[0], {**net.weights, **changed}) if new else values[0])
+    if not changed:
+        raise WeightspaceError("no layer has a weight and a bias of its own; nothing can be mended")
+    return net.at(net.weights.replace(changed))
+
+
+def _layers(graph: Trace) -> Iterator[_Layer]:
+    uses: dict[str, int] = {}
+    for node in graph.nodes:
+        for used in node.all_input_nodes:
+            if used in graph.sources:
+                uses[graph.sources[used]] = uses.get(graph.sources[used], 0) + 1
+    units = {"linear": (1, -1), "layer_norm": (2, -1), "group_norm": (2, 1)} | dict.fromkeys(_CONVOLUTIONS, (1, 1))
+    for node in graph.nodes:
+        name = op_name(node) if node.op == "call_function" else ""
+        if name not in units or node.kwargs:
+            continue
+        first, at = units[name]
+        named = [graph.sources.get(n) if isinstance(n, fx.Node) else None for n in node.args[first : first + 2]]
+        weight, bias = (*named, None, None)[:2]
+        if weight is not None and uses[weight] == 1 and (bias is None or uses[bias] == 1):
+            yield _Layer(node, name, weight, bias, at)
+
+
+def _widest(graph: Trace) -> int:
+    """Numbers of the largest value for one example."""
+    values = [n.meta.get("val") for n in graph.nodes if n.op == "call_function"]
+    return max((t.numel() // max(len(t), 1) for t in values if isinstance(t, Tensor) and t.dim()), default=1)
+
+
+def _normalised(h: Tensor, weight: Tensor | None, bias: Tensor | None, *rest: Any) -> Tensor:
+    """BatchNorm by the statistics of these examples, which will be re-estimated in any case."""
+    return F.batch_norm(h, None, None, weight, bias, True, 0.0, rest[4] if len(rest) > 4 else 1e-5)
+
+
+def _again(layer: _Layer, given: tuple[Any, ...], tensors: dict[str, Tensor]) -> Tensor:
+    """The layer with new weights."""
+    args = list(given)
+    first = 1 if layer.contracts else 2
+    args[first] = tensors[layer.weight]
+    if layer.bias is not None:
+        args[first + 1] = tensors[layer.bias]
+    return layer.node.target(*args)  # type: ignore[operator]
+
+
+def _rescaled(layer: _Layer, given: tuple[Any, ...], value: Tensor, wanted: Tensor, last: bool) -> _New:
+    if layer.bias is None or last:
+        return {}
+    first = 1 if layer.contracts else 2
+    weight, bias = given[first], given[first + 1]
+    mean, deviation = _moments(value, layer.at)
+    moments = [_moments(each, layer.at) for each in wanted]
+    mean_wanted, deviation_wanted = (torch.stack(each).mean(0) for each in zip(*moments, strict=True))
+    factor = torch.where(deviation > 1e-6, deviation_wanted / deviation.clamp(min=1e-6), torch.ones_like(deviation))
+    rows = factor.view(-1, *[1] * (weight.dim() - 1))
+    return {layer.weight: weight * rows, layer.bias: (bias - mean) * factor + mean_wanted}
+
+
+def _moments(value: Tensor, at: int) -> tuple[Float[Tensor, " units"], Float[Tensor, " units"]]:
+    rows = value.movedim(at, 0).flatten(1)
+    return rows.mean(1), rows.std(1, correction=0)
+
+
+def _refitted(layer: _Layer, given: tuple[Any, ...], value: Tensor, wanted: Tensor, last: bool) -> _New:
+    if not _solvable(layer, given, value):
+        return _rescaled(layer, given, value, wanted, last)
+    weight = given[1]
+    columns = weight[0].numel() + (layer.bias is not None)
+    residual = wanted.mean(0) - value
+    gram = torch.zeros(columns, columns, dtype=torch.float64)
+    right = torch.zeros(columns, len(weight), dtype=torch.float64)
+    for at in range(0, len(value), _CHUNK):
+        h = _inputs(layer, given, slice(at, at + _CHUNK)).double()
+        gram += h.T @ h
+        right += h.T @ residual[at : at + _CHUNK].movedim(layer.at, -1).flatten(0, -2).double()
+    gram.diagonal().add_(_RIDGE * gram.diagonal().mean())
+    step = torch.linalg.solve(gram, right).T.to(weight)
+    new = {layer.weight: weight + step[:, : weight[0].numel()].reshape(weight.shape)}
+    if layer.bias is not None:
+        new[layer.bias] = given[2] + step[:, -1]
+    return new
+
+
+def _solvable(layer: _Layer, given: tuple[Any, ...], value: Tensor) -> bool:
+    """Whether there are rows enough for the columns, and not too many columns."""
+    if not layer.contracts or (layer.name in _CONVOLUTIONS and len(given) > 6 and given[6] != 1):
+        return False
+    columns = given[1][0].numel() + (layer.bias is not None)
+    return columns <= min(_MOST, value.numel() // value.shape[layer.at])
+
+
+def _inputs(layer: _Layer, given: tuple[Any, ...], part: slice) -> Float[Tensor, "rows columns"]:
+    """What the rows of the weight are multiplied with, and a one for the bias."""
+    x, weight = given[0][part], given[1]
+    if layer.name != "linear":
+        patch = torch.eye(weight[0].numel()).to(weight).reshape(-1, *weight.shape[1:])
+        x = layer.node.target(x, patch, None, *given[3:6]).movedim(1, -1)  # type: ignore[operator]
+    rows = x.flatten(0, -2)
+    return rows if layer.bias is None else torch.cat([rows, torch.ones_like(rows[:, :1])], 1)
