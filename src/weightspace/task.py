@@ -36,7 +36,7 @@ from weightspace.net import Net, Weights, WeightspaceError
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["Task", "TaskError", "accuracy", "gradient", "logits"]
+__all__ = ["Task", "TaskError", "accuracy", "carried", "gradient", "logits"]
 
 IGNORED = -100  # torch's mark of a position without a label
 
@@ -105,14 +105,11 @@ class Task:
 
     def batches(self, net: Net | None = None) -> Iterator[tuple[Any, Tensor | None]]:
         """(x, y) batch by batch, always in the same order; with a `net`, x moved to its device and dtype."""
-        device, dtype = (net.device, net.dtype) if net is not None and _checked(net) else (None, None)
-
-        def move(x: Tensor) -> Tensor:
-            return x.to(device, dtype) if x.is_floating_point() else x.to(device)
-
+        if net is not None:
+            _checked(net)
         x = None
         for x, y in self._source.batches(self.batch):
-            yield (x, y) if net is None else (each(move, x), y)
+            yield (x, y) if net is None else (carried(x, net), y)
         if x is None:
             raise TaskError("no examples: the data is empty, or an iterable that can be read only once")
 
@@ -325,6 +322,12 @@ def gradient(goal: Task | Callable[[Net], Tensor], net: Net) -> Weights:
         else:
             _descend(goal(leaf))
     return vector.map(lambda w: torch.zeros_like(w) if w.grad is None else w.grad * factor.to(w))
+
+
+def carried(x: Any, net: Net) -> Any:
+    """Inputs on the device of a net, floating-point ones in its dtype."""
+    device, dtype = net.device, net.dtype
+    return each(lambda t: t.to(device, dtype) if t.is_floating_point() else t.to(device), x)
 
 
 def logits(raw: Any) -> Tensor:

@@ -9,9 +9,10 @@ so a large problem may be solved on a sparse graph and proved on the whole matri
 1. nearly optimal v: a few Sinkhorn sweeps, or the duals of a similar problem solved before;
 2. a graph of the edges with the least reduced cost u_i + v_j - G_ij in each row and each column;
 3. its best matching, by shortest augmenting paths from all free rows at once;
-4. its duals made feasible on all of G: the gap is closed, or the edges that opened it join the graph (go to 3).
+4. its duals made feasible on all of G: the gap is closed, or the edges that opened it join the graph (go to 3), and so
+   do more edges of the rows and columns that were still free when the work grew too large.
 
-A graph that is too hard (many ties, one-dimensional chains) is given up within a budget for a dense solver.
+A graph that stays too hard (many ties, one-dimensional chains) is given up for a dense solver.
 Sources: "A shortest augmenting path algorithm for dense and sparse linear assignment problems" (Jonker, Volgenant,
 1987); "Sinkhorn distances: lightspeed computation of optimal transport" (Cuturi, 2013).
 """
@@ -40,8 +41,9 @@ _STRIDE = 4
 _TEMPERATURE = 0.2
 _SWEEPS = 10
 _BUDGET = 4
-_CROWDED = 96
+_CROWDED = 160
 _MORE = 128
+_RESCUE = 512
 _ROUNDS = 12
 _BLOCK = 1 << 17
 _ROUNDING = 16 * float(np.finfo(np.float64).eps)
@@ -76,6 +78,9 @@ def assign(gain: np.ndarray | Tensor, warm: Duals | None = None) -> tuple[Int[np
     scale = _scale(matrix)
     if warm is not None and len(warm.v) != len(matrix):
         raise AssignmentError(f"duals of size {len(warm.v)} for {_shape(matrix)} gains; start again with warm=None")
+    if scale and not 1e-30 < scale < 1e30:  # part of the work is done in float32
+        pi, duals = assign(matrix.double() / scale)
+        return pi, None if duals is None else Duals(duals.u * scale, duals.v * scale)
     if len(matrix) >= SPARSE_FROM:
         proved = _proved(matrix, _sinkhorn(matrix, scale, warm), scale)
         if proved is not None:
@@ -98,14 +103,15 @@ def _proved(matrix: Tensor, v: Tensor, scale: float) -> tuple[np.ndarray, Duals]
     edges = _cheap_edges(matrix, Duals(_row_duals(matrix, v), v))
     matching = _Matching(v.numpy())
     for _ in range(_ROUNDS):
-        if len(edges) > _CROWDED * n or not matching.solve(_Graph.of(matrix, edges), _ROUNDING * scale):
+        if len(edges) > _CROWDED * n:
             return None
+        complete = matching.solve(_Graph.of(matrix, edges), _ROUNDING * scale)
         v = torch.from_numpy(matching.v)
         u, missing = _price(matrix, torch.from_numpy(matching.u), v)
         duals = Duals(u, v)
-        if duals.gap(matrix, matching.pi) <= _ROUNDING * (scale + float(v.abs().max())) * n:
+        if complete and duals.gap(matrix, matching.pi) <= _ROUNDING * (scale + float(v.abs().max())) * n:
             return matching.pi, duals
-        edges = torch.cat([edges, missing]).unique()
+        edges = torch.cat([edges, missing, *_around_free(matrix, matching, duals)]).unique()
     return None
 
 
@@ -253,6 +259,16 @@ def _price(matrix: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         columns = torch.topk(block[over], min(_MORE, len(v)), dim=1, sorted=False).indices
         edges.append((over[:, None] + part.start + len(matrix) * columns).flatten())
     return torch.cat(least), torch.cat(edges)
+
+
+def _around_free(matrix: Tensor, matching: _Matching, duals: Duals) -> tuple[Tensor, Tensor]:
+    """Edges i + n j of least reduced cost of the rows and columns that are still free."""
+    n, (u, v) = len(matrix), (d.to(matrix.dtype) for d in duals)
+    count = min(_RESCUE, n)
+    (rows,), (columns,) = (torch.from_numpy(who < 0).nonzero(as_tuple=True) for who in (matching.pi, matching.row_of))
+    to = torch.topk(matrix[rows] - v, count, dim=1, sorted=False).indices
+    of = torch.topk(matrix[:, columns].T - u, count, dim=1, sorted=False).indices
+    return (rows[:, None] + n * to).flatten(), (of + n * columns[:, None]).flatten()
 
 
 def _cheap_edges(matrix: Tensor, duals: Duals) -> Tensor:

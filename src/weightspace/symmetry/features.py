@@ -21,6 +21,7 @@ from weightspace.symmetry.ascent import Terms
 from weightspace.symmetry.group import Block, Group, SymmetryError, as_blocks
 from weightspace.symmetry.read import label
 from weightspace.symmetry.trace import Trace, arguments, math_attention, op_name
+from weightspace.task import carried
 
 __all__ = ["activation_terms"]
 
@@ -36,6 +37,7 @@ _MOST_PATTERNS = 256
 def activation_terms(group: Group, a: Net, b: Net, x: Any) -> Terms:
     """Standardised activations of a and b on the batch x, in blocks of the group's axes."""
     a, b = a.to(torch.float32), b.to(torch.float32)
+    x = carried(x, a)
     graph, draft = label(a, x)
     if [(axis.name, axis.size) for axis in draft.every] != [(axis.name, axis.size) for axis in group.every]:
         raise SymmetryError("this data takes the network along another path than the example it was read on")

@@ -23,7 +23,7 @@ from torch import Tensor, fx
 
 from weightspace.net import Net, WeightspaceError
 from weightspace.symmetry.trace import Trace, arguments, math_attention, op_name, trace
-from weightspace.task import Task
+from weightspace.task import Task, carried
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -76,10 +76,12 @@ _Mend = Callable[[_Layer, tuple[Any, ...], Tensor, Tensor, bool], _New]
 
 
 def _mended(net: Net, ends: list[Net], task: Task, examples: int, mend: _Mend) -> Net:
-    net, ends = net.to(torch.float32), [end.to(torch.float32) for end in ends]
-    room = _ROOM // ((1 + len(ends)) * _widest(trace(net.live(), task.example(2))))
+    own = net.dtype
+    if own in (torch.float16, torch.bfloat16):
+        net, ends = net.to(torch.float32), [end.to(torch.float32) for end in ends]
+    room = _ROOM // ((1 + len(ends)) * _widest(trace(net.live(), carried(task.example(2), net))))
     examples = min(examples, max(_CHUNK, room))
-    x = task.take(examples, seed=0).example(examples)
+    x = carried(task.take(examples, seed=0).example(examples), net)
     graph = trace(net.live(), x)
     layers = {layer.node: layer for layer in _layers(graph)}
     last = {used for node in graph.nodes if node.op == "output" for used in node.all_input_nodes}
@@ -97,7 +99,7 @@ def _mended(net: Net, ends: list[Net], task: Task, examples: int, mend: _Mend) -
                 values[0].copy_(_again(layers[node], given[0], {**net.weights, **changed}) if new else values[0])
     if not changed:
         raise WeightspaceError("no layer has a weight and a bias of its own; nothing can be mended")
-    return net.at(net.weights.replace(changed))
+    return net.at(net.weights.replace(changed)).to(own)
 
 
 def _layers(graph: Trace) -> Iterator[_Layer]:
@@ -126,7 +128,8 @@ def _widest(graph: Trace) -> int:
 
 def _normalised(h: Tensor, weight: Tensor | None, bias: Tensor | None, *rest: Any) -> Tensor:
     """BatchNorm by the statistics of these examples, which will be re-estimated in any case."""
-    return F.batch_norm(h, None, None, weight, bias, True, 0.0, rest[4] if len(rest) > 4 else 1e-5)
+    over = [k for k in range(h.dim()) if k != 1]
+    return F.batch_norm(h, h.mean(over), h.var(over), weight, bias, eps=rest[4] if len(rest) > 4 else 1e-5)
 
 
 def _again(layer: _Layer, given: tuple[Any, ...], tensors: dict[str, Tensor]) -> Tensor:
@@ -163,8 +166,8 @@ def _refitted(layer: _Layer, given: tuple[Any, ...], value: Tensor, wanted: Tens
     weight = given[1]
     columns = weight[0].numel() + (layer.bias is not None)
     residual = wanted.mean(0) - value
-    gram = torch.zeros(columns, columns, dtype=torch.float64)
-    right = torch.zeros(columns, len(weight), dtype=torch.float64)
+    gram = torch.zeros(columns, columns, dtype=torch.float64, device=weight.device)
+    right = torch.zeros(columns, len(weight), dtype=torch.float64, device=weight.device)
     for at in range(0, len(value), _CHUNK):
         h = _inputs(layer, given, slice(at, at + _CHUNK)).double()
         gram += h.T @ h

@@ -1,0 +1,137 @@
+"""Assignment without a network: exact against scipy's dense solver, proved by its duals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
+
+from weightspace.symmetry.assignment import SPARSE_FROM, AssignmentError, Duals, assign, assign_many
+
+
+def value(gain: np.ndarray, pi: np.ndarray) -> float:
+    return float(np.asarray(gain, dtype=float)[np.arange(len(pi)), pi].sum())
+
+
+def best(gain: np.ndarray) -> float:
+    rows, columns = linear_sum_assignment(gain, maximize=True)
+    return float(gain[rows, columns].sum())
+
+
+def short_by(gain: np.ndarray, pi: np.ndarray) -> float:
+    """How far below the optimum, in units of the largest gain; infinite for what is no permutation."""
+    if sorted(pi.tolist()) != list(range(len(gain))):
+        return float("inf")
+    return (best(gain) - value(gain, pi)) / max(float(np.abs(gain).max(initial=0.0)), 1e-300)
+
+
+def correlated(n: int, seed: int, noise: float = 1.0) -> np.ndarray:
+    """Gains of a planted permutation under noise, as matching units gives them."""
+    generator = np.random.default_rng(seed)
+    a = generator.standard_normal((n, 40))
+    b = a[generator.permutation(n)] + noise * generator.standard_normal((n, 40))
+    return a @ b.T
+
+
+HARD = {
+    "uniform": lambda n, seed: np.random.default_rng(seed).random((n, n)),
+    "normal": lambda n, seed: np.random.default_rng(seed).standard_normal((n, n)),
+    "planted": correlated,
+    "ties": lambda n, seed: np.random.default_rng(seed).integers(0, 3, (n, n)).astype(float),
+    "constant": lambda n, seed: np.full((n, n), 2.5),
+    "zero": lambda n, seed: np.zeros((n, n)),
+    "rank one": lambda n, seed: np.outer(*np.random.default_rng(seed).standard_normal((2, n))),
+    "chain": lambda n, seed: -np.abs(np.subtract.outer(np.arange(n), np.random.default_rng(seed).random(n) * n)),
+    "huge": lambda n, seed: 1e200 * np.random.default_rng(seed).standard_normal((n, n)),
+    "tiny": lambda n, seed: 1e-200 * np.random.default_rng(seed).standard_normal((n, n)),
+    "dead rows": lambda n, seed: correlated(n, seed) * (np.arange(n) % 3 > 0)[:, None],
+}
+
+
+@pytest.mark.parametrize("kind", HARD)
+@pytest.mark.parametrize("n", [1, 2, 7, SPARSE_FROM + 8])
+def test_it_is_optimal(kind, n):
+    gain = HARD[kind](n, seed=n)
+    pi, _ = assign(gain)
+    assert short_by(gain, pi) <= 1e-12 * n
+
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(0, 12), seed=st.integers(0, 2**31 - 1), levels=st.integers(1, 6))
+def test_small_ones_with_ties(n, seed, levels):
+    gain = np.random.default_rng(seed).integers(-levels, levels, (n, n)).astype(float)
+    assert short_by(gain, assign(gain)[0]) == 0
+
+
+@pytest.mark.parametrize("kind", ["normal", "planted"])
+def test_the_duals_are_a_proof(kind):
+    gain = HARD[kind](SPARSE_FROM + 64, seed=1)
+    pi, duals = assign(gain)
+    assert duals is not None
+    assert ((duals.u[:, None] + duals.v[None]).numpy() >= gain - 1e-9 * np.abs(gain).max()).all()
+    assert abs(duals.gap(gain, pi)) < 1e-9 * np.abs(gain).max() * len(gain)
+    other = pi.copy()
+    other[[0, 1]] = other[[1, 0]]
+    assert duals.gap(gain, other) > 1e-6, "the proof must not hold for another permutation"
+
+
+def test_a_warm_start_changes_nothing_but_the_time():
+    gain = correlated(SPARSE_FROM + 64, seed=2)
+    _, duals = assign(gain)
+    near = gain + 0.01 * np.random.default_rng(3).standard_normal(gain.shape)
+    strange = Duals(torch.zeros(len(gain)).double(), 1e3 * torch.randn(len(gain)).double())
+    for warm in (duals, strange):
+        assert short_by(near, assign(near, warm)[0]) < 1e-10
+
+
+def test_it_moves_with_the_columns():
+    gain = correlated(SPARSE_FROM + 8, seed=4)
+    order = np.random.default_rng(5).permutation(len(gain))
+    assert np.array_equal(order[assign(gain[:, order])[0]], assign(gain)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64, torch.int64])
+def test_any_real_dtype(dtype):
+    gain = (10 * torch.randn(20, 20, generator=torch.Generator().manual_seed(0))).to(dtype)
+    assert short_by(gain.double().numpy(), assign(gain)[0]) < 1e-12
+
+
+def test_families():
+    gains = np.random.default_rng(0).standard_normal((5, 9, 9))
+    found = assign_many(gains)
+    assert found.shape == (5, 9)
+    assert all(short_by(g, pi) < 1e-12 for g, pi in zip(gains, found, strict=True))
+    assert assign_many(np.empty((0, 4, 4))).shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("gain", "warm", "words"),
+    [
+        (np.ones((2, 3)), None, "2x3"),
+        (np.ones(4), None, "square"),
+        (np.array([[1.0, np.nan], [0, 1]]), None, "NaN"),
+        (np.array([[1.0, np.inf], [0, 1]]), None, "infinity"),
+        (np.ones((2, 2)), Duals(torch.zeros(3), torch.zeros(3)), "size 3"),
+    ],
+)
+def test_bad_gains_are_refused(gain, warm, words):
+    with pytest.raises(AssignmentError) as error:
+        assign(gain, warm)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_family_is_three_dimensional():
+    with pytest.raises(AssignmentError):
+        assign_many(np.ones((2, 2)))
+
+
+def test_the_oracle_sees_a_wrong_answer():
+    gain = correlated(30, seed=6)
+    pi, _ = assign(gain)
+    swapped = pi.copy()
+    swapped[[0, 1]] = swapped[[1, 0]]
+    assert short_by(gain, swapped) > 1e-3
+    assert short_by(gain, np.zeros(30, dtype=int)) == float("inf")
