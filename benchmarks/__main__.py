@@ -1,23 +1,103 @@
-"""Print every table from the results of the last runs: `python -m benchmarks`."""
+"""Print every table from the results of the last runs, the targets first; `--write` puts them into the README.
+
+python -m benchmarks [--write]
+"""
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 from benchmarks import align, assignment, measure, memory, merge, planted
+from experiments.record import insert
 
+README = Path(__file__).parent / "README.md"
 _TABLES = {
-    "align": [align.summary, align.by_matcher],
-    "merge": [merge.summary],
-    "planted": [planted.summary],
-    "assignment": [assignment.summary],
-    "memory": [memory.summary],
+    "align": align.summary,
+    "matchers": align.by_matcher,
+    "merge": merge.summary,
+    "planted": planted.summary,
+    "assignment": assignment.summary,
+    "memory": memory.summary,
 }
+_RESULTS = {"matchers": "align"}
+
+Line = tuple[str, str, str, bool]
 
 
-def main() -> None:
-    for name, tables in _TABLES.items():
-        rows = measure.kept(name)
-        if rows:
-            print(f"### {name}\n\n" + "\n\n".join(table(rows) for table in tables) + "\n")
+def tables() -> dict[str, str]:
+    """Name of the mark in the README -> table, for all that has been measured."""
+    found = {name: table(rows) for name, table in _TABLES.items() if (rows := measure.kept(_RESULTS.get(name, name)))}
+    lines = [line for name, make in _TARGETS.items() if (rows := measure.kept(name)) for line in make(rows)]
+    head = ["what", "to reach", "measured", "reached"]
+    body = [[what, target, seen, "yes" if reached else "**no**"] for what, target, seen, reached in lines]
+    return {"targets": measure.table(head, body), **found}
+
+
+def _align(rows: Sequence[dict[str, Any]]) -> list[Line]:
+    lines = []
+    for net, target in align.TARGETS.items():
+        ours = [r for r in rows if r["net"] == net and r["method"] == "ours"]
+        barrier = measure.median(r["barrier"] for r in ours)
+        if barrier is not None:
+            lines.append((f"barrier of `{net}`", f"<= {target}", f"{barrier:.4f}", barrier <= target))
+    speed = measure.median(r["ratio"] for r in rows if r["net"] == "mlp" and r["method"] == "ours")
+    if speed is not None:
+        lines.append(("`rebasin`'s time on `mlp`, over ours", ">= 2", f"{speed:.2f}", speed >= 2))
+    return lines
+
+
+def _merge(rows: Sequence[dict[str, Any]]) -> list[Line]:
+    ours, single = (measure.median(r[key] for r in rows) for key in ("ours", "single"))
+    share = measure.median(r["seconds"] / r["rebasin_seconds"] for r in rows if r["rebasin_seconds"])
+    assert ours is not None and single is not None
+    lines = [
+        ("five MLPs averaged, accuracy", ">= 98.0 %", f"{100 * ours:.2f} %", ours >= 0.98),
+        (".. of the mean single network", f">= {100 * single:.2f} %", f"{100 * ours:.2f} %", ours >= single),
+    ]
+    if share is not None:
+        lines.append((".. share of `rebasin`'s time", "< 40 %", f"{100 * share:.0f} %", share < 0.4))
+    return lines
+
+
+def _planted(rows: Sequence[dict[str, Any]]) -> list[Line]:
+    shares = [row["recovered"] for row in rows] + [row["signs"] for row in rows if row["signs"] is not None]
+    whole = sum(share == 1 for share in shares)
+    seen = f"100 % in {whole} of {len(shares)} runs, {100 * min(shares):.2f} % in the worst"
+    return [("planted moves recovered under 50 % noise", "100 %", seen, min(shares) == 1)]
+
+
+def _assignment(rows: Sequence[dict[str, Any]]) -> list[Line]:
+    ratio = measure.median(row["ratio"] for row in rows)
+    assert ratio is not None
+    return [("coordinate descent at width 2048, scipy's time over ours", ">= 1.7", f"{ratio:.2f}", ratio >= 1.7)]
+
+
+def _memory(rows: Sequence[dict[str, Any]]) -> list[Line]:
+    return [
+        (
+            f"memory of `align`, MLP of {r['layers'] + 2} layers, {r['size']:.0f} MB",
+            "< 3 S",
+            f"{r['share']:.2f} S",
+            r["share"] < 3,
+        )
+        for r in rows
+    ]
+
+
+_TARGETS = {"align": _align, "merge": _merge, "planted": _planted, "assignment": _assignment, "memory": _memory}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="put the tables into README.md")
+    found = tables()
+    if parser.parse_args(arguments).write:
+        insert(README, found)
+    for name, table in found.items():
+        print(f"### {name}\n\n{table}\n")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from torch import Tensor
 from experiments.nets import CACHE, FULL, QUICK, Lab
 from experiments.record import Record, insert, table
 from experiments.tables import TABLES
-from weightspace import Net, Symmetry, Task, WeightspaceError, accuracy, curve, euclidean, functional, line, mean
+from weightspace import Net, Symmetry, Task, WeightspaceError, accuracy, curve, euclidean, functional, line, mean, repair
 from weightspace import plane as plane_through
 from weightspace import swa as average
 from weightspace.symmetry.canonical import canonical_element
@@ -176,6 +176,8 @@ def _averaged(lab: Lab, kind: str, n: int, seed: int) -> dict[str, Any]:
     naive = average(nets)
     row = {"single": sum(map(correct, nets)) / n, "single_loss": sum(float(loss(net)) for net in nets) / n}
     row |= {"naive": correct(naive), "naive_loss": float(loss(naive))}
+    mended = repair(naive, nets, lab.train)
+    row |= {"mended": correct(mended), "mended_loss": float(loss(mended))}
     return row | _merged(lab, kind, n, seed, lab.train) | ensemble(nets, lab.test)
 
 

@@ -60,14 +60,16 @@ def paths(record: Record) -> Table:
 
 
 def averages(record: Record) -> Table:
-    head = ["net", "n", "one network, %", "mean as they are", "mean modulo symmetry, without data", "with data"]
+    head = ["net", "n", "one network, %", "mean as they are", "the same, repaired", "mean modulo symmetry"]
+    head += ["the same, repaired", "mean of predictions"]
     rows = []
     for kind in ("mlp", "cnn"):
         for n in range(2, 6):
             at = f"averages/{kind}/{n}"
-            places = [(at, "single"), (at, "naive"), (f"{at} without data", "merged"), (at, "merged"), (at, "ensemble")]
+            places = [(at, "single"), (at, "naive"), (at, "mended"), (f"{at} without data", "merged")]
+            places += [(at, "merged"), (at, "ensemble")]
             rows.append([kind.upper(), str(n), *(_scored(record, *place) for place in places)])
-    return [*head, "mean of predictions"], rows
+    return head, rows
 
 
 def _scored(record: Record, setting: str, name: str) -> str:

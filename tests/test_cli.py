@@ -217,7 +217,7 @@ def test_merge_averages_modulo_symmetry(here, capsys, play):
     assert [s["name"] for s in seen["singles"]] == ["a.safetensors", "b.safetensors", "disguised.safetensors"]
     assert seen["singles"][0]["loss"] == pytest.approx(seen["singles"][2]["loss"], rel=1e-4)
     text = ok(capsys, *words, "-o", out, "--force")
-    assert "ensemble of predictions" in text and "mean after alignment" in text
+    assert "ensemble of predictions" in text and "mean after alignment and repair" in text
 
 
 def test_merge_of_a_network_with_its_disguise_is_the_network(here, capsys, play):
@@ -458,8 +458,8 @@ def test_debug_shows_the_traceback(here):
 
 
 def test_demo(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(demo, "_EPOCHS", 6)
-    monkeypatch.setattr(demo, "digits_cnn", partial(demo.digits_cnn, width=12))
+    monkeypatch.setattr(demo, "_EPOCHS", 10)
+    monkeypatch.setattr(demo, "digits_cnn", partial(demo.digits_cnn, width=16))
     monkeypatch.chdir(tmp_path)
     code, out, err = run(capsys, "demo")
     assert code == 0, err

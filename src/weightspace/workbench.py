@@ -289,7 +289,7 @@ class Bench:
         self.progress("measuring", len(nets), len(nets) + 2)
         naive = score("mean as stored", reset_statistics(average(nets), self.align_on))
         self.progress("measuring", len(nets) + 1, len(nets) + 2)
-        aligned = score("mean after alignment", merged)
+        aligned = score("mean after alignment and repair", merged)
         return {"singles": singles, "naive": naive, "aligned": aligned, "ensemble": _ensemble(nets, task)}
 
 

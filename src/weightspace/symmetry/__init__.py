@@ -18,7 +18,7 @@ from weightspace.symmetry.group import Axis, Element, Generator, Group, Symmetry
 from weightspace.symmetry.match import Candidate, Match, match
 from weightspace.symmetry.merge import average, gather_round
 from weightspace.symmetry.read import read
-from weightspace.symmetry.repair import has_statistics, repair, reset_statistics
+from weightspace.symmetry.repair import best_repaired, has_statistics, repair, reset_statistics
 from weightspace.task import Task
 
 __all__ = ["Axis", "Candidate", "Element", "Generator", "Group", "Match", "Symmetry", "SymmetryError",
@@ -102,9 +102,7 @@ def mean(nets: Sequence[Net], group: Symmetry, data: Task | None = None, seed: i
     found = [star, gather_round(group, star, seed)] if len(nets) > 2 else [star]
     if data is None:
         return average(found[-1])
-    merged = [repair(average(aligned), aligned, data) for aligned in found]
-    with torch.no_grad():
-        return min(merged, key=lambda net: float(data(net)))
+    return best_repaired([(average(aligned), aligned) for aligned in found], data)
 
 
 def _barrier(to: Net, data: Task, seed: int) -> Callable[[Net], float]:

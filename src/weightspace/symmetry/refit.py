@@ -7,8 +7,8 @@ rescale: z <- (z - m) s* / s + m*, with m, s the mean and deviation of a unit ov
 of those in the ends (REPAIR: renormalizing permuted activations for interpolation repair; Jordan, Sedghi, Saukh,
 Entezari, Neyshabur, 2023).
 
-refit: W <- argmin_V sum |V h - z*|^2 + r |V - W|^2, the ridge r a thousandth of the mean of |h_k|^2 summed over the
-examples (after PLeaS: merging models with permutations and least squares; Nasery, Hayase, Koh, Oh, 2024).
+refit: W <- argmin_V sum |V h - z*|^2 + r |V - W|^2, the ridge r = 1e-4 of the mean over k of |h_k|^2 summed over
+the examples (after PLeaS: merging models with permutations and least squares; Nasery, Hayase, Koh, Oh, 2024).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["refit", "rescale"]
 
 _EXAMPLES = 2048
 _ROOM = 1 << 27  # numbers in the widest value of all networks together
-_RIDGE = 1e-3
+_RIDGE = 1e-4
 _MOST = 4096  # columns of one least-squares problem
 _CHUNK = 64
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")

@@ -15,7 +15,7 @@ from weightspace.symmetry.refit import refit, rescale
 from weightspace.symmetry.trace import arguments
 from weightspace.task import Task
 
-__all__ = ["has_statistics", "repair", "reset_statistics"]
+__all__ = ["best_repaired", "has_statistics", "repair", "reset_statistics"]
 
 _EXAMPLES, _FEW = 4096, 20
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
@@ -77,12 +77,22 @@ def repair(net: Net, ends: list[Net], task: Task) -> Net:
     (`refit`) to what the ends say on average; the way with the lowest loss is kept, each tried on four fifths of the
     examples and judged on the last.
     """
-    ways: list[Callable[[Task], Net]] = [lambda some: net]
-    ways += [partial(mend, net, ends) for mend in (rescale, refit)]
+    return best_repaired([(net, ends)], task)
+
+
+def best_repaired(averages: list[tuple[Net, list[Net]]], task: Task) -> Net:
+    """The best of several averages, each with its ends and repaired: all are judged on the same examples."""
     some = task.take(_EXAMPLES, seed=0)
     fit, judge = some.split(0.8, seed=0) if len(some) >= _FEW else (some, some)
+    ways: list[Callable[[Task], Net]] = []
+    for net, ends in averages:
+        ways += [partial(_as_it_is, net), partial(rescale, net, ends), partial(refit, net, ends)]
     found: list[tuple[float, int]] = []
     for k, way in enumerate(ways):
         with suppress(WeightspaceError), torch.no_grad():  # there may be no layer that can be mended
             found.append((float(judge(reset_statistics(way(fit), fit))), k))
     return reset_statistics(ways[min(found)[1]](task), task)
+
+
+def _as_it_is(net: Net, task: Task) -> Net:
+    return net

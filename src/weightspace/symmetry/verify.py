@@ -42,7 +42,7 @@ class Probe:
     @classmethod
     def of(cls, net: Net, example: Any, seed: int) -> Probe:
         """Noise on every tensor: on parameters of either sign, on buffers positive, so that variances stay so."""
-        net = Net(net.architecture, _drawn(net.weights), _drawn(net.state)).double()
+        net = Net(net.architecture, _fresh(net.weights), _fresh(net.state)).double()  # constants too
         generator = torch.Generator().manual_seed(seed)
         for name, tensor in net.tensors.items():
             if tensor.is_floating_point():
@@ -60,16 +60,14 @@ class Probe:
             return floating(self.module(*args, **kwargs))
 
 
-def _drawn(weights: Weights) -> Weights:
-    """The zero vector in float64 in place of weights that are on the meta device."""
-    if not any(t.is_floating_point() and t.device.type == "meta" for t in weights.values()):
-        return weights
-    return Weights({name: _zero(tensor) for name, tensor in weights.items()})
-
-
-def _zero(tensor: Tensor) -> Tensor:
-    hollow = tensor.device.type == "meta"
-    return torch.zeros((), dtype=torch.float64).expand(tensor.shape) if hollow else tensor
+def _fresh(weights: Weights) -> Weights:
+    """A copy in float64; zero where the weights are on the meta device."""
+    zero = torch.zeros((), dtype=torch.float64)
+    new = Weights({n: zero.expand(t.shape) if t.is_floating_point() else t for n, t in weights.items()})
+    for name, tensor in weights.items():
+        if tensor.device.type != "meta":
+            new[name].copy_(tensor)
+    return new
 
 
 def _shake(tensor: Tensor, generator: torch.Generator, positive: bool) -> None:

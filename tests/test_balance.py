@@ -1,0 +1,92 @@
+"""The balanced slice: one point per orbit, reached in a few sweeps however deep the network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from weightspace.net import Net, Weights
+from weightspace.symmetry import Symmetry
+from weightspace.symmetry.balance import _common, _Slice, balance
+
+
+def deep(layers: int, width: int = 6) -> Net:
+    torch.manual_seed(layers)
+    hidden = [part for _ in range(layers) for part in (nn.Linear(width, width), nn.ReLU())]
+    return Net.of(nn.Sequential(nn.Linear(4, width), nn.ReLU(), *hidden, nn.Linear(width, 3))).double()
+
+
+def unbalanced(net: Net, group: Symmetry) -> float:
+    """The largest derivative of log |g w|^2 with respect to a scale, at g = 1."""
+    at = _Slice(group, net.weights)
+    slopes = [sum(2 * e * n for e, n in at.norms(g).items()) for g in at.chosen.values()]
+    return max(float(s.abs().max()) for s in slopes) / float(net.weights.dot(net.weights))
+
+
+def uneven(net: Net) -> Net:
+    """Layers of very different sizes: what sweeps alone carry slowly from one end to the other."""
+    factors = {name: 10.0 ** (2 - k % 5) for k, name in enumerate(n for n in net.weights if n.endswith("weight"))}
+    return net.at(Weights({n: t * factors.get(n, 1.0) for n, t in net.weights.items()}))
+
+
+@pytest.mark.parametrize("layers", [1, 4, 16])
+def test_a_few_sweeps_are_enough(layers):
+    net = uneven(deep(layers))
+    group = Symmetry.of(net, torch.zeros(2, 4))
+    assert unbalanced(net, group) > 1e-3
+    at = _Slice(group, net.weights)
+    steps = []
+    while not steps or steps[-1] > 1e-8:
+        at.level()
+        steps.append(at.sweep())
+    assert len(steps) < 25
+    done = balance(group, net, 1e-10)
+    assert unbalanced(done, group) < 1e-9
+    assert float(done.weights.norm()) < float(net.weights.norm())
+
+
+def test_the_network_that_is_balanced_stays_as_it_is():
+    net = deep(2)
+    before = net.weights.clone()
+    balance(Symmetry.of(net, torch.zeros(2, 4)), net)
+    assert all(torch.equal(before[n], net.weights[n]) for n in before)
+
+
+@pytest.mark.parametrize("room", [0, 1 << 20])
+def test_squares_that_are_made_again_lead_to_the_same_point(room, monkeypatch):
+    import sys
+
+    net = uneven(deep(3))
+    group = Symmetry.of(net, torch.zeros(2, 4))
+    expected = balance(group, net, 1e-12)
+    monkeypatch.setattr(sys.modules["weightspace.symmetry.balance"], "_ROOM", room)
+    assert float((balance(group, net, 1e-12) - expected).norm()) < 1e-10
+
+
+def test_common_factors_minimise():
+    """Against the closed form of a chain of two: n exp(2t) + m exp(-2t) is least at t = log(m / n) / 4."""
+    n, m = 3.0, 48.0
+    found = _common(torch.tensor([n, m]).double(), torch.tensor([[1.0], [-1.0]]).double())
+    assert float(found) == pytest.approx(torch.tensor(m / n).log().item() / 4)
+
+
+@pytest.mark.parametrize("norms", [(0.0, 2.0), (2.0, 0.0), (0.0, 0.0)])
+def test_a_direction_without_a_minimum_stays(norms):
+    found = _common(torch.tensor(norms).double(), torch.tensor([[1.0], [-1.0]]).double())
+    assert float(found) == 0
+
+
+def test_dead_units_are_left_alone():
+    net = deep(1)
+    name = next(iter(net.weights))
+    rows: Tensor = net.weights[name].clone()
+    rows[0] = 0
+    bias = net.weights["0.bias"].clone()
+    bias[0] = 0
+    dead = net.at(net.weights.replace({name: rows, "0.bias": bias}))
+    group = Symmetry.of(net, torch.zeros(2, 4))
+    done = balance(group, dead)
+    x = torch.randn(5, 4, dtype=torch.float64)
+    assert not done.weights.unusable()
+    assert torch.allclose(done(x), dead(x), rtol=1e-9)
