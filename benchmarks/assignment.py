@@ -47,9 +47,9 @@ class Row:
     solving: float
 
 
-def dense(gain: torch.Tensor, warm: Any = None) -> tuple[np.ndarray, None]:
+def dense(gain: torch.Tensor) -> np.ndarray:
     """The assignment of scipy alone."""
-    return linear_sum_assignment(gain.numpy(), maximize=True)[1], None
+    return linear_sum_assignment(gain.numpy(), maximize=True)[1]
 
 
 def compare(name: str, pair: tuple[int, int], a: ws.Net, b: ws.Net, repeats: int = 3) -> Row:

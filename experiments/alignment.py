@@ -22,7 +22,19 @@ from torch import Tensor
 from experiments.nets import CACHE, FULL, QUICK, Lab
 from experiments.record import Record, insert, table
 from experiments.tables import TABLES
-from weightspace import Net, Symmetry, Task, WeightspaceError, accuracy, curve, euclidean, functional, line, mean, repair
+from weightspace import (
+    Net,
+    Symmetry,
+    Task,
+    WeightspaceError,
+    accuracy,
+    curve,
+    euclidean,
+    functional,
+    line,
+    mean,
+    repair,
+)
 from weightspace import plane as plane_through
 from weightspace import swa as average
 from weightspace.symmetry.canonical import canonical_element

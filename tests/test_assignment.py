@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from weightspace.symmetry.assignment import SPARSE_FROM, AssignmentError, Duals, assign, assign_many
+from weightspace.symmetry.assignment import DUALS_FROM, AssignmentError, assign, assign_many, duals
 
 
 def value(gain: np.ndarray, pi: np.ndarray) -> float:
@@ -52,51 +52,42 @@ HARD = {
 
 
 @pytest.mark.parametrize("kind", HARD)
-@pytest.mark.parametrize("n", [1, 2, 7, SPARSE_FROM + 8])
+@pytest.mark.parametrize("n", [1, 2, 7, DUALS_FROM + 8])
 def test_it_is_optimal(kind, n):
     gain = HARD[kind](n, seed=n)
-    pi, _ = assign(gain)
-    assert short_by(gain, pi) <= 1e-12 * n
+    assert short_by(gain, assign(gain)) <= 1e-12 * n
 
 
 @settings(max_examples=40, deadline=None)
 @given(n=st.integers(0, 12), seed=st.integers(0, 2**31 - 1), levels=st.integers(1, 6))
 def test_small_ones_with_ties(n, seed, levels):
     gain = np.random.default_rng(seed).integers(-levels, levels, (n, n)).astype(float)
-    assert short_by(gain, assign(gain)[0]) == 0
+    assert short_by(gain, assign(gain)) == 0
 
 
 @pytest.mark.parametrize("kind", ["normal", "planted"])
-def test_the_duals_are_a_proof(kind):
-    gain = HARD[kind](SPARSE_FROM + 64, seed=1)
-    pi, duals = assign(gain)
-    assert duals is not None
-    assert ((duals.u[:, None] + duals.v[None]).numpy() >= gain - 1e-9 * np.abs(gain).max()).all()
-    assert abs(duals.gap(gain, pi)) < 1e-9 * np.abs(gain).max() * len(gain)
-    other = pi.copy()
-    other[[0, 1]] = other[[1, 0]]
-    assert duals.gap(gain, other) > 1e-6, "the proof must not hold for another permutation"
+def test_the_duals_are_near_the_optimum(kind):
+    """sum_i max_j (G_ij - v_j) + sum_j v_j bounds every permutation from above, and by how little."""
+    gain = HARD[kind](DUALS_FROM + 64, seed=1)
 
+    def over(v: np.ndarray) -> float:
+        return float((gain - v).max(1).sum() + v.sum()) / best(gain) - 1
 
-def test_a_warm_start_changes_nothing_but_the_time():
-    gain = correlated(SPARSE_FROM + 64, seed=2)
-    _, duals = assign(gain)
-    near = gain + 0.01 * np.random.default_rng(3).standard_normal(gain.shape)
-    strange = Duals(torch.zeros(len(gain)).double(), 1e3 * torch.randn(len(gain)).double())
-    for warm in (duals, strange):
-        assert short_by(near, assign(near, warm)[0]) < 1e-10
+    found = over(duals(torch.as_tensor(gain)).numpy())
+    assert 0 <= found < 0.1
+    assert found < 0.5 * over(np.zeros(len(gain)))
 
 
 def test_it_moves_with_the_columns():
-    gain = correlated(SPARSE_FROM + 8, seed=4)
+    gain = correlated(DUALS_FROM + 8, seed=4)
     order = np.random.default_rng(5).permutation(len(gain))
-    assert np.array_equal(order[assign(gain[:, order])[0]], assign(gain)[0])
+    assert np.array_equal(order[assign(gain[:, order])], assign(gain))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64, torch.int64])
 def test_any_real_dtype(dtype):
     gain = (10 * torch.randn(20, 20, generator=torch.Generator().manual_seed(0))).to(dtype)
-    assert short_by(gain.double().numpy(), assign(gain)[0]) < 1e-12
+    assert short_by(gain.double().numpy(), assign(gain)) < 1e-12
 
 
 def test_families():
@@ -108,18 +99,17 @@ def test_families():
 
 
 @pytest.mark.parametrize(
-    ("gain", "warm", "words"),
+    ("gain", "words"),
     [
-        (np.ones((2, 3)), None, "2x3"),
-        (np.ones(4), None, "square"),
-        (np.array([[1.0, np.nan], [0, 1]]), None, "NaN"),
-        (np.array([[1.0, np.inf], [0, 1]]), None, "infinity"),
-        (np.ones((2, 2)), Duals(torch.zeros(3), torch.zeros(3)), "size 3"),
+        (np.ones((2, 3)), "2x3"),
+        (np.ones(4), "square"),
+        (np.array([[1.0, np.nan], [0, 1]]), "NaN"),
+        (np.array([[1.0, np.inf], [0, 1]]), "infinity"),
     ],
 )
-def test_bad_gains_are_refused(gain, warm, words):
+def test_bad_gains_are_refused(gain, words):
     with pytest.raises(AssignmentError) as error:
-        assign(gain, warm)
+        assign(gain)
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
@@ -130,7 +120,7 @@ def test_a_family_is_three_dimensional():
 
 def test_the_oracle_sees_a_wrong_answer():
     gain = correlated(30, seed=6)
-    pi, _ = assign(gain)
+    pi = assign(gain)
     swapped = pi.copy()
     swapped[[0, 1]] = swapped[[1, 0]]
     assert short_by(gain, swapped) > 1e-3

@@ -9,7 +9,6 @@ import pytest
 import torch
 from architectures import CASES
 
-import weightspace.symmetry.match
 from weightspace.net import Net, WeightspaceError
 from weightspace.symmetry import Symmetry
 from weightspace.symmetry.ascent import Matching, coordinate_descent, weight_terms

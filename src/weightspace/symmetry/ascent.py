@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from weightspace.net import Net
-from weightspace.symmetry.assignment import Duals, assign, assign_many
+from weightspace.symmetry.assignment import assign, assign_many
 from weightspace.symmetry.group import Axis, Block, Element, Group
 
 __all__ = ["Matching", "Terms", "coordinate_descent", "weight_terms"]
@@ -61,7 +61,6 @@ class Matching:
         self.inner = {a.name: [z for z in self.axes if z.over == (*a.over, a.name)] for a in self.axes}
         self.signs = {a.name: [k for k, g in enumerate(group.generators) if g.axis == a.name and g.kind == "sign"]
                       for a in self.axes}  # fmt: skip
-        self.duals: dict[str, Duals | None] = {}
         self.products: dict[str, float] = {}
         self.moved: dict[str, Tensor] = dict(terms.moving) if terms.kept and start is None else {}
 
@@ -139,9 +138,6 @@ class Matching:
         elif not self._better(names, element):
             return False
         self.element = element
-        duals = self.duals.get(axis.name)
-        if duals is not None:
-            self.duals[axis.name] = Duals(duals.u, duals.v[delta.permutations[axis.name].flatten()])
         return True
 
     def _better(self, names: Iterable[str], element: Element) -> bool:
@@ -192,8 +188,7 @@ class Matching:
             return torch.arange(axis.size).expand(best.shape[:2]).clone()
         if len(best) > 1:
             return torch.as_tensor(assign_many(best))
-        order, self.duals[axis.name] = assign(best[0], self.duals.get(axis.name))
-        return torch.as_tensor(order)[None]
+        return torch.as_tensor(assign(best[0]))[None]
 
     def _element(self, tables: dict[str, Tensor], flips: dict[str, Tensor | None]) -> Element:
         permutations, factors = {}, {}
@@ -340,7 +335,7 @@ def _signed(gram: Tensor, parity: frozenset[int], signs: list[int], bits: Tensor
 # --- weights ---------------------------------------------------------------------------------------------------------
 
 
-_SMALL = 1 << 22
+_SMALL = 1 << 23  # numbers
 
 
 def weight_terms(group: Group, a: Net, b: Net, onto: Element | None = None, into: Element | None = None) -> Terms:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from weightspace.symmetry.ascent import Matching, Terms, coordinate_descent
-from weightspace.symmetry.assignment import Duals, assign
+from weightspace.symmetry.assignment import assign
 from weightspace.symmetry.group import Axis, Element, Group
 
 __all__ = ["frank_wolfe"]
@@ -28,15 +28,21 @@ def frank_wolfe(group: Group, terms: Terms, seed: int = 0, steps: int = 50, tole
     soft = {a.name: torch.full((a.size, a.size), 1.0 / a.size) for a in relaxed.axes}
     for _ in range(steps):
         value, gradient = relaxed.gradient(soft)
-        vertex = {name: relaxed.vertex(name, g) for name, g in gradient.items()}
+        vertex = {name: _vertex(g) for name, g in gradient.items()}
         slope = sum(float((gradient[n] * (vertex[n] - soft[n])).sum()) for n in soft)
         if slope <= tolerance * abs(value):
             break
         t = _best(value, slope, relaxed.value(vertex))
         soft = {n: (1 - t) * p + t * vertex[n] for n, p in soft.items()}
-    tables = {n: torch.as_tensor(assign(p)[0]) for n, p in soft.items()}
+    tables = {n: torch.as_tensor(assign(p)) for n, p in soft.items()}
     still = dict(group.identity().permutations)
     return Element(group, {**still, **tables}) @ start
+
+
+def _vertex(gradient: Tensor) -> Tensor:
+    out = torch.zeros_like(gradient)
+    out[torch.arange(len(out)), torch.as_tensor(assign(gradient))] = 1.0
+    return out
 
 
 def _best(value: float, slope: float, end: float) -> float:
@@ -52,14 +58,6 @@ class _Relaxed:
         self.matching, self.group = matching, matching.group
         self.axes = [a for a in axes if a.name in matching.of_axis]
         self.names = {a.name for a in self.axes}
-        self.duals: dict[str, Duals | None] = {}
-
-    def vertex(self, name: str, gradient: Tensor) -> Tensor:
-        order, duals = assign(gradient, self.duals.get(name))
-        self.duals[name] = duals
-        out = torch.zeros_like(gradient)
-        out[torch.arange(len(out)), torch.as_tensor(order)] = 1.0
-        return out
 
     def _moved(self, number: int, soft: dict[str, Tensor], but: int | None) -> Tensor:
         block = self.matching.terms.blocks[number]
