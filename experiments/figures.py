@@ -30,7 +30,8 @@ def keys(record: Record) -> go.Figure:
                 continue
             line = go.Scatter(x=NOISES, y=[np.mean(v) for v in seen], name=NAMES.get(way, way), line_color=colour)
             figure.add_trace(line.update(showlegend=name == "barrier", legendgroup=way), 1, at)
-    return figure.update_xaxes(type="log", title="noise / sd of the weights", dtick=1).update_layout(height=330)
+    axis = {"type": "log", "title": "noise / sd of the weights", "dtick": 1, "exponentformat": "power"}
+    return figure.update_xaxes(axis).update_layout(height=330)
 
 
 def paths(record: Record) -> go.Figure:
@@ -49,11 +50,15 @@ def paths(record: Record) -> go.Figure:
 def averages(record: Record) -> go.Figure:
     """Test accuracy against the number of networks."""
     figure = make_subplots(1, 2, subplot_titles=("MLP", "CNN"))
-    names = {"single": "one network", "naive": "mean as they are", "merged": "modulo symmetry, with data"}
-    names |= {"ensemble": "mean of predictions", "without data": "modulo symmetry, without data"}
+    names = {"single": "one network", "naive": "mean as they are", "mended": ".. repaired on data"}
+    names |= {
+        "without data": "mean modulo symmetry",
+        "merged": ".. repaired on data ",
+        "ensemble": "mean of predictions",
+    }
     n = list(range(2, MOST + 1))
     for at, kind in enumerate(("mlp", "cnn"), start=1):
-        for (name, label), colour in zip(names.items(), COLOURS[:5], strict=True):
+        for (name, label), colour in zip(names.items(), COLOURS[:6], strict=True):
             free = name == "without data"
             seen = [(f"averages/{kind}/{k}{' without data' * free}", "merged" if free else name) for k in n]
             y = [100 * record.median(*place) for place in seen]

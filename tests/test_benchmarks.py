@@ -91,3 +91,16 @@ def test_a_peer_that_is_not_installed_is_named(load, monkeypatch):
     assert not peers.available("rebasin")
     with pytest.raises(FileNotFoundError, match="WEIGHTSPACE_PEERS_SINKHORN"):
         peers.sinkhorn(nn.Linear(2, 2), nn.Linear(2, 2), torch.zeros(1, 2))
+
+
+def test_the_readme_shows_what_was_measured(load):
+    text = (ROOT / "benchmarks" / "README.md").read_text()
+    for name, table in load("__main__").tables().items():
+        assert f"<!-- {name} -->\n{table}\n<!-- /{name} -->" in text, f"run python -m benchmarks --write: {name}"
+
+
+def test_a_missed_target_is_said(load):
+    table = load("__main__")
+    row = {"net": "cnn", "method": "ours", "barrier": 0.9, "ratio": None}
+    assert table._align([row]) == [("barrier of `cnn`", "<= 0.08", "0.9000", False)]
+    assert not table._memory([{"layers": 1, "size": 100.0, "share": 3.0}])[0][-1]
