@@ -4,7 +4,7 @@ BIN = .venv/bin
 .PHONY: demo test clean
 
 demo: .venv/ready
-	$(BIN)/weightspace demo
+	$(BIN)/weightspace demo --force
 
 test: .venv/ready-dev
 	$(BIN)/ruff check .

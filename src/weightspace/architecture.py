@@ -73,7 +73,7 @@ def _made(arch: str) -> nn.Module:
         raise ArchitectureError(f"--arch {arch}: {factory} is a {type(made).__name__}, not a function or Module class")
     try:
         net = made(**arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ArchitectureError(f"--arch {arch}: {factory} failed with {_reason(error)}; see --debug") from error
     if not isinstance(net, nn.Module):
         raise ArchitectureError(f"--arch {arch}: {factory}() gave a {type(net).__name__}, wanted a torch.nn.Module")
@@ -113,7 +113,7 @@ def _import(module: str, arch: str) -> types.ModuleType:
                 f"--arch {arch}: there is no module {missing!r} here ({here}) or in the environment; {_FORM}"
             ) from error
         raise ArchitectureError(f"--arch {arch}: {module} needs {missing}, which is not installed") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ArchitectureError(f"--arch {arch}: importing {module} failed with {_reason(error)}") from error
 
 
@@ -266,14 +266,56 @@ class Stored(Mapping[str, Tensor]):
         return len(self._source)
 
 
+class _Under(Mapping[str, Tensor]):
+    """Tensors of a file without the prefix that all their names have."""
+
+    def __init__(self, source: Mapping[str, Tensor], prefix: str) -> None:
+        self._source, self._prefix = source, prefix
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._source[self._prefix + name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.removeprefix(self._prefix) for name in self._source)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    @property
+    def shapes(self) -> Mapping[str, torch.Size] | None:
+        """Those of the file, if it tells them without being read."""
+        return self._cut(getattr(self._source, "shapes", None))
+
+    @property
+    def dtypes(self) -> Mapping[str, torch.dtype] | None:
+        """Those of the file, if it tells them without being read."""
+        return self._cut(getattr(self._source, "dtypes", None))
+
+    def _cut(self, told: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        return None if told is None else {name.removeprefix(self._prefix): value for name, value in told.items()}
+
+
+def _named(template: Net, source: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors under the names of the architecture, where a common prefix ("model.") is all that is in the way."""
+    own = {*dict(template.architecture.named_parameters(remove_duplicate=False))}
+    own |= {*dict(template.architecture.named_buffers(remove_duplicate=False))}
+    names = list(source)
+    prefix = os.path.commonprefix(names).rpartition(".")[0] + "."
+    while len(prefix) > 1 and not own & {*names}:
+        if {name.removeprefix(prefix) for name in names} <= own:
+            return _Under(source, prefix)
+        prefix = prefix[:-1].rpartition(".")[0] + "."
+    return source
+
+
 def check(template: Net, path: Path) -> None:
     """Raise `WeightspaceError` unless the checkpoint can be opened and its names and shapes fit; reads no tensor."""
     if path.suffix == ".pt2":
         return
     opened = checkpoint.read(path)
-    dtypes = opened.dtypes
-    hollow = {name: torch.empty(size, dtype=dtypes[name], device="meta") for name, size in opened.shapes.items()}
-    _fit(template, hollow, path)
+    shapes, dtypes = opened.shapes, opened.dtypes
+    hollow = {name: torch.empty(shapes[name], dtype=dtypes[name], device="meta") for name in opened}
+    _fit(template, _named(template, hollow), path)
 
 
 def _fit(template: Net, tensors: Mapping[str, Tensor], path: Path) -> Net:
@@ -294,6 +336,7 @@ def load(template: Net, path: Path, trust_code: bool = False) -> tuple[Net, Mapp
     else:
         source = checkpoint.read(path)
         metadata = dict(source.metadata)
+    source = _named(template, source)
     net = _fit(template, source, path)
     bad = [*net.weights.unusable(), *net.state.unusable()]
     if bad:

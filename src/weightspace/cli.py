@@ -64,7 +64,7 @@ _Method = Annotated[
         "try them and keep the best."
     ),
 ]
-_Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.")]
+_Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn at random.")]
 _Trust = Annotated[
     bool, typer.Option("--trust-code", help="Open .pt2 files. They are programs: only for files that you trust.")
 ]

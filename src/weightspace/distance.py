@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from weightspace.net import Net, WeightspaceError
+from weightspace.net import Net, WeightspaceError, checked
 
 if TYPE_CHECKING:
     from weightspace.symmetry import Symmetry
@@ -29,7 +29,7 @@ def euclidean(a: Net, b: Net) -> float:
 
     State does not count. Raises `ArchitectureMismatch` unless both have the same tensors.
     """
-    a.weights.check(b.weights)
+    checked(a).weights.check(checked(b).weights)
     total = 0.0
     with torch.no_grad():
         for name, tensor in a.weights.items():

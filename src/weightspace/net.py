@@ -17,7 +17,7 @@ from torch.func import functional_call
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["ArchitectureMismatch", "Net", "Weights", "WeightspaceError"]
+__all__ = ["ArchitectureMismatch", "Net", "Weights", "WeightspaceError", "checked"]
 
 _BLOCK = 1 << 18
 
@@ -266,6 +266,10 @@ class Net:
         A tied tensor may come under any of its names. The dtypes are those of `tensors`. Raises
         `ArchitectureMismatch` for a missing, unexpected or misshapen tensor.
         """
+        if not isinstance(tensors, Mapping):
+            raise WeightspaceError(
+                f"expected named tensors, got {type(tensors).__name__}; give checkpoint.read(path) or a state_dict()"
+            )
         picked = _pick(self, tensors)
         weights = Weights(_Renamed(tensors, {name: picked[name] for name in self.weights}))
         state = Weights(_Renamed(tensors, {name: picked[name] for name in self.state}))
@@ -330,7 +334,7 @@ class Net:
 
     def check(self, other: Net) -> None:
         """Raise `ArchitectureMismatch` unless `other` has the same tensors, parameters and state."""
-        self.weights.check(other.weights)
+        self.weights.check(checked(other).weights)
         self.state.check(other.state)
 
     def __sub__(self, other: Net) -> Weights:
@@ -350,6 +354,13 @@ class Net:
     def __repr__(self) -> str:
         state = f" + {self.state.numel:,} state" if self.state else ""
         return f"Net({type(self.architecture).__name__}, {self.weights.numel:,} weights{state}, {self.dtype})"
+
+
+def checked(value: Any) -> Net:
+    """The value, if it is a Net. Raises `WeightspaceError` for anything else, a module above all."""
+    if isinstance(value, Net):
+        return value
+    raise WeightspaceError(f"expected a Net, got {type(value).__name__}; give Net.of(module)")
 
 
 class _Renamed(Mapping[str, Tensor]):
@@ -424,7 +435,8 @@ def _pick(net: Net, tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """The Net's own names -> the names under which `tensors` holds them."""
     aliases = _aliases(net.architecture)
     wanted = {name: tensor.shape for name, tensor in net.tensors.items()}
-    given = {name: form[0] for name, form in _forms(tensors).items()}
+    forms = _forms(tensors)
+    given = {name: form[0] for name, form in forms.items()}
     found: dict[str, str] = {}
     for name in given:
         owner = aliases.get(name)
@@ -436,6 +448,9 @@ def _pick(net: Net, tensors: Mapping[str, Tensor]) -> dict[str, str]:
     if missing or extra:
         raise ArchitectureMismatch(_difference(wanted, {aliases.get(n, n): shape for n, shape in given.items()}))
     shapes = {owner: given[name] for owner, name in found.items()}
+    for owner, name in found.items():
+        if net.tensors[owner].is_floating_point() and not forms[name][1].is_floating_point:
+            raise ArchitectureMismatch(f"{name} holds {forms[name][1]}; give the weights in floating-point numbers")
     if any(shapes[owner] != wanted[owner] for owner in shapes):
         raise ArchitectureMismatch(_difference({o: wanted[o] for o in shapes}, shapes))
     absent = [name for name in counters if name not in found]

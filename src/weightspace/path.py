@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from weightspace.metric import Euclidean, Metric
-from weightspace.net import Net, Weights, WeightspaceError
+from weightspace.net import Net, Weights, WeightspaceError, checked
 from weightspace.task import Task
 
 if TYPE_CHECKING:
@@ -277,7 +277,7 @@ def swa(nets: Path | Iterable[Net]) -> Net:
     first = next(iterator, None)
     if first is None:
         raise WeightspaceError("an average needs at least one network, got none")
-    weights, state = _sums(first.weights), _sums(first.state)
+    weights, state = _sums(checked(first).weights), _sums(first.state)
     n = 1
     for net in iterator:
         first.check(net)
@@ -306,8 +306,8 @@ def _alike(nets: Iterable[Net]) -> list[Net]:
     points = list(nets)
     if len(points) < 2:
         raise WeightspaceError(f"a path needs at least two networks, got {len(points)}")
-    for net in points[1:]:
-        points[0].check(net)
+    for net in points:
+        checked(points[0]).check(net)
     return points
 
 

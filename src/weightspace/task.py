@@ -325,9 +325,9 @@ def gradient(goal: Task | Callable[[Net], Tensor], net: Net) -> Weights:
 
 
 def carried(x: Any, net: Net) -> Any:
-    """Inputs on the device of a net, floating-point ones in its dtype."""
+    """A copy of inputs on the device of a net, floating-point ones in its dtype: a network may write into its input."""
     device, dtype = net.device, net.dtype
-    return each(lambda t: t.to(device, dtype) if t.is_floating_point() else t.to(device), x)
+    return each(lambda t: t.to(device, dtype if t.is_floating_point() else t.dtype, copy=True), x)
 
 
 def logits(raw: Any) -> Tensor:
@@ -444,5 +444,5 @@ def _blamed(message: Callable[[], str]) -> Iterator[None]:
         yield
     except (WeightspaceError, torch.OutOfMemoryError):
         raise
-    except (RuntimeError, LookupError, TypeError, ValueError) as error:
+    except (RuntimeError, LookupError, TypeError, ValueError, AssertionError) as error:
         raise TaskError(f"{message()}: {line(error)}") from error

@@ -24,9 +24,10 @@ from weightspace.compare import Comparison, Line, Progress, along, classifies, c
 from weightspace.distance import euclidean
 from weightspace.net import Net
 from weightspace.symmetry import Element, Symmetry, SymmetryError, mean, reset_statistics
+from weightspace.symmetry.match import METHODS, apart
 from weightspace.symmetry.merge import average
 from weightspace.symmetry.repair import has_statistics
-from weightspace.task import Task, accuracy, logits
+from weightspace.task import Task, accuracy, carried, logits
 
 __all__ = ["Aligned", "Bench", "Merged", "Score", "labels", "tasks"]
 
@@ -178,6 +179,8 @@ class Bench:
         Raises `WeightspaceError` for whatever does not fit.
         """
         _return_memory()
+        if method not in ("auto", *METHODS):
+            raise ArchitectureError(f"--method {method}: choose auto, {', '.join(METHODS)}")
         for path in paths:
             if not path.exists() and not path.with_name(f"{path.name}.index.json").exists():
                 raise ArchitectureError(f"{path}: no such file or folder; check the path")
@@ -188,6 +191,7 @@ class Bench:
         del module
         for path in paths:
             architecture.check(net, path)
+        shown = carried(shown, net)
         _try(net, shown)
         net = net.at(net.weights.map(_meta))
         progress(f"reading the symmetry of {type(net.architecture).__name__}", 0, 0)
@@ -225,7 +229,7 @@ class Bench:
         self.progress(f"matching the units of {path.name} to {to.name}", 0, 0)
         match = self.group.match(net, to=fixed, data=self.align_on, method=self.method, seed=self.seed)
         stored = Stored(source, self.template, partial(_moved, match.element))
-        before, after = euclidean(fixed, net), _apart(fixed, net, match.element)
+        before, after = euclidean(fixed, net), apart(fixed, net, match.element)
         line = self._along(fixed, net, match.element)
         outputs = self._outputs(net)
         del fixed, net  # what is checked and written from here on is read from the file again
@@ -244,7 +248,7 @@ class Bench:
 
     def _outputs(self, net: Net) -> Tensor:
         with torch.no_grad():
-            return logits(net(_cast(self.example, net.dtype))).double()
+            return logits(net(carried(self.example, net))).double()
 
     def _drift(self, outputs: Tensor, stored: Stored) -> float:
         """|f - g f| / |f| on the example. Raises `ArchitectureError` where that is more than rounding."""
@@ -324,15 +328,6 @@ def _ensemble(nets: Sequence[Net], task: Task) -> Score | None:
     return _scorer(predicted)("ensemble of predictions", Net.of(nn.Identity()))
 
 
-def _apart(a: Net, b: Net, element: Element) -> float:
-    """|a - g b|, a tensor at a time."""
-    total = 0.0
-    for name, tensor in a.weights.items():
-        apart = tensor.float() - _moved(element, name, b.weights[name]).float()
-        total += float(torch.linalg.vector_norm(apart, dtype=torch.float64)) ** 2
-    return total**0.5
-
-
 def _moved(element: Element, name: str, tensor: Tensor) -> Tensor:
     """The element's action, in float32 where the dtype is coarser: factors would be rounded before they cancel."""
     if name not in element.group.tensors:
@@ -361,7 +356,7 @@ def _return_memory() -> None:
 def _try(net: Net, example: Any) -> None:
     try:
         with torch.no_grad():
-            net(example)
+            net(carried(example, net))
     except Exception as error:
         name, reason = type(net.architecture).__name__, (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ArchitectureError(
@@ -375,11 +370,3 @@ def _shape(example: Any) -> Any:
     if isinstance(example, dict):
         return {key: _shape(value) for key, value in example.items()}
     return [_shape(value) for value in example] if isinstance(example, (list, tuple)) else type(example).__name__
-
-
-def _cast(example: Any, dtype: torch.dtype) -> Any:
-    if isinstance(example, Tensor):
-        return example.to(dtype) if example.is_floating_point() else example
-    if isinstance(example, dict):
-        return {key: _cast(value, dtype) for key, value in example.items()}
-    return type(example)(_cast(value, dtype) for value in example) if isinstance(example, (list, tuple)) else example

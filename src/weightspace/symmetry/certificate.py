@@ -51,6 +51,7 @@ def save(group: Group, path: str | os.PathLike[str]) -> None:
         try:
             with os.fdopen(descriptor, "w") as file:
                 json.dump(certificate(group), file, indent=1)
+            os.chmod(name, 0o644)
             os.replace(name, target)
         except BaseException:
             Path(name).unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from weightspace.net import Net, Weights
+from weightspace.net import Net, Weights, checked
 from weightspace.symmetry.index import Atom, Span
 from weightspace.symmetry.trace import SymmetryError
 
@@ -90,7 +90,7 @@ class Element:
     def __call__(self, point: Weights) -> Weights: ...
     def __call__(self, point: Net | Weights) -> Net | Weights:
         """g w. A Net moves with its state; a vector of Weights moves linearly."""
-        if isinstance(point, Net):
+        if not isinstance(point, Weights):
             self.group.check(point)
             return Net(point.architecture, self(point.weights), self(point.state))
         new = point.clone()
@@ -316,7 +316,7 @@ class Group:
 
     def check(self, net: Net) -> None:
         """Raise `SymmetryError` unless the group belongs to this net's architecture."""
-        tensors = net.tensors
+        tensors = checked(net).tensors
         if self.fingerprint and self.fingerprint != net.fingerprint:
             raise SymmetryError(
                 f"the group was read from another architecture than this {type(net.architecture).__name__}; "
@@ -341,7 +341,9 @@ class Group:
         """A random element: uniform permutations (no row the identity), log-normal scales, random signs."""
         generator = torch.Generator().manual_seed(seed)
         chosen = {a.name for a in self.axes} if axes is None else set(axes)
-        wanted = set(kinds)
+        wanted = {kinds} if isinstance(kinds, str) else set(kinds)
+        if unknown := wanted - set(KINDS):
+            raise SymmetryError(f"unknown kind {unknown.pop()!r}; choose {', '.join(KINDS)}")
         tables = {}
         for axis in self.permutable():
             moving = "permutation" in wanted and axis.name in chosen

@@ -15,7 +15,7 @@ from weightspace.symmetry.balance import balancing
 from weightspace.symmetry.group import Element, Group
 from weightspace.symmetry.relax import frank_wolfe
 
-__all__ = ["Candidate", "Match", "match"]
+__all__ = ["METHODS", "Candidate", "Match", "apart", "match"]
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,8 @@ class _Search:
             value = Matching(self.group, self.terms, element).objective()
             candidates.append(Candidate(name, value, barrier, time.perf_counter() - began))
         best = self.choose(candidates)
-        return Match(self.gauge(self.found[best.method]), best.method, _why(best, candidates), tuple(candidates))
+        nearest = self.nearest(self.found[best.method])
+        return Match(nearest, best.method, _why(best, candidates), tuple(candidates))
 
     def heavy(self) -> bool:
         """Whether Frank-Wolfe would hold more than half as much again as one network."""
@@ -125,6 +126,14 @@ class _Search:
     def gauge(self, element: Element) -> Element:
         """From the balanced slice back to the scales of `to`."""
         return self.onto.inverse() @ element @ self.into
+
+    def nearest(self, element: Element) -> Element:
+        """With the scales of `to`, or with its own where that comes nearer; without data, never farther than before."""
+        signs = {k: f for k, f in element.factors.items() if self.group.generators[k].kind == "sign"}
+        options = [self.gauge(element), Element(self.group, element.permutations, signs)]
+        if self.score is None:
+            options.append(self.group.identity())
+        return min(options, key=lambda option: apart(self.to, self.net, option))
 
     def choose(self, candidates: list[Candidate]) -> Candidate:
         if self.score is None:
@@ -158,6 +167,18 @@ class _Search:
     def _frank_wolfe(self) -> Element:
         start = frank_wolfe(self.group, self.terms, seed=self.seed)
         return coordinate_descent(self.group, self.terms, start, self.seed)
+
+
+def apart(a: Net, b: Net, element: Element) -> float:
+    """|a - g b|, a tensor at a time."""
+    total = 0.0
+    for name, tensor in a.weights.items():
+        moved = b.weights[name].float()
+        if name in element.group.tensors:
+            moved = element.move(name, moved)
+        pieces = zip(tensor.float().flatten().split(1 << 20), moved.flatten().split(1 << 20), strict=True)
+        total += sum(float((x - y).double().square_().sum()) for x, y in pieces)
+    return math.sqrt(total)
 
 
 def _norm(tensors: Iterable[Tensor]) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from weightspace.net import Net, WeightspaceError
+from weightspace.net import Net, WeightspaceError, checked
 from weightspace.symmetry.ascent import coordinate_descent, weight_terms
 from weightspace.symmetry.balance import balancing
 from weightspace.symmetry.group import Element, Group
@@ -26,7 +26,7 @@ def average(nets: Sequence[Net]) -> Net:
         raise WeightspaceError("the mean of no networks; give at least one")
     total = nets[0]
     for count, net in enumerate(nets[1:], start=2):
-        total.check(net)
+        checked(total).check(net)
         total = total.lerp(net, 1 / count)
     return total
 

@@ -28,7 +28,7 @@ from weightspace.task import Task, carried
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["refit", "rescale"]
+__all__ = ["NothingToMend", "refit", "rescale"]
 
 _EXAMPLES = 2048
 _ROOM = 1 << 27  # numbers in the widest value of all networks together
@@ -36,6 +36,10 @@ _RIDGE = 1e-4
 _MOST = 4096  # columns of one least-squares problem
 _CHUNK = 64
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
+
+
+class NothingToMend(WeightspaceError):
+    """A network without a layer that can be mended."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ def _mended(net: Net, ends: list[Net], task: Task, examples: int, mend: _Mend) -
                 changed |= new
                 values[0].copy_(_again(layers[node], given[0], {**net.weights, **changed}) if new else values[0])
     if not changed:
-        raise WeightspaceError("no layer has a weight and a bias of its own; nothing can be mended")
+        raise NothingToMend("no layer has a weight and a bias of its own; nothing can be mended")
     return net.at(net.weights.replace(changed)).to(own)
 
 

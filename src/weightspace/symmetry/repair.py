@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightspace.net import Net, Weights, WeightspaceError
-from weightspace.symmetry.refit import refit, rescale
+from weightspace.examples import each, shape
+from weightspace.net import Net, Weights, WeightspaceError, checked
+from weightspace.symmetry.refit import NothingToMend, refit, rescale
 from weightspace.symmetry.trace import arguments
 from weightspace.task import Task
 
@@ -36,7 +37,7 @@ def reset_statistics(net: Net, task: Task) -> Net:
     mean = sum_b n_b m_b / N and var = sum_b n_b (v_b + m_b^2) / N - mean^2 over batches b in training mode, the
     variance unbiased as the norms keep it. Only the statistics change. Raises `WeightspaceError` for one example.
     """
-    if not has_statistics(net):
+    if not has_statistics(checked(net)):
         return net
     module = net.module()
     norms = _tracking(module)
@@ -51,7 +52,11 @@ def reset_statistics(net: Net, task: Task) -> Net:
             if size < 2:
                 continue
             args, kwargs = arguments(x)
-            module(*args, **kwargs)
+            try:
+                module(*args, **kwargs)
+            except RuntimeError as error:
+                name, reason = type(net.architecture).__name__, str(error).splitlines()[0]
+                raise WeightspaceError(f"{name} does not take inputs of shape {each(shape, x)}: {reason}") from error
             total += size
             for (mean, square), norm in zip(sums, norms, strict=True):
                 mean += size * norm.running_mean  # type: ignore[operator]
@@ -82,6 +87,11 @@ def repair(net: Net, ends: list[Net], task: Task) -> Net:
 
 def best_repaired(averages: list[tuple[Net, list[Net]]], task: Task) -> Net:
     """The best of several averages, each with its ends and repaired: all are judged on the same examples."""
+    for net, ends in averages:
+        if not ends:
+            raise WeightspaceError("an average of no networks cannot be repaired; give its ends")
+        for end in ends:
+            checked(net).check(end)
     some = task.take(_EXAMPLES, seed=0)
     fit, judge = some.split(0.8, seed=0) if len(some) >= _FEW else (some, some)
     ways: list[Callable[[Task], Net]] = []
@@ -89,7 +99,7 @@ def best_repaired(averages: list[tuple[Net, list[Net]]], task: Task) -> Net:
         ways += [partial(_as_it_is, net), partial(rescale, net, ends), partial(refit, net, ends)]
     found: list[tuple[float, int]] = []
     for k, way in enumerate(ways):
-        with suppress(WeightspaceError), torch.no_grad():  # there may be no layer that can be mended
+        with suppress(NothingToMend), torch.no_grad():
             found.append((float(judge(reset_statistics(way(fit), fit))), k))
     return reset_statistics(ways[min(found)[1]](task), task)
 

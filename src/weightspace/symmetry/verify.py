@@ -27,6 +27,7 @@ from weightspace.symmetry.trace import (
     op_name,
     quiet,
 )
+from weightspace.task import carried
 
 __all__ = ["Probe", "verify"]
 
@@ -55,7 +56,7 @@ class Probe:
 
     def outputs(self) -> list[Tensor]:
         """What the module answers now."""
-        args, kwargs = arguments(self.example)
+        args, kwargs = arguments(carried(self.example, self.net))
         with torch.no_grad(), math_attention(), quiet():
             return floating(self.module(*args, **kwargs))
 
@@ -120,6 +121,10 @@ def verify(
         raise SymmetryError(f"cannot be verified in float64 ({line}); read with verify=False") from error
     if not before or not all(bool(t.isfinite().all()) for t in before):
         raise SymmetryError("the output of the example is not finite on random weights; give another example")
+    if not _distance(before, probe.outputs()) <= tolerance:
+        raise SymmetryError(
+            "two calls on one input give different outputs: the module draws random numbers; leave them out"
+        )
     for number, (axis, element) in enumerate(_generators(group, kinds)):
         with _moved(element, probe):
             change = _distance(before, probe.outputs())
