@@ -5,6 +5,7 @@ An architecture fixes one map f : W x X -> Y. A `Net` is f standing at a point w
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -110,6 +112,21 @@ class Weights(Mapping[str, Tensor]):
     def buffers(self) -> list[Tensor]:
         """The flat buffers themselves, one per (dtype, device)."""
         return list(self._flat.values())
+
+    def flat(self) -> Float[Tensor, " n"]:
+        """All numbers in one vector: the buffer itself where there is one, else a copy in the widest dtype."""
+        buffers = self.buffers
+        return buffers[0] if len(buffers) == 1 else torch.cat([b.to(buffers[0].device) for b in buffers])
+
+    def shaped(self, flat: Float[Tensor, " n"]) -> Weights:
+        """The vector of this space whose numbers are `flat`, in the order of `flat()`; shares memory with it."""
+        if flat.shape != (self.numel,):
+            raise WeightspaceError(f"expected a vector of {self.numel} numbers, got shape {tuple(flat.shape)}")
+        if len(self._flat) == 1:
+            return self._like({next(iter(self._flat)): flat})
+        sizes = [buffer.numel() for buffer in self.buffers]
+        parts = zip(self._flat.items(), flat.split(sizes), strict=True)
+        return self._like({key: part.to(buffer) for (key, buffer), part in parts})
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Weights:
         """Apply an elementwise `function` to the flat buffers (a dtype or device change included)."""
@@ -394,6 +411,18 @@ def _forms(tensors: Mapping[str, Tensor]) -> dict[str, _Form]:
     if isinstance(shapes, Mapping) and isinstance(dtypes, Mapping):
         return {name: (shapes[name], dtypes[name], torch.device("cpu")) for name in tensors}
     return {name: (tensor.shape, tensor.dtype, tensor.device) for name, tensor in tensors.items()}
+
+
+@contextlib.contextmanager
+def math_attention() -> Iterator[None]:
+    """Attention as plain arithmetic: the fused kernels have no forward mode and round in their own way."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from weightspace.net import Net
+from weightspace.net import Net, math_attention
 from weightspace.symmetry import index
 from weightspace.symmetry.ascent import Terms
 from weightspace.symmetry.group import Block, Group, SymmetryError, as_blocks
 from weightspace.symmetry.read import label
-from weightspace.symmetry.trace import Trace, arguments, math_attention, op_name
+from weightspace.symmetry.trace import Trace, arguments, op_name
 from weightspace.task import carried
 
 __all__ = ["activation_terms"]

@@ -13,16 +13,16 @@ the examples (after PLeaS: merging models with permutations and least squares; N
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor
 
-from weightspace.net import Net, WeightspaceError
-from weightspace.symmetry.trace import Trace, arguments, math_attention, op_name, trace
+from weightspace.net import Net, WeightspaceError, math_attention
+from weightspace.symmetry.layer import Layer, layers, rows_met
+from weightspace.symmetry.trace import Trace, arguments, op_name, trace
 from weightspace.task import Task, carried
 
 if TYPE_CHECKING:
@@ -35,26 +35,10 @@ _ROOM = 1 << 27  # numbers in the widest value of all networks together
 _RIDGE = 1e-4
 _MOST = 4096  # columns of one least-squares problem
 _CHUNK = 64
-_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 
 
 class NothingToMend(WeightspaceError):
     """A network without a layer that can be mended."""
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """A node with a weight that is used nowhere else, and the dimension of its units."""
-
-    node: fx.Node
-    name: str
-    weight: str
-    bias: str | None
-    at: int
-
-    @property
-    def contracts(self) -> bool:
-        return self.name == "linear" or self.name in _CONVOLUTIONS
 
 
 def rescale(net: Net, ends: list[Net], task: Task, examples: int = _EXAMPLES) -> Net:
@@ -76,7 +60,7 @@ def refit(net: Net, ends: list[Net], task: Task, examples: int = _EXAMPLES) -> N
 
 
 _New = dict[str, Tensor]
-_Mend = Callable[[_Layer, tuple[Any, ...], Tensor, Tensor, bool], _New]
+_Mend = Callable[[Layer, tuple[Any, ...], Tensor, Tensor, bool], _New]
 
 
 def _mended(net: Net, ends: list[Net], task: Task, examples: int, mend: _Mend) -> Net:
@@ -87,7 +71,7 @@ def _mended(net: Net, ends: list[Net], task: Task, examples: int, mend: _Mend) -
     examples = min(examples, max(_CHUNK, room))
     x = carried(task.take(examples, seed=0).example(examples), net)
     graph = trace(net.live(), x)
-    layers = {layer.node: layer for layer in _layers(graph)}
+    met = {layer.node: layer for layer in layers(graph)}
     last = {used for node in graph.nodes if node.op == "output" for used in node.all_input_nodes}
     args, kwargs = arguments(x)
     inputs = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
@@ -96,32 +80,14 @@ def _mended(net: Net, ends: list[Net], task: Task, examples: int, mend: _Mend) -
         for node, given, values in graph.walk([each.tensors for each in (net, *ends)], inputs, lift=False):
             if op_name(node) == "batch_norm" and node.op == "call_function":
                 values[0].copy_(_normalised(*given[0]))
-            elif node in layers:
+            elif node in met:
                 wanted = values[1:]
-                new = mend(layers[node], given[0], values[0], torch.stack(wanted), node in last)
+                new = mend(met[node], given[0], values[0], torch.stack(wanted), node in last)
                 changed |= new
-                values[0].copy_(_again(layers[node], given[0], {**net.weights, **changed}) if new else values[0])
+                values[0].copy_(_again(met[node], given[0], {**net.weights, **changed}) if new else values[0])
     if not changed:
         raise NothingToMend("no layer has a weight and a bias of its own; nothing can be mended")
     return net.at(net.weights.replace(changed)).to(own)
-
-
-def _layers(graph: Trace) -> Iterator[_Layer]:
-    uses: dict[str, int] = {}
-    for node in graph.nodes:
-        for used in node.all_input_nodes:
-            if used in graph.sources:
-                uses[graph.sources[used]] = uses.get(graph.sources[used], 0) + 1
-    units = {"linear": (1, -1), "layer_norm": (2, -1), "group_norm": (2, 1)} | dict.fromkeys(_CONVOLUTIONS, (1, 1))
-    for node in graph.nodes:
-        name = op_name(node) if node.op == "call_function" else ""
-        if name not in units or node.kwargs:
-            continue
-        first, at = units[name]
-        named = [graph.sources.get(n) if isinstance(n, fx.Node) else None for n in node.args[first : first + 2]]
-        weight, bias = (*named, None, None)[:2]
-        if weight is not None and uses[weight] == 1 and (bias is None or uses[bias] == 1):
-            yield _Layer(node, name, weight, bias, at)
 
 
 def _widest(graph: Trace) -> int:
@@ -136,7 +102,7 @@ def _normalised(h: Tensor, weight: Tensor | None, bias: Tensor | None, *rest: An
     return F.batch_norm(h, h.mean(over), h.var(over), weight, bias, eps=rest[4] if len(rest) > 4 else 1e-5)
 
 
-def _again(layer: _Layer, given: tuple[Any, ...], tensors: dict[str, Tensor]) -> Tensor:
+def _again(layer: Layer, given: tuple[Any, ...], tensors: dict[str, Tensor]) -> Tensor:
     """The layer with new weights."""
     args = list(given)
     first = 1 if layer.contracts else 2
@@ -146,7 +112,7 @@ def _again(layer: _Layer, given: tuple[Any, ...], tensors: dict[str, Tensor]) ->
     return layer.node.target(*args)  # type: ignore[operator]
 
 
-def _rescaled(layer: _Layer, given: tuple[Any, ...], value: Tensor, wanted: Tensor, last: bool) -> _New:
+def _rescaled(layer: Layer, given: tuple[Any, ...], value: Tensor, wanted: Tensor, last: bool) -> _New:
     if layer.bias is None or last:
         return {}
     first = 1 if layer.contracts else 2
@@ -164,7 +130,7 @@ def _moments(value: Tensor, at: int) -> tuple[Float[Tensor, " units"], Float[Ten
     return rows.mean(1), rows.std(1, correction=0)
 
 
-def _refitted(layer: _Layer, given: tuple[Any, ...], value: Tensor, wanted: Tensor, last: bool) -> _New:
+def _refitted(layer: Layer, given: tuple[Any, ...], value: Tensor, wanted: Tensor, last: bool) -> _New:
     if not _solvable(layer, given, value):
         return _rescaled(layer, given, value, wanted, last)
     weight = given[1]
@@ -173,7 +139,7 @@ def _refitted(layer: _Layer, given: tuple[Any, ...], value: Tensor, wanted: Tens
     gram = torch.zeros(columns, columns, dtype=torch.float64, device=weight.device)
     right = torch.zeros(columns, len(weight), dtype=torch.float64, device=weight.device)
     for at in range(0, len(value), _CHUNK):
-        h = _inputs(layer, given, slice(at, at + _CHUNK)).double()
+        h = rows_met(layer, given, slice(at, at + _CHUNK)).flatten(0, 1).double()
         gram += h.T @ h
         right += h.T @ residual[at : at + _CHUNK].movedim(layer.at, -1).flatten(0, -2).double()
     gram.diagonal().add_(_RIDGE * gram.diagonal().mean())
@@ -184,19 +150,9 @@ def _refitted(layer: _Layer, given: tuple[Any, ...], value: Tensor, wanted: Tens
     return new
 
 
-def _solvable(layer: _Layer, given: tuple[Any, ...], value: Tensor) -> bool:
+def _solvable(layer: Layer, given: tuple[Any, ...], value: Tensor) -> bool:
     """Whether there are rows enough for the columns, and not too many columns."""
-    if not layer.contracts or (layer.name in _CONVOLUTIONS and len(given) > 6 and given[6] != 1):
+    if not layer.plain(given):
         return False
     columns = given[1][0].numel() + (layer.bias is not None)
     return columns <= min(_MOST, value.numel() // value.shape[layer.at])
-
-
-def _inputs(layer: _Layer, given: tuple[Any, ...], part: slice) -> Float[Tensor, "rows columns"]:
-    """What the rows of the weight are multiplied with, and a one for the bias."""
-    x, weight = given[0][part], given[1]
-    if layer.name != "linear":
-        patch = torch.eye(weight[0].numel()).to(weight).reshape(-1, *weight.shape[1:])
-        x = layer.node.target(x, patch, None, *given[3:6]).movedim(1, -1)  # type: ignore[operator]
-    rows = x.flatten(0, -2)
-    return rows if layer.bias is None else torch.cat([rows, torch.ones_like(rows[:, :1])], 1)

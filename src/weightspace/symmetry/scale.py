@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from weightspace.net import math_attention
 from weightspace.symmetry.group import Generator, Group, Place
-from weightspace.symmetry.trace import Trace, arguments, math_attention
+from weightspace.symmetry.trace import Trace, arguments
 from weightspace.symmetry.verify import Probe
 
 __all__ = ["Slope", "place_slopes", "scale_generators"]

@@ -17,10 +17,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, fx
 
+from weightspace.net import math_attention
 from weightspace.symmetry import index
 from weightspace.symmetry.group import Block, Generator, Group, Place, as_blocks
 from weightspace.symmetry.index import Atom
-from weightspace.symmetry.trace import Reading, Trace, _evaluate, arguments, math_attention
+from weightspace.symmetry.trace import Reading, Trace, _evaluate, arguments
 from weightspace.symmetry.verify import Probe
 
 __all__ = ["reduce_bits", "sign_generators"]

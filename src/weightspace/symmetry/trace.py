@@ -19,9 +19,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from weightspace.net import WeightspaceError
+from weightspace.net import WeightspaceError, math_attention
 from weightspace.symmetry import index
 from weightspace.symmetry.rules import Call, Labels, Outcome, apply_rule, fresh, known
 
@@ -181,18 +180,6 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(previous)
-
-
-@contextlib.contextmanager
-def math_attention() -> Iterator[None]:
-    """Attention as plain arithmetic: the fused kernels have no forward mode and round in their own way."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from weightspace.net import Net, Weights
+from weightspace.net import Net, Weights, math_attention
 from weightspace.symmetry import index
 from weightspace.symmetry.group import Axis, Element, Group, as_blocks
 from weightspace.symmetry.index import Atom
@@ -23,7 +23,6 @@ from weightspace.symmetry.trace import (
     SymmetryError,
     Trace,
     arguments,
-    math_attention,
     op_name,
     quiet,
 )

@@ -1,0 +1,154 @@
+"""The empirical neural tangent kernel K = J J^T of a network on data, layer by layer; J is never formed.
+
+J has a row for every output of every example. A layer z = V h adds sum_{s,t} (h_is . h_jt)(d_iks . d_jlt) to the entry
+of outputs k of example i and l of example j, where d = d(output)/dz and s, t run over positions (tokens, pixels). One
+pass back for each output gives d for all examples at once, because in evaluation mode no example sees another.
+Source: Neural tangent kernel (Jacot, Gabriel, Hongler, 2018).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, jacrev, vmap
+
+from weightspace.net import Net, WeightspaceError, math_attention
+from weightspace.symmetry.layer import Layer, layers, rows_met
+from weightspace.symmetry.trace import arguments, trace
+from weightspace.task import Task, carried, logits
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = ["Fed", "KernelError", "feed", "kernel"]
+
+_ROOM = 1 << 26
+
+
+class KernelError(WeightspaceError):
+    """A network whose kernel is not written out: weights that are used too often, or too many of them."""
+
+
+@dataclass(frozen=True)
+class Fed:
+    """A layer on data: what the rows of its weight meet, and d(outputs)/d(its output), at every position."""
+
+    layer: Layer
+    met: Float[Tensor, "examples positions columns"]
+    slope: Float[Tensor, "examples outputs positions units"]
+
+
+def feed(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> tuple[list[Fed], int]:
+    """Linear maps and convolutions whose weights are used once, on all examples; and how many outputs there are.
+
+    A layer is left out where its output has no dimension of examples: several of them have become one.
+    """
+    x = carried(task.example(len(task)), net)
+    graph = trace(net.live(), x)
+    found = {layer.node: layer for layer in layers(graph)}
+    args, kwargs = arguments(x)
+    inputs = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+    learnt = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in net.weights.items()}
+    kept: list[tuple[Layer, tuple[Any, ...], Tensor]] = []
+    with torch.enable_grad(), math_attention():
+        raw: Any = None
+        for node, given, values in graph.walk([{**net.state, **learnt}], inputs, lift=False):
+            if node.op == "output":
+                raw = values[0]
+            elif node in found and found[node].plain(given[0]):
+                kept.append((found[node], given[0], values[0]))
+        out = output(raw if not isinstance(raw, (tuple, list)) or len(raw) > 1 else raw[0]).flatten(1)
+        nodes = [z for _, _, z in kept]
+
+        def back(target: Tensor) -> list[Tensor]:
+            found = torch.autograd.grad(target, nodes, retain_graph=True, allow_unused=True)
+            return [torch.zeros_like(z) if g is None else g for g, z in zip(found, nodes, strict=True)]
+
+        first = back(out[0].sum())
+        slopes = [back(out[:, k].sum()) for k in range(out.shape[1])]
+    fed = []
+    for at, (layer, seen, z) in enumerate(kept):
+        batch = _examples(first[at], len(out), layer)
+        if batch is None:
+            continue
+        with torch.no_grad():
+            met = rows_met(layer, (seen[0].movedim(batch, 0), *seen[1:]))
+            units = torch.stack([s[at].movedim(batch, 0) for s in slopes], 1)
+            units = units if layer.at < 0 else units.movedim(layer.at + 1, -1)
+        fed.append(Fed(layer, met.detach(), units.reshape(len(met), len(slopes), -1, z.shape[layer.at]).detach()))
+    return fed, out.shape[1]
+
+
+def _examples(slope: Tensor, n: int, layer: Layer) -> int | None:
+    """The dimension of a layer's output along which the examples lie: the first output reaches its first slice only."""
+    for k in range(slope.dim() - 1) if layer.name == "linear" else (0,):
+        if slope.shape[k] == n and not bool(slope.narrow(k, 1, n - 1).any()):
+            return k
+    return None
+
+
+def kernel(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> Float[Tensor, "rows rows"]:
+    """K = J J^T in float64, rows example by example. Raises `KernelError` where it would not fit."""
+    fed, outputs = feed(net, task, output)
+    rows = len(task) * outputs
+    total = torch.zeros(rows, rows, dtype=torch.float64)
+    covered: set[str] = set()
+    for each in fed:
+        total += _of_layer(each, rows)
+        covered |= {each.layer.weight} | ({each.layer.bias} if each.layer.bias else set())
+    rest = {name: t for name, t in net.weights.items() if name not in covered and t.is_floating_point()}
+    for block in _of_rest(net, task, output, rest, rows):
+        total += block
+    return total
+
+
+def _of_layer(fed: Fed, rows: int) -> Tensor:
+    h, d = fed.met, fed.slope
+    n, m, positions, units = d.shape
+    if positions == 1:
+        inner = (h[:, 0] @ h[:, 0].T).double()
+        flat = d.reshape(rows, units)
+        outer = (flat @ flat.T).double().view(n, m, n, m)
+        return (inner[:, None, :, None] * outer).view(rows, rows)
+    total = torch.zeros(rows, rows, dtype=torch.float64)
+    step = max(1, _ROOM // (rows * h.shape[-1]))
+    for at in range(0, units, step):
+        block = torch.einsum("imtu,itc->imuc", d[..., at : at + step], h).reshape(rows, -1)
+        total += (block @ block.T).double()
+    return total
+
+
+def _of_rest(
+    net: Net, task: Task, output: Callable[[Any], Tensor], rest: dict[str, Tensor], rows: int
+) -> Iterator[Tensor]:
+    """Weights of norms, embeddings, gates, and those used more than once: their rows of J one tensor at a time."""
+    x = carried(task.example(len(task)), net)
+    for name, tensor in rest.items():
+        if rows * tensor.numel() > _ROOM:
+            raise KernelError(
+                f"{name}, which is used more than once or in a layer without a rule, is too large for "
+                f'{rows} rows; take solver="gltr" or fewer examples'
+            )
+
+        def f(value: Tensor, one: Any, name: str = name) -> Tensor:
+            args, kwargs = arguments(_each(one, lambda t: t[None]))
+            return output(functional_call(net.architecture, {**net.tensors, name: value}, args, kwargs)).flatten()
+
+        with math_attention():
+            block = vmap(jacrev(f), in_dims=(None, 0), chunk_size=_chunk(rows, tensor))(tensor.detach(), x)
+        flat = block.detach().reshape(rows, -1)
+        yield (flat @ flat.T).double()
+
+
+def _chunk(rows: int, tensor: Tensor) -> int:
+    return max(1, (_ROOM >> 3) // max(1, tensor.numel()) // 16)
+
+
+def _each(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(tree, dict):
+        return {key: _each(value, function) for key, value in tree.items()}
+    return tuple(_each(v, function) for v in tree) if isinstance(tree, tuple) else function(tree)

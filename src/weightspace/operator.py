@@ -1,0 +1,280 @@
+"""Linear maps known by their action: the Jacobian of a network on data, its Gram operators, and what one asks of them.
+
+A vector of weight space is `weights.flat()`; a vector of outputs has one row for every output of every example.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, jvp
+
+from weightspace.net import Net, WeightspaceError, math_attention
+from weightspace.task import Task, logits
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = ["Estimate", "Krylov", "Operator", "OperatorError", "cgls", "jacobian", "lanczos"]
+
+Action = Callable[[Tensor], Tensor]
+
+_LARGEST_DENSE = 1 << 26
+
+
+class OperatorError(WeightspaceError):
+    """A vector of the wrong size, an operator that is not what a method needs, or numbers that are not finite."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number known up to `error` (its standard error), and how many products it cost."""
+
+    value: float
+    error: float
+    products: int
+
+
+class Operator:
+    """A linear map R^columns -> R^rows: v -> A v and u -> A^T u, and no matrix.
+
+    `A @ v`, `A @ B`, `A.T`, `A + B` and `2.0 * A` are operators or vectors again. A symmetric one says so and is its
+    own transpose. Actions take and give vectors; `matmat` goes column by column.
+    """
+
+    __slots__ = ("_action", "_adjoint", "columns", "rows", "symmetric")
+
+    def __init__(self, rows: int, columns: int, action: Action, adjoint: Action | None = None) -> None:
+        """`adjoint` is v -> A^T v; without it the operator is symmetric."""
+        if adjoint is None and rows != columns:
+            raise OperatorError(f"an operator of {rows} rows and {columns} columns is not symmetric; give its adjoint")
+        self.rows, self.columns, self.symmetric = rows, columns, adjoint is None
+        self._action, self._adjoint = action, adjoint or action
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        return self.rows, self.columns
+
+    @property
+    def T(self) -> Operator:
+        """A^T."""
+        return self if self.symmetric else Operator(self.columns, self.rows, self._adjoint, self._action)
+
+    def matvec(self, vector: Float[Tensor, " columns"]) -> Float[Tensor, " rows"]:
+        """A v. Raises `OperatorError` for a vector of another size."""
+        if vector.shape != (self.columns,):
+            raise OperatorError(f"expected a vector of {self.columns} numbers, got shape {tuple(vector.shape)}")
+        return self._action(vector)
+
+    def matmat(self, matrix: Float[Tensor, "columns k"]) -> Float[Tensor, "rows k"]:
+        """A V, a column at a time."""
+        return torch.stack([self.matvec(column) for column in matrix.T], 1)
+
+    def __matmul__(self, other: Tensor | Operator) -> Any:
+        if isinstance(other, Operator):
+            if self.columns != other.rows:
+                raise OperatorError(f"cannot multiply {self.shape} with {other.shape}")
+            left, right = self, other
+            return Operator(
+                left.rows, right.columns, lambda v: left @ (right @ v), lambda v: right.T @ (left.T @ v)
+            )  # fmt: skip
+        return self.matvec(other) if other.ndim == 1 else self.matmat(other)
+
+    def __add__(self, other: Operator) -> Operator:
+        if self.shape != other.shape:
+            raise OperatorError(f"cannot add {self.shape} and {other.shape}")
+        both = self.symmetric and other.symmetric
+        adjoint = None if both else lambda v: self.T @ v + other.T @ v
+        return Operator(*self.shape, lambda v: self @ v + other @ v, adjoint)
+
+    def __rmul__(self, scalar: float) -> Operator:
+        adjoint = None if self.symmetric else lambda v: scalar * (self.T @ v)
+        return Operator(*self.shape, lambda v: scalar * (self @ v), adjoint)
+
+    def gram(self) -> Operator:
+        """A^T A."""
+        return Operator(self.columns, self.columns, lambda v: self.T @ (self @ v))
+
+    def dense(self, dtype: torch.dtype = torch.float64) -> Float[Tensor, "rows columns"]:
+        """The matrix. Raises `OperatorError` for one that is not small."""
+        if self.rows * self.columns > _LARGEST_DENSE:
+            raise OperatorError(f"{self.rows} x {self.columns} is too large to be written out")
+        return self.matmat(torch.eye(self.columns, dtype=dtype))
+
+    def trace(self, samples: int = 32, seed: int = 0, dtype: torch.dtype = torch.float32) -> Estimate:
+        """tr A = E z^T A z over signs z (Hutchinson, A stochastic estimator of the trace, 1990)."""
+        draws = [float(z @ (self @ z)) for z in _signs(self._square(), samples, seed, dtype)]
+        return _estimate(draws)
+
+    def diagonal(
+        self, samples: int = 32, seed: int = 0, dtype: torch.dtype = torch.float32
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+        """diag A = E z * A z over signs z, and the standard error of every entry."""
+        draws = torch.stack([z * (self @ z) for z in _signs(self._square(), samples, seed, dtype)])
+        return draws.mean(0), draws.std(0) / math.sqrt(samples)
+
+    def eigenvalues(self, k: int = 10, seed: int = 0, dtype: torch.dtype = torch.float32) -> Float[Tensor, " k"]:
+        """The k largest eigenvalues of a symmetric A, by Lanczos in a space of 2 k + 20 dimensions."""
+        start = torch.randn(self._symmetric(), generator=torch.Generator().manual_seed(seed), dtype=dtype)
+        found = lanczos(self, start, min(self.rows, 2 * k + 20))
+        return torch.linalg.eigvalsh(found.matrix).flip(0)[:k]
+
+    def logdet(self, scale: float = 1.0, samples: int = 16, steps: int = 30, seed: int = 0) -> Estimate:
+        """log det(I + A / scale) of a positive semidefinite A, by stochastic Lanczos quadrature.
+
+        Source: Fast estimation of tr(f(A)) via stochastic Lanczos quadrature (Ubaru, Chen, Saad, 2017).
+        """
+        draws = []
+        for z in _signs(self._symmetric(), samples, seed, torch.float64):
+            values, vectors = torch.linalg.eigh(lanczos(self, z, min(steps, self.rows)).matrix)
+            draws.append(self.rows * float(vectors[0].square() @ (values.clamp(min=0) / scale).log1p()))
+        return _estimate(draws)
+
+    def solve(self, vector: Tensor, shift: float = 0.0, tolerance: float = 1e-6, steps: int = 200) -> Tensor:
+        """x with (A + shift) x = v for a positive semidefinite A, by conjugate gradients."""
+        self._symmetric()
+        x, r = torch.zeros_like(vector), vector.clone()
+        p, size = r.clone(), float(r @ r)
+        goal = tolerance**2 * size
+        for _ in range(steps):
+            if size <= goal:
+                break
+            q = self @ p + shift * p
+            curvature = float(p @ q)
+            if not curvature > 0:
+                raise OperatorError(f"conjugate gradients met curvature {curvature:.1e}; the operator is not positive")
+            x, r = x + size / curvature * p, r - size / curvature * q
+            size, before = float(r @ r), size
+            p = r + size / before * p
+        return x
+
+    def _square(self) -> int:
+        if self.rows != self.columns:
+            raise OperatorError(f"{self.rows} rows and {self.columns} columns: only a square operator has this")
+        return self.rows
+
+    def _symmetric(self) -> int:
+        if not self.symmetric:
+            raise OperatorError("this needs a symmetric operator; take A.gram()")
+        return self.rows
+
+
+def _signs(n: int, samples: int, seed: int, dtype: torch.dtype) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(samples):
+        yield torch.randint(0, 2, (n,), generator=generator).to(dtype) * 2 - 1
+
+
+def _estimate(draws: list[float]) -> Estimate:
+    values = torch.tensor(draws, dtype=torch.float64)
+    error = float(values.std()) / math.sqrt(len(draws)) if len(draws) > 1 else math.inf
+    return Estimate(float(values.mean()), error, len(draws))
+
+
+# ------------------------------------------------------------------ Krylov spaces
+
+
+@dataclass(frozen=True)
+class Krylov:
+    """Q^T A Q = `matrix` (tridiagonal) on the orthonormal rows Q of `basis`, grown from a start of norm `size`."""
+
+    basis: Float[Tensor, "k n"]
+    matrix: Float[Tensor, "k k"]
+    size: float
+
+
+def lanczos(operator: Operator, start: Tensor, steps: int) -> Krylov:
+    """The Krylov space of `start`, with full reorthogonalisation; it ends early where it is invariant."""
+    size = float(torch.linalg.vector_norm(start, dtype=torch.float64))
+    if not 0 < size < math.inf:
+        raise OperatorError(f"a Krylov space cannot start from a vector of norm {size}")
+    basis, diagonal, off = [start / size], [], []
+    scale = 0.0
+    for _ in range(steps):
+        w = operator @ basis[-1]
+        diagonal.append(float(w @ basis[-1]))
+        scale = max(scale, abs(diagonal[-1]))
+        space = torch.stack(basis)
+        for _ in range(2):
+            w = w - space.T @ (space @ w)
+        length = float(torch.linalg.vector_norm(w, dtype=torch.float64))
+        if not math.isfinite(length):
+            raise OperatorError("the operator gave NaN or infinity; look for it in the data and the weights")
+        if length <= 1e-6 * scale or len(basis) == steps:
+            break
+        off.append(length)
+        basis.append(w / length)
+    matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
+    for k, value in enumerate(off[: len(diagonal) - 1]):
+        matrix[k, k + 1] = matrix[k + 1, k] = value
+    return Krylov(torch.stack(basis), matrix, size)
+
+
+def cgls(
+    operator: Operator, target: Tensor, shift: float = 0.0, steps: int = 20, tolerance: float = 1e-6
+) -> Float[Tensor, " columns"]:
+    """argmin |A x - b|^2 + shift |x|^2 by conjugate gradients on the normal equations; the least norm for shift 0."""
+    r, s = target, operator.T @ target
+    x, p = torch.zeros_like(s), s
+    size = first = float(s @ s)
+    for _ in range(steps):
+        if size <= tolerance**2 * first or size == 0:
+            break
+        q = operator @ p
+        alpha = size / (float(q @ q) + shift * float(p @ p))
+        x, r = x + alpha * p, r - alpha * q
+        s = operator.T @ r - shift * x
+        size, before = float(s @ s), size
+        p = s + size / before * p
+    return x
+
+
+# ------------------------------------------------------------------ the Jacobian of a network on data
+
+
+def jacobian(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> Operator:
+    """J = d(outputs of all examples)/dw: rows are outputs example by example, columns weights.
+
+    Nothing is stored but a batch at a time; J v costs one pass forward and its tangent, J^T u one pass forward and
+    back. The net is in evaluation mode: running statistics are constants. Raises `OperatorError` for outputs that are
+    not floating-point or do not depend on the weights.
+    """
+    weights, state = net.weights, dict(net.state)
+    flat = weights.flat()
+    batches = [x for x, _ in task.batches(net)]
+
+    def at(x: Any) -> Callable[[Tensor], Tensor]:
+        def f(w: Tensor) -> Tensor:
+            args, kwargs = ((), dict(x)) if isinstance(x, dict) else (x if isinstance(x, tuple) else (x,), {})
+            out = output(functional_call(net.architecture, {**weights.shaped(w), **state}, args, kwargs))
+            return out.flatten(1)
+
+        return f
+
+    with torch.no_grad(), math_attention():
+        sizes = [at(x)(flat).numel() for x in batches]
+
+    def push(v: Tensor) -> Tensor:
+        with math_attention(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch's own forward mode raises one when first used
+            return torch.cat([jvp(at(x), (flat,), (v.to(flat),))[1].detach().flatten() for x in batches])
+
+    def pull(u: Tensor) -> Tensor:
+        total = torch.zeros_like(flat)
+        with math_attention(), torch.enable_grad():
+            for x, part in zip(batches, u.to(flat).split(sizes), strict=True):
+                leaf = flat.detach().requires_grad_()
+                out = at(x)(leaf)
+                if not out.requires_grad:
+                    raise OperatorError("the outputs do not depend on the weights")
+                total += torch.autograd.grad((out.flatten() * part).sum(), leaf)[0]
+        return total
+
+    return Operator(sum(sizes), len(flat), push, pull)

@@ -1,0 +1,364 @@
+"""The pullback metric: how far outputs move when weights do.
+
+A = B J / sqrt(N) maps a step v of the weights to its drift, the change of the N examples' outputs in root mean square;
+G = A^T A, |v|_G = |A v|. B is the identity for logits, and sqrt(p) (1 - 1 p^T) for "fisher" (then G is the Fisher
+information of the softmax); "hellinger" is an eighth of that.
+
+Every question about a gradient g is answered by one family of steps, v(lam) = -lam (G + lam)^-1 g: the gradient itself
+for lam -> infinity, its part that leaves the outputs alone for lam -> 0. Its modes are known from one factorisation,
+of K = A A^T by eigenvectors ("dual", exact) or of a Krylov space of G ("gltr": Solving the trust-region subproblem
+using the Lanczos method; Gould, Lucidi, Roma, Toint, 1999), and then every lam is free.
+Source of the question: Engineering flexible machine learning systems by traversing functionally invariant paths
+(Raghavan, Tharwat, Hari, Satani, Liu, Thomson, 2024), whose equation 4 is min v^T G v + beta v . g on |v|^2 = eps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weightspace.kernel import KernelError, kernel
+from weightspace.net import Net, Weights, WeightspaceError
+from weightspace.operator import Operator, cgls, jacobian, lanczos
+from weightspace.symmetry.trace import SymmetryError
+from weightspace.task import Task, gradient, logits
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = ["Modes", "Pullback", "PullbackError", "Step", "Tradeoff"]
+
+_OUTPUTS = ("logits", "fisher", "hellinger")
+_SOLVERS = ("auto", "dual", "gltr")
+_DUAL_ROWS = 1500
+_NULL = 1e-7
+_KRYLOV = 24
+
+
+class PullbackError(WeightspaceError):
+    """A metric that cannot be built on this task, or a step that was asked for and does not exist."""
+
+
+@dataclass(frozen=True)
+class Modes:
+    """g in an orthonormal system: `values` of G, `coefficients` of g; zero values are what leaves the outputs alone.
+
+    `assemble(f)` is sum_i f_i coefficients_i e_i. `exact`: all of g is in the modes and all values are eigenvalues.
+    """
+
+    values: Float[Tensor, " k"]
+    coefficients: Float[Tensor, " k"]
+    assemble: Callable[[Tensor], Tensor]
+    exact: bool
+
+    def shrunk(self, lam: float) -> Tensor:
+        """lam / (value + lam) for every mode; 0 <= lam <= infinity."""
+        if math.isinf(lam):
+            return torch.ones_like(self.values)
+        return torch.where(self.values > 0, lam / (self.values + lam).clamp(min=1e-300), 1.0)
+
+    def length(self, lam: float) -> float:
+        """|v(lam)|."""
+        return float((self.shrunk(lam) * self.coefficients).norm())
+
+    def drift(self, lam: float) -> float:
+        """|A v(lam)|."""
+        return float((self.values.sqrt() * self.shrunk(lam) * self.coefficients).norm())
+
+    def progress(self, lam: float) -> float:
+        """-<g, v(lam)>."""
+        return float((self.shrunk(lam) * self.coefficients.square()).sum())
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step: its vector, |v|, the drift that the metric predicts, -<g, v>, lam, and what is guaranteed."""
+
+    vector: Weights
+    length: float
+    drift: float
+    progress: float
+    shift: float
+    guarantee: str
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """For steps of one length: progress against drift, from the null space (shift 0) to the gradient (infinite)."""
+
+    shift: Float[np.ndarray, " n"]
+    drift: Float[np.ndarray, " n"]
+    progress: Float[np.ndarray, " n"]
+
+
+@dataclass(frozen=True)
+class Pullback:
+    """G = J^T B^T B J / N of a task's inputs: what moving does to its outputs. Labels are not used.
+
+    `output`: "logits", "fisher", "hellinger", or a function of what the network returns. `solver`: "dual" (exact; up to
+    1500 rows = examples x outputs), "gltr" (Krylov, any size), or "auto": dual where it fits. `damping` is added to G
+    where it is inverted without another choice. `mask`: weights where it is zero do not move; G is that of the others.
+    """
+
+    task: Task
+    output: str | Callable[[Any], Tensor] = "logits"
+    solver: str = "auto"
+    damping: float = 0.0
+    steps: int = _KRYLOV
+    mask: Weights | None = None
+    _last: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.output, str) and self.output not in _OUTPUTS:
+            raise PullbackError(f"unknown output {self.output!r}; choose {', '.join(_OUTPUTS)} or give a function")
+        if self.solver not in _SOLVERS:
+            raise PullbackError(f"unknown solver {self.solver!r}; choose {', '.join(_SOLVERS)}")
+        if not 0 <= self.damping < math.inf:
+            raise PullbackError(f"damping must be a number from 0, got {self.damping}")
+        if not len(self.task):
+            raise PullbackError("the metric needs examples; the task is empty")
+
+    # -------------------------------------------------------------- the metric itself
+
+    def outputs(self, net: Net) -> Float[Tensor, "examples outputs"]:
+        """What the metric looks at: the outputs of all examples, flat."""
+        with torch.no_grad():
+            pick = self._pick()
+            found = torch.cat([pick(net(x)).flatten(1) for x, _ in self.task.batches(net)])
+        if not found.isfinite().all():
+            raise PullbackError("the outputs hold NaN or infinity; look for it in the data and the weights")
+        return found
+
+    def factor(self, net: Net) -> Operator:
+        """A: weights -> drift of every output."""
+        j, mix = jacobian(net, self.task, self._pick()), self._mix(net)
+        n, kept = len(self.task), self._kept
+        turn, back = self._turn(mix, n), self._turn(None if mix is None else mix.mT, n)
+        return Operator(j.rows, j.columns, lambda v: turn(j @ kept(v)), lambda u: kept(j.T @ back(u)))
+
+    def operator(self, net: Net) -> Operator:
+        """G."""
+        return self.factor(net).gram()
+
+    def inner(self, net: Net, v: Weights, u: Weights) -> Float[Tensor, ""]:
+        """<v, u>_G."""
+        a = self.factor(net)
+        return torch.dot((a @ v.flat()).double(), (a @ u.flat()).double())
+
+    def norm(self, net: Net, vector: Weights) -> Float[Tensor, ""]:
+        """|v|_G = |A v|: the drift that the metric predicts."""
+        net.weights.check(vector)
+        return (self.factor(net) @ vector.flat()).double().norm()
+
+    def drift(self, net: Net, anchor: Net | Tensor) -> float:
+        """Root mean square over the examples of |B (f - f_anchor)|, measured; B taken at the anchor."""
+        reference = self.outputs(anchor) if isinstance(anchor, Net) else anchor
+        mix = self._mix(anchor) if isinstance(anchor, Net) else None
+        away = self._turn(mix, len(self.task))((self.outputs(net) - reference).flatten())
+        return float(away.double().norm())
+
+    def spectrum(self, net: Net, k: int = 50) -> Float[Tensor, " k"]:
+        """The largest eigenvalues of G: all that are not zero, where the dual fits; else `k` by Lanczos."""
+        if self._dual(net) is not None:
+            values = self._last["values"]
+            return values.flip(0)[:k]
+        return self.operator(net).eigenvalues(k, dtype=net.dtype)
+
+    # -------------------------------------------------------------- gradients seen through it
+
+    def modes(self, net: Net, covector: Weights) -> Modes:
+        """One factorisation for the covector: every step of its family is cheap afterwards."""
+        net.weights.check(covector)
+        bad = covector.unusable()
+        if bad:
+            raise PullbackError(f"the gradient has NaN or infinity in {bad[0]}; lower the step or check the loss")
+        g = self._kept(covector.flat())
+        if not float(g.norm()):
+            raise PullbackError("the gradient is zero: there is no direction to go")
+        dual = self._dual(net)
+        return self._krylov(net, g) if dual is None else self._eigen(g, *dual)
+
+    def steepest(self, net: Net, covector: Weights) -> Weights:
+        """argmin of <c, v> over v^T (G + damping) v = 1: v = -(G + damping)^-1 c, scaled.
+
+        Raises `PullbackError` where damping is 0 and c has a part that does not move the outputs: v would be infinite.
+        """
+        if not self.damping:
+            raise PullbackError("without damping the steepest direction is infinitely long; give damping=, or use step")
+        modes = self.modes(net, covector)
+        size = math.sqrt(float((modes.coefficients.square() / (modes.values + self.damping)).sum()))
+        vector = modes.assemble(-1.0 / ((modes.values + self.damping) * size))
+        return net.weights.shaped(vector.to(net.weights.flat()))
+
+    def capacity(self, net: Net, goal: Task | Callable[[Net], Tensor]) -> float:
+        """|P g| / |g|, P onto the null space of G: how much of the goal's gradient leaves the task's outputs alone."""
+        modes = self.modes(net, gradient(goal, net))
+        free = modes.coefficients[modes.values <= _NULL * modes.values.max()]
+        return float(free.norm() / modes.coefficients.norm())
+
+    def tradeoff(self, net: Net, goal: Task | Callable[[Net], Tensor], length: float = 1.0, n: int = 41) -> Tradeoff:
+        """Progress on the goal against drift, to first order, for steps of one length."""
+        modes = self.modes(net, gradient(goal, net))
+        top = float(modes.values.max()) or 1.0
+        shifts = [0.0, *np.geomspace(1e-8 * top, 1e3 * top, n - 2), math.inf]
+        rows = [(s, modes.drift(s), modes.progress(s), modes.length(s)) for s in shifts]
+        kept = [(s, length * d / size, length * p / size) for s, d, p, size in rows if size > 0]
+        return Tradeoff(*(np.array(column) for column in zip(*kept, strict=True)))
+
+    def step(
+        self,
+        net: Net,
+        covector: Weights,
+        *,
+        length: float | None = None,
+        budget: float | None = None,
+        beta: float | None = None,
+        eps: float | None = None,
+    ) -> Step:
+        """The step of largest progress with |v| = `length` whose predicted drift is within `budget`.
+
+        With `beta` and `eps` instead: argmin v^T G v + beta v . g on |v|^2 = eps. Where even the null space is not
+        enough for the budget, the step is shortened. Raises `PullbackError` for a length, budget, beta or eps that is
+        not positive.
+        """
+        given = {"length": length, "budget": budget, "beta": beta, "eps": eps}
+        for name, value in given.items():
+            if value is not None and not 0 < value < math.inf:
+                raise PullbackError(f"{name} must be positive, got {value}")
+        if (length is None) == (eps is None) or (beta is None) != (eps is None):
+            raise PullbackError("give length= (and budget=), or beta= and eps=")
+        modes = self.modes(net, covector)
+        size = math.sqrt(eps) if length is None else length  # type: ignore[arg-type]
+        if beta is not None:
+            shift = _secular(modes, beta, size)
+        else:
+            shift = self.damping or math.inf
+            if budget is not None:
+                shift = min(shift, _largest(lambda s: size * _ratio(modes, s) <= budget, modes))
+        scale = size / modes.length(shift)
+        if budget is not None and scale * modes.drift(shift) > budget:
+            scale = budget / modes.drift(shift)
+        vector = net.weights.shaped(modes.assemble(-scale * modes.shrunk(shift)).to(net.weights.flat()))
+        told = "first order; exact minimiser" if modes.exact else f"first order; best in a Krylov space of {self.steps}"
+        drift, progress = scale * modes.drift(shift), scale * modes.progress(shift)
+        return Step(vector, scale * modes.length(shift), drift, progress, shift, told)
+
+    def retract(self, net: Net, anchor: Net | Tensor, steps: int = 1, inner: int = 20) -> Net:
+        """`net` brought back to the outputs of `anchor`: Gauss-Newton with the Jacobian frozen at `net`.
+
+        w <- w - argmin |A d - r|^2 + damping |d|^2, of least norm, by `inner` steps of CGLS; r is the drift.
+        """
+        reference = self.outputs(anchor) if isinstance(anchor, Net) else anchor
+        a, turn = self.factor(net), self._turn(self._mix(net), len(self.task))
+        for _ in range(steps):
+            residual = turn((self.outputs(net) - reference).flatten())
+            if not float(residual.norm()):
+                break
+            correction = cgls(a, residual, self.damping, inner)
+            net = net + -1.0 * net.weights.shaped(correction.to(net.weights.flat()))
+        return net
+
+    # -------------------------------------------------------------- solvers
+
+    def _kept(self, vector: Tensor) -> Tensor:
+        return vector if self.mask is None else vector * self.mask.flat().to(vector)
+
+    def _pick(self) -> Callable[[Any], Tensor]:
+        return self.output if callable(self.output) else logits
+
+    def _mix(self, net: Net) -> Tensor | None:
+        """B for every example, (examples, outputs, outputs); None for the identity."""
+        if callable(self.output) or self.output == "logits":
+            return None
+        p = self.outputs(net).double().softmax(-1)
+        root = p.sqrt()
+        mix = torch.diag_embed(root) - root[:, :, None] * p[:, None, :]
+        return mix / math.sqrt(8) if self.output == "hellinger" else mix
+
+    def _turn(self, mix: Tensor | None, n: int) -> Callable[[Tensor], Tensor]:
+        if mix is None:
+            return lambda rows: rows / math.sqrt(n)
+        return lambda rows: torch.einsum("nij,nj->ni", mix.to(rows), rows.view(n, -1)).flatten() / math.sqrt(n)
+
+    def _dual(self, net: Net) -> tuple[Tensor, Tensor, Operator] | None:
+        """Eigenvalues and eigenvectors of K = A A^T that are not zero, and A; None where the dual does not fit."""
+        if self.solver == "gltr" or (self.mask is not None and self.solver == "auto"):
+            return None
+        if self.mask is not None:
+            raise PullbackError('the dual has no mask; take solver="gltr"')
+        if self._last.get("at") is net.weights:
+            return self._last["values"], self._last["vectors"], self._last["factor"]
+        a = self.factor(net)
+        if self.solver == "auto" and a.rows > _DUAL_ROWS:
+            return None
+        try:
+            k = kernel(net, self.task, self._pick())
+        except (KernelError, SymmetryError) as error:
+            if self.solver == "dual":
+                raise PullbackError(f"the dual cannot be built ({error})") from error
+            return None
+        n, mix = len(self.task), self._mix(net)
+        if mix is not None:
+            m = mix.shape[1]
+            k = torch.einsum("iab,ibjc,jdc->iajd", mix, k.view(n, m, n, m), mix).reshape(n * m, n * m)
+        values, vectors = torch.linalg.eigh(k / n)
+        kept = values > _NULL * values[-1]
+        self._last.clear()
+        self._last.update(at=net.weights, values=values[kept], vectors=vectors[:, kept], factor=a)
+        return values[kept], vectors[:, kept], a
+
+    def _eigen(self, g: Tensor, values: Tensor, vectors: Tensor, a: Operator) -> Modes:
+        """Modes A^T u_i / sqrt(value_i), and one more: what is left of g."""
+        c = vectors.T @ (a @ g).double()
+        coefficients = c / values.sqrt()
+        rest = max(float(g.double().square().sum()) - float(coefficients.square().sum()), 0.0)
+
+        def assemble(f: Tensor) -> Tensor:
+            inside = vectors @ ((f[1:] - f[0]) * c / values)
+            return f[0] * g + a.T @ inside.to(g)
+
+        zero = torch.zeros(1, dtype=torch.float64)
+        return Modes(torch.cat([zero, values]), torch.cat([zero + math.sqrt(rest), coefficients]), assemble, True)
+
+    def _krylov(self, net: Net, g: Tensor) -> Modes:
+        space = lanczos(self.operator(net), g, self.steps)
+        values, vectors = torch.linalg.eigh(space.matrix)
+        values = torch.where(values > _NULL * values.max(), values, 0.0)
+        coefficients = space.size * vectors[0]
+        return Modes(values, coefficients, lambda f: space.basis.T @ (vectors @ (f * coefficients)).to(g), False)
+
+
+def _ratio(modes: Modes, shift: float) -> float:
+    """Drift of a step of length 1."""
+    return modes.drift(shift) / modes.length(shift) if modes.length(shift) else math.inf
+
+
+def _largest(allowed: Callable[[float], bool], modes: Modes) -> float:
+    """The largest lam that is allowed: drift grows with lam."""
+    top = float(modes.values.max()) or 1.0
+    if allowed(math.inf):
+        return math.inf
+    low, high = math.log(1e-12 * top), math.log(1e6 * top)
+    if not allowed(math.exp(low)):
+        return math.exp(low)
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if allowed(math.exp(middle)) else (low, middle)
+    return math.exp(low)
+
+
+def _secular(modes: Modes, beta: float, size: float) -> float:
+    """lam with (beta / 2) |(G + lam)^-1 g| = size: it falls from infinity to zero as lam grows."""
+    top = float(modes.values.max()) or 1.0
+    reach = lambda lam: beta / 2 * modes.length(lam) / lam  # noqa: E731
+    low, high = math.log(1e-14 * top), math.log(1e6 * max(top, beta * float(modes.coefficients.norm()) / size))
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if reach(math.exp(middle)) > size else (low, middle)
+    return math.exp((low + high) / 2)

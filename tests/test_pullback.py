@@ -1,0 +1,252 @@
+"""The pullback metric against the dense matrix: solvers, limits, monotony, what a step and a correction promise."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from test_operator import NETS, case, explicit
+from torch import Tensor, nn
+
+from weightspace.kernel import KernelError, feed, kernel
+from weightspace.net import Net, WeightspaceError
+from weightspace.pullback import Pullback, PullbackError
+from weightspace.symmetry import Symmetry
+from weightspace.task import Task, gradient
+
+OUTPUTS = ("logits", "fisher", "hellinger")
+
+
+@pytest.fixture(params=NETS)
+def name(request) -> str:
+    return request.param
+
+
+def goal(name: str) -> Task:
+    _, task = case(name, 6)
+    return Task(task.example(6).flip(0) * 1.3, torch.arange(6) % 2)
+
+
+def dense_factor(net: Net, task: Task, output: str) -> Tensor:
+    """A = B J / sqrt(N), written out."""
+    j = explicit(net, task).view(len(task), -1, net.weights.numel)
+    if output != "logits":
+        p = task.outputs(net).softmax(-1)
+        fisher = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+        values, vectors = torch.linalg.eigh(fisher)
+        root = vectors @ torch.diag_embed(values.clamp(min=0).sqrt()) @ vectors.mT
+        j = root @ j / (math.sqrt(8) if output == "hellinger" else 1)
+    return j.flatten(0, 1) / math.sqrt(len(task))
+
+
+# the kernel
+
+
+def test_the_kernel_is_that_of_the_explicit_jacobian(name):
+    net, task = case(name)
+    j = explicit(net, task)
+    found = kernel(net, task)
+    assert torch.allclose(found, j @ j.T, atol=1e-10 * float(found.abs().max()))
+    assert not torch.allclose(found, j.flip(1)[:, 1:] @ j.flip(1)[:, 1:].T, atol=1e-3), "a lost column must be seen"
+
+
+def test_layers_that_mix_examples_are_left_out():
+    class Over(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 3), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x).transpose(0, 1)).transpose(0, 1)
+
+    net = Net.of(Over()).double()
+    fed, outputs = feed(net, Task(torch.randn(5, 5, 4).double()))
+    assert outputs == 10 and len(fed) == 2  # examples stand in the second dimension of b, and are found there
+
+
+def test_a_kernel_that_would_not_fit_is_refused(monkeypatch):
+    import weightspace.kernel
+
+    monkeypatch.setattr(weightspace.kernel, "_ROOM", 10)
+    net, task = case("norm")
+    with pytest.raises(KernelError, match="gltr"):
+        kernel(net, task)
+
+
+# the metric
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_it_is_the_dense_metric(name, output):
+    net, task = case(name)
+    metric, a = Pullback(task, output), dense_factor(net, task, output)
+    v, u = net.weights.randn(0), net.weights.randn(1)
+    assert float(metric.norm(net, v)) == pytest.approx(float((a @ v.flat()).norm()), rel=1e-8)
+    assert float(metric.inner(net, v, u)) == pytest.approx(float((a @ v.flat()) @ (a @ u.flat())), rel=1e-8)
+    assert torch.allclose(metric.operator(net) @ v.flat(), a.T @ (a @ v.flat()), atol=1e-10)
+    values = torch.linalg.eigvalsh(a @ a.T).flip(0)
+    found = metric.spectrum(net)
+    assert torch.allclose(found, values[: len(found)], atol=1e-9 * float(values[0]))
+    assert len(found) >= int((values > 1e-6 * values[0]).sum())
+
+
+def test_it_does_not_see_the_symmetry(name):
+    net, task = case(name)
+    group = Symmetry.of(net, task.example(2))
+    kinds = ("permutation", "sign") if net.state else ("permutation", "scale", "sign")
+    g, v = group.sample(seed=1, kinds=kinds), net.weights.randn(0)
+    metric = Pullback(task)
+    assert float(metric.norm(g(net), g(v))) == pytest.approx(float(metric.norm(net, v)), rel=1e-8)
+    if group.axes:
+        assert float(metric.norm(net, g(v))) != pytest.approx(float(metric.norm(net, v)), rel=1e-3)
+
+
+def test_drift_is_what_the_norm_predicts(name):
+    net, task = case(name)
+    metric, v = Pullback(task), net.weights.randn(2)
+    for size, order in ((1e-3, 1e-2), (1e-4, 1e-3)):
+        measured, predicted = metric.drift(net + size * v, net), size * float(metric.norm(net, v))
+        assert measured == pytest.approx(predicted, rel=30 * order)
+    assert metric.drift(net, net) == 0
+
+
+# steps
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_solvers_agree_with_the_dense_solution(name, output):
+    net, task = case(name)
+    g = gradient(goal(name), net)
+    a = dense_factor(net, task, output)
+    shift = 0.1 * float(torch.linalg.matrix_norm(a, 2)) ** 2
+    exact = -torch.linalg.solve(a.T @ a + shift * torch.eye(a.shape[1]), g.flat())
+    exact = exact / exact.norm()
+    for solver in ("dual", "gltr"):
+        step = Pullback(task, output, solver=solver, damping=shift, steps=40).step(net, g, length=1.0)
+        assert torch.allclose(step.vector.flat(), exact, atol=1e-5)
+        assert step.length == pytest.approx(1.0) and float(step.vector.norm()) == pytest.approx(1.0, rel=1e-6)
+        assert step.drift == pytest.approx(float((a @ exact).norm()), rel=1e-4)
+        assert step.progress == pytest.approx(-float(g.flat() @ exact), rel=1e-4)
+
+
+def test_the_limits_are_the_gradient_and_the_null_space(name):
+    net, task = case(name, 2)
+    g = gradient(goal(name), net)
+    metric = Pullback(task)
+    plain = metric.step(net, g, length=0.5)
+    assert torch.allclose(plain.vector.flat(), -0.5 * g.flat() / g.flat().norm(), atol=1e-8)
+    modes = metric.modes(net, g)
+    free = -modes.assemble(modes.shrunk(0.0))
+    a = dense_factor(net, task, "logits")
+    projected = g.flat() - torch.linalg.pinv(a) @ (a @ g.flat())
+    assert torch.allclose(free, -projected, atol=1e-6)
+    assert float((a @ free).norm()) < 1e-6 * float((a @ g.flat()).norm())
+    assert metric.capacity(net, goal(name)) == pytest.approx(float(projected.norm() / g.norm()), rel=1e-4, abs=1e-7)
+
+
+def test_drift_rises_with_the_shift_and_so_does_progress(name):
+    net, task = case(name)
+    curve = Pullback(task).tradeoff(net, goal(name), length=0.3)
+    assert (np.diff(curve.drift) >= -1e-9 * curve.drift[-1]).all()
+    assert (np.diff(curve.progress) >= -1e-9 * curve.progress[-1]).all()
+    g = gradient(goal(name), net)
+    assert curve.progress[-1] == pytest.approx(0.3 * float(g.norm()))
+
+
+@pytest.mark.parametrize("solver", ["dual", "gltr"])
+def test_the_budget_is_kept_and_used(name, solver):
+    net, task = case(name)
+    g = gradient(goal(name), net)
+    metric = Pullback(task, solver=solver, steps=40)
+    whole = metric.step(net, g, length=0.2)
+    for share in (0.5, 0.1):
+        step = metric.step(net, g, length=0.2, budget=share * whole.drift)
+        assert step.drift <= share * whole.drift * (1 + 1e-9)
+        assert float(metric.norm(net, step.vector)) == pytest.approx(step.drift, rel=1e-4)
+        assert step.length < 0.2 * (1 - 1e-6) or step.drift > 0.9 * share * whole.drift
+        assert step.progress < whole.progress
+
+
+def test_equation_4_depends_on_beta_over_the_root_of_eps_alone(name):
+    net, task = case(name)
+    g = gradient(goal(name), net)
+    metric = Pullback(task)
+    one, two = metric.step(net, g, beta=2.0, eps=0.04), metric.step(net, g, beta=6.0, eps=0.36)
+    assert one.length == pytest.approx(0.2) and two.length == pytest.approx(0.6)
+    assert torch.allclose(3 * one.vector.flat(), two.vector.flat(), atol=1e-6)
+    a = dense_factor(net, task, "logits")
+
+    def objective(v: Tensor) -> float:
+        return float((a @ v).square().sum() + 2.0 * (v @ g.flat()))
+
+    least = objective(one.vector.flat())
+    for seed in range(20):
+        other = one.vector.flat() + 0.05 * net.weights.randn(seed).flat()
+        assert objective(0.2 * other / other.norm()) >= least - 1e-9
+
+
+def test_steepest_has_length_one_in_the_damped_metric(name):
+    net, task = case(name)
+    g = gradient(goal(name), net)
+    v = Pullback(task, damping=0.3).steepest(net, g)
+    a = dense_factor(net, task, "logits")
+    assert float((a @ v.flat()).square().sum() + 0.3 * v.flat().square().sum()) == pytest.approx(1.0, rel=1e-6)
+    assert float(v.dot(g)) < 0
+
+
+# corrections
+
+
+def test_a_correction_raises_the_order_of_the_drift():
+    net, task = case("mlp", 3)
+    metric, g = Pullback(task), gradient(goal("mlp"), net)
+    free = metric.modes(net, g)
+    direction = net.weights.shaped(-free.assemble(free.shrunk(0.0)))
+    direction = direction / float(direction.norm())
+    sizes = (0.2, 0.1, 0.05)
+    before = [metric.drift(net + s * direction, net) for s in sizes]
+    after = [metric.drift(metric.retract(net + s * direction, net), net) for s in sizes]
+    slope = lambda d: math.log2(d[0] / d[-1]) / 2  # noqa: E731
+    assert 1.7 < slope(before) < 2.5
+    assert slope(after) > 2.7
+    assert after[0] < before[0]
+
+
+def test_a_correction_leaves_masked_weights_alone():
+    net, task = case("mlp", 3)
+    mask = net.weights.map(lambda w: (torch.arange(len(w)) % 3 > 0).to(w))
+    moved = net + 0.1 * net.weights.randn(0)
+    back = Pullback(task, mask=mask).retract(moved, net, steps=3)
+    change = (back - moved).flat()
+    assert float(change[mask.flat() == 0].abs().max()) == 0
+    assert Pullback(task).drift(back, net) < 0.1 * Pullback(task).drift(moved, net)
+
+
+# bad input
+
+
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        (lambda t, n, g: Pullback(t, "probs"), "unknown output"),
+        (lambda t, n, g: Pullback(t, solver="newton"), "unknown solver"),
+        (lambda t, n, g: Pullback(t, damping=-1.0), "damping"),
+        (lambda t, n, g: Pullback(t).step(n, g), "give length"),
+        (lambda t, n, g: Pullback(t).step(n, g, length=0.0), "length must be positive"),
+        (lambda t, n, g: Pullback(t).step(n, g, length=1.0, budget=0.0), "budget must be positive"),
+        (lambda t, n, g: Pullback(t).step(n, g, beta=1.0), "give length"),
+        (lambda t, n, g: Pullback(t).step(n, 0.0 * g, length=1.0), "zero"),
+        (lambda t, n, g: Pullback(t).step(n, math.nan * g, length=1.0), "NaN"),
+        (lambda t, n, g: Pullback(t).steepest(n, g), "without damping"),
+        (lambda t, n, g: Pullback(Task(t.example(3)[:, :2])).norm(n, g), ""),
+        (lambda t, n, g: Pullback(Task(math.nan * t.example(3))).outputs(n), "NaN"),
+    ],
+)
+def test_bad_use_is_refused_in_one_line(act, words):
+    net, task = case("mlp")
+    g = gradient(goal("mlp"), net)
+    with pytest.raises((PullbackError, WeightspaceError, RuntimeError)) as error:
+        act(task, net, g)
+    assert words in str(error.value)
