@@ -32,6 +32,7 @@ Size: TypeAlias = "float | Callable[[float], float]"
 
 _HALVINGS = 8
 _GROW, _TRUST = 1.5, 2.0
+_SHARE = 0.05
 
 
 class FlowError(WeightspaceError):
@@ -167,7 +168,7 @@ def flow(
     examples on which the drift is measured too, and `limit` the drift there that ends the flow. `corrections`: Gauss-
     Newton steps back to the anchor after every step. `mask`: weights where it is zero stay as they are. `save`: every
     how many steps a network is kept. Drifts are root mean squares in units of the outputs. `prune` ignores `size` and
-    repairs with at least two corrections. Raises `FlowError`; what happens on the way ends the flow and is told in `why`.
+    repairs with at least two corrections. Raises `FlowError`; what happens on the way ends the flow: see `why`.
     """
     _sound(steps, size, budget, limit, corrections, save)
     if mask is not None:
@@ -244,9 +245,11 @@ class _Run:
             net = self.net + length * self._unit(covector)
             bad = net.weights.unusable()
             return f"nan in {bad[0]}" if bad else (net, math.nan, length, math.nan)
+        modes = self.metric.modes(self.net, covector)
         for _ in range(_HALVINGS):
-            room = None if self.budget is None else self.budget * self.trust
-            step = self.metric.step(self.net, covector, length=length, budget=room)
+            # what a correction would take back is no progress: most of the step must leave the outputs alone as it is
+            loose = self.budget or self.metric.along(self.net, modes, length).drift
+            step = self.metric.along(self.net, modes, length, _SHARE * self.trust * loose if loose else None)
             net = self.net + step.vector
             if bad := net.weights.unusable():
                 return f"nan in {bad[0]}"

@@ -234,13 +234,19 @@ class Pullback:
         if (length is None) == (eps is None) or (beta is None) != (eps is None):
             raise PullbackError("give length= (and budget=), or beta= and eps=")
         modes = self.modes(net, covector)
-        size = math.sqrt(eps) if length is None else length  # type: ignore[arg-type]
-        if beta is not None:
-            shift = _secular(modes, beta, size)
-        else:
-            shift = self.damping or math.inf
-            if budget is not None:
-                shift = min(shift, _largest(lambda s: size * _ratio(modes, s) <= budget, modes))
+        if length is not None:
+            return self.along(net, modes, length, budget)
+        assert beta is not None and eps is not None
+        return self._taken(net, modes, math.sqrt(eps), _secular(modes, beta, math.sqrt(eps)), budget)
+
+    def along(self, net: Net, modes: Modes, length: float, budget: float | None = None) -> Step:
+        """`step` where the modes of the covector are known already."""
+        shift = self.damping or math.inf
+        if budget is not None:
+            shift = min(shift, _largest(lambda s: length * _ratio(modes, s) <= budget, modes))
+        return self._taken(net, modes, length, shift, budget)
+
+    def _taken(self, net: Net, modes: Modes, size: float, shift: float, budget: float | None) -> Step:
         scale = size / modes.length(shift)
         if budget is not None and scale * modes.drift(shift) > budget:
             scale = budget / modes.drift(shift)
