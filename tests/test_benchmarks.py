@@ -93,6 +93,16 @@ def test_a_peer_that_is_not_installed_is_named(load, monkeypatch):
         peers.sinkhorn(nn.Linear(2, 2), nn.Linear(2, 2), torch.zeros(1, 2))
 
 
+def test_a_step_is_as_good_as_the_explicit_one(load, tmp_path, monkeypatch):
+    steps = load("steps")
+    monkeypatch.setattr(
+        steps, "lenet", lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 12), nn.ReLU(), nn.Linear(12, 10))
+    )
+    monkeypatch.setattr(steps, "trained", lambda task: ws.Net.of(steps.lenet()))
+    (row,) = steps.run([6], 1, None, tmp_path)
+    assert abs(row.gap) < 1e-5 and row.krylov_gap < 0.05 and row.product > 0
+
+
 def test_the_readme_shows_what_was_measured(load):
     text = (ROOT / "benchmarks" / "README.md").read_text()
     for name, table in load("__main__").tables().items():

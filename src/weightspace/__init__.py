@@ -20,10 +20,15 @@ _CONTENTS = {
     "symmetry": ["Symmetry", "SymmetryError", "mean", "repair", "reset_statistics"],
     # how far
     "metric": ["Euclidean"],
+    "pullback": ["Pullback"],
     "distance": ["euclidean", "functional", "layerwise", "modulo"],
     # curves of networks
     "path": ["Path", "curve", "line", "swa"],
     "surface": ["Plane", "plane"],
+    "flows": ["Flow", "drift", "flow", "learn", "prune", "toward"],
+    # linear maps known by their action
+    "operator": ["Operator", "jacobian"],
+    "kernel": [],
 }
 _HOME = {name: room for room, names in _CONTENTS.items() for name in names}
 _ROOMS = [room for room in _CONTENTS if room not in _HOME]

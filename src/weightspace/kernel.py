@@ -11,14 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
 from weightspace.net import Net, WeightspaceError, math_attention
 from weightspace.symmetry.layer import Layer, layers, rows_met
-from weightspace.symmetry.trace import arguments, trace
+from weightspace.symmetry.trace import Trace, arguments, trace
 from weightspace.task import Task, carried, logits
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def feed(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> tupl
     A layer is left out where its output has no dimension of examples: several of them have become one.
     """
     x = carried(task.example(len(task)), net)
-    graph = trace(net.live(), x)
+    graph = _graph(net, x)
     found = {layer.node: layer for layer in layers(graph)}
     args, kwargs = arguments(x)
     inputs = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
@@ -81,6 +82,19 @@ def feed(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> tupl
             units = units if layer.at < 0 else units.movedim(layer.at + 1, -1)
         fed.append(Fed(layer, met.detach(), units.reshape(len(met), len(slopes), -1, z.shape[layer.at]).detach()))
     return fed, out.shape[1]
+
+
+_graphs: WeakKeyDictionary[nn.Module, dict[Any, Trace]] = WeakKeyDictionary()
+
+
+def _graph(net: Net, x: Any) -> Trace:
+    """The graph of the architecture on inputs of these shapes, exported once."""
+    args, kwargs = arguments(x)
+    key = tuple((tuple(t.shape), t.dtype) for t in (*args, *kwargs.values()) if isinstance(t, Tensor)), net.dtype
+    seen = _graphs.setdefault(net.architecture, {})
+    if key not in seen:
+        seen[key] = trace(net.live(), x)
+    return seen[key]
 
 
 def _examples(slope: Tensor, n: int, layer: Layer) -> int | None:

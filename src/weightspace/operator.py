@@ -26,6 +26,7 @@ __all__ = ["Estimate", "Krylov", "Operator", "OperatorError", "cgls", "jacobian"
 Action = Callable[[Tensor], Tensor]
 
 _LARGEST_DENSE = 1 << 26
+_HELD = 1 << 13  # outputs of one batch whose graph is kept
 
 
 class OperatorError(WeightspaceError):
@@ -242,9 +243,9 @@ def cgls(
 def jacobian(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> Operator:
     """J = d(outputs of all examples)/dw: rows are outputs example by example, columns weights.
 
-    Nothing is stored but a batch at a time; J v costs one pass forward and its tangent, J^T u one pass forward and
-    back. The net is in evaluation mode: running statistics are constants. Raises `OperatorError` for outputs that are
-    not floating-point or do not depend on the weights.
+    Nothing is stored but a batch at a time, and the graph of the only batch where it is small. J v costs one pass
+    forward and its tangent, J^T u one pass forward and back. The net is in evaluation mode: running statistics are
+    constants. Raises `OperatorError` for outputs that do not depend on the weights.
     """
     weights, state = net.weights, dict(net.state)
     flat = weights.flat()
@@ -266,15 +267,27 @@ def jacobian(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> 
             warnings.simplefilter("ignore", DeprecationWarning)  # torch's own forward mode raises one when first used
             return torch.cat([jvp(at(x), (flat,), (v.to(flat),))[1].detach().flatten() for x in batches])
 
+    held: dict[int, tuple[Tensor, Tensor]] = {}
+    keep = len(batches) == 1 and sizes[0] <= _HELD
+
+    def outputs(k: int) -> tuple[Tensor, Tensor]:
+        """The weights and the outputs of a batch, tied by a graph; that of one small batch is kept."""
+        if k in held:
+            return held[k]
+        leaf = flat.detach().requires_grad_()
+        out = at(batches[k])(leaf).flatten()
+        if not out.requires_grad:
+            raise OperatorError("the outputs do not depend on the weights")
+        if keep:
+            held[k] = leaf, out
+        return leaf, out
+
     def pull(u: Tensor) -> Tensor:
         total = torch.zeros_like(flat)
         with math_attention(), torch.enable_grad():
-            for x, part in zip(batches, u.to(flat).split(sizes), strict=True):
-                leaf = flat.detach().requires_grad_()
-                out = at(x)(leaf)
-                if not out.requires_grad:
-                    raise OperatorError("the outputs do not depend on the weights")
-                total += torch.autograd.grad((out.flatten() * part).sum(), leaf)[0]
+            for k, part in enumerate(u.to(flat).split(sizes)):
+                leaf, out = outputs(k)
+                total += torch.autograd.grad(out, leaf, part, retain_graph=keep)[0]
         return total
 
     return Operator(sum(sizes), len(flat), push, pull)

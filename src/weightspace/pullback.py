@@ -38,7 +38,7 @@ _OUTPUTS = ("logits", "fisher", "hellinger")
 _SOLVERS = ("auto", "dual", "gltr")
 _DUAL_ROWS = 1500
 _NULL = 1e-7
-_KRYLOV = 24
+_KRYLOV = 15
 
 
 class PullbackError(WeightspaceError):
@@ -353,7 +353,7 @@ def _largest(allowed: Callable[[float], bool], modes: Modes) -> float:
     low, high = math.log(1e-12 * top), math.log(1e6 * top)
     if not allowed(math.exp(low)):
         return math.exp(low)
-    for _ in range(80):
+    for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if allowed(math.exp(middle)) else (low, middle)
     return math.exp(low)
@@ -364,7 +364,7 @@ def _secular(modes: Modes, beta: float, size: float) -> float:
     top = float(modes.values.max()) or 1.0
     reach = lambda lam: beta / 2 * modes.length(lam) / lam  # noqa: E731
     low, high = math.log(1e-14 * top), math.log(1e6 * max(top, beta * float(modes.coefficients.norm()) / size))
-    for _ in range(200):
+    for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if reach(math.exp(middle)) > size else (low, middle)
     return math.exp((low + high) / 2)
