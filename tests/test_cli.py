@@ -454,6 +454,74 @@ def test_debug_shows_the_traceback(here):
         main(["read", "--arch", "nothing", "--debug"])
 
 
+# ------------------------------------------------------------------ walk
+
+
+def zeros(net):
+    matrices = [w for w in net.weights.values() if w.dim() > 1]
+    return sum(int((w == 0).sum()) for w in matrices) / sum(w.numel() for w in matrices)
+
+
+def test_walk_prunes_and_keeps_what_the_network_does(here, capsys):
+    code, out, err = run(capsys, "walk", "a.safetensors", "--keep", "data.npz", "--toward", "prune:0.5", "-o",
+                         here / "sparse.safetensors", "--arch", ARCH, "--steps", 6, "--json")  # fmt: skip
+    assert code == 0, err
+    found = json.loads(out)
+    end = Net.of(mlp()).load(checkpoint.read(here / "sparse.safetensors"))
+    assert zeros(end) == pytest.approx(0.5, abs=0.01) and found["sparsity"] == pytest.approx(zeros(end))
+    assert found["used"] <= found["budget"] and found["why"] == "steps"
+    (_, before, after) = found["scores"][0]
+    assert after["accuracy"] > before["accuracy"] - 0.05
+    assert checkpoint.read(here / "sparse.safetensors").metadata["who"] == "a"
+    (here / "sparse.safetensors").unlink()
+
+
+def test_walk_learns_within_the_budget(here, capsys):
+    rng = np.random.RandomState(1)
+    x = rng.randn(200, 6).astype(np.float32) + 3
+    np.savez(here / "new.npz", x=x, y=np.zeros(200, dtype=np.int64))
+    options = (
+        "--keep",
+        "data.npz",
+        "--toward",
+        f"learn:{here / 'new.npz'}",
+        "--arch",
+        ARCH,
+        "--memory",
+        20,
+        "--steps",
+        15,
+    )
+    code, out, err = run(capsys, "walk", "a.safetensors", *options, "-o", here / "learnt.safetensors", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert 0 <= found["free"] <= 1 and found["used"] <= found["budget"]
+    learnt = found["scores"][1]
+    assert learnt[2]["loss"] < learnt[1]["loss"]
+    (here / "learnt.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("toward", "more", "words"),
+    [
+        ("prune:1.5", (), "between 0 and 1"),
+        ("prune:x", (), "no number"),
+        ("bake", (), "no goal of that name"),
+        ("learn:nowhere.npz", (), "no such file"),
+        ("drift:1", ("--budget", 0), "budget must be positive"),
+        ("drift:1", ("--size", -1), "size must be positive"),
+        ("drift:1", ("--steps", 0), "steps"),
+        ("prune:0.9999", ("--steps", 1), "would empty"),
+    ],
+)
+def test_walk_refuses_in_one_line_and_writes_nothing(here, capsys, toward, more, words):
+    out = here / "never.safetensors"
+    options = ("--keep", "data.npz", "--toward", toward, "--arch", ARCH, "--steps", 2, *more)
+    code, _, err = run(capsys, "walk", "a.safetensors", *options, "-o", out)
+    assert code == 2 and words in err and "Traceback" not in err, err
+    assert not out.exists()
+
+
 # ------------------------------------------------------------------ the demo
 
 

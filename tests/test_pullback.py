@@ -146,6 +146,12 @@ def test_the_limits_are_the_gradient_and_the_null_space(name):
     assert metric.capacity(net, goal(name)) == pytest.approx(float(projected.norm() / g.norm()), rel=1e-4, abs=1e-7)
 
 
+def test_the_capacity_does_not_depend_on_the_solver(name):
+    net, task = case(name, 2)
+    found = [Pullback(task, solver=solver).capacity(net, goal(name)) for solver in ("dual", "gltr")]
+    assert found[1] == pytest.approx(found[0], abs=1e-3)
+
+
 def test_drift_rises_with_the_shift_and_so_does_progress(name):
     net, task = case(name)
     curve = Pullback(task).tradeoff(net, goal(name), length=0.3)

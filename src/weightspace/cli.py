@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from weightspace.text import console, printable, say_aligned, say_comparison, say_group, say_merged
+from weightspace.text import console, printable, say_aligned, say_comparison, say_group, say_merged, say_walked
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -242,6 +242,44 @@ def merge(
         _print_json(done.data())
     else:
         say_merged(done)
+
+
+@app.command()
+def walk(
+    checkpoint: Annotated[Path, typer.Argument(help="The network to move.")],
+    keep: Annotated[
+        str, typer.Option(help="Data on which the outputs must stay: a file or a data set; labels only for the table.")
+    ],
+    toward: Annotated[str, typer.Option(help="learn:DATA, prune:0.9, drift:SEED, or another checkpoint.")],
+    out: _Out,
+    arch: _Arch = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Drift of the outputs that is allowed, in their units (a tenth of their size).")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="How many steps.")] = 40,
+    size: Annotated[float | None, typer.Option(help="Length of a step (1 % of the weights' norm).")] = None,
+    memory: Annotated[int, typer.Option(min=1, help="On how many examples outputs are held.")] = 200,
+    limit: _Limit = 2048,
+    force: _Force = False,
+    as_json: _Json = False,
+    seed: _Seed = 0,
+    trust_code: _Trust = False,
+    debug: _Debug = False,
+) -> None:
+    """Move a network without changing what it does: learn something new, prune, explore, or go to another network."""
+    _vacant(out, (".safetensors",), force)
+    from weightspace.walk import walk as go
+
+    options: dict[str, Any] = {"budget": budget, "steps": steps, "size": size, "memory": memory, "limit": limit}
+    with _progress() as step:
+        done = go(
+            checkpoint, keep, toward, out, arch=arch, force=force, trust_code=trust_code, seed=seed, progress=step,
+            **options,
+        )  # fmt: skip
+    if as_json:
+        _print_json(done.data())
+    else:
+        say_walked(done)
 
 
 @app.command()

@@ -12,6 +12,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from weightspace.compare import Comparison
     from weightspace.symmetry import Symmetry
+    from weightspace.walk import Walked
     from weightspace.workbench import Aligned, Merged
 
 __all__ = ["console", "printable", "say_aligned", "say_comparison", "say_group", "say_merged"]
@@ -111,4 +112,18 @@ def say_merged(done: Merged) -> None:
             table.add_row(printable(score.name), f"{score.loss:.4f}", share)
         out.print(table)
     _say_notes(out, done.notes)
+    out.print(f"Written: {printable(done.out)}", soft_wrap=True)
+
+
+def say_walked(done: Walked) -> None:
+    """`walk`."""
+    out = console()
+    if done.scores:
+        table = _table("on held-out examples", "loss before", "after", "accuracy before", "after")
+        for name, before, after in done.scores:
+            shares = ["-" if s.accuracy is None else f"{s.accuracy:.1%}" for s in (before, after)]
+            table.add_row(name, f"{before.loss:.4f}", f"{after.loss:.4f}", *shares)
+        out.print(table)
+    for line in done.remarks():
+        out.print(printable(line))
     out.print(f"Written: {printable(done.out)}", soft_wrap=True)
