@@ -4,7 +4,7 @@ BIN = .venv/bin
 .PHONY: demo test clean
 
 demo: .venv/ready
-	$(BIN)/weightspace demo --force
+	$(BIN)/weightspace demo
 
 test: .venv/ready-dev
 	$(BIN)/ruff check .

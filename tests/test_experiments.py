@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from weightspace import Net, Symmetry, Task, accuracy, curve, line
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from experiments import alignment, nets, record, tables  # noqa: E402
+from experiments import alignment, invariant, nets, record, tables  # noqa: E402
 
 SORTED = [way for way in alignment.WAYS if way not in ("as it is", "matched")]
 
@@ -155,3 +156,21 @@ def test_networks_that_are_kept_are_read_back(tmp_path):
     first, again = (nets.Lab(size, cache=tmp_path).net("mlp", 3) for _ in range(2))
     assert all(torch.equal(first.weights[name], again.weights[name]) for name in first.weights)
     assert line(first, nets.Lab(size, cache=tmp_path).net("mlp", 4)).length() > 0
+
+
+def test_invariant_paths_run_and_can_be_taken_up_again(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    assert invariant.main(["--quick", "--out", str(out)]) == 0
+    first, seen = out.read_text(), capsys.readouterr().out
+    assert "sparsify digits" in seen and "learn digits" in seen
+    rows = json.loads(first)
+    assert rows["sparsify/digits/0.9/0"]["repaired"] > rows["sparsify/digits/0.9/0"]["one_shot"]
+    assert rows["learn/digits/0.5/0"]["drift"] <= 0.5
+    assert invariant.main(["--quick", "--out", str(out)]) == 0
+    assert out.read_text() == first
+
+
+def test_the_readme_shows_what_was_measured_of_invariant_paths():
+    text = alignment.README.read_text()
+    found = invariant.tables(record.Record(invariant.RESULTS / "invariant.json"), "mnist")
+    assert found and all(table in text for table in found.values())

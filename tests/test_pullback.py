@@ -103,9 +103,11 @@ def test_it_does_not_see_the_symmetry(name):
         assert float(metric.norm(net, g(v))) != pytest.approx(float(metric.norm(net, v)), rel=1e-3)
 
 
-def test_drift_is_what_the_norm_predicts(name):
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_drift_is_what_the_norm_predicts(name, output):
     net, task = case(name)
-    metric, v = Pullback(task), net.weights.randn(2)
+    metric, v = Pullback(task, output), net.weights.randn(2)
+    assert metric.drift(net + 0.1 * v, net) == metric.drift(net + 0.1 * v, metric.outputs(net))
     for size, order in ((1e-3, 1e-2), (1e-4, 1e-3)):
         measured, predicted = metric.drift(net + size * v, net), size * float(metric.norm(net, v))
         assert measured == pytest.approx(predicted, rel=30 * order)

@@ -159,8 +159,7 @@ class Pullback:
     def drift(self, net: Net, anchor: Net | Tensor) -> float:
         """Root mean square over the examples of |B (f - f_anchor)|, measured; B taken at the anchor."""
         reference = self.outputs(anchor) if isinstance(anchor, Net) else anchor
-        mix = self._mix(anchor) if isinstance(anchor, Net) else None
-        away = self._turn(mix, len(self.task))((self.outputs(net) - reference).flatten())
+        away = self._turn(self._mix_of(reference), len(self.task))((self.outputs(net) - reference).flatten())
         return float(away.double().norm())
 
     def spectrum(self, net: Net, k: int = 50) -> Float[Tensor, " k"]:
@@ -287,9 +286,12 @@ class Pullback:
 
     def _mix(self, net: Net) -> Tensor | None:
         """B for every example, (examples, outputs, outputs); None for the identity."""
+        return None if callable(self.output) or self.output == "logits" else self._mix_of(self.outputs(net))
+
+    def _mix_of(self, outputs: Tensor) -> Tensor | None:
         if callable(self.output) or self.output == "logits":
             return None
-        p = self.outputs(net).double().softmax(-1)
+        p = outputs.double().softmax(-1)
         root = p.sqrt()
         mix = torch.diag_embed(root) - root[:, :, None] * p[:, None, :]
         return mix / math.sqrt(8) if self.output == "hellinger" else mix

@@ -1,0 +1,181 @@
+"""Claims of functionally invariant paths (Raghavan et al., 2024): pruning without labels, learning in a budget.
+
+    python -m experiments.invariant [sparsify learn] [--data DIR] [--seeds 3] [--quick]
+
+Without --data (a folder of MNIST's files) everything runs on embedded digits. Rows that are there are not measured
+again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import weightspace as ws
+from experiments.record import Record, insert, number, percent, table
+
+HERE = Path(__file__).parent
+RESULTS, README = HERE / "results", HERE / "README.md"
+SPARSITIES = (0.8, 0.9, 0.95, 0.98, 0.991, 0.994)
+MEMORY, STAGES = 2000, 10
+OLD_IMAGES, STEPS, BUDGETS = 200, 60, (0.5, 2.0, 8.0)
+
+Job = tuple[str, Callable[[], dict[str, Any]]]
+
+
+class Lab:
+    """Data, and a network of the seed trained on it."""
+
+    def __init__(self, data: str | None, quick: bool) -> None:
+        self.quick = quick
+        read = (lambda split: ws.mnist(data, split=split)) if data else (lambda split: ws.digits(split))
+        self.train, self.test = read("train"), read("test")
+        self.name = "mnist" if data else "digits"
+        self.nets: dict[int, ws.Net] = {}
+
+    def net(self, seed: int) -> ws.Net:
+        """LeNet-300-100: its matrices are pruned, its biases are neither pruned nor counted."""
+        if seed not in self.nets:
+            self.nets[seed] = self._trained(seed)
+        return self.nets[seed]
+
+    def _trained(self, seed: int) -> ws.Net:
+        x = self.train.example(len(self.train))
+        y = torch.cat([labels for _, labels in self.train.batches() if labels is not None])
+        torch.manual_seed(seed)
+        wide = x[0].numel()
+        hidden = nn.Linear(wide, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU()
+        module = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(100, 10))
+        epochs = 2 if self.quick else 12 if self.name == "mnist" else 40
+        steps = epochs * (len(x) // 128)
+        optimiser = torch.optim.AdamW(module.parameters(), lr=1e-3, weight_decay=1e-2)
+        rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
+        for _ in range(epochs):
+            for part in torch.randperm(len(x)).split(128)[: len(x) // 128]:
+                optimiser.zero_grad()
+                F.cross_entropy(module(x[part]), y[part]).backward()
+                optimiser.step()
+                rate.step()
+        return ws.Net.of(module)
+
+
+def sparsify(lab: Lab, seed: int) -> Iterator[Job]:
+    """So many weights at zero: cut in one go, and cut step by step with repairs, no labels in either."""
+    for sparsity in SPARSITIES[:2] if lab.quick else SPARSITIES:
+        yield f"sparsify/{lab.name}/{sparsity:g}/{seed}", lambda sparsity=sparsity: _pruned(lab, seed, sparsity)
+
+
+def _pruned(lab: Lab, seed: int, sparsity: float) -> dict[str, Any]:
+    net, right = lab.net(seed), ws.accuracy(lab.test)
+    memory = lab.train.take(100 if lab.quick else MEMORY, seed=seed)
+    began = time.perf_counter()
+    path = ws.flow(net, ws.prune(sparsity), ws.Pullback(memory), steps=STAGES, corrections=2)
+    seconds = time.perf_counter() - began
+    flat = net.weights.flat().abs()
+    matrices = torch.cat([w.abs().flatten() for w in net.weights.values() if w.dim() > 1])
+    least = matrices.kthvalue(max(1, round(sparsity * len(matrices)))).values
+    biases = torch.cat([torch.full((w.numel(),), w.dim() < 2) for w in net.weights.values()])
+    cut = net.at(net.weights.shaped(net.weights.flat() * ((flat > least) | biases)))
+    zero = [(w == 0).double().mean().item() for w in path[-1].weights.values() if w.dim() > 1]
+    return {
+        "dense": right(net), "one_shot": right(cut), "repaired": right(path[-1]), "layers": zero, "seconds": seconds,
+    }  # fmt: skip
+
+
+def learn(lab: Lab, seed: int) -> Iterator[Job]:
+    """The same digits with black and white exchanged: learnt by plain descent, and within drift budgets."""
+    for budget in (None, *BUDGETS):
+        yield f"learn/{lab.name}/{budget or 'descent'}/{seed}", lambda budget=budget: _learnt(lab, seed, budget)
+
+
+def _turned(task: ws.Task, n: int) -> ws.Task:
+    some = task.take(n, seed=5)
+    x = some.example(n)
+    return ws.Task(x.max() + x.min() - x, torch.cat([y for _, y in some.batches() if y is not None]))
+
+
+def _learnt(lab: Lab, seed: int, budget: float | None) -> dict[str, Any]:
+    net, old, new = lab.net(seed), ws.accuracy(lab.test), ws.accuracy(_turned(lab.test, 2000))
+    goal = ws.learn(_turned(lab.train, 4000), batch=256, seed=seed)
+    memory, probe = lab.train.take(OLD_IMAGES, seed=seed), lab.test.take(500, seed=seed)
+    metric = ws.Euclidean() if budget is None else ws.Pullback(memory)
+    began = time.perf_counter()
+    steps = 3 if lab.quick else STEPS
+    path = ws.flow(net, goal, metric, steps=steps, size=0.01 * float(net.weights.norm()), budget=budget, probe=probe)
+    drifts = [ws.Pullback(task).drift(path[-1], net) for task in (memory, probe)]
+    return {
+        "old": old(path[-1]), "new": new(path[-1]), "before": [old(net), new(net)], "steps": len(path.log),
+        "drift": drifts[0], "heldout": drifts[1],
+        "seconds": time.perf_counter() - began,
+    }  # fmt: skip
+
+
+EXPERIMENTS: dict[str, Callable[[Lab, int], Iterator[Job]]] = {"sparsify": sparsify, "learn": learn}
+
+
+def tables(record: Record, name: str) -> dict[str, str]:
+    """Mark in the README -> table."""
+    found = {}
+    rows = [
+        [f"{100 * s:g}", *(percent(record.median(f"sparsify/{name}/{s:g}", k)) for k in ("one_shot", "repaired")),
+         percent(record.median(f"sparsify/{name}/{s:g}", "layers")),
+         number(record.median(f"sparsify/{name}/{s:g}", "seconds"), 0)]
+        for s in SPARSITIES
+        if record.median(f"sparsify/{name}/{s:g}", "repaired") is not None
+    ]  # fmt: skip
+    if rows:
+        head = ["zero, %", "cut in one go, %", "cut and repaired, %", "zero by layer, %", "seconds"]
+        found[f"sparsify {name}"] = table(head, rows)
+    rows = []
+    for budget in ("descent", *BUDGETS):
+        at = f"learn/{name}/{budget}"
+        if record.median(at, "old") is None:
+            continue
+        shares = [percent(record.median(at, k)) for k in ("old", "new")]
+        drifts = [number(record.median(at, k), 2) for k in ("drift", "heldout", "seconds")]
+        rows.append(["plain descent" if budget == "descent" else f"budget {budget:g}", *shares, *drifts])
+    if rows:
+        head = ["way", "old digits, %", "new digits, %", "drift, memory", "drift, held out", "seconds"]
+        found[f"learn {name}"] = table(head, rows)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what is not measured yet, then put the tables into the README."""
+    parser = argparse.ArgumentParser(prog="experiments.invariant", description=__doc__.splitlines()[0])
+    parser.add_argument("experiment", nargs="*", metavar="EXPERIMENT", help=f"{', '.join(EXPERIMENTS)}; all")
+    parser.add_argument("--data", help="folder of MNIST's official files (embedded digits)")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="one seed, barely trained: does it run?")
+    parser.add_argument("--out", type=Path, help="results file")
+    chosen = parser.parse_args(arguments)
+    unknown = [name for name in chosen.experiment if name not in EXPERIMENTS]
+    if unknown:
+        parser.error(f"no experiment {unknown[0]!r}; choose {', '.join(EXPERIMENTS)}")
+    lab = Lab(chosen.data, chosen.quick)
+    record = Record(chosen.out or RESULTS / "invariant.json")
+    for name in chosen.experiment or EXPERIMENTS:
+        for seed in range(1 if chosen.quick else chosen.seeds):
+            for key, job in EXPERIMENTS[name](lab, seed):
+                if key not in record:
+                    began = time.perf_counter()
+                    record.add(key, job())
+                    print(f"{key}  {time.perf_counter() - began:.1f} s", flush=True)
+    found = tables(record, lab.name)
+    for mark, block in found.items():
+        print(f"\n{mark}\n\n{block}")
+    if chosen.out is None and not chosen.quick:
+        insert(README, found)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
