@@ -165,7 +165,7 @@ def test_invariant_paths_run_and_can_be_taken_up_again(tmp_path, capsys):
     assert "sparsify digits" in seen and "learn digits" in seen
     rows = json.loads(first)
     assert rows["sparsify/digits/0.9/0"]["repaired"] > rows["sparsify/digits/0.9/0"]["one_shot"]
-    assert rows["learn/digits/0.5/0"]["drift"] <= 0.5
+    assert rows["learn/digits/2.0/0"]["drift"] <= 2.0
     assert invariant.main(["--quick", "--out", str(out)]) == 0
     assert out.read_text() == first
 
