@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from weightspace.net import Net, WeightspaceError, checked
+from weightspace.net import Net, WeightspaceError, checked, squared_distance
 
 if TYPE_CHECKING:
     from weightspace.symmetry import Symmetry
@@ -30,15 +30,7 @@ def euclidean(a: Net, b: Net) -> float:
     State does not count. Raises `ArchitectureMismatch` unless both have the same tensors.
     """
     checked(a).weights.check(checked(b).weights)
-    total = 0.0
-    with torch.no_grad():
-        for name, tensor in a.weights.items():
-            pieces = (t.flatten().split(_PIECE) for t in (tensor, b.weights[name]))
-            total += sum(float((x.double() - y.double()).square_().sum()) for x, y in zip(*pieces, strict=True))
-    return math.sqrt(total)
-
-
-_PIECE = 1 << 20
+    return math.sqrt(sum(squared_distance(tensor, b.weights[name]) for name, tensor in a.weights.items()))
 
 
 @dataclass(frozen=True)

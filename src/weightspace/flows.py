@@ -206,7 +206,7 @@ class _Run:
         save: int,
         progress: Callable[[Record], None],
     ) -> None:
-        self.start, self.net, self.budget, self.limit = net, net, budget, limit
+        self.net, self.budget, self.limit = net, budget, limit
         self.corrections, self.mask, self.save, self.progress = corrections, mask, save, progress
         self.metric = replace(metric, mask=mask) if isinstance(metric, Pullback) and mask is not None else metric
         self.anchor = metric.outputs(net) if isinstance(metric, Pullback) else None

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
+from weightspace.examples import each
 from weightspace.net import Net, WeightspaceError, math_attention
 from weightspace.symmetry.layer import Layer, layers, rows_met
-from weightspace.symmetry.trace import Trace, arguments, trace
+from weightspace.symmetry.trace import Trace, arguments, input_tensors, trace
 from weightspace.task import Task, carried, logits
 
 if TYPE_CHECKING:
@@ -51,8 +52,7 @@ def feed(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> tupl
     x = carried(task.example(len(task)), net)
     graph = _graph(net, x)
     found = {layer.node: layer for layer in layers(graph)}
-    args, kwargs = arguments(x)
-    inputs = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+    inputs = input_tensors(x)
     learnt = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in net.weights.items()}
     kept: list[tuple[Layer, tuple[Any, ...], Tensor]] = []
     with torch.enable_grad(), math_attention():
@@ -89,8 +89,7 @@ _graphs: WeakKeyDictionary[nn.Module, dict[Any, Trace]] = WeakKeyDictionary()
 
 def _graph(net: Net, x: Any) -> Trace:
     """The graph of the architecture on inputs of these shapes, exported once."""
-    args, kwargs = arguments(x)
-    key = tuple((tuple(t.shape), t.dtype) for t in (*args, *kwargs.values()) if isinstance(t, Tensor)), net.dtype
+    key = tuple((tuple(t.shape), t.dtype) for t in input_tensors(x)), net.dtype
     seen = _graphs.setdefault(net.architecture, {})
     if key not in seen:
         seen[key] = trace(net.live(), x)
@@ -111,9 +110,9 @@ def kernel(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> Fl
     rows = len(task) * outputs
     total = torch.zeros(rows, rows, dtype=torch.float64)
     covered: set[str] = set()
-    for each in fed:
-        total += _of_layer(each, rows)
-        covered |= {each.layer.weight} | ({each.layer.bias} if each.layer.bias else set())
+    for fed_ in fed:
+        total += _of_layer(fed_, rows)
+        covered |= {fed_.layer.weight} | ({fed_.layer.bias} if fed_.layer.bias else set())
     rest = {name: t for name, t in net.weights.items() if name not in covered and t.is_floating_point()}
     for block in _of_rest(net, task, output, rest, rows):
         total += block
@@ -149,7 +148,7 @@ def _of_rest(
             )
 
         def f(value: Tensor, one: Any, name: str = name) -> Tensor:
-            args, kwargs = arguments(_each(one, lambda t: t[None]))
+            args, kwargs = arguments(each(lambda t: t[None], one))
             return output(functional_call(net.architecture, {**net.tensors, name: value}, args, kwargs)).flatten()
 
         with math_attention():
@@ -160,9 +159,3 @@ def _of_rest(
 
 def _chunk(rows: int, tensor: Tensor) -> int:
     return max(1, (_ROOM >> 3) // max(1, tensor.numel()) // 16)
-
-
-def _each(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(tree, dict):
-        return {key: _each(value, function) for key, value in tree.items()}
-    return tuple(_each(v, function) for v in tree) if isinstance(tree, tuple) else function(tree)

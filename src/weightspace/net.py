@@ -19,7 +19,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["ArchitectureMismatch", "Net", "Weights", "WeightspaceError", "checked"]
+__all__ = [
+    "ArchitectureMismatch",
+    "Net",
+    "Weights",
+    "WeightspaceError",
+    "checked",
+    "math_attention",
+    "squared_distance",
+]
 
 _BLOCK = 1 << 18
 
@@ -423,6 +431,12 @@ def math_attention() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def squared_distance(x: Tensor, y: Tensor) -> float:
+    """|x - y|^2 in float64, a piece at a time."""
+    pieces = zip(x.detach().flatten().split(_BLOCK), y.detach().flatten().split(_BLOCK), strict=True)
+    return sum(float((p.double() - q.double()).square_().sum()) for p, q in pieces)
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:

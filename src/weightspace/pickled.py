@@ -36,7 +36,6 @@ from weightspace.entry import (
 __all__ = ["read_torch"]
 
 _NESTS = ("state_dict", "model_state_dict", "model")
-_PREFIXES = ("module.", "_orig_mod.", "module.")  # either may be outside the other
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _ITEMSIZE = {
     **{"DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "BoolStorage": 1},

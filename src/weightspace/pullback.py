@@ -286,10 +286,14 @@ class Pullback:
 
     def _mix(self, net: Net) -> Tensor | None:
         """B for every example, (examples, outputs, outputs); None for the identity."""
-        return None if callable(self.output) or self.output == "logits" else self._mix_of(self.outputs(net))
+        return None if self._plain() else self._mix_of(self.outputs(net))
+
+    def _plain(self) -> bool:
+        """Whether B is the identity."""
+        return callable(self.output) or self.output == "logits"
 
     def _mix_of(self, outputs: Tensor) -> Tensor | None:
-        if callable(self.output) or self.output == "logits":
+        if self._plain():
             return None
         p = outputs.double().softmax(-1)
         root = p.sqrt()

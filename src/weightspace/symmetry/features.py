@@ -20,7 +20,7 @@ from weightspace.symmetry import index
 from weightspace.symmetry.ascent import Terms
 from weightspace.symmetry.group import Block, Group, SymmetryError, as_blocks
 from weightspace.symmetry.read import label
-from weightspace.symmetry.trace import Trace, arguments, op_name
+from weightspace.symmetry.trace import Trace, input_tensors, op_name
 from weightspace.task import carried
 
 __all__ = ["activation_terms"]
@@ -127,7 +127,6 @@ def _standardised(group: Group, graph: Trace, net: Net, x: Any, where: dict[fx.N
                 view = view / view.square().sum(samples, keepdim=True).sqrt().clamp(min=1e-12)
             kept[f"{node.name}#{k}"] = view.contiguous()
 
-    args, kwargs = arguments(x)
     with torch.no_grad(), math_attention():
-        graph.run(net.tensors, [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)], watch, lift=False)
+        graph.run(net.tensors, input_tensors(x), watch, lift=False)
     return kept

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from weightspace.net import Net, WeightspaceError
+from weightspace.net import Net, WeightspaceError, squared_distance
 from weightspace.symmetry.ascent import Matching, Terms, coordinate_descent, weight_terms
 from weightspace.symmetry.balance import balancing
 from weightspace.symmetry.group import Element, Group
@@ -176,8 +176,7 @@ def apart(a: Net, b: Net, element: Element) -> float:
         moved = b.weights[name].float()
         if name in element.group.tensors:
             moved = element.move(name, moved)
-        pieces = zip(tensor.float().flatten().split(1 << 20), moved.flatten().split(1 << 20), strict=True)
-        total += sum(float((x - y).double().square_().sum()) for x, y in pieces)
+        total += squared_distance(tensor, moved)
     return math.sqrt(total)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from weightspace.net import Net, WeightspaceError, math_attention
 from weightspace.symmetry.layer import Layer, layers, rows_met
-from weightspace.symmetry.trace import Trace, arguments, op_name, trace
+from weightspace.symmetry.trace import Trace, input_tensors, op_name, trace
 from weightspace.task import Task, carried
 
 if TYPE_CHECKING:
@@ -73,8 +73,7 @@ def _mended(net: Net, ends: list[Net], task: Task, examples: int, mend: _Mend) -
     graph = trace(net.live(), x)
     met = {layer.node: layer for layer in layers(graph)}
     last = {used for node in graph.nodes if node.op == "output" for used in node.all_input_nodes}
-    args, kwargs = arguments(x)
-    inputs = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+    inputs = input_tensors(x)
     changed: _New = {}
     with torch.no_grad(), math_attention():
         for node, given, values in graph.walk([each.tensors for each in (net, *ends)], inputs, lift=False):

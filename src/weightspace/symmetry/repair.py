@@ -8,12 +8,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from weightspace.examples import each, shape
 from weightspace.net import Net, Weights, WeightspaceError, checked
 from weightspace.symmetry.refit import NothingToMend, refit, rescale
-from weightspace.symmetry.trace import arguments
+from weightspace.symmetry.trace import arguments, input_tensors
 from weightspace.task import Task
 
 __all__ = ["best_repaired", "has_statistics", "repair", "reset_statistics"]
@@ -71,8 +71,7 @@ def reset_statistics(net: Net, task: Task) -> Net:
 
 
 def _count(x: Any) -> int:
-    args, kwargs = arguments(x)
-    return next((len(t) for t in (*args, *kwargs.values()) if isinstance(t, Tensor)), 0)
+    return next((len(t) for t in input_tensors(x)), 0)
 
 
 def repair(net: Net, ends: list[Net], task: Task) -> Net:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from weightspace.net import math_attention
 from weightspace.symmetry.group import Generator, Group, Place
-from weightspace.symmetry.trace import Trace, arguments
+from weightspace.symmetry.trace import Trace, input_tensors
 from weightspace.symmetry.verify import Probe
 
 __all__ = ["Slope", "place_slopes", "scale_generators"]
@@ -89,8 +89,7 @@ def _backward(
     for name, leaf in leaves.items():
         if leaf.requires_grad:
             leaf.register_post_accumulate_grad_hook(reduce(name))
-    args, kwargs = arguments(probe.example if seed == 0 else probe.inputs(seed))
-    inputs = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+    inputs = input_tensors(probe.example if seed == 0 else probe.inputs(seed))
     generator = torch.Generator().manual_seed(seed)
     with math_attention():
         outputs = graph.run(leaves, inputs)

@@ -21,7 +21,7 @@ from weightspace.net import math_attention
 from weightspace.symmetry import index
 from weightspace.symmetry.group import Block, Generator, Group, Place, as_blocks
 from weightspace.symmetry.index import Atom
-from weightspace.symmetry.trace import Reading, Trace, _evaluate, arguments
+from weightspace.symmetry.trace import Reading, Trace, _evaluate, input_tensors
 from weightspace.symmetry.verify import Probe
 
 __all__ = ["reduce_bits", "sign_generators"]
@@ -99,9 +99,8 @@ def _record(graph: Trace, reading: Reading, names: Mapping[Atom, str], probe: Pr
                 run.values[home] = item
                 run.blocks[home] = list(as_blocks("", tuple(item.shape), index.blocks(label.dims), names))
 
-    args, kwargs = arguments(probe.example)
     with torch.no_grad(), math_attention():
-        graph.run(probe.net.tensors, [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)], keep)
+        graph.run(probe.net.tensors, input_tensors(probe.example), keep)
     return run
 
 

@@ -189,6 +189,12 @@ def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (example if isinstance(example, tuple) else (example,)), {}
 
 
+def input_tensors(example: Any) -> list[Tensor]:
+    """The tensors among the arguments, in order: what a graph is run on."""
+    args, kwargs = arguments(example)
+    return [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+
+
 def trace(module: nn.Module, example: Any) -> Trace:
     """Export `module` on one example; raises `SymmetryError` where export cannot follow the code."""
     args, kwargs = arguments(example)

@@ -23,6 +23,7 @@ from weightspace.symmetry.trace import (
     SymmetryError,
     Trace,
     arguments,
+    input_tensors,
     op_name,
     quiet,
 )
@@ -174,8 +175,7 @@ def _culprit(element: Element, graph: Trace, reading: Reading, names: Mapping[At
     """The first operation whose value does not move as its labels say (permutations only)."""
     if element.factors:
         return ""
-    args, kwargs = arguments(probe.example)
-    inputs = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+    inputs = input_tensors(probe.example)
     if len(inputs) != len(graph.inputs):
         return ""
     runs: list[dict[fx.Node, Any]] = []
