@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from weightspace.flows import FlowError, drift, flow, learn, prune, toward
+from weightspace.flows import FlowError, flow
+from weightspace.goals import drift, learn, toward
 from weightspace.metric import Euclidean
 from weightspace.net import Net, WeightspaceError
 from weightspace.path import Path
+from weightspace.pruning import prune
 from weightspace.pullback import Pullback
 from weightspace.task import Task, accuracy, gradient
 

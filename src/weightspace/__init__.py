@@ -19,13 +19,17 @@ _CONTENTS = {
     # the group
     "symmetry": ["Symmetry", "SymmetryError", "mean", "repair", "reset_statistics"],
     # how far
-    "metric": ["Euclidean"],
+    "metric": ["Adam", "Euclidean"],
     "pullback": ["Pullback"],
     "distance": ["euclidean", "functional", "layerwise", "modulo"],
     # curves of networks
     "path": ["Path", "curve", "line", "swa"],
     "surface": ["Plane", "plane"],
-    "flows": ["Flow", "drift", "flow", "learn", "prune", "toward"],
+    "goals": ["drift", "ewc", "gem", "harden", "hold", "learn", "spread", "toward"],
+    "pruning": ["prune"],
+    "flows": ["Flow", "flow"],
+    "ensembles": ["coherence", "disagreement", "ensemble"],
+    "trail": ["Trail"],
     # linear maps known by their action
     "operator": ["Operator", "jacobian"],
     "kernel": [],

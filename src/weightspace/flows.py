@@ -3,36 +3,45 @@
 flow(net, goal, metric) goes, again and again, by the step of a given length that lowers the goal most among those that
 the metric lets pass. Under `Pullback` of an old task this is a functionally invariant path: a predictor (the step of
 largest progress within the drift that is left), a corrector (Gauss-Newton back to the anchor's outputs), and a measured
-drift that decides whether the step counts. Under `Euclidean` it is gradient descent with steps of constant length.
+drift that decides whether the step counts. Under `Euclidean` it is gradient descent with steps of constant length,
+under `Adam` the optimiser of that name.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from weightspace.metric import Metric
+from weightspace.geodesic import acceleration, kink
+from weightspace.goals import Goal, covector, hold
+from weightspace.metric import Adam, Metric
 from weightspace.net import Net, Weights, WeightspaceError
 from weightspace.path import Path
+from weightspace.pruning import Prune, share_at, tightened
 from weightspace.pullback import Pullback
-from weightspace.task import Task, gradient
+from weightspace.symmetry import Symmetry
+from weightspace.task import Task
+from weightspace.trail import Trail
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["Flow", "FlowError", "Prune", "Record", "drift", "flow", "learn", "prune", "toward"]
+__all__ = ["Flow", "FlowError", "Record", "flow"]
 
-Goal: TypeAlias = "Task | Callable[[Net], Tensor] | Learn | Drift | Prune"
+Aim: TypeAlias = "Task | Callable[[Net], Tensor] | Goal | Prune"
 Size: TypeAlias = "float | Callable[[float], float]"
 
 _HALVINGS = 8
 _GROW, _TRUST = 1.5, 2.0
 _SHARE = 0.05
+_TIGHTENING, _TIGHTEN_EVERY = 0.4, 20  # of the steps of a descent; then every so many
+_TEMPERATURE = 4.0
 
 
 class FlowError(WeightspaceError):
@@ -70,86 +79,9 @@ class Flow(Path):
         return f"Flow({len(self.log)} steps, stopped by {self.why}{last})"
 
 
-# ------------------------------------------------------------------ goals
-
-
-@dataclass(frozen=True)
-class Learn:
-    """The loss of a task, on another batch at every step."""
-
-    task: Task
-    batch: int
-    seed: int
-
-    def covector(self, net: Net, step: int) -> tuple[Weights, float]:
-        some = self.task.take(self.batch, seed=self.seed + step) if self.batch < len(self.task) else self.task
-        with torch.no_grad():
-            value = float(some(net))
-        return gradient(some, net), value
-
-
-@dataclass(frozen=True)
-class Drift:
-    """No goal but a heading: a random direction, the same at every step."""
-
-    seed: int
-
-    def covector(self, net: Net, step: int) -> tuple[Weights, float]:
-        return net.weights.randn(self.seed), math.nan
-
-
-@dataclass(frozen=True)
-class Prune:
-    """A share of the weights to zero: of all matrices and kernels together, the smallest; biases and norms stay."""
-
-    sparsity: float
-    structure: str
-
-
-def learn(task: Task, batch: int = 128, seed: int = 0) -> Learn:
-    """The task's loss as a goal, on `batch` examples drawn anew at every step."""
-    if batch < 1:
-        raise FlowError(f"a batch has at least one example, got {batch}")
-    return Learn(task, batch, seed)
-
-
-def drift(seed: int) -> Drift:
-    """Explore: a random heading drawn from `seed`, kept as far as the metric allows."""
-    return Drift(seed)
-
-
-def toward(other: Net) -> Callable[[Net], Tensor]:
-    """|w - w_other|^2 / 2: go to another network (align it first)."""
-
-    def distance(net: Net) -> Tensor:
-        net.check(other)
-        return sum(
-            ((w - other.weights[n].to(w)).square().sum() / 2 for n, w in net.weights.items()), torch.zeros(())
-        )  # fmt: skip
-
-    return distance
-
-
-def prune(sparsity: float, structure: str = "unstructured") -> Prune:
-    """Zero in a share `sparsity` of the weights of matrices and kernels, tightened step by step.
-
-    `structure`: "unstructured", or "n:m" as in "2:4" (n of every m neighbours stay; the sparsity is then 1 - n/m).
-    """
-    if not 0 < sparsity < 1:
-        raise FlowError(f"a sparsity lies between 0 and 1, got {sparsity}; 1 would empty every layer")
-    if structure != "unstructured":
-        n, colon, m = structure.partition(":")
-        if not colon or not n.isdigit() or not m.isdigit() or not 0 < int(n) < int(m):
-            raise FlowError(f'structure is "unstructured" or "n:m" such as "2:4", got {structure!r}')
-    return Prune(sparsity, structure)
-
-
-# ------------------------------------------------------------------ the flow
-
-
 def flow(
     net: Net,
-    goal: Goal,
+    goal: Aim,
     metric: Metric | Pullback,
     *,
     steps: int = 100,
@@ -158,35 +90,52 @@ def flow(
     probe: Task | None = None,
     limit: float | None = None,
     corrections: int = 1,
+    accelerate: bool | str = False,
     mask: Weights | None = None,
     save: int = 10,
+    check: int = 1,
+    trail: str | os.PathLike[str] | None = None,
     progress: Callable[[Record], None] = lambda record: None,
 ) -> Flow:
     """From `net`, `steps` steps of length `size` (a number, or a function of the share done) that lower `goal`.
 
     `budget`: the drift on the metric's own examples, measured from `net`, that no accepted step exceeds. `probe`: other
-    examples on which the drift is measured too, and `limit` the drift there that ends the flow. `corrections`: Gauss-
-    Newton steps back to the anchor after every step. `mask`: weights where it is zero stay as they are. `save`: every
-    how many steps a network is kept. Drifts are root mean squares in units of the outputs. `prune` ignores `size` and
-    repairs with at least two corrections. Raises `FlowError`; what happens on the way ends the flow: see `why`.
+    examples on which the drift is measured too, every `check` steps, and `limit` the drift there that ends the flow.
+    `corrections`: Gauss-Newton steps back to the anchor after every step. `accelerate`: bend every step by the
+    geodesic's acceleration (refused for a network with kinks, unless "force"). `mask`: weights where it is zero stay
+    as they are. `save`: every how many steps a network is kept; with `trail`, in that folder too, and a flow that was
+    cut off goes on from there.
+    Drifts are root mean squares in units of the outputs. `prune` with Gauss-Newton repair ignores `size` and makes at
+    least two corrections a step; with descent, `size` is Adam's highest learning rate. Raises `FlowError`; what
+    happens on the way ends the flow: see `why`.
     """
-    _sound(steps, size, budget, limit, corrections, save)
+    _sound(steps, size, budget, limit, corrections, save, check)
     if mask is not None:
         net.weights.check(mask)
         if not any(bool(m.any()) for m in mask.values()):
             raise FlowError("the mask holds every weight: nothing could move")
-    if isinstance(goal, Prune):
-        if not isinstance(metric, Pullback):
-            raise FlowError("pruning is repaired under a Pullback metric; give Pullback(task)")
-        return _Run(net, metric, budget, probe, limit, max(corrections, 2), mask, save, progress).prune(goal, steps)
-    return _Run(net, metric, budget, probe, limit, corrections, mask, save, progress).descend(goal, steps, size)
+    if isinstance(goal, Prune) and not isinstance(metric, Pullback):
+        raise FlowError("pruning is repaired under a Pullback metric; give Pullback(task)")
+    if accelerate and not isinstance(metric, Pullback):
+        raise FlowError("only a Pullback metric has geodesics to accelerate along; give Pullback(task)")
+    if accelerate is True and isinstance(metric, Pullback) and (at := kink(net, metric)):
+        raise FlowError(f'{at} has kinks that a second derivative does not see; use corrections, or accelerate="force"')
+    if isinstance(metric, Adam):
+        metric = metric.begin()
+    if isinstance(goal, Prune) and goal.repair == "gauss-newton":
+        corrections = max(corrections, 2)
+    run = _Run(net, metric, budget, probe, limit, corrections, accelerate, mask, save, check, trail, progress)
+    if not isinstance(goal, Prune):
+        return run.descend(goal, steps, size)
+    return run.prune(goal, steps) if goal.repair == "gauss-newton" else run.carve(goal, steps, size)
 
 
-def _sound(steps: int, size: Any, budget: Any, limit: Any, corrections: int, save: int) -> None:
+def _sound(steps: int, size: Any, budget: Any, limit: Any, corrections: int, save: int, check: int) -> None:
     for name, value in (("budget", budget), ("limit", limit), ("size", None if callable(size) else size)):
         if value is not None and not 0 < value < math.inf:
             raise FlowError(f"{name} must be positive, got {value}")
-    for name, value, least in (("steps", steps, 1), ("save", save, 1), ("corrections", corrections, 0)):
+    counts = ("steps", steps, 1), ("save", save, 1), ("check", check, 1), ("corrections", corrections, 0)
+    for name, value, least in counts:
         if value < least:
             raise FlowError(f"{name} must be at least {least}, got {value}")
 
@@ -202,55 +151,71 @@ class _Run:
         probe: Task | None,
         limit: float | None,
         corrections: int,
+        accelerate: bool | str,
         mask: Weights | None,
         save: int,
+        check: int,
+        trail: str | os.PathLike[str] | None,
         progress: Callable[[Record], None],
     ) -> None:
-        self.net, self.budget, self.limit = net, budget, limit
-        self.corrections, self.mask, self.save, self.progress = corrections, mask, save, progress
+        self.start, self.net, self.budget, self.limit = net, net, budget, limit
+        self.corrections, self.accelerate, self.mask = corrections, accelerate, mask
+        self.save, self.check, self.progress = save, check, progress
         self.metric = replace(metric, mask=mask) if isinstance(metric, Pullback) and mask is not None else metric
         self.anchor = metric.outputs(net) if isinstance(metric, Pullback) else None
         if budget is not None and self.anchor is None:
             raise FlowError("a drift budget needs a Pullback metric, whose task says what must not drift")
         self.heldout = Pullback(probe, metric.output if isinstance(metric, Pullback) else "logits") if probe else None
         self.there = self.heldout.outputs(net) if self.heldout else None
-        self.nets, self.log, self.trust = [net], list[Record](), 1.0
+        self.nets, self.log, self.trust, self.begun = [net], list[Record](), 1.0, 0
+        self._adam: Adam | None = None
+        self._saved: dict[str, Tensor] = {}
+        self.trail = None if trail is None else Trail(trail, net)
+        if self.trail is not None:
+            self._resume(self.trail)
+        if isinstance(metric, Adam):
+            self._remember(metric)
 
-    def descend(self, goal: Goal, steps: int, size: Size) -> Flow:
+    # -------------------------------------------------------------- descending
+
+    def descend(self, goal: Any, steps: int, size: Size) -> Flow:
         why = "steps"
-        for k in range(steps):
-            covector, value = _covector(goal, self.net, k)
-            if bad := covector.unusable():
+        for k in range(self.begun, steps):
+            wanted, value = covector(goal, self.net, k)
+            if bad := wanted.unusable():
                 why = f"nan in {bad[0]}"
                 break
             if self.mask is not None:
-                covector = self.mask.shaped(covector.flat() * self.mask.flat())
-            if not float(covector.norm()):
+                wanted = self.mask.shaped(wanted.flat() * self.mask.flat())
+            if not float(wanted.flat().abs().max()):
                 why = "goal"
                 break
             length = size(k / steps) if callable(size) else size
-            found = self._step(covector, length)
+            found = self._step(wanted, length)
             if isinstance(found, str):
                 why = found
                 break
             net, predicted, length, moved = found
-            if not self._accept(net, Record(k, length, value, moved, predicted, self._held(net)), last=k == steps - 1):
+            record = Record(k, length, value, moved, predicted, self._held(net, k, steps))
+            if not self._accept(net, record, last=k == steps - 1):
                 why = "heldout"
                 break
         return self._done(why)
 
-    def _step(self, covector: Weights, length: float) -> tuple[Net, float, float, float] | str:
+    def _step(self, wanted: Weights, length: float) -> tuple[Net, float, float, float] | str:
         """The longest step up to `length` that keeps the budget: network, predicted drift, length, drift."""
         if not isinstance(self.metric, Pullback):
-            net = self.net + length * self._unit(covector)
+            net = self.net + length * self.metric.steepest(self.net, wanted)
             bad = net.weights.unusable()
             return f"nan in {bad[0]}" if bad else (net, math.nan, length, math.nan)
-        modes = self.metric.modes(self.net, covector)
+        modes = self.metric.modes(self.net, wanted)
         for _ in range(_HALVINGS):
             # what a correction would take back is no progress: most of the step must leave the outputs alone as it is
             loose = self.budget or self.metric.along(self.net, modes, length).drift
             step = self.metric.along(self.net, modes, length, _SHARE * self.trust * loose if loose else None)
             net = self.net + step.vector
+            if self.accelerate:
+                net = net + acceleration(self.metric, self.net, step.vector, self.accelerate == "force")
             if bad := net.weights.unusable():
                 return f"nan in {bad[0]}"
             net = self.metric.retract(net, self._reference(), self.corrections) if self.corrections else net
@@ -263,21 +228,19 @@ class _Run:
             self.trust, length = self.trust / _TRUST, length / 2
         return "budget"
 
-    def _unit(self, covector: Weights) -> Weights:
-        """The steepest direction at Euclidean length one."""
-        v = self.metric.steepest(self.net, covector)
-        return v / float(v.norm())
-
     def _reference(self) -> Float[Tensor, "examples outputs"]:
         assert self.anchor is not None
         return self.anchor
 
+    # -------------------------------------------------------------- pruning
+
     def prune(self, goal: Prune, steps: int) -> Flow:
+        """Cut a little, repair by Gauss-Newton on all of the metric's examples, and again."""
         assert isinstance(self.metric, Pullback)
-        why = "steps"
-        for k, share in enumerate(_schedule(goal.sparsity, steps)):
-            mask = _smallest(self.net.weights, replace(goal, sparsity=share), self.mask, final=k == steps - 1)
-            before = self.net.weights
+        why, group = "steps", self._group(goal)
+        for k in range(self.begun, steps):
+            share, before = share_at(goal.sparsity, (k + 1) / steps), self.net.weights
+            mask = tightened(before, goal, share, self.mask, final=k == steps - 1, group=group)
             cut = before.shaped(before.flat() * mask.flat())
             self.mask, metric = mask, replace(self.metric, mask=mask, _last={})
             net = self.net.at(cut)
@@ -290,14 +253,62 @@ class _Run:
             if self.budget is not None and moved > self.budget:
                 why = "budget"
                 break
-            record = Record(k, float((net.weights - before).norm()), math.nan, moved, predicted, self._held(net))
+            held = self._held(net, k, steps)
+            record = Record(k, float((net.weights - before).norm()), math.nan, moved, predicted, held)
             if not self._accept(net, record, last=k == steps - 1):
                 why = "heldout"
                 break
         return self._done(why)
 
-    def _held(self, net: Net) -> float:
-        if self.heldout is None or self.there is None:
+    def carve(self, goal: Prune, steps: int, size: Size) -> Flow:
+        """Cut a little every few steps of a descent that holds the outputs: what is cut is worth least, w^2 h.
+
+        h is Adam's mean square gradient: w^2 h is the damage of a weight to second order, with the squared slope for
+        the curvature (Optimal brain damage; LeCun, Denker, Solla, 1990).
+        """
+        assert isinstance(self.metric, Pullback)
+        why, group, adam = "steps", self._group(goal), Adam()
+        self._remember(adam)
+        near = hold(self.metric.task, self.start, "kl", batch=goal.batch, seed=goal.seed, temperature=_TEMPERATURE)
+        top = size if not callable(size) else 0.0
+        for k in range(self.begun, steps):
+            done = k / (_TIGHTENING * steps)
+            if k % _TIGHTEN_EVERY == 0 and done < 1 + _TIGHTEN_EVERY / (_TIGHTENING * steps):
+                self._cut(goal, share_at(goal.sparsity, done), group, adam, final=done >= 1)
+            wanted, value = near.covector(self.net, k)
+            if bad := wanted.unusable():
+                why = f"nan in {bad[0]}"
+                break
+            if self.mask is not None:
+                wanted = self.mask.shaped(wanted.flat() * self.mask.flat())
+            rate = size(k / steps) if callable(size) else top * (1 + math.cos(math.pi * k / steps)) / 2
+            net = self.net + rate * adam.steepest(self.net, wanted)
+            if self.mask is not None:
+                net = net.at(net.weights.shaped(net.weights.flat() * self.mask.flat()))
+            if bad := net.weights.unusable():
+                why = f"nan in {bad[0]}"
+                break
+            moved = self.metric.drift(net, self._reference()) if k == steps - 1 else math.nan
+            record = Record(k, rate, value, moved, math.nan, self._held(net, k, steps))
+            if not self._accept(net, record, last=k == steps - 1):
+                why = "heldout"
+                break
+        return self._done(why)
+
+    def _cut(self, goal: Prune, share: float, group: Symmetry | None, adam: Adam, final: bool) -> None:
+        weights = self.net.weights
+        worth = weights.shaped(weights.flat() * adam.curvature(self.net).flat()) if adam.seen else None
+        self.mask = tightened(weights, goal, share, self.mask, final=final, worth=worth, group=group)
+        self.net = self.net.at(weights.shaped(weights.flat() * self.mask.flat()))
+
+    def _group(self, goal: Prune) -> Symmetry | None:
+        assert isinstance(self.metric, Pullback)
+        return Symmetry.of(self.net, self.metric.task.example(2), scales=False) if goal.structure == "neuron" else None
+
+    # -------------------------------------------------------------- what every step does
+
+    def _held(self, net: Net, step: int, steps: int) -> float:
+        if self.heldout is None or self.there is None or ((step + 1) % self.check and step != steps - 1):
             return math.nan
         return self.heldout.drift(net, self.there)
 
@@ -307,56 +318,42 @@ class _Run:
         self.net = net
         self.log.append(record)
         if record.step % self.save == self.save - 1 and not last:
-            self.nets.append(net)
+            self._keep()
         self.progress(record)
         return True
 
+    def _keep(self) -> None:
+        self.nets.append(self.net)
+        if self.trail is None:
+            return
+        kept: dict[str, Tensor] = {"trust": torch.tensor(self.trust, dtype=torch.float64)}
+        adam = self._adam
+        kept |= {f"adam.{name}": t for name, t in adam.state().items()} if adam else {}
+        kept |= {"mask": self.mask.flat().bool()} if self.mask is not None else {}
+        kept["log"] = torch.tensor([list(asdict(r).values()) for r in self.log], dtype=torch.float64)
+        facts = {name: value for name, value in asdict(self.log[-1]).items() if name != "step" and value == value}
+        self.trail.append(self.net, self.log[-1].step + 1, kept, **facts)
+
+    def _remember(self, adam: Adam) -> None:
+        """Let the moments of `adam` be saved with the points, and those that were saved come back."""
+        self._adam = adam
+        state = {name.removeprefix("adam."): t for name, t in self._saved.items() if name.startswith("adam.")}
+        if state:
+            adam.restore(self.net, state)
+
+    def _resume(self, trail: Trail) -> None:
+        if float((trail[0] - self.start).norm()) > 0:
+            raise FlowError(f"{trail.folder}: the path there began at another network; choose another folder")
+        self._saved = trail.resumed()
+        if self._saved:
+            self.nets, self.begun = list(trail), int(trail.facts(-1)["step"])
+            self.net, self.trust = self.nets[-1], float(self._saved["trust"])
+            self.log = [Record(int(row[0]), *row[1:]) for row in self._saved["log"].tolist()]
+            if "mask" in self._saved:
+                weights = self.net.weights
+                self.mask = weights.shaped(self._saved["mask"].to(weights.flat()))
+
     def _done(self, why: str) -> Flow:
         if self.net is not self.nets[-1]:
-            self.nets.append(self.net)
+            self._keep()
         return Flow(self.nets, self.log, why, self.mask)
-
-
-def _covector(goal: Goal, net: Net, step: int) -> tuple[Weights, float]:
-    if isinstance(goal, (Learn, Drift)):
-        return goal.covector(net, step)
-    assert not isinstance(goal, Prune)
-    with torch.no_grad():
-        value = float(goal(net))
-    return gradient(goal, net), value
-
-
-def _schedule(sparsity: float, steps: int) -> Iterator[float]:
-    """Rising to the sparsity by the cube of what is left (To prune, or not to prune; Zhu, Gupta, 2017)."""
-    return (sparsity * (1 - (1 - (k + 1) / steps) ** 3) for k in range(steps))
-
-
-def _smallest(weights: Weights, goal: Prune, before: Weights | None, final: bool) -> Weights:
-    """One where a weight stays: every entry of vectors, the largest of matrices; what was zero stays zero."""
-    mask = weights.map(torch.ones_like)
-    names = [name for name, w in weights.items() if w.dim() > 1]
-    if not names:
-        raise FlowError("there is no matrix or kernel to prune")
-    sizes = {n: weights[n].abs() * (before[n] if before is not None else 1) for n in names}
-    if goal.structure != "unstructured" and final:
-        n, m = map(int, goal.structure.split(":"))
-        for name in names:
-            rows = sizes[name].flatten(1)
-            if rows.shape[1] % m == 0:
-                groups = rows.reshape(-1, m)
-                kept = torch.zeros_like(groups).scatter_(1, groups.topk(n, 1).indices, 1.0)
-                mask[name].copy_(kept.reshape(weights[name].shape))
-    else:
-        every = torch.cat([size.flatten() for size in sizes.values()])
-        count = round(goal.sparsity * len(every))
-        order = every.argsort(stable=True)
-        flat = torch.ones_like(every)
-        flat[order[:count]] = 0
-        for name, part in zip(names, flat.split([sizes[n].numel() for n in names]), strict=True):
-            mask[name].copy_(part.view(weights[name].shape))
-    for name in names:
-        if before is not None:
-            mask[name].mul_(before[name])
-        if not bool(mask[name].any()):
-            raise FlowError(f"this sparsity would empty {name}; ask for less")
-    return mask

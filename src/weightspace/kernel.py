@@ -26,7 +26,7 @@ from weightspace.task import Task, carried, logits
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["Fed", "KernelError", "feed", "kernel"]
+__all__ = ["Fed", "KernelError", "feed", "graph_of", "kernel"]
 
 _ROOM = 1 << 26
 
@@ -50,7 +50,7 @@ def feed(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> tupl
     A layer is left out where its output has no dimension of examples: several of them have become one.
     """
     x = carried(task.example(len(task)), net)
-    graph = _graph(net, x)
+    graph = graph_of(net, x)
     found = {layer.node: layer for layer in layers(graph)}
     inputs = input_tensors(x)
     learnt = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in net.weights.items()}
@@ -87,7 +87,7 @@ def feed(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> tupl
 _graphs: WeakKeyDictionary[nn.Module, dict[Any, Trace]] = WeakKeyDictionary()
 
 
-def _graph(net: Net, x: Any) -> Trace:
+def graph_of(net: Net, x: Any) -> Trace:
     """The graph of the architecture on inputs of these shapes, exported once."""
     key = tuple((tuple(t.shape), t.dtype) for t in input_tensors(x)), net.dtype
     seen = _graphs.setdefault(net.architecture, {})

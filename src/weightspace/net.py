@@ -339,6 +339,32 @@ class Net:
         """The same point in float64."""
         return self.to(torch.float64)
 
+    def widen(self, n: int, layer: str | None = None, seed: int = 0) -> Net:
+        """`n` more outputs: the linear map `layer` (by default the last one of the module) gets `n` more rows.
+
+        The other outputs are as before; the new rows are drawn as torch does, from `seed`. Raises `WeightspaceError`
+        where there is no such layer or its weight is used elsewhere too.
+        """
+        if n < 1:
+            raise WeightspaceError(f"widen by at least one output, got {n}")
+        found = {name: m for name, m in self.architecture.named_modules() if isinstance(m, nn.Linear)}
+        name = layer if layer is not None else next(reversed(found), "")
+        if name not in found:
+            raise WeightspaceError(f"no linear map {name!r} to widen; choose one of {', '.join(found) or 'none'}")
+        old = found[name]
+        if sum(p is old.weight for _, p in self.architecture.named_parameters(remove_duplicate=False)) > 1:
+            raise WeightspaceError(f"{name}.weight is used in several places; it cannot get rows of its own")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            drawn = nn.Linear(old.in_features, n, bias=old.bias is not None)
+        wide = nn.Linear(old.in_features, old.out_features + n, old.bias is not None, device="meta")
+        architecture = copy.deepcopy(self.architecture, {id(old): wide}).eval()
+        grown = {}
+        for key, rows in drawn.named_parameters():
+            before = self.weights[f"{name}.{key}"]
+            grown[f"{name}.{key}"] = torch.cat([before, rows.detach().to(before)])
+        return Net(architecture, Weights({**self.weights, **grown}), self.state)
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""

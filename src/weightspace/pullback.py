@@ -16,14 +16,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from weightspace.goals import not_aliased
 from weightspace.kernel import KernelError, kernel
+from weightspace.layered import layer_modes
+from weightspace.modes import Modes, Step, Tradeoff, largest_shift, ratio, secular
 from weightspace.net import Net, Weights, WeightspaceError
 from weightspace.operator import Operator, cgls, jacobian, lanczos
 from weightspace.symmetry.trace import SymmetryError
@@ -32,11 +35,12 @@ from weightspace.task import Task, gradient, logits
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["Modes", "Pullback", "PullbackError", "Step", "Tradeoff"]
+__all__ = ["Pullback", "PullbackError"]
 
 _OUTPUTS = ("logits", "fisher", "hellinger")
-_SOLVERS = ("auto", "dual", "gltr")
+_SOLVERS = ("auto", "dual", "gltr", "layer", "kronecker")
 _DUAL_ROWS = 1500
+_LARGE = 1 << 28  # weights from which on a Krylov space is too much to hold
 _NULL = 1e-7
 _KRYLOV = 15
 
@@ -46,63 +50,13 @@ class PullbackError(WeightspaceError):
 
 
 @dataclass(frozen=True)
-class Modes:
-    """g in an orthonormal system: `values` of G, `coefficients` of g; zero values are what leaves the outputs alone.
-
-    `assemble(f)` is sum_i f_i coefficients_i e_i. `exact`: all of g is in the modes and all values are eigenvalues.
-    """
-
-    values: Float[Tensor, " k"]
-    coefficients: Float[Tensor, " k"]
-    assemble: Callable[[Tensor], Tensor]
-    exact: bool
-
-    def shrunk(self, lam: float) -> Tensor:
-        """lam / (value + lam) for every mode; 0 <= lam <= infinity."""
-        if math.isinf(lam):
-            return torch.ones_like(self.values)
-        return torch.where(self.values > 0, lam / (self.values + lam).clamp(min=1e-300), 1.0)
-
-    def length(self, lam: float) -> float:
-        """|v(lam)|."""
-        return float((self.shrunk(lam) * self.coefficients).norm())
-
-    def drift(self, lam: float) -> float:
-        """|A v(lam)|."""
-        return float((self.values.sqrt() * self.shrunk(lam) * self.coefficients).norm())
-
-    def progress(self, lam: float) -> float:
-        """-<g, v(lam)>."""
-        return float((self.shrunk(lam) * self.coefficients.square()).sum())
-
-
-@dataclass(frozen=True)
-class Step:
-    """A step: its vector, |v|, the drift that the metric predicts, -<g, v>, lam, and what is guaranteed."""
-
-    vector: Weights
-    length: float
-    drift: float
-    progress: float
-    shift: float
-    guarantee: str
-
-
-@dataclass(frozen=True)
-class Tradeoff:
-    """For steps of one length: progress against drift, from the null space (shift 0) to the gradient (infinite)."""
-
-    shift: Float[np.ndarray, " n"]
-    drift: Float[np.ndarray, " n"]
-    progress: Float[np.ndarray, " n"]
-
-
-@dataclass(frozen=True)
 class Pullback:
     """G = J^T B^T B J / N of a task's inputs: what moving does to its outputs. Labels are not used.
 
     `output`: "logits", "fisher", "hellinger", or a function of what the network returns. `solver`: "dual" (exact; up to
-    1500 rows = examples x outputs), "gltr" (Krylov, any size), or "auto": dual where it fits. `damping` is added to G
+    1500 rows = examples x outputs), "gltr" (Krylov, any size), "layer" (what every layer is given; its null space keeps
+    the outputs for steps of any length, and is smaller), "kronecker" (layers apart, each a Kronecker product), or
+    "auto": dual where it fits, else gltr, else layer where no basis would fit into memory. `damping` is added to G
     where it is inverted without another choice. `mask`: weights where it is zero do not move; G is that of the others.
     """
 
@@ -129,15 +83,14 @@ class Pullback:
     def outputs(self, net: Net) -> Float[Tensor, "examples outputs"]:
         """What the metric looks at: the outputs of all examples, flat."""
         with torch.no_grad():
-            pick = self._pick()
-            found = torch.cat([pick(net(x)).flatten(1) for x, _ in self.task.batches(net)])
+            found = torch.cat([self.picked(net(x)).flatten(1) for x, _ in self.task.batches(net)])
         if not found.isfinite().all():
             raise PullbackError("the outputs hold NaN or infinity; look for it in the data and the weights")
         return found
 
     def factor(self, net: Net) -> Operator:
         """A: weights -> drift of every output."""
-        j, mix = jacobian(net, self.task, self._pick()), self._mix(net)
+        j, mix = jacobian(net, self.task, self.picked), self._mix(net)
         n, kept = len(self.task), self._kept
         turn, back = self._turn(mix, n), self._turn(None if mix is None else mix.mT, n)
         return Operator(j.rows, j.columns, lambda v: turn(j @ kept(v)), lambda u: kept(j.T @ back(u)))
@@ -157,7 +110,12 @@ class Pullback:
         return (self.factor(net) @ vector.flat()).double().norm()
 
     def drift(self, net: Net, anchor: Net | Tensor) -> float:
-        """Root mean square over the examples of |B (f - f_anchor)|, measured; B taken at the anchor."""
+        """Root mean square over the examples of |B (f - f_anchor)|, measured; B taken at the anchor.
+
+        Raises `GoalError` where the two are different networks in one memory: the anchor would have moved too.
+        """
+        if isinstance(anchor, Net) and anchor.weights is not net.weights:
+            not_aliased(net, anchor)
         reference = self.outputs(anchor) if isinstance(anchor, Net) else anchor
         away = self._turn(self._mix_of(reference), len(self.task))((self.outputs(net) - reference).flatten())
         return float(away.double().norm())
@@ -180,8 +138,15 @@ class Pullback:
         g = self._kept(covector.flat())
         if not float(g.norm()):
             raise PullbackError("the gradient is zero: there is no direction to go")
+        solver = "layer" if self.solver == "auto" and net.weights.numel > _LARGE else self.solver
+        if solver in ("layer", "kronecker"):
+            if self.mask is not None:
+                raise PullbackError(f'{solver} has no mask; take solver="gltr"')
+            return layer_modes(net, self.task, g, self.picked, both=solver == "kronecker")
         dual = self._dual(net)
-        return self._krylov(net, g) if dual is None else self._eigen(g, *dual)
+        modes = self._krylov(net, g) if dual is None else self._eigen(g, *dual)
+        told = "exact minimiser" if modes.exact else f"best in a Krylov space of {self.steps}"
+        return replace(modes, told=f"first order; {told}", kept=f"first order; {told}")
 
     def steepest(self, net: Net, covector: Weights) -> Weights:
         """argmin of <c, v> over v^T (G + damping) v = 1: v = -(G + damping)^-1 c, scaled.
@@ -198,10 +163,14 @@ class Pullback:
     def capacity(self, net: Net, goal: Task | Callable[[Net], Tensor]) -> float:
         """|P g| / |g|, P onto the null space of G: how much of the goal's gradient leaves the task's outputs alone.
 
-        Where the dual does not fit, from 200 steps of CGLS: an upper bound, close where G has few large eigenvalues.
+        Of the layers' null spaces with solver "layer". Where the dual does not fit, from 200 steps of CGLS: an upper
+        bound, close where G has few large eigenvalues.
         """
         covector = gradient(goal, net)
         modes = self.modes(net, covector)
+        if self.solver in ("layer", "kronecker"):
+            free = modes.coefficients[modes.values == 0]
+            return float(free.norm() / self._kept(covector.flat()).double().norm())
         if not modes.exact:
             g, a = self._kept(covector.flat()), self.factor(net)
             return float((g - a.T @ cgls(a.T, g, steps=200, tolerance=1e-5)).norm() / g.norm())
@@ -243,13 +212,13 @@ class Pullback:
         if length is not None:
             return self.along(net, modes, length, budget)
         assert beta is not None and eps is not None
-        return self._taken(net, modes, math.sqrt(eps), _secular(modes, beta, math.sqrt(eps)), budget)
+        return self._taken(net, modes, math.sqrt(eps), secular(modes, beta, math.sqrt(eps)), budget)
 
     def along(self, net: Net, modes: Modes, length: float, budget: float | None = None) -> Step:
         """`step` where the modes of the covector are known already."""
         shift = self.damping or math.inf
         if budget is not None:
-            shift = min(shift, _largest(lambda s: length * _ratio(modes, s) <= budget, modes))
+            shift = min(shift, largest_shift(lambda s: length * ratio(modes, s) <= budget, modes))
         return self._taken(net, modes, length, shift, budget)
 
     def _taken(self, net: Net, modes: Modes, size: float, shift: float, budget: float | None) -> Step:
@@ -257,7 +226,7 @@ class Pullback:
         if budget is not None and scale * modes.drift(shift) > budget:
             scale = budget / modes.drift(shift)
         vector = net.weights.shaped(modes.assemble(-scale * modes.shrunk(shift)).to(net.weights.flat()))
-        told = "first order; exact minimiser" if modes.exact else f"first order; best in a Krylov space of {self.steps}"
+        told = modes.kept if shift <= _NULL * float(modes.values.max()) else modes.told
         drift, progress = scale * modes.drift(shift), scale * modes.progress(shift)
         return Step(vector, scale * modes.length(shift), drift, progress, shift, told)
 
@@ -281,7 +250,9 @@ class Pullback:
     def _kept(self, vector: Tensor) -> Tensor:
         return vector if self.mask is None else vector * self.mask.flat().to(vector)
 
-    def _pick(self) -> Callable[[Any], Tensor]:
+    @property
+    def picked(self) -> Callable[[Any], Tensor]:
+        """The outputs that count, in what the network returns."""
         return self.output if callable(self.output) else logits
 
     def _mix(self, net: Net) -> Tensor | None:
@@ -300,6 +271,10 @@ class Pullback:
         mix = torch.diag_embed(root) - root[:, :, None] * p[:, None, :]
         return mix / math.sqrt(8) if self.output == "hellinger" else mix
 
+    def turned(self, net: Net, rows: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+        """B / sqrt(N) times a change of the outputs, B taken at the net."""
+        return self._turn(self._mix(net), len(self.task))(rows)
+
     def _turn(self, mix: Tensor | None, n: int) -> Callable[[Tensor], Tensor]:
         if mix is None:
             return lambda rows: rows / math.sqrt(n)
@@ -317,7 +292,7 @@ class Pullback:
         if self.solver == "auto" and a.rows > _DUAL_ROWS:
             return None
         try:
-            k = kernel(net, self.task, self._pick())
+            k = kernel(net, self.task, self.picked)
         except (KernelError, SymmetryError) as error:
             if self.solver == "dual":
                 raise PullbackError(f"the dual cannot be built ({error})") from error
@@ -351,33 +326,3 @@ class Pullback:
         values = torch.where(values > _NULL * values.max(), values, 0.0)
         coefficients = space.size * vectors[0]
         return Modes(values, coefficients, lambda f: space.basis.T @ (vectors @ (f * coefficients)).to(g), False)
-
-
-def _ratio(modes: Modes, shift: float) -> float:
-    """Drift of a step of length 1."""
-    return modes.drift(shift) / modes.length(shift) if modes.length(shift) else math.inf
-
-
-def _largest(allowed: Callable[[float], bool], modes: Modes) -> float:
-    """The largest lam that is allowed: drift grows with lam."""
-    top = float(modes.values.max()) or 1.0
-    if allowed(math.inf):
-        return math.inf
-    low, high = math.log(1e-12 * top), math.log(1e6 * top)
-    if not allowed(math.exp(low)):
-        return math.exp(low)
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if allowed(math.exp(middle)) else (low, middle)
-    return math.exp(low)
-
-
-def _secular(modes: Modes, beta: float, size: float) -> float:
-    """lam with (beta / 2) |(G + lam)^-1 g| = size: it falls from infinity to zero as lam grows."""
-    top = float(modes.values.max()) or 1.0
-    reach = lambda lam: beta / 2 * modes.length(lam) / lam  # noqa: E731
-    low, high = math.log(1e-14 * top), math.log(1e6 * max(top, beta * float(modes.coefficients.norm()) / size))
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if reach(math.exp(middle)) > size else (low, middle)
-    return math.exp((low + high) / 2)

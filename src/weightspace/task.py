@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,7 +37,7 @@ from weightspace.net import Net, Weights, WeightspaceError
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["Task", "TaskError", "accuracy", "carried", "gradient", "logits"]
+__all__ = ["Task", "TaskError", "accuracy", "carried", "gradient", "logits", "value_and_gradient"]
 
 IGNORED = -100  # torch's mark of a position without a label
 
@@ -123,14 +124,15 @@ class Task:
         for x, y in self.batches(net):
             if y is None:
                 raise TaskError("the task has no labels; give Task(inputs, labels)")
-            f = self._forward(net, x)
-            f = f.float() if f.dtype in (torch.float16, torch.bfloat16) else f
-            y = y.to(f.device, f.dtype) if y.is_floating_point() else y.to(f.device)
-            if isinstance(self.metric, str):
-                d = METRICS[self.metric](f, y)
-                yield d, len(d)
-            else:
-                yield self._custom(f, y, len(leaves(x)[0]))
+            yield self._measured(self._forward(net, x), y, len(leaves(x)[0]))
+
+    def _measured(self, f: Tensor, y: Tensor, size: int) -> tuple[Tensor, int]:
+        f = f.float() if f.dtype in (torch.float16, torch.bfloat16) else f
+        y = y.to(f.device, f.dtype) if y.is_floating_point() else y.to(f.device)
+        if not isinstance(self.metric, str):
+            return self._custom(f, y, size)
+        d = METRICS[self.metric](f, y)
+        return d, len(d)
 
     def _custom(self, f: Tensor, y: Tensor, size: int) -> tuple[Tensor, int]:
         assert callable(self.metric)
@@ -147,6 +149,12 @@ class Task:
             raise TaskError(f"{name} returned a batch mean, but {how}; use reduction='none'")
         count = size if y.is_floating_point() else int((y != IGNORED).sum())
         return (d, count) if count else (f.sum() * 0, 0)
+
+    def loss(self, f: Tensor, y: Tensor | None) -> Float[Tensor, ""]:
+        """The mean distance of a batch of outputs from its labels, with its graph."""
+        if y is None:
+            raise TaskError("the task has no labels; give Task(inputs, labels)")
+        return self._measured(f, y, len(f))[0].mean()
 
     def distances(self, net: Net) -> Float[Tensor, " t"]:
         """The vector d_t = d_Y(f(x_t), y_t)."""
@@ -187,21 +195,23 @@ class Task:
             return torch.where(total > 0, total, 1).sqrt() * (total > 0)
         return total / count if self.aggregate == "mean" else total
 
-    def _backward(self, net: Net) -> Tensor:
-        """dL = factor * sum_t weight_t dd_t, a batch's graph at a time; fills `.grad`, returns the factor."""
-        total, count, weights = torch.zeros(()), 0, None
+    def _backward(self, net: Net) -> tuple[Tensor, float]:
+        """dL = factor * sum_t weight_t dd_t, a batch's graph at a time; fills `.grad`, returns the factor and L."""
+        total, count, weights, whole = torch.zeros(()), 0, None, torch.zeros(())
         if self.aggregate not in _TERMS:
             with torch.no_grad():
                 d = self.distances(net)
-            weights = torch.autograd.grad(self._whole(d.requires_grad_()), d)[0]
+            whole = self._whole(d.requires_grad_())
+            weights = torch.autograd.grad(whole, d)[0]
         for d, n in self._distances(net):
             term = self._term(d, n) if weights is None else weights[count : count + n].dot(d)
             _descend(term)
             total, count = total + term.detach(), count + n
         if weights is not None:
-            return torch.ones(())
+            return torch.ones(()), float(whole.detach())
         leaf = total.requires_grad_()
-        return torch.autograd.grad(self._finish(leaf, count), leaf)[0]
+        value = self._finish(leaf, count)
+        return torch.autograd.grad(value, leaf)[0], float(value.detach())
 
     @torch.no_grad()
     def outputs(self, net: Net) -> Tensor:
@@ -288,6 +298,14 @@ class Task:
         order = torch.arange(len(self)) if seed is None else shuffled(len(self), seed)
         return self._with(self._source.pick(order[:n].sort()[0]))
 
+    def minibatch(self, n: int, step: int, seed: int) -> Task:
+        """The `step`-th of the batches of n examples: every epoch another order, its uneven rest left out."""
+        if n >= len(self):
+            return self
+        epoch, at = divmod(step, len(self) // n)
+        order = _order(len(self), seed * 1_000_003 + epoch)
+        return self._with(self._source.pick(order[at * n : at * n + n].sort()[0]))
+
 
 def accuracy(task: Task) -> Callable[[Net], float]:
     """The function net -> fraction of examples whose largest output is the labelled one, in [0, 1].
@@ -313,15 +331,20 @@ def gradient(goal: Task | Callable[[Net], Tensor], net: Net) -> Weights:
     An aggregate that does not stream ("linf", a function) costs one forward pass more. Raises `TaskError` for
     a goal that is not a differentiable 0-d tensor.
     """
+    return value_and_gradient(goal, net)[1]
+
+
+def value_and_gradient(goal: Task | Callable[[Net], Tensor], net: Net) -> tuple[float, Weights]:
+    """L and dL/dw at the net's weights, as `gradient`, in one pass."""
     factor = torch.ones(())
     with torch.enable_grad():
         vector = _checked(net).weights.map(lambda w: w.detach().clone().requires_grad_(w.is_floating_point()))
         leaf = net.at(vector)
         if isinstance(goal, Task):
-            factor = goal._backward(leaf)
+            factor, value = goal._backward(leaf)
         else:
-            _descend(goal(leaf))
-    return vector.map(lambda w: torch.zeros_like(w) if w.grad is None else w.grad * factor.to(w))
+            value = _descend(goal(leaf))
+    return value, vector.map(lambda w: torch.zeros_like(w) if w.grad is None else w.grad * factor.to(w))
 
 
 def carried(x: Any, net: Net) -> Any:
@@ -338,6 +361,11 @@ def logits(raw: Any) -> Tensor:
         if isinstance(part, Tensor):
             return part
     raise TaskError(f"no output tensor in a {type(raw).__name__}; give output=, a function that picks it")
+
+
+@lru_cache(maxsize=8)
+def _order(n: int, seed: int) -> Tensor:
+    return shuffled(n, seed)
 
 
 def _rows(f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -430,11 +458,12 @@ def _checked(net: Any) -> Net:
     return net
 
 
-def _descend(value: Any) -> None:
+def _descend(value: Any) -> float:
     if not isinstance(value, Tensor) or value.ndim or not value.requires_grad:
         seen = f"shape {shape(value)}" if isinstance(value, Tensor) else type(value).__name__
         raise TaskError(f"the goal has no gradient in the weights ({seen}); give a differentiable 0-d tensor")
     value.backward()
+    return float(value.detach())
 
 
 @contextmanager

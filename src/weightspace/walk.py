@@ -17,8 +17,10 @@ from torch import Tensor
 from weightspace import architecture, checkpoint
 from weightspace.architecture import ArchitectureError, Stored
 from weightspace.compare import Progress, classifies
-from weightspace.flows import Flow, Record, drift, flow, learn, prune, toward
+from weightspace.flows import Record, flow
+from weightspace.goals import drift, learn, toward
 from weightspace.net import Net
+from weightspace.pruning import prune, sparsity
 from weightspace.pullback import Pullback
 from weightspace.symmetry import Symmetry
 from weightspace.task import Task, accuracy
@@ -128,7 +130,7 @@ def walk(
         heldout=last.heldout if last else 0.0,
         moved=float((end - net).norm()) / float(net.weights.norm()),
         free=free,
-        sparsity=_zeros(found),
+        sparsity=None if found.mask is None else sparsity(found.mask),
         scores=scores,
     )
 
@@ -166,10 +168,3 @@ def _scores(before: Net, after: Net, kept: Task, new: Task | None) -> list[tuple
                 pair = [Score(name, float(task(net)), right(net) if right else None) for net in (before, after)]
             rows.append((name, pair[0], pair[1]))
     return rows
-
-
-def _zeros(found: Flow) -> float | None:
-    if found.mask is None:
-        return None
-    matrices = [m for m in found.mask.values() if m.dim() > 1]
-    return 1 - sum(float(m.sum()) for m in matrices) / sum(m.numel() for m in matrices)

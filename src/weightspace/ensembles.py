@@ -1,0 +1,76 @@
+"""Several networks as one, and how different they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from weightspace.goals import input_gradient
+from weightspace.net import Net, WeightspaceError, checked
+from weightspace.task import Task, logits
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = ["coherence", "disagreement", "ensemble"]
+
+
+class _Mean(nn.Module):
+    """log (1 / n) sum_k softmax f_k(x)."""
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        rows = torch.stack([logits(member(*args, **kwargs)).log_softmax(-1) for member in self.members])
+        return rows.logsumexp(0) - torch.tensor(float(len(self.members))).log()
+
+
+def ensemble(nets: Sequence[Net]) -> Net:
+    """The network f(x) = log (1 / n) sum_k softmax f_k(x): whatever looks at a network looks at the ensemble.
+
+    It costs its members. Raises `WeightspaceError` for none, `ArchitectureMismatch` for networks of different tensors.
+    """
+    members = list(nets)
+    if not members:
+        raise WeightspaceError("an ensemble needs at least one network, got none")
+    for net in members:
+        checked(members[0]).check(net)
+    return Net.of(_Mean([net.live() for net in members]))
+
+
+def disagreement(nets: Sequence[Net], task: Task) -> float:
+    """Mean over pairs of the share of examples that the two put into different classes, in [0, 1]."""
+    with torch.no_grad():
+        classes = [task.outputs(net).argmax(-1) for net in _pair(nets)]
+    return _mean([(a != b).double().mean() for a, b in combinations(classes, 2)])
+
+
+def coherence(nets: Sequence[Net], task: Task) -> float:
+    """Mean over pairs and examples of cos(grad_x L(f_a), grad_x L(f_b)), in [-1, 1]: an attack on one fools the other.
+
+    Source: Improving adversarial robustness of ensembles with diversity training (Kariyappa, Qureshi, 2019).
+    """
+    rows = [_gradients(net, task) for net in _pair(nets)]
+    return _mean([F.cosine_similarity(a, b, dim=1).double().mean() for a, b in combinations(rows, 2)])
+
+
+def _gradients(net: Net, task: Task) -> Float[Tensor, "examples numbers"]:
+    return torch.cat([input_gradient(task, net, x, y) for x, y in task.batches(net)])
+
+
+def _pair(nets: Sequence[Net]) -> list[Net]:
+    found = [checked(net) for net in nets]
+    if len(found) < 2:
+        raise WeightspaceError(f"how alike are networks? give at least two, got {len(found)}")
+    return found
+
+
+def _mean(parts: list[Tensor]) -> float:
+    return float(torch.stack(parts).mean())

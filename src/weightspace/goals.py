@@ -1,0 +1,448 @@
+"""Goals: what a flow lowers.
+
+Any function of a network whose value is one differentiable number is a goal. Those here change from step to step
+(batches), look at other networks as well, or bend the gradient; they add up: `learn(new) + 0.5 * hold(memory, net)`.
+The known methods of continual learning are sums of them, under `Euclidean` or `Adam`:
+
+    naive               learn(new)
+    experience replay   learn(new) + learn(memory)
+    LwF                 learn(new) + hold(new, net, "kl", temperature=2)
+    frozen teacher      learn(new) + hold(memory, net, "bhattacharyya")
+    DER++               learn(new) + hold(memory, net, "squared", labels=a)
+    EWC                 learn(new) + ewc(old, net)
+    A-GEM, GEM          gem(learn(new), [memory, ...])
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import nnls
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+
+from weightspace.examples import each, leaves
+from weightspace.net import Net, Weights, WeightspaceError, checked, math_attention
+from weightspace.symmetry.trace import arguments
+from weightspace.task import Task, carried, logits, value_and_gradient
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = [
+    "Goal", "GoalError", "attacked", "covector", "drift", "ewc", "fisher", "gem", "harden", "hold", "input_gradient",
+    "learn", "not_aliased", "spread", "toward",
+]  # fmt: skip
+
+_ROOM = 1 << 26
+
+Augment = Callable[[Any, torch.Generator], Any]
+
+
+class GoalError(WeightspaceError):
+    """A goal that makes no sense, or that has no gradient in what it is asked about."""
+
+
+class Goal:
+    """What a flow lowers, step by step. Goals add up and take factors."""
+
+    def covector(self, net: Net, step: int) -> tuple[Weights, float]:
+        """The gradient at the net for this step, and the value there (NaN: it has none)."""
+        raise NotImplementedError
+
+    def __add__(self, other: Goal) -> Goal:
+        return Sum(((1.0, self), (1.0, other)))
+
+    def __rmul__(self, factor: float) -> Goal:
+        return Sum(((factor, self),))
+
+
+@dataclass(frozen=True)
+class Sum(Goal):
+    """sum_k factor_k goal_k."""
+
+    terms: tuple[tuple[float, Goal], ...]
+
+    def covector(self, net: Net, step: int) -> tuple[Weights, float]:
+        """The sum of the gradients and of the values."""
+        total, value = net.weights.zeros(), 0.0
+        for factor, goal in self.terms:
+            vector, worth = goal.covector(net, step)
+            total, value = total + factor * vector, value + factor * worth
+        return total, value
+
+
+def covector(goal: Goal | Task | Callable[[Net], Tensor], net: Net, step: int = 0) -> tuple[Weights, float]:
+    """The gradient of any goal at the net, and its value."""
+    if isinstance(goal, Goal):
+        return goal.covector(net, step)
+    value, vector = value_and_gradient(goal, net)
+    return vector, value
+
+
+# ------------------------------------------------------------------ tasks, old and new
+
+
+@dataclass(frozen=True)
+class Learn(Goal):
+    """The loss of a task, on another batch at every step."""
+
+    task: Task
+    batch: int
+    seed: int
+    augment: Augment | None
+
+    def covector(self, net: Net, step: int) -> tuple[Weights, float]:
+        """The gradient and the loss of one batch."""
+        some = self.task.minibatch(self.batch, step, self.seed)
+        if self.augment is None:
+            return _swapped(value_and_gradient(some, net))
+        pairs = [(_changed(x, self.augment, self.seed, step), y) for x, y in some.batches(net)]
+        return _descended(lambda w: _mean([self.task.loss(_forward(self.task, w, x), y) for x, y in pairs]), net)
+
+
+def learn(task: Task, batch: int = 128, seed: int = 0, augment: Augment | None = None) -> Goal:
+    """The task's loss, on `batch` examples at every step, in another order every epoch.
+
+    `augment(inputs, generator)` changes the inputs of a batch on the way.
+    """
+    _positive("a batch", batch)
+    return Learn(task, batch, seed, augment)
+
+
+@dataclass(frozen=True)
+class Hold(Goal):
+    """How far outputs are from those of an anchor."""
+
+    task: Task
+    anchor: Net
+    distance: str
+    batch: int
+    seed: int
+    labels: float
+    temperature: float
+    augment: Augment | None
+    output: Callable[[Tensor], Tensor]
+
+    def covector(self, net: Net, step: int) -> tuple[Weights, float]:
+        """The gradient and the value on one batch."""
+        if net.weights is not self.anchor.weights:
+            not_aliased(net, self.anchor)
+        some = self.task.minibatch(self.batch, step, self.seed)
+        triples = []
+        with torch.no_grad():
+            for x, y in some.batches(net):
+                seen = _changed(x, self.augment, self.seed, step)
+                triples.append((seen, y, self.output(_forward(self.task, self.anchor, carried(seen, self.anchor)))))
+
+        def away(w: Net) -> Tensor:
+            parts = []
+            for x, y, before in triples:
+                f = _forward(self.task, w, x)
+                far = _DISTANCES[self.distance](self.output(f), before.to(f), self.temperature)
+                parts.append(far + self.labels * self.task.loss(f, y) if self.labels else far)
+            return _mean(parts)
+
+        return _descended(away, net)
+
+
+def hold(
+    task: Task,
+    anchor: Net,
+    distance: str = "squared",
+    *,
+    batch: int = 64,
+    seed: int = 0,
+    labels: float = 0.0,
+    temperature: float = 1.0,
+    augment: Augment | None = None,
+    output: Callable[[Tensor], Tensor] = lambda f: f,
+) -> Goal:
+    """E d(f(x), f_anchor(x)) over the inputs of a task: what `Pullback` measures, without being linearised.
+
+    `distance`, for outputs f and probabilities p = softmax(f / temperature): "squared" |f - f_anchor|^2, "kl"
+    temperature^2 KL(p_anchor | p), "bhattacharyya" -log sum_k sqrt(p_k p_anchor,k). `labels` adds so much of the task's
+    own loss on the same examples. `output` picks the outputs that count. The anchor's outputs are asked for anew where
+    `augment` changes the inputs. Raises `GoalError`; also where anchor and network are two that share one memory, so
+    that the anchor would move too.
+    """
+    if distance not in _DISTANCES:
+        raise GoalError(f"unknown distance {distance!r}; choose {', '.join(_DISTANCES)}")
+    _positive("a batch", batch)
+    if not 0 < temperature < math.inf:
+        raise GoalError(f"temperature must be positive, got {temperature}")
+    return Hold(task, checked(anchor), distance, batch, seed, labels, temperature, augment, output)
+
+
+def not_aliased(net: Net, anchor: Net) -> None:
+    """Raise `GoalError` where two networks share the memory of their weights."""
+    mine = {t.untyped_storage().data_ptr() for t in net.weights.buffers}
+    if mine & {t.untyped_storage().data_ptr() for t in anchor.weights.buffers}:
+        raise GoalError("the anchor shares its memory with the network that moves, and would move too; clone() it")
+
+
+def _bhattacharyya(f: Tensor, g: Tensor, t: float) -> Tensor:
+    return -((f / t).log_softmax(-1) / 2 + (g / t).log_softmax(-1) / 2).logsumexp(-1).mean()
+
+
+def _kl(f: Tensor, g: Tensor, t: float) -> Tensor:
+    p, q = (f / t).log_softmax(-1), (g / t).log_softmax(-1)
+    return t**2 * F.kl_div(p, q, log_target=True, reduction="none").sum(-1).mean()
+
+
+_DISTANCES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "squared": lambda f, g, t: (f - g).flatten(1).square().sum(1).mean(),
+    "kl": _kl,
+    "bhattacharyya": _bhattacharyya,
+}
+
+
+@dataclass(frozen=True)
+class Ewc(Goal):
+    """strength / 2 sum_i F_i (w_i - anchor_i)^2."""
+
+    anchor: Net
+    importance: Weights
+    strength: float
+
+    def covector(self, net: Net, step: int) -> tuple[Weights, float]:
+        """strength F (w - anchor), and the value."""
+        away = net - self.anchor
+        pull = away.shaped(self.strength * self.importance.flat() * away.flat())
+        return pull, float(pull.dot(away)) / 2
+
+
+def ewc(task: Task, net: Net, strength: float = 1.0, seed: int = 0) -> Goal:
+    """strength / 2 sum_i F_i (w_i - w0_i)^2, F the diagonal of the Fisher information of `task` at `net`.
+
+    Source: Overcoming catastrophic forgetting in neural networks (Kirkpatrick et al., 2017).
+    """
+    if not 0 < strength < math.inf:
+        raise GoalError(f"strength must be positive, got {strength}")
+    return Ewc(net, fisher(task, net, seed), strength)
+
+
+def fisher(task: Task, net: Net, seed: int = 0) -> Weights:
+    """F_i = E_x E_{y ~ p(.|x)} (d log p(y|x) / dw_i)^2: one label drawn from the network for every example.
+
+    Squared gradients of examples, not of batches: a batch's mean gradient squared is smaller by the batch.
+    """
+    generator = torch.Generator(device=net.device).manual_seed(seed)
+    weights = {n: w for n, w in net.weights.items() if w.is_floating_point()}
+    total = {n: torch.zeros_like(w) for n, w in weights.items()}
+    count = 0
+
+    def surprise(w: dict[str, Tensor], x: Any, y: Tensor) -> Tensor:
+        args, kwargs = arguments(each(lambda t: t[None], x))
+        out = task.output(functional_call(net.architecture, {**net.tensors, **w}, args, kwargs))
+        return F.nll_loss(out.flatten(0, -2).log_softmax(-1), y.flatten(), reduction="sum")
+
+    for x, _ in task.batches(net):
+        with torch.no_grad():
+            p = _forward(task, net, x).softmax(-1)
+            y = torch.multinomial(p.flatten(0, -2), 1, generator=generator).view(p.shape[:-1])
+        step = max(1, _ROOM // net.weights.numel)
+        for at in range(0, len(y), step):
+            part = each(lambda t, at=at, step=step: t[at : at + step], x)
+            with math_attention():
+                found = vmap(grad(surprise), in_dims=(None, 0, 0))(weights, part, y[at : at + step])
+            for name, rows in found.items():
+                total[name] += rows.detach().square().sum(0)
+        count += len(y)
+    return net.weights.zeros().replace({name: t / count for name, t in total.items()})
+
+
+@dataclass(frozen=True)
+class Gem(Goal):
+    """A goal whose gradient is bent until it hurts no memory."""
+
+    goal: Goal
+    memories: tuple[Task, ...]
+    batch: int
+    seed: int
+
+    def covector(self, net: Net, step: int) -> tuple[Weights, float]:
+        """The nearest vector with no negative product with the gradient of any memory, and the goal's value."""
+        wanted, value = self.goal.covector(net, step)
+        rows = [value_and_gradient(m.minibatch(self.batch, step, self.seed), net)[1].flat() for m in self.memories]
+        a, g = torch.stack(rows).double(), wanted.flat().double()
+        if bool((a @ g >= 0).all()):
+            return wanted, value
+        gram = (a @ a.T).numpy(force=True)
+        root = np.linalg.cholesky(gram + 1e-10 * np.trace(gram) * np.eye(len(gram)))
+        weights, _ = nnls(root.T, -np.linalg.solve(root, (a @ g).numpy(force=True)))
+        return wanted.shaped((g + torch.from_numpy(weights).to(a) @ a).to(wanted.flat())), value
+
+
+def gem(goal: Goal, memories: Sequence[Task], batch: int = 64, seed: int = 0) -> Goal:
+    """`goal` with its gradient g replaced by argmin |v - g| over <v, g_k> >= 0, g_k the gradient of memory k.
+
+    One memory of all old tasks is A-GEM. Sources: Gradient episodic memory for continual learning (Lopez-Paz, Ranzato,
+    2017); Efficient lifelong learning with A-GEM (Chaudhry, Ranzato, Rohrbach, Elhoseiny, 2019).
+    """
+    if not memories:
+        raise GoalError("there is no memory to protect; give at least one task")
+    return Gem(goal, tuple(memories), batch, seed)
+
+
+# ------------------------------------------------------------------ other networks, other inputs
+
+
+@dataclass(frozen=True)
+class Drift(Goal):
+    """No goal but a heading: a random direction, the same at every step."""
+
+    seed: int
+
+    def covector(self, net: Net, step: int) -> tuple[Weights, float]:
+        """The direction; it has no value."""
+        return net.weights.randn(self.seed), math.nan
+
+
+def drift(seed: int) -> Goal:
+    """Explore: a random heading drawn from `seed`, kept as far as the metric allows."""
+    return Drift(seed)
+
+
+def toward(other: Net) -> Callable[[Net], Tensor]:
+    """|w - w_other|^2 / 2: go to another network (align it first)."""
+
+    def distance(net: Net) -> Tensor:
+        net.check(other)
+        return sum(
+            ((w - other.weights[n].to(w)).square().sum() / 2 for n, w in net.weights.items()), torch.zeros(())
+        )  # fmt: skip
+
+    return distance
+
+
+@dataclass(frozen=True)
+class Spread(Goal):
+    """How alike the input gradients of networks are."""
+
+    others: tuple[Net, ...]
+    task: Task
+    batch: int
+    seed: int
+
+    def covector(self, net: Net, step: int) -> tuple[Weights, float]:
+        """The gradient and the coherence on one batch."""
+        batches = list(self.task.minibatch(self.batch, step, self.seed).batches(net))
+        theirs = [[input_gradient(self.task, other, x, y).detach() for other in self.others] for x, y in batches]
+
+        def coherence(w: Net) -> Tensor:
+            parts: list[Tensor] = []
+            for (x, y), rows in zip(batches, theirs, strict=True):
+                mine = input_gradient(self.task, w, x, y, graph=True)
+                parts += [F.cosine_similarity(mine, row.to(mine), dim=1).mean() for row in rows]
+            return _mean(parts)
+
+        return _descended(coherence, net)
+
+
+def spread(others: Sequence[Net], task: Task, batch: int = 64, seed: int = 0) -> Goal:
+    """mean over examples and others of cos(grad_x L(f), grad_x L(f_other)): networks that fool one another less.
+
+    Source: Improving adversarial robustness of ensembles with diversity training (Kariyappa, Qureshi, 2019).
+    """
+    if not others:
+        raise GoalError("spread from which networks? give at least one")
+    _positive("a batch", batch)
+    return Spread(tuple(checked(o) for o in others), task, batch, seed)
+
+
+def input_gradient(
+    task: Task, net: Net, x: Any, y: Tensor | None, graph: bool = False
+) -> Float[Tensor, "examples numbers"]:
+    """d(loss of every example)/dx, flat. Raises `GoalError` for inputs that are not floating-point."""
+    parts = leaves(x)
+    if not all(part.is_floating_point() for part in parts):
+        raise GoalError("these inputs are integers (tokens) and have no gradient; give embeddings or images")
+    seen = each(lambda t: t.detach().requires_grad_(), x)
+    with torch.enable_grad(), math_attention():
+        loss = task.loss(_forward(task, net, seen), y) * len(parts[0])
+        found = torch.autograd.grad(loss, leaves(seen), create_graph=graph)
+    return torch.cat([part.flatten(1) for part in found], 1)
+
+
+@dataclass(frozen=True)
+class Harden(Goal):
+    """The loss where an attack has moved the inputs."""
+
+    task: Task
+    radius: float
+    steps: int
+    batch: int
+    seed: int
+    span: tuple[float, float]
+
+    def covector(self, net: Net, step: int) -> tuple[Weights, float]:
+        """The gradient and the loss on one attacked batch."""
+        some = self.task.minibatch(self.batch, step, self.seed)
+        moved = [(attacked(self.task, net, x, y, self.radius, self.steps, self.span), y) for x, y in some.batches(net)]
+        return _descended(lambda w: _mean([self.task.loss(_forward(self.task, w, x), y) for x, y in moved]), net)
+
+
+def harden(
+    task: Task,
+    radius: float,
+    steps: int = 7,
+    batch: int = 128,
+    seed: int = 0,
+    span: tuple[float, float] = (-math.inf, math.inf),
+) -> Goal:
+    """max L(x + d) over |d|_inf <= radius, by `steps` of projected signed ascent; inputs stay within `span`.
+
+    Source: Towards deep learning models resistant to adversarial attacks (Madry et al., 2018).
+    """
+    if not 0 < radius < math.inf or steps < 1:
+        raise GoalError(f"an attack needs a positive radius and a step, got {radius} and {steps}")
+    _positive("a batch", batch)
+    return Harden(task, radius, steps, batch, seed, span)
+
+
+def attacked(
+    task: Task, net: Net, x: Any, y: Tensor | None, radius: float, steps: int, span: tuple[float, float]
+) -> Tensor:
+    """The inputs where the ascent ends."""
+    if not isinstance(x, Tensor):
+        raise GoalError("an attack moves one tensor of inputs; these have several")
+    moved = x
+    for _ in range(steps):
+        rise = input_gradient(task, net, moved, y).view_as(x).sign()
+        moved = torch.clamp(moved + 2.5 * radius / steps * rise, x - radius, x + radius).clamp(*span)
+    return moved.detach()
+
+
+# ------------------------------------------------------------------
+
+
+def _forward(task: Task, net: Net, x: Any) -> Tensor:
+    return logits(task.output(net(x)))
+
+
+def _changed(x: Any, augment: Augment | None, seed: int, step: int) -> Any:
+    return x if augment is None else augment(x, torch.Generator().manual_seed(seed * 1_000_003 + step))
+
+
+def _descended(goal: Callable[[Net], Tensor], net: Net) -> tuple[Weights, float]:
+    return _swapped(value_and_gradient(goal, net))
+
+
+def _swapped(pair: tuple[float, Weights]) -> tuple[Weights, float]:
+    return pair[1], pair[0]
+
+
+def _mean(parts: list[Tensor]) -> Tensor:
+    return torch.stack(parts).mean()
+
+
+def _positive(what: str, number: int) -> None:
+    if number < 1:
+        raise GoalError(f"{what} has at least one example, got {number}")

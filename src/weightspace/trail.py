@@ -1,0 +1,162 @@
+"""A trail: a path of networks in a folder, written point by point, read back as a `Path`.
+
+    base.safetensors        the first network
+    00040.safetensors       what is not as in the base: tensors that are mostly zero as values and a bit mask, others
+                            whole; or, with `half`, as base + float16 difference
+    index.json              one entry a point: file, step, facts; the architecture's fingerprint; the log of a flow
+    resume-00040.safetensors  what a flow needs to go on from its last point, and nobody else
+
+Every file is written beside its place and renamed, the index last, so that a trail that is cut off ends at its last
+whole point.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path as File
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weightspace import checkpoint
+from weightspace.checkpoint import CheckpointError
+from weightspace.net import Net
+from weightspace.path import Path
+
+__all__ = ["Trail"]
+
+_INDEX, _BASE, _VERSION = "index.json", "base.safetensors", 1
+_SPARSE = 0.5
+_MASK, _VALUES, _DELTA = "::mask", "::values", "::delta"
+
+
+class Trail:
+    """The networks of a path on disk: `len`, `trail[k]`, iteration; `trail.path()` is the polyline through them."""
+
+    def __init__(self, folder: str | os.PathLike[str], net: Net, *, half: bool = False) -> None:
+        """Open the trail in `folder`, or begin one there at `net`, whose architecture the points have.
+
+        `half` keeps differences from the base in float16: half of the room, each within 2^-11 of itself. Raises
+        `CheckpointError` for a folder that holds something else, or a trail of another architecture.
+        """
+        self.folder, self.net, self.half = File(folder), net, half
+        if (self.folder / _INDEX).exists():
+            self.index = self._read()
+        else:
+            if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+                raise CheckpointError(f"{folder}: is there and holds no path; choose another folder")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.save(net.tensors, self.folder / _BASE, metadata={"weightspace": "first network of a path"})
+            self.index = {"weightspace": "path", "version": _VERSION, "fingerprint": net.fingerprint, "points": []}
+            self.index["points"].append({"file": _BASE, "step": 0})
+            self._write()
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            index = json.loads((self.folder / _INDEX).read_text())
+            known = index["weightspace"] == "path" and index["version"] == _VERSION and len(index["points"]) > 0
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{self.folder / _INDEX}: is no index of a path ({type(error).__name__})") from error
+        if not known:
+            raise CheckpointError(f"{self.folder / _INDEX}: is no index of a path that this version can read")
+        if index["fingerprint"] != self.net.fingerprint:
+            raise CheckpointError(f"{self.folder}: its networks have another architecture than the one given")
+        return dict(index)
+
+    def _write(self) -> None:
+        beside = self.folder / f".{_INDEX}.{os.getpid()}"
+        try:
+            beside.write_text(json.dumps(self.index, indent=1))
+            beside.replace(self.folder / _INDEX)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            raise CheckpointError(f"{self.folder / _INDEX}: cannot be written ({error.strerror})") from error
+
+    def __len__(self) -> int:
+        return len(self.index["points"])
+
+    def __iter__(self) -> Iterator[Net]:
+        return (self[k] for k in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"Trail({len(self)} networks in {self.folder})"
+
+    def facts(self, k: int) -> dict[str, Any]:
+        """What was said of a point: its step, and what `append` was given."""
+        return {key: value for key, value in self.index["points"][k].items() if key != "file"}
+
+    def __getitem__(self, k: int) -> Net:
+        name = self.index["points"][k]["file"]
+        if File(name).name != name:
+            raise CheckpointError(f"{self.folder / _INDEX}: {name!r} lies outside of the folder")
+        base = checkpoint.read(self.folder / _BASE)
+        if name == _BASE:
+            return self.net.load(base)
+        found = checkpoint.read(self.folder / name)
+        return self.net.load({n: _restored(n, found, base) for n in base})
+
+    def path(self) -> Path:
+        """The polyline through the points, at their steps; each is read when it is asked for."""
+        steps = [float(point["step"]) for point in self.index["points"]]
+        if len(steps) < 2:
+            raise CheckpointError(f"{self.folder}: holds one network; a path has two ends")
+        marks = [(s - steps[0]) / (steps[-1] - steps[0]) for s in steps]
+
+        def at(t: float) -> Net:
+            k = int(np.searchsorted(marks, t, side="right")) - 1
+            return self[k] if marks[k] == t else self[k].lerp(self[k + 1], (t - marks[k]) / (marks[k + 1] - marks[k]))
+
+        return Path(at, marks)
+
+    def append(self, net: Net, step: int, resume: Mapping[str, Tensor] | None = None, **facts: Any) -> None:
+        """Write a point. Raises `CheckpointError`, with the trail as it was, where the disk refuses."""
+        self.net.check(net)
+        base = checkpoint.read(self.folder / _BASE)
+        name, kept = f"{step:05d}.safetensors", {}
+        for key, tensor in net.tensors.items():
+            kept.update(_packed(key, tensor.detach().cpu(), base[key], self.half))
+        checkpoint.save(kept or {"::none": torch.zeros(1)}, self.folder / name, force=True, metadata={})
+        before = self.index.get("resume")
+        if resume is not None:
+            self.index["resume"] = f"resume-{step:05d}.safetensors"
+            checkpoint.save(dict(resume), self.folder / self.index["resume"], force=True, metadata={})
+        self.index["points"].append({"file": name, "step": step, **facts})
+        self._write()
+        if before is not None and before != self.index["resume"]:
+            (self.folder / before).unlink(missing_ok=True)
+
+    def resumed(self) -> dict[str, Tensor]:
+        """What the last `append` was given to go on from; empty where there was nothing."""
+        name = self.index.get("resume")
+        return {} if name is None else dict(checkpoint.read(self.folder / name).items())
+
+
+def _packed(name: str, tensor: Tensor, base: Tensor, half: bool) -> dict[str, Tensor]:
+    if torch.equal(tensor, base):
+        return {}
+    zero = tensor == 0
+    if float(zero.double().mean()) > _SPARSE and tensor.is_floating_point():
+        bits = np.packbits((~zero).flatten().numpy())
+        return {name + _MASK: torch.from_numpy(bits), name + _VALUES: tensor[~zero].clone()}
+    if half and tensor.is_floating_point():
+        return {name + _DELTA: (tensor.double() - base.double()).half()}
+    return {name: tensor.contiguous()}
+
+
+def _restored(name: str, found: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> Tensor:
+    if name in found:
+        return found[name]
+    whole = base[name]
+    if name + _DELTA in found:
+        return (whole.double() + found[name + _DELTA].double()).to(whole.dtype)
+    if name + _MASK in found:
+        bits = np.unpackbits(found[name + _MASK].numpy(), count=whole.numel()).astype(bool)
+        values = found[name + _VALUES]
+        full = torch.zeros(whole.numel(), dtype=values.dtype)
+        full[torch.from_numpy(bits)] = values
+        return full.view(whole.shape)
+    return whole

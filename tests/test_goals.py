@@ -1,0 +1,298 @@
+"""Goals: what each one is, against the formula written out; what they refuse."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from weightspace.flows import flow
+from weightspace.goals import (
+    GoalError,
+    attacked,
+    covector,
+    drift,
+    ewc,
+    fisher,
+    gem,
+    harden,
+    hold,
+    input_gradient,
+    learn,
+    spread,
+)
+from weightspace.metric import Adam, Euclidean
+from weightspace.net import Net, WeightspaceError
+from weightspace.pullback import Pullback
+from weightspace.task import Task, gradient
+
+
+def net(seed: int = 0) -> Net:
+    torch.manual_seed(seed)
+    return Net.of(nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)).double())
+
+
+def task(seed: int = 0, n: int = 20) -> Task:
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 5, generator=g, dtype=torch.float64)
+    return Task(x, torch.randint(0, 3, (n,), generator=g))
+
+
+def labels(t: Task) -> Tensor:
+    return torch.cat([y for _, y in t.batches() if y is not None])
+
+
+def by_autograd(a: Net, loss) -> Tensor:
+    """The gradient of a function of (weights -> outputs on x), without anything of ours but the net's call."""
+    flat = a.weights.flat().clone().requires_grad_()
+    return torch.autograd.grad(loss(a.at(a.weights.shaped(flat))), flat)[0]
+
+
+# the algebra
+
+
+def test_goals_add_up_and_take_factors():
+    a, one, two = net(), learn(task(0), 100), learn(task(1), 100)
+    g, value = covector(one + 0.5 * two, a)
+    expected = covector(one, a)[0] + 0.5 * covector(two, a)[0]
+    assert float((g - expected).norm()) < 1e-12
+    assert value == pytest.approx(float(task(0)(a)) + 0.5 * float(task(1)(a)), rel=1e-6)
+
+
+def test_an_epoch_meets_every_example_once_and_the_next_in_another_order():
+    x = torch.arange(24.0)[:, None]
+    t = Task(x, torch.zeros(24).long())
+    seen = [t.minibatch(6, step, seed=3).example(6).flatten().tolist() for step in range(8)]
+    first, second = sum(seen[:4], []), sum(seen[4:], [])
+    assert sorted(first) == sorted(second) == x.flatten().tolist()
+    assert [sorted(b) for b in seen[:4]] != [sorted(b) for b in seen[4:]]
+    assert (
+        seen[1] == t.minibatch(6, 1, seed=3).example(6).flatten().tolist() != t.minibatch(6, 1, 4).example(6).tolist()
+    )
+
+
+def test_changed_inputs_are_learnt_and_the_change_comes_from_the_seed():
+    a, t = net(), task()
+
+    def noisy(x: Tensor, g: torch.Generator) -> Tensor:
+        return x + torch.randn(x.shape, generator=g, dtype=x.dtype)
+
+    g = [covector(learn(t, 100, seed, noisy), a, step)[0] for seed, step in ((0, 0), (0, 0), (0, 1), (1, 0))]
+    assert float((g[0] - g[1]).norm()) == 0
+    assert min(float((g[0] - g[k]).norm()) for k in (2, 3)) > 1e-3
+    still = covector(learn(t, 100, 0, lambda x, g: x), a)[0]
+    assert float((still - gradient(t, a)).norm()) < 1e-12
+
+
+# holding outputs
+
+
+@pytest.mark.parametrize("distance", ["squared", "kl", "bhattacharyya"])
+def test_holding_is_the_formula(distance):
+    a, b, t = net(0), net(1), task()
+    x, f0 = t.example(20), net(0)(task().example(20))
+
+    def loss(w: Net) -> Tensor:
+        f = w(x)
+        if distance == "squared":
+            return ((f - f0) ** 2).sum(1).mean()
+        p, q = (f / 2).softmax(1), (f0 / 2).softmax(1)
+        if distance == "kl":
+            return 4 * (q * (q.log() - p.log())).sum(1).mean()
+        return -(p * q).sqrt().sum(1).log().mean()
+
+    t2 = {} if distance == "squared" else {"temperature": 2.0}
+    g, value = covector(hold(t, a, distance, batch=100, **t2), b)
+    assert value == pytest.approx(float(loss(b)), rel=1e-9)
+    assert torch.allclose(g.flat(), by_autograd(b, loss), atol=1e-10)
+
+
+def test_held_outputs_are_the_drift_of_the_pullback_metric():
+    a, t = net(0), task()
+    b = a + 0.1 * a.weights.randn(1)
+    assert covector(hold(t, a, batch=100), b)[1] == pytest.approx(Pullback(t).drift(b, a) ** 2, rel=1e-9)
+    far = Pullback(t, "hellinger").drift(a + 1e-4 * a.weights.randn(1), a) ** 2
+    near = covector(hold(t, a, "bhattacharyya", batch=100), a + 1e-4 * a.weights.randn(1))[1]
+    assert near == pytest.approx(far, rel=1e-2), "the published penalty is the Hellinger metric, to second order"
+
+
+def test_nothing_pulls_at_the_anchor_and_labels_do():
+    a, t = net(0), task()
+    for distance in ("squared", "kl", "bhattacharyya"):
+        assert float(covector(hold(t, a, distance, batch=100), a)[0].norm()) < 1e-12
+    with_labels = covector(hold(t, a, batch=100, labels=0.7), a)[0]
+    assert float((with_labels - 0.7 * gradient(t, a)).norm()) < 1e-12
+
+
+def test_a_teacher_that_is_the_student_is_refused():
+    """The published notebook passes one network as both: nothing is then held."""
+    a, t = net(0), task()
+    teacher = Net(a.architecture, a.weights, a.state)
+    student = a.at(a.weights.shaped(a.weights.flat()))
+    with pytest.raises(GoalError, match="shares its memory"):
+        covector(hold(t, teacher), student)
+    with pytest.raises(GoalError, match="shares its memory"):
+        Pullback(t).drift(student, teacher)
+    module = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    safe = Net.of(module)
+    goal = hold(t, safe, batch=100)
+    with torch.no_grad():
+        module[0].weight.add_(1.0)
+    assert covector(goal, Net.of(module))[1] > 1e-3, "the module moved, the anchor did not"
+
+
+# importances
+
+
+def test_the_fisher_diagonal_is_of_examples_not_of_batches():
+    a, t = net(), task(n=400)
+    x = t.example(400)
+    exact = torch.zeros(a.weights.numel, dtype=torch.float64)
+    for one in x:
+        p = a(one[None]).softmax(1)[0]
+        for k in range(3):
+            g = by_autograd(a, lambda w, one=one, k=k: w(one[None]).log_softmax(1)[0, k])
+            exact += p[k] * g.square() / 400
+    sampled = sum(fisher(t, a, seed).flat() for seed in range(8)) / 8
+    assert float((sampled - exact).norm() / exact.norm()) < 0.1
+    batch = by_autograd(a, lambda w: F.cross_entropy(w(x), labels(t))).square()
+    assert float(batch.sum()) < 0.1 * float(exact.sum()), "a squared mean gradient would be seen"
+
+
+def test_ewc_is_a_quadratic_around_the_anchor():
+    a, t = net(), task()
+    b = a + 0.1 * a.weights.randn(3)
+    g, value = covector(ewc(t, a, 2.0, seed=5), b)
+    importance = fisher(t, a, 5).flat()
+    assert torch.allclose(g.flat(), 2.0 * importance * (b - a).flat())
+    assert value == pytest.approx(float((importance * (b - a).flat() ** 2).sum()))
+    assert float(covector(ewc(t, a), a)[0].norm()) == 0
+
+
+# bent gradients
+
+
+def test_gem_hurts_no_memory_and_moves_the_gradient_least():
+    a, memories = net(), [task(seed) for seed in (3, 4, 5)]
+    goal = -1.0 * learn(memories[0], 100) + -0.5 * learn(memories[1], 100)
+    g = goal.covector(a, 0)[0]
+    v = covector(gem(goal, memories, batch=100), a)[0]
+    rows = [gradient(m, a) for m in memories]
+    assert min(float(v.dot(r)) for r in rows) > -1e-9 and float(g.dot(rows[0])) < 0
+    for seed in range(20):  # no feasible vector is nearer
+        other = v + 0.01 * v.randn(seed)
+        if min(float(other.dot(r)) for r in rows) >= 0:
+            assert float((other - g).norm()) >= float((v - g).norm()) - 1e-9
+    single = covector(gem(goal, memories[:1], batch=100), a)[0]
+    by_hand = g + (-float(g.dot(rows[0])) / float(rows[0].dot(rows[0]))) * rows[0]
+    assert float((single - by_hand).norm()) < 1e-6 * float(g.norm()), "one memory is A-GEM"
+
+
+def test_gem_leaves_a_harmless_gradient_alone():
+    a, t = net(), task()
+    assert float((covector(gem(learn(t, 100), [t], 100), a)[0] - gradient(t, a)).norm()) < 1e-12
+
+
+# inputs
+
+
+def test_input_gradients_are_those_of_each_example():
+    a, t = net(), task()
+    x, y = t.example(20), labels(t)
+    found = input_gradient(t, a, x, y)
+    one = x[3:4].clone().requires_grad_()
+    assert torch.allclose(found[3], torch.autograd.grad(F.cross_entropy(a(one), y[3:4]), one)[0][0])
+
+
+def test_spreading_lowers_the_coherence():
+    from weightspace.ensembles import coherence
+
+    a, t = net(), task(n=60)
+    start = a + 0.05 * a.weights.randn(1)
+    goal = spread([a], t, batch=100)
+    value = covector(goal, start)[1]
+    assert value == pytest.approx(coherence([a, start], t), abs=1e-9) and value > 0.8
+    end = flow(start, goal, Euclidean(), steps=15, size=0.1)[-1]
+    assert coherence([a, end], t) < value - 0.3
+
+
+def test_an_attack_stays_in_its_ball_and_raises_the_loss():
+    a, t = net(), task()
+    x, y = t.example(20), labels(t)
+    moved = attacked(t, a, x, y, 0.3, 10, (-1.0, 1.0))
+    inside = x.clamp(-1, 1)
+    assert float((moved - x).abs().max()) <= max(0.3, float((inside - x).abs().max())) + 1e-12
+    assert float(moved.max()) <= 1 and float(moved.min()) >= -1
+    free = attacked(t, a, x, y, 0.3, 10, (-math.inf, math.inf))
+    assert float((free - x).abs().max()) <= 0.3 + 1e-12
+    assert float(F.cross_entropy(a(free), y)) > float(F.cross_entropy(a(x), y)) + 0.1
+
+
+def test_hardening_lowers_the_loss_under_attack():
+    a, t = net(), task(n=60)
+    x, y = t.example(60), labels(t)
+
+    def worst(w: Net) -> float:
+        return float(F.cross_entropy(w(attacked(t, w, x, y, 0.3, 10, (-math.inf, math.inf))), y))
+
+    end = flow(a, harden(t, 0.3, batch=100), Adam(), steps=60, size=0.02)[-1]
+    assert worst(end) < worst(a) - 0.05
+
+
+# Adam
+
+
+def test_under_adam_a_flow_is_torchs_optimiser():
+    a, t = net(), task()
+    module = a.module()
+    optimiser = torch.optim.Adam(module.parameters(), lr=0.01)
+    for _ in range(7):
+        optimiser.zero_grad()
+        F.cross_entropy(module(t.example(20)), labels(t)).backward()
+        optimiser.step()
+    metric = Adam()
+    for _ in range(2):  # what one flow has seen is not taken into the next
+        end = flow(a, t, metric, steps=7, size=0.01)[-1]
+        assert float((end - Net.of(module)).norm()) < 1e-9
+    with pytest.raises(WeightspaceError, match="gradients seen"):
+        metric.norm(a, a.weights)
+
+
+def test_the_norm_of_adam_weighs_by_the_gradients_seen():
+    a = net()
+    metric, g = Adam(), a.weights.randn(0)
+    metric.steepest(a, g)
+    v = a.weights.randn(1)
+    assert float(metric.norm(a, v)) == pytest.approx(float((v.flat() ** 2 * g.flat().abs()).sum().sqrt()))
+
+
+# refused
+
+
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        (lambda a, t: hold(t, a, "l7"), "unknown distance"),
+        (lambda a, t: hold(t, a, batch=0), "at least one"),
+        (lambda a, t: hold(t, a, temperature=0.0), "temperature"),
+        (lambda a, t: ewc(t, a, 0.0), "strength"),
+        (lambda a, t: gem(learn(t), []), "no memory"),
+        (lambda a, t: spread([], t), "at least one"),
+        (lambda a, t: harden(t, 0.0), "radius"),
+        (lambda a, t: covector(harden(Task({"x": t.example(5)}, labels(t)[:5]), 0.1), a), "one tensor"),
+        (lambda a, t: input_gradient(t, a, torch.zeros(2, 5).long(), labels(t)[:2]), "no gradient"),
+        (lambda a, t: covector(hold(Task(t.example(5)), a, labels=1.0), a), "no labels"),
+        (lambda a, t: covector(lambda n: torch.zeros(()), a), "no gradient"),
+    ],
+)
+def test_bad_use_is_refused_in_one_line(act, words):
+    with pytest.raises(WeightspaceError) as error:
+        act(net(), task())
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_random_heading_has_no_value():
+    assert math.isnan(covector(drift(3), net())[1])
