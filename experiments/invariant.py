@@ -1,6 +1,6 @@
 """Claims of functionally invariant paths (Raghavan et al., 2024): pruning without labels, learning in a budget.
 
-    python -m experiments.invariant [sparsify learn] [--data DIR] [--seeds 3] [--quick]
+    python -m experiments.invariant [sparsify descend learn] [--data DIR] [--seeds 3] [--quick]
 
 Without --data (a folder of MNIST's files) everything runs on embedded digits. Rows that are there are not measured
 again.
@@ -9,6 +9,7 @@ again.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,11 +22,14 @@ from torch import nn
 
 import weightspace as ws
 from experiments.record import Record, insert, number, percent, table
+from weightspace.pruning import tightened
 
 HERE = Path(__file__).parent
 RESULTS, README = HERE / "results", HERE / "README.md"
-SPARSITIES = (0.8, 0.9, 0.95, 0.98, 0.991, 0.994)
+SPARSITIES = (0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.991, 0.994)
 MEMORY, STAGES = 2000, 10
+DESCENTS, ROUNDS, ROUND_EPOCHS = (0.991, 0.994, 0.98, 0.998, 0.95), 5, 12
+BATCH, TEACHING, RATE = 256, 100, 5e-3  # examples, epochs, highest learning rate of a descent
 OLD_IMAGES, STEPS, BUDGETS = 200, 60, (2.0, 8.0)
 
 Job = tuple[str, Callable[[], dict[str, Any]]]
@@ -47,13 +51,16 @@ class Lab:
             self.nets[seed] = self._trained(seed)
         return self.nets[seed]
 
+    def fresh(self, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        wide = self.train.example(1)[0].numel()
+        hidden = nn.Linear(wide, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU()
+        return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(100, 10))
+
     def _trained(self, seed: int) -> ws.Net:
         x = self.train.example(len(self.train))
         y = torch.cat([labels for _, labels in self.train.batches() if labels is not None])
-        torch.manual_seed(seed)
-        wide = x[0].numel()
-        hidden = nn.Linear(wide, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU()
-        module = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(100, 10))
+        module = self.fresh(seed)
         epochs = 2 if self.quick else 12 if self.name == "mnist" else 40
         steps = epochs * (len(x) // 128)
         optimiser = torch.optim.AdamW(module.parameters(), lr=1e-3, weight_decay=1e-2)
@@ -73,6 +80,73 @@ def sparsify(lab: Lab, seed: int) -> Iterator[Job]:
         yield f"sparsify/{lab.name}/{sparsity:g}/{seed}", lambda sparsity=sparsity: _pruned(lab, seed, sparsity)
 
 
+def descend(lab: Lab, seed: int) -> Iterator[Job]:
+    """The same, cut little by little along a descent that holds the outputs on all training images; and two controls.
+
+    A random mask of as many zeros in every layer, taught the same way; and the lottery ticket, which sees labels.
+    """
+    for sparsity in DESCENTS[:1] if lab.quick else DESCENTS:
+        yield f"descend/{lab.name}/{sparsity:g}/{seed}", lambda sparsity=sparsity: _carved(lab, seed, sparsity)
+    for sparsity in DESCENTS[:1] if lab.quick else (0.991, 0.994):
+        yield f"ticket/{lab.name}/{sparsity:g}/{seed}", lambda sparsity=sparsity: _ticket(lab, seed, sparsity)
+    at = DESCENTS[0] if lab.quick else 0.991
+    yield f"random/{lab.name}/{at:g}/{seed}", lambda: _random(lab, seed, at)
+
+
+def _steps(lab: Lab, epochs: int, batch: int) -> int:
+    return 40 if lab.quick else epochs * (len(lab.train) // batch)
+
+
+def _cosine(top: float) -> Callable[[float], float]:
+    return lambda done: top * (1 + math.cos(math.pi * done)) / 2
+
+
+def _carved(lab: Lab, seed: int, sparsity: float) -> dict[str, Any]:
+    net, right = lab.net(seed), ws.accuracy(lab.test)
+    began = time.perf_counter()
+    goal = ws.prune(sparsity, repair="descent", batch=BATCH, seed=seed)
+    steps = _steps(lab, TEACHING, BATCH)
+    path = ws.flow(net, goal, ws.Pullback(lab.train), steps=steps, size=RATE, save=steps)
+    seconds = time.perf_counter() - began
+    return {"dense": right(net), "right": right(path[-1]), "layers": _zeros(path[-1]), "seconds": seconds}
+
+
+def _random(lab: Lab, seed: int, sparsity: float) -> dict[str, Any]:
+    """As many zeros in every layer as the descent finds, at random; then the same outputs to learn, as long."""
+    net, right = lab.net(seed), ws.accuracy(lab.test)
+    layers = Record(RESULTS / "invariant.json").median(f"descend/{lab.name}/{sparsity:g}", "layers") or [sparsity] * 3
+    shares = iter(layers)
+    generator = torch.Generator().manual_seed(seed)
+    mask = net.weights.map(torch.ones_like)
+    for w in mask.values():
+        if w.dim() > 1:
+            w.copy_((torch.rand(w.shape, generator=generator) > next(shares)).to(w))
+    start = net.at(net.weights.shaped(net.weights.flat() * mask.flat()))
+    goal = ws.hold(lab.train, net, "kl", batch=BATCH, seed=seed, temperature=4.0)
+    steps = _steps(lab, TEACHING, BATCH)
+    end = ws.flow(start, goal, ws.Adam(), steps=steps, size=_cosine(RATE), mask=mask, save=steps)[-1]
+    return {"dense": right(net), "right": right(end), "layers": _zeros(end)}
+
+
+def _ticket(lab: Lab, seed: int, sparsity: float) -> dict[str, Any]:
+    """Iterative magnitude pruning: train with labels, cut, begin again with what is left (Frankle, Carbin, 2019)."""
+    start, right = ws.Net.of(lab.fresh(seed)), ws.accuracy(lab.test)
+    mask, steps = None, _steps(lab, ROUND_EPOCHS, 128)
+    began = time.perf_counter()
+    for k in range(ROUNDS + 1):
+        begin = start if mask is None else start.at(start.weights.shaped(start.weights.flat() * mask.flat()))
+        goal = ws.learn(lab.train, 128, seed + 100 * k)
+        end = ws.flow(begin, goal, ws.Adam(), steps=steps, size=_cosine(3e-3), mask=mask, save=steps)[-1]
+        if k < ROUNDS:
+            share = 1 - (1 - sparsity) ** ((k + 1) / ROUNDS)
+            mask = tightened(end.weights, ws.prune(sparsity), share, mask)
+    return {"right": right(end), "layers": _zeros(end), "seconds": time.perf_counter() - began}
+
+
+def _zeros(net: ws.Net) -> list[float]:
+    return [(w == 0).double().mean().item() for w in net.weights.values() if w.dim() > 1]
+
+
 def _pruned(lab: Lab, seed: int, sparsity: float) -> dict[str, Any]:
     net, right = lab.net(seed), ws.accuracy(lab.test)
     memory = lab.train.take(100 if lab.quick else MEMORY, seed=seed)
@@ -84,9 +158,9 @@ def _pruned(lab: Lab, seed: int, sparsity: float) -> dict[str, Any]:
     least = matrices.kthvalue(max(1, round(sparsity * len(matrices)))).values
     biases = torch.cat([torch.full((w.numel(),), w.dim() < 2) for w in net.weights.values()])
     cut = net.at(net.weights.shaped(net.weights.flat() * ((flat > least) | biases)))
-    zero = [(w == 0).double().mean().item() for w in path[-1].weights.values() if w.dim() > 1]
     return {
-        "dense": right(net), "one_shot": right(cut), "repaired": right(path[-1]), "layers": zero, "seconds": seconds,
+        "dense": right(net), "one_shot": right(cut), "repaired": right(path[-1]), "layers": _zeros(path[-1]),
+        "seconds": seconds,
     }  # fmt: skip
 
 
@@ -117,7 +191,7 @@ def _learnt(lab: Lab, seed: int, budget: float | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-EXPERIMENTS: dict[str, Callable[[Lab, int], Iterator[Job]]] = {"sparsify": sparsify, "learn": learn}
+EXPERIMENTS: dict[str, Callable[[Lab, int], Iterator[Job]]] = {"sparsify": sparsify, "descend": descend, "learn": learn}
 
 
 def tables(record: Record, name: str) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -23,10 +24,11 @@ from weightspace.cli import main
 from weightspace.net import Net
 from weightspace.symmetry import Symmetry
 from weightspace.task import Task, accuracy
+from weightspace.trail import Trail
 from weightspace.workbench import Bench, tasks
 
 ARCH = "tinynets:mlp"
-COMMANDS = ("read", "compare", "align", "merge", "demo")
+COMMANDS = ("read", "compare", "align", "merge", "walk", "capacity", "demo")
 
 
 @pytest.fixture(scope="module")
@@ -501,12 +503,70 @@ def test_walk_learns_within_the_budget(here, capsys):
     (here / "learnt.safetensors").unlink()
 
 
+def test_walk_into_a_folder_goes_on_from_there_and_shows_where_it_went(here, capsys):
+    rng = np.random.RandomState(1)
+    np.savez(here / "new.npz", x=rng.randn(200, 6).astype(np.float32) + 3, y=np.zeros(200, dtype=np.int64))
+    options = ("--keep", "data.npz", "--toward", f"learn:{here / 'new.npz'}", "--arch", ARCH, "--memory", 10)
+    folder, page = here / "there", here / "walk.html"
+    code, _, err = run(capsys, "walk", "a.safetensors", *options, "-o", folder, "--steps", 4)
+    assert code == 0, err
+    code, out, err = run(capsys, "walk", "a.safetensors", *options, "-o", folder, "--steps", 12, "--report", page)
+    assert code == 0 and str(page) in out.replace("\n", ""), err
+    template = Net.of(mlp())
+    points = Trail(folder, template.load(checkpoint.read("a.safetensors")))
+    steps = [points.facts(k)["step"] for k in range(len(points))]
+    assert steps == sorted(set(steps)) and steps[0] == 0 and steps[-1] == 12
+    text = page.read_text()
+    for words in (
+        "Where it went",
+        "What it kept on the way",
+        "Drift, step by step",
+        "What progress costs",
+        "Stiff and",
+    ):
+        assert words in text
+    code, _, err = run(capsys, "walk", "b.safetensors", *options, "-o", folder, "--steps", 4)
+    assert code == 2 and "began at another network" in err
+    shutil.rmtree(folder)
+    page.unlink()
+
+
+@pytest.mark.parametrize(
+    "toward",
+    ["prune:0.5,2:4", "prune:0.3,neuron", "prune:0.6,descent", "drift:3", "spread", "harden:0.1", "b.safetensors"],
+)
+def test_walk_knows_every_goal(here, capsys, toward):
+    out = here / "end.safetensors"
+    options = ("--keep", "data.npz", "--toward", toward, "--arch", ARCH, "--steps", 3, "--memory", 20, "--budget", 50)
+    code, text, err = run(capsys, "walk", "a.safetensors", *options, "-o", out, "--report", here / "p.html", "--json")
+    assert code == 0, err
+    found = json.loads(text)
+    assert found["moved"] > 0 and found["used"] <= 50 and len(found["picture"]["drift"]) == 3
+    for name in ("end.safetensors", "p.html"):
+        (here / name).unlink()
+
+
+def test_capacity_says_how_much_room_there_is(here, capsys):
+    options = ("--keep", "data.npz", "--learn", "data.npz", "--arch", ARCH, "--memory", 5)
+    code, out, err = run(capsys, "capacity", "a.safetensors", *options)
+    assert code == 0 and "leaves the kept outputs alone" in out, err
+    found = json.loads(run(capsys, "capacity", "a.safetensors", *options, "--json")[1])
+    assert 0 <= found["layers"] <= found["free"] <= 1 and found["rows"] == 5 * 3
+    drifts, progress = zip(*found["tradeoff"], strict=True)
+    assert list(drifts) == sorted(drifts) and list(progress) == pytest.approx(sorted(progress))
+    code, _, err = run(capsys, "capacity", "a.safetensors", "--keep", "data.npz", "--learn", "no.npz", "--arch", ARCH)
+    assert code == 2 and "no such file" in err
+
+
 @pytest.mark.parametrize(
     ("toward", "more", "words"),
     [
         ("prune:1.5", (), "between 0 and 1"),
         ("prune:x", (), "no number"),
         ("bake", (), "no goal of that name"),
+        ("prune:0.5,3:2", (), "n:m"),
+        ("harden:-1", (), "radius"),
+        ("drift:x", (), "no number"),
         ("learn:nowhere.npz", (), "no such file"),
         ("drift:1", ("--budget", 0), "budget must be positive"),
         ("drift:1", ("--size", -1), "size must be positive"),

@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from weightspace.text import console, printable, say_aligned, say_comparison, say_group, say_merged, say_walked
+from weightspace.text import (
+    console,
+    printable,
+    say_aligned,
+    say_comparison,
+    say_group,
+    say_merged,
+    say_room,
+    say_walked,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -250,36 +259,83 @@ def walk(
     keep: Annotated[
         str, typer.Option(help="Data on which the outputs must stay: a file or a data set; labels only for the table.")
     ],
-    toward: Annotated[str, typer.Option(help="learn:DATA, prune:0.9, drift:SEED, or another checkpoint.")],
+    toward: Annotated[
+        str,
+        typer.Option(
+            help="learn:DATA, prune:0.9 (or prune:0.99,descent; prune:0.5,2:4; prune:0.3,neuron), drift:SEED, spread, "
+            "harden:RADIUS, or another checkpoint."
+        ),
+    ],
     out: _Out,
     arch: _Arch = None,
     budget: Annotated[
         float | None, typer.Option(help="Drift of the outputs that is allowed, in their units (a tenth of their size).")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="How many steps.")] = 40,
+    steps: Annotated[int | None, typer.Option(min=1, help="How many steps (40; 2,000 of a descent).")] = None,
     size: Annotated[float | None, typer.Option(help="Length of a step (1 % of the weights' norm).")] = None,
-    memory: Annotated[int, typer.Option(min=1, help="On how many examples outputs are held.")] = 200,
+    memory: Annotated[
+        int | None, typer.Option(min=1, help="On how many examples outputs are held (200; of a descent, all).")
+    ] = None,
     limit: _Limit = 2048,
+    report: _Report = None,
     force: _Force = False,
     as_json: _Json = False,
     seed: _Seed = 0,
     trust_code: _Trust = False,
     debug: _Debug = False,
 ) -> None:
-    """Move a network without changing what it does: learn something new, prune, explore, or go to another network."""
-    _vacant(out, (".safetensors",), force)
+    """Move a network without changing what it does: learn something new, prune, explore, or go to another network.
+
+    An output that ends in .safetensors is the network at the end; any other is a folder for the path, from which a walk
+    that was cut off goes on.
+    """
+    if out.suffix or not out.parent.is_dir():
+        _vacant(out, (".safetensors",), force)
+    _vacant(report, (".html", ".htm"), force)
     from weightspace.walk import walk as go
 
     options: dict[str, Any] = {"budget": budget, "steps": steps, "size": size, "memory": memory, "limit": limit}
     with _progress() as step:
         done = go(
             checkpoint, keep, toward, out, arch=arch, force=force, trust_code=trust_code, seed=seed, progress=step,
-            **options,
+            picture=report is not None, **options,
         )  # fmt: skip
+    if report:
+        from weightspace.page import save
+        from weightspace.wayside import walk_page
+
+        save([walk_page(done)], report)
     if as_json:
         _print_json(done.data())
     else:
-        say_walked(done)
+        say_walked(done, report)
+
+
+@app.command()
+def capacity(
+    checkpoint: Annotated[Path, typer.Argument(help="The network that would move.")],
+    keep: Annotated[str, typer.Option(help="Data on which the outputs must stay: a file or a data set.")],
+    learn: Annotated[str, typer.Option(help="Data with labels that it would learn.")],
+    arch: _Arch = None,
+    memory: Annotated[int, typer.Option(min=1, help="On how many examples outputs are held.")] = 100,
+    limit: _Limit = 2048,
+    as_json: _Json = False,
+    seed: _Seed = 0,
+    trust_code: _Trust = False,
+    debug: _Debug = False,
+) -> None:
+    """How much room there is to learn something new without changing the outputs on what is to be kept."""
+    from weightspace.walk import capacity as measure
+
+    with _progress() as step:
+        step("measuring", 0, 1)
+        found = measure(
+            checkpoint, keep, learn, arch=arch, memory=memory, limit=limit, trust_code=trust_code, seed=seed
+        )  # fmt: skip
+    if as_json:
+        _print_json(found.data())
+    else:
+        say_room(found)
 
 
 @app.command()

@@ -16,8 +16,9 @@ The known methods of continual learning are sums of them, under `Euclidean` or `
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -134,12 +135,7 @@ class Hold(Goal):
         """The gradient and the value on one batch."""
         if net.weights is not self.anchor.weights:
             not_aliased(net, self.anchor)
-        some = self.task.minibatch(self.batch, step, self.seed)
-        triples = []
-        with torch.no_grad():
-            for x, y in some.batches(net):
-                seen = _changed(x, self.augment, self.seed, step)
-                triples.append((seen, y, self.output(_forward(self.task, self.anchor, carried(seen, self.anchor)))))
+        triples = list(self._triples(net, step))
 
         def away(w: Net) -> Tensor:
             parts = []
@@ -150,6 +146,25 @@ class Hold(Goal):
             return _mean(parts)
 
         return _descended(away, net)
+
+    def _triples(self, net: Net, step: int) -> Iterator[tuple[Any, Tensor | None, Tensor]]:
+        """Inputs, labels, outputs of the anchor; asked for once and for all where neither inputs nor labels matter."""
+        if self.augment is None and not self.labels and self.task.in_memory:
+            for x, before in self._answered.minibatch(self.batch, step, self.seed).batches(net):
+                assert before is not None
+                yield x, None, before
+            return
+        with torch.no_grad():
+            for x, y in self.task.minibatch(self.batch, step, self.seed).batches(net):
+                seen = _changed(x, self.augment, self.seed, step)
+                yield seen, y, self.output(_forward(self.task, self.anchor, carried(seen, self.anchor)))
+
+    @cached_property
+    def _answered(self) -> Task:
+        """The task's inputs with the anchor's outputs for labels."""
+        with torch.no_grad():
+            parts = [self.output(_forward(self.task, self.anchor, x)) for x, _ in self.task.batches(self.anchor)]
+        return self.task.relabelled(torch.cat(parts))
 
 
 def hold(

@@ -12,9 +12,9 @@ from weightspace.compare import Comparison, Line
 from weightspace.page import FONT, Card, Figure, Page, Table, as_text
 from weightspace.workbench import Aligned, Merged
 
-__all__ = ["align_page", "comparison_page", "merge_page"]
+__all__ = ["AFTER", "BEFORE", "align_page", "comparison_page", "finite", "merge_page", "plot_of"]
 
-_BEFORE, _AFTER, _INK, _GRID = "#d9663f", "#0f7f78", "#1f2933", "#e6e8eb"
+BEFORE, AFTER, _INK, _GRID = "#d9663f", "#0f7f78", "#1f2933", "#e6e8eb"
 _NAMED_BARS = 40
 
 
@@ -58,7 +58,7 @@ def merge_page(done: Merged, name: str = "Merge", command: str = "") -> Page:
         cards.append(Card("Accuracy of the mean", f"{done.naive.accuracy:.1%}", f"{done.aligned.accuracy:.1%}"))
     cards.append(Card("Loss of the mean", f"{done.naive.loss:.3f}", f"{done.aligned.loss:.3f}"))
     values = [s.accuracy if classes else s.loss for s in scores]
-    colours = [_BEFORE if s is done.naive else _AFTER if s is done.aligned else "#b8c0c8" for s in scores]
+    colours = [BEFORE if s is done.naive else AFTER if s is done.aligned else "#b8c0c8" for s in scores]
     bars = go.Bar(
         x=values,
         y=[as_text(s.name) for s in scores],
@@ -68,7 +68,7 @@ def merge_page(done: Merged, name: str = "Merge", command: str = "") -> Page:
         textposition="outside",
         cliponaxis=False,
     )
-    plot = _plot([bars], height=90 + 38 * len(scores), legend=False)
+    plot = plot_of([bars], height=90 + 38 * len(scores), legend=False)
     plot.update_yaxes(autorange="reversed", showgrid=False)
     plot.update_xaxes(title_text="accuracy" if classes else "loss", range=[0, 1.08] if classes else None)
     if classes:
@@ -106,7 +106,8 @@ def _line_cards(line: Line | None) -> list[Card]:
 # ------------------------------------------------------------------ figures
 
 
-def _plot(traces: Sequence[Any], height: int = 340, legend: bool = True) -> go.Figure:
+def plot_of(traces: Sequence[Any], height: int = 340, legend: bool = True) -> go.Figure:
+    """A Plotly figure in the manner of the pages."""
     plot = go.Figure(list(traces))
     plot.update_layout(
         template="none",
@@ -144,16 +145,16 @@ def _along(line: Line, values: Mapping[str, list[float]], what: str) -> go.Figur
     traces = [
         go.Scatter(
             x=line.t,
-            y=_finite(values[which]),
+            y=finite(values[which]),
             name=label,
             mode="lines+markers",
             line={"color": colour, "width": 3},
             marker={"size": 7},
             hovertemplate=f"t = %{{x:.1f}}<br>{what} %{{y:.4g}}<extra>{label}</extra>",
         )
-        for which, label, colour in (("before", "as stored", _BEFORE), ("after", "after alignment", _AFTER))
+        for which, label, colour in (("before", "as stored", BEFORE), ("after", "after alignment", AFTER))
     ]
-    plot = _plot(traces)
+    plot = plot_of(traces)
     plot.update_xaxes(title_text="position on the line", tickvals=[0, 0.5, 1], ticktext=["first", "half way", "second"])
     plot.update_yaxes(title_text=what, rangemode="tozero")
     return plot
@@ -172,7 +173,7 @@ def _units_figure(found: Comparison) -> Figure:
                 z=matrix,
                 zmin=-most,
                 zmax=most,
-                colorscale=[[0, _BEFORE], [0.5, "#ffffff"], [1, _AFTER]],
+                colorscale=[[0, BEFORE], [0.5, "#ffffff"], [1, AFTER]],
                 xaxis=f"x{k + 1}",
                 yaxis=f"y{k + 1}",
                 showscale=k == 1,
@@ -180,7 +181,7 @@ def _units_figure(found: Comparison) -> Figure:
                 hovertemplate=f"unit %{{y}} of the first, %{{x}} of the second<br>cosine %{{z:.2f}}<extra>{label}</extra>",
             )
         )
-    plot = _plot(maps, height=420, legend=False)
+    plot = plot_of(maps, height=420, legend=False)
     common = {
         "showgrid": False,
         "ticks": "",
@@ -211,7 +212,7 @@ def _distance_figure(found: Comparison) -> Figure:
         y=[""],
         orientation="h",
         width=0.34,
-        marker_color=_AFTER,
+        marker_color=AFTER,
         name="modulo the symmetry: certainly within",
         hovertemplate=f"between {low:.4g} and {high:.4g}<extra></extra>",
     )
@@ -219,11 +220,11 @@ def _distance_figure(found: Comparison) -> Figure:
         x=[found.balanced],
         y=[""],
         mode="markers",
-        marker={"size": 16, "color": _BEFORE, "symbol": "diamond"},
+        marker={"size": 16, "color": BEFORE, "symbol": "diamond"},
         name="as stored",
         hovertemplate="%{x:.4g}<extra>as stored</extra>",
     )
-    plot = _plot([band, naive], height=170)
+    plot = plot_of([band, naive], height=170)
     plot.update_xaxes(title_text="distance between the weights, scales balanced", rangemode="tozero")
     plot.update_yaxes(showgrid=False)
     caption = (
@@ -239,14 +240,14 @@ def _layers_figure(found: Comparison) -> Figure:
     where = list(range(len(names)))
     traces = []
     for label, colour, values in (
-        ("as stored", _BEFORE, [x.before for x in found.layers]),
-        ("after alignment", _AFTER, [x.after for x in found.layers]),
+        ("as stored", BEFORE, [x.before for x in found.layers]),
+        ("after alignment", AFTER, [x.after for x in found.layers]),
     ):
         spot = f"%{{customdata}}<br>%{{y:.3g}}<extra>{label}</extra>"
         traces.append(
-            go.Bar(x=where, y=_finite(values), name=label, marker_color=colour, customdata=names, hovertemplate=spot)
+            go.Bar(x=where, y=finite(values), name=label, marker_color=colour, customdata=names, hovertemplate=spot)
         )
-    plot = _plot(traces, height=360)
+    plot = plot_of(traces, height=360)
     plot.update_layout(barmode="group", bargap=0.25)
     ticks = {"tickvals": where, "ticktext": names, "tickangle": -40} if named else {"showticklabels": False}
     plot.update_xaxes(showgrid=False, title_text=None if named else "tensors, first to last", **ticks)
@@ -268,7 +269,8 @@ def _layers_table(found: Comparison) -> Table:
     return Table("All tensors", columns, rows, folded=True)
 
 
-def _finite(values: Sequence[float]) -> list[float | None]:
+def finite(values: Sequence[float]) -> list[float | None]:
+    """NaN and infinity as gaps."""
     return [v if math.isfinite(v) else None for v in values]
 
 

@@ -251,6 +251,15 @@ class Task:
             if mine != its:
                 raise TaskError(f"two tasks of different {what}, {_name(mine)} and {_name(its)}; give both the same")
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether all examples are held as tensors."""
+        return isinstance(self._source, Arrays)
+
+    def relabelled(self, labels: Tensor) -> Task:
+        """The same inputs, held in memory, with other labels."""
+        return Task(self._gathered().inputs, labels, batch=self.batch, output=self.output)
+
     def __or__(self, other: object) -> Task:
         """The task of both sets of examples: one aggregate over the union."""
         if not isinstance(other, Task):

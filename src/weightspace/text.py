@@ -12,10 +12,10 @@ from rich.table import Table
 if TYPE_CHECKING:
     from weightspace.compare import Comparison
     from weightspace.symmetry import Symmetry
-    from weightspace.walk import Walked
+    from weightspace.walk import Room, Walked
     from weightspace.workbench import Aligned, Merged
 
-__all__ = ["console", "printable", "say_aligned", "say_comparison", "say_group", "say_merged"]
+__all__ = ["console", "printable", "say_aligned", "say_comparison", "say_group", "say_merged", "say_room", "say_walked"]
 
 _PIPED = 120
 
@@ -115,7 +115,25 @@ def say_merged(done: Merged) -> None:
     out.print(f"Written: {printable(done.out)}", soft_wrap=True)
 
 
-def say_walked(done: Walked) -> None:
+def say_room(found: Room) -> None:
+    """`capacity`."""
+    out = console()
+    out.print(f"{found.free:.1%} of the new gradient leaves the kept outputs alone, to first order.", style="bold")
+    if found.layers is not None:
+        out.print(
+            f"{found.layers:.1%} of it leaves them alone for steps of any length (what every layer is given stays)."
+        )
+    out.print(f"Held: {found.rows} outputs of {found.examples} examples; the network has {found.weights:,} weights.")
+    table = _table(f"a step of length {found.length:.3g}", "progress", "of the gradient's")
+    whole = found.tradeoff[-1][1]
+    for share in (0.0, 0.25, 0.5, 0.75, 0.9, 1.0):
+        aim = found.tradeoff[0][1] + share * (whole - found.tradeoff[0][1])
+        drift, progress = next(pair for pair in found.tradeoff if pair[1] >= aim - 1e-9 * whole)
+        table.add_row(f"drift {drift:.3g}", f"{progress:.3g}", f"{progress / whole:.0%}")
+    out.print(table)
+
+
+def say_walked(done: Walked, report: Path | None = None) -> None:
     """`walk`."""
     out = console()
     if done.scores:
@@ -127,3 +145,5 @@ def say_walked(done: Walked) -> None:
     for line in done.remarks():
         out.print(printable(line))
     out.print(f"Written: {printable(done.out)}", soft_wrap=True)
+    if report:
+        out.print(f"Report: {printable(str(report))}", soft_wrap=True)

@@ -5,31 +5,80 @@ The data to keep is halved: the outputs on one part are held within the budget, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from weightspace import architecture, checkpoint
 from weightspace.architecture import ArchitectureError, Stored
 from weightspace.compare import Progress, classifies
-from weightspace.flows import Record, flow
-from weightspace.goals import drift, learn, toward
-from weightspace.net import Net
-from weightspace.pruning import prune, sparsity
+from weightspace.flows import Flow, Record, flow
+from weightspace.goals import drift, harden, learn, spread, toward
+from weightspace.metric import Euclidean
+from weightspace.net import Net, WeightspaceError
+from weightspace.pruning import Prune, prune, sparsity
 from weightspace.pullback import Pullback
 from weightspace.symmetry import Symmetry
 from weightspace.task import Task, accuracy
 from weightspace.workbench import Score, tasks
 
-__all__ = ["Walked", "walk"]
+__all__ = ["Picture", "Room", "Walked", "capacity", "walk"]
 
-_FORM = "learn:DATA, prune:0.9, drift:SEED, or another checkpoint"
+_FORM = "learn:DATA, prune:0.9, prune:0.5,2:4, drift:SEED, spread, harden:RADIUS, or another checkpoint"
 _BUDGET = 0.1  # of the root mean square of the outputs, less their mean
+_RATE = 5e-3  # learning rate of a descent
+_POINTS = 12
+_SHOWN = 30  # eigenvalues
+_NUDGE = 1e-6  # a network is as like itself as can be: no gradient leads away
+_STEPS, _DESCENT = 40, 2000
+_MEMORY = 200
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The walk, beside the same number of steps of plain descent where the goal has a gradient.
+
+    `plane`: for either, the points in the plane of largest variance, whose share is `shown`; `scores`: task -> the
+    accuracies (or losses) at these points; `drift`: memory and held-out, step by step; `spectrum`: eigenvalues of the
+    metric at both ends; `tradeoff`: drift and progress of first steps of one length.
+    """
+
+    plane: dict[str, list[tuple[float, float]]]
+    shown: float
+    scores: dict[str, dict[str, list[float]]]
+    classes: bool
+    drift: list[tuple[float, float]]
+    spectrum: list[list[float]]
+    tradeoff: list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Room:
+    """How much of a new task's gradient leaves the outputs on some data alone, before anything is moved.
+
+    `free`: to first order; `layers`: for steps of any length; `tradeoff`: drift and progress of a step of `length`;
+    `spectrum`: the largest eigenvalues of the metric; `rows`: how many outputs are held.
+    """
+
+    name: str
+    examples: int
+    rows: int
+    weights: int
+    free: float
+    layers: float | None
+    length: float
+    tradeoff: list[tuple[float, float]]
+    spectrum: list[float]
+
+    def data(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -51,6 +100,7 @@ class Walked:
     free: float | None
     sparsity: float | None
     scores: list[tuple[str, Score, Score]]
+    picture: Picture | None = None
 
     def remarks(self) -> list[str]:
         """The sentences below the table."""
@@ -80,27 +130,28 @@ def walk(
     *,
     arch: str | None = None,
     budget: float | None = None,
-    steps: int = 40,
+    steps: int | None = None,
     size: float | None = None,
-    memory: int = 200,
+    memory: int | None = None,
     limit: int = 2048,
     force: bool = False,
     trust_code: bool = False,
     seed: int = 0,
+    picture: bool = False,
     progress: Progress = lambda what, done, total: None,
 ) -> Walked:
     """Walk, and write the network at the end in the names, dtypes and metadata of the file.
 
-    Raises `WeightspaceError`.
+    Where `out` is a folder, write the path itself there; a walk that was cut off goes on from it. `picture`: measure
+    what a report shows. Raises `WeightspaceError`.
     """
-    if not path.exists():
-        raise ArchitectureError(f"{path}: no such file or folder; check the path")
-    template = Net.of(architecture.find(arch, [path], trust_code))
-    net, source, metadata = architecture.load(template, path, trust_code)
-    held, probe = tasks(keep, limit, seed)
-    assert held is not None and probe is not None
+    template, net, source, metadata = _opened(path, arch, trust_code)
+    held, probe = _halves(keep, limit, seed)
+    slow = goal.startswith("prune:") and goal.endswith(",descent")
+    steps, memory = steps or (_DESCENT if slow else _STEPS), memory or (len(held) if slow else _MEMORY)
     held = held.take(memory, seed)
     metric = Pullback(held, damping=1e-6)
+    folder = out if out.suffix != ".safetensors" else None
     if budget is None:
         outputs = metric.outputs(net)
         budget = _BUDGET * float((outputs - outputs.mean(0)).square().sum(1).mean().sqrt())
@@ -111,13 +162,17 @@ def walk(
     def tell(record: Record) -> None:
         progress(f"drift {record.drift:.3g} of {budget:.3g}, held out {record.heldout:.3g}", record.step + 1, steps)
 
-    length = size or 0.01 * float(net.weights.norm())
-    found = flow(net, aim, metric, steps=steps, size=length, budget=budget, probe=probe, progress=tell, save=steps)
+    length = size or (_RATE if isinstance(aim, Prune) else 0.01 * float(net.weights.norm()))
+    every = max(1, steps // _POINTS) if picture or folder else steps
+    found = flow(
+        net, aim, metric, steps=steps, size=length, budget=budget, probe=probe, progress=tell, save=every, trail=folder
+    )
     end = found[-1]
     scores = _scores(net, end, probe, new[1] if new else None)
-    tensors = end.tensors
-    stored = Stored(source, template, partial(_picked, tensors))
-    checkpoint.save(stored, out, force=force, metadata={**metadata, "weightspace": f"walked toward {goal}"})
+    seen = _picture(found, aim, metric, probe, new, length, steps, every, budget) if picture else None
+    if folder is None:
+        stored = Stored(source, template, partial(_picked, end.tensors))
+        checkpoint.save(stored, out, force=force, metadata={**metadata, "weightspace": f"walked toward {goal}"})
     last = found.log[-1] if found.log else None
     return Walked(
         name=path.name,
@@ -132,7 +187,104 @@ def walk(
         free=free,
         sparsity=None if found.mask is None else sparsity(found.mask),
         scores=scores,
+        picture=seen,
     )
+
+
+def capacity(
+    path: Path,
+    keep: str,
+    new: str,
+    *,
+    arch: str | None = None,
+    memory: int = 100,
+    limit: int = 2048,
+    trust_code: bool = False,
+    seed: int = 0,
+) -> Room:
+    """Measure the room, and move nothing. Raises `WeightspaceError`."""
+    _, net, _, _ = _opened(path, arch, trust_code)
+    held, goal = _halves(keep, limit, seed)[0].take(memory, seed), _halves(new, limit, seed)[0].take(memory, seed)
+    metric, length = Pullback(held), 0.01 * float(net.weights.norm())
+    curve = metric.tradeoff(net, goal, length)
+    try:
+        layers = Pullback(held, solver="layer").capacity(net, goal)
+    except WeightspaceError:
+        layers = None
+    return Room(
+        name=path.name,
+        examples=len(held),
+        rows=metric.outputs(net).numel(),
+        weights=net.weights.numel,
+        free=metric.capacity(net, goal),
+        layers=layers,
+        length=length,
+        tradeoff=_pairs(curve.drift, curve.progress),
+        spectrum=metric.spectrum(net, 20).tolist(),
+    )
+
+
+def _opened(path: Path, arch: str | None, trust_code: bool) -> tuple[Net, Net, Any, dict[str, str]]:
+    if not path.exists():
+        raise ArchitectureError(f"{path}: no such file or folder; check the path")
+    template = Net.of(architecture.find(arch, [path], trust_code))
+    return template, *architecture.load(template, path, trust_code)
+
+
+def _halves(data: str, limit: int, seed: int) -> tuple[Task, Task]:
+    one, other = tasks(data, limit, seed)
+    assert one is not None and other is not None
+    return one, other
+
+
+def _picture(
+    found: Flow,
+    aim: Any,
+    metric: Pullback,
+    probe: Task,
+    new: tuple[Task, Task] | None,
+    length: float,
+    steps: int,
+    every: int,
+    budget: float,
+) -> Picture:
+    runs = {"within the budget": list(found)}
+    if not isinstance(aim, Prune):
+        runs["plain descent"] = list(flow(found[0], aim, Euclidean(), steps=steps, size=length, save=every))
+    plane, shown = _plane([net for nets in runs.values() for net in nets])
+    rows = iter(plane)
+    measured = {"kept": probe} | ({"new": new[1]} if new else {})
+    labelled = {k: t for k, t in measured.items() if all(y is not None for _, y in t.batches())}
+    classes = all(classifies(task) for task in labelled.values())
+    look: Callable[[Task], Callable[[Net], float]] = accuracy if classes else lambda task: lambda net: float(task(net))
+    with torch.no_grad():
+        scores = {run: {k: [look(t)(net) for net in nets] for k, t in labelled.items()} for run, nets in runs.items()}
+    curve = metric.tradeoff(found[0], new[0].take(200, 0), length) if new else None
+    return Picture(
+        plane={run: [next(rows) for _ in nets] for run, nets in runs.items()},
+        shown=shown,
+        scores=scores,
+        classes=classes,
+        drift=[(record.drift, record.heldout) for record in found.log],
+        spectrum=[metric.spectrum(net, _SHOWN).tolist() for net in (found[0], found[-1])],
+        tradeoff=_pairs(curve.drift, curve.progress) if curve else [],
+    )
+
+
+def _plane(nets: Sequence[Net]) -> tuple[list[tuple[float, float]], float]:
+    """Coordinates in the plane of largest variance, the first network at the origin, and its share of the variance."""
+    away = [net - nets[0] for net in nets]
+    gram = np.array([[float(a.dot(b)) for b in away] for a in away])
+    middle = np.eye(len(gram)) - 1 / len(gram)
+    values, vectors = np.linalg.eigh(middle @ gram @ middle)
+    values = values.clip(0)
+    points = vectors[:, [-1, -2]] * np.sqrt(values[[-1, -2]])
+    points -= points[0]
+    return _pairs(points[:, 0], points[:, 1]), float(values[-2:].sum() / max(values.sum(), 1e-300))
+
+
+def _pairs(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> list[tuple[float, float]]:
+    return [(float(a), float(b)) for a, b in zip(x, y, strict=True)]
 
 
 def _picked(tensors: Mapping[str, Tensor], name: str, tensor: Tensor) -> Tensor:
@@ -147,12 +299,19 @@ def _aim(
         learn_on, measure_on = tasks(value, limit, seed)
         assert learn_on is not None and measure_on is not None
         return learn(learn_on, seed=seed), (learn_on, measure_on)
-    if kind in ("prune", "drift") and colon:
+    if kind in ("prune", "drift", "harden") and colon:
+        share, _, how = value.partition(",")
         try:
-            number = float(value) if kind == "prune" else int(value)
+            number = int(share) if kind == "drift" else float(share)
         except ValueError as error:
-            raise ArchitectureError(f"--toward {goal}: {value!r} is no number; give {_FORM}") from error
-        return prune(number) if kind == "prune" else drift(int(number)), None
+            raise ArchitectureError(f"--toward {goal}: {share!r} is no number; give {_FORM}") from error
+        if kind == "prune":
+            descent = how == "descent"
+            structure = "unstructured" if descent or not how else how
+            return prune(number, structure, "descent" if descent else "gauss-newton", seed=seed), None
+        return (drift(int(number)) if kind == "drift" else harden(held, number, seed=seed)), None
+    if goal == "spread":
+        return _NUDGE * drift(seed) + spread([net], held, seed=seed), None
     if not Path(goal).exists():
         raise ArchitectureError(f"--toward {goal}: no such file, and no goal of that name; give {_FORM}")
     other = architecture.load(template, Path(goal), trust_code)[0]
