@@ -1,4 +1,4 @@
-"""Adapters to the two alignment packages on PyPI, run in this process with their own defaults.
+"""Adapters to packages of others on PyPI, run in this process with their own defaults.
 
 `rebasin` 0.0.47: coordinate descent of weight matching, and its MergeMany. `sinkhorn-rebasin` 0.0.2: permutations
 learned through Sinkhorn's operator. Both are imported as `rebasin`, so each is installed into a folder of its own,
@@ -22,7 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-FOLDERS = {"rebasin": "WEIGHTSPACE_PEERS_REBASIN", "sinkhorn": "WEIGHTSPACE_PEERS_SINKHORN"}
+FOLDERS = {
+    "rebasin": "WEIGHTSPACE_PEERS_REBASIN",
+    "sinkhorn": "WEIGHTSPACE_PEERS_SINKHORN",
+    "curvlinops": "WEIGHTSPACE_PEERS_CURVLINOPS",
+}
 SINKHORN_STEPS, SINKHORN_RATE = 60, 0.1
 
 
@@ -66,6 +70,18 @@ def sinkhorn(a: nn.Module, b: nn.Module, example: Tensor, seed: int = 0, steps: 
         learner.eval()
         with torch.no_grad():
             return copy.deepcopy(_load_into(copy.deepcopy(b), learner()))
+
+
+def gauss_newton(module: nn.Module, x: Tensor) -> Any:
+    """J^T J / N of the outputs as curvlinops' operator on flat vectors: the Gauss-Newton matrix of half the squares."""
+    with _on_path("curvlinops"):
+        package = import_module("curvlinops")
+        outputs = module(x)
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        loss = nn.MSELoss(reduction="sum")  # its Gauss-Newton matrix is 2 J^T J
+        data = [(x, torch.zeros_like(outputs))]
+        whole = package.GGNLinearOperator(module, loss, parameters, data, check_deterministic=False)
+        return whole * (0.5 / len(x))
 
 
 def _load_into(module: nn.Module, moved: nn.Module) -> nn.Module:

@@ -1,4 +1,7 @@
-"""One exact step of equation 4 on LeNet-300-100: ours beside the explicit Jacobian, and the cost of a product with G.
+"""One exact step of equation 4 on LeNet-300-100, beside other ways to it, and the cost of a product with G.
+
+Others: the explicit Jacobian; a search on the sphere |v|^2 = eps as the paper describes it (a random start, then 200
+steps of Adam, brought back to the sphere after each); for the product, curvlinops-for-pytorch 3.0.1 if it is installed.
 
 266,610 weights, `--images` memory images of MNIST's size (digits enlarged unless --data names MNIST), 10 outputs,
 beta 1, |step| .3. The gap is (q - q*) / (q_gradient - q*), q* from the explicit Jacobian in float64.
@@ -21,16 +24,20 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, jvp, vjp, vmap
 
 import weightspace as ws
-from benchmarks import measure
+from benchmarks import measure, peers
 from weightspace.pullback import Pullback
 
 BETA, LENGTH = 1.0, 0.3
+SEARCH, SEARCH_RATE = 200, 1e-3
 MOST_EXPLICIT = 60  # images; beyond, the explicit Jacobian is only the reference, in float64 and once
 
 
 @dataclass(frozen=True)
 class Row:
-    """Processor seconds of a first step (export included), of a step, of one with Krylov, and gaps; products with G."""
+    """Processor seconds of a first step (export included), of a step, of other ways, and their gaps; products with G.
+
+    `product` and `peer`: ours, and that of curvlinops, over one forward pass, one jvp and one vjp; NaN: not installed.
+    """
 
     images: int
     first: float
@@ -39,7 +46,10 @@ class Row:
     krylov_seconds: float
     krylov_gap: float
     explicit_seconds: float
+    search_seconds: float
+    search_gap: float
     product: float
+    peer: float
 
 
 def lenet() -> nn.Module:
@@ -110,21 +120,44 @@ def one(net: ws.Net, task: ws.Task, goal: ws.Task, n: int, repeats: int) -> Row:
     first = measure.in_turns({"dual": lambda: step("dual")}, 1)["dual"]
     a = explicit(net, memory.example(n))
     contestants: dict[str, Any] = {"dual": lambda: step("dual"), "gltr": lambda: step("gltr")}
+    contestants["search"] = lambda: searched(net, memory, g.flat())
     if n <= MOST_EXPLICIT:
         contestants["explicit"] = lambda: solved(explicit(net, memory.example(n)), g.flat())
     runs = measure.in_turns(contestants, repeats)
     best = objective(a, g.flat(), solved(a, g.flat()))
     plain = objective(a, g.flat(), -LENGTH * g.flat() / g.flat().norm())
-    gaps = {k: (objective(a, g.flat(), runs[k].value) - best) / (plain - best) for k in ("dual", "gltr")}
+    gaps = {k: (objective(a, g.flat(), runs[k].value) - best) / (plain - best) for k in ("dual", "gltr", "search")}
     slow = runs["explicit"].seconds if "explicit" in runs else float("nan")
     return Row(
         n, first.seconds, runs["dual"].seconds, gaps["dual"], runs["gltr"].seconds, gaps["gltr"], slow,
-        product(net, memory, repeats),
+        runs["search"].seconds, gaps["search"], *product(net, memory, repeats),
     )  # fmt: skip
 
 
-def product(net: ws.Net, memory: ws.Task, repeats: int) -> float:
-    """Seconds of a product with G over those of one forward pass, one jvp and one vjp of the same batch."""
+def searched(net: ws.Net, memory: ws.Task, g: Tensor) -> Tensor:
+    """The paper's way: a random point of the sphere, then gradient descent on the objective, 200 steps."""
+    x = memory.example(len(memory))
+    flat = net.weights.flat()
+    still = net(x)
+
+    def outputs(w: Tensor) -> Tensor:
+        return functional_call(net.architecture, dict(net.weights.shaped(w)), (x,))
+
+    v = torch.randn(len(flat), generator=torch.Generator().manual_seed(0))
+    v = (LENGTH * v / v.norm()).requires_grad_()
+    optimiser = torch.optim.Adam([v], lr=SEARCH_RATE)
+    for _ in range(SEARCH):
+        optimiser.zero_grad()
+        q = (outputs(flat + v) - still).square().sum() / len(x) + BETA * (g @ v)
+        q.backward()
+        optimiser.step()
+        with torch.no_grad():
+            v.mul_(LENGTH / v.norm())
+    return v.detach()
+
+
+def product(net: ws.Net, memory: ws.Task, repeats: int) -> tuple[float, float]:
+    """Seconds of a product with G, ours and the peer's, over one forward pass, one jvp and one vjp of that batch."""
     x, flat, v = memory.example(len(memory)), net.weights.flat(), net.weights.randn(0).flat()
     whole = ws.Task(x, batch=len(x))
     operator = Pullback(whole).operator(net)
@@ -139,8 +172,14 @@ def product(net: ws.Net, memory: ws.Task, repeats: int) -> float:
         vjp(f, flat)[1](out)
 
     both = {"ours": lambda: [operator @ v for _ in range(20)], "parts": lambda: [parts() for _ in range(20)]}
+    theirs = peers.gauss_newton(net.module(), x) if peers.available("curvlinops") else None
+    if theirs is not None:
+        ours, same = operator @ v, theirs @ v
+        assert float((ours - same).norm()) < 1e-3 * float(ours.norm()), "the two must be one matrix"
+        both["theirs"] = lambda: [theirs @ v for _ in range(20)]
     runs = measure.in_turns(both, repeats + 2)
-    return measure.ratio(runs["ours"], runs["parts"])
+    peer = measure.ratio(runs["theirs"], runs["parts"]) if theirs is not None else float("nan")
+    return measure.ratio(runs["ours"], runs["parts"]), peer
 
 
 def run(
@@ -155,7 +194,19 @@ def run(
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> str:
-    head = ["memory", "exact step, s", "first one, s", "gap", "Krylov step, s", "gap", "explicit J, s", "G-product"]
+    head = [
+        "memory",
+        "exact step, s",
+        "first one, s",
+        "gap",
+        "Krylov step, s",
+        "gap",
+        "explicit J, s",
+        "search, s",
+        "gap",
+        "G-product",
+        "curvlinops",
+    ]
     return measure.table(
         head,
         [
@@ -167,7 +218,10 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
                 f"{r['krylov_seconds']:.3f}",
                 f"{r['krylov_gap']:.0e}",
                 measure.fixed(r["explicit_seconds"], 2),
+                f"{r['search_seconds']:.2f}",
+                f"{r['search_gap']:.0e}",
                 f"{r['product']:.2f}",
+                measure.fixed(r["peer"], 2),
             ]
             for r in rows
         ],

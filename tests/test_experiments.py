@@ -14,7 +14,7 @@ from weightspace import Net, Symmetry, Task, accuracy, curve, line
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from experiments import alignment, invariant, nets, record, tables  # noqa: E402
+from experiments import alignment, continual, freedom, invariant, nets, record, tables  # noqa: E402
 
 SORTED = [way for way in alignment.WAYS if way not in ("as it is", "matched")]
 
@@ -166,11 +166,44 @@ def test_invariant_paths_run_and_can_be_taken_up_again(tmp_path, capsys):
     rows = json.loads(first)
     assert rows["sparsify/digits/0.9/0"]["repaired"] > rows["sparsify/digits/0.9/0"]["one_shot"]
     assert rows["learn/digits/2.0/0"]["drift"] <= 2.0
+    assert sum(rows["descend/digits/0.95/0"]["layers"]) > 2 and sum(rows["random/digits/0.95/0"]["layers"]) > 2
     assert invariant.main(["--quick", "--out", str(out)]) == 0
+    assert out.read_text() == first
+
+
+def test_continual_learning_runs_and_can_be_taken_up_again(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    ways = [way for way in continual.WAYS if way != "invariant path"]
+    assert continual.main([*ways, "--quick", "--memories", "50", "--out", str(out)]) == 0
+    first = out.read_text()
+    assert len(json.loads(first)) == len(ways) and "continual digits to turned digits" in capsys.readouterr().out
+    assert continual.main([*ways, "--quick", "--memories", "50", "--out", str(out)]) == 0
+    assert out.read_text() == first
+
+
+def test_copies_are_changed_a_little_and_from_the_seed():
+    x = torch.zeros(3, 1, 28, 28)
+    x[:, :, 10:18, 10:18] = 1.0
+    moved = [continual.jitter(x, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert torch.equal(moved[0], moved[1]) and not torch.equal(moved[0], moved[2])
+    assert 0.5 < float(moved[0].sum() / x.sum()) < 1.5 and float((moved[0] - x).abs().max()) > 0.2
+
+
+def test_rooms_experiments_run_and_can_be_taken_up_again(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    assert freedom.main(["--quick", "--out", str(out)]) == 0
+    first, seen = out.read_text(), capsys.readouterr().out
+    assert all(f"{name} digits" in seen for name in freedom.EXPERIMENTS)
+    rows = json.loads(first)
+    assert rows["commute/digits/0.9/0"]["zeros"] == pytest.approx([0.9, 0.9], abs=1e-3)
+    assert rows["spectrum/digits/trained/25/0"]["rank"] == 250
+    assert freedom.main(["--quick", "--out", str(out)]) == 0
     assert out.read_text() == first
 
 
 def test_the_readme_shows_what_was_measured_of_invariant_paths():
     text = alignment.README.read_text()
     found = invariant.tables(record.Record(invariant.RESULTS / "invariant.json"), "mnist")
-    assert found and all(table in text for table in found.values())
+    found |= continual.tables(record.Record(continual.RESULTS / "continual.json"), "mnist to fashion-mnist")
+    found |= freedom.tables(record.Record(freedom.RESULTS / "freedom.json"), "mnist")
+    assert len(found) == 7 and all(table in text for table in found.values())

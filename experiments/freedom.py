@@ -1,0 +1,220 @@
+"""How much room a function leaves: the metric's spectrum, prune and learn in both orders, ensembles from a path.
+
+    python -m experiments.freedom [spectrum commute ensembles] [--data DIR] [--seeds 0 1 2] [--quick]
+
+Without --data (a folder of MNIST's files) everything runs on embedded digits. Rows that are there are not measured
+again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import weightspace as ws
+from experiments.invariant import README, RESULTS, Job, Lab, _turned
+from experiments.record import Record, insert, number, percent, table
+from weightspace.goals import attacked
+from weightspace.pruning import sparsity
+
+SIZES = (25, 50, 100, 200)
+MEMBERS, RADII, ATTACK = 5, (0.05, 0.1), 20
+SHIFT, SCALE = 0.1307, 0.3081  # of MNIST's pixels
+SURROGATE = 90  # seed of the network that nobody knows
+
+
+def spectrum(lab: Lab, seed: int) -> Iterator[Job]:
+    """Eigenvalues of G before and after training, for more and more examples."""
+    for state in ("fresh", "trained"):
+        for n in SIZES[:2] if lab.quick else SIZES:
+            yield f"spectrum/{lab.name}/{state}/{n}/{seed}", lambda state=state, n=n: _spectrum(lab, seed, state, n)
+
+
+def _spectrum(lab: Lab, seed: int, state: str, n: int) -> dict[str, Any]:
+    net = ws.Net.of(lab.fresh(seed)) if state == "fresh" else lab.net(seed)
+    values = ws.Pullback(lab.train.take(n, seed=seed), solver="dual").spectrum(net, 10**6).double()
+    at = [float(values[k - 1]) if k <= len(values) else None for k in (1, 10, 50, 200)]
+    wide = float(values.sum() ** 2 / values.square().sum())
+    stiff = int((values > 1e-3 * values[0]).sum())
+    return {"values": at, "participation": wide, "stiff": stiff, "rank": len(values), "weights": net.weights.numel}
+
+
+def commute(lab: Lab, seed: int) -> Iterator[Job]:
+    """Prune then learn, learn then prune: do they lead to one place?"""
+    yield f"commute/{lab.name}/0.9/{seed}", lambda: _commute(lab, seed, 0.9)
+
+
+def _commute(lab: Lab, seed: int, share: float) -> dict[str, Any]:
+    net, old, new = lab.net(seed), lab.train.take(500, seed=seed), _turned(lab.train, 500)
+    goal = ws.learn(_turned(lab.train, 4000), batch=256, seed=seed)
+    size, steps, stages = 0.01 * float(net.weights.norm()), 3 if lab.quick else 60, 2 if lab.quick else 8
+
+    def learnt(start: ws.Net, mask: ws.Weights | None) -> ws.Net:
+        memory = lab.train.take(200, seed=seed)
+        return ws.flow(start, goal, ws.Pullback(memory), steps=steps, size=size, budget=8.0, mask=mask)[-1]
+
+    sparse = ws.flow(net, ws.prune(share), ws.Pullback(old), steps=stages)
+    one = learnt(sparse[-1], sparse.mask)
+    dense = learnt(net, None)
+    other = ws.flow(dense, ws.prune(share), ws.Pullback(old | new), steps=stages)[-1]
+    right = [ws.accuracy(task) for task in (lab.test, _turned(lab.test, 2000))]
+    moved = float((one - net).norm() + (other - net).norm()) / 2
+    return {
+        "dense": [f(net) for f in right],
+        "prune first": [f(one) for f in right],
+        "learn first": [f(other) for f in right],
+        "zeros": [sparsity(one.weights), sparsity(other.weights)],
+        "apart": float((one - other).norm()) / moved,
+        "disagreement": ws.disagreement([one, other], lab.test),
+    }
+
+
+def ensembles(lab: Lab, seed: int) -> Iterator[Job]:
+    """Five networks each: from independent seeds, from a random walk that keeps the outputs, and spread on purpose."""
+    for kind in ("single", "independent", "noise", "random walk", "spread"):
+        yield f"ensembles/{lab.name}/{kind}/{seed}", lambda kind=kind: _ensemble(lab, seed, kind)
+
+
+def _members(lab: Lab, seed: int, kind: str) -> list[ws.Net]:
+    net, memory = lab.net(seed), lab.train.take(100, seed=seed)
+    many = 2 if lab.quick else MEMBERS
+    size = float(net.weights.norm())
+    if kind == "single":
+        return [net]
+    if kind == "independent":
+        return [net, *(lab.net(seed + 10 * k) for k in range(1, many))]
+    if kind == "noise":
+        draws = [net.weights.randn(1000 * seed + k) for k in range(1, many)]
+        return [net, *(net + 0.5 * size / float(d.norm()) * d for d in draws)]
+    if kind == "random walk":
+        steps = 2 if lab.quick else 20
+        walks = [ws.flow(net, ws.drift(100 * seed + k), ws.Pullback(memory), steps=steps, size=0.025 * size, budget=2.0)
+                 for k in range(1, many)]  # fmt: skip
+        return [net, *(walk[-1] for walk in walks)]
+    found, steps = [net], 2 if lab.quick else 60
+    for k in range(1, many):
+        start = net + 0.05 * size / float(net.weights.randn(k).norm()) * net.weights.randn(k)
+        goal = ws.spread(found, lab.train, 128, seed + k) + 0.5 * ws.learn(lab.train, 128, seed + k)
+        metric = ws.Pullback(memory)
+        found.append(ws.flow(start, goal, metric, steps=steps, size=0.01 * size, budget=4.0)[-1])
+    return found
+
+
+def _ensemble(lab: Lab, seed: int, kind: str) -> dict[str, Any]:
+    members = _members(lab, seed, kind)
+    whole, some = ws.ensemble(members), lab.test.take(100 if lab.quick else 1000, seed=0)
+    right = ws.accuracy(some)
+    row: dict[str, Any] = {"clean": right(whole), "worst": min(right(m) for m in members)}
+    if len(members) > 1:
+        row["coherence"], row["disagreement"] = ws.coherence(members, some), ws.disagreement(members, some)
+    threats = {"transfer": lab.net(seed), "surrogate": lab.net(SURROGATE), "white box": whole}
+    for name, source in threats.items():
+        row[name] = [right_under(some, source, whole, radius / SCALE) for radius in RADII]
+    return row
+
+
+def right_under(task: ws.Task, source: ws.Net, target: ws.Net, radius: float) -> float:
+    """Accuracy of the target on inputs that the attack moved against the source."""
+    span = (-SHIFT / SCALE, (1 - SHIFT) / SCALE)
+    good = count = 0
+    for x, y in task.batches(source):
+        moved = attacked(task, source, x, y, radius, ATTACK, span)
+        with torch.no_grad():
+            good += int((target(moved).argmax(1) == y).sum())
+        count += len(x)
+    return good / count
+
+
+EXPERIMENTS: dict[str, Callable[[Lab, int], Iterator[Job]]] = {
+    "spectrum": spectrum, "commute": commute, "ensembles": ensembles,
+}  # fmt: skip
+
+
+def tables(record: Record, name: str) -> dict[str, str]:
+    """Mark in the README -> table."""
+    found = {}
+    rows = []
+    for state in ("fresh", "trained"):
+        for n in SIZES:
+            at = f"spectrum/{name}/{state}/{n}"
+            if record.median(at, "values") is not None:
+                values = [number(v, 2) for v in record.median(at, "values")[: 3 if n < 50 else 4]]
+                last = [number(record.median(at, k), 0) for k in ("stiff", "rank")]
+                rows.append(
+                    [
+                        state,
+                        str(n),
+                        *values,
+                        *[""] * (4 - len(values)),
+                        number(record.median(at, "participation"), 1),
+                        *last,
+                    ]
+                )
+    if rows:
+        head = ["network", "examples", "1st", "10th", "50th", "200th", "participation", "above a thousandth", "rank"]
+        found[f"spectrum {name}"] = table(head, rows)
+    at = f"commute/{name}/0.9"
+    if record.median(at, "apart") is not None:
+        rows = [[way, *(percent(v) for v in record.median(at, way))] for way in ("dense", "prune first", "learn first")]
+        zeros = ["", *(percent(v) for v in record.median(at, "zeros"))]
+        found[f"commute {name}"] = table(
+            ["way", "old digits, %", "new digits, %", "zeros, %"], [[*r, z] for r, z in zip(rows, zeros, strict=True)]
+        )
+    rows = []
+    for kind in ("single", "independent", "noise", "random walk", "spread"):
+        at = f"ensembles/{name}/{kind}"
+        if record.median(at, "clean") is not None:
+            shares = [percent(record.median(at, k)) for k in ("clean", "worst", "transfer", "surrogate", "white box")]
+            rows.append(
+                [kind, *shares, number(record.median(at, "coherence"), 2), percent(record.median(at, "disagreement"))]
+            )
+    if rows:
+        head = [
+            "members",
+            "clean, %",
+            "worst member, %",
+            "transfer, %",
+            "fresh surrogate, %",
+            "white box, %",
+            "coherence",
+            "disagree, %",
+        ]
+        found[f"ensembles {name}"] = table(head, rows)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what is not measured yet, then put the tables into the README."""
+    parser = argparse.ArgumentParser(prog="experiments.freedom", description=__doc__.splitlines()[0])
+    parser.add_argument("experiment", nargs="*", metavar="EXPERIMENT", help=f"{', '.join(EXPERIMENTS)}; all")
+    parser.add_argument("--data", help="folder of MNIST's official files (embedded digits)")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--quick", action="store_true", help="one seed, barely trained: does it run?")
+    parser.add_argument("--out", type=Path, help="results file")
+    chosen = parser.parse_args(arguments)
+    if wrong := [name for name in chosen.experiment if name not in EXPERIMENTS]:
+        parser.error(f"no experiment {wrong[0]!r}; choose {', '.join(EXPERIMENTS)}")
+    lab, record = Lab(chosen.data, chosen.quick), Record(chosen.out or RESULTS / "freedom.json")
+    for name in chosen.experiment or EXPERIMENTS:
+        for seed in [0] if chosen.quick else chosen.seeds:
+            for key, job in EXPERIMENTS[name](lab, seed):
+                if key not in record:
+                    began = time.perf_counter()
+                    record.add(key, job())
+                    print(f"{key}  {time.perf_counter() - began:.1f} s", flush=True)
+    found = tables(record, lab.name)
+    for mark, block in found.items():
+        print(f"\n{mark}\n\n{block}")
+    if chosen.out is None and not chosen.quick:
+        insert(README, found)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
