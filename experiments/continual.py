@@ -61,6 +61,8 @@ def jitter(x: Tensor, generator: torch.Generator) -> Tensor:
 class Lab:
     """Both tasks, and the network of a seed that has learnt the first."""
 
+    outputs, known = 20, 10
+
     def __init__(self, data: str | None, quick: bool) -> None:
         self.quick, self.name = quick, "mnist to fashion-mnist" if data else "digits to turned digits"
         found = []
@@ -104,7 +106,11 @@ class Lab:
 # ------------------------------------------------------------------ ways to learn
 
 Way = Callable[[Lab, ws.Net, ws.Task, int], ws.Net]
-_FIRST: Callable[[Tensor], Tensor] = lambda f: f[:, :10]  # noqa: E731
+
+
+def first(k: int) -> Callable[[Tensor], Tensor]:
+    """The first k outputs."""
+    return lambda f: f[:, :k]
 
 
 def adam(terms: Callable[[Lab, ws.Net, ws.Task, int], Any], rate: float = RATE) -> Way:
@@ -122,8 +128,9 @@ def new(lab: Lab, seed: int) -> Any:
 
 
 def derpp(lab: Lab, net: ws.Net, memory: ws.Task, seed: int) -> Any:
-    """alpha = .5 of the mean square over 20 outputs, beta = .5 of the cross-entropy."""
-    return new(lab, seed) + 0.025 * ws.hold(memory, net, batch=REHEARSED, seed=seed, labels=20.0)
+    """alpha = .5 of the mean square over all outputs, beta = .5 of the cross-entropy."""
+    held = ws.hold(memory, net, batch=REHEARSED, seed=seed, labels=float(lab.outputs))
+    return new(lab, seed) + 0.5 / lab.outputs * held
 
 
 def ewc(lab: Lab, net: ws.Net, memory: ws.Task, seed: int) -> Any:
@@ -132,7 +139,8 @@ def ewc(lab: Lab, net: ws.Net, memory: ws.Task, seed: int) -> Any:
 
 def kept(lab: Lab, net: ws.Net, memory: ws.Task, seed: int) -> Any:
     """The old outputs held not on the memory itself but on changed copies of it, new ones at every step."""
-    return new(lab, seed) + 0.025 * ws.hold(memory, net, batch=REHEARSED, seed=seed, labels=20.0, augment=jitter)
+    held = ws.hold(memory, net, batch=REHEARSED, seed=seed, labels=float(lab.outputs), augment=jitter)
+    return new(lab, seed) + 0.5 / lab.outputs * held
 
 
 def path(lab: Lab, net: ws.Net, memory: ws.Task, seed: int) -> ws.Net:
@@ -158,7 +166,7 @@ WAYS: dict[str, tuple[Way, bool]] = {  # and whether a memory is used
     "DER++, rate doubled": (adam(derpp, FAST), True),
     "naive": (adam(lambda lab, net, memory, seed: new(lab, seed)), False),
     "LwF": (adam(lambda lab, net, memory, seed: new(lab, seed) + ws.hold(
-        lab.new, net, "kl", batch=BATCH, seed=seed, temperature=2.0, output=_FIRST)), False),
+        lab.new, net, "kl", batch=BATCH, seed=seed, temperature=2.0, output=first(lab.known))), False),
     "EWC": (adam(ewc), False),
     "replay": (adam(lambda lab, net, memory, seed: new(lab, seed) + ws.learn(memory, REHEARSED, seed)), True),
     "frozen teacher": (adam(lambda lab, net, memory, seed: new(lab, seed) + 50 * ws.hold(

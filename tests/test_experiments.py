@@ -14,7 +14,7 @@ from weightspace import Net, Symmetry, Task, accuracy, curve, line
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from experiments import alignment, continual, freedom, invariant, nets, record, tables  # noqa: E402
+from experiments import alignment, continual, freedom, invariant, nets, record, split, tables  # noqa: E402
 
 SORTED = [way for way in alignment.WAYS if way not in ("as it is", "matched")]
 
@@ -181,6 +181,15 @@ def test_continual_learning_runs_and_can_be_taken_up_again(tmp_path, capsys):
     assert out.read_text() == first
 
 
+def test_split_digits_run_and_can_be_taken_up_again(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    assert split.main(["--quick", "--memory", "20", "--out", str(out)]) == 0
+    first, seen = out.read_text(), capsys.readouterr().out
+    assert "split digits" in seen and len(json.loads(first)) == len(split.WAYS)
+    assert split.main(["--quick", "--memory", "20", "--out", str(out)]) == 0
+    assert out.read_text() == first
+
+
 def test_copies_are_changed_a_little_and_from_the_seed():
     x = torch.zeros(3, 1, 28, 28)
     x[:, :, 10:18, 10:18] = 1.0
@@ -206,4 +215,5 @@ def test_the_readme_shows_what_was_measured_of_invariant_paths():
     found = invariant.tables(record.Record(invariant.RESULTS / "invariant.json"), "mnist")
     found |= continual.tables(record.Record(continual.RESULTS / "continual.json"), "mnist to fashion-mnist")
     found |= freedom.tables(record.Record(freedom.RESULTS / "freedom.json"), "mnist")
-    assert len(found) == 7 and all(table in text for table in found.values())
+    found |= split.tables(record.Record(split.RESULTS / "split.json"), "mnist")
+    assert len(found) == 8 and all(table in text for table in found.values())

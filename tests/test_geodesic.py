@@ -10,8 +10,9 @@ from weightspace.flows import FlowError, flow
 from weightspace.geodesic import GeodesicError, acceleration, kink
 from weightspace.goals import drift
 from weightspace.kernel import KernelError
-from weightspace.layered import moments
+from weightspace.layered import compensated, moments
 from weightspace.net import Net
+from weightspace.pruning import prune
 from weightspace.pullback import Pullback, PullbackError
 from weightspace.task import Task, gradient
 
@@ -121,6 +122,49 @@ def test_solvers_that_do_not_fit_are_refused():
     mask = mlp.weights.map(torch.ones_like)
     with pytest.raises(PullbackError, match="mask"):
         Pullback(old(), solver="layer", mask=mask).step(mlp, mlp.weights.randn(0), length=1.0)
+
+
+def test_what_goes_is_passed_on_where_another_input_says_the_same():
+    torch.manual_seed(0)
+    net, half = Net.of(nn.Linear(8, 3).double()), torch.randn(40, 4, dtype=torch.float64)
+    task = Task(torch.cat([half, half], 1), torch.zeros(40).long())
+    mask = net.weights.map(torch.ones_like)
+    mask["weight"][:, 0:2] = 0
+    end = compensated(net, task, mask)
+    cut = net.at(net.weights.shaped(net.weights.flat() * mask.flat()))
+    metric = Pullback(task)
+    assert float(end.weights["weight"][:, :2].abs().max()) == 0
+    assert metric.drift(end, net) < 0.01 * metric.drift(cut, net)
+
+
+def test_a_row_is_the_least_squares_solution_with_its_zeros():
+    torch.manual_seed(0)
+    net, task = Net.of(nn.Linear(6, 2).double()), old(50, (6,))
+    mask = net.weights.map(torch.ones_like)
+    mask["weight"][0, :3] = 0  # the first columns: a column passes on to all after it, and that is exact
+    end, x = compensated(net, task, mask), torch.cat([task.example(50)[:, 3:], torch.ones(50, 1).double()], 1)
+    best = torch.linalg.lstsq(x, net(task.example(50))[:, :1]).solution[:, 0]
+    found = torch.cat([end.weights["weight"][0, 3:], end.weights["bias"][:1]])
+    assert torch.allclose(found, best, atol=1e-3)
+    assert torch.allclose(end.weights["weight"][1], net.weights["weight"][1], atol=1e-9)
+
+
+def test_pruning_layer_by_layer_repairs_something():
+    net, kept = wide(), old(200)
+    metric = Pullback(kept)
+    path = flow(net, prune(0.5, repair="layer"), metric, steps=1)
+    cut = net.at(net.weights.shaped(net.weights.flat() * path.mask.flat()))
+    assert metric.drift(path[-1], net) < 0.9 * metric.drift(cut, net)
+    whole = flow(net, prune(0.5), metric, steps=1)
+    assert metric.drift(whole[-1], net) < metric.drift(path[-1], net), "outputs matter, not what layers say"
+
+
+def test_the_cost_is_known_before():
+    net, kept = wide(), old()
+    found = {s: Pullback(kept, solver=s).cost(net) for s in ("auto", "dual", "gltr", "layer", "kronecker")}
+    assert found["auto"] == found["dual"] and found["dual"].rows == 18 and found["dual"].passes == 4
+    assert found["gltr"].bytes == 8 * net.weights.numel * 19 and found["layer"].passes == 1
+    assert Pullback(old(600)).cost(net).solver == "gltr"
 
 
 # geodesics

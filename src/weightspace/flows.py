@@ -20,6 +20,7 @@ from torch import Tensor
 
 from weightspace.geodesic import acceleration, kink
 from weightspace.goals import Goal, covector, hold
+from weightspace.layered import compensated
 from weightspace.metric import Adam, Metric
 from weightspace.net import Net, Weights, WeightspaceError
 from weightspace.path import Path
@@ -127,7 +128,7 @@ def flow(
     run = _Run(net, metric, budget, probe, limit, corrections, accelerate, mask, save, check, trail, progress)
     if not isinstance(goal, Prune):
         return run.descend(goal, steps, size)
-    return run.prune(goal, steps) if goal.repair == "gauss-newton" else run.carve(goal, steps, size)
+    return run.carve(goal, steps, size) if goal.repair == "descent" else run.prune(goal, steps)
 
 
 def _sound(steps: int, size: Any, budget: Any, limit: Any, corrections: int, save: int, check: int) -> None:
@@ -235,7 +236,7 @@ class _Run:
     # -------------------------------------------------------------- pruning
 
     def prune(self, goal: Prune, steps: int) -> Flow:
-        """Cut a little, repair by Gauss-Newton on all of the metric's examples, and again."""
+        """Cut a little, repair on all of the metric's examples, by Gauss-Newton or layer by layer, and again."""
         assert isinstance(self.metric, Pullback)
         why, group = "steps", self._group(goal)
         for k in range(self.begun, steps):
@@ -245,7 +246,10 @@ class _Run:
             self.mask, metric = mask, replace(self.metric, mask=mask, _last={})
             net = self.net.at(cut)
             predicted = metric.drift(net, self._reference())
-            net = metric.retract(net, self._reference(), self.corrections)
+            if goal.repair == "layer":
+                net = compensated(self.net, metric.task, mask)
+            else:
+                net = metric.retract(net, self._reference(), self.corrections)
             if bad := net.weights.unusable():
                 why = f"nan in {bad[0]}"
                 break

@@ -27,9 +27,9 @@ from weightspace.task import Task, logits
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["layer_modes", "moments"]
+__all__ = ["compensated", "layer_modes", "moments"]
 
-_NULL = 1e-7
+_NULL, _DAMPING = 1e-7, 1e-4
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,25 @@ def moments(net: Net, task: Task) -> Iterator[tuple[Layer, Float[Tensor, "column
                     sums[name] = found[node], before + rows.T @ rows
     for layer, total in sums.values():
         yield layer, total / len(task)
+
+
+def compensated(net: Net, task: Task, mask: Weights) -> Net:
+    """`net` with the mask's zeros, every row of a layer changed so that it says most nearly what it said.
+
+    argmin_W' tr((W' - W) C (W' - W)^T) over W' with these zeros, column by column: a weight that goes passes its part
+    on to those after it. C is the second moment of what the layer is given by `net`. Sources: Optimal brain surgeon
+    (Hassibi, Stork, 1993); SparseGPT (Frantar, Alistarh, 2023).
+    """
+    new = net.weights.shaped(net.weights.flat() * mask.flat())
+    for layer, moment in moments(net, task):
+        w, kept = _matrix(net.weights, layer), _matrix(mask, layer)
+        damped = moment + _DAMPING * moment.diagonal().mean() * torch.eye(len(moment)).to(moment)
+        root = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
+        for j in range(w.shape[1]):
+            gone = (w[:, j] * (1 - kept[:, j])) / root[j, j]
+            w[:, j:] -= torch.outer(gone, root[j, j:])
+        _put(new, layer, w * kept)
+    return net.at(new)
 
 
 def _given(net: Net, task: Task) -> Iterator[_Basis]:

@@ -20,7 +20,7 @@ from weightspace.net import Weights
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["Modes", "Step", "Tradeoff", "largest_shift", "ratio", "secular"]
+__all__ = ["Cost", "Modes", "Step", "Tradeoff", "largest_shift", "ratio", "secular"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,16 @@ class Step:
     progress: float
     shift: float
     guarantee: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Before a factorisation: who does it, outputs held, passes over the examples (forward or back), bytes."""
+
+    solver: str
+    rows: int
+    passes: int
+    bytes: int
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Prune", "PruneError", "prune", "share_at", "sparsity", "tightened"]
 
-_REPAIRS = ("gauss-newton", "descent")
+_REPAIRS = ("gauss-newton", "layer", "descent")
 
 
 class PruneError(WeightspaceError):
@@ -45,8 +45,9 @@ def prune(
 
     `structure`: "unstructured"; "n:m" as in "2:4" (n of every m neighbours stay; the sparsity is then 1 - n/m); or
     "neuron": whole units with all that leads to them and from them, a share of the units of every layer's kind.
-    `repair`: "gauss-newton", a few steps of the flow with the metric's examples all at once, or "descent", thousands
-    of steps on batches of them: longer, and better where almost nothing is left. Raises `PruneError`.
+    `repair`: "gauss-newton", a few steps of the flow with the metric's examples all at once; "layer", every layer by
+    itself, as SparseGPT (a baseline; quick); or "descent", thousands of steps on batches: longer, and better where
+    almost nothing is left. Raises `PruneError`.
     """
     if not 0 < sparsity < 1:
         raise PruneError(f"a sparsity lies between 0 and 1, got {sparsity}; 1 would empty every layer")

@@ -26,7 +26,7 @@ from torch import Tensor
 from weightspace.goals import not_aliased
 from weightspace.kernel import KernelError, kernel
 from weightspace.layered import layer_modes
-from weightspace.modes import Modes, Step, Tradeoff, largest_shift, ratio, secular
+from weightspace.modes import Cost, Modes, Step, Tradeoff, largest_shift, ratio, secular
 from weightspace.net import Net, Weights, WeightspaceError
 from weightspace.operator import Operator, cgls, jacobian, lanczos
 from weightspace.symmetry.trace import SymmetryError
@@ -126,6 +126,23 @@ class Pullback:
             values = self._last["values"]
             return values.flip(0)[:k]
         return self.operator(net).eigenvalues(k, dtype=net.dtype)
+
+    def cost(self, net: Net) -> Cost:
+        """What one factorisation will take, known from sizes alone: one example is run, to count its outputs."""
+        with torch.no_grad():
+            x = next(iter(self.task.take(1).batches(net)))[0]
+            outputs = self.picked(net(x)).flatten(1).shape[1]
+        rows, n, wide = len(self.task) * outputs, net.weights.numel, net.weights.flat().element_size()
+        solver = self.solver
+        if solver == "auto":
+            fits = rows <= _DUAL_ROWS and self.mask is None
+            solver = "layer" if n > _LARGE else "dual" if fits else "gltr"
+        if solver == "dual":
+            return Cost(solver, rows, 1 + outputs, 16 * rows**2)
+        if solver == "gltr":
+            return Cost(solver, rows, 4 * self.steps, wide * n * (self.steps + 4))
+        columns = [w[0].numel() + 1 for w in net.weights.values() if w.dim() > 1]
+        return Cost(solver, rows, 1 if solver == "layer" else 1 + outputs, 16 * sum(c**2 for c in columns))
 
     # -------------------------------------------------------------- gradients seen through it
 

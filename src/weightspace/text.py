@@ -124,6 +124,9 @@ def say_room(found: Room) -> None:
             f"{found.layers:.1%} of it leaves them alone for steps of any length (what every layer is given stays)."
         )
     out.print(f"Held: {found.rows} outputs of {found.examples} examples; the network has {found.weights:,} weights.")
+    cost = found.cost
+    passes = f"{cost.passes} passes over the examples and {cost.bytes / 1e6:.0f} MB"
+    out.print(f"A step by the solver {cost.solver} costs {passes}.")
     table = _table(f"a step of length {found.length:.3g}", "progress", "of the gradient's")
     whole = found.tradeoff[-1][1]
     for share in (0.0, 0.25, 0.5, 0.75, 0.9, 1.0):

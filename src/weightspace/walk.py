@@ -21,6 +21,7 @@ from weightspace.compare import Progress, classifies
 from weightspace.flows import Flow, Record, flow
 from weightspace.goals import drift, harden, learn, spread, toward
 from weightspace.metric import Euclidean
+from weightspace.modes import Cost
 from weightspace.net import Net, WeightspaceError
 from weightspace.pruning import Prune, prune, sparsity
 from weightspace.pullback import Pullback
@@ -75,6 +76,7 @@ class Room:
     length: float
     tradeoff: list[tuple[float, float]]
     spectrum: list[float]
+    cost: Cost
 
     def data(self) -> dict[str, Any]:
         """As plain data."""
@@ -221,6 +223,7 @@ def capacity(
         length=length,
         tradeoff=_pairs(curve.drift, curve.progress),
         spectrum=metric.spectrum(net, 20).tolist(),
+        cost=metric.cost(net),
     )
 
 
