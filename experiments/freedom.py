@@ -9,13 +9,16 @@ again.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 import weightspace as ws
 from experiments.invariant import README, RESULTS, Job, Lab, _turned
@@ -26,6 +29,7 @@ from weightspace.pruning import sparsity
 SIZES = (25, 50, 100, 200)
 MEMBERS, RADII, ATTACK = 5, (0.05, 0.1), 20
 SHIFT, SCALE = 0.1307, 0.3081  # of MNIST's pixels
+PEER = "WEIGHTSPACE_PEERS_TORCHATTACKS"
 SURROGATE = 90  # seed of the network that nobody knows
 
 
@@ -115,20 +119,49 @@ def _ensemble(lab: Lab, seed: int, kind: str) -> dict[str, Any]:
         row["coherence"], row["disagreement"] = ws.coherence(members, some), ws.disagreement(members, some)
     threats = {"transfer": lab.net(seed), "surrogate": lab.net(SURROGATE), "white box": whole}
     for name, source in threats.items():
-        row[name] = [right_under(some, source, whole, radius / SCALE) for radius in RADII]
+        row[name] = [right_under(some, source, whole, radius) for radius in RADII]
+    if PEER in os.environ:
+        row["automatic"] = [right_under(some, whole, whole, radius, "APGD") for radius in RADII]
     return row
 
 
-def right_under(task: ws.Task, source: ws.Net, target: ws.Net, radius: float) -> float:
-    """Accuracy of the target on inputs that the attack moved against the source."""
+class Pixels(nn.Module):
+    """A network that takes pixels in [0, 1]."""
+
+    def __init__(self, net: ws.Net) -> None:
+        super().__init__()
+        self.inside = net.module()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inside((x - SHIFT) / SCALE)
+
+
+def right_under(task: ws.Task, source: ws.Net, target: ws.Net, radius: float, how: str = "PGD") -> float:
+    """Accuracy of the target on inputs that an attack moved by up to `radius` a pixel, to raise the source's loss.
+
+    By torchattacks where the environment variable names its folder; without it by the ascent that `harden` uses.
+    """
     span = (-SHIFT / SCALE, (1 - SHIFT) / SCALE)
     good = count = 0
     for x, y in task.batches(source):
-        moved = attacked(task, source, x, y, radius, ATTACK, span)
+        assert y is not None
+        if PEER in os.environ:
+            moved = (_peer(how, source, radius)(x * SCALE + SHIFT, y) - SHIFT) / SCALE
+        else:
+            moved = attacked(task, source, x, y, radius / SCALE, ATTACK, span)
         with torch.no_grad():
             good += int((target(moved).argmax(1) == y).sum())
         count += len(x)
     return good / count
+
+
+def _peer(how: str, source: ws.Net, radius: float) -> Any:
+    if os.environ[PEER] not in sys.path:
+        sys.path.append(os.environ[PEER])
+    attacks = import_module("torchattacks")
+    if how == "PGD":
+        return attacks.PGD(Pixels(source), eps=radius, alpha=2.5 * radius / ATTACK, steps=ATTACK, random_start=True)
+    return attacks.APGD(Pixels(source), eps=radius, steps=ATTACK)
 
 
 EXPERIMENTS: dict[str, Callable[[Lab, int], Iterator[Job]]] = {
@@ -170,7 +203,10 @@ def tables(record: Record, name: str) -> dict[str, str]:
     for kind in ("single", "independent", "noise", "random walk", "spread"):
         at = f"ensembles/{name}/{kind}"
         if record.median(at, "clean") is not None:
-            shares = [percent(record.median(at, k)) for k in ("clean", "worst", "transfer", "surrogate", "white box")]
+            shares = [
+                percent(record.median(at, k))
+                for k in ("clean", "worst", "transfer", "surrogate", "white box", "automatic")
+            ]
             rows.append(
                 [kind, *shares, number(record.median(at, "coherence"), 2), percent(record.median(at, "disagreement"))]
             )
@@ -182,6 +218,7 @@ def tables(record: Record, name: str) -> dict[str, str]:
             "transfer, %",
             "fresh surrogate, %",
             "white box, %",
+            "white box, APGD, %",
             "coherence",
             "disagree, %",
         ]

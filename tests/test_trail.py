@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from weightspace.checkpoint import CheckpointError
-from weightspace.ensembles import coherence, disagreement, ensemble
+from weightspace.ensembles import coherence, disagreement, ensemble, swag
 from weightspace.flows import FlowError, flow
 from weightspace.goals import learn
 from weightspace.metric import Adam, Euclidean
@@ -244,6 +244,21 @@ def test_an_ensemble_is_the_mean_of_probabilities():
     assert torch.allclose(both(x).exp(), mean, atol=1e-6)
     assert 0 <= accuracy(t)(both) <= 1 and both.weights.numel == 3 * nets[0].weights.numel
     assert torch.allclose(ensemble([nets[0]])(x), nets[0](x).log_softmax(1), atol=1e-6)
+
+
+def test_draws_have_the_mean_and_the_spread_of_a_run():
+    a = net()
+    points = [a + 0.1 * a.weights.randn(seed) for seed in range(6)]
+    drawn = swag(points, 400, seed=1)
+    rows, seen = (torch.stack([n.weights.flat() for n in nets]) for nets in (points, drawn))
+    assert float((seen.mean(0) - rows.mean(0)).abs().max()) < 0.03
+    away = rows - rows.mean(0)
+    variance = (away.square().mean(0) + away.square().sum(0) / 5) / 2
+    assert torch.allclose(seen.var(0), variance, rtol=0.45)
+    assert float((seen.var(0) / variance).mean()) == pytest.approx(1, abs=0.02)
+    assert same(drawn[3], swag(points, 4, seed=1)[3]) and not same(drawn[3], drawn[4])
+    with pytest.raises(WeightspaceError, match="at least two"):
+        swag(points[:1], 3)
 
 
 def test_how_alike_networks_are():

@@ -28,7 +28,7 @@ _CONTENTS = {
     "goals": ["drift", "ewc", "gem", "harden", "hold", "learn", "spread", "toward"],
     "pruning": ["prune"],
     "flows": ["Flow", "flow"],
-    "ensembles": ["coherence", "disagreement", "ensemble"],
+    "ensembles": ["coherence", "disagreement", "ensemble", "swag"],
     "trail": ["Trail"],
     # linear maps known by their action
     "operator": ["Operator", "jacobian"],

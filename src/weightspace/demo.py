@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -22,6 +23,7 @@ from weightspace.net import Net, WeightspaceError
 from weightspace.page import Card, Page
 from weightspace.task import Task, accuracy
 from weightspace.walk import walk
+from weightspace.wayside import walk_page
 from weightspace.workbench import Bench
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ __all__ = ["STEPS", "Stage", "digits_cnn", "run", "train"]
 
 _ARCH, _DATA = "weightspace.demo:digits_cnn", "digits"
 _EPOCHS, _BATCH, _RATE = 20, 128, 3e-3
+_DRIFT, _KEPT, _LEARNING, _LENGTH = 2.0, 40, 20, 0.35  # of the walk that learns
 
 
 def digits_cnn(width: int = 32) -> nn.Module:
@@ -201,6 +204,29 @@ def pruned(stage: Stage) -> Sequence[Page]:
     return [Page("Walk", headline, lead, "good", words, cards, remarks=done.remarks())]
 
 
+def learned(stage: Stage) -> Sequence[Page]:
+    """The digits turned by a right angle, learnt without forgetting those that stand."""
+    stage.title("6. Walk: let a learn the digits turned by a right angle, and keep those that stand")
+    turned = datasets.digits()
+    inputs = turned.example(len(turned)).rot90(1, (-2, -1))
+    np.savez(stage.path("turned.npz"), x=inputs.numpy(), y=_labels(turned).numpy())
+    options = f"--budget {_DRIFT:g} --memory {_KEPT} --steps {_LEARNING} --size {_LENGTH}"
+    words = f"weightspace walk a.safetensors --keep {_DATA} --toward learn:turned.npz {options} --arch {_ARCH}"
+    words += " -o learned.safetensors --report walk.html"
+    stage.command(words)
+    done = walk(
+        stage.path("a.safetensors"), _DATA, f"learn:{stage.path('turned.npz')}", stage.path("learned.safetensors"),
+        arch=_ARCH, budget=_DRIFT, memory=_KEPT, steps=_LEARNING, size=_LENGTH, force=True, picture=True,
+        seed=stage.seed, progress=stage.progress,
+    )  # fmt: skip
+    (_, old, kept), (_, ignorant, learnt) = done.scores
+    was, now, before, after = (f"{score.accuracy or 0:.1%}" for score in (old, kept, ignorant, learnt))
+    stage.say(f"  Standing digits right: {was} before, {now} after.  Turned ones: {before}, {after}.", style="green")
+    stage.numbers["learned"] = {key: value for key, value in done.data().items() if key != "picture"}
+    page = walk_page(done, "Learn", words)
+    return [replace(page, headline=f"Turned digits learnt, {after} right; those that stand kept, {now} right")]
+
+
 def overview(numbers: Mapping[str, Any]) -> Page:
     """The first page: what this is about, in two numbers."""
     copy, line, merge = numbers["disguised"], numbers["compare"]["line"], numbers["merge"]
@@ -222,8 +248,8 @@ def overview(numbers: Mapping[str, Any]) -> Page:
     return Page("Overview", "Two networks can be the same and look nothing alike", lead, cards=cards)
 
 
-STEPS: list[Callable[[Stage], Sequence[Page]]] = [trained, disguised, compared, aligned, merged, pruned]
-_FILES = ("a", "b", "disguised", "b_aligned", "merged", "pruned")
+STEPS: list[Callable[[Stage], Sequence[Page]]] = [trained, disguised, compared, aligned, merged, pruned, learned]
+_FILES = ("a", "b", "disguised", "b_aligned", "merged", "pruned", "learned")
 
 
 def _words(command: str, *files: str, out: str | None = None) -> str:

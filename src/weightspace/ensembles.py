@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from weightspace.task import Task, logits
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["coherence", "disagreement", "ensemble"]
+__all__ = ["coherence", "disagreement", "ensemble", "swag"]
 
 
 class _Mean(nn.Module):
@@ -43,6 +44,26 @@ def ensemble(nets: Sequence[Net]) -> Net:
     for net in members:
         checked(members[0]).check(net)
     return Net.of(_Mean([net.live() for net in members]))
+
+
+def swag(points: Iterable[Net], n: int, seed: int = 0) -> list[Net]:
+    """n networks drawn from the Gaussian of the points of a run: mean m, covariance (diag(s^2) + D D^T / (k - 1)) / 2.
+
+    m and s^2 are the mean and the variance of the k points, D their differences from m; the state is that of the last
+    point (re-estimate running statistics). Raises `WeightspaceError` for fewer than two points.
+    Source: A simple baseline for Bayesian uncertainty in deep learning (Maddox et al., 2019).
+    """
+    nets = _pair(list(points))
+    rows = torch.stack([net.weights.flat() for net in nets])
+    mean, away = rows.mean(0), rows - rows.mean(0)
+    deviation = away.square().mean(0).sqrt()
+    drawn = []
+    for k in range(n):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + k)
+        one, other = (torch.randn(size, generator=generator).to(mean) for size in (len(mean), len(rows)))
+        low = away.T @ other / math.sqrt(len(rows) - 1)
+        drawn.append(nets[-1].at(nets[-1].weights.shaped(mean + (deviation * one + low) / math.sqrt(2))))
+    return drawn
 
 
 def disagreement(nets: Sequence[Net], task: Task) -> float:

@@ -179,7 +179,7 @@ def walk(
     return Walked(
         name=path.name,
         out=str(out),
-        goal=goal,
+        goal=_short(goal),
         steps=len(found.log),
         why=found.why,
         budget=budget,
@@ -288,6 +288,12 @@ def _plane(nets: Sequence[Net]) -> tuple[list[tuple[float, float]], float]:
 
 def _pairs(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> list[tuple[float, float]]:
     return [(float(a), float(b)) for a, b in zip(x, y, strict=True)]
+
+
+def _short(goal: str) -> str:
+    """The goal without the folders of its file."""
+    kind, colon, value = goal.partition(":")
+    return f"{kind}:{Path(value).name}" if colon and kind == "learn" else Path(goal).name
 
 
 def _picked(tensors: Mapping[str, Tensor], name: str, tensor: Tensor) -> Tensor:

@@ -22,8 +22,8 @@ def walk_page(done: Walked, name: str = "Walk", command: str = "") -> Page:
         f"{done.name} was moved in {done.steps} steps. The outputs that were to be kept drifted by {done.used:.2g} of "
         f"an allowed {done.budget:.2g} on the examples that the walk watched, and by {done.heldout:.2g} on others."
     )
-    cards = [Card("Drift where it was watched", f"{done.budget:.2g}", f"{done.used:.2g}", "allowed, then measured")]
-    cards.append(Card("Drift on other examples", "", f"{done.heldout:.2g}", "no step saw these"))
+    beside = f"of an allowed {done.budget:.2g}; {done.heldout:.2g} on examples that no step saw"
+    cards = [Card("Drift of the kept outputs", "", f"{done.used:.2g}", beside)]
     for task, before, after in done.scores:
         if before.accuracy is not None and after.accuracy is not None:
             cards.append(
