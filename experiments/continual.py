@@ -1,6 +1,6 @@
 """An old task kept while a new one is learnt: MNIST, then Fashion-MNIST, one network of 20 outputs.
 
-    python -m experiments.continual [METHOD ..] --data DIR [--memories 50 200 2000] [--seeds 3] [--quick]
+    python -m experiments.continual [METHOD ..] --data DIR [--memories 50 200 2000] [--seeds 0 1 2] [--quick]
 
 DIR holds the folders mnist and fashion-mnist. Without --data: embedded digits, then the same digits turned. Rows that
 are there are not measured again.
@@ -8,11 +8,11 @@ are there are not measured again.
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import weightspace as ws
-from experiments.record import Record, insert, number, percent, table
+from experiments.record import RESULTS, Record, measure, number, parse, parser, percent, table, tell
 
-HERE = Path(__file__).parent
-RESULTS, README = HERE / "results", HERE / "README.md"
 EPOCHS, BATCH, REHEARSED = (2, 4), 128, 64
 RATE, FAST = 1e-3, 2e-3
 
@@ -210,35 +208,18 @@ def tables(record: Record, name: str) -> dict[str, str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what is not measured yet, then put the table into the README."""
-    parser = argparse.ArgumentParser(prog="experiments.continual", description=__doc__.splitlines()[0])
-    parser.add_argument("way", nargs="*", metavar="METHOD", help=f"{', '.join(WAYS)}; all")
-    parser.add_argument("--data", help="folder with mnist and fashion-mnist (embedded digits)")
-    parser.add_argument("--memories", type=int, nargs="*", default=[50, 200, 2000])
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--quick", action="store_true", help="one seed, barely trained: does it run?")
-    parser.add_argument("--out", type=Path, help="results file")
-    chosen = parser.parse_args(arguments)
-    if wrong := [name for name in chosen.way if name not in WAYS]:
-        parser.error(f"no method {wrong[0]!r}; choose {', '.join(WAYS)}")
-    lab = Lab(chosen.data, chosen.quick)
-    out = chosen.out or RESULTS / "continual.json"
-    for seed in [0] if chosen.quick else chosen.seeds:
-        for way in chosen.way or WAYS:
-            for n in chosen.memories if WAYS[way][1] else [0]:
-                key = f"{lab.name}/{way}/{n}/{seed}"
-                if key not in Record(out):
-                    row = measured(lab, way, n or 50, seed)
-                    Record(out).add(key, row)
-                    print(
-                        f"{key}  {row['old']:.4f} {row['new']:.4f} {row['mean']:.4f}  {row['seconds']:.0f} s",
-                        flush=True,
-                    )
-    found = tables(Record(out), lab.name)
-    for mark, block in found.items():
-        print(f"\n{mark}\n\n{block}")
-    if chosen.out is None and not chosen.quick:
-        insert(README, found)
-    return 0
+    known = parser("continual", __doc__, WAYS, "folder with mnist and fashion-mnist")
+    known.add_argument("--memories", type=int, nargs="*", default=[50, 200, 2000], help="old images kept")
+    given = parse(known, arguments, WAYS)
+    lab, out = Lab(given.data, given.quick), given.out or RESULTS / "continual.json"
+    jobs = (
+        (f"{lab.name}/{way}/{n}/{seed}", partial(measured, lab, way, n or 50, seed))
+        for seed in given.seeds
+        for way in given.chosen
+        for n in (given.memories if WAYS[way][1] else [0])
+    )
+    measure(out, jobs, lambda row: f"{row['old']:.4f} {row['new']:.4f} {row['mean']:.4f}")
+    return tell(tables(Record(out), lab.name), given)
 
 
 if __name__ == "__main__":

@@ -8,21 +8,18 @@ again.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import weightspace as ws
-from experiments.invariant import README, RESULTS, Job, Lab, _turned
-from experiments.record import Record, insert, number, percent, table
+from experiments.invariant import Lab, _turned
+from experiments.record import RESULTS, Job, Record, measure, number, parse, parser, percent, table, tell
 from weightspace.goals import attacked
 from weightspace.pruning import sparsity
 
@@ -228,29 +225,12 @@ def tables(record: Record, name: str) -> dict[str, str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what is not measured yet, then put the tables into the README."""
-    parser = argparse.ArgumentParser(prog="experiments.freedom", description=__doc__.splitlines()[0])
-    parser.add_argument("experiment", nargs="*", metavar="EXPERIMENT", help=f"{', '.join(EXPERIMENTS)}; all")
-    parser.add_argument("--data", help="folder of MNIST's official files (embedded digits)")
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--quick", action="store_true", help="one seed, barely trained: does it run?")
-    parser.add_argument("--out", type=Path, help="results file")
-    chosen = parser.parse_args(arguments)
-    if wrong := [name for name in chosen.experiment if name not in EXPERIMENTS]:
-        parser.error(f"no experiment {wrong[0]!r}; choose {', '.join(EXPERIMENTS)}")
-    lab, record = Lab(chosen.data, chosen.quick), Record(chosen.out or RESULTS / "freedom.json")
-    for name in chosen.experiment or EXPERIMENTS:
-        for seed in [0] if chosen.quick else chosen.seeds:
-            for key, job in EXPERIMENTS[name](lab, seed):
-                if key not in record:
-                    began = time.perf_counter()
-                    record.add(key, job())
-                    print(f"{key}  {time.perf_counter() - began:.1f} s", flush=True)
-    found = tables(record, lab.name)
-    for mark, block in found.items():
-        print(f"\n{mark}\n\n{block}")
-    if chosen.out is None and not chosen.quick:
-        insert(README, found)
-    return 0
+    given = parse(parser("freedom", __doc__, EXPERIMENTS, "folder of MNIST's official files"), arguments, EXPERIMENTS)
+    lab, out = Lab(given.data, given.quick), given.out or RESULTS / "freedom.json"
+    for name in given.chosen:
+        for seed in given.seeds:
+            measure(out, EXPERIMENTS[name](lab, seed))
+    return tell(tables(Record(out), lab.name), given)
 
 
 if __name__ == "__main__":

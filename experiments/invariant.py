@@ -1,6 +1,6 @@
 """Claims of functionally invariant paths (Raghavan et al., 2024): pruning without labels, learning in a budget.
 
-    python -m experiments.invariant [sparsify descend learn] [--data DIR] [--seeds 3] [--quick]
+    python -m experiments.invariant [sparsify descend learn] [--data DIR] [--seeds 0 1 2] [--quick]
 
 Without --data (a folder of MNIST's files) everything runs on embedded digits. Rows that are there are not measured
 again.
@@ -8,12 +8,10 @@ again.
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,18 +19,14 @@ import torch.nn.functional as F
 from torch import nn
 
 import weightspace as ws
-from experiments.record import Record, insert, number, percent, table
+from experiments.record import RESULTS, Job, Record, measure, number, parse, parser, percent, table, tell
 from weightspace.pruning import tightened
 
-HERE = Path(__file__).parent
-RESULTS, README = HERE / "results", HERE / "README.md"
 SPARSITIES = (0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.991, 0.994)
 MEMORY, STAGES = 2000, 10
 DESCENTS, ROUNDS, ROUND_EPOCHS = (0.991, 0.994, 0.98, 0.998, 0.95), 5, 12
 BATCH, TEACHING, RATE = 256, 100, 5e-3  # examples, epochs, highest learning rate of a descent
 OLD_IMAGES, STEPS, BUDGETS = 200, 60, (2.0, 8.0)
-
-Job = tuple[str, Callable[[], dict[str, Any]]]
 
 
 class Lab:
@@ -248,31 +242,12 @@ def _shown(record: Record, way: str, name: str, sparsity: float) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what is not measured yet, then put the tables into the README."""
-    parser = argparse.ArgumentParser(prog="experiments.invariant", description=__doc__.splitlines()[0])
-    parser.add_argument("experiment", nargs="*", metavar="EXPERIMENT", help=f"{', '.join(EXPERIMENTS)}; all")
-    parser.add_argument("--data", help="folder of MNIST's official files (embedded digits)")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="one seed, barely trained: does it run?")
-    parser.add_argument("--out", type=Path, help="results file")
-    chosen = parser.parse_args(arguments)
-    unknown = [name for name in chosen.experiment if name not in EXPERIMENTS]
-    if unknown:
-        parser.error(f"no experiment {unknown[0]!r}; choose {', '.join(EXPERIMENTS)}")
-    lab = Lab(chosen.data, chosen.quick)
-    record = Record(chosen.out or RESULTS / "invariant.json")
-    for name in chosen.experiment or EXPERIMENTS:
-        for seed in range(1 if chosen.quick else chosen.seeds):
-            for key, job in EXPERIMENTS[name](lab, seed):
-                if key not in record:
-                    began = time.perf_counter()
-                    record.add(key, job())
-                    print(f"{key}  {time.perf_counter() - began:.1f} s", flush=True)
-    found = tables(record, lab.name)
-    for mark, block in found.items():
-        print(f"\n{mark}\n\n{block}")
-    if chosen.out is None and not chosen.quick:
-        insert(README, found)
-    return 0
+    given = parse(parser("invariant", __doc__, EXPERIMENTS, "folder of MNIST's official files"), arguments, EXPERIMENTS)
+    lab, out = Lab(given.data, given.quick), given.out or RESULTS / "invariant.json"
+    for name in given.chosen:
+        for seed in given.seeds:
+            measure(out, EXPERIMENTS[name](lab, seed))
+    return tell(tables(Record(out), lab.name), given)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -82,3 +85,52 @@ def insert(readme: Path, blocks: dict[str, str]) -> None:
             before, rest = text.split(begin, 1)
             text = f"{before}{begin}\n{block}\n{end}{rest.split(end, 1)[1]}"
     readme.write_text(text)
+
+
+# ------------------------------------------------------------------ one command for all of them
+
+RESULTS, README = Path(__file__).parent / "results", Path(__file__).parent / "README.md"
+
+Job = tuple[str, Callable[[], dict[str, Any]]]
+
+
+def parser(module: str, doc: str, known: Collection[str], data: str) -> argparse.ArgumentParser:
+    """What an experiment is to measure, on which data, for which seeds."""
+    found = argparse.ArgumentParser(prog=f"experiments.{module}", description=doc.splitlines()[0])
+    found.add_argument("chosen", nargs="*", metavar="NAME", help=f"{', '.join(known)}; all")
+    found.add_argument("--data", help=f"{data} (embedded digits)")
+    found.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    found.add_argument("--quick", action="store_true", help="one seed, barely trained: does it run?")
+    found.add_argument("--out", type=Path, help="results file")
+    return found
+
+
+def parse(
+    found: argparse.ArgumentParser, arguments: Sequence[str] | None, known: Collection[str]
+) -> argparse.Namespace:
+    """The arguments, all names where none was given."""
+    given = found.parse_args(arguments)
+    if wrong := [name for name in given.chosen if name not in known]:
+        found.error(f"no {wrong[0]!r}; choose {', '.join(known)}")
+    given.chosen = given.chosen or list(known)
+    given.seeds = [0] if given.quick else given.seeds
+    return given
+
+
+def measure(out: Path, jobs: Iterable[Job], say: Callable[[dict[str, Any]], str] = lambda row: "") -> None:
+    """Do the jobs whose rows are not there, and write every row at once; several processes may fill one file."""
+    for key, job in jobs:
+        if key not in Record(out):
+            began = time.perf_counter()
+            row = job()
+            Record(out).add(key, row)
+            print(f"{key}  {say(row)}  {time.perf_counter() - began:.1f} s", flush=True)
+
+
+def tell(found: dict[str, str], given: argparse.Namespace) -> int:
+    """Print the tables, and put them into the README unless the run was a trial."""
+    for mark, block in found.items():
+        print(f"\n{mark}\n\n{block}")
+    if given.out is None and not given.quick:
+        insert(README, found)
+    return 0

@@ -7,11 +7,10 @@ DIR is a folder of MNIST's files; without it, embedded digits. Rows that are the
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,8 +18,7 @@ from torch import Tensor, nn
 
 import weightspace as ws
 from experiments.continual import BATCH, FAST, REHEARSED, adam, cycle, derpp, ewc, first, kept, new
-from experiments.invariant import README, RESULTS
-from experiments.record import Record, insert, number, percent, table
+from experiments.record import RESULTS, Record, measure, number, parse, parser, percent, table, tell
 
 TASKS, EPOCHS = 5, 3
 
@@ -154,29 +152,17 @@ def tables(record: Record, name: str) -> dict[str, str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what is not measured yet, then put the table into the README."""
-    parser = argparse.ArgumentParser(prog="experiments.split", description=__doc__.splitlines()[0])
-    parser.add_argument("way", nargs="*", metavar="METHOD", help=f"{', '.join(WAYS)}; all")
-    parser.add_argument("--data", help="folder of MNIST's official files (embedded digits)")
-    parser.add_argument("--memory", type=int, default=250, help="images kept at the end, in all")
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--quick", action="store_true", help="one seed, barely trained: does it run?")
-    parser.add_argument("--out", type=Path, help="results file")
-    chosen = parser.parse_args(arguments)
-    if wrong := [name for name in chosen.way if name not in WAYS]:
-        parser.error(f"no method {wrong[0]!r}; choose {', '.join(WAYS)}")
-    lab, record = Stage(chosen.data, chosen.quick), Record(chosen.out or RESULTS / "split.json")
-    for seed in [0] if chosen.quick else chosen.seeds:
-        for way in chosen.way or WAYS:
-            key = f"split/{lab.name}/{way}/{seed}"
-            if key not in record:
-                record.add(key, measured(lab, way, chosen.memory, seed))
-                print(f"{key}  {record.rows[key]['mean']:.4f}  {record.rows[key]['seconds']:.0f} s", flush=True)
-    found = tables(record, lab.name)
-    for mark, block in found.items():
-        print(f"\n{mark}\n\n{block}")
-    if chosen.out is None and not chosen.quick:
-        insert(README, found)
-    return 0
+    known = parser("split", __doc__, WAYS, "folder of MNIST's official files")
+    known.add_argument("--memory", type=int, default=250, help="images kept at the end, in all")
+    given = parse(known, arguments, WAYS)
+    lab, out = Stage(given.data, given.quick), given.out or RESULTS / "split.json"
+    jobs = (
+        (f"split/{lab.name}/{way}/{seed}", partial(measured, lab, way, given.memory, seed))
+        for seed in given.seeds
+        for way in given.chosen
+    )
+    measure(out, jobs, lambda row: f"{row['mean']:.4f}")
+    return tell(tables(Record(out), lab.name), given)
 
 
 if __name__ == "__main__":
