@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from weightspace.flows import flow
 from weightspace.goals import (
+    Goal,
     GoalError,
     attacked,
     covector,
@@ -23,6 +24,7 @@ from weightspace.goals import (
     input_gradient,
     learn,
     spread,
+    toward,
 )
 from weightspace.metric import Adam, Euclidean
 from weightspace.net import Net, WeightspaceError
@@ -60,6 +62,44 @@ def test_goals_add_up_and_take_factors():
     expected = covector(one, a)[0] + 0.5 * covector(two, a)[0]
     assert float((g - expected).norm()) < 1e-12
     assert value == pytest.approx(float(task(0)(a)) + 0.5 * float(task(1)(a)), rel=1e-6)
+
+
+def test_tasks_functions_and_targets_add_up_too():
+    a, b, t = net(0), net(1), task()
+    for goal in (t, lambda w: t(w), toward(b), learn(t, 100)):
+        both = sum([learn(t, 100), goal * 2.0 if isinstance(goal, Goal) else goal])
+        expected = gradient(t, a) + covector(goal, a)[0] * (2.0 if isinstance(goal, Goal) else 1.0)
+        assert float((covector(both, a)[0] - expected).norm()) < 1e-9
+    assert float((covector(t + learn(t, 100), a)[0] - 2.0 * gradient(t, a)).norm()) < 1e-9
+    assert covector(toward(b), a)[1] == pytest.approx(float((a - b).norm()) ** 2 / 2)
+    assert 0 < Pullback(task(n=4)).capacity(a, learn(t, 100)) < 1
+
+
+def test_uneven_batches_weigh_by_their_examples():
+    a, b = net(0), net(1)
+    whole, ragged = task(), Task(task().example(20), labels(task()), batch=16)
+    x = whole.example(20)
+    by_hand = float(((b(x) - a(x)) ** 2).sum() / 20)
+    for t in (whole, ragged):
+        for more in (0.0, 0.5):
+            found = covector(hold(t, a, batch=20, labels=more), b)[1] - more * float(whole(b))
+            assert found == pytest.approx(by_hand, rel=1e-9)
+        same = covector(learn(t, 20, augment=lambda x, g: x), b)
+        assert same[1] == pytest.approx(float(whole(b))) and float((same[0] - gradient(whole, b)).norm()) < 1e-9
+
+
+def test_the_fisher_of_a_regression_is_that_of_a_normal_distribution():
+    torch.manual_seed(0)
+    a = Net.of(nn.Linear(3, 1).double())
+    x = torch.randn(500, 3, dtype=torch.float64)
+    found = fisher(Task(x, torch.zeros(500, 1, dtype=torch.float64)), a)
+    assert torch.allclose(found["weight"][0], x.square().mean(0), rtol=0.3)
+
+
+def test_gradients_that_are_not_finite_pass_through_gem_and_end_the_flow():
+    a, t = net(), task()
+    path = flow(a, gem(learn(t), [t]), Euclidean(), steps=3, size=1e200)
+    assert path.why.startswith("nan") or len(path.log) == 3
 
 
 def test_an_epoch_meets_every_example_once_and_the_next_in_another_order():
@@ -279,7 +319,12 @@ def test_the_norm_of_adam_weighs_by_the_gradients_seen():
         (lambda a, t: hold(t, a, batch=0), "at least one"),
         (lambda a, t: hold(t, a, temperature=0.0), "temperature"),
         (lambda a, t: ewc(t, a, 0.0), "strength"),
-        (lambda a, t: gem(learn(t), []), "no memory"),
+        (lambda a, t: gem(learn(t), []), "at least one task"),
+        (lambda a, t: gem(learn(t), t), "list of"),
+        (lambda a, t: gem(learn(t), [t], batch=0), "at least one"),
+        (lambda a, t: learn(t) + 3, "not a int"),
+        (lambda a, t: drift(-1), "seed"),
+        (lambda a, t: covector(hold(t, a, output=lambda f: f[:, :1], distance="kl"), a), "no classes"),
         (lambda a, t: spread([], t), "at least one"),
         (lambda a, t: harden(t, 0.0), "radius"),
         (lambda a, t: covector(harden(Task({"x": t.example(5)}, labels(t)[:5]), 0.1), a), "one tensor"),

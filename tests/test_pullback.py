@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -131,6 +132,74 @@ def test_solvers_agree_with_the_dense_solution(name, output):
         assert step.length == pytest.approx(1.0) and float(step.vector.norm()) == pytest.approx(1.0, rel=1e-6)
         assert step.drift == pytest.approx(float((a @ exact).norm()), rel=1e-4)
         assert step.progress == pytest.approx(-float(g.flat() @ exact), rel=1e-4)
+
+
+def test_a_gradient_that_lies_in_the_rows_makes_a_step_of_the_length_it_says():
+    torch.manual_seed(0)
+    net = Net.of(nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3)))
+    kept = Task(torch.randn(20, 6), torch.arange(20) % 3)
+    found = {}
+    for solver in ("dual", "gltr"):
+        metric = Pullback(kept, solver=solver)
+        for budget in (0.01, 0.1):
+            step = metric.step(net, gradient(kept, net), length=0.1, budget=budget)
+            assert float(step.vector.norm()) == pytest.approx(step.length, rel=1e-3)
+            assert float(metric.norm(net, step.vector)) == pytest.approx(step.drift, rel=2e-3)
+            assert metric.drift(net + step.vector, net) < 2 * budget
+        found[solver] = step
+    assert found["dual"].progress == pytest.approx(found["gltr"].progress, rel=0.05)
+
+
+@pytest.mark.parametrize("output", ["fisher", "hellinger"])
+@pytest.mark.parametrize("solver", ["dual", "gltr", "kronecker"])
+def test_classes_of_a_sequence_are_those_of_its_positions(output, solver):
+    torch.manual_seed(0)
+    net = Net.of(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double())
+    task = Task(torch.randn(4, 2, 4, dtype=torch.float64))
+    j = explicit(net, task).view(8, 3, -1)
+    p = net(task.example(4)).reshape(8, 3).softmax(-1)
+    fisher = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    g = torch.einsum("nai,nab,nbj->ij", j, fisher, j) / 4 / (8 if output == "hellinger" else 1)
+    v = net.weights.randn(0)
+    metric = Pullback(task, output, solver)
+    assert float(metric.norm(net, v)) ** 2 == pytest.approx(float(v.flat() @ g @ v.flat()), rel=1e-9)
+    if solver != "kronecker":
+        assert float(metric.spectrum(net, 1)[0]) == pytest.approx(float(torch.linalg.eigvalsh(g)[-1]), rel=1e-6)
+    else:
+        ratio = metric.modes(net, v).values.max() / Pullback(task, "logits", solver).modes(net, v).values.max()
+        assert float(ratio) < 0.5, "the output metric must be seen"
+
+
+def test_a_factorisation_is_not_kept_beyond_its_network():
+    torch.manual_seed(0)
+    bn = Net.of(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3)))
+    one, other = (Task(torch.randn(10, 4) * s, torch.arange(10) % 3) for s in (1, 3))
+    metric = Pullback(one, solver="dual")
+    top = lambda m, net: float(m.spectrum(net, 1)[0])  # noqa: E731
+    first = top(metric, bn)
+    moved = Net(bn.architecture, bn.weights, bn.state.map(lambda b: b * 2 + 1))
+    assert top(metric, moved) == top(Pullback(one, solver="dual"), moved) != first
+    assert top(replace(metric, task=other), bn) == top(Pullback(other, solver="dual"), bn) != first
+    assert top(replace(metric, output="fisher"), bn) == top(Pullback(one, "fisher", "dual"), bn)
+    with torch.no_grad():
+        bn.live()[0].weight.mul_(3.0)
+    assert top(metric, bn) == top(Pullback(one, solver="dual"), bn) != first
+
+
+def test_one_number_an_example_is_an_output():
+    class Scalar(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.f = nn.Linear(4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.f(x).squeeze(-1)
+
+    net, task = Net.of(Scalar().double()), Task(torch.randn(5, 4, dtype=torch.float64), torch.randn(5).double())
+    for solver in ("dual", "gltr"):
+        metric = Pullback(task, solver=solver)
+        assert metric.outputs(net).shape == (5, 1)
+        assert metric.step(net, net.weights.randn(0), length=0.1, budget=0.01).drift <= 0.0101
 
 
 def test_the_limits_are_the_gradient_and_the_null_space(name):

@@ -16,7 +16,7 @@ from weightspace.goals import learn
 from weightspace.metric import Adam, Euclidean
 from weightspace.net import Net, WeightspaceError
 from weightspace.path import Path
-from weightspace.pruning import prune, sparsity
+from weightspace.pruning import PruneError, prune, sparsity
 from weightspace.pullback import Pullback
 from weightspace.task import Task, accuracy
 from weightspace.trail import Trail
@@ -69,8 +69,11 @@ def test_half_keeps_differences_within_what_it_says(tmp_path):
         Trail(tmp_path / str(half), a, half=half).append(moved, 1)
     back = Trail(tmp_path / "True", a)[1]
     away, moved_by = (back - moved).flat().abs(), (moved - a).flat().abs()
-    rounding = 1.2e-7 * (1 + moved.weights.flat().abs())
+    rounding = 1.2e-7 * (1 + moved.weights.flat().abs()) + 2**-25 * float(moved_by.max())
     assert bool((away <= 2**-11 * moved_by + rounding).all())
+    tiny = a + 1e-6 * a.weights.randn(1)
+    Trail(tmp_path / "tiny", a, half=True).append(tiny, 1)
+    assert float((Trail(tmp_path / "tiny", a)[1] - a).norm()) == pytest.approx(float((tiny - a).norm()), rel=0.05)
     sizes = [(tmp_path / str(half) / "00001.safetensors").stat().st_size for half in (False, True)]
     assert sizes[1] < 0.6 * sizes[0]
 
@@ -171,7 +174,113 @@ def test_other_networks_and_other_places_are_refused(tmp_path):
         Trail(tmp_path / "one", a).path()
 
 
+def test_an_index_cannot_reach_out_of_its_folder(tmp_path):
+    start = net()
+    flow(start, task(), Euclidean(), steps=4, size=0.1, save=2, trail=tmp_path / "path")
+    victim = tmp_path / "victim.safetensors"
+    index = json.loads((tmp_path / "path" / "index.json").read_text())
+    (tmp_path / "path" / index["resume"]).rename(victim)
+    index["resume"] = "../victim.safetensors"
+    (tmp_path / "path" / "index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="outside"):
+        flow(start, task(), Euclidean(), steps=8, size=0.1, save=2, trail=tmp_path / "path")
+    assert victim.exists()
+
+
+def test_another_goal_or_metric_or_other_statistics_are_refused(tmp_path):
+    start = net()
+    flow(start, learn(task(), 16), Euclidean(), steps=2, size=0.1, trail=tmp_path / "path")
+    shifted = Net(start.architecture, start.weights, start.state.map(lambda b: b + 1))
+    for begin, goal, metric, words in (
+        (start, learn(task(1), 16), Euclidean(), "another goal"),
+        (start, learn(task(), 16, seed=1), Euclidean(), "another goal"),
+        (start, learn(task(), 16), Adam(), "another goal"),
+        (shifted, learn(task(), 16), Euclidean(), "began at another network"),
+    ):
+        with pytest.raises(FlowError, match=words):
+            flow(begin, goal, metric, steps=4, size=0.1, trail=tmp_path / "path")
+    own = Trail(tmp_path / "own", start)
+    own.append(start + start.weights, 1)
+    with pytest.raises(FlowError, match="no flow wrote"):
+        flow(start, task(), Euclidean(), steps=2, trail=tmp_path / "own")
+
+
+def test_points_come_in_order_and_facts_are_plain(tmp_path):
+    a = net()
+    trail = Trail(tmp_path / "path", a)
+    with pytest.raises(CheckpointError, match="JSON"):
+        trail.append(a, 1, loss=torch.tensor(1.0))
+    with pytest.raises(CheckpointError, match="does not come after"):
+        trail.append(a, 0)
+    trail.append(a + a.weights, 1, loss=1.0, file="mine")
+    assert len(Trail(tmp_path / "path", a)) == 2 and trail.facts(1)["loss"] == 1.0
+    (tmp_path / "only").mkdir()
+    (tmp_path / "path" / "base.safetensors").rename(tmp_path / "only" / "base.safetensors")
+    assert len(Trail(tmp_path / "only", a)) == 1, "cut off between its first two files, a path can begin again"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot be made"):
+        Trail(tmp_path / "file" / "x", a)
+
+
+def test_what_is_rejected_leaves_no_trace(tmp_path):
+    """A flow that held-out examples end saves what it had accepted, moments too."""
+    start, probe = net(), task(3)
+    settings = {"size": 0.02, "save": 50, "probe": probe}
+    whole = flow(start, learn(task(1), 16), Adam(), steps=12, **settings)
+    limit = whole.log[5].heldout * 1.0001
+    cut_off = flow(start, learn(task(1), 16), Adam(), steps=12, limit=limit, trail=tmp_path / "path", **settings)
+    assert cut_off.why == "heldout"
+    again = flow(start, learn(task(1), 16), Adam(), steps=12, trail=tmp_path / "path", **settings)
+    assert same(again[-1], whole[-1])
+    carved = flow(start, prune(0.5, repair="descent"), Pullback(task()), steps=40, size=1e-2, probe=probe, limit=1e-9)
+    assert carved.why == "heldout" and not carved.log and same(carved[-1], start) and carved.mask is None
+
+
 # pruning by descent, and of whole units
+
+
+@pytest.mark.parametrize("steps", [1, 5, 20, 60])
+def test_a_descent_of_any_length_reaches_its_sparsity(steps):
+    path = flow(net(), prune(0.5, repair="descent", batch=16), Pullback(task()), steps=steps, size=1e-3)
+    assert sparsity(path[-1].weights) == pytest.approx(0.5, abs=5e-3) == sparsity(path.mask)
+
+
+def test_a_mask_belongs_to_the_network_that_was_accepted():
+    start, old = net(width=32), Pullback(task())
+    free = flow(start, prune(0.9), old, steps=6)
+    stopped = flow(start, prune(0.9), old, steps=6, budget=free.log[2].drift * 1.01)
+    assert stopped.why == "budget" and 0 < len(stopped.log) < 6
+    assert sparsity(stopped.mask) == pytest.approx(sparsity(stopped[-1].weights), abs=1e-9)
+    assert flow(start, prune(0.9), old, steps=6, budget=1e-9).mask is None
+
+
+def test_what_is_held_is_neither_cut_nor_moved():
+    start, old = net(width=16), Pullback(task())
+    mask = start.weights.map(torch.ones_like)
+    mask["0.bias"].zero_()
+    mask["0.weight"][:4] = 0
+    for repair, steps in (("gauss-newton", 3), ("layer", 1), ("descent", 30)):
+        end = flow(start, prune(0.5, repair=repair, batch=16), old, steps=steps, size=1e-3, mask=mask)[-1]
+        held = mask.flat() == 0
+        if repair != "layer":
+            assert torch.equal(end.weights.flat()[held], start.weights.flat()[held]), repair
+        assert sparsity(end.weights) == pytest.approx(0.5, abs=0.01)
+
+
+def test_n_of_m_holds_on_the_way_and_at_the_end():
+    torch.manual_seed(0)
+    start = Net.of(nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3)))
+    old = Pullback(Task(torch.randn(40, 8), torch.arange(40) % 3))
+    for repair, steps in (("gauss-newton", 5), ("descent", 50)):
+        path = flow(start, prune(0.5, "2:4", repair, batch=16), old, steps=steps, size=1e-3, save=1)
+        zeros = [(p.weights["0.weight"].reshape(-1, 4) == 0).sum(1) for p in path]
+        assert all(int(z.max()) <= 2 for z in zeros) and int(zeros[-1].min()) == 2
+        assert sparsity(path.mask) == pytest.approx(0.5)
+    with pytest.raises(PruneError, match="zeroes a share of 0.5"):
+        prune(0.7, "2:4")
+    with pytest.raises(PruneError, match="cut into 4"):
+        odd = Net.of(nn.Linear(6, 3))
+        flow(odd, prune(0.5, "2:4"), Pullback(task()), steps=2)
 
 
 def test_descent_repairs_more_than_gauss_newton_where_little_is_left():
@@ -230,6 +339,14 @@ def test_widening_leaves_the_outputs_that_were_there():
     ):
         with pytest.raises(WeightspaceError, match=words):
             act()
+
+    class Cosine(nn.Linear):
+        def forward(self, x):
+            return nn.functional.linear(nn.functional.normalize(x), self.weight)
+
+    for odd in (Cosine(4, 3), nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))):
+        with pytest.raises(WeightspaceError, match="plain"):
+            Net.of(nn.Sequential(odd)).widen(1, "0")
     tied = nn.Sequential(nn.Embedding(6, 4), nn.Linear(4, 6, bias=False))
     tied[1].weight = tied[0].weight
     with pytest.raises(WeightspaceError, match="several places"):

@@ -289,8 +289,10 @@ def walk(
     An output that ends in .safetensors is the network at the end; any other is a folder for the path, from which a walk
     that was cut off goes on.
     """
-    if out.suffix or not out.parent.is_dir():
+    if out.suffix:
         _vacant(out, (".safetensors",), force)
+    elif not out.parent.is_dir():
+        raise _missing(out)
     _vacant(report, (".html", ".htm"), force)
     from weightspace.walk import walk as go
 
@@ -359,6 +361,12 @@ def demo(
 # ------------------------------------------------------------------ before and while
 
 
+def _missing(path: Path) -> Exception:
+    from weightspace.net import WeightspaceError
+
+    return WeightspaceError(f"{path}: the folder {path.parent} does not exist; create it first")
+
+
 def _vacant(path: Path | None, endings: tuple[str, ...], force: bool) -> None:
     """Refuse an output path before any work is done for it."""
     from weightspace.net import WeightspaceError
@@ -368,7 +376,7 @@ def _vacant(path: Path | None, endings: tuple[str, ...], force: bool) -> None:
     if path.suffix not in endings:
         raise WeightspaceError(f"{path}: the name of this output must end in {endings[0]}")
     if not path.parent.is_dir():
-        raise WeightspaceError(f"{path}: the folder {path.parent} does not exist; create it first")
+        raise _missing(path)
     if path.is_dir() or (path.exists() and not force):
         raise WeightspaceError(f"{path} exists; choose another name, or add --force to overwrite it")
 

@@ -29,7 +29,10 @@ class _Mean(nn.Module):
         self.members = nn.ModuleList(members)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        rows = torch.stack([logits(member(*args, **kwargs)).log_softmax(-1) for member in self.members])
+        outputs = [logits(member(*args, **kwargs)) for member in self.members]
+        if outputs[0].dim() < 2 or outputs[0].shape[-1] < 2:
+            raise WeightspaceError(f"outputs of shape {tuple(outputs[0].shape)} are no classes; average them yourself")
+        rows = torch.stack([f.log_softmax(-1) for f in outputs])
         return rows.logsumexp(0) - torch.tensor(float(len(self.members))).log()
 
 
@@ -43,6 +46,10 @@ def ensemble(nets: Sequence[Net]) -> Net:
         raise WeightspaceError("an ensemble needs at least one network, got none")
     for net in members:
         checked(members[0]).check(net)
+        if net.dtype != members[0].dtype:
+            raise WeightspaceError(
+                f"an ensemble of {members[0].dtype} and {net.dtype}; bring all to one dtype by .to()"
+            )
     return Net.of(_Mean([net.live() for net in members]))
 
 
@@ -69,7 +76,10 @@ def swag(points: Iterable[Net], n: int, seed: int = 0) -> list[Net]:
 def disagreement(nets: Sequence[Net], task: Task) -> float:
     """Mean over pairs of the share of examples that the two put into different classes, in [0, 1]."""
     with torch.no_grad():
-        classes = [task.outputs(net).argmax(-1) for net in _pair(nets)]
+        outputs = [task.outputs(net) for net in _pair(nets)]
+    if outputs[0].dim() < 2 or outputs[0].shape[-1] < 2:
+        raise WeightspaceError(f"outputs of shape {tuple(outputs[0].shape)} are no classes; they cannot disagree")
+    classes = [f.argmax(-1) for f in outputs]
     return _mean([(a != b).double().mean() for a, b in combinations(classes, 2)])
 
 

@@ -9,17 +9,19 @@ under `Adam` the optimiser of that name.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from weightspace.examples import leaves
 from weightspace.geodesic import acceleration, kink
-from weightspace.goals import Goal, covector, hold
+from weightspace.goals import Goal, as_goal, covector, hold
 from weightspace.layered import compensated
 from weightspace.metric import Adam, Metric
 from weightspace.net import Net, Weights, WeightspaceError
@@ -111,12 +113,18 @@ def flow(
     happens on the way ends the flow: see `why`.
     """
     _sound(steps, size, budget, limit, corrections, save, check)
+    if not isinstance(goal, Prune):
+        goal = as_goal(goal)
     if mask is not None:
         net.weights.check(mask)
         if not any(bool(m.any()) for m in mask.values()):
             raise FlowError("the mask holds every weight: nothing could move")
     if isinstance(goal, Prune) and not isinstance(metric, Pullback):
         raise FlowError("pruning is repaired under a Pullback metric; give Pullback(task)")
+    if isinstance(goal, Prune) and goal.repair == "descent" and budget is not None:
+        raise FlowError("a descent keeps no budget at every step; leave it out, and look at the drift at the end")
+    if limit is not None and probe is None:
+        raise FlowError("limit is a drift on other examples; give them as probe=")
     if accelerate and not isinstance(metric, Pullback):
         raise FlowError("only a Pullback metric has geodesics to accelerate along; give Pullback(task)")
     if accelerate is True and isinstance(metric, Pullback) and (at := kink(net, metric)):
@@ -125,7 +133,7 @@ def flow(
         metric = metric.begin()
     if isinstance(goal, Prune) and goal.repair == "gauss-newton":
         corrections = max(corrections, 2)
-    run = _Run(net, metric, budget, probe, limit, corrections, accelerate, mask, save, check, trail, progress)
+    run = _Run(net, goal, metric, budget, probe, limit, corrections, accelerate, mask, save, check, trail, progress)
     if not isinstance(goal, Prune):
         return run.descend(goal, steps, size)
     return run.carve(goal, steps, size) if goal.repair == "descent" else run.prune(goal, steps)
@@ -147,6 +155,7 @@ class _Run:
     def __init__(
         self,
         net: Net,
+        goal: Aim,
         metric: Metric | Pullback,
         budget: float | None,
         probe: Task | None,
@@ -160,7 +169,8 @@ class _Run:
         progress: Callable[[Record], None],
     ) -> None:
         self.start, self.net, self.budget, self.limit = net, net, budget, limit
-        self.corrections, self.accelerate, self.mask = corrections, accelerate, mask
+        self.corrections, self.accelerate = corrections, accelerate
+        self.held, self.cut = mask, None if mask is None else _already(net, mask)
         self.save, self.check, self.progress = save, check, progress
         self.metric = replace(metric, mask=mask) if isinstance(metric, Pullback) and mask is not None else metric
         self.anchor = metric.outputs(net) if isinstance(metric, Pullback) else None
@@ -173,7 +183,7 @@ class _Run:
         self._saved: dict[str, Tensor] = {}
         self.trail = None if trail is None else Trail(trail, net)
         if self.trail is not None:
-            self._resume(self.trail)
+            self._resume(self.trail, f"{told(goal)} under {told(metric)}, budget {budget}, {corrections} corrections")
         if isinstance(metric, Adam):
             self._remember(metric)
 
@@ -186,22 +196,30 @@ class _Run:
             if bad := wanted.unusable():
                 why = f"nan in {bad[0]}"
                 break
-            if self.mask is not None:
-                wanted = self.mask.shaped(wanted.flat() * self.mask.flat())
+            if self.held is not None:
+                wanted = self.held.shaped(wanted.flat() * self.held.flat())
             if not float(wanted.flat().abs().max()):
                 why = "goal"
                 break
-            length = size(k / steps) if callable(size) else size
+            length, state = self._length(size, k / steps), self._adam.state() if self._adam else {}
             found = self._step(wanted, length)
             if isinstance(found, str):
                 why = found
                 break
             net, predicted, length, moved = found
             record = Record(k, length, value, moved, predicted, self._held(net, k, steps))
-            if not self._accept(net, record, last=k == steps - 1):
+            if not self._accept(net, record, last=k == steps - 1, cut=self.cut):
+                if self._adam:
+                    self._adam.restore(self.net, state)
                 why = "heldout"
                 break
         return self._done(why)
+
+    def _length(self, size: Size, done: float) -> float:
+        length = size(done) if callable(size) else size
+        if not 0 <= length < math.inf:
+            raise FlowError(f"size gave {length} at {done:.0%} of the way; it must give lengths from 0")
+        return length
 
     def _step(self, wanted: Weights, length: float) -> tuple[Net, float, float, float] | str:
         """The longest step up to `length` that keeps the budget: network, predicted drift, length, drift."""
@@ -240,14 +258,13 @@ class _Run:
         assert isinstance(self.metric, Pullback)
         why, group = "steps", self._group(goal)
         for k in range(self.begun, steps):
-            share, before = share_at(goal.sparsity, (k + 1) / steps), self.net.weights
-            mask = tightened(before, goal, share, self.mask, final=k == steps - 1, group=group)
-            cut = before.shaped(before.flat() * mask.flat())
-            self.mask, metric = mask, replace(self.metric, mask=mask, _last={})
-            net = self.net.at(cut)
+            before, cut = self.net.weights, self._tighter(goal, share_at(goal.sparsity, (k + 1) / steps), group)
+            moving = cut if self.held is None else cut.shaped(cut.flat() * self.held.flat())
+            metric = replace(self.metric, mask=moving, _last={})
+            net = self.net.at(before.shaped(before.flat() * cut.flat()))
             predicted = metric.drift(net, self._reference())
             if goal.repair == "layer":
-                net = compensated(self.net, metric.task, mask)
+                net = compensated(self.net, metric.task, cut)
             else:
                 net = metric.retract(net, self._reference(), self.corrections)
             if bad := net.weights.unusable():
@@ -259,7 +276,7 @@ class _Run:
                 break
             held = self._held(net, k, steps)
             record = Record(k, float((net.weights - before).norm()), math.nan, moved, predicted, held)
-            if not self._accept(net, record, last=k == steps - 1):
+            if not self._accept(net, record, last=k == steps - 1, cut=cut):
                 why = "heldout"
                 break
         return self._done(why)
@@ -274,36 +291,49 @@ class _Run:
         why, group, adam = "steps", self._group(goal), Adam()
         self._remember(adam)
         near = hold(self.metric.task, self.start, "kl", batch=goal.batch, seed=goal.seed, temperature=_TEMPERATURE)
-        top = size if not callable(size) else 0.0
+        last = min(steps - 1, round(_TIGHTENING * steps))
+        every = max(1, min(_TIGHTEN_EVERY, last // 10))
         for k in range(self.begun, steps):
-            done = k / (_TIGHTENING * steps)
-            if k % _TIGHTEN_EVERY == 0 and done < 1 + _TIGHTEN_EVERY / (_TIGHTENING * steps):
-                self._cut(goal, share_at(goal.sparsity, done), group, adam, final=done >= 1)
-            wanted, value = near.covector(self.net, k)
+            cut, state = self.cut, adam.state()
+            if k == last or (k < last and k % every == 0):
+                worth = self._worth(adam) if adam.seen else None
+                cut = self._tighter(goal, share_at(goal.sparsity, k / last if last else 1.0), group, worth)
+            weights = self.net.weights
+            net = self.net if cut is None else self.net.at(weights.shaped(weights.flat() * cut.flat()))
+            wanted, value = near.covector(net, k)
             if bad := wanted.unusable():
                 why = f"nan in {bad[0]}"
                 break
-            if self.mask is not None:
-                wanted = self.mask.shaped(wanted.flat() * self.mask.flat())
-            rate = size(k / steps) if callable(size) else top * (1 + math.cos(math.pi * k / steps)) / 2
-            net = self.net + rate * adam.steepest(self.net, wanted)
-            if self.mask is not None:
-                net = net.at(net.weights.shaped(net.weights.flat() * self.mask.flat()))
+            for mask in (cut, self.held):
+                wanted = wanted if mask is None else mask.shaped(wanted.flat() * mask.flat())
+            rate = self._length(size, k / steps) if callable(size) else size * (1 + math.cos(math.pi * k / steps)) / 2
+            net = net + rate * adam.steepest(net, wanted)
+            if cut is not None:  # momentum of what was cut
+                net = net.at(net.weights.shaped(net.weights.flat() * cut.flat()))
             if bad := net.weights.unusable():
                 why = f"nan in {bad[0]}"
                 break
             moved = self.metric.drift(net, self._reference()) if k == steps - 1 else math.nan
             record = Record(k, rate, value, moved, math.nan, self._held(net, k, steps))
-            if not self._accept(net, record, last=k == steps - 1):
+            if not self._accept(net, record, last=k == steps - 1, cut=cut):
+                adam.restore(self.net, state)
                 why = "heldout"
                 break
         return self._done(why)
 
-    def _cut(self, goal: Prune, share: float, group: Symmetry | None, adam: Adam, final: bool) -> None:
+    def _tighter(self, goal: Prune, share: float, group: Symmetry | None, worth: Weights | None = None) -> Weights:
+        """The next mask of what is cut; what the caller holds is neither cut nor counted."""
         weights = self.net.weights
-        worth = weights.shaped(weights.flat() * adam.curvature(self.net).flat()) if adam.seen else None
-        self.mask = tightened(weights, goal, share, self.mask, final=final, worth=worth, group=group)
-        self.net = self.net.at(weights.shaped(weights.flat() * self.mask.flat()))
+        value = (weights if worth is None else worth).map(torch.abs)
+        if self.held is not None:
+            value = value.shaped(torch.where(self.held.flat() == 0, math.inf, value.flat()))
+            zero = (self.held.flat() == 0) & (weights.flat() == 0)
+            value = value.shaped(torch.where(zero, 0.0, value.flat()))
+        return tightened(weights, goal, share, self.cut, worth=value, group=group)
+
+    def _worth(self, adam: Adam) -> Weights:
+        weights = self.net.weights
+        return weights.shaped(weights.flat() * adam.curvature(self.net).flat())
 
     def _group(self, goal: Prune) -> Symmetry | None:
         assert isinstance(self.metric, Pullback)
@@ -316,10 +346,10 @@ class _Run:
             return math.nan
         return self.heldout.drift(net, self.there)
 
-    def _accept(self, net: Net, record: Record, last: bool) -> bool:
+    def _accept(self, net: Net, record: Record, last: bool, cut: Weights | None = None) -> bool:
         if self.limit is not None and record.heldout > self.limit:
             return False
-        self.net = net
+        self.net, self.cut = net, cut
         self.log.append(record)
         if record.step % self.save == self.save - 1 and not last:
             self._keep()
@@ -333,7 +363,7 @@ class _Run:
         kept: dict[str, Tensor] = {"trust": torch.tensor(self.trust, dtype=torch.float64)}
         adam = self._adam
         kept |= {f"adam.{name}": t for name, t in adam.state().items()} if adam else {}
-        kept |= {"mask": self.mask.flat().bool()} if self.mask is not None else {}
+        kept |= {"cut": self.cut.flat().bool()} if self.cut is not None else {}
         kept["log"] = torch.tensor([list(asdict(r).values()) for r in self.log], dtype=torch.float64)
         facts = {name: value for name, value in asdict(self.log[-1]).items() if name != "step" and value == value}
         self.trail.append(self.net, self.log[-1].step + 1, kept, **facts)
@@ -345,19 +375,54 @@ class _Run:
         if state:
             adam.restore(self.net, state)
 
-    def _resume(self, trail: Trail) -> None:
-        if float((trail[0] - self.start).norm()) > 0:
+    def _resume(self, trail: Trail, aim: str) -> None:
+        begun, before = trail[0], trail.index.get("toward")
+        if float((begun - self.start).norm()) > 0 or float((begun.state - self.start.state).norm()) > 0:
             raise FlowError(f"{trail.folder}: the path there began at another network; choose another folder")
+        if before is None and len(trail) == 1:
+            trail.note(toward=aim)
+        elif before is not None and before != aim:
+            raise FlowError(f"{trail.folder}: the path there has another goal or metric; choose another folder")
         self._saved = trail.resumed()
         if self._saved:
             self.nets, self.begun = list(trail), int(trail.facts(-1)["step"])
             self.net, self.trust = self.nets[-1], float(self._saved["trust"])
             self.log = [Record(int(row[0]), *row[1:]) for row in self._saved["log"].tolist()]
-            if "mask" in self._saved:
+            if "cut" in self._saved:
                 weights = self.net.weights
-                self.mask = weights.shaped(self._saved["mask"].to(weights.flat()))
+                self.cut = weights.shaped(self._saved["cut"].to(weights.flat()))
+        elif len(trail) > 1:
+            raise FlowError(f"{trail.folder}: holds a path that no flow wrote; choose another folder")
 
     def _done(self, why: str) -> Flow:
         if self.net is not self.nets[-1]:
             self._keep()
-        return Flow(self.nets, self.log, why, self.mask)
+        return Flow(self.nets, self.log, why, self._mask())
+
+    def _mask(self) -> Weights | None:
+        """Zero where weights were cut, or held by the caller."""
+        if self.held is None or self.cut is None:
+            return self.held if self.cut is None else self.cut
+        return self.cut.shaped(self.cut.flat() * self.held.flat())
+
+
+def _already(net: Net, mask: Weights) -> Weights:
+    """Zero where the mask holds a zero: that was cut before."""
+    return mask.shaped(((mask.flat() != 0) | (net.weights.flat() != 0)).to(mask.flat()))
+
+
+def told(aim: Any) -> str:
+    """What a goal or a metric is, in words that are the same when a program is run again."""
+    if isinstance(aim, Task):
+        first = [t.detach().cpu().contiguous().numpy().tobytes() for t in leaves(aim.example(1))]
+        return f"{aim!r} {hashlib.sha256(b''.join(first)).hexdigest()[:12]}"
+    if isinstance(aim, Net):
+        return f"{aim!r} {float(aim.weights.norm()):.9g}"
+    if is_dataclass(aim) and not isinstance(aim, type):
+        parts = {f.name: told(getattr(aim, f.name)) for f in fields(aim) if f.repr and f.compare}
+        return f"{type(aim).__name__}({', '.join(f'{name}={part}' for name, part in parts.items())})"
+    if isinstance(aim, (tuple, list)):
+        return f"[{', '.join(map(told, aim))}]"
+    if isinstance(aim, Weights):
+        return f"{aim!r} {float(aim.norm()):.9g}"
+    return getattr(aim, "__qualname__", type(aim).__name__) if callable(aim) else repr(aim)

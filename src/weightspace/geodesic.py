@@ -26,7 +26,8 @@ __all__ = ["GeodesicError", "acceleration", "kink"]
 
 _KINKED = {"relu", "relu_", "leaky_relu", "leaky_relu_", "prelu", "rrelu", "hardtanh", "hardtanh_", "relu6", "abs",
            "hardswish", "hardsigmoid", "clamp", "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool2d",
-           "maximum", "max", "threshold"}  # fmt: skip
+           "maximum", "minimum", "max", "min", "threshold", "clamp_min", "clamp_max", "clamp_min_", "selu", "selu_",
+           "softshrink", "hardshrink", "_prelu_kernel", "relu6_", "hardswish_", "hardsigmoid_"}  # fmt: skip
 
 
 class GeodesicError(WeightspaceError):
@@ -34,13 +35,17 @@ class GeodesicError(WeightspaceError):
 
 
 def kink(net: Net, metric: Pullback) -> str | None:
-    """The first operation with a kink, such as a ReLU; None for a smooth network."""
+    """The first operation that has a kink, such as a ReLU, or may have one; None for a smooth network."""
     try:
         graph = graph_of(net, metric.task.example(2))
     except SymmetryError:
-        return None
-    names = (op_name(node) for node in graph.nodes if node.op == "call_function")
-    return next((name for name in names if name in _KINKED), None)
+        return "a module that cannot be exported"
+    for node in graph.nodes:
+        name = op_name(node) if node.op == "call_function" else ""
+        bent = name in ("elu", "elu_", "celu") and len(node.args) > 1 and node.args[1] != 1
+        if name in _KINKED or bent:
+            return name
+    return None
 
 
 def acceleration(metric: Pullback, net: Net, vector: Weights, force: bool = False, inner: int = 20) -> Weights:
@@ -70,4 +75,5 @@ def acceleration(metric: Pullback, net: Net, vector: Weights, force: bool = Fals
 def _outputs(
     net: Net, state: dict[str, Tensor], pick: Callable[[Any], Tensor], args: Any, kwargs: Any, w: Tensor
 ) -> Tensor:
-    return pick(functional_call(net.architecture, {**net.weights.shaped(w), **state}, args, kwargs)).flatten(1)
+    out = pick(functional_call(net.architecture, {**net.weights.shaped(w), **state}, args, kwargs))
+    return out.reshape(len(out), -1)

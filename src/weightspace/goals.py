@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 __all__ = [
-    "Goal", "GoalError", "attacked", "covector", "drift", "ewc", "fisher", "gem", "harden", "hold", "input_gradient",
-    "learn", "not_aliased", "spread", "toward",
+    "Goal", "GoalError", "as_goal", "attacked", "covector", "drift", "ewc", "fisher", "gem", "harden", "hold",
+    "input_gradient", "learn", "not_aliased", "spread", "toward",
 ]  # fmt: skip
 
 _ROOM = 1 << 26
@@ -57,11 +57,15 @@ class Goal:
         """The gradient at the net for this step, and the value there (NaN: it has none)."""
         raise NotImplementedError
 
-    def __add__(self, other: Goal) -> Goal:
-        return Sum(((1.0, self), (1.0, other)))
+    def __add__(self, other: Any) -> Goal:
+        return self if isinstance(other, int) and other == 0 else Sum(((1.0, self), (1.0, as_goal(other))))
 
-    def __rmul__(self, factor: float) -> Goal:
-        return Sum(((factor, self),))
+    __radd__ = __add__
+
+    def __mul__(self, factor: float) -> Goal:
+        return Sum(((float(factor), self),))
+
+    __rmul__ = __mul__
 
 
 @dataclass(frozen=True)
@@ -79,12 +83,29 @@ class Sum(Goal):
         return total, value
 
 
+@dataclass(frozen=True)
+class Plain(Goal):
+    """A task, or a function of the network, the same at every step."""
+
+    function: Task | Callable[[Net], Tensor]
+
+    def covector(self, net: Net, step: int) -> tuple[Weights, float]:
+        """Its gradient and its value."""
+        return _swapped(value_and_gradient(self.function, net))
+
+
+def as_goal(aim: Any) -> Goal:
+    """A task or a function of a network as a goal that adds up. Raises `GoalError` for anything else."""
+    if isinstance(aim, Goal):
+        return aim
+    if isinstance(aim, Task) or callable(aim):
+        return Plain(aim)
+    raise GoalError(f"a goal is a task or a function of a network, not a {type(aim).__name__}")
+
+
 def covector(goal: Goal | Task | Callable[[Net], Tensor], net: Net, step: int = 0) -> tuple[Weights, float]:
     """The gradient of any goal at the net, and its value."""
-    if isinstance(goal, Goal):
-        return goal.covector(net, step)
-    value, vector = value_and_gradient(goal, net)
-    return vector, value
+    return as_goal(goal).covector(net, step)
 
 
 # ------------------------------------------------------------------ tasks, old and new
@@ -102,10 +123,9 @@ class Learn(Goal):
     def covector(self, net: Net, step: int) -> tuple[Weights, float]:
         """The gradient and the loss of one batch."""
         some = self.task.minibatch(self.batch, step, self.seed)
-        if self.augment is None:
-            return _swapped(value_and_gradient(some, net))
-        pairs = [(_changed(x, self.augment, self.seed, step), y) for x, y in some.batches(net)]
-        return _descended(lambda w: _mean([self.task.loss(_forward(self.task, w, x), y) for x, y in pairs]), net)
+        if self.augment is not None:
+            some = some.mapped(lambda x: _changed(x, self.augment, self.seed, step))
+        return _swapped(value_and_gradient(some, net))
 
 
 def learn(task: Task, batch: int = 128, seed: int = 0, augment: Augment | None = None) -> Goal:
@@ -141,8 +161,8 @@ class Hold(Goal):
             parts = []
             for x, y, before in triples:
                 f = _forward(self.task, w, x)
-                far = _DISTANCES[self.distance](self.output(f), before.to(f), self.temperature)
-                parts.append(far + self.labels * self.task.loss(f, y) if self.labels else far)
+                far = _DISTANCES[self.distance](*_alike(self.output(f), before), self.temperature)
+                parts.append((far + self.labels * self.task.loss(f, y) if self.labels else far, len(f)))
             return _mean(parts)
 
         return _descended(away, net)
@@ -202,17 +222,32 @@ def not_aliased(net: Net, anchor: Net) -> None:
         raise GoalError("the anchor shares its memory with the network that moves, and would move too; clone() it")
 
 
+def _alike(f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    if f.shape != g.shape:
+        raise GoalError(
+            f"the anchor's outputs have shape {tuple(g.shape)}, the network's {tuple(f.shape)}; give output="
+        )
+    return f, g.to(f)
+
+
+def _probable(f: Tensor) -> None:
+    if f.dim() < 2 or f.shape[-1] < 2:
+        raise GoalError(f'outputs of shape {tuple(f.shape)} are no classes; hold them by distance="squared"')
+
+
 def _bhattacharyya(f: Tensor, g: Tensor, t: float) -> Tensor:
+    _probable(f)
     return -((f / t).log_softmax(-1) / 2 + (g / t).log_softmax(-1) / 2).logsumexp(-1).mean()
 
 
 def _kl(f: Tensor, g: Tensor, t: float) -> Tensor:
+    _probable(f)
     p, q = (f / t).log_softmax(-1), (g / t).log_softmax(-1)
     return t**2 * F.kl_div(p, q, log_target=True, reduction="none").sum(-1).mean()
 
 
 _DISTANCES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
-    "squared": lambda f, g, t: (f - g).flatten(1).square().sum(1).mean(),
+    "squared": lambda f, g, t: (f - g).square().sum() / len(f),
     "kl": _kl,
     "bhattacharyya": _bhattacharyya,
 }
@@ -246,22 +281,31 @@ def ewc(task: Task, net: Net, strength: float = 1.0, seed: int = 0) -> Goal:
 def fisher(task: Task, net: Net, seed: int = 0) -> Weights:
     """F_i = E_x E_{y ~ p(.|x)} (d log p(y|x) / dw_i)^2: one label drawn from the network for every example.
 
-    Squared gradients of examples, not of batches: a batch's mean gradient squared is smaller by the batch.
+    p is the softmax of the outputs, or, for a task of squared distances, a normal distribution of variance one around
+    them. Squared gradients of examples, not of batches: a batch's mean gradient squared is smaller by the batch.
     """
     generator = torch.Generator(device=net.device).manual_seed(seed)
     weights = {n: w for n, w in net.weights.items() if w.is_floating_point()}
     total = {n: torch.zeros_like(w) for n, w in weights.items()}
-    count = 0
+    count, normal = 0, task.metric == "squared"
 
     def surprise(w: dict[str, Tensor], x: Any, y: Tensor) -> Tensor:
         args, kwargs = arguments(each(lambda t: t[None], x))
         out = task.output(functional_call(net.architecture, {**net.tensors, **w}, args, kwargs))
+        if normal:
+            return (out * y).sum()
         return F.nll_loss(out.flatten(0, -2).log_softmax(-1), y.flatten(), reduction="sum")
 
     for x, _ in task.batches(net):
         with torch.no_grad():
-            p = _forward(task, net, x).softmax(-1)
-            y = torch.multinomial(p.flatten(0, -2), 1, generator=generator).view(p.shape[:-1])
+            f = _forward(task, net, x)
+            if not f.isfinite().all():
+                raise GoalError("the outputs hold NaN or infinity; look for it in the data and the weights")
+            if normal:
+                y = torch.randn(f.shape, generator=generator, dtype=f.dtype, device=f.device)
+            else:
+                _probable(f)
+                y = torch.multinomial(f.softmax(-1).flatten(0, -2), 1, generator=generator).view(f.shape[:-1])
         step = max(1, _ROOM // net.weights.numel)
         for at in range(0, len(y), step):
             part = each(lambda t, at=at, step=step: t[at : at + step], x)
@@ -287,7 +331,7 @@ class Gem(Goal):
         wanted, value = self.goal.covector(net, step)
         rows = [value_and_gradient(m.minibatch(self.batch, step, self.seed), net)[1].flat() for m in self.memories]
         a, g = torch.stack(rows).double(), wanted.flat().double()
-        if bool((a @ g >= 0).all()):
+        if not bool(a.isfinite().all() and g.isfinite().all()) or bool((a @ g >= 0).all()):
             return wanted, value
         gram = (a @ a.T).numpy(force=True)
         root = np.linalg.cholesky(gram + 1e-10 * np.trace(gram) * np.eye(len(gram)))
@@ -295,15 +339,16 @@ class Gem(Goal):
         return wanted.shaped((g + torch.from_numpy(weights).to(a) @ a).to(wanted.flat())), value
 
 
-def gem(goal: Goal, memories: Sequence[Task], batch: int = 64, seed: int = 0) -> Goal:
+def gem(goal: Goal | Task | Callable[[Net], Tensor], memories: Sequence[Task], batch: int = 64, seed: int = 0) -> Goal:
     """`goal` with its gradient g replaced by argmin |v - g| over <v, g_k> >= 0, g_k the gradient of memory k.
 
     One memory of all old tasks is A-GEM. Sources: Gradient episodic memory for continual learning (Lopez-Paz, Ranzato,
     2017); Efficient lifelong learning with A-GEM (Chaudhry, Ranzato, Rohrbach, Elhoseiny, 2019).
     """
-    if not memories:
-        raise GoalError("there is no memory to protect; give at least one task")
-    return Gem(goal, tuple(memories), batch, seed)
+    if isinstance(memories, Task) or not memories:
+        raise GoalError("which memories are protected? give a list of at least one task")
+    _positive("a batch", batch)
+    return Gem(as_goal(goal), tuple(memories), batch, seed)
 
 
 # ------------------------------------------------------------------ other networks, other inputs
@@ -322,19 +367,31 @@ class Drift(Goal):
 
 def drift(seed: int) -> Goal:
     """Explore: a random heading drawn from `seed`, kept as far as the metric allows."""
+    if not 0 <= seed < 1 << 63:
+        raise GoalError(f"a seed is a whole number from 0 to 2^63, got {seed}")
     return Drift(seed)
 
 
-def toward(other: Net) -> Callable[[Net], Tensor]:
+@dataclass(frozen=True)
+class Toward(Goal):
+    """Half the squared distance to another network."""
+
+    other: Net
+
+    def __call__(self, net: Net) -> Tensor:
+        """|w - w_other|^2 / 2, with its graph."""
+        net.check(self.other)
+        parts = [(w - self.other.weights[n].to(w)).square().sum() / 2 for n, w in net.weights.items()]
+        return torch.stack(parts).sum()
+
+    def covector(self, net: Net, step: int) -> tuple[Weights, float]:
+        """w - w_other, and the value."""
+        return _descended(self, net)
+
+
+def toward(other: Net) -> Goal:
     """|w - w_other|^2 / 2: go to another network (align it first)."""
-
-    def distance(net: Net) -> Tensor:
-        net.check(other)
-        return sum(
-            ((w - other.weights[n].to(w)).square().sum() / 2 for n, w in net.weights.items()), torch.zeros(())
-        )  # fmt: skip
-
-    return distance
+    return Toward(checked(other))
 
 
 @dataclass(frozen=True)
@@ -352,10 +409,10 @@ class Spread(Goal):
         theirs = [[input_gradient(self.task, other, x, y).detach() for other in self.others] for x, y in batches]
 
         def coherence(w: Net) -> Tensor:
-            parts: list[Tensor] = []
+            parts: list[tuple[Tensor, int]] = []
             for (x, y), rows in zip(batches, theirs, strict=True):
                 mine = input_gradient(self.task, w, x, y, graph=True)
-                parts += [F.cosine_similarity(mine, row.to(mine), dim=1).mean() for row in rows]
+                parts += [(F.cosine_similarity(mine, row.to(mine), dim=1).mean(), len(row)) for row in rows]
             return _mean(parts)
 
         return _descended(coherence, net)
@@ -401,7 +458,9 @@ class Harden(Goal):
         """The gradient and the loss on one attacked batch."""
         some = self.task.minibatch(self.batch, step, self.seed)
         moved = [(attacked(self.task, net, x, y, self.radius, self.steps, self.span), y) for x, y in some.batches(net)]
-        return _descended(lambda w: _mean([self.task.loss(_forward(self.task, w, x), y) for x, y in moved]), net)
+        return _descended(
+            lambda w: _mean([(self.task.loss(_forward(self.task, w, x), y), len(leaves(x)[0])) for x, y in moved]), net
+        )
 
 
 def harden(
@@ -439,7 +498,7 @@ def attacked(
 
 
 def _forward(task: Task, net: Net, x: Any) -> Tensor:
-    return logits(task.output(net(x)))
+    return logits(task.forward(net, x))
 
 
 def _changed(x: Any, augment: Augment | None, seed: int, step: int) -> Any:
@@ -454,8 +513,10 @@ def _swapped(pair: tuple[float, Weights]) -> tuple[Weights, float]:
     return pair[1], pair[0]
 
 
-def _mean(parts: list[Tensor]) -> Tensor:
-    return torch.stack(parts).mean()
+def _mean(parts: list[tuple[Tensor, int]]) -> Tensor:
+    """The mean over examples, from means of batches and their sizes."""
+    total = sum(n for _, n in parts)
+    return torch.stack([value * (n / total) for value, n in parts]).sum()
 
 
 def _positive(what: str, number: int) -> None:

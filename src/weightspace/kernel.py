@@ -62,7 +62,8 @@ def feed(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> tupl
                 raw = values[0]
             elif node in found and found[node].plain(given[0]):
                 kept.append((found[node], given[0], values[0]))
-        out = output(raw if not isinstance(raw, (tuple, list)) or len(raw) > 1 else raw[0]).flatten(1)
+        out = output(raw if not isinstance(raw, (tuple, list)) or len(raw) > 1 else raw[0])
+        out = out.reshape(len(out), -1)
         nodes = [z for _, _, z in kept]
 
         def back(target: Tensor) -> list[Tensor]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["compensated", "layer_modes", "moments"]
 
-_NULL, _DAMPING = 1e-7, 1e-4
+_NULL, _DAMPING = 1e-12, 1e-4
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,18 @@ class _Basis:
 
 
 def layer_modes(
-    net: Net, task: Task, covector: Float[Tensor, " n"], output: Callable[[Any], Tensor] = logits, both: bool = False
+    net: Net,
+    task: Task,
+    covector: Float[Tensor, " n"],
+    output: Callable[[Any], Tensor] = logits,
+    both: bool = False,
+    mix: Tensor | None = None,
 ) -> Modes:
-    """The modes, layer by layer; weights outside of linear maps and convolutions do not move.
+    """The modes, layer by layer; weights outside of linear maps and convolutions do not move. `mix`: B, if it is there.
 
     Raises `KernelError` for a network without a layer of these kinds.
     """
-    found = list(_kronecker(net, task, output) if both else _given(net, task))
+    found = list(_kronecker(net, task, output, mix) if both else _given(net, task))
     if not found:
         raise KernelError('no linear map or convolution whose weight is used once; take solver="gltr"')
     g = net.weights.shaped(covector)
@@ -114,10 +119,13 @@ def _given(net: Net, task: Task) -> Iterator[_Basis]:
         yield _Basis(layer, vectors, None, torch.where(values > _NULL * values[-1], values, 0.0))
 
 
-def _kronecker(net: Net, task: Task, output: Callable[[Any], Tensor]) -> Iterator[_Basis]:
+def _kronecker(net: Net, task: Task, output: Callable[[Any], Tensor], mix: Tensor | None) -> Iterator[_Basis]:
     fed, _ = feed(net, task, output)
     for each in fed:
         h, d = each.met.double(), each.slope.double()
+        if mix is not None:
+            parts = d.reshape(len(mix), mix.shape[1], -1)
+            d = torch.einsum("iab,ibx->iax", mix.to(d), parts).reshape(d.shape)
         rows, slopes = h.flatten(0, 1), d.flatten(0, 2)
         a, u = torch.linalg.eigh(rows.T @ rows / len(rows))
         b, v = torch.linalg.eigh(slopes.T @ slopes / len(h))

@@ -352,8 +352,15 @@ class Net:
         if name not in found:
             raise WeightspaceError(f"no linear map {name!r} to widen; choose one of {', '.join(found) or 'none'}")
         old = found[name]
-        if sum(p is old.weight for _, p in self.architecture.named_parameters(remove_duplicate=False)) > 1:
+        if (
+            sum(
+                p is getattr(old, "weight", None) for _, p in self.architecture.named_parameters(remove_duplicate=False)
+            )
+            > 1
+        ):
             raise WeightspaceError(f"{name}.weight is used in several places; it cannot get rows of its own")
+        if type(old) is not nn.Linear or f"{name}.weight" not in self.weights:
+            raise WeightspaceError(f"{name} is a {type(old).__name__}; only a plain nn.Linear can get more rows")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             drawn = nn.Linear(old.in_features, n, bias=old.bias is not None)

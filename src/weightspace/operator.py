@@ -255,7 +255,7 @@ def jacobian(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> 
         def f(w: Tensor) -> Tensor:
             args, kwargs = ((), dict(x)) if isinstance(x, dict) else (x if isinstance(x, tuple) else (x,), {})
             out = output(functional_call(net.architecture, {**weights.shaped(w), **state}, args, kwargs))
-            return out.flatten(1)
+            return out.reshape(len(out), -1)
 
         return f
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -43,8 +44,9 @@ def prune(
 ) -> Prune:
     """Zero in a share `sparsity` of the weights of matrices and kernels, tightened step by step.
 
-    `structure`: "unstructured"; "n:m" as in "2:4" (n of every m neighbours stay; the sparsity is then 1 - n/m); or
-    "neuron": whole units with all that leads to them and from them, a share of the units of every layer's kind.
+    `structure`: "unstructured"; "n:m" as in "2:4" (n of every m neighbours stay, so that the sparsity is 1 - n/m; a
+    layer whose rows cannot be cut into m stays whole); or "neuron": whole units with all that leads to them and from
+    them, a share of the units of every layer's kind.
     `repair`: "gauss-newton", a few steps of the flow with the metric's examples all at once; "layer", every layer by
     itself, as SparseGPT (a baseline; quick); or "descent", thousands of steps on batches: longer, and better where
     almost nothing is left. Raises `PruneError`.
@@ -55,6 +57,8 @@ def prune(
         n, colon, m = structure.partition(":")
         if not colon or not n.isdigit() or not m.isdigit() or not 0 < int(n) < int(m):
             raise PruneError(f'structure is "unstructured", "neuron", or "n:m" such as "2:4", got {structure!r}')
+        if abs(sparsity - (1 - int(n) / int(m))) > 1e-9:
+            raise PruneError(f"{structure} zeroes a share of {1 - int(n) / int(m):g}, not {sparsity:g}")
     if repair not in _REPAIRS:
         raise PruneError(f"unknown repair {repair!r}; choose {', '.join(_REPAIRS)}")
     return Prune(sparsity, structure, repair, batch, seed)
@@ -77,14 +81,12 @@ def tightened(
     share: float,
     before: Weights | None = None,
     *,
-    final: bool = False,
     worth: Mapping[str, Tensor] | None = None,
     group: Group | None = None,
 ) -> Weights:
     """A mask that zeroes a share of the weights: one where a weight stays; what was zero in `before` stays zero.
 
-    `worth` (by default |w|) orders the weights; n:m holds from the `final` mask on. Raises `PruneError` for a layer
-    that would be empty.
+    `worth` (by default |w|) orders the weights. Raises `PruneError` for a layer that would be empty.
     """
     names = [name for name, w in weights.items() if w.dim() > 1]
     if not names:
@@ -95,8 +97,8 @@ def tightened(
     if goal.structure == "neuron":
         assert group is not None
         mask = _units(weights, value, share, group)
-    elif goal.structure != "unstructured" and final:
-        mask = _neighbours(weights, value, names, goal.structure)
+    elif goal.structure != "unstructured":
+        mask = _neighbours(weights, value, names, goal.structure, share / goal.sparsity)
     else:
         mask = _smallest(weights, value, names, share)
     for name in weights:
@@ -119,16 +121,25 @@ def _smallest(weights: Weights, value: Mapping[str, Tensor], names: list[str], s
     return mask
 
 
-def _neighbours(weights: Weights, value: Mapping[str, Tensor], names: list[str], structure: str) -> Weights:
-    mask = weights.map(torch.ones_like)
+def _neighbours(
+    weights: Weights, value: Mapping[str, Tensor], names: list[str], structure: str, done: float
+) -> Weights:
+    """Of those that will go, the m - n smallest of every m neighbours, the smallest so far."""
     n, m = map(int, structure.split(":"))
-    for name in names:
-        rows = value[name].flatten(1)
-        if rows.shape[1] % m == 0:
-            groups = rows.reshape(-1, m)
-            kept = torch.zeros_like(groups).scatter_(1, groups.topk(n, 1).indices, 1.0)
-            mask[name].copy_(kept.reshape(weights[name].shape))
-    return mask
+    fitting = [name for name in names if value[name].flatten(1).shape[1] % m == 0]
+    if not fitting:
+        raise PruneError(f"no matrix or kernel has rows that can be cut into {m}")
+    leaving = {}
+    for name in fitting:
+        groups = value[name].reshape(-1, m)
+        smallest = torch.zeros_like(groups, dtype=torch.bool).scatter_(
+            1, groups.topk(m - n, 1, largest=False).indices, True
+        )
+        leaving[name] = smallest.view(weights[name].shape)
+    far = {name: torch.where(leaving[name], value[name], math.inf) for name in fitting}
+    total = sum(int(leave.sum()) for leave in leaving.values())
+    rest = sum(far[name].numel() for name in fitting)
+    return _smallest(weights, far, fitting, round(done * total) / rest)
 
 
 def _units(weights: Weights, value: Mapping[str, Tensor], share: float, group: Group) -> Weights:

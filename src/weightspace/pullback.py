@@ -23,14 +23,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightspace.goals import not_aliased
+from weightspace.goals import Goal, not_aliased
+from weightspace.goals import covector as covector_of
 from weightspace.kernel import KernelError, kernel
 from weightspace.layered import layer_modes
 from weightspace.modes import Cost, Modes, Step, Tradeoff, largest_shift, ratio, secular
 from weightspace.net import Net, Weights, WeightspaceError
 from weightspace.operator import Operator, cgls, jacobian, lanczos
 from weightspace.symmetry.trace import SymmetryError
-from weightspace.task import Task, gradient, logits
+from weightspace.task import Task, logits
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -42,6 +43,7 @@ _SOLVERS = ("auto", "dual", "gltr", "layer", "kronecker")
 _DUAL_ROWS = 1500
 _LARGE = 1 << 28  # weights from which on a Krylov space is too much to hold
 _NULL = 1e-7
+_SMALL, _ROUNDING = 1e-3, 1e-9  # shares of |g|^2
 _KRYLOV = 15
 
 
@@ -67,6 +69,7 @@ class Pullback:
     steps: int = _KRYLOV
     mask: Weights | None = None
     _last: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    _seen: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.output, str) and self.output not in _OUTPUTS:
@@ -75,6 +78,8 @@ class Pullback:
             raise PullbackError(f"unknown solver {self.solver!r}; choose {', '.join(_SOLVERS)}")
         if not 0 <= self.damping < math.inf:
             raise PullbackError(f"damping must be a number from 0, got {self.damping}")
+        if self.steps < 1:
+            raise PullbackError(f"a Krylov space needs at least one step, got {self.steps}")
         if not len(self.task):
             raise PullbackError("the metric needs examples; the task is empty")
 
@@ -83,7 +88,9 @@ class Pullback:
     def outputs(self, net: Net) -> Float[Tensor, "examples outputs"]:
         """What the metric looks at: the outputs of all examples, flat."""
         with torch.no_grad():
-            found = torch.cat([self.picked(net(x)).flatten(1) for x, _ in self.task.batches(net)])
+            parts = [self.picked(self.task.raw(net, x)) for x, _ in self.task.batches(net)]
+        self._seen["classes"] = parts[0].shape[-1] if parts[0].dim() > 1 else 1
+        found = torch.cat([part.reshape(len(part), -1) for part in parts])
         if not found.isfinite().all():
             raise PullbackError("the outputs hold NaN or infinity; look for it in the data and the weights")
         return found
@@ -117,7 +124,8 @@ class Pullback:
         if isinstance(anchor, Net) and anchor.weights is not net.weights:
             not_aliased(net, anchor)
         reference = self.outputs(anchor) if isinstance(anchor, Net) else anchor
-        away = self._turn(self._mix_of(reference), len(self.task))((self.outputs(net) - reference).flatten())
+        moved = self.outputs(net) - reference
+        away = self._turn(self._mix_of(reference), len(self.task))(moved.flatten())
         return float(away.double().norm())
 
     def spectrum(self, net: Net, k: int = 50) -> Float[Tensor, " k"]:
@@ -131,7 +139,7 @@ class Pullback:
         """What one factorisation will take, known from sizes alone: one example is run, to count its outputs."""
         with torch.no_grad():
             x = next(iter(self.task.take(1).batches(net)))[0]
-            outputs = self.picked(net(x)).flatten(1).shape[1]
+            outputs = self.picked(self.task.raw(net, x)).numel()
         rows, n, wide = len(self.task) * outputs, net.weights.numel, net.weights.flat().element_size()
         solver = self.solver
         if solver == "auto":
@@ -159,7 +167,11 @@ class Pullback:
         if solver in ("layer", "kronecker"):
             if self.mask is not None:
                 raise PullbackError(f'{solver} has no mask; take solver="gltr"')
-            return layer_modes(net, self.task, g, self.picked, both=solver == "kronecker")
+            mix = self._mix(net) if solver == "kronecker" else None
+            modes = layer_modes(net, self.task, g, self.picked, both=solver == "kronecker", mix=mix)
+            if not float(modes.coefficients.norm()):
+                raise PullbackError(f'the gradient lies in weights that {solver} leaves alone; take solver="gltr"')
+            return modes
         dual = self._dual(net)
         modes = self._krylov(net, g) if dual is None else self._eigen(g, *dual)
         told = "exact minimiser" if modes.exact else f"best in a Krylov space of {self.steps}"
@@ -177,26 +189,28 @@ class Pullback:
         vector = modes.assemble(-1.0 / ((modes.values + self.damping) * size))
         return net.weights.shaped(vector.to(net.weights.flat()))
 
-    def capacity(self, net: Net, goal: Task | Callable[[Net], Tensor]) -> float:
+    def capacity(self, net: Net, goal: Goal | Task | Callable[[Net], Tensor]) -> float:
         """|P g| / |g|, P onto the null space of G: how much of the goal's gradient leaves the task's outputs alone.
 
         Of the layers' null spaces with solver "layer". Where the dual does not fit, from 200 steps of CGLS: an upper
         bound, close where G has few large eigenvalues.
         """
-        covector = gradient(goal, net)
-        modes = self.modes(net, covector)
+        wanted = covector_of(goal, net)[0]
+        modes = self.modes(net, wanted)
         if self.solver in ("layer", "kronecker"):
             free = modes.coefficients[modes.values == 0]
-            return float(free.norm() / self._kept(covector.flat()).double().norm())
+            return float(free.norm() / self._kept(wanted.flat()).double().norm())
         if not modes.exact:
-            g, a = self._kept(covector.flat()), self.factor(net)
+            g, a = self._kept(wanted.flat()), self.factor(net)
             return float((g - a.T @ cgls(a.T, g, steps=200, tolerance=1e-5)).norm() / g.norm())
         free = modes.coefficients[modes.values <= _NULL * modes.values.max()]
         return float(free.norm() / modes.coefficients.norm())
 
-    def tradeoff(self, net: Net, goal: Task | Callable[[Net], Tensor], length: float = 1.0, n: int = 41) -> Tradeoff:
+    def tradeoff(
+        self, net: Net, goal: Goal | Task | Callable[[Net], Tensor], length: float = 1.0, n: int = 41
+    ) -> Tradeoff:
         """Progress on the goal against drift, to first order, for steps of one length."""
-        modes = self.modes(net, gradient(goal, net))
+        modes = self.modes(net, covector_of(goal, net)[0])
         top = float(modes.values.max()) or 1.0
         shifts = [0.0, *np.geomspace(1e-8 * top, 1e3 * top, n - 2), math.inf]
         rows = [(s, modes.drift(s), modes.progress(s), modes.length(s)) for s in shifts]
@@ -273,7 +287,7 @@ class Pullback:
         return self.output if callable(self.output) else logits
 
     def _mix(self, net: Net) -> Tensor | None:
-        """B for every example, (examples, outputs, outputs); None for the identity."""
+        """B for every example and position, (examples x positions, classes, classes); None for the identity."""
         return None if self._plain() else self._mix_of(self.outputs(net))
 
     def _plain(self) -> bool:
@@ -283,7 +297,7 @@ class Pullback:
     def _mix_of(self, outputs: Tensor) -> Tensor | None:
         if self._plain():
             return None
-        p = outputs.double().softmax(-1)
+        p = outputs.double().reshape(-1, self._seen["classes"]).softmax(-1)
         root = p.sqrt()
         mix = torch.diag_embed(root) - root[:, :, None] * p[:, None, :]
         return mix / math.sqrt(8) if self.output == "hellinger" else mix
@@ -295,7 +309,7 @@ class Pullback:
     def _turn(self, mix: Tensor | None, n: int) -> Callable[[Tensor], Tensor]:
         if mix is None:
             return lambda rows: rows / math.sqrt(n)
-        return lambda rows: torch.einsum("nij,nj->ni", mix.to(rows), rows.view(n, -1)).flatten() / math.sqrt(n)
+        return lambda rows: torch.einsum("nij,nj->ni", mix.to(rows), rows.view(len(mix), -1)).flatten() / math.sqrt(n)
 
     def _dual(self, net: Net) -> tuple[Tensor, Tensor, Operator] | None:
         """Eigenvalues and eigenvectors of K = A A^T that are not zero, and A; None where the dual does not fit."""
@@ -303,26 +317,37 @@ class Pullback:
             return None
         if self.mask is not None:
             raise PullbackError('the dual has no mask; take solver="gltr"')
-        if self._last.get("at") is net.weights:
+        key = self._key(net)
+        if self._last.get("key") == key:
             return self._last["values"], self._last["vectors"], self._last["factor"]
         a = self.factor(net)
         if self.solver == "auto" and a.rows > _DUAL_ROWS:
             return None
         try:
             k = kernel(net, self.task, self.picked)
-        except (KernelError, SymmetryError) as error:
+        except (KernelError, SymmetryError, RuntimeError) as error:
             if self.solver == "dual":
                 raise PullbackError(f"the dual cannot be built ({error})") from error
             return None
         n, mix = len(self.task), self._mix(net)
         if mix is not None:
-            m = mix.shape[1]
-            k = torch.einsum("iab,ibjc,jdc->iajd", mix, k.view(n, m, n, m), mix).reshape(n * m, n * m)
+            many, m = mix.shape[:2]
+            k = torch.einsum("iab,ibjc,jdc->iajd", mix, k.view(many, m, many, m), mix).reshape(many * m, many * m)
+        if not k.isfinite().all():
+            raise PullbackError("the kernel holds NaN or infinity; look for it in the data and the weights")
         values, vectors = torch.linalg.eigh(k / n)
         kept = values > _NULL * values[-1]
         self._last.clear()
-        self._last.update(at=net.weights, values=values[kept], vectors=vectors[:, kept], factor=a)
+        self._last.update(
+            key=key, at=(net.weights, net.state, self.task), values=values[kept], vectors=vectors[:, kept], factor=a
+        )
         return values[kept], vectors[:, kept], a
+
+    def _key(self, net: Net) -> tuple[Any, ...]:
+        """Where a factorisation holds: these weights and statistics, unchanged since, this task, these outputs."""
+        buffers = [*net.weights.buffers, *net.state.buffers]
+        output = self.output if isinstance(self.output, str) else id(self.output)
+        return id(net.weights), id(net.state), *(b._version for b in buffers), id(self.task), output
 
     def _eigen(self, g: Tensor, values: Tensor, vectors: Tensor, a: Operator) -> Modes:
         """Modes A^T u_i / sqrt(value_i), and one more: what is left of g."""
@@ -330,12 +355,24 @@ class Pullback:
         coefficients = c / values.sqrt()
         rest = max(float(g.double().square().sum()) - float(coefficients.square().sum()), 0.0)
 
+        size = float(g.double().square().sum())
+        alone = g if rest > _SMALL * size else self._alone(g, values, vectors, a)
+        if alone is not g:  # what is left is small, and a difference of large vectors would be rounding
+            left = float(alone.double().square().sum())
+            alone, rest = (alone, left) if left > _ROUNDING * size else (torch.zeros_like(g), 0.0)
+
         def assemble(f: Tensor) -> Tensor:
-            inside = vectors @ ((f[1:] - f[0]) * c / values)
-            return f[0] * g + a.T @ inside.to(g)
+            inside = vectors @ ((f[1:] - f[0] if alone is g else f[1:]) * c / values)
+            return f[0] * alone + a.T @ inside.to(g)
 
         zero = torch.zeros(1, dtype=torch.float64)
         return Modes(torch.cat([zero, values]), torch.cat([zero + math.sqrt(rest), coefficients]), assemble, True)
+
+    def _alone(self, g: Tensor, values: Tensor, vectors: Tensor, a: Operator) -> Tensor:
+        """The part of g in the null space, itself: what the rows hold is taken away twice."""
+        for _ in range(2):
+            g = g - a.T @ (vectors @ (vectors.T @ (a @ g).double() / values)).to(g)
+        return g
 
     def _krylov(self, net: Net, g: Tensor) -> Modes:
         space = lanczos(self.operator(net), g, self.steps)

@@ -114,17 +114,22 @@ class Task:
         if x is None:
             raise TaskError("no examples: the data is empty, or an iterable that can be read only once")
 
-    def _forward(self, net: Net, x: Any) -> Tensor:
+    def forward(self, net: Net, x: Any) -> Tensor:
+        """The outputs of a batch. Raises `TaskError` where the network does not take it."""
+        return self.output(self.raw(net, x))
+
+    def raw(self, net: Net, x: Any) -> Any:
+        """All that the network returns for a batch. Raises `TaskError` where it does not take it."""
         name = type(net.architecture).__name__
         with _blamed(lambda: f"{name} does not take inputs of shape {each(shape, x)}"):
-            return self.output(net(x))
+            return net(x)
 
     def _distances(self, net: Net) -> Iterator[tuple[Tensor, int]]:
         """A batch's distances and their number; a 0-d tensor stands for their mean."""
         for x, y in self.batches(net):
             if y is None:
                 raise TaskError("the task has no labels; give Task(inputs, labels)")
-            yield self._measured(self._forward(net, x), y, len(leaves(x)[0]))
+            yield self._measured(self.forward(net, x), y, len(leaves(x)[0]))
 
     def _measured(self, f: Tensor, y: Tensor, size: int) -> tuple[Tensor, int]:
         f = f.float() if f.dtype in (torch.float16, torch.bfloat16) else f
@@ -154,7 +159,10 @@ class Task:
         """The mean distance of a batch of outputs from its labels, with its graph."""
         if y is None:
             raise TaskError("the task has no labels; give Task(inputs, labels)")
-        return self._measured(f, y, len(f))[0].mean()
+        d, count = self._measured(f, y, len(f))
+        if not count:
+            raise TaskError(f"no example of this batch has a label: all are {IGNORED}")
+        return d.mean()
 
     def distances(self, net: Net) -> Float[Tensor, " t"]:
         """The vector d_t = d_Y(f(x_t), y_t)."""
@@ -216,7 +224,7 @@ class Task:
     @torch.no_grad()
     def outputs(self, net: Net) -> Tensor:
         """f(x_t) for all t, in order, without gradient."""
-        return stacked(*(self._forward(net, x) for x, _ in self.batches(net)))
+        return stacked(*(self.forward(net, x) for x, _ in self.batches(net)))
 
     def example(self, n: int = 2) -> Any:
         """The first n inputs, as `net(x)` takes them."""
@@ -255,6 +263,11 @@ class Task:
     def in_memory(self) -> bool:
         """Whether all examples are held as tensors."""
         return isinstance(self._source, Arrays)
+
+    def mapped(self, change: Callable[[Any], Any]) -> Task:
+        """The same labels, the inputs changed all at once; held in memory."""
+        some = self._gathered()
+        return self._with(Arrays(change(some.inputs), some.labels))
 
     def relabelled(self, labels: Tensor) -> Task:
         """The same inputs, held in memory, with other labels."""

@@ -31,7 +31,7 @@ __all__ = ["Trail"]
 
 _INDEX, _BASE, _VERSION = "index.json", "base.safetensors", 1
 _SPARSE = 0.5
-_MASK, _VALUES, _DELTA = "::mask", "::values", "::delta"
+_MASK, _VALUES, _DELTA, _SCALE = "::mask", "::values", "::delta", "::scale"
 
 
 class Trail:
@@ -40,38 +40,50 @@ class Trail:
     def __init__(self, folder: str | os.PathLike[str], net: Net, *, half: bool = False) -> None:
         """Open the trail in `folder`, or begin one there at `net`, whose architecture the points have.
 
-        `half` keeps differences from the base in float16: half of the room, each within 2^-11 of itself. Raises
+        `half` keeps differences from the base in float16: half of the room, each within 2^-11 of itself or 2^-25 of the
+        largest of its tensor. Raises
         `CheckpointError` for a folder that holds something else, or a trail of another architecture.
         """
         self.folder, self.net, self.half = File(folder), net, half
         if (self.folder / _INDEX).exists():
             self.index = self._read()
         else:
-            if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            there = self.folder.exists()
+            if there and (not self.folder.is_dir() or {p.name for p in self.folder.iterdir()} - {_BASE}):
                 raise CheckpointError(f"{folder}: is there and holds no path; choose another folder")
-            self.folder.mkdir(parents=True, exist_ok=True)
-            checkpoint.save(net.tensors, self.folder / _BASE, metadata={"weightspace": "first network of a path"})
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise CheckpointError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from error
+            told = {"weightspace": "first network of a path"}
+            checkpoint.save(net.tensors, self.folder / _BASE, force=True, metadata=told)
             self.index = {"weightspace": "path", "version": _VERSION, "fingerprint": net.fingerprint, "points": []}
             self.index["points"].append({"file": _BASE, "step": 0})
-            self._write()
+            self._write(self.index)
 
     def _read(self) -> dict[str, Any]:
         try:
             index = json.loads((self.folder / _INDEX).read_text())
             known = index["weightspace"] == "path" and index["version"] == _VERSION and len(index["points"]) > 0
+            names = [point["file"] for point in index["points"]] + [index.get("resume", _BASE)]
+            known = known and index["fingerprint"] is not None and all(p["step"] >= 0 for p in index["points"])
+            outside = [name for name in names if File(name).name != name]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{self.folder / _INDEX}: is no index of a path ({type(error).__name__})") from error
         if not known:
             raise CheckpointError(f"{self.folder / _INDEX}: is no index of a path that this version can read")
+        if outside:
+            raise CheckpointError(f"{self.folder / _INDEX}: {outside[0]!r} lies outside of the folder")
         if index["fingerprint"] != self.net.fingerprint:
             raise CheckpointError(f"{self.folder}: its networks have another architecture than the one given")
         return dict(index)
 
-    def _write(self) -> None:
+    def _write(self, index: dict[str, Any]) -> None:
         beside = self.folder / f".{_INDEX}.{os.getpid()}"
         try:
-            beside.write_text(json.dumps(self.index, indent=1))
+            beside.write_text(json.dumps(index, indent=1))
             beside.replace(self.folder / _INDEX)
+            self.index = index
         except OSError as error:
             beside.unlink(missing_ok=True)
             raise CheckpointError(f"{self.folder / _INDEX}: cannot be written ({error.strerror})") from error
@@ -91,8 +103,6 @@ class Trail:
 
     def __getitem__(self, k: int) -> Net:
         name = self.index["points"][k]["file"]
-        if File(name).name != name:
-            raise CheckpointError(f"{self.folder / _INDEX}: {name!r} lies outside of the folder")
         base = checkpoint.read(self.folder / _BASE)
         if name == _BASE:
             return self.net.load(base)
@@ -113,21 +123,30 @@ class Trail:
         return Path(at, marks)
 
     def append(self, net: Net, step: int, resume: Mapping[str, Tensor] | None = None, **facts: Any) -> None:
-        """Write a point. Raises `CheckpointError`, with the trail as it was, where the disk refuses."""
+        """Write a point, with facts that JSON can hold. Raises `CheckpointError`, with the trail as it was."""
         self.net.check(net)
+        if step <= self.index["points"][-1]["step"]:
+            raise CheckpointError(f"step {step} does not come after {self.index['points'][-1]['step']}, the last one")
+        try:
+            point = json.loads(json.dumps(facts)) | {"file": f"{step:05d}.safetensors", "step": step}
+        except TypeError as error:
+            raise CheckpointError(f"a fact that JSON cannot hold ({error}); give numbers and text") from error
         base = checkpoint.read(self.folder / _BASE)
-        name, kept = f"{step:05d}.safetensors", {}
+        kept: dict[str, Tensor] = {}
         for key, tensor in net.tensors.items():
             kept.update(_packed(key, tensor.detach().cpu(), base[key], self.half))
-        checkpoint.save(kept or {"::none": torch.zeros(1)}, self.folder / name, force=True, metadata={})
-        before = self.index.get("resume")
+        checkpoint.save(kept or {"::none": torch.zeros(1)}, self.folder / point["file"], force=True, metadata={})
+        before, index = self.index.get("resume"), {**self.index, "points": [*self.index["points"], point]}
         if resume is not None:
-            self.index["resume"] = f"resume-{step:05d}.safetensors"
-            checkpoint.save(dict(resume), self.folder / self.index["resume"], force=True, metadata={})
-        self.index["points"].append({"file": name, "step": step, **facts})
-        self._write()
-        if before is not None and before != self.index["resume"]:
+            index["resume"] = f"resume-{step:05d}.safetensors"
+            checkpoint.save(dict(resume), self.folder / index["resume"], force=True, metadata={})
+        self._write(index)
+        if before is not None and before != index.get("resume"):
             (self.folder / before).unlink(missing_ok=True)
+
+    def note(self, **facts: Any) -> None:
+        """Say something of the whole path."""
+        self._write({**self.index, **facts})
 
     def resumed(self) -> dict[str, Tensor]:
         """What the last `append` was given to go on from; empty where there was nothing."""
@@ -143,7 +162,9 @@ def _packed(name: str, tensor: Tensor, base: Tensor, half: bool) -> dict[str, Te
         bits = np.packbits((~zero).flatten().numpy())
         return {name + _MASK: torch.from_numpy(bits), name + _VALUES: tensor[~zero].clone()}
     if half and tensor.is_floating_point():
-        return {name + _DELTA: (tensor.double() - base.double()).half()}
+        away = tensor.double() - base.double()
+        scale = away.abs().max().float()
+        return {name + _DELTA: (away / scale.double()).half(), name + _SCALE: scale}
     return {name: tensor.contiguous()}
 
 
@@ -152,7 +173,7 @@ def _restored(name: str, found: Mapping[str, Tensor], base: Mapping[str, Tensor]
         return found[name]
     whole = base[name]
     if name + _DELTA in found:
-        return (whole.double() + found[name + _DELTA].double()).to(whole.dtype)
+        return (whole.double() + found[name + _DELTA].double() * found[name + _SCALE].double()).to(whole.dtype)
     if name + _MASK in found:
         bits = np.unpackbits(found[name + _MASK].numpy(), count=whole.numel()).astype(bool)
         values = found[name + _VALUES]

@@ -36,6 +36,7 @@ _BUDGET = 0.1  # of the root mean square of the outputs, less their mean
 _RATE = 5e-3  # learning rate of a descent
 _POINTS = 12
 _SHOWN = 30  # eigenvalues
+_CHECKS = 100  # of the drift on held-out examples
 _NUDGE = 1e-6  # a network is as like itself as can be: no gradient leads away
 _STEPS, _DESCENT = 40, 2000
 _MEMORY = 200
@@ -95,7 +96,7 @@ class Walked:
     goal: str
     steps: int
     why: str
-    budget: float
+    budget: float | None
     used: float
     heldout: float
     moved: float
@@ -108,10 +109,10 @@ class Walked:
         """The sentences below the table."""
         ends = {"steps": "all steps were made", "budget": "no step within the budget was left"}
         why = ends.get(self.why, self.why)
+        allowed = "" if self.budget is None else f" of a budget of {self.budget:.3g}"
         said = [
             f"{self.steps} steps toward {self.goal}, {self.moved:.1%} of the weights' norm; {why}.",
-            f"Drift of the kept outputs: {self.used:.3g} of a budget of {self.budget:.3g}; "
-            f"{self.heldout:.3g} on held-out examples.",
+            f"Drift of the kept outputs: {self.used:.3g}{allowed}; {self.heldout:.3g} on held-out examples.",
         ]
         if self.free is not None:
             said.append(f"{self.free:.1%} of the new task's first gradient left the kept outputs alone.")
@@ -154,7 +155,9 @@ def walk(
     held = held.take(memory, seed)
     metric = Pullback(held, damping=1e-6)
     folder = out if out.suffix != ".safetensors" else None
-    if budget is None:
+    if slow and budget is not None:
+        raise ArchitectureError("a descent keeps no budget at every step; leave --budget out, and look at the drift")
+    if budget is None and not slow:
         outputs = metric.outputs(net)
         budget = _BUDGET * float((outputs - outputs.mean(0)).square().sum(1).mean().sqrt())
     aim, new = _aim(goal, template, net, held, trust_code, limit, seed)
@@ -162,13 +165,15 @@ def walk(
     progress(f"walking toward {goal}", 0, steps)
 
     def tell(record: Record) -> None:
-        progress(f"drift {record.drift:.3g} of {budget:.3g}, held out {record.heldout:.3g}", record.step + 1, steps)
+        drifts = f"drift {record.drift:.3g} of {budget:.3g}, " if budget is not None else ""
+        progress(f"{drifts}held out {record.heldout:.3g}", record.step + 1, steps)
 
-    length = size or (_RATE if isinstance(aim, Prune) else 0.01 * float(net.weights.norm()))
+    length = size if size is not None else (_RATE if isinstance(aim, Prune) else 0.01 * float(net.weights.norm()))
     every = max(1, steps // _POINTS) if picture or folder else steps
     found = flow(
-        net, aim, metric, steps=steps, size=length, budget=budget, probe=probe, progress=tell, save=every, trail=folder
-    )
+        net, aim, metric, steps=steps, size=length, budget=budget, probe=probe, progress=tell, save=every, trail=folder,
+        check=max(1, steps // _CHECKS),
+    )  # fmt: skip
     end = found[-1]
     scores = _scores(net, end, probe, new[1] if new else None)
     seen = _picture(found, aim, metric, probe, new, length, steps, every, budget) if picture else None
@@ -249,7 +254,7 @@ def _picture(
     length: float,
     steps: int,
     every: int,
-    budget: float,
+    budget: float | None,
 ) -> Picture:
     runs = {"within the budget": list(found)}
     if not isinstance(aim, Prune):
@@ -313,7 +318,8 @@ def _aim(
         try:
             number = int(share) if kind == "drift" else float(share)
         except ValueError as error:
-            raise ArchitectureError(f"--toward {goal}: {share!r} is no number; give {_FORM}") from error
+            what = "whole number" if kind == "drift" else "number"
+            raise ArchitectureError(f"--toward {goal}: {share!r} is no {what}; give {_FORM}") from error
         if kind == "prune":
             descent = how == "descent"
             structure = "unstructured" if descent or not how else how

@@ -18,11 +18,13 @@ _LEAST = 1e-10
 def walk_page(done: Walked, name: str = "Walk", command: str = "") -> Page:
     """What happened to a network that was moved."""
     headline = f"Moved by {done.moved:.1%} of its weights' norm, toward {done.goal}"
+    bound = "" if done.budget is None else f" of an allowed {done.budget:.2g}"
     lead = (
-        f"{done.name} was moved in {done.steps} steps. The outputs that were to be kept drifted by {done.used:.2g} of "
-        f"an allowed {done.budget:.2g} on the examples that the walk watched, and by {done.heldout:.2g} on others."
+        f"{done.name} was moved in {done.steps} steps. The outputs that were to be kept drifted by {done.used:.2g}"
+        f"{bound} on the examples that the walk watched, and by {done.heldout:.2g} on others."
     )
-    beside = f"of an allowed {done.budget:.2g}; {done.heldout:.2g} on examples that no step saw"
+    allowed = "" if done.budget is None else f"of an allowed {done.budget:.2g}; "
+    beside = f"{allowed}{done.heldout:.2g} on examples that no step saw"
     cards = [Card("Drift of the kept outputs", "", f"{done.used:.2g}", beside)]
     for task, before, after in done.scores:
         if before.accuracy is not None and after.accuracy is not None:
@@ -33,7 +35,7 @@ def walk_page(done: Walked, name: str = "Walk", command: str = "") -> Page:
     return Page(name, headline, lead, "good", command, cards, parts, done.remarks())
 
 
-def _figures(seen: Picture, budget: float) -> list[Figure]:
+def _figures(seen: Picture, budget: float | None) -> list[Figure]:
     figures = [_plane(seen)]
     if any(seen.scores.values()):
         figures.append(_scores(seen))
@@ -82,17 +84,16 @@ def _scores(seen: Picture) -> Figure:
     return Figure("What it kept on the way", caption, plot)
 
 
-def _drift(seen: Picture, budget: float) -> Figure:
+def _drift(seen: Picture, budget: float | None) -> Figure:
     watched, others = zip(*seen.drift, strict=True) if seen.drift else ((), ())
     steps = [float(k + 1) for k in range(len(watched))]
-    ends = [steps[0], steps[-1]] if steps else []
-    traces = [
-        go.Scatter(x=steps, y=finite(watched), name="where it was watched", line={"color": AFTER, "width": 3}),
-        go.Scatter(x=steps, y=finite(others), name="on other examples", line={"color": BEFORE, "width": 3}),
-        go.Scatter(
-            x=ends, y=[budget] * len(ends), name="budget", mode="lines", line={"color": "#1f2933", "dash": "dash"}
-        ),
-    ]
+    traces = []
+    for values, name, colour in ((watched, "where it was watched", AFTER), (others, "on other examples", BEFORE)):
+        line = {"color": colour, "width": 3}
+        traces.append(go.Scatter(x=steps, y=finite(values), name=name, line=line, connectgaps=True))
+    if budget is not None and steps:
+        line = {"color": "#1f2933", "dash": "dash"}
+        traces.append(go.Scatter(x=[steps[0], steps[-1]], y=[budget] * 2, name="budget", mode="lines", line=line))
     plot = plot_of(traces)
     plot.update_xaxes(title_text="step")
     plot.update_yaxes(title_text="drift of the outputs", rangemode="tozero")
