@@ -320,7 +320,6 @@ def test_the_norm_of_adam_weighs_by_the_gradients_seen():
         (lambda a, t: hold(t, a, temperature=0.0), "temperature"),
         (lambda a, t: ewc(t, a, 0.0), "strength"),
         (lambda a, t: gem(learn(t), []), "at least one task"),
-        (lambda a, t: gem(learn(t), t), "list of"),
         (lambda a, t: gem(learn(t), [t], batch=0), "at least one"),
         (lambda a, t: learn(t) + 3, "not a int"),
         (lambda a, t: drift(-1), "seed"),

@@ -123,6 +123,8 @@ def flow(
         raise FlowError("pruning is repaired under a Pullback metric; give Pullback(task)")
     if isinstance(goal, Prune) and goal.repair == "descent" and budget is not None:
         raise FlowError("a descent keeps no budget at every step; leave it out, and look at the drift at the end")
+    if isinstance(goal, Prune) and goal.repair == "layer" and mask is not None:
+        raise FlowError("the repair layer by layer moves all that is not cut; take another repair with a mask")
     if limit is not None and probe is None:
         raise FlowError("limit is a drift on other examples; give them as probe=")
     if accelerate and not isinstance(metric, Pullback):

@@ -112,6 +112,9 @@ class Adam:
         return {"seen": torch.tensor(self.seen), "mean": mean.flat(), "square": square.flat()}
 
     def restore(self, net: Net, state: Mapping[str, Tensor]) -> None:
-        """Have seen what `state` tells."""
+        """Have seen what `state` tells, nothing where it is empty."""
+        if not state:
+            self.seen, self._moments = 0, None
+            return
         self.seen = int(state["seen"])
         self._moments = net.weights.shaped(state["mean"]), net.weights.shaped(state["square"])

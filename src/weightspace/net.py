@@ -352,12 +352,8 @@ class Net:
         if name not in found:
             raise WeightspaceError(f"no linear map {name!r} to widen; choose one of {', '.join(found) or 'none'}")
         old = found[name]
-        if (
-            sum(
-                p is getattr(old, "weight", None) for _, p in self.architecture.named_parameters(remove_duplicate=False)
-            )
-            > 1
-        ):
+        every = self.architecture.named_parameters(remove_duplicate=False)
+        if sum(p is getattr(old, "weight", None) for _, p in every) > 1:
             raise WeightspaceError(f"{name}.weight is used in several places; it cannot get rows of its own")
         if type(old) is not nn.Linear or f"{name}.weight" not in self.weights:
             raise WeightspaceError(f"{name} is a {type(old).__name__}; only a plain nn.Linear can get more rows")
