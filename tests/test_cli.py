@@ -528,6 +528,9 @@ def test_walk_into_a_folder_goes_on_from_there_and_shows_where_it_went(here, cap
         assert words in text
     code, _, err = run(capsys, "walk", "b.safetensors", *options, "-o", folder, "--steps", 4)
     assert code == 2 and "began at another network" in err
+    code, _, err = run(capsys, "walk", "b.safetensors", *options, "-o", folder, "--steps", 4, "--force")
+    assert code == 0, err
+    assert json.loads((folder / "index.json").read_text())["points"][-1]["step"] == 4, "--force begins anew"
     shutil.rmtree(folder)
     page.unlink()
 

@@ -340,3 +340,10 @@ def test_bad_use_is_refused_in_one_line(act, words):
 
 def test_a_random_heading_has_no_value():
     assert math.isnan(covector(drift(3), net())[1])
+
+
+def test_gradient_takes_what_a_flow_takes():
+    start = net()
+    goal = 0.5 * learn(task(1), 16) + task(2)
+    assert torch.equal(gradient(goal, start).flat(), goal.covector(start, 0)[0].flat())
+    assert float(gradient(goal, start).norm()) > 0

@@ -62,6 +62,23 @@ def test_points_come_back_to_the_last_bit(tmp_path):
     assert sizes["00020.safetensors"] < 0.4 * sizes["00010.safetensors"], "zeros cost a bit"
 
 
+def test_erase_takes_the_path_and_nothing_else(tmp_path):
+    a = net()
+    Trail.erase(tmp_path / "nothing")
+    trail = Trail(tmp_path / "path", a)
+    trail.append(a + a.weights, 1, resume={"seen": torch.ones(2)})
+    (tmp_path / "path" / "mine.txt").write_text("kept")
+    Trail.erase(tmp_path / "path")
+    assert [p.name for p in (tmp_path / "path").iterdir()] == ["mine.txt"]
+    other = tmp_path / "other"
+    other.mkdir()
+    for text in ("{}", "not json", json.dumps({"weightspace": "path", "points": [{"file": "../victim"}]})):
+        (other / "index.json").write_text(text)
+        with pytest.raises(CheckpointError, match="is no index of a path"):
+            Trail.erase(other)
+        assert (other / "index.json").exists()
+
+
 def test_half_keeps_differences_within_what_it_says(tmp_path):
     a = net(width=200)
     moved = a + 0.01 * a.weights.randn(1)

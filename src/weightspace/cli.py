@@ -257,7 +257,8 @@ def merge(
 def walk(
     checkpoint: Annotated[Path, typer.Argument(help="The network to move.")],
     keep: Annotated[
-        str, typer.Option(help="Data on which the outputs must stay: a file or a data set; labels only for the table.")
+        str,
+        typer.Option(help="Data on which the outputs must stay: a file with x and y, or a data set; y is only scored."),
     ],
     toward: Annotated[
         str,
@@ -287,7 +288,7 @@ def walk(
     """Move a network without changing what it does: learn something new, prune, explore, or go to another network.
 
     An output that ends in .safetensors is the network at the end; any other is a folder for the path, from which a walk
-    that was cut off goes on.
+    that was cut off goes on (--force begins anew).
     """
     if out.suffix:
         _vacant(out, (".safetensors",), force)

@@ -107,10 +107,9 @@ def flow(
     `corrections`: Gauss-Newton steps back to the anchor after every step. `accelerate`: bend every step by the
     geodesic's acceleration (refused for a network with kinks, unless "force"). `mask`: weights where it is zero stay
     as they are. `save`: every how many steps a network is kept; with `trail`, in that folder too, and a flow that was
-    cut off goes on from there.
-    Drifts are root mean squares in units of the outputs. `prune` with Gauss-Newton repair ignores `size` and makes at
-    least two corrections a step; with descent, `size` is Adam's highest learning rate. Raises `FlowError`; what
-    happens on the way ends the flow: see `why`.
+    cut off goes on from there. Drifts are root mean squares in units of the outputs. `prune` with Gauss-Newton repair
+    ignores `size` and makes at least two corrections a step; with descent, `size` is Adam's highest learning rate.
+    Raises `FlowError`; what happens on the way ends the flow: see `why`.
     """
     _sound(steps, size, budget, limit, corrections, save, check)
     if not isinstance(goal, Prune):

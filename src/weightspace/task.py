@@ -347,12 +347,14 @@ def accuracy(task: Task) -> Callable[[Net], float]:
     return accuracy
 
 
-def gradient(goal: Task | Callable[[Net], Tensor], net: Net) -> Weights:
-    """dL/dw at the net's weights; a Task holds the graph of one batch at a time.
+def gradient(goal: Task | Callable[[Net], Tensor] | Any, net: Net) -> Weights:
+    """dL/dw at the net's weights; a Task holds the graph of one batch at a time, a goal of `flow` gives its first step.
 
     An aggregate that does not stream ("linf", a function) costs one forward pass more. Raises `TaskError` for
     a goal that is not a differentiable 0-d tensor.
     """
+    if hasattr(goal, "covector"):
+        return goal.covector(_checked(net), 0)[0]
     return value_and_gradient(goal, net)[1]
 
 

@@ -61,6 +61,24 @@ class Trail:
             self.index["points"].append({"file": _BASE, "step": 0})
             self._write(self.index)
 
+    @staticmethod
+    def erase(folder: str | os.PathLike[str]) -> None:
+        """Remove the trail in `folder`, index first, and no other file; nothing happens where there is none."""
+        index = File(folder) / _INDEX
+        try:
+            told = json.loads(index.read_text())
+            points = [point["file"] for point in told["points"]] if told["weightspace"] == "path" else []
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{index}: is no index of a path ({type(error).__name__})") from error
+        names = [*points, told.get("resume", _BASE)]
+        if not points or any(not isinstance(name, str) or File(name).name != name for name in names):
+            raise CheckpointError(f"{index}: is no index of a path; nothing was removed")
+        index.unlink()
+        for name in {*names, _BASE}:
+            (index.parent / name).unlink(missing_ok=True)
+
     def _read(self) -> dict[str, Any]:
         try:
             index = json.loads((self.folder / _INDEX).read_text())

@@ -27,6 +27,7 @@ from weightspace.pruning import Prune, prune, sparsity
 from weightspace.pullback import Pullback
 from weightspace.symmetry import Symmetry
 from weightspace.task import Task, accuracy
+from weightspace.trail import Trail
 from weightspace.workbench import Score, tasks
 
 __all__ = ["Picture", "Room", "Walked", "capacity", "walk"]
@@ -170,6 +171,8 @@ def walk(
 
     length = size if size is not None else (_RATE if isinstance(aim, Prune) else 0.01 * float(net.weights.norm()))
     every = max(1, steps // _POINTS) if picture or folder else steps
+    if folder is not None and force:
+        Trail.erase(folder)
     found = flow(
         net, aim, metric, steps=steps, size=length, budget=budget, probe=probe, progress=tell, save=every, trail=folder,
         check=max(1, steps // _CHECKS),
