@@ -258,7 +258,7 @@ def walk(
     checkpoint: Annotated[Path, typer.Argument(help="The network to move.")],
     keep: Annotated[
         str,
-        typer.Option(help="Data on which the outputs must stay: a file with x and y, or a data set; y is only scored."),
+        typer.Option(help="Data on which the outputs must stay: a file with x and y (y only scores), or a data set."),
     ],
     toward: Annotated[
         str,
