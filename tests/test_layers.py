@@ -2,13 +2,14 @@ import ast
 from pathlib import Path
 
 HOUSE = Path(__file__).parents[1] / "src" / "weightspace"
-ROOMS = """net | examples task datasets entry pickled checkpoint architecture | operator | symmetry.index
+ROOMS = """net | examples task datasets entry pickled checkpoint architecture | operator spectral | symmetry.index
     symmetry.rules.call symmetry.rules.shape symmetry.rules.part symmetry.rules.contraction symmetry.rules.reduction
     symmetry.rules symmetry.trace symmetry.group symmetry.verify symmetry.scale symmetry.sign symmetry.read
     symmetry.certificate symmetry.balance symmetry.canonical symmetry.assignment symmetry.ascent symmetry.relax
     symmetry.features symmetry.match symmetry.merge symmetry.layer symmetry.refit symmetry.repair symmetry
     
-    | goals kernel modes layered metric pullback geodesic distance | path trail surface ensembles pruning flows
+    | goals kernel modes layered metric pullback geodesic distance bounds displacement perturbation sensitivity
+    | path trail surface ensembles pruning flows
     | compare workbench walk page report wayside demo text cli"""
 ORDER = ROOMS.replace("|", "").split()
 LATE = {("symmetry", "path")}  # a barrier is measured along a path; but for this, only the cli imports late

@@ -19,9 +19,15 @@ _CONTENTS = {
     # the group
     "symmetry": ["Symmetry", "SymmetryError", "mean", "repair", "reset_statistics"],
     # how far
-    "metric": ["Adam", "Euclidean"],
+    "metric": ["Adam", "Euclidean", "Relative", "Spectral"],
     "pullback": ["Pullback"],
-    "distance": ["euclidean", "functional", "layerwise", "modulo"],
+    "distance": ["euclidean", "functional", "layerwise", "log_relative_trust", "modulo", "relative_trust"],
+    # how far the weights move before the function breaks
+    "bounds": ["certificate", "lipschitz"],
+    "displacement": [],
+    "perturbation": ["perturb", "stability", "width"],
+    "sensitivity": ["breakdown", "sensitivities", "trust_per_example"],
+    "spectral": ["spectral_norm", "spectral_bound"],
     # curves of networks
     "path": ["Path", "curve", "line", "swa"],
     "surface": ["Plane", "plane"],

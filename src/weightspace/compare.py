@@ -23,7 +23,7 @@ from weightspace.net import Net
 from weightspace.path import line
 from weightspace.symmetry import Axis, Match, Symmetry, reset_statistics
 from weightspace.symmetry.repair import has_statistics
-from weightspace.task import Task, TaskError, accuracy
+from weightspace.task import Task, accuracy, classifies
 
 __all__ = [
     "RELATED",
@@ -35,7 +35,6 @@ __all__ = [
     "Units",
     "Verdict",
     "along",
-    "classifies",
     "compare",
     "judge",
 ]
@@ -324,15 +323,6 @@ def _barrier(loss: list[float]) -> float:
     """max_t L(t) - ((1 - t) L(0) + t L(1)), as `Path.barrier`."""
     n = len(loss) - 1
     return max(x - ((1 - k / n) * loss[0] + k / n * loss[-1]) for k, x in enumerate(loss))
-
-
-def classifies(task: Task) -> bool:
-    """Whether the labels name classes, so that there is an accuracy."""
-    try:
-        accuracy(task)
-    except TaskError:
-        return False
-    return True
 
 
 def _units(group: Symmetry, a: Net, b: Net, moved: Net) -> Units | None:

@@ -11,14 +11,27 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from weightspace.metric import by_layer
 from weightspace.net import Net, WeightspaceError, checked, squared_distance
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
+
     from weightspace.symmetry import Symmetry
     from weightspace.symmetry.group import Block, Group
     from weightspace.task import Task
 
-__all__ = ["Interval", "TensorDistance", "euclidean", "functional", "layerwise", "modulo"]
+__all__ = [
+    "Interval",
+    "TensorDistance",
+    "euclidean",
+    "functional",
+    "layerwise",
+    "log_relative_trust",
+    "modulo",
+    "relative_distances",
+    "relative_trust",
+]
 
 _CHUNK = 1 << 20
 _LARGEST = 2048
@@ -73,6 +86,54 @@ def _compare(name: str, x: Tensor, y: Tensor) -> TensorDistance:
 
 def _exact(x: Tensor) -> Tensor:
     return x.detach().cpu().double()
+
+
+def relative_distances(
+    a: Net, b: Net, granularity: str = "tensor", layers: str = "weights"
+) -> dict[str, Float[Tensor, " parts"]]:
+    """d_l = |b_l - a_l| / |a_l| for every layer l, a tensor or each neuron (row) of it, in float64.
+
+    `layers`: "weights" (tensors of two dimensions or more) or "all" (biases and gains too). Zero where a_l and b_l are
+    zero, infinite where only a_l is. Raises `ArchitectureMismatch` unless both have the same tensors,
+    `WeightspaceError` for another word.
+    """
+    checked(a).weights.check(checked(b).weights)
+    if layers not in ("weights", "all"):
+        raise WeightspaceError(f'layers must be "weights" or "all", got {layers!r}')
+    found = {}
+    for name, w in a.weights.items():
+        if w.dim() > 1 or layers == "all":
+            apart, size = by_layer(_exact(b.weights[name]) - _exact(w), granularity), by_layer(_exact(w), granularity)
+            found[name] = torch.where(apart > 0, apart / size, 0.0)
+    return found
+
+
+def log_relative_trust(
+    a: Net, b: Net, *, granularity: str = "tensor", layers: str = "weights", symmetric: bool = False
+) -> float:
+    """sum_l log(1 + d_l), d_l = |b_l - a_l| / |a_l| the relative distance of layer l (the largest of its neurons').
+
+    A quasi-metric on networks without a zero layer: zero only between equal ones, with the triangle inequality, because
+    |b_l| <= (1 + d_l) |a_l|, but not symmetric; `symmetric` adds both directions, which is a metric. Arguments as for
+    `relative_distances`.
+    """
+    parts = relative_distances(a, b, granularity, layers)
+    there = sum(float(torch.log1p(d.max())) for d in parts.values())
+    return there + log_relative_trust(b, a, granularity=granularity, layers=layers) if symmetric else there
+
+
+def relative_trust(a: Net, b: Net, *, granularity: str = "tensor", layers: str = "weights") -> float:
+    """prod_l (1 + d_l) - 1, the deep relative trust: a model of how far the outputs of b are from a's, in their size.
+
+    d_l as in `relative_distances` (the largest of a layer's neurons). A model and no bound: it takes layers for maps of
+    condition one, and is too large for noise, too small along gradients. Not symmetric, and without a triangle
+    inequality, which `log_relative_trust` has. Source: On the distance between two neural networks and the stability of
+    learning (Bernstein, Vahdat, Yue, Liu, 2020).
+    """
+    try:
+        return math.expm1(log_relative_trust(a, b, granularity=granularity, layers=layers))
+    except OverflowError:
+        return math.inf
 
 
 def functional(a: Net, b: Net, task: Task, kind: str = "l2") -> float:
@@ -132,12 +193,15 @@ class Interval:
         return f"[{self.lower:.3g}, {self.upper:.3g}]"
 
 
-def modulo(group: Symmetry, distance: Callable[[Net, Net], float] = euclidean) -> Callable[[Net, Net], Interval]:
+def modulo(
+    group: Symmetry, distance: Callable[[Net, Net], float] = euclidean, *, exact: bool = False
+) -> Callable[[Net, Net], Interval]:
     """d([a], [b]) = min_g d(a', g b') over the permutations and signs g, where a' is `group.balance(a)`.
 
     Finding the minimum is NP-hard, so the value is an interval. Its upper end is the distance that
     `group.align` reaches; its lower end, for the Euclidean distance, what no permutation and no signs can
-    undercut (`lower_bound`); for any other distance it is 0.
+    undercut (`lower_bound`); for any other distance it is 0. `exact` tries all permutations and signs, of which there
+    may be 20,000; then both ends are the minimum.
 
     Why balance first: min_g d(a, g b) is a pseudometric on orbits iff every g is an isometry. Permutations
     and signs are; positive scales are not (the infimum may be 0 between different functions), so each orbit
@@ -152,6 +216,9 @@ def modulo(group: Symmetry, distance: Callable[[Net, Net], float] = euclidean) -
             if bad := net.weights.unusable():
                 raise WeightspaceError(f"NaN or infinity in {bad[0]}; compare networks of finite weights")
         a, b = group.balance(a), group.balance(b)
+        if exact:
+            least = min(distance(a, g(b)) for g in group.isometries())
+            return Interval(least, least)
         upper = distance(a, group.balance(group.align(b, to=a)))
         lower = lower_bound(group, a, b) if distance is euclidean else 0.0
         return Interval(min(lower, upper), upper)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
+from weightspace.distance import relative_distances
 from weightspace.examples import leaves
 from weightspace.geodesic import acceleration, kink
 from weightspace.goals import Goal, as_goal, covector, hold
@@ -40,7 +41,7 @@ __all__ = ["Flow", "FlowError", "Record", "flow"]
 Aim: TypeAlias = "Task | Callable[[Net], Tensor] | Goal | Prune"
 Size: TypeAlias = "float | Callable[[float], float]"
 
-_HALVINGS = 8
+_HALVINGS, _BISECTIONS = 8, 40
 _GROW, _TRUST = 1.5, 2.0
 _SHARE = 0.05
 _TIGHTENING, _TIGHTEN_EVERY = 0.4, 20  # of the steps of a descent; then every so many
@@ -95,6 +96,7 @@ def flow(
     corrections: int = 1,
     accelerate: bool | str = False,
     mask: Weights | None = None,
+    max_trust: float | None = None,
     save: int = 10,
     check: int = 1,
     trail: str | os.PathLike[str] | None = None,
@@ -106,12 +108,13 @@ def flow(
     examples on which the drift is measured too, every `check` steps, and `limit` the drift there that ends the flow.
     `corrections`: Gauss-Newton steps back to the anchor after every step. `accelerate`: bend every step by the
     geodesic's acceleration (refused for a network with kinks, unless "force"). `mask`: weights where it is zero stay
-    as they are. `save`: every how many steps a network is kept; with `trail`, in that folder too, and a flow that was
-    cut off goes on from there. Drifts are root mean squares in units of the outputs. `prune` with Gauss-Newton repair
+    as they are. `max_trust`: a step that would go further in `relative_trust` is cut to this (of a goal, not of
+    `prune`). `save`: every how many steps a network is kept; with `trail`, in that folder too, and a flow that was cut
+    off goes on from there. Drifts are root mean squares in units of the outputs. `prune` with Gauss-Newton repair
     ignores `size` and makes at least two corrections a step; with descent, `size` is Adam's highest learning rate.
     Raises `FlowError`; what happens on the way ends the flow: see `why`.
     """
-    _sound(steps, size, budget, limit, corrections, save, check)
+    _sound(steps, size, budget, limit, max_trust, corrections, save, check)
     if not isinstance(goal, Prune):
         goal = as_goal(goal)
     if mask is not None:
@@ -124,6 +127,8 @@ def flow(
         raise FlowError("a descent keeps no budget at every step; leave it out, and look at the drift at the end")
     if isinstance(goal, Prune) and goal.repair == "layer" and mask is not None:
         raise FlowError("the repair layer by layer moves all that is not cut; take another repair with a mask")
+    if isinstance(goal, Prune) and max_trust is not None:
+        raise FlowError("max_trust cuts the steps of a descent, and pruning has none; leave it out")
     if limit is not None and probe is None:
         raise FlowError("limit is a drift on other examples; give them as probe=")
     if accelerate and not isinstance(metric, Pullback):
@@ -134,14 +139,17 @@ def flow(
         metric = metric.begin()
     if isinstance(goal, Prune) and goal.repair == "gauss-newton":
         corrections = max(corrections, 2)
-    run = _Run(net, goal, metric, budget, probe, limit, corrections, accelerate, mask, save, check, trail, progress)
+    run = _Run(
+        net, goal, metric, budget, probe, limit, corrections, accelerate, mask, max_trust, save, check, trail, progress
+    )
     if not isinstance(goal, Prune):
         return run.descend(goal, steps, size)
     return run.carve(goal, steps, size) if goal.repair == "descent" else run.prune(goal, steps)
 
 
-def _sound(steps: int, size: Any, budget: Any, limit: Any, corrections: int, save: int, check: int) -> None:
-    for name, value in (("budget", budget), ("limit", limit), ("size", None if callable(size) else size)):
+def _sound(steps: int, size: Any, budget: Any, limit: Any, trust: Any, corrections: int, save: int, check: int) -> None:
+    positive = ("budget", budget), ("limit", limit), ("max_trust", trust), ("size", None if callable(size) else size)
+    for name, value in positive:
         if value is not None and not 0 < value < math.inf:
             raise FlowError(f"{name} must be positive, got {value}")
     counts = ("steps", steps, 1), ("save", save, 1), ("check", check, 1), ("corrections", corrections, 0)
@@ -164,6 +172,7 @@ class _Run:
         corrections: int,
         accelerate: bool | str,
         mask: Weights | None,
+        max_trust: float | None,
         save: int,
         check: int,
         trail: str | os.PathLike[str] | None,
@@ -171,6 +180,7 @@ class _Run:
     ) -> None:
         self.start, self.net, self.budget, self.limit = net, net, budget, limit
         self.corrections, self.accelerate = corrections, accelerate
+        self.max_trust = max_trust
         self.held, self.cut = mask, None if mask is None else _already(net, mask)
         self.save, self.check, self.progress = save, check, progress
         self.metric = replace(metric, mask=mask) if isinstance(metric, Pullback) and mask is not None else metric
@@ -225,7 +235,7 @@ class _Run:
     def _step(self, wanted: Weights, length: float) -> tuple[Net, float, float, float] | str:
         """The longest step up to `length` that keeps the budget: network, predicted drift, length, drift."""
         if not isinstance(self.metric, Pullback):
-            net = self.net + length * self.metric.steepest(self.net, wanted)
+            net = self._clipped(self.net + length * self.metric.steepest(self.net, wanted))
             bad = net.weights.unusable()
             return f"nan in {bad[0]}" if bad else (net, math.nan, length, math.nan)
         modes = self.metric.modes(self.net, wanted)
@@ -238,7 +248,9 @@ class _Run:
                 net = net + acceleration(self.metric, self.net, step.vector, self.accelerate == "force")
             if bad := net.weights.unusable():
                 return f"nan in {bad[0]}"
-            net = self.metric.retract(net, self._reference(), self.corrections) if self.corrections else net
+            net = self._clipped(net)
+            if self.corrections:
+                net = self._clipped(self.metric.retract(net, self._reference(), self.corrections))
             moved = self.metric.drift(net, self._reference())
             if not math.isfinite(moved):
                 return f"nan in {next(iter(net.weights.unusable()), 'the outputs')}"
@@ -247,6 +259,19 @@ class _Run:
                 return net, step.drift, step.length, moved
             self.trust, length = self.trust / _TRUST, length / 2
         return "budget"
+
+    def _clipped(self, net: Net) -> Net:
+        """Where the straight step to `net` has gone as far as `max_trust` allows."""
+        if self.max_trust is None or net.weights.unusable():
+            return net
+        apart = [float(d.max()) for d in relative_distances(self.net, net).values()]
+        most, low, high = math.log1p(self.max_trust), 0.0, 1.0
+        if sum(math.log1p(d) for d in apart) <= most:
+            return net
+        for _ in range(_BISECTIONS):
+            share = (low + high) / 2
+            low, high = (share, high) if sum(math.log1p(share * d) for d in apart) <= most else (low, share)
+        return self.net + low * (net - self.net)
 
     def _reference(self) -> Float[Tensor, "examples outputs"]:
         assert self.anchor is not None

@@ -26,7 +26,7 @@ from weightspace.task import Task, carried, logits
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["Fed", "KernelError", "feed", "graph_of", "kernel"]
+__all__ = ["Fed", "KernelError", "examples_at", "feed", "graph_of", "kernel"]
 
 _ROOM = 1 << 26
 
@@ -74,7 +74,7 @@ def feed(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> tupl
         slopes = [back(out[:, k].sum()) for k in range(out.shape[1])]
     fed = []
     for at, (layer, seen, z) in enumerate(kept):
-        batch = _examples(first[at], len(out), layer)
+        batch = examples_at(first[at], len(out), layer)
         if batch is None:
             continue
         with torch.no_grad():
@@ -97,7 +97,7 @@ def graph_of(net: Net, x: Any) -> Trace:
     return seen[key]
 
 
-def _examples(slope: Tensor, n: int, layer: Layer) -> int | None:
+def examples_at(slope: Tensor, n: int, layer: Layer) -> int | None:
     """The dimension of a layer's output along which the examples lie: the first output reaches its first slice only."""
     for k in range(slope.dim() - 1) if layer.name == "linear" else (0,):
         if slope.shape[k] == n and not bool(slope.narrow(k, 1, n - 1).any()):

@@ -37,7 +37,7 @@ from weightspace.net import Net, Weights, WeightspaceError
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["Task", "TaskError", "accuracy", "carried", "gradient", "logits", "value_and_gradient"]
+__all__ = ["Task", "TaskError", "accuracy", "carried", "classifies", "gradient", "logits", "value_and_gradient"]
 
 IGNORED = -100  # torch's mark of a position without a label
 
@@ -345,6 +345,15 @@ def accuracy(task: Task) -> Callable[[Net], float]:
         return float((error.distances(net) == 0).double().mean())
 
     return accuracy
+
+
+def classifies(task: Task) -> bool:
+    """Whether the labels name classes, so that there is an accuracy."""
+    try:
+        accuracy(task)
+    except TaskError:
+        return False
+    return True
 
 
 def gradient(goal: Task | Callable[[Net], Tensor] | Any, net: Net) -> Weights:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from weightspace import architecture, checkpoint
 from weightspace.architecture import ArchitectureError, Stored
-from weightspace.compare import Progress, classifies
+from weightspace.compare import Progress
 from weightspace.flows import Flow, Record, flow
 from weightspace.goals import drift, harden, learn, spread, toward
 from weightspace.metric import Euclidean
@@ -26,7 +26,7 @@ from weightspace.net import Net, WeightspaceError
 from weightspace.pruning import Prune, prune, sparsity
 from weightspace.pullback import Pullback
 from weightspace.symmetry import Symmetry
-from weightspace.task import Task, accuracy
+from weightspace.task import Task, accuracy, classifies
 from weightspace.trail import Trail
 from weightspace.workbench import Score, tasks
 

@@ -20,14 +20,14 @@ from torch import Tensor, nn
 
 from weightspace import architecture, checkpoint, datasets
 from weightspace.architecture import ArchitectureError, Stored
-from weightspace.compare import Comparison, Line, Progress, along, classifies, compare
+from weightspace.compare import Comparison, Line, Progress, along, compare
 from weightspace.distance import euclidean
 from weightspace.net import Net
 from weightspace.symmetry import Element, Symmetry, SymmetryError, mean, reset_statistics
 from weightspace.symmetry.match import METHODS, apart
 from weightspace.symmetry.merge import average
 from weightspace.symmetry.repair import has_statistics
-from weightspace.task import Task, accuracy, carried, logits
+from weightspace.task import Task, accuracy, carried, classifies, logits
 
 __all__ = ["Aligned", "Bench", "Merged", "Score", "labels", "tasks"]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, permutations, product
 from typing import Any, overload
 
 import torch
@@ -371,6 +371,26 @@ class Group:
         signs = 1.0 - 2.0 * torch.randint(0, 2, self.sizes(axis), generator=generator, dtype=torch.float64)
         signs[..., 0] = -1.0
         return signs
+
+    def isometries(self, most: int = 20_000) -> Iterator[Element]:
+        """Every permutation and sign, the identity first. Raises `SymmetryError` where there are more than `most`."""
+        copies = [(a, math.prod(self.sizes(a)[:-1])) for a in self.permutable()]
+        signs = [(k, self.sizes(self[g.axis])) for k, g in enumerate(self.generators) if g.kind == "sign"]
+        order = math.prod(math.factorial(a.size) ** n for a, n in copies) * 2 ** sum(math.prod(s) for _, s in signs)
+        if order > most:
+            raise SymmetryError(f"{float(order):.3g} permutations and signs are too many to try; at most {most:,} are")
+        tables = [list(product(permutations(range(a.size)), repeat=n)) for a, n in copies]
+        flips = [list(product((1.0, -1.0), repeat=math.prod(size))) for _, size in signs]
+        for chosen in product(*tables, *flips):
+            moved = zip(copies, chosen, strict=False)
+            yield Element(
+                self,
+                {a.name: torch.tensor(rows).reshape(self.sizes(a)) for (a, _), rows in moved},
+                {
+                    k: torch.tensor(flip, dtype=torch.float64).reshape(size)
+                    for (k, size), flip in zip(signs, chosen[len(copies) :], strict=True)
+                },
+            )
 
     @property
     def log10_order(self) -> float:

@@ -1,0 +1,177 @@
+"""How far the outputs move when noise is added to the weights: expected, from the first derivative, and layer by layer.
+
+For independent noise of mean zero and variance s_l^2 on every weight of layer l,
+E |df|^2 = sum_l s_l^2 tr G_l + O(s^4), G_l = sum_x J_l(x)^T J_l(x). With u standard normal over outputs,
+tr G_l = E |J_l^T u|^2, so that one pass back gives all layers at once: for a layer z = V h of an example,
+J_l^T u = sum_t d_t h_t^T, d the gradient of u . f in z, t over positions.
+Related: Relative flatness and generalization (Petzka, Kamp, Adilova, Sminchisescu, Boley, 2021).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+
+from weightspace.examples import each
+from weightspace.kernel import examples_at, graph_of
+from weightspace.net import Net, Weights, WeightspaceError, checked, math_attention
+from weightspace.symmetry.layer import Layer, layers, rows_met
+from weightspace.symmetry.trace import SymmetryError, arguments, input_tensors
+from weightspace.task import Task, carried
+
+__all__ = ["Displacement", "displacement", "traces"]
+
+_ROOM = 1 << 25
+
+
+@dataclass(frozen=True)
+class Displacement:
+    """Expected displacement sqrt(E |df|^2) / |f| over all examples, `error` its standard error, and each layer's share.
+
+    `shares` adds up to one: the part of E |df|^2 that comes from the noise on each tensor.
+    """
+
+    relative: float
+    error: float
+    shares: Mapping[str, float]
+
+
+def displacement(
+    net: Net, task: Task, noise: float | Weights, *, draws: int = 8, seed: int = 0, names: list[str] | None = None
+) -> Displacement:
+    """sqrt(sum_l s_l^2 tr G_l) / |f| for noise on the tensors `names` (all) that is `noise` times as large as they are.
+
+    A number eta gives s_l = eta |W_l| / sqrt(numel_l), the noise of `perturb`; a vector v gives s_l = |v_l| /
+    sqrt(numel_l): what a change of these sizes in no particular direction does, such as rounding. First order in s.
+    Cost: two forward passes and `draws` passes back. Raises `WeightspaceError` for a noise that is negative or not
+    finite, or outputs that are all zero.
+    """
+    sizes = _sizes(checked(net), noise, names)
+    found = [(trace, norm) for trace, norm in traces(net, task, list(sizes), draws=draws, seed=seed)]
+    norm = found[0][1]
+    if not norm:
+        raise WeightspaceError("the outputs are zero, and nothing is small or large beside them")
+    parts = {name: torch.tensor([trace[name] * size for trace, _ in found]) for name, size in sizes.items()}
+    totals = torch.stack(list(parts.values())).sum(0) if parts else torch.zeros(draws)
+    mean = float(totals.mean())
+    spread = float(totals.std() / math.sqrt(draws)) if draws > 1 else math.nan
+    root = math.sqrt(mean)
+    shares = {name: float(part.mean()) / mean if mean else 0.0 for name, part in parts.items()}
+    return Displacement(root / norm, spread / (2 * root * norm) if root else 0.0, shares)
+
+
+def _sizes(net: Net, noise: float | Weights, names: list[str] | None) -> dict[str, float]:
+    """s_l^2 of every tensor."""
+    if isinstance(noise, Weights):
+        net.weights.check(noise)
+        squares = {name: size**2 / noise[name].numel() for name, size in noise.norms().items()}
+    else:
+        if not 0 <= noise < math.inf:
+            raise WeightspaceError(f"noise must be a number from 0, got {noise}")
+        squares = {name: (noise * size) ** 2 / net.weights[name].numel() for name, size in net.weights.norms().items()}
+    wanted = list(squares) if names is None else names
+    return {name: squares[name] for name in wanted if squares[name] > 0}
+
+
+def traces(
+    net: Net, task: Task, names: list[str], *, draws: int = 8, seed: int = 0
+) -> Iterator[tuple[dict[str, float], float]]:
+    """For every draw of u: name -> |J_l^T u|^2, summed over examples, whose mean is tr G_l; and |f|.
+
+    Linear maps and convolutions whose weight is used once cost a pass back together; all other tensors a gradient for
+    every example.
+    """
+    totals = [dict.fromkeys(names, 0.0) for _ in range(draws)]
+    square = 0.0
+    generator = torch.Generator().manual_seed(seed)
+    for x, _ in task.batches(net):
+        x = carried(x, net)
+        with torch.no_grad(), math_attention():
+            out = task.output(net(x))
+        square += float(out.double().square().sum())
+        drawn = [torch.randn(out.shape, generator=generator).to(out) for _ in range(draws)]
+        done = _of_layers(net, task, x, drawn, names, totals)
+        rest = [name for name in names if name not in done]
+        if rest:
+            _of_rest(net, task, x, drawn, rest, totals)
+    for total in totals:
+        yield total, math.sqrt(square)
+
+
+def _of_layers(
+    net: Net, task: Task, x: Any, drawn: list[Tensor], names: list[str], totals: list[dict[str, float]]
+) -> set[str]:
+    """Add what the layers give, all from one pass back a draw; which tensors that were."""
+    try:
+        graph = graph_of(net, x)
+    except SymmetryError:
+        return set()
+    wanted = {layer.node: layer for layer in layers(graph) if {layer.weight, layer.bias} & set(names)}
+    kept: list[tuple[Layer, tuple[Any, ...], Tensor]] = []
+    learnt = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in net.weights.items()}
+    with torch.enable_grad(), math_attention():
+        raw: Any = None
+        for node, (given,), (value,) in graph.walk([{**net.state, **learnt}], input_tensors(x), lift=False):
+            if node.op == "output":
+                raw = value
+            elif node in wanted and wanted[node].plain(given):
+                kept.append((wanted[node], given, value))
+        if not kept:
+            return set()
+        out = task.output(raw if not isinstance(raw, (tuple, list)) or len(raw) > 1 else raw[0])
+        values = [z for _, _, z in kept]
+        first = torch.autograd.grad(out[0].sum(), values, retain_graph=True, allow_unused=True)
+        slopes = [torch.autograd.grad(out, values, u.view(out.shape), True, allow_unused=True) for u in drawn]
+    done: set[str] = set()
+    for k, (layer, given, z) in enumerate(kept):
+        at = None if first[k] is None else examples_at(first[k], len(out), layer)
+        if first[k] is not None and at is None:
+            continue
+        done |= {layer.weight} | ({layer.bias} if layer.bias else set())
+        if at is not None:
+            with torch.no_grad():
+                met = rows_met(layer, (given[0].movedim(at, 0), *given[1:]))
+                for total, slope in zip(totals, slopes, strict=True):
+                    turned = slope[k].movedim(at, 0)
+                    turned = turned if layer.at < 0 else turned.movedim(layer.at, -1)
+                    _add(total, layer, met, turned.reshape(len(met), -1, z.shape[layer.at]))
+    return done
+
+
+def _add(total: dict[str, float], layer: Layer, met: Tensor, slope: Tensor) -> None:
+    """|sum_t d_t h_t^T|^2 over all examples, without and with the one that stands for the bias."""
+    h, d = met.double(), slope.double()
+    h = h if layer.bias is None else h[..., :-1]
+    if layer.weight in total:
+        if h.shape[1] == 1:
+            total[layer.weight] += float((h.square().sum(2) * d.square().sum(2)).sum())
+        else:
+            step = max(1, _ROOM // (h.shape[-1] * d.shape[-1]))
+            pairs = zip(h.split(step), d.split(step), strict=True)
+            total[layer.weight] += sum(float((q.mT @ p).square().sum()) for p, q in pairs)
+    if layer.bias in total:
+        total[layer.bias] += float(d.sum(1).square().sum())
+
+
+def _of_rest(
+    net: Net, task: Task, x: Any, drawn: list[Tensor], rest: list[str], totals: list[dict[str, float]]
+) -> None:
+    """A gradient for every example, of tensors that are used twice, of norms, embeddings and what has no rule."""
+    chosen = {name: net.weights[name].detach() for name in rest}
+    size = sum(t.numel() for t in chosen.values())
+
+    def f(values: dict[str, Tensor], one: Any, u: Tensor) -> Tensor:
+        args, kwargs = arguments(each(lambda t: t[None], one))
+        return (task.output(functional_call(net.architecture, {**net.tensors, **values}, args, kwargs)) * u[None]).sum()
+
+    slope = vmap(grad(f), in_dims=(None, 0, 0), chunk_size=max(1, _ROOM // max(1, size)))
+    for total, u in zip(totals, drawn, strict=True):
+        with math_attention():
+            for name, g in slope(chosen, x, u).items():
+                total[name] += float(g.double().square().sum())
