@@ -21,6 +21,7 @@ from torch import nn
 from weightspace import checkpoint, compare, datasets, demo
 from weightspace.architecture import ArchitectureError, Stored, find, parse_example
 from weightspace.cli import main
+from weightspace.distance import relative_trust
 from weightspace.net import Net
 from weightspace.symmetry import Symmetry
 from weightspace.task import Task, accuracy
@@ -28,7 +29,7 @@ from weightspace.trail import Trail
 from weightspace.workbench import Bench, tasks
 
 ARCH = "tinynets:mlp"
-COMMANDS = ("read", "compare", "align", "merge", "walk", "capacity", "demo")
+COMMANDS = ("read", "compare", "align", "merge", "walk", "capacity", "perturb", "stability", "demo")
 
 
 @pytest.fixture(scope="module")
@@ -589,6 +590,64 @@ def test_walk_refuses_in_one_line_and_writes_nothing(here, capsys, toward, more,
 
 
 # ------------------------------------------------------------------ the demo
+
+
+# ------------------------------------------------------------------ perturb, stability
+
+
+@pytest.mark.parametrize(
+    "options", [("--relative", 0.1), ("--kind", "quantise", "--bits", 4), ("--kind", "prune", "--share", 0.5)]
+)
+def test_perturb_writes_what_it_says(here, capsys, options):
+    out = here / "shaken.safetensors"
+    code, text, err = run(capsys, "perturb", "a.safetensors", "-o", out, "--arch", ARCH, "--data", "data.npz", "--json",
+                          *options)  # fmt: skip
+    assert code == 0, err
+    found = json.loads(text)
+    before, after = (Net.of(mlp()).load(checkpoint.read(path)) for path in ("a.safetensors", out))
+    assert found["model"] == pytest.approx(relative_trust(before, after)) and found["measured"] > 0
+    assert found["scores"][0]["accuracy"] > 0.5 and checkpoint.read(out).metadata["who"] == "a"
+    if options[0] == "--relative":
+        assert found["largest"] == pytest.approx(0.1, rel=1e-4)
+        assert 0.2 < found["measured"] / found["expected"] < 5
+    code, text, err = run(capsys, "perturb", "a.safetensors", "-o", out, "--arch", ARCH, "--force", *options)
+    assert code == 0 and "Relative trust" in text, err
+    out.unlink()
+
+
+def test_stability_tells_and_shows(here, capsys):
+    page = here / "stability.html"
+    options = ("--data", "data.npz", "--arch", ARCH, "--sizes", "0.05,0.2", "--draws", 3)
+    code, text, err = run(capsys, "stability", "a.safetensors", *options, "--report", page)
+    assert code == 0 and "proven" in text and "Most fragile" in text, err
+    for words in ("Four answers to one question", "Accuracy under noise", "Where it breaks first", "proven, without"):
+        assert words in page.read_text()
+    page.unlink()
+    code, text, err = run(capsys, "stability", "a.safetensors", *options, "--no-proof", "--json")
+    assert code == 0, err
+    found = json.loads(text)
+    assert [step["relative"] for step in found["found"]["steps"]] == [0.05, 0.2] and 0 < found["width"] <= 2
+    assert all(len(step["moved"]) == 3 and step["certificate"] is None for step in found["found"]["steps"])
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (("perturb", "a.safetensors", "-o", "x.safetensors", "--relative", "-1"), "relative must be in"),
+        (("perturb", "a.safetensors", "-o", "x.safetensors", "--relative", "nan"), "relative must be in"),
+        (("perturb", "a.safetensors", "-o", "x.safetensors", "--kind", "burn"), "kind must be one of"),
+        (("perturb", "a.safetensors", "-o", "x.safetensors", "--bits", "4"), "bits goes with"),
+        (("perturb", "none.safetensors", "-o", "x.safetensors"), "no such file"),
+        (("stability", "a.safetensors", "--data", "data.npz", "--sizes", "0.1,x"), "numbers with commas"),
+        (("stability", "a.safetensors", "--data", "data.npz", "--sizes", "12"), "relative must be in"),
+        (("stability", "a.safetensors", "--data", "nowhere.npz"), "no such file"),
+        (("stability", "a.safetensors", "--data", "data.npz", "--tolerance", "-1"), "tolerance"),
+    ],
+)
+def test_perturb_and_stability_refuse_in_one_line(here, capsys, command, words):
+    code, _, err = run(capsys, *command, "--arch", ARCH)
+    assert code == 2 and words in err and err.count("\n") <= 2, err
+    assert not (here / "x.safetensors").exists()
 
 
 def test_demo(tmp_path, capsys, monkeypatch):

@@ -227,7 +227,7 @@ def _elu(call: _Call) -> tuple[float, float]:
 
 
 _CONSTANTS: dict[str, Callable[[_Call], tuple[float, float]]] = {
-    **dict.fromkeys(("relu", "relu_", "tanh", "tanh_", "relu6", "abs", "sin", "neg", "softsign", "atan"), _fixed(1.0)),
+    **dict.fromkeys(("relu", "relu_", "tanh", "tanh_", "relu6", "abs", "sin", "neg", "atan"), _fixed(1.0)),
     **dict.fromkeys(("hardtanh", "hardtanh_"), _fixed(1.0)),
     **dict.fromkeys(("leaky_relu", "leaky_relu_"), _slope),
     **dict.fromkeys(("clamp", "clamp_"), _clamped),
@@ -240,7 +240,6 @@ _CONSTANTS: dict[str, Callable[[_Call], tuple[float, float]]] = {
     **dict.fromkeys(("sigmoid", "sigmoid_"), _fixed(0.25, 0.5)),
     "hardsigmoid": _fixed(1 / 6, 0.5),
     "softplus": lambda call: (1.0, math.log(2) / float(call.arg(1, 1.0))),
-    "log_sigmoid": _fixed(1.0, math.log(2)),
     "cos": _fixed(1.0, 1.0),
     "softmax": _fixed(0.5, 1.0),
     "_softmax": _fixed(0.5, 1.0),

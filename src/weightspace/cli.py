@@ -21,7 +21,9 @@ from weightspace.text import (
     say_comparison,
     say_group,
     say_merged,
+    say_perturbed,
     say_room,
+    say_trial,
     say_walked,
 )
 
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 _ABOUT = (
-    "Read a network's symmetry; compare, align and merge checkpoints of one architecture.\n\n"
+    "Read a network's symmetry; compare, align, merge, move and shake checkpoints of one architecture.\n\n"
     "Two networks that compute the same thing can have very different weights, because hidden units can be renumbered "
     "and rescaled. These commands read off which moves leave a network's function alone, and undo them before they "
     "measure or average.\n\n"
@@ -339,6 +341,84 @@ def capacity(
         _print_json(found.data())
     else:
         say_room(found)
+
+
+@app.command()
+def perturb(
+    checkpoint: Annotated[Path, typer.Argument(help="The network to change.")],
+    out: _Out,
+    relative: Annotated[
+        float | None, typer.Option(help="Size of the change of every tensor, as a share of its norm (0.2).")
+    ] = None,
+    kind: Annotated[str, typer.Option(help="noise, quantise (to an even grid), prune (smallest to zero).")] = "noise",
+    bits: Annotated[int | None, typer.Option(help="Of --kind quantise, in place of --relative.")] = None,
+    share: Annotated[float | None, typer.Option(help="Of --kind prune: zeros, in place of --relative.")] = None,
+    data: _Data = None,
+    arch: _Arch = None,
+    limit: _Limit = 2048,
+    force: _Force = False,
+    as_json: _Json = False,
+    seed: _Seed = 0,
+    trust_code: _Trust = False,
+    debug: _Debug = False,
+) -> None:
+    """Change every layer by a share of its norm: noise, rounding or zeros; with --data, predicted against measured."""
+    _vacant(out, (".safetensors",), force)
+    from weightspace.trial import perturbed
+
+    options: dict[str, Any] = {"relative": relative, "kind": kind, "bits": bits, "share": share, "data": data}
+    with _progress() as step:
+        step("perturbing", 0, 0)
+        done = perturbed(
+            checkpoint, out, arch=arch, limit=limit, force=force, trust_code=trust_code, seed=seed, **options
+        )  # fmt: skip
+    if as_json:
+        _print_json(done.data())
+    else:
+        say_perturbed(done)
+
+
+@app.command()
+def stability(
+    checkpoint: Annotated[Path, typer.Argument(help="The network to shake.")],
+    data: Annotated[str, typer.Option(help="Data to look at it on: a file or a data set; y is only scored.")],
+    arch: _Arch = None,
+    sizes: Annotated[str, typer.Option(help="Sizes of the noise.")] = "0.01,0.02,0.05,0.1,0.2,0.5,1",
+    draws: Annotated[int, typer.Option(min=1, help="How often each size is drawn.")] = 10,
+    tolerance: Annotated[float, typer.Option(help="What noise may cost, for the width: of accuracy, or loss.")] = 0.01,
+    proof: Annotated[bool, typer.Option(help="Compute certificates (a Cholesky factor a tensor and size).")] = True,
+    limit: _Limit = 512,
+    report: _Report = None,
+    force: _Force = False,
+    as_json: _Json = False,
+    seed: _Seed = 0,
+    trust_code: _Trust = False,
+    debug: _Debug = False,
+) -> None:
+    """How much noise do the weights take? Measured, expected, modelled and proven, and which layer breaks first."""
+    _vacant(report, (".html", ".htm"), force)
+    from weightspace.trial import trial, trial_page
+
+    options: dict[str, Any] = {"draws": draws, "tolerance": tolerance, "proven": proof, "limit": limit, "seed": seed}
+    with _progress() as step:
+        done = trial(
+            checkpoint, data, arch=arch, sizes=_numbers(sizes), trust_code=trust_code, progress=step, **options
+        )  # fmt: skip
+    if report:
+        from weightspace.page import save
+
+        save([trial_page(done)], report)
+    if as_json:
+        _print_json(done.data())
+    else:
+        say_trial(done, report)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return sorted({float(word) for word in text.split(",")})
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r}; give numbers with commas: 0.1,0.2", param_hint="--sizes") from error
 
 
 @app.command()

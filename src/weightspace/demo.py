@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from weightspace.compare import Progress
 from weightspace.net import Net, WeightspaceError
 from weightspace.page import Card, Page
 from weightspace.task import Task, accuracy
+from weightspace.trial import trial, trial_page
 from weightspace.walk import walk
 from weightspace.wayside import walk_page
 from weightspace.workbench import Bench
@@ -33,6 +35,7 @@ __all__ = ["STEPS", "Stage", "digits_cnn", "run", "train"]
 
 _ARCH, _DATA = "weightspace.demo:digits_cnn", "digits"
 _EPOCHS, _BATCH, _RATE = 20, 128, 3e-3
+_DRAWS, _SHOWN = 5, 0.2  # of the noise
 _DRIFT, _KEPT, _LEARNING, _LENGTH = 2.0, 40, 20, 0.35  # of the walk that learns
 
 
@@ -227,6 +230,26 @@ def learned(stage: Stage) -> Sequence[Page]:
     return [replace(page, headline=f"Turned digits learnt, {after} right; those that stand kept, {now} right")]
 
 
+def shaken(stage: Stage) -> Sequence[Page]:
+    """How much noise a takes, by four numbers."""
+    stage.title("7. Shake: how much noise do the weights of a take before it breaks?")
+    words = (
+        f"weightspace stability a.safetensors --data {_DATA} --arch {_ARCH} --draws {_DRAWS} --report stability.html"
+    )
+    stage.command(words)
+    done = trial(
+        stage.path("a.safetensors"), _DATA, arch=_ARCH, draws=_DRAWS, seed=stage.seed, progress=stage.progress
+    )  # fmt: skip
+    at = next(step for step in done.found.steps if step.relative == _SHOWN)
+    stage.say(
+        f"  Noise of {_SHOWN:.0%} of every layer's norm moves the outputs by {median(at.moved):.0%} of their size",
+        f"  ({at.expected:.0%} was expected, {at.model:.0%} by the model), and leaves {median(at.accuracy):.1%} right.",
+    )
+    stage.say(f"  One point of accuracy is lost at {done.width:.0%}.", style="green")
+    stage.numbers["stability"] = done.data()
+    return [trial_page(done, "Shake", words)]
+
+
 def overview(numbers: Mapping[str, Any]) -> Page:
     """The first page: what this is about, in two numbers."""
     copy, line, merge = numbers["disguised"], numbers["compare"]["line"], numbers["merge"]
@@ -248,7 +271,16 @@ def overview(numbers: Mapping[str, Any]) -> Page:
     return Page("Overview", "Two networks can be the same and look nothing alike", lead, cards=cards)
 
 
-STEPS: list[Callable[[Stage], Sequence[Page]]] = [trained, disguised, compared, aligned, merged, pruned, learned]
+STEPS: list[Callable[[Stage], Sequence[Page]]] = [
+    trained,
+    disguised,
+    compared,
+    aligned,
+    merged,
+    pruned,
+    learned,
+    shaken,
+]
 _FILES = ("a", "b", "disguised", "b_aligned", "merged", "pruned", "learned")
 
 

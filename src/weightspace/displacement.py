@@ -170,8 +170,14 @@ def _of_rest(
         args, kwargs = arguments(each(lambda t: t[None], one))
         return (task.output(functional_call(net.architecture, {**net.tensors, **values}, args, kwargs)) * u[None]).sum()
 
-    slope = vmap(grad(f), in_dims=(None, 0, 0), chunk_size=max(1, _ROOM // max(1, size)))
+    slope = grad(f)
+    together = vmap(slope, in_dims=(None, 0, 0), chunk_size=max(1, _ROOM // max(1, size)))
     for total, u in zip(totals, drawn, strict=True):
         with math_attention():
-            for name, g in slope(chosen, x, u).items():
+            try:
+                found = [together(chosen, x, u)]
+            except RuntimeError:  # an operation that cannot be batched
+                found = [slope(chosen, each(lambda t, k=k: t[k], x), u[k]) for k in range(len(u))]
+        for gradients in found:
+            for name, g in gradients.items():
                 total[name] += float(g.double().square().sum())

@@ -229,8 +229,13 @@ def width(
 
     A cost is lost accuracy where the task has classes, the rise of the loss relative to log 2 where it has other
     labels, and the relative displacement of the outputs where it has none. By bisection to a relative `precision`;
-    `most` if even that is borne, 0 if nothing is.
+    `most` if even that is borne, 0 if nothing is. Raises `WeightspaceError` for a tolerance that is not positive.
     """
+    if not 0 < tolerance < math.inf or not 0 < precision < 1 or not 0 < most < _MOST or draws < 1:
+        raise WeightspaceError(
+            f"tolerance must be positive, precision in (0, 1), most in (0, {_MOST:g}), draws from 1; got {tolerance}, "
+            f"{precision}, {most} and {draws}"
+        )
     names, score = movable(checked(net)), _scorer(task)
     right, loss = score(net)
     outputs = task.outputs(net).double()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Breakdown", "Sensitivities", "Trust", "breakdown", "sensitivities", "trust_per_example"]
 
-_STEPS = 12
+_STEPS = 24
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def _jacobian_norms(net: Net, task: Task, seed: int) -> Tensor:
 
         v = torch.randn(x.shape, generator=generator).to(x)
         size = torch.zeros(len(x)).to(x)
-        with math_attention():
+        with math_attention(), _quiet():
             for _ in range(_STEPS):
                 v = v / v.flatten(1).norm(dim=1).clamp_min(1e-30).view(-1, *(1,) * (v.dim() - 1))
                 pushed = jvp(f, (x,), (v,))[1]
@@ -170,5 +172,13 @@ def _push(net: Net, one: Task, g: Weights) -> float:
     def f(flat: Tensor) -> Tensor:
         return one.output(functional_call(net.architecture, {**net.weights.shaped(flat), **net.state}, args, kwargs))
 
-    with math_attention():
+    with math_attention(), _quiet():
         return float(jvp(f, (net.weights.flat(),), (g.flat(),))[1].norm())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the notice on torch.jit that forward-mode derivatives give."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield

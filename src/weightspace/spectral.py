@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["convolution_bound", "convolution_norm", "spectral_bound", "spectral_norm"]
 
 _BLOCK, _MAPS, _STEPS, _TOLERANCE = 16, 4, 40, 1e-5
+_SMALL = 32  # rows or columns, up to which all singular values are found
 _ABOVE, _TRIES, _POWERS = 1e-3, 60, (8, 120)
 _FINE, _COARSE, _WIDE = 8, 5, 96  # points of the grid for each tap, and from how many channels on fewer
 
@@ -36,9 +37,9 @@ def spectral_norm(matrix: Float[Tensor, "rows columns"], *, tolerance: float = _
 
     Cost: some tens of products with 16 vectors at once. Raises `WeightspaceError` for NaN or infinity.
     """
-    if matrix.dim() != 2:
-        raise WeightspaceError(f"a matrix has two dimensions, got shape {tuple(matrix.shape)}")
     w = _finite(matrix.detach())
+    if min(w.shape) <= _SMALL:
+        return float(torch.linalg.svdvals(w.double())[0])
     w = w if w.shape[0] >= w.shape[1] else w.T
     start = _start((w.shape[1], min(_BLOCK, w.shape[1])), w, seed)
     return _krylov(lambda x: w @ x, lambda y: w.T @ y, start, tolerance)
@@ -146,14 +147,27 @@ def _krylov(
         images.append(forward(block))
         gram = _bordered(gram, images)
         before, seen = seen, math.sqrt(max(0.0, float(torch.linalg.eigvalsh(gram)[-1])))
-        if seen - before <= tolerance * seen or basis.shape[1] + block.shape[1] > basis.shape[0]:
+        block = _outside(basis, backward(images[-1]))
+        if seen - before <= tolerance * seen or not block.shape[1]:
             break
-        new = backward(images[-1])
-        for _ in range(2):
-            new = new - basis @ (basis.T @ new)
-        block = torch.linalg.qr(new)[0]
         basis = torch.cat([basis, block], 1)
     return seen
+
+
+def _outside(basis: Tensor, new: Tensor) -> Tensor:
+    """An orthonormal basis of what the columns of `new` add to the span of `basis`; none where that is rounding."""
+    sizes = new.norm(dim=0)
+    least = len(basis) ** 0.5 * torch.finfo(new.dtype).eps * float(sizes.max())
+    for _ in range(3):
+        new = new - basis @ (basis.T @ new)
+        kept = new.norm(dim=0) > 100 * least
+        new = new[:, kept] / new[:, kept].norm(dim=0)
+        least = len(basis) ** 0.5 * torch.finfo(new.dtype).eps
+    if not new.shape[1]:
+        return new
+    q, r = torch.linalg.qr(new[:, : basis.shape[0] - basis.shape[1]])
+    q = q[:, r.diagonal().abs() > 1000 * least]
+    return q - basis @ (basis.T @ q)
 
 
 def _bordered(gram: Tensor, images: list[Tensor]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -12,10 +13,22 @@ from rich.table import Table
 if TYPE_CHECKING:
     from weightspace.compare import Comparison
     from weightspace.symmetry import Symmetry
+    from weightspace.trial import Perturbed, Trial
     from weightspace.walk import Room, Walked
     from weightspace.workbench import Aligned, Merged
 
-__all__ = ["console", "printable", "say_aligned", "say_comparison", "say_group", "say_merged", "say_room", "say_walked"]
+__all__ = [
+    "console",
+    "printable",
+    "say_aligned",
+    "say_comparison",
+    "say_group",
+    "say_merged",
+    "say_perturbed",
+    "say_room",
+    "say_trial",
+    "say_walked",
+]
 
 _PIPED = 120
 
@@ -148,5 +161,41 @@ def say_walked(done: Walked, report: Path | None = None) -> None:
     for line in done.remarks():
         out.print(printable(line))
     out.print(f"Written: {printable(done.out)}", soft_wrap=True)
+    if report:
+        out.print(f"Report: {printable(str(report))}", soft_wrap=True)
+
+
+def say_perturbed(done: Perturbed) -> None:
+    """`perturb`."""
+    out = console()
+    out.print(f"{done.kind}: {done.tensors} tensors changed, by up to {done.largest:.1%} of their norm.", style="bold")
+    out.print(f"Relative trust, a model of what the outputs do: {done.model:.3g}")
+    if done.measured is not None and done.expected is not None:
+        out.print(f"Outputs moved by {done.measured:.3g} of their size; {done.expected:.3g} was expected of noise.")
+    if done.scores:
+        before, after = done.scores
+        out.print(f"Loss {before.loss:.4f} before, {after.loss:.4f} after.")
+        if before.accuracy is not None and after.accuracy is not None:
+            out.print(f"Accuracy {before.accuracy:.1%} before, {after.accuracy:.1%} after.")
+    out.print(f"Written: {printable(done.out)}", soft_wrap=True)
+
+
+def say_trial(done: Trial, report: Path | None = None) -> None:
+    """`stability`."""
+    out, found = console(), done.found
+    proven = any(step.with_data is not None for step in found.steps)
+    columns = ["noise", "outputs moved: measured", "expected", "model"]
+    columns += ["proven, with activations", "without"] if proven else []
+    columns += ["accuracy"] if found.accuracy is not None else ["loss"] if found.loss is not None else []
+    table = _table(*columns)
+    for step in found.steps:
+        row = [f"{step.relative:.0%}", f"{median(step.moved):.3g}", f"{step.expected:.3g}", f"{step.model:.3g}"]
+        if proven:
+            row += ["-" if b is None else f"{b:.3g}" for b in (step.with_data, step.certificate)]
+        row += [f"{median(step.accuracy):.1%}"] if step.accuracy else [f"{median(step.loss):.4g}"] if step.loss else []
+        table.add_row(*row)
+    out.print(table)
+    for line in done.remarks():
+        out.print(printable(line))
     if report:
         out.print(f"Report: {printable(str(report))}", soft_wrap=True)

@@ -149,7 +149,7 @@ def walk(
     Where `out` is a folder, write the path itself there; a walk that was cut off goes on from it. `picture`: measure
     what a report shows. Raises `WeightspaceError`.
     """
-    template, net, source, metadata = _opened(path, arch, trust_code)
+    template, net, source, metadata = opened(path, arch, trust_code)
     held, probe = _halves(keep, limit, seed)
     slow = goal.startswith("prune:") and goal.endswith(",descent")
     steps, memory = steps or (_DESCENT if slow else _STEPS), memory or (len(held) if slow else _MEMORY)
@@ -181,7 +181,7 @@ def walk(
     scores = _scores(net, end, probe, new[1] if new else None)
     seen = _picture(found, aim, metric, probe, new, length, steps, every, budget) if picture else None
     if folder is None:
-        stored = Stored(source, template, partial(_picked, end.tensors))
+        stored = Stored(source, template, partial(picked, end.tensors))
         checkpoint.save(stored, out, force=force, metadata={**metadata, "weightspace": f"walked toward {goal}"})
     last = found.log[-1] if found.log else None
     return Walked(
@@ -213,7 +213,7 @@ def capacity(
     seed: int = 0,
 ) -> Room:
     """Measure the room, and move nothing. Raises `WeightspaceError`."""
-    _, net, _, _ = _opened(path, arch, trust_code)
+    _, net, _, _ = opened(path, arch, trust_code)
     held, goal = _halves(keep, limit, seed)[0].take(memory, seed), _halves(new, limit, seed)[0].take(memory, seed)
     metric, length = Pullback(held), 0.01 * float(net.weights.norm())
     curve = metric.tradeoff(net, goal, length)
@@ -235,7 +235,7 @@ def capacity(
     )
 
 
-def _opened(path: Path, arch: str | None, trust_code: bool) -> tuple[Net, Net, Any, dict[str, str]]:
+def opened(path: Path, arch: str | None, trust_code: bool) -> tuple[Net, Net, Any, dict[str, str]]:
     if not path.exists():
         raise ArchitectureError(f"{path}: no such file or folder; check the path")
     template = Net.of(architecture.find(arch, [path], trust_code))
@@ -304,7 +304,7 @@ def _short(goal: str) -> str:
     return f"{kind}:{Path(value).name}" if colon and kind == "learn" else Path(goal).name
 
 
-def _picked(tensors: Mapping[str, Tensor], name: str, tensor: Tensor) -> Tensor:
+def picked(tensors: Mapping[str, Tensor], name: str, tensor: Tensor) -> Tensor:
     return tensors[name].to(tensor.dtype)
 
 
