@@ -174,8 +174,9 @@ def trial(
 def trial_page(done: Trial, name: str = "Stability", command: str = "") -> Page:
     """Four answers to one question, on one axis; what became of the accuracy; and where it breaks first."""
     found = done.found
-    cost = f"{100 * done.tolerance:g} points of accuracy" if found.accuracy is not None else f"{done.tolerance:g}"
-    cost = cost if found.accuracy is not None else f"{cost} {done.measure}"
+    cost = f"{done.tolerance:g} {done.measure}"
+    if found.accuracy is not None:
+        cost = "a point of accuracy" if done.tolerance == 0.01 else f"{100 * done.tolerance:g} points of accuracy"
     headline = f"{done.name} bears noise of {done.width:.0%} of every layer"
     lead = (
         f"Every tensor was moved by a share of its own norm in a random direction, {done.draws} times for each share, "
@@ -188,8 +189,6 @@ def trial_page(done: Trial, name: str = "Stability", command: str = "") -> Page:
     if at.accuracy and found.accuracy is not None:
         after = f"{median(at.accuracy):.1%}"
         cards.append(Card(f"Accuracy under {at.relative:.0%} noise", f"{found.accuracy:.1%}", after, "median"))
-    moved = f"{found.displacement.relative:.2f}"
-    cards.append(Card("Outputs moved, per unit of noise", "", moved, "expected, relative to their size"))
     if worst:
         cards.append(Card("Most fragile tensor", "", worst, f"{shares[worst]:.0%} of what small noise does"))
     parts = [_axis(found.steps)]
@@ -211,8 +210,8 @@ def _axis(steps: Sequence[Step]) -> Figure:
     ]
     band = [max(step.moved) for step in steps] + [min(step.moved) for step in reversed(steps)]
     traces: list[Any] = [
-        go.Scatter(x=x + x[::-1], y=band, fill="toself", fillcolor=_PALE, line={"width": 0}, showlegend=False,
-                   hoverinfo="skip")
+        go.Scatter(x=x + x[::-1], y=band, mode="lines", fill="toself", fillcolor=_PALE, line={"width": 0},
+                   showlegend=False, hoverinfo="skip")
     ]  # fmt: skip
     for label, y, colour, dash in curves:
         if any(value is not None and math.isfinite(value) for value in y):
@@ -226,8 +225,8 @@ def _axis(steps: Sequence[Step]) -> Figure:
     plot.update_yaxes(title_text="displacement of the outputs, in their size", type="log", exponentformat="power")
     caption = (
         "How far the outputs move. The expected value needs one backward pass and is right for small noise; the model "
-        "guesses from the layers' changes alone; the proven curves cannot be exceeded by any change of these layers to "
-        "these weights, and pay for that."
+        "guesses from the sizes of the changes alone; what is proven holds without exception, for the first draw of "
+        "each size, and pays for that."
     )
     return Figure("Four answers to one question", caption, plot)
 
@@ -239,8 +238,8 @@ def _percents(values: Sequence[float]) -> list[str]:
 def _accuracies(found: Stability, wide: float) -> Figure:
     x = [step.relative for step in found.steps]
     high, low = ([f(step.accuracy) for step in found.steps] for f in (max, min))
-    band = go.Scatter(x=x + x[::-1], y=high + low[::-1], fill="toself", fillcolor=_PALE, line={"width": 0},
-                      showlegend=False, hoverinfo="skip")  # fmt: skip
+    band = go.Scatter(x=x + x[::-1], y=high + low[::-1], mode="lines", fill="toself", fillcolor=_PALE,
+                      line={"width": 0}, showlegend=False, hoverinfo="skip")  # fmt: skip
     middle = [median(step.accuracy) for step in found.steps]
     line = go.Scatter(x=x, y=middle, name="under noise", mode="lines+markers", line={"color": AFTER, "width": 3})
     own = go.Scatter(
