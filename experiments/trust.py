@@ -27,12 +27,12 @@ from weightspace.displacement import displacement
 from weightspace.distance import euclidean
 from weightspace.perturbation import movable
 
-DEPTHS, WIDTH, DRAWS = (2, 6, 16), 64, 40
+DEPTHS, WIDTH, DRAWS = ("2", "6", "16", "16, He"), 64, 40
 ETAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 BOARDS, BOARD_ETAS, BOARD_STEPS = (1, 4, 20), (0.1, 0.2, 0.5), 3000
 CHANGES = (("quantise", 8), ("quantise", 6), ("quantise", 4), ("quantise", 3), ("prune", 0.3), ("prune", 0.6),
            ("prune", 0.9))  # fmt: skip
-MEMBERS, REMOVED, CLIPS = 300, 60, (None, 0.1, 0.03, 0.01)
+MEMBERS, REMOVED, CLIPS = 300, 60, (None, 0.01, 0.003, 0.001, 0.0003)
 
 
 class Lab:
@@ -47,21 +47,18 @@ class Lab:
         self.draws = 3 if quick else DRAWS
         self.mlp = cache(self._mlp)
 
-    def perceptron(self, depth: int, seed: int, width: int = WIDTH) -> nn.Module:
-        """`depth` matrices without biases, ReLU in between, torch's own initialisation times the square root of 6.
-
-        Torch's own gains shrink what they are given, by 6 ** -.5 a layer: with them, depth 16 does not train.
-        """
+    def perceptron(self, depth: str, seed: int, width: int = WIDTH) -> nn.Module:
+        """`depth` matrices without biases, ReLU in between; torch's own initialisation, times 6 ** .5 for "16, He"."""
         torch.manual_seed(seed)
-        sizes = [self.train.example(1)[0].numel(), *[width] * (depth - 1), 10]
+        count, he = int(depth.split(",")[0]), depth.endswith("He")
+        sizes = [self.train.example(1)[0].numel(), *[width] * (count - 1), 10]
         maps = [nn.Linear(i, o, bias=False) for i, o in zip(sizes, sizes[1:], strict=False)]
-        if depth > 6:
-            for linear in maps:
-                linear.weight.data *= math.sqrt(6)
+        for linear in maps:
+            linear.weight.data *= math.sqrt(6) if he else 1.0
         parts = [part for linear in maps for part in (linear, nn.ReLU())]
         return nn.Sequential(nn.Flatten(), *parts[:-1])
 
-    def _mlp(self, depth: int, seed: int) -> ws.Net:
+    def _mlp(self, depth: str, seed: int) -> ws.Net:
         module = self.perceptron(depth, seed)
         optimiser = torch.optim.Adam(module.parameters(), lr=1e-3)
         x = self.train.example(len(self.train))
@@ -81,7 +78,7 @@ def noise(lab: Lab, seed: int) -> Iterator[Job]:
         yield f"noise/{lab.name}/{depth}/{seed}", lambda depth=depth: _noise(lab, depth, seed)
 
 
-def _noise(lab: Lab, depth: int, seed: int) -> dict[str, Any]:
+def _noise(lab: Lab, depth: str, seed: int) -> dict[str, Any]:
     found = ws.stability(lab.mlp(depth, seed), lab.test, ETAS, lab.draws, seed=seed)
     rms = [math.sqrt(sum(m * m for m in step.moved) / len(step.moved)) for step in found.steps]
     return {
@@ -98,13 +95,13 @@ def _noise(lab: Lab, depth: int, seed: int) -> dict[str, Any]:
 
 def breakdown(lab: Lab, seed: int) -> Iterator[Job]:
     """How a gradient breaks down along itself, at depth 2 and 16, before and after training."""
-    for depth in (2,) if lab.quick else (2, 16):
+    for depth in ("2",) if lab.quick else ("2", "16"):
         for when in ("fresh", "trained"):
             key = f"breakdown/{lab.name}/{depth}, {when}/{seed}"
             yield key, lambda depth=depth, when=when: _breakdown(lab, depth, when, seed)
 
 
-def _breakdown(lab: Lab, depth: int, when: str, seed: int) -> dict[str, Any]:
+def _breakdown(lab: Lab, depth: str, when: str, seed: int) -> dict[str, Any]:
     net = lab.mlp(depth, seed) if when == "trained" else ws.Net.of(lab.perceptron(depth, seed))
     found = ws.breakdown(net, lab.train.take(1000, seed), (0.001, 0.01, 0.1))
     return {name: [getattr(row, name) for row in found] for name in ("gradient", "outputs", "model")}
@@ -145,7 +142,7 @@ def compress(lab: Lab, seed: int) -> Iterator[Job]:
 
 
 def _compressed(lab: Lab, kind: str, how: float, seed: int) -> dict[str, Any]:
-    net = lab.mlp(6, seed)
+    net = lab.mlp("6", seed)
     options: dict[str, Any] = {"bits": int(how)} if kind == "quantise" else {"share": how}
     other = ws.perturb(net, kind=kind, **options)
     before, after = (lab.test.outputs(n).double() for n in (net, other))
@@ -168,7 +165,7 @@ def examples(lab: Lab, seed: int) -> Iterator[Job]:
 def _few(lab: Lab, seed: int) -> tuple[ws.Net, ws.Task, ws.Task]:
     """A network that has seen `MEMBERS` examples and no others."""
     members, others = lab.train.take(2 * MEMBERS, seed).split(0.5, seed)
-    return ws.Net.of(lab.perceptron(3, seed)), members, others
+    return ws.Net.of(lab.perceptron("3", seed)), members, others
 
 
 def _attacked(net: ws.Net, members: ws.Task, others: ws.Task) -> dict[str, float]:
@@ -190,12 +187,12 @@ def _membership(lab: Lab, seed: int) -> dict[str, Any]:
 
 def _left_out(lab: Lab, seed: int) -> dict[str, Any]:
     """Retrained from the same start without one example, in the same order: how far, and what it costs that example."""
-    module, (_, members, _) = lab.perceptron(3, seed), _few(lab, seed)
+    module, (_, members, _) = lab.perceptron("3", seed), _few(lab, seed)
     x, y = members.example(len(members)), torch.cat([y for _, y in members.batches() if y is not None])
     steps, removed = (20, 4) if lab.quick else (300, REMOVED)
 
     def trained(without: int | None) -> ws.Net:
-        copy = lab.perceptron(3, seed)
+        copy = lab.perceptron("3", seed)
         copy.load_state_dict(module.state_dict())
         weight = torch.ones(len(x))
         if without is not None:
@@ -227,7 +224,7 @@ def _left_out(lab: Lab, seed: int) -> dict[str, Any]:
 
 def clip(lab: Lab, seed: int) -> Iterator[Job]:
     """The same training with steps cut to a largest trust: what it learns, and who was a member."""
-    for most in CLIPS[::3] if lab.quick else CLIPS:
+    for most in CLIPS[::4] if lab.quick else CLIPS:
         yield f"clip/{lab.name}/{most or 'none'}/{seed}", lambda most=most: _clipped(lab, most, seed)
 
 
@@ -265,7 +262,7 @@ def tables(record: Record, name: str) -> dict[str, str]:
             if seen["measured"] is None:
                 continue
             error = max(abs(row["measured"][k] / row["expected"][k] - 1) for row in record.of(at))
-            rows.append([str(depth) if not k else "", f"{100 * eta:g}", *(f"{seen[c][k]:.3g}" for c in seen),
+            rows.append([depth if not k else "", f"{100 * eta:g}", *(f"{seen[c][k]:.3g}" for c in seen),
                          f"{100 * error:.0f}", f"{percent(record.median(at, 'accuracy')[k])}",
                          percent(record.median(at, "width")) if not k else ""])  # fmt: skip
     _put(found, f"noise {name}", "matrices | noise, % | measured | expected | model | proven, with activations | "
@@ -273,7 +270,7 @@ def tables(record: Record, name: str) -> dict[str, str]:
     rows = [
         [f"{depth} {when}", *(_each(record.median(f"breakdown/{name}/{depth}, {when}", k)) for k in
                               ("gradient", "outputs", "model"))]
-        for depth in (2, 16) for when in ("fresh", "trained")
+        for depth in ("2", "16") for when in ("fresh", "trained")
         if record.median(f"breakdown/{name}/{depth}, {when}", "model")
     ]  # fmt: skip
     head = "matrices | change of the gradient at .001 / .01 / .1 | change of the outputs | model"
