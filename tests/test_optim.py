@@ -103,6 +103,18 @@ def test_other_layouts_and_complex_numbers(path, granularity):
     torch.testing.assert_close(torch.view_as_real(number.detach()), rule(*real, 0.1))
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_numbers_of_different_kinds_in_one_group(path):
+    kinds = [torch.float64, torch.float32, torch.bfloat16, torch.float32]
+    params = [nn.Parameter(w.to(kind)) for w, kind in zip(tensors(0, shapes=[(5, 4)] * 4), kinds, strict=True)]
+    for p, g in zip(params, tensors(1, shapes=[(5, 4)] * 4), strict=True):
+        p.grad = g.to(p.dtype)
+    wanted = [formula(p.detach(), p.grad, 0.1) for p in params]
+    for found, want in zip(stepped(params, lr=0.1, **PATHS[path]), wanted, strict=True):
+        unit = 4 * torch.finfo(found.dtype).eps
+        torch.testing.assert_close(found.double(), want, rtol=unit, atol=unit)
+
+
 # ------------------------------------------------------------------ laws
 
 

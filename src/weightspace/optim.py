@@ -18,7 +18,7 @@ from weightspace.net import WeightspaceError
 
 __all__ = ["Fromage", "Lamb"]
 
-_PIECE = 1 << 16  # numbers; float32 norms of more lose digits on a processor: 5e-3 at 64M
+_PIECE, _ROW = 1 << 16, 1 << 12  # numbers; float32 norms of more than a piece lose digits on a processor: 5e-3 at 64M
 _TINY = 1e-12  # below, squares of float32 may vanish
 _GRANULARITIES = ("tensor", "neuron")
 _fused_sgd: Callable[..., None] | None = getattr(torch, "_fused_sgd_", None)
@@ -208,7 +208,7 @@ def _single(ps: Sequence[Tensor], us: Sequence[Tensor], lr: float | Tensor, corr
 
 
 def _multi(ps: Sequence[Tensor], us: Sequence[Tensor], lr: float | Tensor, correct: bool, neuron: bool) -> None:
-    """All norms, all factors as vectors, all moves; for tensors of one kind on one device."""
+    """The norms of all tensors of one kind on one device at once, and all factors as vectors."""
     kinds: dict[tuple[Any, ...], list[int]] = {}
     for k, (p, u) in enumerate(zip(ps, us, strict=True)):
         kinds.setdefault((p.device, p.dtype, u.dtype), []).append(k)
@@ -219,12 +219,9 @@ def _multi(ps: Sequence[Tensor], us: Sequence[Tensor], lr: float | Tensor, corre
         else:
             sizes = list(torch._foreach_norm([*some, *along], dtype=_wide(device)))
         a, b = torch.stack(sizes).chunk(2)
-        shares = [list(t.to(_work(some[0])).unbind()) for t in _scales(a, b, lr, correct)]
-        back, length, size = shares
-        steps = torch._foreach_div(_working(along), size)
-        torch._foreach_mul_(steps, length)
-        torch._foreach_add_(steps, torch._foreach_mul(_working(some), back))
-        torch._foreach_sub_(some, steps)
+        back, step = (t.unbind() for t in _scales(a, b, lr, correct))
+        for move in zip(some, along, back, step, strict=True):
+            _move(*move)
 
 
 def _fused(ps: Sequence[Tensor], us: Sequence[Tensor], lr: float | Tensor, correct: bool, neuron: bool) -> None:
@@ -233,43 +230,42 @@ def _fused(ps: Sequence[Tensor], us: Sequence[Tensor], lr: float | Tensor, corre
     root = math.sqrt(1 + rate**2)
     sizes = _norms([*ps, *us])
     for p, u, a, b in zip(ps, us, sizes, sizes[len(ps) :], strict=False):
-        back, length = (rate**2 / (root * (root + 1)), rate * a / root) if correct else (0.0, rate * a)
-        if a == 0 or b == 0:
-            back, length, b = 0.0, rate, 1.0
+        back, step = (rate**2 / (root * (root + 1)), rate * a / root) if correct else (0.0, rate * a)
+        back, step = (0.0, rate) if a == 0 or b == 0 else (back, step / b)
         plain = p.is_contiguous() and u.is_contiguous() and p.dtype == u.dtype and p.dtype not in _HALVES
-        if _fused_sgd is None or not (plain and 1e-30 < b < 1e30 and length):
-            _move(p, u, back, length, b)
+        if _fused_sgd is None or not (plain and 1e-30 < step < 1e30):
+            _move(p, u, *torch.tensor([back, step], dtype=torch.float64))
             continue
         _fused_sgd(
-            [p], [u], [], lr=length / b, weight_decay=back * b / length, momentum=0.0, dampening=0.0, nesterov=False,
+            [p], [u], [], lr=step, weight_decay=back / step, momentum=0.0, dampening=0.0, nesterov=False,
             maximize=False, is_first_step=False, grad_scale=None, found_inf=None,
         )  # fmt: skip
 
 
-def _scales(a: Tensor, b: Tensor, lr: float | Tensor, correct: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """W - (back W + length u / size), from |W| = a, |u| = b: back = 1 - c, length = c lr a, c = 1 / sqrt(1 + lr^2)."""
+def _scales(a: Tensor, b: Tensor, lr: float | Tensor, correct: bool) -> tuple[Tensor, Tensor]:
+    """W - (back W + step u), from |W| = a, |u| = b: back = 1 - c, step = c lr a / b, c = 1 / sqrt(1 + lr^2)."""
     still = (a == 0) | (b == 0)
-    rate = torch.as_tensor(lr, dtype=a.dtype, device=a.device)
-    root = (1 + rate.square()).sqrt() if correct else torch.ones_like(rate)
-    back = rate.square() / (root * (root + 1)) if correct else torch.zeros_like(rate)  # 1 - c without cancellation
-    return (
-        torch.where(still, torch.zeros_like(a), back),
-        torch.where(still, rate, rate * a / root),
-        torch.where(still, torch.ones_like(b), b),
-    )
+    rate = lr.to(a.device, a.dtype) if isinstance(lr, Tensor) else lr
+    root = (1 + rate**2) ** 0.5 if correct else 1.0
+    back = rate**2 / (root * (root + 1)) if correct else 0.0  # 1 - c without cancellation
+    return (~still).to(a.dtype) * back, torch.where(still, rate, a / b * (rate / root))
 
 
-def _move(p: Tensor, u: Tensor, back: Tensor | float, length: Tensor | float, size: Tensor | float) -> None:
-    """p - (back p + length u / size), rounded to p's type once."""
-    kind = _work(p)
-    back, length, size = (t.to(kind) if isinstance(t, Tensor) else t for t in (back, length, size))
-    p.sub_(u.to(kind).div(size).mul_(length).add_(p.to(kind) * back))
+def _move(p: Tensor, u: Tensor, back: Tensor, step: Tensor) -> None:
+    """p - back p - step u, in place and without a copy: fresh memory costs more than two passes."""
+    if p.dtype in _HALVES:
+        wide = p.float()
+        _move(wide, u.float(), back, step)
+        p.copy_(wide)
+        return
+    most = torch.finfo(p.dtype).max
+    p.addcmul_(p, back.to(p.dtype), value=-1).addcmul_(u.to(p.dtype), step.clamp(max=most).to(p.dtype), value=-1)
 
 
 def _hold(p: Tensor, limit: Tensor, neuron: bool) -> None:
     """Shorten every block of p that is longer than its limit."""
     share = (limit.double() / norm(p, neuron)).clamp_(max=1)
-    p.mul_(torch.where(limit > 0, share, torch.ones_like(share)).to(_work(p)))
+    p.mul_(torch.where(limit > 0, share, 1.0).to(_work(p)))
 
 
 # ------------------------------------------------------------------ norms
@@ -285,15 +281,23 @@ def norm(x: Tensor, neuron: bool = False) -> Tensor:
 
 
 def _norms(tensors: Sequence[Tensor]) -> list[float]:
-    """|x| of each: float32 within pieces, float64 between them; wholly float64 where squares would vanish."""
-    cut = [x.detach().reshape(-1).split(_PIECE) for x in tensors]
-    pieces = [piece.float() if piece.dtype in _HALVES else piece for pieces in cut for piece in pieces]
-    sizes = iter(torch.stack([s.double() for s in torch._foreach_norm(pieces)]).tolist() if pieces else [])
-    found = [math.hypot(*(next(sizes) for _ in pieces)) for pieces in cut]
+    """|x| of each: rows of numbers first, then the rows; all in float64 where squares would vanish."""
+    if not tensors:
+        return []
+    sizes = torch.stack(torch._foreach_norm([_in_rows(x) for x in tensors])).double().tolist()
     return [
         size if _TINY < size < math.inf or size != size else float(_wide_norm(x, None))
-        for x, size in zip(tensors, found, strict=True)
+        for x, size in zip(tensors, sizes, strict=True)
     ]
+
+
+def _in_rows(x: Tensor) -> Tensor:
+    """A small tensor of the same norm."""
+    if x.numel() <= _PIECE:
+        return x.to(_work(x))
+    flat, cut = x.reshape(-1), x.numel() // _ROW * _ROW
+    sizes = torch.linalg.vector_norm(flat[:cut].view(-1, _ROW), dim=1, dtype=_work(x))
+    return sizes if cut == len(flat) else torch.cat([sizes, flat[cut:].to(_work(x))])
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -319,10 +323,6 @@ def _wide(device: torch.device) -> torch.dtype:
 
 def _work(x: Tensor) -> torch.dtype:
     return torch.float32 if x.dtype in _HALVES else x.dtype
-
-
-def _working(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [t.to(_work(t)) for t in tensors]
 
 
 def _real(x: Tensor) -> Tensor:
