@@ -8,7 +8,6 @@ are there are not measured again.
 
 from __future__ import annotations
 
-import math
 import statistics
 import sys
 import time
@@ -114,12 +113,10 @@ def taught(
     lab: Lab, stack: Stack, way: str, rates: Sequence[float], decay: bool = True,
     watch: Callable[[int], None] = lambda step: None,
 ) -> None:  # fmt: skip
-    """`lab.steps` steps of random batches, the same for every rate; the rate falls to zero as a cosine."""
+    """`lab.steps` steps of random batches, the same for every rate; the rate falls to zero over the last quarter."""
     (x, y), total = lab.train, lab.steps
     steps = optimiser(way, [stack.part(k) for k in range(len(rates))], rates)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        steps, lambda k: (1 + math.cos(math.pi * k / total)) / 2 if decay else 1.0
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(steps, lambda k: tasks.share(k / total) if decay else 1.0)
     draws = [torch.Generator().manual_seed(seed) for seed in lab.seeds]
     for k in range(total):
         some = torch.stack([torch.randint(len(x), (BATCH,), generator=draw) for draw in draws]).repeat(len(rates), 1)
@@ -177,6 +174,7 @@ def _grown(lab: Lab, norm: bool, way: str) -> dict[str, Any]:
 
 def sweep(lab: Lab) -> Iterator[Job]:
     """Four tasks, four optimisers, five rates: the first of the seeds."""
+    yield "sweep/gan/floor/0", lambda: {"score": tasks.floor()}
     for task in tasks.TASKS:
         for way in WAYS:
             for rate in (0.01,) if lab.quick else RATES:
@@ -226,6 +224,8 @@ def tables(record: Record, name: str) -> dict[str, str]:
             scores = {rate: row["score"] for rate in RATES for row in record.of(f"sweep/{task}/{way}/{rate:g}")}
             if scores:
                 rows.append([what, way, *_sweep_cells(task, scores, digits)])
+        for row in record.of(f"sweep/{task}/floor"):
+            rows.append([what, "training images", *[""] * len(RATES), number(row["score"], digits), ""])
     if rows:
         head = ["task", "optimiser", *(f"{rate:g}" for rate in RATES), "best", "rates near the best"]
         found["sweep"] = table(head, rows)

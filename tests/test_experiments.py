@@ -216,7 +216,7 @@ def test_relative_experiments_run_and_can_be_taken_up_again(tmp_path, capsys):
     first, seen = out.read_text(), capsys.readouterr().out
     assert "growth digits" in seen and "sweep" in seen
     rows = json.loads(first)
-    assert len(rows) == 3 + 4 + 16
+    assert len(rows) == 3 + 4 + 1 + 16
     grown = {way: rows[f"growth/digits/normalised/{way}/all"]["ratio"] for way in ("Fromage", "no factor")}
     assert grown["Fromage"] == [[pytest.approx(1, abs=1e-3)]] * 2
     assert [ratio for (ratio,) in grown["no factor"]] == [

@@ -264,7 +264,8 @@ def _move(p: Tensor, u: Tensor, back: Tensor, step: Tensor) -> None:
 
 def _hold(p: Tensor, limit: Tensor, neuron: bool) -> None:
     """Shorten every block of p that is longer than its limit."""
-    share = (limit.double() / norm(p, neuron)).clamp_(max=1)
+    size = norm(p, neuron)
+    share = (limit.to(size.dtype) / size).clamp_(max=1)
     p.mul_(torch.where(limit > 0, share, 1.0).to(_work(p)))
 
 
