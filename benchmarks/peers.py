@@ -26,6 +26,7 @@ FOLDERS = {
     "rebasin": "WEIGHTSPACE_PEERS_REBASIN",
     "sinkhorn": "WEIGHTSPACE_PEERS_SINKHORN",
     "curvlinops": "WEIGHTSPACE_PEERS_CURVLINOPS",
+    "optimizer": "WEIGHTSPACE_PEERS_OPTIMIZER",
 }
 SINKHORN_STEPS, SINKHORN_RATE = 60, 0.1
 
@@ -82,6 +83,12 @@ def gauss_newton(module: nn.Module, x: Tensor) -> Any:
         data = [(x, torch.zeros_like(outputs))]
         whole = package.GGNLinearOperator(module, loss, parameters, data, check_deterministic=False)
         return whole * (0.5 / len(x))
+
+
+def fromage(parameters: Sequence[nn.Parameter], rate: float, **settings: Any) -> torch.optim.Optimizer:
+    """pytorch_optimizer's."""
+    with _on_path("optimizer"):
+        return import_module("pytorch_optimizer").Fromage(parameters, lr=rate, **settings)
 
 
 def _load_into(module: nn.Module, moved: nn.Module) -> nn.Module:

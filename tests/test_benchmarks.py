@@ -103,6 +103,17 @@ def test_a_step_is_as_good_as_the_explicit_one(load, tmp_path, monkeypatch):
     assert abs(row.gap) < 1e-5 and row.krylov_gap < 0.05 and row.product > 0
 
 
+def test_steps_of_optimisers_are_timed_in_turns(load, tmp_path):
+    optim, table = load("optim"), load("__main__")
+    found = optim.run(2, (8, 16, 4), 1 << 16, tmp_path)
+    assert {row["name"] for row in found["rows"]} >= {"SGD, foreach", "Fromage"}
+    assert all(row["milliseconds"] >= row["fastest"] > 0 for row in found["rows"]) and found["norm"]["ours"] < 1e-6
+    assert "| Fromage |" in optim.summary(found)
+    row = {"name": "Fromage", "over_sgd": 2.4, "published": 1.7}
+    made = table._optim({"rows": [row], "norm": {"ours": 2e-6}})
+    assert [reached for *_, reached in made] == [False, True, False]
+
+
 def test_the_readme_shows_what_was_measured(load):
     text = (ROOT / "benchmarks" / "README.md").read_text()
     for name, table in load("__main__").tables().items():

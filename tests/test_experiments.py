@@ -14,7 +14,7 @@ from weightspace import Net, Symmetry, Task, accuracy, curve, line
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from experiments import alignment, continual, freedom, invariant, nets, record, split, tables  # noqa: E402
+from experiments import alignment, continual, freedom, invariant, nets, record, relative, split, sweep, tables  # noqa: E402
 
 SORTED = [way for way in alignment.WAYS if way not in ("as it is", "matched")]
 
@@ -210,10 +210,66 @@ def test_rooms_experiments_run_and_can_be_taken_up_again(tmp_path, capsys):
     assert out.read_text() == first
 
 
+def test_relative_experiments_run_and_can_be_taken_up_again(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    assert relative.main(["--quick", "--out", str(out)]) == 0
+    first, seen = out.read_text(), capsys.readouterr().out
+    assert "growth digits" in seen and "sweep" in seen
+    rows = json.loads(first)
+    assert len(rows) == 3 + 4 + 1 + 16
+    grown = {way: rows[f"growth/digits/normalised/{way}/all"]["ratio"] for way in ("Fromage", "no factor")}
+    assert grown["Fromage"] == [[pytest.approx(1, abs=1e-3)]] * 2
+    assert [ratio for (ratio,) in grown["no factor"]] == [
+        pytest.approx((1 + r * r) ** 10, rel=1e-3) for r in (0.01, 0.1)
+    ]
+    assert relative.main(["--quick", "--out", str(out)]) == 0
+    assert out.read_text() == first
+
+
+def test_a_stack_is_its_networks():
+    """One rate and seed of a stack learns as that network does alone, by torch's own layers."""
+    lab = relative.Lab(None, True, [0, 1])
+    lab.steps = 5
+    stack = relative.Stack(64, 2, lab.seeds, 2)
+    relative.taught(lab, stack, "Fromage", (0.1, 0.01))
+    torch.manual_seed(1)
+    layers = [
+        torch.nn.Linear(64, 64),
+        torch.nn.ReLU(),
+        torch.nn.Linear(64, 64),
+        torch.nn.ReLU(),
+        torch.nn.Linear(64, 10),
+    ]
+    alone, (x, y) = torch.nn.Sequential(*layers), lab.train
+    draw = torch.Generator().manual_seed(1)
+
+    def loss():
+        some = torch.randint(len(x), (relative.BATCH,), generator=draw)
+        return torch.nn.functional.cross_entropy(alone(x[some]), y[some])
+
+    sweep.descended([loss], [list(alone.parameters())], "Fromage", 0.01, 5)
+    torch.testing.assert_close(stack(x.expand(4, *x.shape))[3], alone(x), atol=1e-5, rtol=1e-4)
+
+
+def test_the_distance_of_gaussians():
+    x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    assert sweep.frechet(x, x) == pytest.approx(0, abs=1e-6)
+    assert sweep.frechet(x, x + 1) == pytest.approx(4, rel=1e-6)
+    spread = float(x.double().T.cov().trace())
+    assert sweep.frechet(x, 3 * x - 2 * x.mean(0)) == pytest.approx(4 * spread, rel=1e-5)
+
+
+def test_the_best_rate_is_that_of_the_best_median():
+    row = {"rates": [0.1, 0.01], "train": [[1.0, 0.1, 0.1], [0.5, 0.6, 0.4]], "test": [[0.9] * 3, [0.3, 0.4, 0.5]]}
+    assert relative.best(row) == (0.01, 0.5, [0.5, 0.6, 0.4], 0.4)
+    assert sweep.near("mlp", 0.97, 0.98) and not sweep.near("gan", 1.2, 1.0)
+
+
 def test_the_readme_shows_what_was_measured_of_invariant_paths():
     text = alignment.README.read_text()
     found = invariant.tables(record.Record(invariant.RESULTS / "invariant.json"), "mnist")
     found |= continual.tables(record.Record(continual.RESULTS / "continual.json"), "mnist to fashion-mnist")
     found |= freedom.tables(record.Record(freedom.RESULTS / "freedom.json"), "mnist")
     found |= split.tables(record.Record(split.RESULTS / "split.json"), "mnist")
-    assert len(found) == 8 and all(table in text for table in found.values())
+    found |= relative.tables(record.Record(relative.RESULTS / "relative.json"), "digits")
+    assert len(found) == 11 and all(table in text for table in found.values())

@@ -36,6 +36,7 @@ _CONTENTS = {
     "flows": ["Flow", "flow"],
     "ensembles": ["coherence", "disagreement", "ensemble", "swag"],
     "trail": ["Trail"],
+    "optim": [],
     # linear maps known by their action
     "operator": ["Operator", "jacobian"],
     "kernel": [],
