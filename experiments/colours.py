@@ -51,8 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in given.chosen:
         folder, kind, jobs, _, _ = EXPERIMENTS[name]
         make = partial(kind, given.data and str(Path(given.data) / folder), given.quick, given.full, given.device)
-        lab = made.setdefault(folder, None) or make()
-        made[folder] = lab
+        lab = made[folder] = made.get(folder) or make()
         for seed in given.seeds:
             measure(out, jobs(lab, seed, given.only))
     return tell(tables(Record(out), bool(given.data), given.full), given)

@@ -1,4 +1,4 @@
-"""Five networks of CIFAR-10 as one, and what fools them. Run by `experiments.colours ensembles`.
+"""Several networks of CIFAR-10 as one, and what fools them. Run by `experiments.colours ensembles`.
 
 Attacks: PGD of 20 steps on pixels in [0, 1]; by torchattacks where WEIGHTSPACE_PEERS_TORCHATTACKS names its folder.
 """
@@ -17,19 +17,19 @@ import weightspace as ws
 from experiments.alignment import kernel_alignment
 from experiments.freedom import Pixels, fooling
 from experiments.record import Job, Record, number, percent, table
-from experiments.residual import Block, Lab, shifted
+from experiments.residual import Block, Lab, shifted, tensors
 from weightspace.datasets import STATISTICS
 
-MEMBERS, RADII = 5, (2 / 255, 4 / 255, 8 / 255)
+MEMBERS, RADII = 3, (2 / 255, 4 / 255, 8 / 255)
 SURROGATE = 90  # seed of the network that nobody knows
-IMAGES, MEMORY = 500, 100  # attacked; held by the walks
-WALK, SPREAD = (12, 0.025), (30, 0.01)  # steps and their length as a share of the weights
-CYCLE = 2  # epochs from snapshot to snapshot
+IMAGES, MEMORY, TESTED = 500, 100, 2000  # attacked; held by the walks; for clean accuracy and disagreement
+WALK, SPREAD = (8, 0.04), (20, 0.01)  # steps and their length as a share of the weights
+CYCLE, BATCH = 1, 125  # epochs from snapshot to snapshot; attacked at once
 KINDS = ("single", "independent", "random walk", "snapshots", "spread")
 
 
 def members(lab: Lab, seed: int, kind: str) -> list[ws.Net]:
-    """The network of the seed and four more."""
+    """The network of the seed and others."""
     net, memory = lab.net(seed), lab.train.take(20 if lab.quick else MEMORY, seed=seed)
     many, size = 2 if lab.quick else MEMBERS, float(net.weights.norm())
     if kind == "single":
@@ -58,7 +58,8 @@ class Threats:
     def __init__(self, lab: Lab, seed: int) -> None:
         statistics = STATISTICS.get("cifar10" if "cifar10" in lab.name else "", ([0.0], [1.0]))
         self.shift, self.scale = (torch.tensor(numbers).view(1, -1, 1, 1) for numbers in statistics)
-        self.pixels = lab.test.take(20 if lab.quick else IMAGES, seed=0).mapped(lambda x: x * self.scale + self.shift)
+        x, y = tensors(lab.test.take(20 if lab.quick else IMAGES, seed=0))
+        self.pixels = ws.Task(x * self.scale + self.shift, y, batch=BATCH)
         self.lab, self.seed = lab, seed
         self.made: dict[tuple[str, float], ws.Task] = {}
 
@@ -82,7 +83,7 @@ class Threats:
 
 
 def ensembles(lab: Lab, seed: int, only: list[str]) -> Iterator[Job]:
-    """Five networks each: independent, from a walk that keeps the outputs, from a cyclic rate, and spread on purpose."""
+    """Networks each: independent, from a walk that keeps the outputs, from a cyclic rate, spread on purpose."""
     threats = Threats(lab, seed)
     for kind in only or KINDS:
         if kind in KINDS:
@@ -94,11 +95,12 @@ def measured(lab: Lab, threats: Threats, seed: int, kind: str) -> dict[str, Any]
     began = time.perf_counter()
     nets = members(lab, seed, kind)
     seconds = time.perf_counter() - began
-    right, some = ws.accuracy(lab.test), lab.test.take(20 if lab.quick else IMAGES, seed=0)
+    some, more = (lab.test.take(20 if lab.quick else n, seed=0) for n in (IMAGES, TESTED))
+    right = ws.accuracy(more)
     whole = ws.ensemble(nets)
     row: dict[str, Any] = {"clean": right(whole), "worst": min(right(net) for net in nets), "seconds": seconds}
     if len(nets) > 1:
-        row["coherence"], row["disagreement"] = ws.coherence(nets, some), ws.disagreement(nets, lab.test)
+        row["coherence"], row["disagreement"] = ws.coherence(nets, some), ws.disagreement(nets, more)
         row["layers"] = layers(nets, some)
         row["apart"] = max(float((net - nets[0]).norm() / nets[0].weights.norm()) for net in nets[1:])
     seen = [ws.coherence([net, lab.net(SURROGATE)], some) for net in nets]

@@ -27,7 +27,7 @@ class Size:
     epochs: int = 10
 
 
-SMALL, FULL, QUICK = Size(), Size(blocks=3, stem=1, epochs=60), Size((8, 8, 16), 1, 1, 2)
+SMALL, FULL, QUICK = Size(), Size(blocks=3, stem=1, epochs=60), Size((8, 8, 16), 1, 1, 40)
 
 
 class Block(nn.Module):
@@ -54,11 +54,6 @@ def residual(channels: int, outputs: int, size: Size, norm: Norm = nn.BatchNorm2
             layers.append(Block(wide, out, 2 if stage and not k else 1, norm))
             wide = out
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(wide, outputs))
-
-
-def grouped(channels: int) -> nn.Module:
-    """GroupNorm of eight groups: it does the same in training and after it."""
-    return nn.GroupNorm(8, channels)
 
 
 def shifted(x: Tensor, generator: torch.Generator) -> Tensor:

@@ -20,8 +20,8 @@ from experiments.residual import Lab
 from weightspace.pruning import sparsity, tightened
 
 SHARE = 0.93
-BATCH, TEACHING, RATE, STAGES = 128, 12, 3e-3, 8  # of a descent: examples, epochs, highest rate; stages of the others
-IMAGES, LAYERED = 400, 2000  # for Gauss-Newton, for the repair layer by layer
+BATCH, TEACHING, RATE, STAGES = 128, 4, 3e-3, 8  # of a descent: examples, epochs, highest rate; stages of the others
+IMAGES, LAYERED = 250, 2000  # for Gauss-Newton, for the repair layer by layer
 
 
 def _share(lab: Lab) -> float:
