@@ -22,8 +22,8 @@ from weightspace.datasets import STATISTICS
 
 MEMBERS, RADII = 3, (2 / 255, 4 / 255, 8 / 255)
 SURROGATE = 90  # seed of the network that nobody knows
-IMAGES, MEMORY, TESTED = 500, 100, 2000  # attacked; held by the walks; for clean accuracy and disagreement
-WALK, SPREAD = (8, 0.04), (20, 0.01)  # steps and their length as a share of the weights
+IMAGES, MEMORY, TESTED = 300, 50, 2000  # attacked; held by the walks; for clean accuracy and disagreement
+WALK, SPREAD = (6, 0.05), (20, 0.01)  # steps and their length as a share of the weights
 CYCLE, BATCH = 1, 125  # epochs from snapshot to snapshot; attacked at once
 KINDS = ("single", "independent", "random walk", "snapshots", "spread")
 
