@@ -62,7 +62,7 @@ class Hundred(split.Stage):
         net = ws.Net.of(residual(self.new.example(1).shape[1], self.outputs, self.size)).to(self.device)
         if self.before is None:
             return net
-        head = [name for name in net.weights][-2:]
+        head = list(net.weights)[-2:]
         return net.load({**self.before.net(seed).tensors, **{name: net.weights[name] for name in head}})
 
     def own(self, task: ws.Task) -> ws.Task:
