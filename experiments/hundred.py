@@ -176,13 +176,13 @@ def tables(record: Record, name: str) -> dict[str, str]:
             continue
         shown = []
         for mean, parts in (("mean_within", "within"), ("mean", "right")):
-            every, ceiling = record.median(at, parts), record.median(f"split/{name}/all at once", mean)
-            share = "" if ceiling is None else percent(record.median(at, mean) / ceiling, 0)
+            every, bar = record.median(at, parts), record.median(f"split/{name}/DER++", mean)
+            share = number(record.median(at, mean) / bar, 2) if bar else ""
             quarter = max(1, len(every) // 4)
             ends = " / ".join(percent(sum(some) / quarter) for some in (every[:quarter], every[-quarter:]))
             shown += [percent(record.median(at, mean)), share, ends]
         rows.append([way, *shown, number(record.median(at, "seconds"), 0), str(len(record.of(at)))])
     asked = "task given", "among all"
-    each = ["{}, %", "share of the ceiling, {}, %", "first / last quarter of the tasks, {}, %"]
+    each = ["{}, %", "of DER++, {}", "first / last quarter of the tasks, {}, %"]
     head = ["way", *(part.format(how) for how in asked for part in each), "seconds", "seeds"]
     return {f"split {name}": table(head, rows)} if rows else {}
