@@ -125,40 +125,45 @@ def _ensemble(lab: Lab, seed: int, kind: str) -> dict[str, Any]:
 class Pixels(nn.Module):
     """A network that takes pixels in [0, 1]."""
 
-    def __init__(self, net: ws.Net) -> None:
+    def __init__(self, net: ws.Net, shift: Tensor | float = SHIFT, scale: Tensor | float = SCALE) -> None:
         super().__init__()
         self.inside = net.module()
+        self.shift, self.scale = shift, scale
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inside((x - SHIFT) / SCALE)
+        return self.inside((x - self.shift) / self.scale)
 
 
 def right_under(task: ws.Task, source: ws.Net, target: ws.Net, radius: float, how: str = "PGD") -> float:
-    """Accuracy of the target on inputs that an attack moved by up to `radius` a pixel, to raise the source's loss.
+    """Accuracy of the target on inputs that an attack moved by up to `radius` a pixel, to raise the source's loss."""
+    pixels = task.mapped(lambda x: x * SCALE + SHIFT)
+    moved = fooling(pixels, ws.Net.of(Pixels(source)), radius, how)
+    return ws.accuracy(moved)(ws.Net.of(Pixels(target)))
+
+
+def fooling(pixels: ws.Task, source: ws.Net, radius: float, how: str = "PGD") -> ws.Task:
+    """The task where an attack has moved its pixels by up to `radius`, to raise the loss of a network of pixels.
 
     By torchattacks where the environment variable names its folder; without it by the ascent that `harden` uses.
     """
-    span = (-SHIFT / SCALE, (1 - SHIFT) / SCALE)
-    good = count = 0
-    for x, y in task.batches(source):
+    moved, labels = [], []
+    for x, y in pixels.batches(source):
         assert y is not None
         if PEER in os.environ:
-            moved = (_peer(how, source, radius)(x * SCALE + SHIFT, y) - SHIFT) / SCALE
+            moved.append(_peer(how, source, radius)(x, y).detach())
         else:
-            moved = attacked(task, source, x, y, radius / SCALE, ATTACK, span)
-        with torch.no_grad():
-            good += int((target(moved).argmax(1) == y).sum())
-        count += len(x)
-    return good / count
+            moved.append(attacked(pixels, source, x, y, radius, ATTACK, (0.0, 1.0)))
+        labels.append(y)
+    return ws.Task(torch.cat(moved), torch.cat(labels))
 
 
 def _peer(how: str, source: ws.Net, radius: float) -> Any:
     if os.environ[PEER] not in sys.path:
         sys.path.append(os.environ[PEER])
-    attacks = import_module("torchattacks")
+    attacks, module = import_module("torchattacks"), source.module()
     if how == "PGD":
-        return attacks.PGD(Pixels(source), eps=radius, alpha=2.5 * radius / ATTACK, steps=ATTACK, random_start=True)
-    return attacks.APGD(Pixels(source), eps=radius, steps=ATTACK)
+        return attacks.PGD(module, eps=radius, alpha=2.5 * radius / ATTACK, steps=ATTACK, random_start=True)
+    return attacks.APGD(module, eps=radius, steps=ATTACK)
 
 
 EXPERIMENTS: dict[str, Callable[[Lab, int], Iterator[Job]]] = {

@@ -113,6 +113,18 @@ def fit(
         yield
 
 
+def kept(folder: Path, like: Net, make: Callable[[], list[Net]]) -> list[Net]:
+    """Networks from the folder, or made now and put there."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not (folder / "done").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        for k, net in enumerate(make()):
+            checkpoint.save(net.tensors, folder / f"{k:02}.safetensors", force=True)
+        (folder / "done").touch()
+        files = sorted(folder.glob("*.safetensors"))
+    return [like.load(checkpoint.read(file)) for file in files]
+
+
 class Lab:
     """Two tasks and the networks trained on the first of them."""
 
@@ -179,16 +191,7 @@ class Lab:
         return self._kept(f"tail-{seed}", Net.of(module), trained)
 
     def _kept(self, name: str, like: Net, make: Callable[[], list[Net]]) -> list[Net]:
-        """Networks from the folder, or made now and put there."""
-        folder = self.cache / name
-        files = sorted(folder.glob("*.safetensors"))
-        if not (folder / "done").exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            for k, net in enumerate(make()):
-                checkpoint.save(net.tensors, folder / f"{k:02}.safetensors", force=True)
-            (folder / "done").touch()
-            files = sorted(folder.glob("*.safetensors"))
-        return [like.load(checkpoint.read(file)) for file in files]
+        return kept(self.cache / name, like, make)
 
     def group(self, net: Net) -> Symmetry:
         """The symmetry group of the network's architecture, read once."""

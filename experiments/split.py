@@ -26,11 +26,11 @@ TASKS, EPOCHS = 5, 3
 class Stage:
     """What a way to learn sees of one of the tasks: the new data, all data before it, memories of the earlier tasks."""
 
-    outputs = 10
+    outputs, tasks, each = 10, TASKS, 2
 
     def __init__(self, data: str | None, quick: bool) -> None:
         self.quick, self.name = quick, "mnist" if data else "digits"
-        self.train, self.test = ([self._part(data, split, k) for k in range(TASKS)] for split in ("train", "test"))
+        self.train, self.test = ([self._part(data, split, k) for k in range(self.tasks)] for split in ("train", "test"))
         self.known, self.memories = 0, list[ws.Task]()
         self.old = self.new = self.train[0]
 
@@ -47,6 +47,9 @@ class Stage:
         hidden = nn.Linear(wide, 400), nn.ReLU(), nn.Linear(400, 400), nn.ReLU()
         return ws.Net.of(nn.Sequential(nn.Flatten(), *hidden, nn.Linear(400, 10)))
 
+    def goal(self, task: ws.Task, seed: int) -> Any:
+        return ws.learn(task, BATCH, seed)
+
     def steps(self, task: ws.Task, epochs: int) -> int:
         return 2 if self.quick else EPOCHS * max(1, len(task) // BATCH)
 
@@ -54,13 +57,13 @@ class Stage:
         return ws.flow(net, goal, ws.Adam(), steps=steps, size=cycle(rate), save=steps)
 
     def remember(self, n: int, seed: int) -> None:
-        """Keep as many images of each digit of the task that is over."""
+        """Keep as many images of each class of the task that is over."""
         x, y = self.new.example(len(self.new)), torch.cat([y for _, y in self.new.batches() if y is not None])
         generator = torch.Generator().manual_seed(seed)
         rows: list[Tensor] = []
-        for digit in y.unique():
-            mine = (y == digit).nonzero()[:, 0]
-            rows.append(mine[torch.randperm(len(mine), generator=generator)[: n // 2]])
+        for label in y.unique():
+            mine = (y == label).nonzero()[:, 0]
+            rows.append(mine[torch.randperm(len(mine), generator=generator)[: n // self.each]])
         self.memories.append(ws.Task(x[torch.cat(rows)], y[torch.cat(rows)]))
 
 
@@ -115,23 +118,28 @@ WAYS: dict[str, Way | None] = {
 }  # fmt: skip
 
 
-def measured(lab: Stage, way: str, n: int, seed: int) -> dict[str, Any]:
-    """Accuracy of every task at the end, and the mean."""
-    net, learn = lab.fresh(seed), WAYS[way]
-    began = time.perf_counter()
+def learnt(lab: Stage, learn: Way | None, n: int, seed: int) -> ws.Net:
+    """The network at the end of all tasks, n images kept in all; all tasks at once for no way to learn."""
+    net = lab.fresh(seed)
     lab.memories.clear()
     if learn is None:
         every = joined(lab.train)
-        net = lab.run(net, ws.learn(every, BATCH, seed), lab.steps(every, EPOCHS), FAST)[-1]
-    else:
-        for k in range(TASKS):
-            lab.new, lab.known = lab.train[k], 2 * k
-            if k == 0:
-                net = lab.run(net, new(lab, seed), lab.steps(lab.new, EPOCHS), FAST)[-1]
-            else:
-                lab.old = joined(lab.train[:k])
-                net = learn(lab, net, joined(lab.memories), seed)
-            lab.remember(n // TASKS, seed)
+        return lab.run(net, lab.goal(every, seed), lab.steps(every, EPOCHS), FAST)[-1]
+    for k in range(lab.tasks):
+        lab.new, lab.known = lab.train[k], lab.each * k
+        if k == 0:
+            net = lab.run(net, lab.goal(lab.new, seed), lab.steps(lab.new, EPOCHS), FAST)[-1]
+        else:
+            lab.old = joined(lab.train[:k])
+            net = learn(lab, net, joined(lab.memories), seed)
+        lab.remember(n // lab.tasks, seed)
+    return net
+
+
+def measured(lab: Stage, way: str, n: int, seed: int) -> dict[str, Any]:
+    """Accuracy of every task at the end, and the mean."""
+    began = time.perf_counter()
+    net = learnt(lab, WAYS[way], n, seed)
     right = [ws.accuracy(task)(net) for task in lab.test]
     return {"right": right, "mean": sum(right) / TASKS, "seconds": time.perf_counter() - began}
 

@@ -14,7 +14,21 @@ from weightspace import Net, Symmetry, Task, accuracy, curve, line
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from experiments import alignment, continual, freedom, invariant, nets, record, relative, split, sweep, tables  # noqa: E402
+from experiments import (  # noqa: E402
+    alignment,
+    colours,
+    continual,
+    freedom,
+    invariant,
+    nets,
+    record,
+    relative,
+    residual,
+    split,
+    sweep,
+    tables,
+    trust,
+)
 
 SORTED = [way for way in alignment.WAYS if way not in ("as it is", "matched")]
 
@@ -265,6 +279,52 @@ def test_the_best_rate_is_that_of_the_best_median():
     assert sweep.near("mlp", 0.97, 0.98) and not sweep.near("gan", 1.2, 1.0)
 
 
+def test_colours_run_and_can_be_taken_up_again(tmp_path, capsys):
+    """Without the slowest ways, which the other experiments walk too."""
+    out, split_ways = tmp_path / "rows.json", ["naive", "held on changed copies"]
+    cut = ["cut in one go", "cut along a descent", "random zeros, taught as long"]
+    arguments = ["--quick", "--out", str(out), "--only", *split_ways, *cut, "single", "independent"]
+    assert colours.main(arguments) == 0
+    first, seen = out.read_text(), capsys.readouterr().out
+    assert all(f"{name} digits" in seen for name in ("split", "sparsify", "ensembles", "diversity"))
+    rows = json.loads(first)
+    pruned = [rows[f"sparsify/digits/{way}/0"] for way in cut]
+    assert all(row["zeros"] == pytest.approx(0.5, abs=1e-3) for row in pruned)
+    assert pruned[2]["layers"] == pytest.approx(pruned[0]["layers"], abs=0.01)
+    assert pruned[1]["drift"] < pruned[0]["drift"]
+    single, both = (rows[f"ensembles/digits/{kind}/0"] for kind in ("single", "independent"))
+    assert single["clean"] > 0.5 and single["transfer"] == single["white box"]
+    assert both["coherence"] < 1 and len(both["layers"]) == 3
+    assert colours.main(arguments) == 0
+    assert out.read_text() == first
+
+
+def test_images_are_mirrored_and_moved_and_from_the_seed():
+    x = torch.zeros(200, 3, 16, 16)
+    x[:, :, 6, 5] = torch.tensor([1.0, 2.0, 3.0])
+    moved = [residual.shifted(x, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert torch.equal(moved[0], moved[1]) and not torch.equal(moved[0], moved[2])
+    assert moved[0].sum((2, 3)).unique(dim=0).tolist() == [[1.0, 2.0, 3.0]]
+    rows, columns = moved[0][:, 0].nonzero()[:, 1:].T
+    assert rows.unique().tolist() == [4, 5, 6, 7, 8]
+    assert columns.unique().tolist() == [3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
+
+
+def test_trust_runs_and_can_be_taken_up_again(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    arguments = ["noise", "breakdown", "compress", "clip", "--quick", "--out", str(out)]
+    assert trust.main(arguments) == 0
+    first, seen = out.read_text(), capsys.readouterr().out
+    assert all(f"{name} digits" in seen for name in ("noise", "breakdown", "compress", "clip"))
+    rows = json.loads(first)
+    assert len(rows) == 2 + 2 + 2 + 2
+    row = rows["noise/digits/2/0"]
+    assert row["measured"] == sorted(row["measured"]) and row["with_data"][0] <= row["certificate"][0]
+    assert rows["compress/digits/quantise 4/0"]["measured"] > 0
+    assert trust.main(arguments) == 0
+    assert out.read_text() == first
+
+
 def test_the_readme_shows_what_was_measured_of_invariant_paths():
     text = alignment.README.read_text()
     found = invariant.tables(record.Record(invariant.RESULTS / "invariant.json"), "mnist")
@@ -272,4 +332,6 @@ def test_the_readme_shows_what_was_measured_of_invariant_paths():
     found |= freedom.tables(record.Record(freedom.RESULTS / "freedom.json"), "mnist")
     found |= split.tables(record.Record(split.RESULTS / "split.json"), "mnist")
     found |= relative.tables(record.Record(relative.RESULTS / "relative.json"), "digits")
-    assert len(found) == 11 and all(table in text for table in found.values())
+    found |= colours.tables(record.Record(colours.RESULTS / "colours.json"))
+    found |= trust.tables(record.Record(trust.RESULTS / "trust.json"), "digits")
+    assert len(found) == 21 and all(table in text for table in found.values())
