@@ -114,6 +114,17 @@ def test_steps_of_optimisers_are_timed_in_turns(load, tmp_path):
     assert [reached for *_, reached in made] == [False, True, False]
 
 
+def test_operator_norms_are_timed_beside_all_singular_values(load, tmp_path):
+    spectral, table = load("spectral"), load("__main__")
+    rows = spectral.run(1, 48, 22, tmp_path)
+    assert [row["matrix"] for row in rows] == ["Gaussian", "trained"] and "| trained |" in spectral.summary(rows)
+    assert all(-1e-4 < row["norm_error"] < 1e-6 < row["bound_error"] < 1e-2 for row in rows)
+    good = {"norm_ratio": 30.0, "norm_error": 1e-5, "bound_ratio": 30.0, "bound_error": 1e-3}
+    assert [reached for *_, reached in table._spectral([good])] == [True, True]
+    for name, bad in (("norm_ratio", 3.0), ("norm_error", -1e-3)):
+        assert [reached for *_, reached in table._spectral([good, good | {name: bad}])] == [False, True]
+
+
 def test_the_readme_shows_what_was_measured(load):
     text = (ROOT / "benchmarks" / "README.md").read_text()
     for name, table in load("__main__").tables().items():

@@ -188,7 +188,7 @@ class Spectral:
     """
 
     def norm(self, net: Net, vector: Weights) -> Float[Tensor, ""]:
-        """max_l |v_l|_2, by a block Krylov space: too small by about 1e-5 of itself at most."""
+        """max_l |v_l|_2, by a Krylov space: too small by about 1e-5 of itself at most."""
         net.weights.check(vector)
         sizes = [spectral_norm(v.flatten(1)) if v.dim() > 1 else float(by_layer(v)) for v in vector.values()]
         return torch.tensor(max(sizes), dtype=torch.float64)

@@ -228,8 +228,8 @@ def _fused(ps: Sequence[Tensor], us: Sequence[Tensor], lr: float | Tensor, corre
     """As stochastic gradient descent with a rate and a weight decay for each tensor: one pass, one rounding."""
     rate = float(lr)
     root = math.sqrt(1 + rate**2)
-    sizes = _norms([*ps, *us])
-    for p, u, a, b in zip(ps, us, sizes, sizes[len(ps) :], strict=False):
+    for p, u in zip(ps, us, strict=True):
+        a, b = _norms([p, u])  # and the step at once, while the tensor is in the cache
         back, step = (rate**2 / (root * (root + 1)), rate * a / root) if correct else (0.0, rate * a)
         back, step = (0.0, rate) if a == 0 or b == 0 else (back, step / b)
         plain = p.is_contiguous() and u.is_contiguous() and p.dtype == u.dtype and p.dtype not in _HALVES
