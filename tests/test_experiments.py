@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from weightspace import Net, Symmetry, Task, accuracy, curve, line
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from experiments import alignment, continual, freedom, invariant, nets, record, split, tables  # noqa: E402
+from experiments import alignment, continual, freedom, graph, invariant, language, nets, record, split, tables  # noqa: E402
 
 SORTED = [way for way in alignment.WAYS if way not in ("as it is", "matched")]
 
@@ -210,10 +211,45 @@ def test_rooms_experiments_run_and_can_be_taken_up_again(tmp_path, capsys):
     assert out.read_text() == first
 
 
+def test_language_experiments_run_and_can_be_taken_up_again(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    assert language.main(["--quick", "--out", str(out)]) == 0
+    first, seen = out.read_text(), capsys.readouterr().out
+    assert all(f"{name} made-up words" in seen for name in ("fill", "continual", "graph orders", "graph depth"))
+    rows = json.loads(first)
+    assert rows["fill/made-up words/layer/0.3/0"]["zeros"] == pytest.approx(0.3, abs=1e-3)
+    assert rows["commute/made-up words/0.3/0"]["zeros"] == pytest.approx([0.3, 0.3], abs=1e-3)
+    assert rows["graph/made-up words/siyp/0"]["zeros"] == pytest.approx(0.25, abs=1e-3)
+    assert len([key for key in rows if key.startswith("graph/")]) == 14
+    assert language.main(["--quick", "--out", str(out)]) == 0
+    assert out.read_text() == first
+
+
+def test_a_graph_of_networks_holds_all_orders():
+    some, every = graph.words(graph.ORDERS, 1), graph.words(["".join(o) for o in permutations("siy")], 3)
+    assert len(some) == 38 and len(every) == 364 and {*some} < {*every}
+    assert all(word[:-1] in every for word in every if word)
+
+
+def test_masks_hide_what_is_asked_for():
+    texts = language.Texts(None, None, quick=True)
+    task, part = texts.masked("test", 2), texts.parts["plain"][1]
+    for x, y in task.batches():
+        assert (x["input_ids"].gather(1, x["places"]) == texts.mask).all() and not (y == texts.mask).any()
+        assert ((x["input_ids"] == texts.mask).sum(1) == 2).all() and (
+            x["attention_mask"].gather(1, x["places"]) == 1
+        ).all()
+        assert (x["input_ids"].scatter(1, x["places"], y)[:, None] == part.ids).all(2).any(1).all()
+    assert len(texts.one_by_one(3)) == int(
+        sum(part.there[torch.randperm(len(part.ids), generator=torch.Generator().manual_seed(0))[:3]].sum(1))
+    )
+
+
 def test_the_readme_shows_what_was_measured_of_invariant_paths():
     text = alignment.README.read_text()
     found = invariant.tables(record.Record(invariant.RESULTS / "invariant.json"), "mnist")
     found |= continual.tables(record.Record(continual.RESULTS / "continual.json"), "mnist to fashion-mnist")
     found |= freedom.tables(record.Record(freedom.RESULTS / "freedom.json"), "mnist")
     found |= split.tables(record.Record(split.RESULTS / "split.json"), "mnist")
-    assert len(found) == 8 and all(table in text for table in found.values())
+    found |= language.tables(record.Record(language.RESULTS / "language.json"), "texts")
+    assert len(found) == 14 and all(table in text for table in found.values())
