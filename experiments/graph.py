@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import weightspace as ws
+from experiments.reading import Lab, fresh, joined, learnt, pruned, rights
 from experiments.record import Job, Record, number, percent, table
 from experiments.texts import TASKS
 from weightspace.pruning import sparsity
@@ -39,13 +40,9 @@ def words(orders: Sequence[str], prunings: int) -> list[str]:
 class Graph:
     """The networks by their words, kept in a trail."""
 
-    def __init__(self, lab: Any, seed: int) -> None:
-        from experiments.language import fresh
-
+    def __init__(self, lab: Lab, folder: Path, seed: int) -> None:
         self.lab, self.seed = lab, seed
-        self._room = None if lab.cache else tempfile.TemporaryDirectory()
-        folder = Path(self._room.name) / "graph" if self._room else lab.cache / f"graph-{STEPS}-{seed}"
-        self.trail = ws.Trail(folder, fresh(lab, seed))
+        self.trail = ws.Trail(folder / f"graph-{STEPS}-{seed}", fresh(lab, seed))
         self.at = {self.trail.facts(k).get("word", ""): k for k in range(len(self.trail))}
 
     def net(self, word: str) -> ws.Net:
@@ -57,8 +54,6 @@ class Graph:
         return self.trail[self.at[word]]
 
     def _edge(self, net: ws.Net, word: str) -> ws.Net:
-        from experiments.language import joined, learnt, pruned
-
         if word[-1] == "p":
             some = [self.lab.texts.task(name).take(UNLABELLED // 3, self.seed) for name in TASKS]
             share = SHARES[word.count("p") - 1] * (0.5 if self.lab.quick else 1)
@@ -67,21 +62,21 @@ class Graph:
         return learnt(self.lab, net, LETTERS[word[-1]], before, self.seed, STEPS)
 
 
-def graph(lab: Any, seed: int, full: bool) -> Iterator[Job]:
+def graph(lab: Lab, seed: int, full: bool) -> Iterator[Job]:
     """Three orders of the tasks with one pruning anywhere; with `full` all orders, three prunings."""
     orders, prunings = (["".join(o) for o in permutations(LETTERS)], len(SHARES)) if full else (ORDERS, 1)
     if lab.quick:
         orders = orders[:1]
     found: list[Graph] = []
-    for word in words(orders, prunings):
-        yield f"graph/{lab.name}/{word or 'root'}/{seed}", partial(_asked, lab, seed, word, found)
+    with tempfile.TemporaryDirectory() as room:
+        ask = partial(_asked, lab, lab.cache or Path(room), seed, found)
+        for word in words(orders, prunings):
+            yield f"graph/{lab.name}/{word or 'root'}/{seed}", partial(ask, word)
 
 
-def _asked(lab: Any, seed: int, word: str, found: list[Graph]) -> dict[str, Any]:
-    from experiments.language import rights
-
+def _asked(lab: Lab, folder: Path, seed: int, found: list[Graph], word: str) -> dict[str, Any]:
     if not found:
-        found.append(Graph(lab, seed))
+        found.append(Graph(lab, folder, seed))
     began = time.perf_counter()
     net = found[0].net(word)
     seconds = time.perf_counter() - began
