@@ -249,4 +249,4 @@ def test_the_readme_shows_what_was_measured_of_invariant_paths():
     found |= freedom.tables(record.Record(freedom.RESULTS / "freedom.json"), "mnist")
     found |= split.tables(record.Record(split.RESULTS / "split.json"), "mnist")
     found |= language.tables(record.Record(language.RESULTS / "language.json"), "texts")
-    assert len(found) == 14 and all(table in text for table in found.values())
+    assert len(found) == 13 and all(table in text for table in found.values())
