@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,9 @@ from experiments import (  # noqa: E402
     colours,
     continual,
     freedom,
+    graph,
     invariant,
+    language,
     nets,
     record,
     relative,
@@ -27,6 +30,7 @@ from experiments import (  # noqa: E402
     split,
     sweep,
     tables,
+    texts,
     trust,
 )
 
@@ -325,6 +329,37 @@ def test_trust_runs_and_can_be_taken_up_again(tmp_path, capsys):
     assert out.read_text() == first
 
 
+def test_language_experiments_run_and_can_be_taken_up_again(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    assert language.main(["--quick", "--out", str(out)]) == 0
+    first, seen = out.read_text(), capsys.readouterr().out
+    assert all(f"{name} made-up words" in seen for name in ("fill", "continual", "graph orders", "graph depth"))
+    rows = json.loads(first)
+    assert rows["fill/made-up words/layer/0.3/0"]["zeros"] == pytest.approx(0.3, abs=1e-3)
+    assert rows["commute/made-up words/0.3/0"]["zeros"] == pytest.approx([0.3, 0.3], abs=1e-3)
+    assert rows["graph/made-up words/siyp/0"]["zeros"] == pytest.approx(0.25, abs=1e-3)
+    assert len([key for key in rows if key.startswith("graph/")]) == 14
+    assert language.main(["--quick", "--out", str(out)]) == 0
+    assert out.read_text() == first
+
+
+def test_a_graph_of_networks_holds_all_orders():
+    some, every = graph.words(graph.ORDERS, 1), graph.words(["".join(o) for o in permutations("siy")], 3)
+    assert len(some) == 38 and len(every) == 364 and {*some} < {*every}
+    assert all(word[:-1] in every for word in every if word)
+
+
+def test_masks_hide_what_is_asked_for():
+    made = texts.Texts(None, None, quick=True)
+    task, part = made.masked("test", 2), made.parts["plain"][1]
+    for x, y in task.batches():
+        hidden = x["input_ids"] == made.mask
+        assert (hidden.sum(1) == 2).all() and not (y == made.mask).any()
+        assert hidden.gather(1, x["places"]).all() and x["attention_mask"].gather(1, x["places"]).all()
+        assert (x["input_ids"].scatter(1, x["places"], y)[:, None] == part.ids).all(2).any(1).all()
+    assert len(made.one_by_one(len(part.ids))) == int(part.there.sum())
+
+
 def test_the_readme_shows_what_was_measured_of_invariant_paths():
     text = alignment.README.read_text()
     found = invariant.tables(record.Record(invariant.RESULTS / "invariant.json"), "mnist")
@@ -334,4 +369,5 @@ def test_the_readme_shows_what_was_measured_of_invariant_paths():
     found |= relative.tables(record.Record(relative.RESULTS / "relative.json"), "digits")
     found |= colours.tables(record.Record(colours.RESULTS / "colours.json"))
     found |= trust.tables(record.Record(trust.RESULTS / "trust.json"), "digits")
-    assert len(found) == 21 and all(table in text for table in found.values())
+    found |= language.tables(record.Record(language.RESULTS / "language.json"), "texts")
+    assert len(found) == 23 and all(table in text for table in found.values())

@@ -11,8 +11,10 @@ import torch
 from test_operator import NETS, case, explicit
 from torch import Tensor, nn
 
+from weightspace.flows import flow
 from weightspace.kernel import KernelError, feed, kernel
 from weightspace.net import Net, WeightspaceError
+from weightspace.pruning import prune
 from weightspace.pullback import Pullback, PullbackError
 from weightspace.symmetry import Symmetry
 from weightspace.task import Task, gradient
@@ -65,6 +67,30 @@ def test_layers_that_mix_examples_are_left_out():
     net = Net.of(Over()).double()
     fed, outputs = feed(net, Task(torch.randn(5, 5, 4).double()))
     assert outputs == 10 and len(fed) == 2  # examples stand in the second dimension of b, and are found there
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_map_whose_weight_is_a_buffer_is_held(bias):
+    class Held(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("weight", torch.randn(6, 4))
+            self.bias = nn.Parameter(torch.randn(6)) if bias else None
+            self.last = nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.tanh(nn.functional.linear(x, self.weight, self.bias)))
+
+    torch.manual_seed(0)
+    net = Net.of(Held()).double()
+    task = Task(torch.randn(5, 4).double(), torch.arange(5) % 2)
+    j = explicit(net, task)
+    torch.testing.assert_close(kernel(net, task), j @ j.T)
+    for solver in ("layer", "kronecker"):
+        modes = Pullback(task, solver=solver).modes(net, gradient(task, net))
+        assert modes.assemble(torch.ones_like(modes.values)).numel() == net.weights.numel
+    path = flow(net, prune(0.4, repair="layer"), Pullback(task), steps=1)
+    assert float((path[-1].weights["last.weight"] == 0).double().mean()) == pytest.approx(0.4, abs=0.05)
 
 
 def test_a_kernel_that_would_not_fit_is_refused(monkeypatch):

@@ -51,7 +51,7 @@ def feed(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> tupl
     """
     x = carried(task.example(len(task)), net)
     graph = graph_of(net, x)
-    found = {layer.node: layer for layer in layers(graph)}
+    found = {layer.node: layer for layer in layers(graph) if layer.learnt(net.weights)}
     inputs = input_tensors(x)
     learnt = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in net.weights.items()}
     kept: list[tuple[Layer, tuple[Any, ...], Tensor]] = []

@@ -82,7 +82,7 @@ def moments(net: Net, task: Task) -> Iterator[tuple[Layer, Float[Tensor, "column
     sums: dict[str, tuple[Layer, Tensor]] = {}
     for x, _ in task.batches(net):
         graph = graph_of(net, x)
-        found = {layer.node: layer for layer in layers(graph)}
+        found = {layer.node: layer for layer in layers(graph) if layer.learnt(net.weights)}
         with torch.no_grad(), math_attention():
             for node, given, _ in graph.walk([net.tensors], input_tensors(x), lift=False):
                 if node in found and found[node].plain(given[0]):

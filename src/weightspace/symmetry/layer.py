@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,10 @@ class Layer:
     weight: str
     bias: str | None
     at: int
+
+    def learnt(self, weights: Container[str]) -> bool:
+        """Whether its weight and bias are among the weights: a buffer is held."""
+        return self.weight in weights and (self.bias is None or self.bias in weights)
 
     @property
     def contracts(self) -> bool:

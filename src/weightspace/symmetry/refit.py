@@ -71,7 +71,7 @@ def _mended(net: Net, ends: list[Net], task: Task, examples: int, mend: _Mend) -
     examples = min(examples, max(_CHUNK, room))
     x = carried(task.take(examples, seed=0).example(examples), net)
     graph = trace(net.live(), x)
-    met = {layer.node: layer for layer in layers(graph)}
+    met = {layer.node: layer for layer in layers(graph) if layer.learnt(net.weights)}
     last = {used for node in graph.nodes if node.op == "output" for used in node.all_input_nodes}
     inputs = input_tensors(x)
     changed: _New = {}
