@@ -28,6 +28,10 @@ _CONTENTS = {
     "perturbation": ["perturb", "stability", "width"],
     "sensitivity": ["breakdown", "sensitivities", "trust_per_example"],
     "spectral": ["spectral_norm", "spectral_bound"],
+    # what happens inside
+    "activation": ["features", "forced", "gates"],
+    "crossing": ["cross_features", "cross_path", "self_features", "self_path"],
+    "updates": ["image_function"],
     # curves of networks
     "path": ["Path", "curve", "line", "swa"],
     "surface": ["Plane", "plane"],

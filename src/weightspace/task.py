@@ -8,7 +8,7 @@ d_Y is the `metric`, Sigma the `aggregate`, and t runs over the examples; both a
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -319,6 +319,13 @@ class Task:
             raise TaskError(f"asked for {n} examples; ask for 1 or more")
         order = torch.arange(len(self)) if seed is None else shuffled(len(self), seed)
         return self._with(self._source.pick(order[:n].sort()[0]))
+
+    def pick(self, rows: Sequence[int]) -> Task:
+        """The examples of these numbers, in this order. Raises `TaskError` for numbers that are not there."""
+        index, n = torch.as_tensor(rows, dtype=torch.long), len(self)
+        if not len(index) or int(index.min()) < 0 or int(index.max()) >= n:
+            raise TaskError(f"examples {list(rows)[:3]} are not all among the {n} of the task")
+        return self._with(self._source.pick(index))
 
     def minibatch(self, n: int, step: int, seed: int) -> Task:
         """The `step`-th of the batches of n examples: every epoch another order, its uneven rest left out."""
