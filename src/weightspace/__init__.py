@@ -41,6 +41,10 @@ _CONTENTS = {
     "ensembles": ["coherence", "disagreement", "ensemble", "swag"],
     "trail": ["Trail"],
     "optim": [],
+    # a training run watched
+    "dynamics": ["Recorder"],
+    "recording": ["Recording"],
+    "adapters": [],
     # linear maps known by their action
     "operator": ["Operator", "jacobian"],
     "kernel": [],
