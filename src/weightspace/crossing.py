@@ -130,13 +130,17 @@ def turnover(p: Paths, q: Paths, distance: float) -> float:
 
 
 def against_distance(p: Paths, inputs: Tensor, layer: str | None = None) -> dict[str, float]:
-    """Spearman's rank correlation over pairs of examples of |x_i - x_j| with their overlap, of each kind."""
+    """Spearman's rank correlation over pairs of examples of |x_i - x_j| with their overlap, of each kind.
+
+    NaN where all overlaps are the same. Raises `WeightspaceError` for inputs of other examples.
+    """
     x = inputs.detach().flatten(1).double()
     if len(x) != _count(p):
         raise WeightspaceError(f"paths of {_count(p)} examples do not fit {len(x)} inputs")
     i, j = torch.tril_indices(len(x), len(x), -1)
     far = torch.cdist(x, x)[i, j].numpy()
-    return {kind: float(spearmanr(overlap(p, kind, layer)[i, j].numpy(), far).statistic) for kind in KINDS}
+    close = {kind: overlap(p, kind, layer)[i, j].numpy() for kind in KINDS}
+    return {kind: float(spearmanr(o, far).statistic) if np.ptp(o) else math.nan for kind, o in close.items()}
 
 
 def early_to_mid(values: Sequence[float], first: int, second: int) -> float:

@@ -11,12 +11,12 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from weightspace.distance import relative_trust
 from weightspace.net import Net, Weights, WeightspaceError
 from weightspace.path import Path
-from weightspace.recording import Record, Recording, Writer, plain
+from weightspace.recording import Record, Recording, Writer, plain, revived
 from weightspace.trail import Trail
 
 __all__ = ["Recorder"]
@@ -140,15 +140,15 @@ class Recorder:
     ) -> None:
         devices = [net.device] if net.device.type == "cuda" else []
         try:
+            tensors: dict[str, Tensor] = {}
             with torch.random.fork_rng(devices):
-                value = observable(net)
-            plain(value, {}, name)
+                tree = plain(observable(net), tensors, name)
         except Exception as error:
             if name not in self.failures:
                 self.failures[name] = failed[name] = f"{type(error).__name__}: {error}"
                 warnings.warn(f"{name} is not recorded at step {self.steps} ({failed[name]})", stacklevel=4)
         else:
-            values[name] = value
+            values[name] = revived(tree, tensors)
 
     def _keep(self, net: Net) -> None:
         if self._trail is None:

@@ -90,7 +90,7 @@ class Recording:
 
     def __getitem__(self, k: int) -> Record:
         tree, tensors = self._load(self._places[1:][k])
-        return Record(tree["step"], tree["seconds"], _revived(tree["values"], tensors), tree["failed"])
+        return Record(tree["step"], tree["seconds"], revived(tree["values"], tensors), tree["failed"])
 
     def __iter__(self) -> Iterator[Record]:
         return (self[k] for k in range(len(self)))
@@ -205,16 +205,17 @@ def plain(value: Any, tensors: dict[str, Tensor], at: str) -> Any:
     raise TypeError(f"a {type(value).__name__} cannot be recorded; return numbers, tensors, gates or mappings of them")
 
 
-def _revived(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
+def revived(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The value again, dataclasses as mappings, numbers as numbers."""
     if isinstance(tree, list):
-        return [_revived(part, tensors) for part in tree]
+        return [revived(part, tensors) for part in tree]
     if not isinstance(tree, dict):
         return tree
     if _TENSOR in tree:
         return tensors[tree[_TENSOR]]
     if _GATES in tree:
         return Gates(tensors[tree[_GATES]].numpy(), dict(tree["layers"]), tuple(tree["inexact"]))
-    return {key: _revived(part, tensors) for key, part in tree.items()}
+    return {key: revived(part, tensors) for key, part in tree.items()}
 
 
 def _packed(tree: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
