@@ -273,8 +273,8 @@ def tables(record: Record) -> dict[str, str]:
                     ends = [0, 1, PLANS[kind].decays[0], -1]
                     before = [old["loss_before"][k] for k in at]
                     now = [old["loss_now"][k] for k in at]
-                    olds.append([f"{kind}, {name}, {probe}", percent([old["right"][k] for k in ends]),
-                                 number([old["loss"][k] for k in ends], 2), number(before, 2), number(now, 2)])  # fmt: skip
+                    told = [number([old["loss"][k] for k in ends], 2), number(before, 2), number(now, 2)]
+                    olds.append([f"{kind}, {name}, {probe}", percent([old["right"][k] for k in ends]), *told])
     found = {}
     if rows:
         head = (
