@@ -86,7 +86,9 @@ def jobs(kind: str, seed: int, quick: bool) -> Iterator[Job]:
 
 
 def tau(a: Sequence[float], b: Sequence[float]) -> float:
-    """Kendall's rank correlation."""
+    """Kendall's rank correlation; NaN for fewer than two."""
+    if len(a) < 2:
+        return float("nan")
     return float(kendalltau(a, b).statistic)
 
 
