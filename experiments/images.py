@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 import weightspace as ws
 from experiments.record import RESULTS, Job, Record, measure, number, parse, parser, percent, table, tell
@@ -115,7 +115,8 @@ def learnt(lab: Lab, seed: int) -> tuple[ws.Recorder, nn.Module]:
     generator, every = torch.Generator().manual_seed(seed), len(x) // plan.batch
     watch = ws.Recorder(
         module, every, points=every, tell=None, learnt=ws.gates(lab.probe), held=ws.gates(lab.held),
-        right=ws.accuracy(lab.tested), right_learnt=ws.accuracy(lab.probe), activations=Since(ws.features(lab.probe)),
+        right=ws.accuracy(lab.tested), right_learnt=ws.accuracy(lab.probe),
+        activations=crossing.features_since(lab.probe),
     )  # fmt: skip
     for _ in range(plan.epochs):
         module.train()
@@ -130,27 +131,6 @@ def learnt(lab: Lab, seed: int) -> tuple[ws.Recorder, nn.Module]:
     return watch, module
 
 
-class Since:
-    """Similarity of activations with those of the last time, by layer: of an image with itself, of pairs of images."""
-
-    def __init__(self, features: Callable[[ws.Net], dict[str, Tensor]]) -> None:
-        self.features, self.last = features, dict[str, Tensor]()
-
-    def __call__(self, net: ws.Net) -> dict[str, list[float]]:
-        now, found = self.features(net), {}
-        for layer in list(now) if self.last else []:
-            a, b = self.last[layer], now[layer]
-            found[layer] = [float(ws.self_features(a, b).mean()), off_diagonal(ws.cross_features(a, b))]
-        self.last = now
-        return found
-
-
-def off_diagonal(square: Tensor) -> float:
-    """The mean over pairs of different images."""
-    n = len(square)
-    return float((square.double().sum() - square.diagonal().double().sum()) / (n * (n - 1)))
-
-
 def seen(lab: Lab, seed: int) -> dict[str, Any]:
     """All that the figures show, epoch by epoch."""
     began = time.perf_counter()
@@ -163,12 +143,12 @@ def seen(lab: Lab, seed: int) -> dict[str, Any]:
     pairs = list(zip(learnt_gates, learnt_gates[1:], strict=False))
     overlaps = [crossing.overlap(p) for p in learnt_gates]
     cross = [ws.cross_path(p, q, overlaps=(overlaps[t], overlaps[t + 1])) for t, (p, q) in enumerate(pairs)]
-    by_layer = {layer: [off_diagonal(ws.cross_path(p, q, layer)) for p, q in pairs] for layer in layers}
+    by_layer = {layer: [crossing.off_diagonal(ws.cross_path(p, q, layer)) for p, q in pairs] for layer in layers}
     shown = layers[len(layers) // 2]
     near = crossing.neighbours(
         learnt_gates, ANCHORS, min(CANDIDATES, len(lab.probe)), layer=layers[min(1, len(layers) - 1)]
     )
-    whole = [off_diagonal(c) for c in cross]
+    whole = [crossing.off_diagonal(c) for c in cross]
     return {
         "layers": layers,
         "units": [learnt_gates[0].layers[layer] for layer in layers],
@@ -186,10 +166,10 @@ def seen(lab: Lab, seed: int) -> dict[str, Any]:
             for c in cross
         ],
         "features_self": {
-            layer: [record.values["activations"][layer][0] for record in records[1:]] for layer in layers
+            layer: [record.values["activations"][layer]["self"] for record in records[1:]] for layer in layers
         },
         "features_cross": {
-            layer: [record.values["activations"][layer][1] for record in records[1:]] for layer in layers
+            layer: [record.values["activations"][layer]["cross"] for record in records[1:]] for layer in layers
         },
         "flips": [float((p.everything() != q.everything()).double().mean()) for p, q in pairs],
         "turnover": [

@@ -20,7 +20,7 @@ from scipy.stats import kendalltau
 from torch import nn
 
 import weightspace as ws
-from experiments.images import off_diagonal, perceptron
+from experiments.images import perceptron
 from experiments.record import RESULTS, Job, Record, measure, number, parse, parser, table, tell
 from experiments.residual import tensors
 from weightspace import crossing
@@ -69,7 +69,7 @@ def learnt(kind: str, how: Mapping[str, Any], seed: int, quick: bool = False) ->
         falls.step()
         now = ws.gates(train)(ws.Net.of(module))
         there = crossing.overlap(now)
-        seen.append(off_diagonal(ws.cross_path(last, now, overlaps=(overlaps, there))))
+        seen.append(crossing.off_diagonal(ws.cross_path(last, now, overlaps=(overlaps, there))))
         last, overlaps = now, there
     net = ws.Net.of(module)
     errors = [1 - ws.accuracy(task)(net) for task in (train.relabelled(labels), test)]

@@ -10,7 +10,7 @@ ROOMS = """net | examples task datasets entry pickled checkpoint architecture | 
     symmetry.features symmetry.match symmetry.merge symmetry.layer symmetry.refit symmetry.repair symmetry
     | goals kernel modes layered metric pullback geodesic distance bounds displacement perturbation sensitivity
     | path trail recording surface ensembles pruning flows optim dynamics adapters
-    | compare workbench walk page report wayside trial demo text cli"""
+    | compare workbench walk page report wayside trial watching demo text cli"""
 ORDER = ROOMS.replace("|", "").split()
 LATE = {("symmetry", "path")}  # a barrier is measured along a path; but for this, only the cli imports late
 

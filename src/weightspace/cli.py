@@ -21,10 +21,12 @@ from weightspace.text import (
     say_comparison,
     say_group,
     say_merged,
+    say_paths,
     say_perturbed,
     say_room,
     say_trial,
     say_walked,
+    say_watched,
 )
 
 if TYPE_CHECKING:
@@ -414,11 +416,85 @@ def stability(
         say_trial(done, report)
 
 
-def _numbers(text: str) -> list[float]:
+@app.command()
+def watch(
+    out: Annotated[Path, typer.Option("-o", "--out", help="Where to write: a .rec file.")],
+    data: Annotated[str, typer.Option(help="What to learn: a file or a data set.")] = "digits",
+    arch: _Arch = None,
+    epochs: Annotated[int, typer.Option(min=2, help="How often all examples are seen.")] = 16,
+    rate: Annotated[float, typer.Option(help="Learning rate at first; a tenth from half of the epochs on.")] = 0.05,
+    batch: Annotated[int, typer.Option(min=2, help="Examples a step.")] = 64,
+    every: Annotated[int | None, typer.Option(min=1, help="Steps between records (an epoch).")] = None,
+    probe: Annotated[int, typer.Option(min=2, help="Examples whose gates are recorded.")] = 128,
+    limit: Annotated[int, typer.Option(min=2, help="Use at most this many examples to learn from.")] = 10_000,
+    report: _Report = None,
+    force: _Force = False,
+    as_json: _Json = False,
+    seed: _Seed = 0,
+    trust_code: _Trust = False,
+    debug: _Debug = False,
+) -> None:
+    """Train a network and record which units each example goes through. For a loop of your own: `Recorder`."""
+    _vacant(out, (".rec",), force)
+    _vacant(report, (".html", ".htm"), force)
+    from weightspace.watching import passages, paths_page, watched
+
+    options: dict[str, Any] = {"epochs": epochs, "rate": rate, "batch": batch, "every": every, "probe": probe}
+    beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        with _progress() as step:
+            done = watched(
+                beside, data, arch=arch, limit=limit, trust_code=trust_code, seed=seed, progress=step, **options
+            )  # fmt: skip
+        beside.replace(out)
+    finally:
+        beside.unlink(missing_ok=True)
+    if report:
+        from weightspace.page import save
+
+        save([paths_page(passages(out))], report)
+    if as_json:
+        _print_json({**done.data(), "out": str(out)})
+    else:
+        say_watched(done, out, report)
+
+
+@app.command()
+def paths(
+    recording: Annotated[Path, typer.Argument(help="A file that `watch` or a Recorder wrote.")],
+    gates: Annotated[str | None, typer.Option(help="Which gates, where several were recorded.")] = None,
+    layer: Annotated[str | None, typer.Option(help="The layer of ranks and distances (the second).")] = None,
+    stages: Annotated[str | None, typer.Option(help="Steps at which the rate fell, as 100,150: early to mid.")] = None,
+    report: _Report = None,
+    force: _Force = False,
+    as_json: _Json = False,
+    debug: _Debug = False,
+) -> None:
+    """Which way do examples take through the network, and when does it stop changing? For any recorded run."""
+    _vacant(report, (".html", ".htm"), force)
+    from weightspace.watching import passages, paths_page
+
+    ends = _numbers(stages, "--stages") if stages else []
+    if stages and len(ends) != 2:
+        raise typer.BadParameter(f"{stages!r}; give two steps, as 100,150", param_hint="--stages")
+    with _progress() as step:
+        both = (int(ends[0]), int(ends[1])) if ends else None
+        found = passages(recording, name=gates, layer=layer, stages=both, progress=step)
+    if report:
+        from weightspace.page import save
+
+        save([paths_page(found)], report)
+    if as_json:
+        _print_json(found.data())
+    else:
+        say_paths(found, report)
+
+
+def _numbers(text: str, option: str = "--sizes") -> list[float]:
     try:
         return sorted({float(word) for word in text.split(",")})
     except ValueError as error:
-        raise typer.BadParameter(f"{text!r}; give numbers with commas: 0.1,0.2", param_hint="--sizes") from error
+        raise typer.BadParameter(f"{text!r}; give numbers with commas: 0.1,0.2", param_hint=option) from error
 
 
 @app.command()

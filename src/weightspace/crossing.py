@@ -18,15 +18,16 @@ import torch
 from scipy.stats import kendalltau, spearmanr
 from torch import Tensor
 
-from weightspace.activation import Gates
-from weightspace.net import WeightspaceError
+from weightspace.activation import Gates, features
+from weightspace.net import Net, WeightspaceError
+from weightspace.task import Task
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
 __all__ = [
-    "Neighbours", "against_distance", "cross_features", "cross_path", "dead", "early_to_mid", "neighbours", "overlap",
-    "self_features", "self_path", "shared_paths", "turnover",
+    "Neighbours", "against_distance", "cross_features", "cross_path", "dead", "early_to_mid", "features_since",
+    "neighbours", "off_diagonal", "overlap", "ranked", "self_features", "self_path", "shared_paths", "turnover",
 ]  # fmt: skip
 
 Paths: TypeAlias = Gates | Tensor
@@ -137,10 +138,15 @@ def against_distance(p: Paths, inputs: Tensor, layer: str | None = None) -> dict
     x = inputs.detach().flatten(1).double()
     if len(x) != _count(p):
         raise WeightspaceError(f"paths of {_count(p)} examples do not fit {len(x)} inputs")
-    i, j = torch.tril_indices(len(x), len(x), -1)
-    far = torch.cdist(x, x)[i, j].numpy()
+    return ranked(p, torch.cdist(x, x), layer)
+
+
+def ranked(p: Paths, far: Tensor, layer: str | None = None) -> dict[str, float]:
+    """`against_distance` for distances (example, example) that are known."""
+    i, j = torch.tril_indices(len(far), len(far), -1)
     close = {kind: overlap(p, kind, layer)[i, j].numpy() for kind in KINDS}
-    return {kind: float(spearmanr(o, far).statistic) if np.ptp(o) else math.nan for kind, o in close.items()}
+    apart = far[i, j].numpy()
+    return {kind: float(spearmanr(o, apart).statistic) if np.ptp(o) else math.nan for kind, o in close.items()}
 
 
 def early_to_mid(values: Sequence[float], first: int, second: int) -> float:
@@ -151,6 +157,38 @@ def early_to_mid(values: Sequence[float], first: int, second: int) -> float:
     if not 0 < first < second <= len(values):
         raise WeightspaceError(f"stages end at {first} and {second} of {len(values)}; give 0 < first < second <= all")
     return float(np.mean(values[:first]) / np.mean(values[first:second]))
+
+
+def features_since(task: Task, layers: Sequence[str] | None = None) -> Callable[[Net], dict[str, dict[str, float]]]:
+    """The observable net -> layer -> mean similarity of activations with those at the last call, "self" and "cross".
+
+    "cross" over pairs of different examples. Nothing at the first call. Memory: activations of two times.
+    """
+    last: dict[str, Tensor] = {}
+    look = features(task)
+
+    def since(net: Net) -> dict[str, dict[str, float]]:
+        now = {layer: values for layer, values in look(net).items() if layers is None or layer in layers}
+        found = {
+            layer: {
+                "self": float(self_features(last[layer], now[layer]).mean()),
+                "cross": off_diagonal(cross_features(last[layer], now[layer])),
+            }
+            for layer in (now if last else {})
+        }
+        last.clear()
+        last.update(now)
+        return found
+
+    return since
+
+
+def off_diagonal(square: Tensor) -> float:
+    """The mean over pairs of different examples. Raises `WeightspaceError` for one example."""
+    n = len(square)
+    if n < 2:
+        raise WeightspaceError("one example has no pairs; give two or more")
+    return float((square.double().sum() - square.diagonal().double().sum()) / (n * (n - 1)))
 
 
 @dataclass(frozen=True)

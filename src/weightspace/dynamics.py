@@ -34,10 +34,10 @@ class Recorder:
         watch.close()                                                 # or `with Recorder(...) as watch:`
 
     An observable is any function of a Net that returns numbers, tensors, `Gates`, or mappings, lists or dataclasses of
-    these. It sees a copy in evaluation mode, and draws of the global generator are taken back, so that the run is bit
-    by bit the one that it would have been. One that raises is recorded as failed at its first time, with a warning, and
-    the run goes on. Beside them stand, unless `distances` is False, `norm` |w|, `from_start` and `from_last`: relative
-    trust from the first network and from the last record's; they cost two copies of the weights.
+    these; None is not recorded. It sees a copy in evaluation mode, and draws of the global generator are taken back, so
+    that the run is bit by bit the one that it would have been. One that raises is recorded as failed at its first time,
+    with a warning, and the run goes on. Beside them stand, unless `distances` is False, `norm` |w|, `from_start` and
+    `from_last`: relative trust from the first network and from the last record's; they cost two copies of the weights.
 
     `file`: records are appended to it as they come; a run that is taken up again goes on in the same file, from its
     last record's step. Without it they are kept in memory. `points`: every how many steps the network itself is kept,
@@ -148,7 +148,8 @@ class Recorder:
                 self.failures[name] = failed[name] = f"{type(error).__name__}: {error}"
                 warnings.warn(f"{name} is not recorded at step {self.steps} ({failed[name]})", stacklevel=4)
         else:
-            values[name] = revived(tree, tensors)
+            if tree is not None:
+                values[name] = revived(tree, tensors)
 
     def _keep(self, net: Net) -> None:
         if self._trail is None:

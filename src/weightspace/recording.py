@@ -263,4 +263,6 @@ def _lock(stream: BinaryIO, file: File) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             stream.close()
-        raise RecordingError(f"{file}: is being written by another recorder; close that one or choose another file") from error
+        raise RecordingError(
+            f"{file}: is being written by another recorder; close that one or choose another file"
+        ) from error

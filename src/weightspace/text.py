@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from weightspace.symmetry import Symmetry
     from weightspace.trial import Perturbed, Trial
     from weightspace.walk import Room, Walked
+    from weightspace.watching import Passages, Watched
     from weightspace.workbench import Aligned, Merged
 
 __all__ = [
@@ -196,6 +197,42 @@ def say_trial(done: Trial, report: Path | None = None) -> None:
         table.add_row(*row)
     out.print(table)
     for line in done.remarks():
+        out.print(printable(line))
+    if report:
+        out.print(f"Report: {printable(str(report))}", soft_wrap=True)
+
+
+def say_watched(done: Watched, file: Path, report: Path | None = None) -> None:
+    """`watch`."""
+    out = console()
+    right = f", {done.accuracy:.1%} right on examples not learnt" if done.accuracy is not None else ""
+    out.print(f"{done.steps} steps{right}; {done.records} records took {done.overhead:.1%} of the rest of the run.")
+    out.print(f"Recording: {printable(str(file))}; weightspace paths draws it.", soft_wrap=True)
+    if report:
+        out.print(f"Report: {printable(str(report))}", soft_wrap=True)
+
+
+def say_paths(found: Passages, report: Path | None = None) -> None:
+    """`paths`."""
+    out = console()
+    table = _table(
+        "layer", "units", "self-path: first", "middle", "last", "cross-path: first", "middle", "last", "dead"
+    )
+    middle = len(found.steps) // 2
+    for layer in (*found.layers, "all"):
+        told = [f"{series[layer][k]:.3f}" for series in (found.own, found.cross) for k in (0, middle, -1)]
+        units = found.layers.get(layer, sum(found.layers.values()))
+        dead = found.dead.get(layer)
+        table.add_row(printable(layer), f"{units:,}", *told, "" if dead is None else f"{dead:.1%}")
+    out.print(table)
+    given = [t for t in found.turnover if t is not None]
+    if given:
+        out.print(
+            f"Path given up for each unit of relative trust: {given[0]:.3g} at first, {given[-1]:.3g} at the end."
+        )
+    if found.ratio is not None:
+        out.print(f"Early to mid cross-path ratio: {found.ratio:.3f}. It did not tell the error in our experiments.")
+    for line in found.remarks():
         out.print(printable(line))
     if report:
         out.print(f"Report: {printable(str(report))}", soft_wrap=True)
