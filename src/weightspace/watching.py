@@ -308,7 +308,8 @@ def _numbers(seen: Sequence[Any]) -> dict[str, list[list[float]]]:
 def paths_page(found: Passages, name: str = "Paths", command: str = "") -> Page:
     """Where examples go through the network, over the run."""
     first, last = found.own["all"][0], found.own["all"][-1]
-    headline = f"An example keeps {last:.0%} of its path at the end, {first:.0%} at the start"
+    least = min(found.own["all"])
+    headline = f"From record to record an example keeps {least:.0%} of its path at the least, {last:.1%} at the end"
     lead = (
         f"Which of {sum(found.layers.values()):,} units are on was recorded for {found.examples} examples at "
         f"{len(found.steps) + 1} steps of {found.name}. While paths change, examples are learnt through other units."
