@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import align, assignment, measure, memory, merge, optim, planted, spectral, steps
+from benchmarks import align, assignment, measure, memory, merge, optim, planted, representation, spectral, steps
 from experiments.record import insert
 
 README = Path(__file__).parent / "README.md"
@@ -24,6 +24,7 @@ _TABLES = {
     "steps": steps.summary,
     "optim": optim.summary,
     "spectral": spectral.summary,
+    "representation": representation.summary,
 }
 _RESULTS = {"matchers": "align"}
 
@@ -125,6 +126,15 @@ def _spectral(rows: Sequence[dict[str, Any]]) -> list[Line]:
     return lines
 
 
+def _representation(rows: Sequence[dict[str, Any]]) -> list[Line]:
+    lines = []
+    for r in (row for row in rows if row["ratio"] is not None):
+        ratio, error = r["ratio"], r["error"]
+        what = f"linear CKA, {r['n']} x {r['width']}, `pytorch-cka`'s time over ours"
+        lines.append((what, ">= 2, to 1e-06", f"{ratio:.2f}, to {error:.0e}", ratio >= 2 and error <= 1e-6))
+    return lines
+
+
 _TARGETS: dict[str, Callable[[Any], list[Line]]] = {
     "align": _align,
     "steps": _steps,
@@ -134,6 +144,7 @@ _TARGETS: dict[str, Callable[[Any], list[Line]]] = {
     "memory": _memory,
     "optim": _optim,
     "spectral": _spectral,
+    "representation": _representation,
 }
 
 

@@ -27,6 +27,7 @@ FOLDERS = {
     "sinkhorn": "WEIGHTSPACE_PEERS_SINKHORN",
     "curvlinops": "WEIGHTSPACE_PEERS_CURVLINOPS",
     "optimizer": "WEIGHTSPACE_PEERS_OPTIMIZER",
+    "cka": "WEIGHTSPACE_PEERS_CKA",
 }
 SINKHORN_STEPS, SINKHORN_RATE = 60, 0.1
 
@@ -89,6 +90,13 @@ def fromage(parameters: Sequence[nn.Parameter], rate: float, **settings: Any) ->
     """pytorch_optimizer's."""
     with _on_path("optimizer"):
         return import_module("pytorch_optimizer").Fromage(parameters, lr=rate, **settings)
+
+
+def linear_cka(x: Tensor, y: Tensor) -> float:
+    """pytorch_cka's of features: unbiased, one batch, no centring but that of the statistic."""
+    with _on_path("cka"):
+        compare = import_module("cka").cka_from_features
+    return float(compare(x, y))
 
 
 def _load_into(module: nn.Module, moved: nn.Module) -> nn.Module:

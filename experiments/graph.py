@@ -71,7 +71,7 @@ def graph(lab: Lab, seed: int, full: bool) -> Iterator[Job]:
     with tempfile.TemporaryDirectory() as room:
         ask = partial(_asked, lab, lab.cache or Path(room), seed, found)
         for word in words(orders, prunings):
-            yield f"graph/{lab.name}/{word or 'root'}/{seed}", partial(ask, word)
+            yield f"graph/{lab.name}/{word or 'start'}/{seed}", partial(ask, word)
 
 
 def _asked(lab: Lab, folder: Path, seed: int, found: list[Graph], word: str) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def tables(record: Record, name: str) -> dict[str, str]:
     at = {word: record.median(f"graph/{name}/{word}", "right") for word in nodes}
     cut = max(word.count("p") for word in nodes)
     rows = []
-    for order in sorted({w.replace("p", "") for w in nodes if len(w.replace("p", "")) == 3 and w != "root"}):
+    for order in sorted({w.replace("p", "") for w in nodes if len(w.replace("p", "")) == 3 and w != "start"}):
         ends = {w: v for w, v in nodes.items() if w.replace("p", "") == order and w.count("p") == cut}
         best, worst = max(ends, key=lambda w: ends[w]), min(ends, key=lambda w: ends[w])
         mean = [sum(at[w][k] for w in ends) / len(ends) for k in range(3)]
@@ -105,7 +105,7 @@ def tables(record: Record, name: str) -> dict[str, str]:
     rows = []
     depths: dict[int, list[str]] = {}
     for word in nodes:
-        depths.setdefault(0 if word == "root" else len(word), []).append(word)
+        depths.setdefault(0 if word == "start" else len(word), []).append(word)
     for depth, some in sorted(depths.items()):
         best = max(some, key=lambda w: nodes[w])
         mean_ = [sum(nodes[w] for w in part) / len(part) if part else None

@@ -125,6 +125,21 @@ def test_operator_norms_are_timed_beside_all_singular_values(load, tmp_path):
         assert [reached for *_, reached in table._spectral([good, good | {name: bad}])] == [False, True]
 
 
+def test_cka_is_timed_beside_a_peer_that_may_be_missing(load, tmp_path, monkeypatch):
+    representation, peers, table = load("representation"), load("peers"), load("__main__")
+    monkeypatch.delenv(peers.FOLDERS["cka"], raising=False)
+    rows = representation.run(1, ((80, 120), (90, 20)), tmp_path)
+    assert all(row["error"] < 1e-6 and row["ratio"] is None for row in rows) and not table._representation(rows)
+    assert "| 80 x 120 | - |" in representation.summary(rows)
+    (tmp_path / "peer").mkdir()
+    monkeypatch.setenv(peers.FOLDERS["cka"], str(tmp_path / "peer"))
+    monkeypatch.setattr(peers, "linear_cka", lambda x, y: 0.5)
+    (row,) = representation.run(1, ((80, 120),), tmp_path)
+    assert row["peer_error"] == pytest.approx(abs(0.5 / row["cka"] - 1)) and row["ratio"] > 0
+    made = [{**row, "ratio": ratio, "error": error} for ratio, error in ((2.1, 1e-8), (1.9, 1e-8), (2.1, 1e-5))]
+    assert [reached for *_, reached in table._representation(made)] == [True, False, False]
+
+
 def test_the_readme_shows_what_was_measured(load):
     text = (ROOT / "benchmarks" / "README.md").read_text()
     for name, table in load("__main__").tables().items():

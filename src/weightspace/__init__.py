@@ -22,6 +22,7 @@ _CONTENTS = {
     "metric": ["Adam", "Euclidean", "Relative", "Spectral"],
     "pullback": ["Pullback"],
     "distance": ["euclidean", "functional", "layerwise", "log_relative_trust", "modulo", "relative_trust"],
+    "representation": ["cka", "svcca", "pwcca", "procrustes", "similarity"],
     # how far the weights move before the function breaks
     "bounds": ["certificate", "lipschitz"],
     "displacement": [],
