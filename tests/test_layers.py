@@ -8,7 +8,8 @@ ROOMS = """net | examples task datasets entry pickled checkpoint architecture | 
     symmetry.rules symmetry.trace symmetry.group symmetry.verify symmetry.scale symmetry.sign symmetry.read
     symmetry.certificate symmetry.balance symmetry.canonical symmetry.assignment symmetry.ascent symmetry.relax
     symmetry.features symmetry.match symmetry.merge symmetry.layer symmetry.refit symmetry.repair symmetry
-    | goals kernel modes layered metric pullback geodesic distance representation bounds displacement perturbation sensitivity
+    | goals kernel modes layered metric pullback geodesic distance representation bounds displacement perturbation
+    sensitivity
     | path trail recording surface ensembles pruning flows optim dynamics adapters
     | compare workbench walk page report wayside trial watching demo text cli"""
 ORDER = ROOMS.replace("|", "").split()

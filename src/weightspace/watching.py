@@ -77,6 +77,9 @@ def watched(
         raise ArchitectureError(f"--data {data}: no class labels to learn; give x and y")
     seen, held = train.take(probe, seed), test.take(probe, seed)
     module = _module(arch, train, trust_code, seed)
+    start = Net.of(module)
+    gates(seen.take(2))(start)
+    seen(start)  # what does not fit raises here, before anything is trained
     x, y = train.example(len(train)), torch.cat([y for _, y in train.batches() if y is not None])
     steps = epochs * max(1, len(y) // batch)
     options: dict[str, Any] = {"gates": gates(seen), "held": gates(held), "activations": crossing.features_since(seen)}
