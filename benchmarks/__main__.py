@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import align, assignment, measure, memory, merge, optim, planted, representation, spectral, steps
+from benchmarks import align, assignment, measure, memory, merge, optim, paths, planted, representation, spectral, steps
 from experiments.record import insert
 
 README = Path(__file__).parent / "README.md"
@@ -25,6 +25,7 @@ _TABLES = {
     "optim": optim.summary,
     "spectral": spectral.summary,
     "representation": representation.summary,
+    "paths": paths.summary,
 }
 _RESULTS = {"matchers": "align"}
 
@@ -135,6 +136,29 @@ def _representation(rows: Sequence[dict[str, Any]]) -> list[Line]:
     return lines
 
 
+def _paths(found: dict[str, Any]) -> list[Line]:
+    lines = []
+    rows = {row["name"]: row for row in found.get("pairs", [])}
+    if rows:
+        ours, public = rows["ours"], rows["ours, public operations"]
+        what = "cross-path similarity, 2000 x 4096, all pairs: "
+        exact = max(ours["wrong"], public["wrong"]) <= 1e-6
+        lines = [
+            (f"{what}time row by row over ours", ">= 100", f"{ours['rows']:.0f}", ours["rows"] >= 100 and exact),
+            (".. time of float32 products over ours", ">= 3", f"{ours['gemm']:.2f}", ours["gemm"] >= 3 and exact),
+            (".. without integer kernels, over float32 products", "<= 1.2", f"{1 / public['gemm']:.2f}",
+             1 / public["gemm"] <= 1.2),
+        ]  # fmt: skip
+    if row := found.get("record"):
+        lines.append(("gates of 512 images every 50 steps, of a run's time", "< 10 %", f"{100 * row['share']:.1f} %",
+                      row["share"] < 0.1))  # fmt: skip
+        lines.append((".. bits a unit in the file", "<= 1.05", f"{row['bits']:.3f}", row["bits"] <= 1.05))
+    if row := found.get("stream"):
+        what = f"gates of {row['images']:,} images x {row['units']:,} units, peak memory"
+        lines.append((what, "< 2 GB", f"{row['peak']:.2f} GB", row["peak"] < 2 and row["units"] >= 1e6))
+    return lines
+
+
 _TARGETS: dict[str, Callable[[Any], list[Line]]] = {
     "align": _align,
     "steps": _steps,
@@ -143,6 +167,7 @@ _TARGETS: dict[str, Callable[[Any], list[Line]]] = {
     "assignment": _assignment,
     "memory": _memory,
     "optim": _optim,
+    "paths": _paths,
     "spectral": _spectral,
     "representation": _representation,
 }

@@ -146,6 +146,15 @@ def test_hooks_are_removed_when_a_network_fails():
     assert gates(t)(net).units == 22
 
 
+def test_no_half_of_a_file_stays(tmp_path):
+    net, t = chain(), images()
+    broken = net.at(net.weights.replace({"3.bias": net.weights["3.bias"] * math.nan}))
+    for look in (gates(t, tmp_path / "gates.npy"), features(t, folder=tmp_path)):
+        with pytest.raises(WeightspaceError, match="NaN in the units of layer 4"):
+            look(broken)
+        assert not list(tmp_path.iterdir())
+
+
 def test_gates_refuse_what_has_none():
     plain = Net.of(nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.Tanh()).double())
     with pytest.raises(WeightspaceError, match="has no gates"):
@@ -154,7 +163,7 @@ def test_gates_refuse_what_has_none():
         features(images())(plain)
     with pytest.raises(WeightspaceError, match='"units" or "maps"'):
         features(images(), "neurons")
-    with pytest.raises(WeightspaceError, match="files hold float16"):
+    with pytest.raises(WeightspaceError, match="kept as float16"):
         features(images(), dtype=torch.bfloat16, folder=".")(chain())
     with pytest.raises(WeightspaceError, match="no layer 'x' among the gates; there are 2, 4"):
         gates(images())(chain())["x"]

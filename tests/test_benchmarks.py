@@ -140,6 +140,21 @@ def test_cka_is_timed_beside_a_peer_that_may_be_missing(load, tmp_path, monkeypa
     assert [reached for *_, reached in table._representation(made)] == [True, False, False]
 
 
+def test_paths_are_compared_recorded_and_streamed(load):
+    paths, table = load("paths"), load("__main__")
+    rows = paths.pairs(1, 60, 300)
+    assert [row["name"] for row in rows][:2] == ["ours", "ours, public operations"]
+    assert all(row["wrong"] < 1e-6 and row["seconds"] > 0 for row in rows)
+    found = {"pairs": rows, "record": paths.record(1, 4, 2), "stream": paths.stream(40, 16, 8)}
+    assert found["stream"]["units"] == 1024 and "40 images x 1,024 units" in paths.summary(found)
+    reached = {what: good for what, _, _, good in table._paths(found)}
+    assert len(reached) == 6 and reached[".. without integer kernels, over float32 products"] in (True, False)
+    slow = {"name": "ours", "wrong": 0.0, "rows": 99.0, "gemm": 2.9}
+    both = [slow, slow | {"name": "ours, public operations", "gemm": 0.5}]
+    assert [good for *_, good in table._paths({"pairs": both})] == [False] * 3
+    assert not table._paths({"record": {"share": 0.1, "bits": 1.06}})[0][-1]
+
+
 def test_the_readme_shows_what_was_measured(load):
     text = (ROOT / "benchmarks" / "README.md").read_text()
     for name, table in load("__main__").tables().items():

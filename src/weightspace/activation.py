@@ -8,7 +8,8 @@ a number from the second call on: "fc1.relu", "block.act#2".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
@@ -194,25 +195,23 @@ def gates(task: Task, file: str | PathLike[str] | None = None) -> Callable[[Net]
         kept: dict[str, np.ndarray] = {}
         layers: dict[str, int] = {}
         smooth: list[str] = []
-        total, row = len(task), 0
-        bits = np.empty((0, 0), np.uint8)
-        for x, _ in task.batches(checked(net)):
-            size = len(leaves(x)[0])
-            _pass(net, task, x, _UNITS, _noted(kept, smooth, size))
-            found = {name: z.shape[1] for name, z in kept.items()}
-            if not found:
-                raise WeightspaceError(
-                    f"{type(net.architecture).__name__} has no gates: no ReLU, GELU, SiLU or the like is called in it"
-                )
-            if not layers:
-                layers = found
-                bits = _room(file, total, -(-sum(found.values()) // 8))
-            elif found != layers:
-                raise WeightspaceError("the layers differ from batch to batch; give examples of one shape")
-            bits[row : row + size] = np.packbits(np.concatenate(list(kept.values()), 1), axis=1)
-            row += size
-            kept.clear()
-        return Gates(bits, layers, tuple(dict.fromkeys(smooth)), task)
+        sheets: list[_Sheet] = []
+        with _all_or_none(sheets):
+            for x, _ in task.batches(checked(net)):
+                size = len(leaves(x)[0])
+                _pass(net, task, x, _UNITS, _noted(kept, smooth, size))
+                found = {name: z.shape[1] for name, z in kept.items()}
+                if not found:
+                    name = type(net.architecture).__name__
+                    raise WeightspaceError(f"{name} has no gates: no ReLU, GELU, SiLU or the like is called in it")
+                if not sheets:
+                    layers.update(found)
+                    sheets.append(_Sheet(file, len(task), -(-sum(found.values()) // 8)))
+                elif found != layers:
+                    raise WeightspaceError("the layers differ from batch to batch; give examples of one shape")
+                sheets[0].add(np.packbits(np.concatenate(list(kept.values()), 1), axis=1))
+                kept.clear()
+        return Gates(sheets[0].done(), layers, tuple(dict.fromkeys(smooth)), task)
 
     return gates
 
@@ -227,10 +226,46 @@ def _noted(kept: dict[str, np.ndarray], smooth: list[str], size: int) -> Meet:
     return meet
 
 
-def _room(file: str | PathLike[str] | None, rows: int, wide: int, dtype: Any = np.uint8) -> np.ndarray:
-    if file is None:
-        return np.empty((rows, wide), dtype)
-    return np.lib.format.open_memmap(file, "w+", dtype, (rows, wide))
+class _Sheet:
+    """A matrix filled from the top, in memory or in a .npy file: written and not mapped, so that no memory is held."""
+
+    def __init__(self, file: str | PathLike[str] | None, rows: int, wide: int, dtype: Any = np.uint8) -> None:
+        self.file, self.row = file, 0
+        self.whole = np.empty((rows, wide), dtype) if file is None else None
+        if file is not None:
+            empty = np.lib.format.open_memmap(file, "w+", dtype, (rows, wide))
+            self.stream = open(file, "r+b")
+            self.stream.seek(empty.offset)
+
+    def add(self, values: np.ndarray) -> None:
+        if self.whole is None:
+            self.stream.write(np.ascontiguousarray(values).data)
+        else:
+            self.whole[self.row : self.row + len(values)] = values
+        self.row += len(values)
+
+    def drop(self) -> None:
+        """No half of a file stays."""
+        if self.file is not None:
+            self.stream.close()
+            os.unlink(self.file)
+
+    def done(self) -> np.ndarray:
+        if self.whole is None and self.file is not None:
+            self.stream.close()
+            self.whole = np.load(self.file, mmap_mode="r+")
+        assert self.whole is not None
+        return self.whole
+
+
+@contextmanager
+def _all_or_none(sheets: Iterable[_Sheet]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        for sheet in sheets:
+            sheet.drop()
+        raise
 
 
 @torch.no_grad()
@@ -252,50 +287,42 @@ def features(
 
     `of`: "units", what comes out of ReLU-type functions (the layers of `gates`), or "maps", what comes out of linear
     maps and convolutions. With `folder`, every layer lies in a file there, and memory holds one batch. Raises
-    `WeightspaceError` for another `of`, a network without such layers, or NaN (the layer is named).
+    `WeightspaceError` for another `of` or dtype, a network without such layers, or NaN (the layer is named).
     """
     functions = {"units": _UNITS, "maps": _LINEAR}.get(of)
     if functions is None:
         raise WeightspaceError(f'of must be "units" or "maps", got {of!r}')
+    if dtype not in (torch.float16, torch.float32, torch.float64):
+        raise WeightspaceError(f"activations are kept as float16, float32 or float64, not {dtype}")
 
     def features(net: Net) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        total, row = len(task), 0
-        for x, _ in task.batches(checked(net)):
-            size = len(leaves(x)[0])
-            _pass(net, task, x, functions, _kept(found, folder, total, slice(row, row + size), dtype))
-            row += size
+        found: dict[str, _Sheet] = {}
+        with _all_or_none(found.values()):
+            for x, _ in task.batches(checked(net)):
+                _pass(net, task, x, functions, _kept(found, folder, len(task), len(leaves(x)[0]), dtype))
         if not found:
             raise WeightspaceError(f"{type(net.architecture).__name__} has no layers of this kind: {of}")
-        return found
+        return {label: torch.from_numpy(sheet.done()).to(dtype) for label, sheet in found.items()}
 
     return features
 
 
 def _kept(
-    found: dict[str, Tensor], folder: str | PathLike[str] | None, total: int, rows: slice, dtype: torch.dtype
+    found: dict[str, _Sheet], folder: str | PathLike[str] | None, total: int, size: int, dtype: torch.dtype
 ) -> Meet:
+    plain = {torch.float16: np.float16, torch.float32: np.float32, torch.float64: np.float64}
+
     def meet(label: str, name: str, z: Tensor, call: Call) -> Tensor:
         out = call()
-        values = _rows(label, _whole(label, out), rows.stop - rows.start)
+        values = _rows(label, _whole(label, out), size).to("cpu", dtype)
         if label not in found:
-            found[label] = _space(folder, label, len(found), total, values.shape[1], dtype)
-        found[label][rows] = values.to(found[label])
+            safe = "".join(c if c.isalnum() else "-" for c in label)
+            file = None if folder is None else f"{folder}/{len(found):03d}-{safe}.npy"
+            found[label] = _Sheet(file, total, values.shape[1], plain[dtype])
+        found[label].add(values.numpy())
         return out
 
     return meet
-
-
-def _space(
-    folder: str | PathLike[str] | None, label: str, number: int, rows: int, wide: int, dtype: torch.dtype
-) -> Tensor:
-    if folder is None:
-        return torch.empty(rows, wide, dtype=dtype)
-    plain = {torch.float16: np.float16, torch.float32: np.float32, torch.float64: np.float64}
-    if dtype not in plain:
-        raise WeightspaceError(f"files hold float16, float32 or float64, not {dtype}")
-    safe = "".join(c if c.isalnum() else "-" for c in label)
-    return torch.from_numpy(_room(f"{folder}/{number:03d}-{safe}.npy", rows, wide, plain[dtype]))
 
 
 # ------------------------------------------------------------------ given gates
