@@ -24,7 +24,7 @@ from experiments.record import RESULTS, Job, Record, measure, number, parse, par
 
 WIDTH, BATCH, STEPS = 64, 64, 2000
 DEPTHS = {"digits": (5, 10, 15, 20, 30, 50), "mnist": (10, 20, 30)}
-DEEP_RATES = (1e-4, 1e-3, 1e-2, 1e-1)
+DEEP_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 MOMENTUM = 0.9  # of stochastic gradient descent, as where the claim was made
 GROWTH_RATES, GROWTH_DEPTH = (0.01, 0.1), 5
 RATES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)

@@ -25,6 +25,7 @@ from weightspace.page import Card, Page
 from weightspace.task import Task, accuracy
 from weightspace.trial import trial, trial_page
 from weightspace.walk import walk
+from weightspace.watching import passages, paths_page, watched
 from weightspace.wayside import walk_page
 from weightspace.workbench import Bench
 
@@ -36,6 +37,7 @@ __all__ = ["STEPS", "Stage", "digits_cnn", "run", "train"]
 _ARCH, _DATA = "weightspace.demo:digits_cnn", "digits"
 _EPOCHS, _BATCH, _RATE = 20, 128, 3e-3
 _DRAWS, _SHOWN = 5, 0.2  # of the noise
+_WATCHED = 12  # epochs
 _DRIFT, _KEPT, _LEARNING, _LENGTH = 2.0, 40, 20, 0.35  # of the walk that learns
 
 
@@ -250,6 +252,25 @@ def shaken(stage: Stage) -> Sequence[Page]:
     return [trial_page(done, "Shake", words)]
 
 
+def recorded(stage: Stage) -> Sequence[Page]:
+    """A network that learns from scratch, and the way that examples take through it meanwhile."""
+    stage.title("8. Watch: which units does every example go through, while a network learns?")
+    words = f"weightspace watch -o run.rec --data {_DATA} --epochs {_WATCHED} --seed {stage.seed}"
+    stage.command(words)
+    file = stage.path("run.rec")
+    file.unlink(missing_ok=True)
+    done = watched(file, _DATA, epochs=_WATCHED, seed=stage.seed, progress=stage.progress)
+    found = passages(file, progress=stage.progress)
+    own, cross = found.own["all"], found.cross["all"]
+    stage.say(
+        f"  From record to record an example keeps {min(own):.0%} of its path at the least, {own[-1]:.1%} at the end;",
+        f"  where two examples meet, {min(cross):.0%} and {cross[-1]:.1%}. Recording took {done.overhead:.0%} of the time.",
+        style="green",
+    )
+    stage.numbers["watch"] = {**done.data(), "out": str(file), "own": own, "cross": cross}
+    return [paths_page(found, "Watch", f"{words}\nweightspace paths run.rec --report paths.html")]
+
+
 def overview(numbers: Mapping[str, Any]) -> Page:
     """The first page: what this is about, in two numbers."""
     copy, line, merge = numbers["disguised"], numbers["compare"]["line"], numbers["merge"]
@@ -280,6 +301,7 @@ STEPS: list[Callable[[Stage], Sequence[Page]]] = [
     pruned,
     learned,
     shaken,
+    recorded,
 ]
 _FILES = ("a", "b", "disguised", "b_aligned", "merged", "pruned", "learned")
 
@@ -319,7 +341,7 @@ def _prepare(folder: Path, force: bool) -> None:
     """The folder; files in it are overwritten only in the demo's own, or with `force`."""
     if folder.exists() and not folder.is_dir():
         raise WeightspaceError(f"{folder} is a file; choose a folder with -o")
-    taken = [f"{name}.safetensors" for name in _FILES if (folder / f"{name}.safetensors").exists()]
+    taken = [name for name in (*(f"{name}.safetensors" for name in _FILES), "run.rec") if (folder / name).exists()]
     if taken and not force and folder.name != "weightspace-demo":
         raise WeightspaceError(f"{folder} holds {taken[0]}; choose another folder, or add --force to overwrite it")
     if not folder.absolute().parent.is_dir():
