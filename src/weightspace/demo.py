@@ -264,7 +264,7 @@ def recorded(stage: Stage) -> Sequence[Page]:
     own, cross = found.own["all"], found.cross["all"]
     stage.say(
         f"  From record to record an example keeps {min(own):.0%} of its path at the least, {own[-1]:.1%} at the end;",
-        f"  where two examples meet, {min(cross):.0%} and {cross[-1]:.1%}. Recording took {done.overhead:.0%} of the time.",
+        f"  where two examples meet, {min(cross):.0%} and {cross[-1]:.1%}. Recording: {done.overhead:.0%} of the time.",
         style="green",
     )
     stage.numbers["watch"] = {**done.data(), "out": str(file), "own": own, "cross": cross}
