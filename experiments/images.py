@@ -8,6 +8,7 @@ on all images, for a machine with an accelerator. Rows that are there are not me
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -172,10 +173,6 @@ def seen(lab: Lab, seed: int) -> dict[str, Any]:
             layer: [record.values["activations"][layer]["cross"] for record in records[1:]] for layer in layers
         },
         "flips": [float((p.everything() != q.everything()).double().mean()) for p, q in pairs],
-        "turnover": [
-            crossing.turnover(p, q, record.values["from_last"])
-            for (p, q), record in zip(pairs, records[1:], strict=True)
-        ],
         "dead": [mean(crossing.dead(p).values()) for p in learnt_gates],
         "distance": {layer: against(lab, learnt_gates[-1], layer) for layer in (layers[0], shown, layers[-1])},
         "distance_start": {layer: against(lab, learnt_gates[0], layer) for layer in (layers[0], shown, layers[-1])},
@@ -191,6 +188,11 @@ def seen(lab: Lab, seed: int) -> dict[str, Any]:
         "seconds": seconds,
         "overhead": watch.overhead,
     }
+
+
+def given_up(row: dict[str, Any]) -> list[float]:
+    """Of the paths, for each unit of log relative trust, epoch by epoch."""
+    return [(1 - s) / math.log1p(t) for s, t in zip(row["self_all"], row["trust"][1:], strict=True)]
 
 
 def against(lab: Lab, found: Gates, layer: str) -> dict[str, float]:
@@ -246,7 +248,7 @@ def tables(record: Record) -> dict[str, str]:
                 others.append([f"{kind}, {name}", number(spear[0], 2), number(spear[1], 2),
                                number([row["jaccard"][0], row["jaccard"][-1]], 2),
                                number([row["kendall"][0], row["kendall"][-1]], 2), number(row["ratio"], 2),
-                               number([row["flips"][k] for k in at]), number([row["turnover"][k] for k in at], 2),
+                               number([row["flips"][k] for k in at]), number([given_up(row)[k] for k in at], 2),
                                percent(row["dead"][-1])])  # fmt: skip
                 for probe, where in (("learnt from", "old"), ("held out", "old_held")):
                     old = row[where]
@@ -264,7 +266,7 @@ def tables(record: Record) -> dict[str, str]:
         found["images"] = table(head.split(" | "), rows)
         head = (
             "network | distance and overlap, first / middle / last layer | distance and cosine | nearest six that "
-            "stay, first / last | Kendall | early to mid | units that flip | given up for each unit of trust | dead, %"
+            "stay, first / last | Kendall | early to mid | units that flip | given up for each unit of log trust | dead, %"
         )
         found["images more"] = table(head.split(" | "), others)
         head = (

@@ -122,8 +122,8 @@ def dead(p: Gates) -> dict[str, float]:
 def turnover(p: Paths, q: Paths, distance: float) -> float:
     """(1 - mean_i s_i) / distance: how much of the paths is given up for each unit of the way between two networks.
 
-    Paths stand still when steps are small; this does not. `distance`: `relative_trust` of the two networks, or
-    another. Raises `WeightspaceError` for one that is not positive.
+    Paths stand still when steps are small; this does not. `distance`: best `log_relative_trust`
+    of the two networks, which adds up along a run. Raises `WeightspaceError` for one that is not positive.
     """
     if not 0 < distance < math.inf:
         raise WeightspaceError(f"turnover is relative to a positive distance, got {distance}")

@@ -228,7 +228,7 @@ def say_paths(found: Passages, report: Path | None = None) -> None:
     given = [t for t in found.turnover if t is not None]
     if given:
         out.print(
-            f"Path given up for each unit of relative trust: {given[0]:.3g} at first, {given[-1]:.3g} at the end."
+            f"Path given up for each unit of log relative trust: {given[0]:.3g} at first, {given[-1]:.3g} at the end."
         )
     if found.ratio is not None:
         out.print(f"Early to mid cross-path ratio: {found.ratio:.3f}. It did not tell the error in our experiments.")

@@ -152,7 +152,8 @@ class Passages:
 
     `own`, `cross`: self-path and mean cross-path similarity with the record before, by layer and for "all". `bands`:
     the 10th, 50th and 90th percentile of the cross-path similarity of all layers. `activations`: the same of the
-    activations. `flips`: share of units that changed; `turnover`: of paths given up for each unit of relative trust.
+    activations. `flips`: share of units that changed; `turnover`: of paths given up for each unit of
+    log relative trust.
     `matrix`: self-path similarity of every two records. `ranks`: of the candidates that were ever among the six nearest
     to an anchor. `scatter`: distance and overlap of some pairs at the end; `spearman`, of all pairs. `ratio`: early to
     mid cross-path similarity, if the stages were told.
@@ -241,7 +242,7 @@ def passages(
     return Passages(
         Path(file).name, name, len(history[0]), layers, steps, own, cross, bands, _activations(some),
         [_flips(p, q) for p, q in pairs],
-        [(1 - s) / t if t else None for s, t in zip(own["all"], trust, strict=True)],
+        [(1 - s) / math.log1p(t) if t else None for s, t in zip(own["all"], trust, strict=True)],
         crossing.dead(history[-1]), [[float(crossing.self_path(p, q).mean()) for q in history] for p in history],
         ranks, kept, layer, scatter, spearman, _ratio(steps, cross["all"], stages), _numbers(seen), history[0].inexact,
     )  # fmt: skip
@@ -391,7 +392,7 @@ def _given_up(found: Passages) -> Figure:
                      mode="lines+markers", line={"color": BEFORE})  # fmt: skip
     traces = [own]
     if any(found.turnover):
-        traces.append(go.Scatter(x=found.steps, y=found.turnover, name="for each unit of relative trust",
+        traces.append(go.Scatter(x=found.steps, y=found.turnover, name="for each unit of log relative trust",
                                  mode="lines+markers", line={"color": AFTER}))  # fmt: skip
     plot = plot_of(traces)
     plot.update_xaxes(title_text="step")
