@@ -44,7 +44,7 @@ class Plan:
 PLANS = {
     "mlp": Plan(rate=0.1), "alexnet": Plan(rate=0.02), "vgg": Plan(rate=0.05), "resnet": Plan(rate=0.1, batch=128),
 }  # fmt: skip
-QUICK = Plan(6, (3, 5), 0.02, 16)
+QUICK = Plan(4, (2, 3), 0.02, 16)
 
 
 def perceptron(inputs: int, wide: int = 256, depth: int = 4) -> nn.Module:
@@ -85,11 +85,11 @@ class Lab:
         read = getattr(ws, folder) if data else (lambda _, split: ws.digits(split))
         self.train, self.test = (read(data and str(Path(data) / folder), split) for split in ("train", "test"))
         self.plan = QUICK if quick else PLANS[kind]
-        many = 64 if quick else PROBES
+        many = 40 if quick else PROBES
         self.probe, self.held = self.train.take(many, seed=0), self.test.take(many, seed=0)
         self.tested = self.test.take(TESTED, seed=1)
         if quick:
-            self.train, self.tested = self.train.take(512, seed=1), self.tested.take(200)
+            self.train, self.tested = self.train.take(256, seed=1), self.tested.take(200)
         self.wider = 2 if full else 1
 
     def fresh(self, seed: int) -> nn.Module:
@@ -266,7 +266,7 @@ def tables(record: Record) -> dict[str, str]:
         found["images"] = table(head.split(" | "), rows)
         head = (
             "network | distance and overlap, first / middle / last layer | distance and cosine | nearest six that "
-            "stay, first / last | Kendall | early to mid | units that flip | given up for each unit of log trust | dead, %"
+            "stay, first / last | Kendall | early to mid | units that flip | given up a unit of log trust | dead, %"
         )
         found["images more"] = table(head.split(" | "), others)
         head = (

@@ -21,9 +21,11 @@ from experiments import (  # noqa: E402
     continual,
     freedom,
     graph,
+    images,
     invariant,
     language,
     nets,
+    ratio,
     record,
     relative,
     residual,
@@ -358,6 +360,35 @@ def test_masks_hide_what_is_asked_for():
         assert hidden.gather(1, x["places"]).all() and x["attention_mask"].gather(1, x["places"]).all()
         assert (x["input_ids"].scatter(1, x["places"], y)[:, None] == part.ids).all(2).any(1).all()
     assert len(made.one_by_one(len(part.ids))) == int(part.there.sum())
+
+
+def test_image_functions_run_and_can_be_taken_up_again(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    assert images.main(["mlp", "vgg", "--quick", "--out", str(out)]) == 0
+    first = out.read_text()
+    rows = json.loads(first)
+    assert set(rows) == {"images/digits/mlp/0", "images/digits/vgg/0"}
+    for row in rows.values():
+        assert len(row["self_all"]) == len(row["cross"]["2"]) == images.QUICK.epochs
+        assert row["old"]["loss"][-1] == pytest.approx(row["old"]["loss_now"][-1], rel=1e-3)
+        assert all(m[k] == 1 for k, m in enumerate(row["matrix"])) and 0 < min(row["cross_all"]) < 1
+    assert images.main(["mlp", "vgg", "--quick", "--out", str(out)]) == 0
+    assert out.read_text() == first
+
+
+def test_early_over_mid_runs_and_orders(tmp_path):
+    out = tmp_path / "rows.json"
+    assert ratio.main(["cnn", "--quick", "--out", str(out)]) == 0
+    (row,) = json.loads(out.read_text()).values()
+    assert len(row["seen"]) == ratio.EPOCHS and row["ratio"] == pytest.approx(
+        sum(row["seen"][:15]) / 15 / (sum(row["seen"][15:22]) / 7), rel=1e-4
+    )
+    assert len(ratio.settings("mlp")) == 96 and len(ratio.settings("cnn")) == 32
+    grid = [{"a": a, "b": b} for a in (1, 2) for b in (1, 2, 3)]
+    value = [r["a"] - 10 * r["b"] for r in grid]
+    assert ratio.granulated(grid, ["a"], value, value) == pytest.approx(1)
+    assert ratio.granulated(grid, ["a", "b"], [r["a"] for r in grid], value) == pytest.approx(1)  # ties within b say nothing
+    assert ratio.tau([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
 
 
 def test_the_readme_shows_what_was_measured_of_invariant_paths():
