@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from experiments.alignment import CHILDREN, MOST, NOISES, RESULTS, WAYS
+from experiments.images import given_up
 from experiments.record import Record
 from experiments.tables import NAMES
 
@@ -86,17 +87,36 @@ def plane(record: Record) -> go.Figure:
     return figure.update_layout(height=560)
 
 
-FIGURES: dict[str, Callable[[Record], go.Figure]] = {f.__name__: f for f in (keys, paths, averages, plane)}
+def images(record: Record) -> go.Figure:
+    """Cross-path similarity, what is given up for each unit of the way, and the paths of every two epochs."""
+    rows = {key.split("/")[2]: row for key, row in record.rows.items()}
+    titles = ["cross-path similarity with the epoch before", "path given up a unit of log relative trust"]
+    matrices = [f"paths of every two epochs: {kind}" for kind in list(rows)[:2]]
+    figure = make_subplots(2, 2, subplot_titles=[*titles, *matrices], vertical_spacing=0.13)
+    for (kind, row), colour in zip(rows.items(), COLOURS[1:], strict=False):
+        for at, y in enumerate((row["cross_all"], given_up(row)), start=1):
+            line = go.Scatter(x=list(range(1, len(y) + 1)), y=y, name=kind, line_color=colour, showlegend=at == 1)
+            figure.add_trace(line, 1, at)
+    for at, kind in enumerate(list(rows)[:2], start=1):
+        heat = go.Heatmap(z=rows[kind]["matrix"], colorscale="Viridis", zmin=0.2, zmax=1, showscale=at == 2,
+                          colorbar={"len": 0.45, "y": 0.2})  # fmt: skip
+        figure.add_trace(heat, 2, at)
+        figure.update_yaxes(autorange="reversed", row=2, col=at)
+    return figure.update_xaxes(title="epoch").update_layout(height=640)
+
+
+FIGURES: dict[str, Callable[[Record], go.Figure]] = {f.__name__: f for f in (keys, paths, averages, plane, images)}
 
 
 def main() -> None:
     """Write a PNG a figure beside the results."""
-    record = Record(RESULTS)
+    folder = RESULTS.parent
     for name, draw in FIGURES.items():
-        figure = draw(record).update_layout(
+        own = folder / f"{name}.json"
+        figure = draw(Record(own if own.exists() else RESULTS)).update_layout(
             template="plotly_white", width=1000, margin={"t": 40, "b": 50, "l": 55, "r": 20}
         )
-        figure.write_image(RESULTS.parent / f"{name}.png")
+        figure.write_image(folder / f"{name}.png")
 
 
 if __name__ == "__main__":

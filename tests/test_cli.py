@@ -29,7 +29,7 @@ from weightspace.trail import Trail
 from weightspace.workbench import Bench, tasks
 
 ARCH = "tinynets:mlp"
-COMMANDS = ("read", "compare", "align", "merge", "walk", "capacity", "perturb", "stability", "demo")
+COMMANDS = "read compare align merge walk capacity perturb stability watch paths demo".split()
 
 
 @pytest.fixture(scope="module")
@@ -628,6 +628,26 @@ def test_stability_tells_and_shows(here, capsys):
     found = json.loads(text)
     assert [step["relative"] for step in found["found"]["steps"]] == [0.05, 0.2] and 0 < found["width"] <= 2
     assert all(len(step["moved"]) == 3 and step["certificate"] is None for step in found["found"]["steps"])
+
+
+def test_outputs_are_compared_where_there_are_no_labels(here, capsys):
+    """A generator, an autoencoder: inputs alone."""
+    np.savez(here / "inputs.npz", x=np.load("data.npz")["x"])
+    code, text, err = run(capsys, "stability", "a.safetensors", "--data", here / "inputs.npz", "--arch", ARCH, "--draws", 2,
+                          "--sizes", "0.1,0.2", "--report", here / "u.html", "--json")  # fmt: skip
+    assert code == 0, err
+    steps = json.loads(text)["found"]["steps"]
+    assert all(step["moved"] and not step["accuracy"] and not step["loss"] for step in steps)
+    code, text, err = run(
+        capsys, "perturb", "a.safetensors", "--data", here / "inputs.npz", "--arch", ARCH, "-o", here / "u.safetensors"
+    )
+    assert code == 0 and "Outputs moved by" in text, err
+    for words in (
+        ("compare", "a.safetensors", "b.safetensors"),
+        ("merge", "a.safetensors", "b.safetensors", "-o", here / "v.safetensors"),
+    ):
+        code, _, err = run(capsys, *words, "--data", here / "inputs.npz", "--arch", ARCH)
+        assert code == 2 and "inputs without labels" in err and "add an array y" in err
 
 
 @pytest.mark.parametrize(

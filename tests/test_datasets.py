@@ -248,7 +248,7 @@ def broken_npz():
     spot = liar.rindex(b"PK\x01\x02", 0, liar.rindex(b"PK\x01\x02")) + 24
     liar[spot : spot + 4] = struct.pack("<I", 2**31)
     return {
-        "one array": (npz(x=x), "holds x; save it"),
+        "one array": (npz(y=y), "holds y; save it"),
         "no array": (npz(), "holds no array"),
         "cut": (good[: len(good) // 2], "broken or cut short"),
         "no zip": (b"PK\x03\x04" + b"junk" * 9, "broken or cut short"),

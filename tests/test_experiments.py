@@ -387,7 +387,9 @@ def test_early_over_mid_runs_and_orders(tmp_path):
     grid = [{"a": a, "b": b} for a in (1, 2) for b in (1, 2, 3)]
     value = [r["a"] - 10 * r["b"] for r in grid]
     assert ratio.granulated(grid, ["a"], value, value) == pytest.approx(1)
-    assert ratio.granulated(grid, ["a", "b"], [r["a"] for r in grid], value) == pytest.approx(1)  # ties within b say nothing
+    assert ratio.granulated(grid, ["a", "b"], [r["a"] for r in grid], value) == pytest.approx(
+        1
+    )  # ties within b say nothing
     assert ratio.tau([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
 
 

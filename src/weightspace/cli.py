@@ -383,7 +383,9 @@ def perturb(
 @app.command()
 def stability(
     checkpoint: Annotated[Path, typer.Argument(help="The network to shake.")],
-    data: Annotated[str, typer.Option(help="Data to look at it on: a file or a data set; y is only scored.")],
+    data: Annotated[
+        str, typer.Option(help="Data to look at it on: a file or a data set; y is scored, and may be missing.")
+    ],
     arch: _Arch = None,
     sizes: Annotated[str, typer.Option(help="Sizes of the noise.")] = "0.01,0.02,0.05,0.1,0.2,0.5,1",
     draws: Annotated[int, typer.Option(min=1, help="How often each size is drawn.")] = 10,

@@ -107,11 +107,11 @@ def cifar10(
 def read(path: str | os.PathLike[str], *, split: str = "train", batch: int = 512) -> Task:
     """The task in a file: .npz, idx or idx.gz, parquet; or in a folder of mnist, fashion-mnist or cifar10.
 
-    .npz: arrays x and y, inputs and labels, x_train and y_train (of `split`), or the first two. Idx: images,
-    with their labels beside them under the official name. Parquet: a column of encoded images, or else all
-    numeric columns; and a column label, labels, fine_label, y, target or score. Inputs of uint8 are scaled to
-    [0, 1], others are left as they are. A folder is read as the data set of that name, standardised; `split`
-    is "train" or "test".
+    .npz: arrays x and y, inputs and labels, x_train and y_train (of `split`), or the first two; x or inputs alone is a
+    task without labels. Idx: images, with their labels beside them under the official name. Parquet: a column of
+    encoded images, or else all numeric columns; and a column label, labels, fine_label, y, target or score. Inputs of
+    uint8 are scaled to [0, 1], others are left as they are. A folder is read as the data set of that name,
+    standardised; `split` is "train" or "test".
     """
     path = Path(path).expanduser()
     _check_split(split)
@@ -238,10 +238,12 @@ def _labels_beside(path: Path) -> Path:
     return _find(path.parent, f"{start}labels-idx1{end[1:]}")
 
 
-def _npz(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+def _npz(path: Path, split: str) -> tuple[np.ndarray, np.ndarray | None]:
     with _reading(path), zipfile.ZipFile(path) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         pairs = [("x", "y"), ("inputs", "labels"), (f"x_{split}", f"y_{split}")]
+        if len(members) == 1 and (alone := {"x", "inputs"} & set(members)):
+            return _npy(archive, members[alone.pop()], path), None
         names = next((pair for pair in pairs if set(pair) <= set(members)), tuple(members)[:2])
         if len(names) < 2:
             seen = ", ".join(members) or "no array"

@@ -186,6 +186,8 @@ class Bench:
                 raise ArchitectureError(f"{path}: no such file or folder; check the path")
         module = architecture.find(arch, list(paths), trust_code)
         align_on, measure_on = tasks(data, limit, seed)
+        if align_on is not None and next(align_on.batches())[1] is None:
+            raise ArchitectureError(f"--data {data}: inputs without labels, and a loss is measured; add an array y")
         shown = _example(module, align_on, example, seed)
         net = Net.of(module)
         del module
