@@ -31,7 +31,7 @@ __all__ = [
 ]  # fmt: skip
 
 Paths: TypeAlias = Gates | Tensor
-_CHUNK, _BLOCK = 1 << 14, 256  # units at once; rows of a Gram matrix, of which only the lower half is computed
+_CHUNK, _BLOCK = 1 << 14, 256  # units at once; columns of a Gram matrix, of which only the lower half is computed
 _BYTES = 1 << 26  # of the gates unpacked at once
 KINDS = ("count", "cosine", "jaccard", "hamming")
 
@@ -60,9 +60,8 @@ def cross_path(
     for paths of other examples or units.
     """
     _same(p, q, layer)
-    one, two = overlaps or (overlap(p, layer=layer), overlap(q, layer=layer))
-    both = _gram(x & y for x, y in _columns(p, q, layer=layer))
-    return _share(both, one, two)
+    one, two = overlaps or (_gram(x for (x,) in _columns(t, layer=layer)) for t in (p, q))
+    return _shares(_gram(x & y for x, y in _columns(p, q, layer=layer)), one, two)
 
 
 def overlap(p: Paths, kind: str = "count", layer: str | None = None) -> Float[Tensor, "image image"]:
@@ -73,7 +72,7 @@ def overlap(p: Paths, kind: str = "count", layer: str | None = None) -> Float[Te
     """
     if kind not in KINDS:
         raise WeightspaceError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    count = _gram(x for (x,) in _columns(p, layer=layer))
+    count = _mirrored(_gram(x for (x,) in _columns(p, layer=layer)))
     size = count.diagonal()
     if kind == "count":
         return count
@@ -96,7 +95,7 @@ def cross_features(a: Tensor, b: Tensor) -> Float[Tensor, "image image"]:
     """`cross_path` of activations: C = (A * B)(A * B)^T / sqrt((A^2)(A^2)^T * (B^2)(B^2)^T), products by units."""
     a, b = _matrices(a, b)
     both, one, two = a * b, a.square(), b.square()
-    return _share(*(_lower(t, _floats(t.dtype)) for t in (both, one, two)))
+    return _shares(*(_lower(t, _floats(t.dtype)) for t in (both, one, two)))
 
 
 def shared_paths(p: Gates, log: bool = False) -> Float[Tensor, "image image"]:
@@ -245,7 +244,7 @@ def _order(p: Paths, anchors: Sequence[int], layer: str | None) -> Tensor:
 
 
 def _gram(blocks: Iterator[np.ndarray]) -> Float[Tensor, "image image"]:
-    """sum of X X^T over blocks X (image, unit) of bytes 0 and 1, exact below 2^24."""
+    """sum of X X^T over blocks X (image, unit) of bytes 0 and 1, exact below 2^24; on and below the diagonal."""
     total, product = None, _integers() or _floats()
     for block in blocks:
         part = _lower(torch.from_numpy(np.ascontiguousarray(block)), product)
@@ -287,18 +286,31 @@ def _integers() -> _Product | None:
 
 
 def _lower(x: Tensor, product: _Product) -> Tensor:
-    """x x^T from blocks of rows: those on and below the diagonal, and their mirror images."""
-    n = len(x)
-    found, packed = torch.empty(n, n, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32), []
+    """x x^T by blocks of columns, on and below the diagonal; what stands above is not to be read."""
+    n, left = len(x), product.left(x)
+    found = torch.empty(n, n, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
     for a in range(0, n, _BLOCK):
-        rows = x[a : a + _BLOCK]
-        packed.append(product.right(rows))
-        left = product.left(rows)
-        for k, other in enumerate(packed):
-            part = product.times(left, other)
-            found[a : a + _BLOCK, k * _BLOCK : k * _BLOCK + part.shape[1]] = part
-        found[:a, a : a + _BLOCK] = found[a : a + _BLOCK, :a].T
+        found[a:, a : a + _BLOCK] = product.times(left[a:], product.right(x[a : a + _BLOCK]))
     return found
+
+
+def _mirrored(lower: Tensor) -> Tensor:
+    """What stands below the diagonal, above it too."""
+    for a in range(_BLOCK, len(lower), _BLOCK):
+        lower[:a, a : a + _BLOCK] = lower[a : a + _BLOCK, :a].T
+    return lower
+
+
+def _shares(both: Tensor, one: Tensor, two: Tensor) -> Tensor:
+    """`_share` of symmetric matrices of which the lower half is known, in place of `both`."""
+    for a in range(0, len(both), _BLOCK):
+        rows, some = slice(a, a + _BLOCK), slice(0, a + _BLOCK)
+        size = one[rows, some] * two[rows, some]
+        if bool(size.min() > 0):
+            both[rows, some] /= size.sqrt_()
+        else:
+            both[rows, some] = _share(both[rows, some], one[rows, some], two[rows, some])
+    return _mirrored(both)
 
 
 def _share(both: Tensor, one: Tensor, two: Tensor) -> Tensor:
