@@ -24,7 +24,8 @@ from experiments.record import RESULTS, Job, Record, measure, number, parse, par
 
 WIDTH, BATCH, STEPS = 64, 64, 2000
 DEPTHS = {"digits": (5, 10, 15, 20, 30, 50), "mnist": (10, 20, 30)}
-DEEP_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+DEEP_RATES = (1e-4, 1e-3, 1e-2, 1e-1)
+CRITICAL, CLOSER_RATES = 30, (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # a depth, and its rates
 MOMENTUM = 0.9  # of stochastic gradient descent, as where the claim was made
 GROWTH_RATES, GROWTH_DEPTH = (0.01, 0.1), 5
 RATES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -140,13 +141,14 @@ def depth(lab: Lab) -> Iterator[Job]:
 
 
 def _deep(lab: Lab, way: str, deep: int) -> dict[str, Any]:
-    stack = Stack(lab.train[0].shape[1], deep, lab.seeds, len(DEEP_RATES))
+    rates = CLOSER_RATES if deep == CRITICAL and lab.name == "digits" else DEEP_RATES
+    stack = Stack(lab.train[0].shape[1], deep, lab.seeds, len(rates))
     began = time.perf_counter()
-    taught(lab, stack, way, DEEP_RATES)
+    taught(lab, stack, way, rates)
     seconds = time.perf_counter() - began
     x, y = (t[:10_000] for t in lab.train)
     return {
-        "rates": list(DEEP_RATES), "seeds": lab.seeds, "train": stack.right(x, y), "test": stack.right(*lab.test),
+        "rates": list(rates), "seeds": lab.seeds, "train": stack.right(x, y), "test": stack.right(*lab.test),
         "seconds": seconds,
     }  # fmt: skip
 
