@@ -633,20 +633,19 @@ def test_stability_tells_and_shows(here, capsys):
 def test_outputs_are_compared_where_there_are_no_labels(here, capsys):
     """A generator, an autoencoder: inputs alone."""
     np.savez(here / "inputs.npz", x=np.load("data.npz")["x"])
-    code, text, err = run(capsys, "stability", "a.safetensors", "--data", here / "inputs.npz", "--arch", ARCH, "--draws", 2,
-                          "--sizes", "0.1,0.2", "--report", here / "u.html", "--json")  # fmt: skip
+    given = ("--data", here / "inputs.npz", "--arch", ARCH)
+    sizes = ("--draws", 2, "--sizes", "0.1,0.2", "--report", here / "u.html", "--json")
+    code, text, err = run(capsys, "stability", "a.safetensors", *given, *sizes)
     assert code == 0, err
     steps = json.loads(text)["found"]["steps"]
     assert all(step["moved"] and not step["accuracy"] and not step["loss"] for step in steps)
-    code, text, err = run(
-        capsys, "perturb", "a.safetensors", "--data", here / "inputs.npz", "--arch", ARCH, "-o", here / "u.safetensors"
-    )
+    code, text, err = run(capsys, "perturb", "a.safetensors", *given, "-o", here / "u.safetensors")
     assert code == 0 and "Outputs moved by" in text, err
     for words in (
         ("compare", "a.safetensors", "b.safetensors"),
         ("merge", "a.safetensors", "b.safetensors", "-o", here / "v.safetensors"),
     ):
-        code, _, err = run(capsys, *words, "--data", here / "inputs.npz", "--arch", ARCH)
+        code, _, err = run(capsys, *words, *given)
         assert code == 2 and "inputs without labels" in err and "add an array y" in err
 
 
