@@ -7,8 +7,8 @@ ROOMS = """net | examples task datasets entry pickled checkpoint architecture | 
     symmetry.rules symmetry.trace symmetry.group symmetry.verify symmetry.scale symmetry.sign symmetry.read
     symmetry.certificate symmetry.balance symmetry.canonical symmetry.assignment symmetry.ascent symmetry.relax
     symmetry.features symmetry.match symmetry.merge symmetry.layer symmetry.refit symmetry.repair symmetry
-    | goals kernel modes layered metric pullback geodesic distance bounds displacement perturbation sensitivity
-    | path trail surface ensembles pruning flows optim
+    | goals kernel modes layered metric pullback geodesic distance bounds displacement perturbation sensitivity fisher
+    | path trail surface ensembles pruning flows optim periods
     | compare workbench walk page report wayside trial demo text cli"""
 ORDER = ROOMS.replace("|", "").split()
 LATE = {("symmetry", "path")}  # a barrier is measured along a path; but for this, only the cli imports late

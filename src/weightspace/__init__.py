@@ -27,6 +27,7 @@ _CONTENTS = {
     "displacement": [],
     "perturbation": ["perturb", "stability", "width"],
     "sensitivity": ["breakdown", "sensitivities", "trust_per_example"],
+    "fisher": ["fisher_trace", "gradient_noise"],
     "spectral": ["spectral_norm", "spectral_bound"],
     # curves of networks
     "path": ["Path", "curve", "line", "swa"],
@@ -37,6 +38,7 @@ _CONTENTS = {
     "ensembles": ["coherence", "disagreement", "ensemble", "swag"],
     "trail": ["Trail"],
     "optim": [],
+    "periods": ["critical_period"],
     # linear maps known by their action
     "operator": ["Operator", "jacobian"],
     "kernel": [],
