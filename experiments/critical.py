@@ -42,7 +42,7 @@ class Size:
 
 
 DIGITS = Size(600, 450, 60, 0.97, (0, 2, 5, 10, 20, 40, 80), (0, 5, 10, 20, 30, 45, 60), 15, 60, 40)
-FASHION = Size(3000, 2000, 60, 0.95, (0, 5, 10, 20), (0, 5, 15), 5, 20, 20)
+FASHION = Size(3000, 2000, 60, 0.95, (0, 5, 20), (0, 5, 15), 5, 15, 20)
 QUICK = Size(120, 100, 60, 0.97, (0, 2), (0, 1), 1, 2, 2)
 
 
@@ -66,7 +66,7 @@ class Lab:
         self.training = Training(
             cnn, train, test, self.size.after, schedule=lambda epoch: decay**epoch, batch=self.size.batch
         )
-        self.fisher = ws.fisher_trace(train.take(600, seed=0))
+        self.fisher = ws.fisher_trace(train.take(300 if data else 600, seed=0))
 
 
 def removal(lab: Lab, out: Path, seeds: Sequence[int]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from experiments import critical
 from experiments.alignment import CHILDREN, MOST, NOISES, RESULTS, WAYS
 from experiments.record import Record
 from experiments.tables import NAMES
@@ -97,6 +98,8 @@ def main() -> None:
             template="plotly_white", width=1000, margin={"t": 40, "b": 50, "l": 55, "r": 20}
         )
         figure.write_image(RESULTS.parent / f"{name}.png")
+    seen = critical.figure(Record(RESULTS.parent / "critical.json"))
+    seen.update_layout(width=1000, paper_bgcolor="white").write_image(RESULTS.parent / "critical.png")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from experiments import (  # noqa: E402
     alignment,
     colours,
     continual,
+    critical,
     freedom,
     graph,
     invariant,
@@ -327,6 +328,21 @@ def test_trust_runs_and_can_be_taken_up_again(tmp_path, capsys):
     assert rows["compress/digits/quantise 4/0"]["measured"] > 0
     assert trust.main(arguments) == 0
     assert out.read_text() == first
+
+
+def test_critical_periods_run_and_can_be_taken_up_again(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    assert critical.main(["--quick", "--out", str(out)]) == 0
+    first, seen = out.read_text(), capsys.readouterr().out
+    assert all(f"\n{name} digits\n" in seen for name in (*critical.EXPERIMENTS, "fisher"))
+    rows = json.loads(first)
+    assert len(rows) == 4 + 6 and len(rows["removal/digits/blur 4/0+2/0"]["fisher"]) == 5
+    assert rows["removal/digits/none/0+0/0"]["fisher"][0] == rows["removal/digits/vertical flip/0+2/0"]["fisher"][0]
+    last = "windows/digits/vertical flip/1+1/0"
+    out.write_text(json.dumps({key: row for key, row in rows.items() if key != last}))
+    assert critical.main(["--quick", "--out", str(out)]) == 0
+    assert json.loads(out.read_text()) == rows and capsys.readouterr().out.startswith(last)
+    assert len(critical.figure(record.Record(out)).data) == 2 + 3
 
 
 def test_language_experiments_run_and_can_be_taken_up_again(tmp_path, capsys):

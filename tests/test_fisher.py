@@ -58,6 +58,20 @@ def test_the_trace_is_that_of_the_matrix(name):
         assert found.layers[layer].value == pytest.approx(value, rel=1e-9, abs=1e-12 * found.value), layer
 
 
+@pytest.mark.parametrize("name", ["mlp", "cnn_bn", "mha", "shared_layer"])
+def test_squares_are_those_of_every_example_s_gradient(name):
+    a, x = noisy(CASES[name], 0), CASES[name].example(1)
+    t = Task(x)
+    u = torch.randn(t.outputs(a).shape, dtype=torch.float64)
+    found = displacement.squares(a, t, x, [u, 2 * u], list(a.weights))
+    for k in range(len(u)):
+        g = gradient(lambda b, k=k: (t.forward(b, x)[k] * u[k]).sum(), a)
+        for layer in a.weights:
+            exact = float(g[layer].square().sum())
+            assert float(found[0][layer][k]) == pytest.approx(exact, rel=1e-9, abs=1e-20), layer
+            assert float(found[1][layer][k]) == pytest.approx(4 * exact, rel=1e-9, abs=1e-20), layer
+
+
 @pytest.mark.parametrize("name", ["mlp", "mha"])
 @pytest.mark.parametrize("metric", ["cross-entropy", "squared"])
 def test_drawn_labels_give_the_trace(name, metric):
