@@ -1,6 +1,6 @@
 """Critical periods (Achille, Rovere, Soatto, 2019): what blurred images cost for good, by when they were blurred.
 
-    python -m experiments.critical [removal windows] [--data DIR] [--seeds 0 1 2 3]
+    python -m experiments.critical [removal windows restart] [--data DIR] [--seeds 0 1 2 3]
 
 Embedded digits without --data (a folder of Fashion-MNIST's files). Rows that are there are not measured again.
 """
@@ -28,7 +28,9 @@ EPOCHS = (0, 1, 2, 3, 4, 5, 7, 10, 20, 39, 40, 59, 79)
 
 @dataclass(frozen=True)
 class Size:
-    """Examples, and epochs: of removal, of the beginning of a window and its length, after the deficit, followed."""
+    """Examples, and epochs: of removal, of the beginning of a window and its length, after the deficit, of the removal
+    that is followed by its Fisher trace, and of those at which the schedule begins anew.
+    """
 
     train: int
     test: int
@@ -39,11 +41,12 @@ class Size:
     window: int
     after: int
     followed: int
+    restarts: tuple[int, ...]
 
 
-DIGITS = Size(600, 450, 60, 0.97, (0, 2, 5, 10, 20, 40, 80), (0, 5, 10, 20, 30, 45, 60), 15, 60, 40)
-FASHION = Size(3000, 2000, 60, 0.95, (0, 5, 20), (0, 5, 15), 5, 15, 20)
-QUICK = Size(120, 100, 60, 0.97, (0, 2), (0, 1), 1, 2, 2)
+DIGITS = Size(600, 450, 60, 0.97, (0, 2, 5, 10, 20, 40, 80), (0, 5, 10, 20, 30, 45, 60), 15, 60, 40, (20, 40))
+FASHION = Size(3000, 2000, 60, 0.95, (0, 5, 20), (0, 5, 15), 5, 15, 20, ())
+QUICK = Size(120, 100, 60, 0.97, (0, 2), (0, 1), 1, 2, 2, (2,))
 
 
 class Lab:
@@ -80,7 +83,13 @@ def windows(lab: Lab, out: Path, seeds: Sequence[int]) -> None:
     _measured(lab, out, "windows", lab.size.onsets, (lab.size.window,), seeds)
 
 
-EXPERIMENTS = {"removal": removal, "windows": windows}
+def restart(lab: Lab, out: Path, seeds: Sequence[int]) -> None:
+    """As removal, the schedule of the rate begun anew when the deficit is removed; in the run without one, too."""
+    if lab.size.restarts:
+        _measured(lab, out, "restart", (0,), lab.size.restarts, seeds, restart=True)
+
+
+EXPERIMENTS = {"removal": removal, "windows": windows, "restart": restart}
 
 
 def _measured(
@@ -110,16 +119,16 @@ def rows(record: Record, name: str, data: str) -> list[Row]:
 
 
 def told(record: Record, name: str, data: str) -> CriticalPeriod:
-    return CriticalPeriod(BLUR, FLIP, False, 0, tuple(rows(record, name, data)))
+    return CriticalPeriod(BLUR, FLIP, name == "restart", 0, tuple(rows(record, name, data)))
 
 
 def tables(record: Record, name: str) -> dict[str, str]:
     """Mark in the README -> table."""
     found = {}
-    for what, first in (("removal", "removed at epoch"), ("windows", "epochs of the deficit")):
+    for what in EXPERIMENTS:
         seen, lines = told(record, what, name), []
         for onset, length in seen.windows:
-            cells = [str(length) if what == "removal" else f"{onset} to {onset + length - 1}"]
+            cells = [f"{onset} to {onset + length - 1}" if what == "windows" else str(length)]
             cells.append(_mean(seen.accuracies(NONE, onset, length)))
             for deficit in (BLUR, FLIP):
                 lost, error = seen.cost(deficit, onset, length)
@@ -127,6 +136,7 @@ def tables(record: Record, name: str) -> dict[str, str]:
                 cells += [_mean(seen.accuracies(deficit, onset, length)), f"{100 * lost:.1f}{spread}" if length else ""]
             lines.append(cells)
         if lines:
+            first = "epochs of the deficit" if what == "windows" else "removed at epoch"
             head = f"{first} | never, % | {BLUR}, % | points lost | {FLIP}, % | points lost"
             found[f"{what} {name}"] = table(head.split(" | "), lines)
     traces = {deficit: told(record, "removal", name).fisher(deficit) for deficit in (NONE, BLUR, FLIP)}

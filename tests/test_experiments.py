@@ -336,7 +336,7 @@ def test_critical_periods_run_and_can_be_taken_up_again(tmp_path, capsys):
     first, seen = out.read_text(), capsys.readouterr().out
     assert all(f"\n{name} digits\n" in seen for name in (*critical.EXPERIMENTS, "fisher"))
     rows = json.loads(first)
-    assert len(rows) == 4 + 6 and len(rows["removal/digits/blur 4/0+2/0"]["fisher"]) == 5
+    assert len(rows) == 4 + 6 + 3 and len(rows["removal/digits/blur 4/0+2/0"]["fisher"]) == 5
     assert rows["removal/digits/none/0+0/0"]["fisher"][0] == rows["removal/digits/vertical flip/0+2/0"]["fisher"][0]
     last = "windows/digits/vertical flip/1+1/0"
     out.write_text(json.dumps({key: row for key, row in rows.items() if key != last}))
