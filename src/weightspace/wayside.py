@@ -184,5 +184,5 @@ def period_figure(found: CriticalPeriod, fisher: CriticalPeriod | None = None) -
             xaxis=span, yaxis={"domain": [0.56, 1]},
             xaxis2={**span, "anchor": "y2", "title_text": "epoch"},
             yaxis2={"domain": [0, 0.4], "title_text": "tr F", "rangemode": "tozero"},
-        )  # fmt: skip
+        ).update_xaxes(title_font_size=13).update_yaxes(title_font_size=13)  # fmt: skip
     return plot
