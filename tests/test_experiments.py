@@ -386,4 +386,6 @@ def test_the_readme_shows_what_was_measured_of_invariant_paths():
     found |= colours.tables(record.Record(colours.RESULTS / "colours.json"))
     found |= trust.tables(record.Record(trust.RESULTS / "trust.json"), "digits")
     found |= language.tables(record.Record(language.RESULTS / "language.json"), "texts")
-    assert len(found) == 23 and all(table in text for table in found.values())
+    for name in ("digits", "fashion-mnist"):
+        found |= critical.tables(record.Record(critical.RESULTS / "critical.json"), name)
+    assert len(found) == 30 and all(table in text for table in found.values())
