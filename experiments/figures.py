@@ -12,6 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from experiments import critical
 from experiments.alignment import CHILDREN, MOST, NOISES, RESULTS, WAYS
 from experiments.images import given_up
 from experiments.record import Record
@@ -117,6 +118,8 @@ def main() -> None:
             template="plotly_white", width=1000, margin={"t": 40, "b": 50, "l": 55, "r": 20}
         )
         figure.write_image(folder / f"{name}.png")
+    seen = critical.figure(Record(folder / "critical.json"))
+    seen.update_layout(width=1000, paper_bgcolor="white").write_image(folder / "critical.png")
 
 
 if __name__ == "__main__":

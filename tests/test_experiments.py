@@ -19,6 +19,7 @@ from experiments import (  # noqa: E402
     alignment,
     colours,
     continual,
+    critical,
     freedom,
     graph,
     images,
@@ -331,6 +332,21 @@ def test_trust_runs_and_can_be_taken_up_again(tmp_path, capsys):
     assert out.read_text() == first
 
 
+def test_critical_periods_run_and_can_be_taken_up_again(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    assert critical.main(["--quick", "--out", str(out)]) == 0
+    first, seen = out.read_text(), capsys.readouterr().out
+    assert all(f"\n{name} digits\n" in seen for name in (*critical.EXPERIMENTS, "fisher"))
+    rows = json.loads(first)
+    assert len(rows) == 4 + 6 + 3 and len(rows["removal/digits/blur 4/0+2/0"]["fisher"]) == 5
+    assert rows["removal/digits/none/0+0/0"]["fisher"][0] == rows["removal/digits/vertical flip/0+2/0"]["fisher"][0]
+    last = "windows/digits/vertical flip/1+1/0"
+    out.write_text(json.dumps({key: row for key, row in rows.items() if key != last}))
+    assert critical.main(["--quick", "--out", str(out)]) == 0
+    assert json.loads(out.read_text()) == rows and capsys.readouterr().out.startswith(last)
+    assert len(critical.figure(record.Record(out)).data) == 2 + 3
+
+
 def test_language_experiments_run_and_can_be_taken_up_again(tmp_path, capsys):
     out = tmp_path / "rows.json"
     assert language.main(["--quick", "--out", str(out)]) == 0
@@ -405,4 +421,6 @@ def test_the_readme_shows_what_was_measured_of_invariant_paths():
     found |= language.tables(record.Record(language.RESULTS / "language.json"), "texts")
     found |= images.tables(record.Record(images.RESULTS / "images.json"))
     found |= ratio.tables(record.Record(ratio.RESULTS / "ratio.json"))
-    assert len(found) == 30 and all(table in text for table in found.values())
+    for name in ("digits", "fashion-mnist"):
+        found |= critical.tables(record.Record(critical.RESULTS / "critical.json"), name)
+    assert len(found) == 34 and all(table in text for table in found.values())

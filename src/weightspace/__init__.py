@@ -28,6 +28,7 @@ _CONTENTS = {
     "displacement": [],
     "perturbation": ["perturb", "stability", "width"],
     "sensitivity": ["breakdown", "sensitivities", "trust_per_example"],
+    "fisher": ["fisher_trace", "gradient_noise"],
     "spectral": ["spectral_norm", "spectral_bound"],
     # what happens inside
     "activation": ["features", "forced", "gates"],
@@ -46,6 +47,7 @@ _CONTENTS = {
     "dynamics": ["Recorder"],
     "recording": ["Recording"],
     "adapters": [],
+    "periods": ["critical_period"],
     # linear maps known by their action
     "operator": ["Operator", "jacobian"],
     "kernel": [],

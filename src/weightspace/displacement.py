@@ -10,9 +10,9 @@ Related: Relative flatness and generalization (Petzka, Kamp, Adilova, Sminchises
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,7 +25,10 @@ from weightspace.symmetry.layer import Layer, layers, rows_met
 from weightspace.symmetry.trace import SymmetryError, arguments, input_tensors
 from weightspace.task import Task, carried
 
-__all__ = ["Displacement", "displacement", "traces"]
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = ["Displacement", "displacement", "squares", "traces"]
 
 _ROOM = 1 << 25
 
@@ -82,37 +85,47 @@ def _sizes(net: Net, noise: float | Weights, names: list[str] | None) -> dict[st
 def traces(
     net: Net, task: Task, names: list[str], *, draws: int = 8, seed: int = 0
 ) -> Iterator[tuple[dict[str, float], float]]:
-    """For every draw of u: name -> |J_l^T u|^2, summed over examples, whose mean is tr G_l; and |f|.
-
-    Linear maps and convolutions whose weight is used once cost a pass back together; all other tensors a gradient for
-    every example.
-    """
+    """For every draw of u: name -> |J_l^T u|^2, summed over examples, whose mean is tr G_l; and |f|."""
     totals = [dict.fromkeys(names, 0.0) for _ in range(draws)]
     square = 0.0
     generator = torch.Generator().manual_seed(seed)
     for x, _ in task.batches(net):
-        x = carried(x, net)
         with torch.no_grad(), math_attention():
-            out = task.output(net(x))
+            out = task.output(net(carried(x, net)))
         square += float(out.double().square().sum())
         drawn = [torch.randn(out.shape, generator=generator).to(out) for _ in range(draws)]
-        done = _of_layers(net, task, x, drawn, names, totals)
-        rest = [name for name in names if name not in done]
-        if rest:
-            _of_rest(net, task, x, drawn, rest, totals)
+        for total, found in zip(totals, squares(net, task, x, drawn, names), strict=True):
+            for name, each_one in found.items():
+                total[name] += float(each_one.sum())
     for total in totals:
         yield total, math.sqrt(square)
 
 
+def squares(
+    net: Net, task: Task, x: Any, cotangents: Sequence[Tensor], names: Sequence[str]
+) -> list[dict[str, Float[Tensor, " examples"]]]:
+    """For every u of the form of the outputs of x: name -> |J_il^T u_i|^2 of every example i, in float64.
+
+    J_il^T u_i is the gradient of u_i . f(x_i) in the tensor l. Linear maps and convolutions whose weight is used once
+    cost a pass back together; all other tensors a gradient for every example.
+    """
+    x = carried(x, net)
+    totals: list[dict[str, Tensor]] = [{} for _ in cotangents]
+    done = _of_layers(net, task, x, cotangents, set(names), totals)
+    if rest := [name for name in names if name not in done]:
+        _of_rest(net, task, x, cotangents, rest, totals)
+    return [{name: total[name] for name in names} for total in totals]
+
+
 def _of_layers(
-    net: Net, task: Task, x: Any, drawn: list[Tensor], names: list[str], totals: list[dict[str, float]]
+    net: Net, task: Task, x: Any, drawn: Sequence[Tensor], names: set[str], totals: list[dict[str, Tensor]]
 ) -> set[str]:
-    """Add what the layers give, all from one pass back a draw; which tensors that were."""
+    """Fill in what the layers give, all from one pass back a draw; which tensors that were."""
     try:
         graph = graph_of(net, x)
     except SymmetryError:
         return set()
-    wanted = {layer.node: layer for layer in layers(graph) if {layer.weight, layer.bias} & set(names)}
+    wanted = {layer.node: layer for layer in layers(graph) if {layer.weight, layer.bias} & names}
     kept: list[tuple[Layer, tuple[Any, ...], Tensor]] = []
     learnt = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in net.weights.items()}
     with torch.enable_grad(), math_attention():
@@ -133,34 +146,38 @@ def _of_layers(
         at = None if first[k] is None else examples_at(first[k], len(out), layer)
         if first[k] is not None and at is None:
             continue
-        done |= {layer.weight} | ({layer.bias} if layer.bias else set())
-        if at is not None:
-            with torch.no_grad():
-                met = rows_met(layer, (given[0].movedim(at, 0), *given[1:]))
-                for total, slope in zip(totals, slopes, strict=True):
-                    turned = slope[k].movedim(at, 0)
-                    turned = turned if layer.at < 0 else turned.movedim(layer.at, -1)
-                    _add(total, layer, met, turned.reshape(len(met), -1, z.shape[layer.at]))
+        own = ({layer.weight} | ({layer.bias} if layer.bias else set())) & names
+        done |= own
+        if at is None:  # the outputs do not depend on it
+            for total in totals:
+                total.update({name: torch.zeros(len(out), dtype=torch.float64).to(out.device) for name in own})
+            continue
+        with torch.no_grad():
+            met = rows_met(layer, (given[0].movedim(at, 0), *given[1:]))
+            for total, slope in zip(totals, slopes, strict=True):
+                turned = slope[k].movedim(at, 0)
+                turned = turned if layer.at < 0 else turned.movedim(layer.at, -1)
+                _add(total, own, layer, met, turned.reshape(len(met), -1, z.shape[layer.at]))
     return done
 
 
-def _add(total: dict[str, float], layer: Layer, met: Tensor, slope: Tensor) -> None:
-    """|sum_t d_t h_t^T|^2 over all examples, without and with the one that stands for the bias."""
+def _add(total: dict[str, Tensor], own: set[str], layer: Layer, met: Tensor, slope: Tensor) -> None:
+    """|sum_t d_t h_t^T|^2 of every example, without and with the one that stands for the bias."""
     h, d = met.double(), slope.double()
     h = h if layer.bias is None else h[..., :-1]
-    if layer.weight in total:
+    if layer.weight in own:
         if h.shape[1] == 1:
-            total[layer.weight] += float((h.square().sum(2) * d.square().sum(2)).sum())
+            total[layer.weight] = h.square().sum((1, 2)) * d.square().sum((1, 2))
         else:
             step = max(1, _ROOM // (h.shape[-1] * d.shape[-1]))
             pairs = zip(h.split(step), d.split(step), strict=True)
-            total[layer.weight] += sum(float((q.mT @ p).square().sum()) for p, q in pairs)
-    if layer.bias in total:
-        total[layer.bias] += float(d.sum(1).square().sum())
+            total[layer.weight] = torch.cat([(q.mT @ p).square().sum((1, 2)) for p, q in pairs])
+    if layer.bias in own:
+        total[layer.bias] = d.sum(1).square().sum(1)
 
 
 def _of_rest(
-    net: Net, task: Task, x: Any, drawn: list[Tensor], rest: list[str], totals: list[dict[str, float]]
+    net: Net, task: Task, x: Any, drawn: Sequence[Tensor], rest: list[str], totals: list[dict[str, Tensor]]
 ) -> None:
     """A gradient for every example, of tensors that are used twice, of norms, embeddings and what has no rule."""
     chosen = {name: net.weights[name].detach() for name in rest}
@@ -177,7 +194,14 @@ def _of_rest(
             try:
                 found = [together(chosen, x, u)]
             except RuntimeError:  # an operation that cannot be batched
-                found = [slope(chosen, each(lambda t, k=k: t[k], x), u[k]) for k in range(len(u))]
-        for gradients in found:
-            for name, g in gradients.items():
-                total[name] += float(g.double().square().sum())
+                found = [_one_by_one(f, chosen, each(lambda t, k=k: t[k], x), u[k]) for k in range(len(u))]
+        for name in rest:
+            parts = [gradients[name].double().flatten(1).square().sum(1) for gradients in found]
+            total[name] = torch.cat(parts)
+
+
+def _one_by_one(f: Callable[..., Tensor], chosen: Mapping[str, Tensor], one: Any, u: Tensor) -> dict[str, Tensor]:
+    with torch.enable_grad():
+        leaves = {name: t.clone().requires_grad_() for name, t in chosen.items()}
+        found = torch.autograd.grad(f(leaves, one, u), [*leaves.values()], materialize_grads=True)
+    return {name: g[None] for name, g in zip(leaves, found, strict=True)}

@@ -164,6 +164,15 @@ class Task:
             raise TaskError(f"no example of this batch has a label: all are {IGNORED}")
         return d.mean()
 
+    def slopes(self, f: Tensor, y: Tensor | None) -> tuple[Tensor, int]:
+        """The gradient of the sum of distances in the outputs f of a batch; and how many distances these are."""
+        if y is None:
+            raise TaskError("the task has no labels; give Task(inputs, labels)")
+        with torch.enable_grad():
+            leaf = f.detach().requires_grad_()
+            d, count = self._measured(leaf, y, len(f))
+            return torch.autograd.grad(d.sum() if d.ndim else d * count, leaf)[0], count
+
     def distances(self, net: Net) -> Float[Tensor, " t"]:
         """The vector d_t = d_Y(f(x_t), y_t)."""
         parts = [d for d, _ in self._distances(net)]
