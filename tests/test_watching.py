@@ -14,6 +14,7 @@ from weightspace.cli import main
 from weightspace.crossing import cross_path, off_diagonal, self_path
 from weightspace.datasets import digits
 from weightspace.dynamics import Recorder
+from weightspace.fisher import fisher_trace
 from weightspace.recording import Recording
 
 RUN = ("watch", "-o", "run.rec", "--epochs", "4", "--probe", "20", "--limit", "300")
@@ -75,14 +76,16 @@ def test_paths_of_a_recorder_of_ones_own(here, capsys):
     """Bare gates: no distances, no activations, no loss; a smooth function says so."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.GELU(), nn.Linear(9, 10))
-    with Recorder(model, file="own.rec", tell=None, distances=False, p=gates(digits("test").take(8))) as watch:
+    with Recorder(model, file="own.rec", tell=None, distances=False, p=gates(digits("test").take(8)),
+                  fisher=fisher_trace(digits("test").take(8))) as watch:  # fmt: skip
         for _ in range(3):
             with torch.no_grad():
                 model[1].weight.mul_(1.1).add_(0.02)
             watch.step()
     code, out, err = run(capsys, "paths", "own.rec", "--report", "own.html")
     assert code == 0 and "2: no kink" in out.replace("\n", " ") and "Path given up" not in out, err
-    assert "Overlap and distance" not in (here / "own.html").read_text()
+    page = (here / "own.html").read_text()
+    assert "Overlap and distance" not in page and "Fisher trace" in page
 
 
 @pytest.mark.parametrize(

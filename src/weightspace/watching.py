@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from weightspace import architecture, crossing
 from weightspace.activation import Gates, gates
+from weightspace.adapters import scalars
 from weightspace.architecture import ArchitectureError
 from weightspace.compare import Progress
 from weightspace.dynamics import Recorder
+from weightspace.fisher import fisher_trace
 from weightspace.net import Net
 from weightspace.page import Card, Figure, Page
 from weightspace.recording import Recording, RecordingError
@@ -30,7 +32,13 @@ __all__ = ["Passages", "Watched", "passages", "paths_page", "watched"]
 
 _INK, _PALE = "#1f2933", "rgba(15,118,110,0.18)"
 _COLOURS = ("#0f766e", "#b4532a", "#3366aa", "#8a5cc2", "#8a7a1f", "#c2417a", "#4b5563", "#0891b2")
-_PAIRS, _ANCHOR, _CANDIDATES, _LAYERS = 400, 5, 128, 8
+_TOLD = {
+    "loss": ("Loss", "Of the batch at the record."),
+    "accuracy": ("Accuracy", "On examples that are not learnt from."),
+    "from_start": ("Way from the start", "Relative trust of the first network and this one."),
+    "fisher": ("Fisher trace", "How much the predictions feel the weights: high while much is learnt."),
+}
+_PAIRS, _ANCHOR, _CANDIDATES, _LAYERS, _SERIES = 400, 5, 128, 8, 8
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,7 @@ def watched(
     options: dict[str, Any] = {"gates": gates(seen), "held": gates(held), "activations": crossing.features_since(seen)}
     with Recorder(
         module, every or max(1, len(y) // batch), file=out, tell=None, accuracy=accuracy(held),
-        distances_of_inputs=_once(lambda: _apart(seen)), **options,
+        fisher=fisher_trace(seen), distances_of_inputs=_once(lambda: _apart(seen)), **options,
     ) as watch:  # fmt: skip
         _train(module, x, y, epochs, rate, batch, seed, watch, lambda k: progress("training", k, steps))
         return Watched(str(out), watch.steps, len(watch.recording()), watch.overhead, accuracy(test)(Net.of(module)))
@@ -295,15 +303,14 @@ def _ratio(steps: Sequence[int], cross: Sequence[float], stages: tuple[int, int]
 
 
 def _numbers(seen: Sequence[Any]) -> dict[str, list[list[float]]]:
-    """Every number that was recorded more than once: steps and values."""
+    """Every number that was recorded more than once, by dotted name: steps and values."""
     found: dict[str, list[list[float]]] = {}
     for record in seen:
-        for key, value in record.values.items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-                series = found.setdefault(key, [[], []])
-                series[0].append(record.step)
-                series[1].append(float(value))
-    return {key: series for key, series in found.items() if len(series[0]) > 1}
+        for key, value in scalars(record).items():
+            series = found.setdefault(key, [[], []])
+            series[0].append(record.step)
+            series[1].append(value)
+    return {key: series for key, series in found.items() if len(series[0]) > 1 and not key.startswith("activations.")}
 
 
 # ------------------------------------------------------------------ a page
@@ -348,7 +355,9 @@ def paths_page(found: Passages, name: str = "Paths", command: str = "") -> Page:
         parts.append(_ranks(found))
     if found.scatter is not None:
         parts.append(_scatter(found))
-    parts += [_series(key, found.numbers[key]) for key in ("loss", "accuracy") if key in found.numbers]
+    known = [key for key in ("loss", "accuracy") if key in found.numbers]
+    others = [key for key in found.numbers if key not in (*known, "norm", "from_last")]
+    parts += [_series(key, found.numbers[key]) for key in [*known, *others][:_SERIES]]
     return Page(name, headline, lead, "plain", command, cards, parts, found.remarks())
 
 
@@ -435,4 +444,5 @@ def _series(key: str, values: Sequence[Sequence[float]]) -> Figure:
     plot = plot_of([go.Scatter(x=values[0], y=values[1], mode="lines+markers", line={"color": _INK})], legend=False)
     plot.update_xaxes(title_text="step")
     plot.update_yaxes(title_text=key)
-    return Figure(key.capitalize(), "As it was recorded.", plot, wide=False)
+    title, told = _TOLD.get(key, (key, "As it was recorded."))
+    return Figure(title, told, plot, wide=False)
