@@ -66,7 +66,8 @@ class Recorder:
                 raise WeightspaceError(f"{name} is a {type(observable).__name__}, not a function of a network")
         self.model, self.every, self.points, self.tell = model, every, points, tell
         self.observables, self.on_record, self.distances = dict(observables), list(on_record), distances
-        self.steps, self.spent, self.began = 0, 0.0, time.perf_counter()
+        self.steps, self.spent = 0, 0.0
+        self.began = self._clock = time.perf_counter()
         self.records: list[Record] = []
         self.failures: dict[str, str] = {}
         self._net = self._start = self._last = Net.of(model)
@@ -78,6 +79,7 @@ class Recorder:
             self._trail = Trail(f"{os.fspath(file)}.points", self._net)
         if self.steps == 0:
             self.record()
+            self.spent, self.began = 0.0, time.perf_counter()
 
     def _opened(self, file: str | os.PathLike[str]) -> Writer:
         header = {
@@ -123,7 +125,7 @@ class Recorder:
             self._last = net
         for name, observable in ({n: _constant(v) for n, v in told.items()} | self.observables).items():
             self._observe(name, observable, net, values, failed)
-        record = Record(self.steps, self._before + began - self.began, values, failed)
+        record = Record(self.steps, self._before + began - self._clock, values, failed)
         if self._writer is None:
             self.records.append(record)
         else:
@@ -173,7 +175,7 @@ class Recorder:
 
     @property
     def overhead(self) -> float:
-        """Seconds spent recording over the seconds of the rest of the run."""
+        """Seconds spent recording, after the record at the start, over the seconds of the rest of the run."""
         rest = time.perf_counter() - self.began - self.spent
         return self.spent / max(rest, 1e-9)
 
