@@ -423,4 +423,4 @@ def test_the_readme_shows_what_was_measured_of_invariant_paths():
     found |= ratio.tables(record.Record(ratio.RESULTS / "ratio.json"))
     for name in ("digits", "fashion-mnist"):
         found |= critical.tables(record.Record(critical.RESULTS / "critical.json"), name)
-    assert len(found) == 34 and all(table in text for table in found.values())
+    assert len(found) == 37 and all(table in text for table in found.values())
