@@ -30,6 +30,8 @@ _CONTENTS = {
     "sensitivity": ["breakdown", "sensitivities", "trust_per_example"],
     "fisher": ["fisher_trace", "gradient_noise"],
     "spectral": ["spectral_norm", "spectral_bound"],
+    # what the weights know
+    "posterior": ["Code", "Gaussian", "encode"],
     # what happens inside
     "activation": ["features", "forced", "gates"],
     "crossing": ["cross_features", "cross_path", "self_features", "self_path"],
