@@ -34,6 +34,10 @@ _CONTENTS = {
     "spectral": ["spectral_norm", "spectral_bound"],
     # what the weights know
     "posterior": ["Code", "Gaussian", "encode"],
+    "quadratic": ["Quadratic"],
+    "langevin": ["learning_coefficient"],
+    "description": ["flatness_bound", "information"],
+    "structure": ["random_labels", "structure_function"],
     # what happens inside
     "activation": ["features", "forced", "gates"],
     "crossing": ["cross_features", "cross_path", "self_features", "self_path"],

@@ -92,6 +92,13 @@ class Quadratic:
         known = values / (values + positive("beta", beta))
         return known if vectors is None else vectors.square() @ known
 
+    def nats(self, variance: float | Tensor, beta: float = 1.0) -> Float[Tensor, " n"]:
+        """The part of every weight in the KL: the logarithm of the determinant is the trace of that of the matrix."""
+        values, vectors = self._spectrum(variance)
+        logs = (values / positive("beta", beta)).log1p()
+        logs = logs if vectors is None else vectors.square() @ logs
+        return (self.offset.square() / self._wide(variance) + logs - self.dimensions(variance, beta)) / 2
+
     def best_variance(self, beta: float = 1.0, sizes: Sequence[int] | None = None) -> Float[Tensor, " n"]:
         """The v that makes C_beta shortest, one number for every `sizes` consecutive weights (all of them).
 
