@@ -33,7 +33,7 @@ from weightspace.symmetry.trace import arguments
 from weightspace.task import Task, carried
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    pass
 
 __all__ = [
     "CurvatureError",
@@ -143,16 +143,21 @@ def curvature_diagonal(net: Net, task: Task, draws: int | None = None, *, seed: 
     return net.weights.zeros().replace(total)
 
 
-def blocks(operator: Operator, weights: Weights, *, largest: int = 2048) -> dict[str, Float[Tensor, "n n"]]:
-    """Name -> the diagonal block of a symmetric operator that is that tensor's, in float64, if of `largest` numbers.
+def blocks(operator: Operator, weights: Weights, *, largest: int = 1024) -> dict[str, Tensor]:
+    """Name -> the diagonal block (n, n) of a symmetric operator that is that tensor's, in float64.
 
-    Cost: a product for every number of these tensors.
+    Of a tensor of more than `largest` numbers its diagonal (n,) alone, for which the operator must know its own. Cost:
+    a product for every number of the others. Raises `OperatorError` for a diagonal that is not known.
     """
-    found = {}
+    found: dict[str, Tensor] = {}
+    diagonal = None
     for name, tensor in weights.items():
         n = tensor.numel()
-        if n <= largest:
-            where = weights.zeros().replace({name: torch.ones_like(tensor)}).flat().nonzero()[:, 0].cpu()
+        where = weights.zeros().replace({name: torch.ones_like(tensor)}).flat().nonzero()[:, 0].cpu()
+        if n > largest:
+            diagonal = operator.exact_diagonal() if diagonal is None else diagonal
+            found[name] = diagonal.cpu()[where].double()
+        else:
             columns = torch.zeros(operator.columns, n, dtype=torch.float64)
             columns[where, torch.arange(n)] = 1
             block = (operator @ columns)[where]
