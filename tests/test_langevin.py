@@ -12,7 +12,7 @@ from weightspace.langevin import LearningCoefficient, learning_coefficient
 from weightspace.net import Net, WeightspaceError
 from weightspace.task import Task
 
-N = 400
+N = 100
 
 
 class Product(nn.Module):
@@ -38,7 +38,7 @@ def regular(weights: int) -> tuple[Net, Task]:
 
 def singular() -> tuple[Net, Task]:
     torch.manual_seed(1)
-    x = 0.5 * torch.randn(N, 1, dtype=torch.float64)
+    x = torch.randn(N, 1, dtype=torch.float64)
     return Net.of(Product().double()), Task(x, torch.zeros(N, 1, dtype=torch.float64))
 
 
@@ -67,7 +67,7 @@ def test_a_singular_model_has_less_and_what_the_integral_says():
     net, task = singular()
     known = on_a_grid(task, 1.0)
     assert known < 0.5  # lambda = 1/2 is reached from below, like 1 / log n
-    found = learning_coefficient(net, task, draws=1500, burn=700, pull=1.0, step=4e-3, chains=48, seed=2)
+    found = learning_coefficient(net, task, draws=500, burn=500, pull=1.0, step=4e-3, chains=128, seed=2)
     assert abs(found.value - known) < 3 * found.error + 0.03
     assert found.value < 0.6  # two weights of a regular model would have 1
     assert found.error < 0.1
@@ -78,9 +78,9 @@ def test_a_metric_changes_the_pace_and_not_the_value():
     heat = 1 / math.log(N)
     stiff = 2 * heat * task.example(N).square().sum(0)
     metric = net.weights.shaped(stiff)
-    found = learning_coefficient(net, task, chains=16, draws=150, pull=1e-3, metric=metric, batch=64)
+    found = learning_coefficient(net, task, chains=16, draws=150, pull=1e-3, metric=metric, batch=32)
     assert abs(found.value - 1.5) < 3 * found.error + 0.15
-    assert found.step == pytest.approx(0.2, rel=0.3)
+    assert found.step == pytest.approx(0.2, rel=0.5)
 
 
 def test_chains_repeat_themselves_and_count_their_steps():
@@ -91,7 +91,7 @@ def test_chains_repeat_themselves_and_count_their_steps():
         for _ in range(2)
     ]
     assert runs[0] == runs[1] != learning_coefficient(net, task, draws=5, burn=2, chains=2, seed=4)
-    assert seen[:2] == [(1, 14), (2, 14)] and seen[13] == (14, 14)
+    assert seen[:2] == [(2, 14), (4, 14)] and seen[6] == (14, 14)
 
 
 def test_mistakes_are_told_in_one_line():

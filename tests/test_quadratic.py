@@ -41,7 +41,9 @@ def test_the_covariance_has_the_length_that_is_said_and_none_is_shorter(beta, va
         s = s.diag() if s.dim() == 1 else s
         assert written(q, s, v, beta).item() == pytest.approx(q.length(variance, beta), abs=1e-10)
         assert float(divergence(s, q.offset, v)) == pytest.approx(q.kl(variance, beta), abs=1e-10)
-        assert float((1 - s.diagonal() / v).sum()) == pytest.approx(float(q.dimensions(variance, beta).sum()), abs=1e-10)
+        assert float((1 - s.diagonal() / v).sum()) == pytest.approx(
+            float(q.dimensions(variance, beta).sum()), abs=1e-10
+        )
         root = torch.linalg.cholesky(s).requires_grad_()
         lower = root.tril() if q.hessian.dim() == 2 else root.diagonal().diag()
         slope = torch.autograd.grad(written(q, lower @ lower.T, v, beta), root)[0]
@@ -63,7 +65,9 @@ def test_a_minimiser_of_numbers_finds_the_same_code():
         found.backward()
         return found.item(), leaf.grad.numpy()
 
-    found = minimize(value, torch.zeros(15, dtype=torch.float64).numpy(), jac=True, method="BFGS", options={"gtol": 1e-9})
+    found = minimize(
+        value, torch.zeros(15, dtype=torch.float64).numpy(), jac=True, method="BFGS", options={"gtol": 1e-9}
+    )
     assert found.fun == pytest.approx(q.length(0.8, beta), abs=1e-10)
     root = lower(torch.from_numpy(found.x))
     torch.testing.assert_close(root @ root.T, q.covariance(0.8, beta), atol=1e-6, rtol=0)
@@ -85,7 +89,9 @@ def test_the_best_prior_is_a_fixed_point_and_no_other_is_better(sizes):
         s = q.covariance(v, beta)
         known = s if s.dim() == 1 else s.diagonal()
         again = [(o.square().sum() + t.sum()) / len(o) for o, t in zip(q.offset.split(groups), known.split(groups))]
-        torch.testing.assert_close(torch.stack([part[0] for part in v.split(groups)]), torch.stack(again), rtol=1e-10, atol=0)
+        torch.testing.assert_close(
+            torch.stack([part[0] for part in v.split(groups)]), torch.stack(again), rtol=1e-10, atol=0
+        )
         best = q.length(v, beta)
         for change in (0.99, 1.01):
             for k in range(len(groups)):

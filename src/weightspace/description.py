@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Bracket", "Cost", "Information", "InformationError", "LearningCoefficient", "Unconverged", "cost", "flatness_bound",
-    "information", "learning_coefficient",
+    "information", "learning_coefficient", "plain",
 ]  # fmt: skip
 
 _METHODS = ("local", "variational", "sgld")
@@ -73,8 +73,8 @@ class Information:
     """`value`: KL(Q | P) in nats, the information in the weights, with its standard error; `loss`: E_Q L, in nats.
 
     `dimension`: how many weights are known, sum_i 1 - S_ii / v_i. `layers`: name -> its part of `value`. `variance`:
-    name -> v of the prior. `flatness`: see `flatness_bound`. `slope`: the length of dL/dw over that at a network drawn
-    from Q. `products`: passes forward and back, or products with G, over the whole task. `examples`: distances in L.
+    name -> v of the prior. `flatness`: see `flatness_bound`. `slope`: the length of dL/dw (for "local", that with the
+    prior's pull where it is shorter) over that of the loss at a network drawn from Q. `products`: passes forward and back, or products with G, over the whole task. `examples`: distances in L.
     """
 
     method: str
@@ -99,8 +99,7 @@ class Information:
 
     def data(self) -> dict[str, Any]:
         """As plain data; what is not finite is None."""
-        told = {**asdict(self), "length": self.length, "notes": list(self.notes)}
-        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in told.items()}
+        return plain({**asdict(self), "length": self.length})
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,9 @@ def cost(
         return Cost(n, 3 * n * n * 8)
     k = _rank(n, rank)
     one = k + probes * _STEPS
-    parts = [w.numel() if w.numel() <= _DENSE else _rank(w.numel(), rank) + probes * _STEPS for w in net.weights.values()]
+    parts = [
+        w.numel() if w.numel() <= _DENSE else _rank(w.numel(), rank) + probes * _STEPS for w in net.weights.values()
+    ]
     return Cost(one + probes * _LANCZOS + blocks * sum(parts), (2 * k + _LANCZOS) * n * 8)
 
 
@@ -171,7 +172,8 @@ def information(
 
     Local: up to 512 weights exact, beyond that a Nystrom part of `rank` (a quarter of the weights, at most 256) and
     `probes` random vectors; `blocks=False` leaves out that line of the bracket. Warns with `Unconverged` where the
-    gradient is more than .3 of what a network drawn from Q would have: train on, or take "variational".
+    gradient of L, and that of L + beta/2 (w - w_0)^2 / v too, is more than .3 of what a network drawn from Q would have:
+    train on, or take "variational".
     Variational: `repeats` (2) runs of `posterior.encode`, whose `steps`, `batch`, `rate` and `draws` may be given; the
     shortest counts, `error` is that of their mean. SGLD: `value` is lambda log n and `dimension` 2 lambda; `chains`,
     `draws`, `burn`, `step`, `pull` and `batch` are those of `learning_coefficient`, and there is no prior and no beta.
@@ -198,6 +200,15 @@ def information(
     if prior != "layer" or anchor is not None or beta != 1:
         raise InformationError("sgld knows no prior, anchor or beta; leave them out")
     return _sgld(known, seed, progress, **options)
+
+
+def plain(value: Any) -> Any:
+    """As JSON takes it: lists for tuples, None for what is not finite."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def flatness_bound(net: Net, task: Task, beta: float = 1.0) -> float:
@@ -293,7 +304,7 @@ def _local(
     layers = {name: known_of[name] + (spectrum.logs[name] - spectrum.known[name]) / 2 for name in known_of}
     dimension = sum(spectrum.known.values())
     trace = float(alone.hessian.sum())
-    ratio = _ratio(known, trace)
+    ratio = min(_ratio(known, known.slope, trace), _ratio(known, known.slope + beta * alone.offset / v, trace))
     notes = _remarks(known, ratio, felt)
     if ratio > _UNSETTLED:
         warnings.warn(notes[0], Unconverged, stacklevel=3)
@@ -310,9 +321,9 @@ def _variance(alone: Quadratic, prior: str | float, known: _Known) -> Float[Tens
     return torch.full_like(alone.offset, prior)
 
 
-def _ratio(known: _Known, trace: float) -> float:
-    """|dL/dw| over that at a network drawn from Q, whose square is tr G S G <= beta tr G."""
-    size = float(known.slope.double().norm())
+def _ratio(known: _Known, slope: Tensor, trace: float) -> float:
+    """|slope| over that of the loss at a network drawn from Q, whose square is tr G S G <= beta tr G."""
+    size = float(slope.double().norm())
     return size / math.sqrt(known.beta * trace) if trace else math.inf if size else 0.0
 
 
@@ -332,9 +343,7 @@ def _remarks(known: _Known, ratio: float, felt: Tensor) -> list[str]:
 class _Counted:
     """V^1/2 G V^1/2 in float64, its products counted."""
 
-    def __init__(
-        self, inner: Operator, root: Tensor, progress: Callable[[int, int], None] | None, total: int
-    ) -> None:
+    def __init__(self, inner: Operator, root: Tensor, progress: Callable[[int, int], None] | None, total: int) -> None:
         self.products = 0
 
         def times(u: Tensor) -> Tensor:
@@ -404,9 +413,7 @@ def _inside(a: Operator, where: Tensor) -> Operator:
     return Operator(len(where), len(where), times)
 
 
-def _functions(
-    a: Operator, known: _Known, probes: int, seed: int
-) -> tuple[dict[str, float], dict[str, float], float]:
+def _functions(a: Operator, known: _Known, probes: int, seed: int) -> tuple[dict[str, float], dict[str, float], float]:
     """Name -> its part of tr log(I + A / beta), and of tr A (A + beta)^-1; and the standard error of all of the second."""
     generator = torch.Generator().manual_seed(seed + 1)
     logs, dims = [], []
@@ -457,7 +464,7 @@ def _variational(
     notes = ["no code was shorter than the one that says nothing"] if code.trivial else []
     return Information(
         "variational", code.kl, error, code.loss, known.beta, float((1 - left).sum()), dict(code.layers),
-        known.named(v, torch.mean), _flatness(known.net, trace, known.beta), _ratio(known, trace), known.count, products,
+        known.named(v, torch.mean), _flatness(known.net, trace, known.beta), _ratio(known, known.slope, trace), known.count, products,
         None, tuple(notes),
     )  # fmt: skip
 
@@ -482,6 +489,6 @@ def _sgld(
     size = options.get("batch", 512)
     return Information(
         "sgld", found.nats, found.error * math.log(n), known.loss, 1.0, 2 * found.value, {}, {},
-        _flatness(known.net, trace, 1.0), _ratio(known, trace), n,
+        _flatness(known.net, trace, 1.0), _ratio(known, known.slope, trace), n,
         math.ceil(found.steps * min(1.0, size / len(known.task))), None, tuple(notes),
     )  # fmt: skip

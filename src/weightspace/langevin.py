@@ -119,6 +119,8 @@ def loss_and_slope(
     for x, y in task.batches(net) if batches is None else batches:
         with torch.enable_grad():
             loss, some = task.summed(task.forward(there, x), y)
+            if not loss.requires_grad:
+                raise LearningError(f"{task} has no gradient in the weights; give a differentiable loss")
             slope += torch.autograd.grad(loss, leaf)[0]
         total, count = total + float(loss.detach()), count + some
     return total, slope, count

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from weightspace import checkpoint
+from weightspace.description import plain
 from weightspace.net import Net, WeightspaceError
 from weightspace.posterior import Code, Gaussian, encode
 from weightspace.task import IGNORED, Task
@@ -222,21 +223,23 @@ class StructureFunction:
         if self.runs and not self.collapse:
             said.append("no code was shorter than a constant: longer training or smaller betas may find one")
         if self.runs and self.collapse > self.betas[-1]:
-            said.append(f"more than a constant is learnt at the largest beta, {self.betas[-1]:g}: the collapse is later")
+            said.append(
+                f"more than a constant is learnt at the largest beta, {self.betas[-1]:g}: the collapse is later"
+            )
         return tuple(said)
 
     def data(self) -> dict[str, Any]:
         """As plain data."""
-        return {
+        return plain({
             "examples": self.examples, "length": self.length(), "complexity": self.complexity,
-            "collapse": self.collapse, "tail": self.tail if math.isfinite(self.tail) else None,
-            "efficiency": self.efficiency, "constants": [list(c) for c in self.constants],
-            "vertices": [list(v) for v in self.vertices], "runs": [asdict(run) for run in self.runs],
+            "collapse": self.collapse, "tail": self.tail,
+            "efficiency": self.efficiency, "constants": self.constants,
+            "vertices": self.vertices, "runs": [asdict(run) for run in self.runs],
             "curve": [{"beta": b, "length": self.length(b), "information": self.information(b)} for b in self.betas],
             "transitions": [{**asdict(t), "name": t.name} for t in self.transitions],
-            "susceptibility": [list(pair) for pair in self.susceptibility()],
-            "checks": [asdict(check) for check in self.checks], "notes": list(self.notes),
-        }  # fmt: skip
+            "susceptibility": self.susceptibility(),
+            "checks": [asdict(check) for check in self.checks], "notes": self.notes,
+        })  # fmt: skip
 
 
 def _slope(a: tuple[float, float], b: tuple[float, float]) -> float:
@@ -282,7 +285,9 @@ def _checks(s: StructureFunction) -> Iterator[Check]:
     trivial = [run.length - bare.length(run.beta) for run in best]
     yield check("constant", "no constant is shorter", [*zip(trivial, slack, betas, strict=True)])
     for name, law, key in (("ways", "up and down agree", "way"), ("seeds", "the seeds agree", "seed")):
-        yield check(name, law, [(_spread(s, beta, key), allowed, beta) for beta, allowed in zip(betas, slack, strict=True)])
+        yield check(
+            name, law, [(_spread(s, beta, key), allowed, beta) for beta, allowed in zip(betas, slack, strict=True)]
+        )
 
 
 def _chord(a: Run, b: Run, beta: float) -> float:
@@ -489,6 +494,7 @@ def _sweep(
     start = kept.start()
     for k, beta in enumerate(betas):
         if beta not in known:
+
             def step(done: int, total: int, before: int = k * options["steps"]) -> None:
                 if progress is not None:
                     progress(before + done)
