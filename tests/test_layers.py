@@ -11,7 +11,7 @@ ROOMS = """net | examples task datasets entry pickled checkpoint architecture | 
     | goals kernel modes layered metric pullback geodesic distance representation bounds displacement perturbation
     sensitivity fisher posterior
     | path trail recording surface ensembles pruning flows optim dynamics adapters periods
-    | compare workbench walk page report wayside trial watching demo text cli"""
+    | compare workbench walk page report watching wayside trial demo text cli"""
 ORDER = ROOMS.replace("|", "").split()
 LATE = {("symmetry", "path")}  # a barrier is measured along a path; but for this, only the cli imports late
 
