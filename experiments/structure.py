@@ -1,4 +1,4 @@
-"""Claims of information in the weights (Achille, Soatto, 2018; Achille, Paolini, Mbeng, Soatto, 2019): what a task costs.
+"""Claims of information in the weights (Achille, Soatto, 2018; Achille, Paolini, Mbeng, Soatto, 2019): what tasks cost.
 
     python -m experiments.structure [labels widths] [--data DIR] [--seeds 0 1]
 
@@ -57,7 +57,7 @@ class Lab:
         return (0.1, 2.0) if self.quick else FEW if kind == "cnn" else BETAS
 
     def steps(self, kind: str) -> int:
-        return 20 if self.quick else 600 if kind == "cnn" else 1000
+        return 20 if self.quick else 500 if kind == "cnn" else 700
 
 
 def labels(lab: Lab, seed: int) -> Iterator[Job]:
@@ -159,8 +159,8 @@ def tables(record: Record, name: str) -> dict[str, str]:
         rows = [_line(record, f"widths/{name}/{label}/{width}", width) for width in WIDTHS]
         rows = [row for row in rows if row]
         if rows:
-            head = ("width | weights | error, train / test, % | local KL | its error | lower / estimate / block / diagonal | "
-                    "code: loss / KL / C | its test error, % | sgld | flatness bound / 1000")  # fmt: skip
+            head = ("width | weights | error, train / test, % | local KL | its error | lower / estimate / block / "
+                    "diagonal | code: loss / KL / C | its test error, % | sgld | flatness bound / 1000")  # fmt: skip
             found[f"widths {name} {label}"] = table(head.split(" | "), rows)
     return found
 

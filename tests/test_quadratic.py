@@ -88,7 +88,10 @@ def test_the_best_prior_is_a_fixed_point_and_no_other_is_better(sizes):
         v = q.best_variance(beta, sizes)
         s = q.covariance(v, beta)
         known = s if s.dim() == 1 else s.diagonal()
-        again = [(o.square().sum() + t.sum()) / len(o) for o, t in zip(q.offset.split(groups), known.split(groups))]
+        again = [
+            (o.square().sum() + t.sum()) / len(o)
+            for o, t in zip(q.offset.split(groups), known.split(groups), strict=True)
+        ]
         torch.testing.assert_close(
             torch.stack([part[0] for part in v.split(groups)]), torch.stack(again), rtol=1e-10, atol=0
         )
@@ -118,8 +121,14 @@ def test_a_wrong_half_is_seen():
 
 def test_mistakes_are_told_in_one_line():
     q = case()
-    for wrong in (lambda: q.length(0.0), lambda: q.kl(-1.0), lambda: q.length(1.0, 0.0), lambda: q.best_variance(1.0, [2]),
-                  lambda: Quadratic(0.0, torch.eye(3), torch.zeros(2)), lambda: Quadratic(0.0, torch.eye(1) * torch.nan, torch.zeros(1))):  # fmt: skip
+    for wrong in (
+        lambda: q.length(0.0),
+        lambda: q.kl(-1.0),
+        lambda: q.length(1.0, 0.0),
+        lambda: q.best_variance(1.0, [2]),
+        lambda: Quadratic(0.0, torch.eye(3), torch.zeros(2)),
+        lambda: Quadratic(0.0, torch.eye(1) * torch.nan, torch.zeros(1)),
+    ):
         with pytest.raises(WeightspaceError) as seen:
             wrong()
         assert "\n" not in str(seen.value)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from weightspace.net import Net, WeightspaceError
-from weightspace.structure import Run, StructureError, StructureFunction, cost, drawn, random_labels, structure_function
+from weightspace.net import WeightspaceError
+from weightspace.structure import Run, StructureError, StructureFunction, cost, random_labels, structure_function
 from weightspace.task import Task
 
 LOG = 500 * math.log(10)
@@ -164,16 +164,6 @@ def test_labels_drawn_at_random_keep_the_rest():
     labels = [torch.cat([y for _, y in t.batches()]) for t in (half, whole, none)]
     assert torch.equal(labels[2], y) and 10 <= int((labels[0] != y).sum()) <= 30 < int((labels[1] != y).sum())
     assert not torch.equal(torch.cat([y for _, y in random_labels(task, seed=2).batches()]), labels[1])
-
-
-def test_a_model_is_drawn_anew_for_every_seed_where_it_can_be():
-    first, second = (drawn(model(), seed) for seed in (0, 1))
-    assert float((first - second).norm()) > 0.1
-    assert float((drawn(Net.of(model()), 0) - first).norm()) == 0
-    assert float((drawn(lambda seed: nn.Linear(6, 3, bias=seed > 1), 2).weights["bias"]).norm()) > 0
-    before = torch.random.get_rng_state()
-    drawn(lambda seed: model(), 5)
-    assert torch.equal(before, torch.random.get_rng_state())
 
 
 def test_the_best_constant_is_found():

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from weightspace.curvature import curvature_diagonal, gauss_newton
-from weightspace.langevin import LearningCoefficient, learning_coefficient, loss_and_slope
+from weightspace.langevin import learning_coefficient, loss_and_slope
 from weightspace.net import Net, WeightspaceError, checked
 from weightspace.operator import Operator, lanczos
 from weightspace.posterior import encode
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 __all__ = [
-    "Bracket", "Cost", "Information", "InformationError", "LearningCoefficient", "Unconverged", "cost", "flatness_bound",
-    "information", "learning_coefficient", "plain",
+    "Bracket", "Cost", "Information", "InformationError", "Unconverged", "cost", "flatness_bound", "information",
+    "learning_coefficient", "plain",
 ]  # fmt: skip
 
 _METHODS = ("local", "variational", "sgld")
@@ -74,7 +74,8 @@ class Information:
 
     `dimension`: how many weights are known, sum_i 1 - S_ii / v_i. `layers`: name -> its part of `value`. `variance`:
     name -> v of the prior. `flatness`: see `flatness_bound`. `slope`: the length of dL/dw (for "local", that with the
-    prior's pull where it is shorter) over that of the loss at a network drawn from Q. `products`: passes forward and back, or products with G, over the whole task. `examples`: distances in L.
+    prior's pull where it is shorter) over that of the loss at a network drawn from Q. `products`: passes forward and
+    back, or products with G, over the whole task. `examples`: distances in L.
     """
 
     method: str
@@ -104,7 +105,7 @@ class Information:
 
 @dataclass(frozen=True)
 class Cost:
-    """What `information` takes: `products`, each a pass forward and back over all examples or a little more, and memory.
+    """What `information` takes: `products`, each a pass forward and back over all examples or a little more.
 
     `bytes`: what is held beside the network, its graph on the task left out (`curvature.graph_bytes`).
     """
@@ -124,7 +125,7 @@ def cost(
     rank: int | None = None,
     probes: int = 6,
     blocks: bool = True,
-    steps: int = 2000,
+    steps: int = 1000,
     batch: int = 512,
     repeats: int = 2,
     chains: int = 4,
@@ -132,7 +133,7 @@ def cost(
     burn: int = 200,
 ) -> Cost:
     """What `information` with these arguments takes, known before it runs."""
-    n, size, share = net.weights.numel, len(task), min(1.0, batch / len(task))
+    n, share = net.weights.numel, min(1.0, batch / len(task))
     if method == "variational":
         return Cost(math.ceil(repeats * 2 * steps * share), 2 * 4 * n * 8)
     if method == "sgld":
@@ -172,8 +173,8 @@ def information(
 
     Local: up to 512 weights exact, beyond that a Nystrom part of `rank` (a quarter of the weights, at most 256) and
     `probes` random vectors; `blocks=False` leaves out that line of the bracket. Warns with `Unconverged` where the
-    gradient of L, and that of L + beta/2 (w - w_0)^2 / v too, is more than .3 of what a network drawn from Q would have:
-    train on, or take "variational".
+    gradient of L, and that of L + beta/2 (w - w_0)^2 / v too, is more than .3 of what a network drawn from Q would
+    have: train on, or take "variational".
     Variational: `repeats` (2) runs of `posterior.encode`, whose `steps`, `batch`, `rate` and `draws` may be given; the
     shortest counts, `error` is that of their mean. SGLD: `value` is lambda log n and `dimension` 2 lambda; `chains`,
     `draws`, `burn`, `step`, `pull` and `batch` are those of `learning_coefficient`, and there is no prior and no beta.
@@ -215,12 +216,12 @@ def flatness_bound(net: Net, task: Task, beta: float = 1.0) -> float:
     """K/2 [log |w|^2 + log tr G - log(K^2 beta)] nats, K weights: what a flat minimum can hold at most.
 
     For the code w_i (1 + noise of variance a_i) and the prior that is uniform in log |w|, L rises by 1/2 sum a_i w_i^2
-    G_ii and the information is -1/2 sum log a_i but for a constant of the prior, which knows no scale: it is shortest for
-    a_i = beta / (w_i^2 G_ii), with 1/2 sum log(w_i^2 G_ii / beta), which is at most this by the concavity of the
-    logarithm. The constant is left out, so that the number may be below zero: compare networks of one architecture. The
-    paper's expansion has no 1/2, hence its beta/2, and a second factor K before the logarithm of K^2, with which the bound
-    would not stay the same when weights are measured in other units. Source: The emergence of invariance and
-    disentanglement in deep representations (Achille, Soatto, 2018), proposition 4.3.
+    G_ii and the information is -1/2 sum log a_i but for a constant of the prior, which knows no scale. The shortest has
+    a_i = beta / (w_i^2 G_ii) and 1/2 sum log(w_i^2 G_ii / beta), which is at most this, as the logarithm is concave.
+    The constant is left out, so that the number may be below zero: compare networks of one architecture. The paper's
+    expansion has no 1/2, hence its beta/2, and a second K before the last logarithm, with which the bound would change
+    with the unit of the weights. Source: The emergence of invariance and disentanglement in deep representations
+    (Achille, Soatto, 2018), proposition 4.3.
     """
     diagonal = curvature_diagonal(checked(net), task).flat().double()
     return _flatness(net, float(diagonal.clamp(min=0).sum()), positive("beta", beta))
@@ -309,9 +310,9 @@ def _local(
     if ratio > _UNSETTLED:
         warnings.warn(notes[0], Unconverged, stacklevel=3)
     return Information(
-        "local", sum(layers.values()), math.hypot(*spectrum.errors) / 2, known.loss + beta / 2 * dimension, beta, dimension,
-        layers, known.named(v, torch.mean), _flatness(net, trace, beta), ratio, known.count, counted.products, bracket,
-        tuple(notes),
+        "local", sum(layers.values()), math.hypot(*spectrum.errors) / 2, known.loss + beta / 2 * dimension, beta,
+        dimension, layers, known.named(v, torch.mean), _flatness(net, trace, beta), ratio, known.count,
+        counted.products, bracket, tuple(notes),
     )  # fmt: skip
 
 
@@ -358,7 +359,7 @@ class _Counted:
 
 @dataclass(frozen=True)
 class _Spectrum:
-    """log det(I + A / beta), and name -> the part of each tensor in it and in tr A (A + beta)^-1; two standard errors."""
+    """log det(I + A / beta) and tr A (A + beta)^-1: name -> the part of each tensor in both, and two errors."""
 
     logdet: float
     lower: float
@@ -414,9 +415,10 @@ def _inside(a: Operator, where: Tensor) -> Operator:
 
 
 def _functions(a: Operator, known: _Known, probes: int, seed: int) -> tuple[dict[str, float], dict[str, float], float]:
-    """Name -> its part of tr log(I + A / beta), and of tr A (A + beta)^-1; and the standard error of all of the second."""
+    """Name -> its part of tr log(I + A / beta), and of tr A (A + beta)^-1; and the standard error of the second."""
     generator = torch.Generator().manual_seed(seed + 1)
-    logs, dims = [], []
+    logs: list[Tensor] = []
+    dims: list[Tensor] = []
     for _ in range(probes):
         z = torch.randint(0, 2, (a.rows,), generator=generator).double() * 2 - 1
         space = lanczos(a, z, min(_LANCZOS, a.rows))
@@ -438,7 +440,7 @@ def _variational(
     seed: int,
     progress: Callable[[int, int], None] | None,
     repeats: int = 2,
-    steps: int = 2000,
+    steps: int = 1000,
     batch: int = 512,
     **options: Any,
 ) -> Information:
@@ -464,8 +466,8 @@ def _variational(
     notes = ["no code was shorter than the one that says nothing"] if code.trivial else []
     return Information(
         "variational", code.kl, error, code.loss, known.beta, float((1 - left).sum()), dict(code.layers),
-        known.named(v, torch.mean), _flatness(known.net, trace, known.beta), _ratio(known, known.slope, trace), known.count, products,
-        None, tuple(notes),
+        known.named(v, torch.mean), _flatness(known.net, trace, known.beta), _ratio(known, known.slope, trace),
+        known.count, products, None, tuple(notes),
     )  # fmt: skip
 
 

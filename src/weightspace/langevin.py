@@ -44,7 +44,7 @@ class LearningError(WeightspaceError):
 class LearningCoefficient:
     """lambda = `value` with its standard error over `chains`, each chain's own; `loss` = n L(w_0), `step` = e.
 
-    `examples` is n; `steps`: gradients taken, in all chains. Below zero: the chains found lower losses than that of w_0.
+    `examples` is n; `steps`: gradients taken, in all chains. Below zero: the chains found lower losses than at w_0.
     """
 
     value: float
@@ -81,12 +81,13 @@ def learning_coefficient(
 ) -> LearningCoefficient:
     """lambda of a network at its weights w_0, by `chains` of `burn` + `draws` steps.
 
-    `pull` is g: chains stay within about 1 / sqrt(g) of every weight, and directions with n b times their curvature below
-    g do not count. `metric`: M of every weight, one by default; n b diag H + g makes stiff and soft directions move at
+    `pull` is g: chains stay within about 1 / sqrt(g) of every weight, and directions whose curvature times n b is below
+    g do not count. `metric`: M of every weight, one by default; n b diag H + g lets stiff and soft directions move at
     one pace. `step` is e; by default a fifth over the largest curvature in units of M, found by two dozen products with
-    the Hessian: the stiffest direction is then wider by 5 % than it should be, the others less. Evaluation mode. Cost: chains (burn + draws) forward and backward passes of `batch`
-    examples. Raises `LearningError` for numbers that are not positive, fewer than 3 examples or 2 chains, and chains
-    that run away.
+    the Hessian: the stiffest direction is then wider by 5 % than it should be, the others less. Evaluation mode. Cost:
+    chains (burn + draws) passes forward and back of `batch` examples, those of all chains at once where the network can
+    be mapped. Raises `LearningError` for numbers that are not positive, fewer than 3 examples or 2 chains, losses
+    without a gradient, and chains that run away.
     """
     for name, value, least in (("chains", chains, 2), ("draws", draws, 2), ("burn", burn, 0)):
         if value < least:
@@ -113,7 +114,7 @@ def learning_coefficient(
 def loss_and_slope(
     net: Net, task: Task, at: Tensor | None = None, batches: Iterable[tuple[Any, Tensor | None]] | None = None
 ) -> tuple[float, Float[Tensor, " n"], int]:
-    """The sum of the distances and its gradient in the flat weights, at the net or elsewhere; and how many these are."""
+    """The sum of the distances and its gradient in the flat weights, at the net or `at`; and how many these are."""
     leaf = (net.weights.flat() if at is None else at).detach().requires_grad_()
     there, total, slope, count = net.at(net.weights.shaped(leaf)), 0.0, torch.zeros_like(leaf), 0
     for x, y in task.batches(net) if batches is None else batches:

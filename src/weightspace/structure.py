@@ -1,19 +1,19 @@
 """The structure of a task: how little it can be written with, for every price of a nat of network.
 
-    S(t) = min over codes with KL <= t of E L      C_beta = min over codes of E L + beta KL = min over t of S(t) + beta t
+    S(t) = min of E L over codes with KL <= t     C_beta = min of E L + beta KL over codes = min over t of S(t) + beta t
 
-L is the sum of the task's distances over the examples, in nats. C_beta is concave in beta and its slope is K(beta), the
-information that is used; S(t) = max over beta of C_beta - beta t, where S is convex. C(D) = C_1 is the length of the
-task; what is worth a nat a nat, the smallest t with S(t) + t = C(D), is its structure, and what comes beyond is learnt
-by heart: S falls there by a nat for each nat, slope -1, where codes are perfect. A real code pays more: of random labels,
-which have no structure, a code that could be had for beta = 1 is learnt for beta < `efficiency` only.
+L is the sum of the task's distances over the examples, in nats. C_beta is concave in beta and its slope is K(beta),
+the information that is used; S(t) = max over beta of C_beta - beta t, where S is convex. C(D) = C_1 is the length of
+the task. The smallest t with S(t) + t = C(D) is its structure; what comes beyond is learnt by heart: where codes are
+perfect, S falls by a nat for each nat there, slope -1. Real codes pay more: random labels, which have no structure and
+would be learnt up to beta = 1, are learnt up to beta = `efficiency` only.
 
-Every code that was found for one beta is a code for all of them, so that C_beta is at most the least of these lines, and
-of the codes that say nothing or one constant. Optimisation gets stuck on both sides of a jump of K; beta is swept up and
-down, for several seeds, and what the sweeps alone would have said is checked against the envelope.
-Sources: Kolmogorov's structure functions and model selection (Vereshchagin, Vitanyi, 2004); The information complexity of
-learning tasks, their structure and their distance (Achille, Paolini, Mbeng, Soatto, 2019); The loss-complexity landscape
-and model structure functions (Kolpakov, 2025), for the susceptibility.
+Every code that was found for one beta is a code for all of them, so that C_beta is at most the least of these lines,
+and of the codes that say nothing, or one constant. Optimisation gets stuck on both sides of a jump of K; beta is swept
+up and down, for several seeds, and what the sweeps alone would have said is checked against the envelope.
+Sources: Kolmogorov's structure functions and model selection (Vereshchagin, Vitanyi, 2004); The information complexity
+of learning tasks, their structure and their distance (Achille, Paolini, Mbeng, Soatto, 2019); The loss-complexity
+landscape and model structure functions (Kolpakov, 2025), for the susceptibility.
 """
 
 from __future__ import annotations
@@ -25,23 +25,22 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from weightspace import checkpoint
 from weightspace.description import plain
+from weightspace.model import Model, fresh
 from weightspace.net import Net, WeightspaceError
 from weightspace.posterior import Code, Gaussian, encode
 from weightspace.task import IGNORED, Task
 
 __all__ = [
-    "Check", "Cost", "Run", "StructureError", "StructureFunction", "Transition", "cost", "drawn", "random_labels",
+    "Check", "Cost", "Run", "StructureError", "StructureFunction", "Transition", "cost", "random_labels",
     "structure_function",
 ]  # fmt: skip
-
-Model: TypeAlias = Net | nn.Module | Callable[[int], nn.Module | Net]
 
 BETAS = tuple(round(10 ** (k / 4), 4) for k in range(-8, 5))
 _WAYS = ("up", "down")
@@ -334,12 +333,12 @@ def cost(
     betas: Sequence[float] | None = None,
     *,
     seeds: Sequence[int] = (0, 1),
-    steps: int = 2000,
+    steps: int = 1000,
     batch: int = 512,
     calibrate: bool = False,
 ) -> Cost:
     """What `structure_function` with these arguments takes, known before it runs."""
-    weights = drawn(model, seeds[0]).weights
+    weights = fresh(model, seeds[0]).weights
     codes = len(_betas(betas)) * len(_WAYS) * len(seeds) * (1 + calibrate)
     numbers = sum(buffer.numel() * buffer.element_size() for buffer in weights.buffers)
     return Cost(codes, steps, min(batch, len(task)), 2 * 4 * numbers)
@@ -351,9 +350,9 @@ def structure_function(
     betas: Sequence[float] | None = None,
     *,
     seeds: Sequence[int] = (0, 1),
-    steps: int = 2000,
+    steps: int = 1000,
     batch: int = 512,
-    rate: float = 3e-3,
+    rate: float = 0.03,
     draws: int = 16,
     anchor: Net | None = None,
     calibrate: bool = False,
@@ -363,13 +362,12 @@ def structure_function(
     """C_beta and S(t) of a task by the codes that `encode` finds: Gaussian networks with independent weights.
 
     For every seed, beta is swept up from the smallest and down from the largest, each code starting where the last one
-    ended (from a fresh network where that one said nothing). `model`: a network or module, whose layers are drawn anew
-    for every seed where they have `reset_parameters`, or a function seed -> module. `betas`: 13 from .01 to 10 in equal
-    ratios by default. `anchor`, `steps`, `batch`, `rate` and `draws` are those of `encode`. `calibrate`: also sweep the
-    task with random labels, as costly again, for `efficiency`. `folder`: codes are kept there one by one, and those
-    that are there are not sought again. `progress(done, total)` counts steps. `cost` tells all this before. Raises
-    `StructureError` for betas or seeds that cannot be used and a folder of another sweep; `TaskError` for examples and
-    labels that do not fit.
+    ended (from a fresh network where that one said nothing). `model`: what `fresh` draws networks from. `betas`: 13
+    from .01 to 10 in equal ratios by default. `anchor`, `steps`, `batch`, `rate` and `draws` are those of `encode`.
+    `calibrate`: also sweep the task with random labels, as costly again, for `efficiency`. `folder`: codes are kept
+    there one by one, and those that are there are not sought again. `progress(done, total)` counts steps. `cost` tells
+    all this before. Raises `StructureError` for betas or seeds that cannot be used and a folder of another sweep;
+    `TaskError` for examples and labels that do not fit.
     """
     grid, chosen = _betas(betas), tuple(dict.fromkeys(seeds))
     if not chosen:
@@ -379,34 +377,23 @@ def structure_function(
     options: dict[str, Any] = {"anchor": anchor, "steps": steps, "batch": batch, "rate": rate, "draws": draws}
     found = []
     for name, some in zip(("task", "random"), tasks, strict=False):
-        runs = []
+        runs: list[Run] = []
         for seed in chosen:
-            net = drawn(model, seed)
+            net = fresh(model, seed)
             for way in _WAYS:
                 kept = _Kept(folder, f"{name}-{seed}-{way}", net, some, options)
-                for run in _sweep(net, some, grid if way == "up" else grid[::-1], seed, way, options, kept,
-                                  None if progress is None else lambda k, at=done: progress(at + k, total)):  # fmt: skip
-                    runs.append(run)
-                    done += steps
-        constants, n = _constants(drawn(model, chosen[0]), some)
+                told = None if progress is None else _after(progress, done, total)
+                runs += _sweep(net, some, grid if way == "up" else grid[::-1], seed, way, options, kept, told)
+                done += steps * len(grid)
+        constants, n = _constants(fresh(model, chosen[0]), some)
         found.append(StructureFunction(tuple(runs), constants, n))
     if calibrate:
         return StructureFunction(found[0].runs, found[0].constants, found[0].examples, found[1].collapse)
     return found[0]
 
 
-def drawn(model: Model, seed: int) -> Net:
-    """A network of this model, its weights drawn from the seed where its layers know how; torch's generator is kept."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        if not isinstance(model, Net | nn.Module):
-            return Net.of(model(seed))
-        module = Net.of(model).module()
-        owners = [m for m in module.modules() if any(True for _ in m.parameters(recurse=False))]
-        if all(hasattr(m, "reset_parameters") for m in owners):
-            for owner in owners:
-                owner.reset_parameters()  # type: ignore[operator]
-        return Net.of(module)
+def _after(progress: Callable[[int, int], None], before: int, total: int) -> Callable[[int], None]:
+    return lambda done: progress(before + done, total)
 
 
 def random_labels(task: Task, share: float = 1.0, seed: int = 0) -> Task:
