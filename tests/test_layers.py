@@ -9,7 +9,8 @@ ROOMS = """net model | examples task datasets entry pickled checkpoint architect
     symmetry.certificate symmetry.balance symmetry.canonical symmetry.assignment symmetry.ascent symmetry.relax
     symmetry.features symmetry.match symmetry.merge symmetry.layer symmetry.refit symmetry.repair symmetry
     | goals kernel modes layered metric pullback geodesic distance representation bounds displacement perturbation
-    sensitivity fisher likelihood curvature posterior quadratic langevin description structure
+    sensitivity fisher likelihood curvature posterior quadratic attribution langevin description envelope
+    structure
     | path trail recording surface ensembles pruning flows optim dynamics adapters periods
     | compare workbench walk page report watching wayside trial demo text cli"""
 ORDER = ROOMS.replace("|", "").split()

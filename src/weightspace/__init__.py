@@ -37,7 +37,9 @@ _CONTENTS = {
     "posterior": ["Code", "Gaussian", "encode"],
     "quadratic": ["Quadratic"],
     "langevin": ["learning_coefficient"],
+    "attribution": [],
     "description": ["flatness_bound", "information"],
+    "envelope": ["StructureFunction"],
     "structure": ["random_labels", "structure_function"],
     # what happens inside
     "activation": ["features", "forced", "gates"],
