@@ -30,6 +30,8 @@ _CONTENTS = {
     "perturbation": ["perturb", "stability", "width"],
     "sensitivity": ["breakdown", "sensitivities", "trust_per_example"],
     "fisher": ["fisher_trace", "gradient_noise"],
+    "likelihood": [],
+    "curvature": ["curvature_diagonal", "fisher_information", "gauss_newton", "hessian"],
     "spectral": ["spectral_norm", "spectral_bound"],
     # what the weights know
     "posterior": ["Code", "Gaussian", "encode"],
@@ -52,6 +54,7 @@ _CONTENTS = {
     "adapters": [],
     "periods": ["critical_period"],
     # linear maps known by their action
+    "estimators": [],
     "operator": ["Operator", "jacobian"],
     "kernel": [],
 }
