@@ -360,3 +360,30 @@ def test_a_network_of_layers_learns_and_stays_invariant():
 def test_layers_that_do_not_fit(call, message):
     with pytest.raises(GroupError, match=message):
         call()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("mirrored", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_layers_of_escnn_are_equivariant_here_too(mirrored):
+    """An independent implementation: its kernels pass this Reynolds test, and its maps turn as these do."""
+    nn2 = pytest.importorskip("escnn.nn", reason="escnn is not installed", exc_type=ImportError)
+    from escnn.gspaces import flipRot2dOnR2, rot2dOnR2
+
+    space = flipRot2dOnR2(4) if mirrored else rot2dOnR2(4)
+    images, maps = nn2.FieldType(space, [space.trivial_repr]), nn2.FieldType(space, [space.regular_repr] * 2)
+    torch.manual_seed(0)
+    first, second = (nn2.R2Conv(f, maps, 5, padding=2, bias=False).eval() for f in (images, maps))
+    point = FiniteGroup.dihedral() if mirrored else FiniteGroup.rotations()
+
+    def f(x):
+        return second(nn2.ReLU(maps)(first(nn2.GeometricTensor(x, images)))).tensor.unflatten(1, (2, len(point)))
+
+    pooled = equivariance_defect(lambda x: f(x).amax(2), noise(2, 1, 8, 8).float(), point)
+    assert pooled.worst < 1e-5
+    space_dimension = GroupConv(1, 2, 5, "p4m" if mirrored else "p4", lifting=True, bias=False).weight.numel()
+    assert first.basisexpansion.dimension() <= space_dimension
+    if not mirrored:
+        assert equivariance_defect(f, noise(2, 1, 8, 8).float(), point, point.regular()).worst < 1e-5
+        rho = [torch.block_diag(*[torch.eye(4).roll(k, 0)] * 2) for k in range(4)]
+        kernel = first.filter.detach() if first.filter is not None else first.expand_parameters()[0].detach()
+        assert reynolds_defect(kernel, None, rho, kernel=point) < 1e-5
