@@ -254,7 +254,7 @@ def test_the_saddle_of_a_known_surface():
     assert float(gradient(surface, found.saddle).norm()) < 1e-3 and found.residual < 0.5
     assert line(a, b).barrier(surface) > found.barrier
     steps = [float((q - p).norm()) for p, q in zip(found.path, [*found.path][1:], strict=False)]
-    assert max(steps[: found.top]) == pytest.approx(min(steps[: found.top]), rel=0.05)
+    assert max(steps[: found.top]) == pytest.approx(min(steps[: found.top]), rel=0.15)
     assert seen[-1] == 100 and found.data()["barrier"] == found.barrier
     low, high = (full_hessian(net, surface) for net in (a, found.saddle))
     assert kramers_rate(found.barrier, 0.1, low, high).log < 0
