@@ -11,7 +11,8 @@ ROOMS = """net model | examples task datasets entry pickled checkpoint architect
     pullback geodesic distance representation bounds displacement perturbation sensitivity fisher likelihood
     curvature posterior acting equivariance nuisance | path diffusion escape trail recording surface ensembles
     pruning flows optim dynamics adapters periods | compare workbench walk page report watching wayside trial
-    demo text cli"""ORDER = ROOMS.replace("|", "").split()
+    demo text cli"""
+ORDER = ROOMS.replace("|", "").split()
 LATE = {("symmetry", "path")}  # a barrier is measured along a path; but for this, only the cli imports late
 
 
