@@ -41,12 +41,18 @@ _CONTENTS = {
     "description": ["flatness_bound", "information"],
     "envelope": ["StructureFunction"],
     "structure": ["random_labels", "structure_function"],
+    # what moves the inputs
+    "acting": ["FiniteGroup"],
+    "equivariance": ["GroupConv", "GroupPool", "equivariance_defect", "invariance_defect", "invariant", "reynolds"],
+    "nuisance": ["effective_information"],
     # what happens inside
     "activation": ["features", "forced", "gates"],
     "crossing": ["cross_features", "cross_path", "self_features", "self_path"],
     "updates": ["image_function"],
     # curves of networks
     "path": ["Path", "curve", "line", "swa"],
+    "diffusion": ["action", "sgd_temperature"],
+    "escape": ["kramers_rate", "minimum_action_path"],
     "surface": ["Plane", "plane"],
     "goals": ["drift", "ewc", "gem", "harden", "hold", "learn", "spread", "toward"],
     "pruning": ["prune"],
