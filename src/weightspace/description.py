@@ -181,10 +181,12 @@ def information(
         raise InformationError(f'unknown prior {prior!r}; give "layer", "one" or a variance')
     if not isinstance(prior, str):
         positive("prior", prior)
-    loss, slope, count = loss_and_slope(checked(net), task)
+    if len(checked(net).weights.buffers) > 1:
+        raise InformationError("weights of several dtypes or devices; convert them with net.to(torch.float32)")
+    loss, slope, count = loss_and_slope(net, task)
     if not math.isfinite(loss) or not bool(slope.isfinite().all()):
         raise InformationError("the loss or its gradient is NaN or infinite; look for it in the data and the weights")
-    known = _Known(net, task, beta, anchor, loss, slope, count)
+    known = _Known(net, task, beta, anchor, loss, slope.double().cpu(), count)
     if method == "local":
         if options:
             raise InformationError(f"the local method has no {', '.join(options)}; it has rank, probes and blocks")
@@ -216,8 +218,8 @@ def flatness_bound(net: Net, task: Task, beta: float = 1.0) -> float:
     with the unit of the weights. Source: The emergence of invariance and disentanglement in deep representations
     (Achille, Soatto, 2018), proposition 4.3.
     """
-    diagonal = curvature_diagonal(checked(net), task).flat().double()
-    return _flatness(net, float(diagonal.clamp(min=0).sum()), positive("beta", beta))
+    diagonal = curvature_diagonal(checked(net), task).flat().double().clamp(min=0)
+    return _flatness(net, float(diagonal.sum()), positive("beta", beta))
 
 
 def _flatness(net: Net, trace: float, beta: float) -> float:
@@ -247,11 +249,15 @@ class _Known:
     @property
     def offset(self) -> Float[Tensor, " n"]:
         """w - w_0."""
-        w = self.net.weights.flat().double()
+        w = self.net.weights.flat().double().cpu()
         if self.anchor is None:
             return w
         self.net.weights.check(checked(self.anchor).weights)
-        return w - self.anchor.weights.flat().double()
+        return w - self.anchor.weights.flat().double().cpu()
+
+    def diagonal(self) -> Float[Tensor, " n"]:
+        """diag G."""
+        return curvature_diagonal(self.net, self.task).flat().double().cpu().clamp(min=0)
 
     @property
     def sizes(self) -> list[int]:
@@ -277,12 +283,14 @@ def _local(
 ) -> Information:
     net, beta = known.net, known.beta
     total = cost(net, known.task, rank=rank, probes=probes, blocks=blocks).products
-    alone = Quadratic(known.loss, curvature_diagonal(net, known.task).flat().double().clamp(min=0), known.offset)
+    alone = Quadratic(known.loss, known.diagonal(), known.offset)
     v = _variance(alone, prior, known)
     felt = torch.cat([part.sum().gt(0).expand(len(part)) for part in alone.hessian.split(known.sizes)])
     root = v.sqrt() * felt
     scaled = Scaled(gauss_newton(net, known.task), root, progress, total)
     found = attributed(scaled, beta, known.sizes, rank=rank, probes=probes, blocks=blocks, seed=seed)
+    if progress is not None:
+        progress(total, total)
     far = alone.offset.square() / v
     half = float(far.sum()) / 2
     diagonal = half + alone.logdet(v, beta) / 2
@@ -358,7 +366,7 @@ def _variational(
     error = float(values.std()) / math.sqrt(repeats) if repeats > 1 else math.nan
     v = code.prior.log_variance.flat().double().exp()
     left = code.posterior.log_variance.flat().double().exp() / v
-    trace = float(curvature_diagonal(known.net, known.task).flat().double().clamp(min=0).sum())
+    trace = float(known.diagonal().sum())
     products = math.ceil(repeats * 2 * steps * min(1.0, batch / len(known.task)))
     notes = ["no code was shorter than the one that says nothing"] if code.trivial else []
     return Information(
@@ -376,7 +384,7 @@ def _sgld(
     known: _Known, seed: int, progress: Callable[[int, int], None] | None, pull: float = 100.0, **options: Any
 ) -> Information:
     n, flat = known.count, known.net.weights.flat()
-    diagonal = curvature_diagonal(known.net, known.task).flat().double().clamp(min=0)
+    diagonal = known.diagonal()
     metric = known.net.weights.shaped((diagonal / math.log(max(n, 3)) + pull).to(flat))
     found = learning_coefficient(
         known.net, known.task, pull=pull, metric=metric, seed=seed, progress=progress, **options
