@@ -30,6 +30,9 @@ _CONTENTS = {
     "sensitivity": ["breakdown", "sensitivities", "trust_per_example"],
     "fisher": ["fisher_trace", "gradient_noise"],
     "spectral": ["spectral_norm", "spectral_bound"],
+    # what can be promised on new data
+    "risk": ["kl_inverse"],
+    "pac": ["RiskBound", "pac_bayes"],
     # what happens inside
     "activation": ["features", "forced", "gates"],
     "crossing": ["cross_features", "cross_path", "self_features", "self_path"],
