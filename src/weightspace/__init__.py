@@ -30,8 +30,11 @@ _CONTENTS = {
     "sensitivity": ["breakdown", "sensitivities", "trust_per_example"],
     "fisher": ["fisher_trace", "gradient_noise"],
     "spectral": ["spectral_norm", "spectral_bound"],
+    # what the weights know
+    "posterior": ["Code", "Gaussian", "encode"],
     # what can be promised on new data
     "risk": ["kl_inverse"],
+    "descent": [],
     "pac": ["RiskBound", "pac_bayes"],
     # what happens inside
     "activation": ["features", "forced", "gates"],

@@ -4,9 +4,6 @@
 
 q is the error on the n examples, averaged over w ~ Q, itself bounded from draws. Q = N(mu, diag s^2) is trained on the
 bound; P = N(w_0, l^2) with w_0 chosen without these n examples: a random initialisation, or what other examples taught.
-Training is in units of P's deviation, mu = w_0 + l m and s = l e^(r/2), where KL = 1/2 sum(e^r + m^2 - 1 - r) whatever
-l is. It goes down the bound itself: the slopes of kl^-1 say what a nat costs and what an error does, and where the last
-layer is a linear map, the error that its weights make is integrated in closed form instead of replaced by a loss.
 Sources: Computing nonvacuous generalization bounds (Dziugaite, Roy, 2017), for the prior's grid and the two deltas;
 Tighter risk certificates for neural networks (Perez-Ortiz et al., 2021), for priors that were taught; (Not) bounding
 the true error (Langford, Caruana, 2002).
@@ -16,31 +13,23 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from weightspace import risk
+from weightspace.descent import Fit, descend
 from weightspace.examples import leaves
-from weightspace.net import Net, Weights, checked
+from weightspace.net import Net, checked
 from weightspace.posterior import Gaussian, Noisy
 from weightspace.risk import RiskError
 from weightspace.task import METRICS, Task
 
-if TYPE_CHECKING:
-    from jaxtyping import Float
-
 __all__ = ["Cost", "Family", "RiskBound", "bounds_of", "cost", "fresh", "pac_bayes"]
 
-_LARGEST, _SMALLEST = 0.0, math.log(1e-8)  # ends of the grid of log prior variances
 _MC = 0.2  # the part of delta that pays for drawing weights
-_START = 0.1  # deviation of the prior before it is learnt
-_FLOOR = 1e-4  # least probability in the bounded cross-entropy
-_MEMORY = 0.9  # of the running error
 
 
 @dataclass(frozen=True)
@@ -146,13 +135,13 @@ def pac_bayes(
 ) -> RiskBound:
     """A Gaussian Q of the architecture of `net`, trained on the bound on its error on new examples; and that bound.
 
-    `prior` stands at w_0; without one, w_0 is a fresh initialisation from `seed`, and of `net` the architecture alone is
+    `prior` stands at w_0; without one, w_0 is a fresh initialisation from `seed`, and of `net` only the architecture is
     used. With one, Q starts at the weights of `net`. `seen`: what w_0 was taught on. `test`: examples to measure the
     error on. The three tasks must not share an example, labels aside. `deviation`: l, fixed before; without, each layer
     has its own, learnt, rounded to a grid of K variances from 1e-8 to 1 and paid for with ln K. `family`: "kl" or
-    "catoni". `rate`: Adam's for m, a third of it for r and l, one cycle over `steps`. E_Q error is bounded from at least `draws`
-    pairs of weights and an example at delta / 5; where Q's noise cannot be independent between the examples of a batch
-    (`Noisy.exact`), from the means of groups of `group` examples. Held in memory: the examples, and `cost`.
+    "catoni". `rate`: Adam's for m, a third of it for r and l, one cycle over `steps`. E_Q error is bounded from at
+    least `draws` pairs of weights and an example at delta / 5; where Q's noise cannot be independent between the
+    examples of a batch (`Noisy.exact`), from the means of groups of `group` examples. What is held in memory: `cost`.
     Raises `RiskError` for a delta outside (0, 1), tasks that overlap, labels that are no classes of the network's, and
     numbers that are not finite.
     """
@@ -166,30 +155,45 @@ def pac_bayes(
     centre = fresh(checked(net), seed) if prior is None else checked(prior)
     start = centre if prior is None else net
     _check_nets(start, centre)
-    task = task.mapped(lambda x: x)
     classes, wrong = _counted(centre, task)
     _check_apart({"certified": task, "prior's": seen, "test": test})
+    task = _held(task, batch)
 
-    fit, noisy, n = _Fit(start, centre, deviation), Noisy(start, task), len(task)
+    fit, noisy, n = Fit(start, centre, deviation), Noisy(start, task), len(task)
     generator = torch.Generator(device=start.device).manual_seed(seed)
     passes = -(-draws // n)
     say = (lambda done: progress(done, steps + passes)) if progress else (lambda done: None)
-    _train(fit, noisy, family, delta * (1 - _MC), steps, batch, rate, seed, generator, say)
+    descend(fit, noisy, family, delta * (1 - _MC), steps, batch, rate, seed, generator, say)
     q, p, deviations = fit.rounded()
-    error, m = _drawn(noisy, task, q, passes, 1 if noisy.exact else group, generator, lambda k: say(steps + k))
+    size = 1 if noisy.exact else group
+    error, m = _drawn(noisy, task, q, passes, size, generator, lambda k: say(steps + k))
     nats, grid = max(0.0, q.kl(p)), fit.grid()
     families = bounds_of(error, m, nats + grid, n, delta, wrong)
     named = {row.name: row.bound for row in families}
+    tested = None if test is None else _drawn(noisy, test, q, max(1, 20_000 // len(test)), size, generator)[0]
     return RiskBound(
-        named[family], family, delta, n, classes, error, risk.monte_carlo(error, m, delta * _MC), m, nats, grid, wrong / n,
-        named["hold-out"], "random" if prior is None or seen is None else "data", families, deviations, q, p,
-        None if test is None else _drawn(noisy, test, q, max(1, 20_000 // len(test)), group, generator)[0],
-    )  # fmt: skip
+        bound=named[family],
+        family=family,
+        delta=delta,
+        examples=n,
+        classes=classes,
+        error=error,
+        error_bound=risk.monte_carlo(error, m, delta * _MC),
+        draws=m,
+        nats=nats,
+        grid=grid,
+        centre_error=wrong / n,
+        hold_out=named["hold-out"],
+        kind="random" if prior is None or seen is None else "data",
+        families=families,
+        deviations=deviations,
+        posterior=q,
+        prior=p,
+        test_error=tested,
+    )
 
 
-def cost(
-    net: Net, task: Task, *, steps: int = 3000, batch: int = 500, draws: int = 500_000
-) -> Cost:
+def cost(net: Net, task: Task, *, steps: int = 3000, batch: int = 500, draws: int = 500_000) -> Cost:
     """What `pac_bayes` takes with these arguments, known from sizes alone."""
     n, held = len(task), sum(leaf.numel() // len(leaf) * leaf.element_size() for leaf in leaves(task.example(1)))
     weights = checked(net).weights.numel * net.weights.flat().element_size()
@@ -219,7 +223,7 @@ def fresh(net: Net, seed: int) -> Net:
 def bounds_of(
     error: float, draws: int, nats: float, n: int, delta: float, wrong: int | None = None
 ) -> tuple[Family, ...]:
-    """All inequalities side by side: `error` the mean of `draws`, `nats` with all that was paid, `wrong` the errors of w_0.
+    """All inequalities side by side: `error` the mean of `draws`, `nats` all that was paid, `wrong` the errors of w_0.
 
     A fifth of delta pays for the draws, the rest for the examples; what is no certificate says why.
     """
@@ -245,153 +249,6 @@ def bounds_of(
 _FINE = tuple(2.0 ** (k / 16) for k in range(-64, 96))
 
 
-# ------------------------------------------------------------------ training on the bound
-
-
-class _Fit:
-    """Q and P in units of P's deviation, on flat leaves: m, r, and log l^2 of every layer."""
-
-    def __init__(self, start: Net, centre: Net, deviation: float | None) -> None:
-        self.centre, self.learnt = centre, deviation is None
-        first = _START if deviation is None else deviation
-        if not 0 < first < math.inf:
-            raise RiskError(f"a prior deviation of {first:g}; give a positive number")
-        weights = start.weights
-        self.layers = list(dict.fromkeys(_layer(name) for name in weights))
-        self.index = torch.tensor([self.layers.index(_layer(name)) for name in weights])
-        self.sizes = torch.tensor([w.numel() for w in weights.values()])
-        self.counts = [int(self.sizes[self.index == k].sum()) for k in range(len(self.layers))]
-        self.m = ((weights - centre.weights).flat().detach() / first).requires_grad_()
-        self.r = torch.zeros_like(self.m).requires_grad_()
-        self.scale = self.m.new_full((len(self.layers),), 2 * math.log(first)).requires_grad_(self.learnt)
-
-    def kl(self) -> Float[Tensor, ""]:
-        """KL(Q || P)."""
-        return (self.r.exp() + self.m.square() - 1 - self.r).sum() / 2
-
-    def pair(self) -> tuple[Weights, Weights]:
-        """mu and s^2, with their graph."""
-        shaped, wide = self.centre.weights.shaped, (self.scale / 2).exp()[self.index].repeat_interleave(self.sizes)
-        return shaped(self.centre.weights.flat() + wide * self.m), shaped(wide.square() * self.r.exp())
-
-    def grid(self) -> float:
-        """The nats for having chosen the variances."""
-        return sum(math.log(_places(size)) for size in self.counts) if self.learnt else 0.0
-
-    @torch.no_grad()
-    def clamp(self) -> None:
-        """Keep the variances inside of the grid."""
-        self.scale.clamp_(_SMALLEST, _LARGEST)
-
-    @torch.no_grad()
-    def rounded(self) -> tuple[Gaussian, Gaussian, dict[str, float]]:
-        """Q, P, and the deviation of P in every layer, on the grid: of both neighbours the one that costs less."""
-        mean, variance = self.pair()
-        far = mean - self.centre.weights
-        spread = {layer: 0.0 for layer in self.layers}
-        for name in mean:
-            spread[_layer(name)] += float((variance[name].double() + far[name].double().square()).sum())
-        found = dict(zip(self.layers, self.scale.tolist(), strict=True))
-        if self.learnt:
-            found = {
-                layer: _on_grid(found[layer], spread[layer], size)
-                for layer, size in zip(self.layers, self.counts, strict=True)
-            }
-        values = {name: torch.full_like(w, found[_layer(name)]) for name, w in mean.items()}
-        q = Gaussian(self.centre.at(mean), variance.map(torch.log))
-        p = Gaussian(self.centre, Weights(values))
-        return q, p, {layer: math.exp(v / 2) for layer, v in found.items()}
-
-
-def _layer(name: str) -> str:
-    return name.rpartition(".")[0] or name
-
-
-def _places(size: int) -> int:
-    """How many variances a layer of so many weights may choose from: finer ones would cost more than they save."""
-    return 1 + math.ceil((_LARGEST - _SMALLEST) * math.sqrt(max(size, 8) / 8))
-
-
-def _on_grid(now: float, spread: float, size: int) -> float:
-    """log l^2 on the grid: around the one learnt and the best one, log(spread / size), whatever makes KL least."""
-    step = (_LARGEST - _SMALLEST) / (_places(size) - 1)
-    near = [(min(max(v, _SMALLEST), _LARGEST) - _SMALLEST) / step for v in (now, math.log(spread / size))]
-    logs = [_SMALLEST + step * side for j in near for side in (math.floor(j), math.ceil(j))]
-    return min(logs, key=lambda v: spread * math.exp(-v) + size * v)
-
-
-def _train(
-    fit: _Fit,
-    noisy: Noisy,
-    family: str,
-    delta: float,
-    steps: int,
-    batch: int,
-    rate: float,
-    seed: int,
-    generator: torch.Generator,
-    say: Callable[[int], None],
-) -> None:
-    """Adam down a * error + b * KL / n, where a and b are the slopes of the bound at the error of late and the KL."""
-    n, rates = len(noisy.task), [rate, rate / 3, rate / 3]
-    leaves = [leaf for leaf in (fit.m, fit.r, fit.scale) if leaf.requires_grad]
-    groups = [{"params": [leaf], "lr": r} for leaf, r in zip(leaves, rates, strict=False)]
-    optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99))
-    cycle = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, rates[: len(leaves)], steps + 1, pct_start=0.1, div_factor=10, cycle_momentum=False
-    )
-    late: float | None = None
-    for step, (x, y) in zip(range(steps), _stream(noisy, batch, seed), strict=False):
-        optimiser.zero_grad()
-        error, nats = _surrogate(noisy, x, y, fit.pair(), generator), fit.kl()
-        seen = float(error.detach())
-        if not math.isfinite(seen + float(nats.detach())):
-            raise RiskError("the loss is NaN or infinite; look for it in the data and the weights, or lower rate=")
-        late = seen if late is None else _MEMORY * late + (1 - _MEMORY) * seen
-        price = math.log((len(risk.CATONI) if family == "catoni" else 2 * math.sqrt(n)) / delta)
-        a, b = _slopes(late, (float(nats.detach()) + fit.grid() + price) / n)
-        (a * error + b / n * nats).backward()
-        optimiser.step()
-        cycle.step()
-        fit.clamp()
-        say(step + 1)
-
-
-def _stream(noisy: Noisy, batch: int, seed: int) -> Iterator[tuple[Any, Tensor]]:
-    """Batches without end; the whole task at every step where it is no larger than one."""
-    task, net = noisy.task, noisy.net
-    whole = [*task.batches(net)] if batch >= len(task) and task.batch >= len(task) else []
-    for step in count():
-        yield from whole or task.minibatch(batch, step, seed).batches(net)  # type: ignore[misc]
-
-
-def _slopes(q: float, c: float) -> tuple[float, float]:
-    """The derivatives of kl^-1(q, c) in q and in c."""
-    q = min(max(q, 1e-6), 1 - 1e-6)
-    p = min(max(risk.kl_inverse(q, c), q + 1e-9), 1 - 1e-7)
-    down = (p - q) / (p * (1 - p))
-    return (math.log(p / q) + math.log((1 - q) / (1 - p))) / down, 1 / down
-
-
-def _surrogate(
-    noisy: Noisy, x: Any, y: Tensor, pair: tuple[Weights, Weights], generator: torch.Generator
-) -> Float[Tensor, ""]:
-    """E error of a batch where the last layer is linear, all but it drawn; else the cross-entropy over ln(1/p), p small.
-
-    The cross-entropy of probabilities not below p is in [0, ln(1/p)].
-    """
-    f, mean, variance = noisy.moments(x, *pair, generator)
-    if mean is None or variance is None:
-        smallest = math.log(_FLOOR)
-        return (f.log_softmax(-1).gather(1, y[:, None]).clamp_min(smallest) / smallest).mean()
-    own, spread = (t.gather(1, y[:, None])[:, 0] for t in (mean, variance))
-    if f.shape[1] == 2:
-        other, spread = mean.gather(1, 1 - y[:, None])[:, 0], variance.sum(1)
-    else:
-        other = f.scatter(1, y[:, None], -math.inf).amax(1)
-    return (torch.special.erfc((own - other) / (2 * spread + 1e-20).sqrt()) / 2).mean()
-
-
 # ------------------------------------------------------------------ what is counted and drawn
 
 
@@ -412,11 +269,11 @@ def _drawn(
     """
     total, variance = 0.0, q.log_variance.map(torch.exp)
     size = task.batch if group == 1 else min(group, len(task))
-    parts = Task(task.example(len(task)), _labels(task), batch=size, output=task.output)
+    parts = task if group == 1 else _held(task, size)
     for k in range(passes):
         for x, y in parts.batches(q.net):
-            wrong = METRICS["zero-one"](noisy(x, q.net.weights, variance, generator), y).double()
-            total += float(wrong.sum())
+            assert y is not None
+            total += float(METRICS["zero-one"](noisy(x, q.net.weights, variance, generator), y).double().sum())
         say(k + 1)
     seen = passes * len(task)
     return total / seen, seen // (1 if group == 1 else size)
@@ -441,8 +298,10 @@ def _counted(net: Net, task: Task) -> tuple[int, int]:
     return classes, wrong
 
 
-def _labels(task: Task) -> Tensor:
-    return torch.cat([y for _, y in task.batches() if y is not None])
+def _held(task: Task, batch: int) -> Task:
+    """The examples in memory, read in batches of that size."""
+    labels = torch.cat([y for _, y in task.batches() if y is not None])
+    return Task(task.example(len(task)), labels, batch=batch, output=task.output)
 
 
 def _check_nets(start: Net, centre: Net) -> None:

@@ -147,7 +147,7 @@ def hold_out(errors: int, n: int, delta: float) -> float:
 
 
 def monte_carlo(mean: float, draws: int, delta: float) -> float:
-    """An upper bound on E of which `mean` is an average of `draws` independent values in [0, 1]: kl^-1(mean, ln(2/d)/m).
+    """An upper bound on an expectation: kl^-1(mean, ln(2 / delta) / m), m = `draws` independent values in [0, 1].
 
     The values need not be distributed alike (Probability inequalities for sums, Hoeffding, 1963, theorem 1).
     """
