@@ -185,6 +185,8 @@ def test_a_taught_prior_is_a_hold_out_bound_and_says_so():
     a = taught(net(), first)
     found = ws.pac_bayes(a, second, prior=a, seen=first, deviation=0.01, family="catoni", **QUICK)
     assert found.kind == "data" and found.grid == 0 and found.is_hold_out
+    alone = ws.pac_bayes(a, second, prior=a, seen=first, deviation=0.01, family="catoni", constants=(2.0,), **QUICK)
+    assert {r.name: r.note for r in alone.families}["catoni"] == "one constant" and alone.bound < found.bound
     assert "hold-out bound" in found.verdict and f"{100 * found.hold_out:.2f}" in found.verdict
     assert found.bound < ws.pac_bayes(net(), second, **QUICK).bound
 
@@ -199,6 +201,15 @@ def test_outputs_that_are_no_linear_map_are_taught_by_cross_entropy():
     torch.manual_seed(0)
     a = Net.of(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2), nn.LogSoftmax(1)))
     assert ws.pac_bayes(a, blobs(), **QUICK).bound < 0.4
+
+
+def test_statistics_of_layers_are_the_priors():
+    """Those of the network were taught by the certified examples, and no nat is paid for them."""
+    torch.manual_seed(0)
+    prior = Net.of(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2)))
+    moved = Net(prior.architecture, prior.weights, prior.state.map(lambda s: s + 100))
+    same, other = (ws.pac_bayes(a, blobs(), prior=prior, **QUICK) for a in (prior, moved))
+    assert same.data() == other.data() and torch.equal(other.posterior.net.state.flat(), prior.state.flat())
 
 
 def test_fresh_networks_have_forgotten():

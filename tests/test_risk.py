@@ -95,6 +95,8 @@ def test_the_best_constant_of_catoni_is_the_inverse():
     least = min(risk.catoni(q, nats, n, DELTA, [c]) for c in fine)
     assert least == pytest.approx(kl_inverse(q, (nats + math.log(1 / DELTA)) / n), rel=1e-5)
     assert risk.catoni(q, nats, n, DELTA, fine) > least
+    best = risk.constant(q, nats, n, DELTA)
+    assert risk.catoni(q, nats, n, DELTA, [best]) <= least * (1 + 1e-12) and min(risk.CATONI) < best < max(risk.CATONI)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.__name__)
@@ -161,6 +163,7 @@ def test_numbers_of_which_no_bound_can_be_made():
         (lambda: risk.f_lambda(0.1, 1.0, 10, DELTA, 2.0), "rate is 2.0"),
         (lambda: risk.catoni(0.1, 1.0, 10, DELTA, ()), "no positive constant"),
         (lambda: risk.mcallester(0.1, 1.0, 10, DELTA, (0.5,)), "above 1/2"),
+        (lambda: risk.constant(0.0, 1.0, 10, DELTA), "guess a loss above 0"),
         (lambda: risk.grid_nats(0.2), "not between 0 and 0.1"),
     ):
         with pytest.raises(RiskError, match=what) as caught:

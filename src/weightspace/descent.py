@@ -108,7 +108,7 @@ def on_grid(now: float, spread: float, size: int) -> float:
 def descend(
     fit: Fit,
     noisy: Noisy,
-    family: str,
+    choices: int | None,
     delta: float,
     steps: int,
     batch: int,
@@ -117,7 +117,10 @@ def descend(
     generator: torch.Generator,
     say: Callable[[int], None],
 ) -> None:
-    """Adam down a * error + b * KL / n, where a and b are the slopes of the bound at the error of late and the KL."""
+    """Adam down a * error + b * KL / n, where a and b are the slopes of the bound at the error of late and the KL.
+
+    `choices`: the constants of Catoni's bound; without, the bound is Maurer's.
+    """
     n, rates = len(noisy.task), [rate, rate / 3, rate / 3]
     leaves = [leaf for leaf in (fit.m, fit.r, fit.scale) if leaf.requires_grad]
     groups = [{"params": [leaf], "lr": r} for leaf, r in zip(leaves, rates, strict=False)]
@@ -133,7 +136,7 @@ def descend(
         if not math.isfinite(seen + float(nats.detach())):
             raise RiskError("the loss is NaN or infinite; look for it in the data and the weights, or lower rate=")
         late = seen if late is None else _MEMORY * late + (1 - _MEMORY) * seen
-        price = math.log((len(risk.CATONI) if family == "catoni" else 2 * math.sqrt(n)) / delta)
+        price = math.log((choices or 2 * math.sqrt(n)) / delta)
         a, b = slopes(late, (float(nats.detach()) + fit.grid() + price) / n)
         (a * error + b / n * nats).backward()
         optimiser.step()

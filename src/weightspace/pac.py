@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,6 +124,7 @@ def pac_bayes(
     seen: Task | None = None,
     test: Task | None = None,
     family: str = "kl",
+    constants: Sequence[float] = risk.CATONI,
     deviation: float | None = None,
     steps: int = 3000,
     batch: int = 500,
@@ -136,12 +137,13 @@ def pac_bayes(
     """A Gaussian Q of the architecture of `net`, trained on the bound on its error on new examples; and that bound.
 
     `prior` stands at w_0; without one, w_0 is a fresh initialisation from `seed`, and of `net` only the architecture is
-    used. With one, Q starts at the weights of `net`. `seen`: what w_0 was taught on. `test`: examples to measure the
-    error on. The three tasks must not share an example, labels aside. `deviation`: l, fixed before; without, each layer
-    has its own, learnt, rounded to a grid of K variances from 1e-8 to 1 and paid for with ln K. `family`: "kl" or
-    "catoni". `rate`: Adam's for m, a third of it for r and l, one cycle over `steps`. E_Q error is bounded from at
-    least `draws` pairs of weights and an example at delta / 5; where Q's noise cannot be independent between the
-    examples of a batch (`Noisy.exact`), from the means of groups of `group` examples. What is held in memory: `cost`.
+    used. With one, Q starts at the weights of `net`, and the statistics of its layers are the prior's. `seen`: what w_0
+    was taught on. `test`: examples to measure the error on. The three tasks must not share an example, labels aside.
+    `deviation`: l, fixed before; without, each layer has its own, learnt, rounded to a grid of K variances from 1e-8 to
+    1 and paid for with ln K. `family`: "kl" or "catoni", whose `constants` are chosen before too. `rate`: Adam's for m,
+    a third of it for r and l, one cycle over `steps`. E_Q error is bounded from at least `draws` pairs of weights and
+    an example at delta / 5; where Q's noise cannot be independent between the examples of a batch (`Noisy.exact`), from
+    the means of groups of `group` examples. What is held in memory: `cost`.
     Raises `RiskError` for a delta outside (0, 1), tasks that overlap, labels that are no classes of the network's, and
     numbers that are not finite.
     """
@@ -159,16 +161,17 @@ def pac_bayes(
     _check_apart({"certified": task, "prior's": seen, "test": test})
     task = _held(task, batch)
 
-    fit, noisy, n = Fit(start, centre, deviation), Noisy(start, task), len(task)
+    fit, noisy, n = Fit(start, centre, deviation), Noisy(centre, task), len(task)
     generator = torch.Generator(device=start.device).manual_seed(seed)
     passes = -(-draws // n)
     say = (lambda done: progress(done, steps + passes)) if progress else (lambda done: None)
-    descend(fit, noisy, family, delta * (1 - _MC), steps, batch, rate, seed, generator, say)
+    choices = len(constants) if family == "catoni" else None
+    descend(fit, noisy, choices, delta * (1 - _MC), steps, batch, rate, seed, generator, say)
     q, p, deviations = fit.rounded()
     size = 1 if noisy.exact else group
     error, m = _drawn(noisy, task, q, passes, size, generator, lambda k: say(steps + k))
     nats, grid = max(0.0, q.kl(p)), fit.grid()
-    families = bounds_of(error, m, nats + grid, n, delta, wrong)
+    families = bounds_of(error, m, nats + grid, n, delta, wrong, constants)
     named = {row.name: row.bound for row in families}
     tested = None if test is None else _drawn(noisy, test, q, max(1, 20_000 // len(test)), size, generator)[0]
     return RiskBound(
@@ -221,7 +224,13 @@ def fresh(net: Net, seed: int) -> Net:
 
 
 def bounds_of(
-    error: float, draws: int, nats: float, n: int, delta: float, wrong: int | None = None
+    error: float,
+    draws: int,
+    nats: float,
+    n: int,
+    delta: float,
+    wrong: int | None = None,
+    constants: Sequence[float] = risk.CATONI,
 ) -> tuple[Family, ...]:
     """All inequalities side by side: `error` the mean of `draws`, `nats` all that was paid, `wrong` the errors of w_0.
 
@@ -231,12 +240,12 @@ def bounds_of(
     least = min(range(len(_FINE)), key=lambda k: risk.catoni(q, nats, n, rest, _FINE[k : k + 1]))
     rows = [
         Family("kl", risk.maurer(q, nats, n, rest), True),
-        Family("catoni", risk.catoni(q, nats, n, rest), True, f"{len(risk.CATONI)} constants"),
+        Family("catoni", risk.catoni(q, nats, n, rest, constants), True, _several(len(constants))),
         Family("langford", risk.langford(q, nats, n, rest), True, "the form of Dziugaite and Roy"),
         Family("f_quad", risk.f_quad(q, nats, n, rest), True),
         Family("f_lambda", risk.f_lambda(q, nats, n, rest), True),
         Family("pinsker", risk.pinsker(q, nats, n, rest), True),
-        Family("mcallester", risk.mcallester(q, nats, n, rest), True, f"{len(risk.LINEAR)} constants"),
+        Family("mcallester", risk.mcallester(q, nats, n, rest), True, _several(len(risk.LINEAR))),
         Family("catoni, best constant", risk.catoni(q, nats, n, rest, _FINE[least : least + 1]), False,
                "the constant was chosen on the examples"),
         Family("kl, mean of the draws", risk.maurer(error, nats, n, rest), False, "the draws are not all weights"),
@@ -244,6 +253,10 @@ def bounds_of(
     if wrong is not None:
         rows.append(Family("hold-out", risk.hold_out(wrong, n, delta), True, "of the prior's centre, by counting"))
     return tuple(rows)
+
+
+def _several(n: int) -> str:
+    return f"least over {n} constants" if n > 1 else "one constant"
 
 
 _FINE = tuple(2.0 ** (k / 16) for k in range(-64, 96))

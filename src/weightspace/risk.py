@@ -23,6 +23,7 @@ __all__ = [
     "LINEAR",
     "RiskError",
     "catoni",
+    "constant",
     "f_lambda",
     "f_quad",
     "grid_nats",
@@ -36,7 +37,7 @@ __all__ = [
     "pinsker",
 ]
 
-CATONI = tuple(2.0 ** (k / 2) for k in range(-5, 10))  # grid of the free constant of `catoni`
+CATONI = tuple(2.0 ** (k / 2) for k in range(-9, 9))  # grid of the free constant of `catoni`
 LINEAR = tuple(2.0 ** (k / 2) for k in range(0, 12))  # and of `mcallester`
 _ROUNDING = 8 * math.ulp(1.0)
 
@@ -118,6 +119,15 @@ def catoni(q: float, nats: float, n: int, delta: float, constants: Sequence[floa
     _checked(nats, n, delta, constants)
     price = (nats + math.log(len(constants) / delta)) / n
     return min(1.0, *(math.expm1(-c * _loss(q) - price) / math.expm1(-c) for c in constants))
+
+
+def constant(q: float, nats: float, n: int, delta: float) -> float:
+    """The constant for which `catoni` is least where the loss is q > 0; for a q and nats that are guessed before."""
+    _checked(nats, n, delta)
+    p = kl_inverse(q, (nats + math.log(1 / delta)) / n)
+    if not 0 < q < p < 1:
+        raise RiskError(f"no constant for a loss of {q} and {nats} nats among {n} examples; guess a loss above 0")
+    return math.log(p / q) - math.log((1 - p) / (1 - q))
 
 
 def mcallester(q: float, nats: float, n: int, delta: float, constants: Sequence[float] = LINEAR) -> float:
