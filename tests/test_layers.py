@@ -2,7 +2,7 @@ import ast
 from pathlib import Path
 
 HOUSE = Path(__file__).parents[1] / "src" / "weightspace"
-ROOMS = """net | examples task datasets entry pickled checkpoint architecture | operator spectral activation
+ROOMS = """net model | examples task datasets entry pickled checkpoint architecture | operator spectral activation
     crossing updates | symmetry.index
     symmetry.rules.call symmetry.rules.shape symmetry.rules.part symmetry.rules.contraction symmetry.rules.reduction
     symmetry.rules symmetry.trace symmetry.group symmetry.verify symmetry.scale symmetry.sign symmetry.read
@@ -12,7 +12,7 @@ ROOMS = """net | examples task datasets entry pickled checkpoint architecture | 
     sensitivity fisher posterior
     risk descent pac
     | path trail recording surface ensembles pruning flows optim dynamics adapters periods
-    | compare workbench walk page report wayside trial watching demo text cli"""
+    | compare workbench walk page report watching wayside trial demo text cli"""
 ORDER = ROOMS.replace("|", "").split()
 LATE = {("symmetry", "path")}  # a barrier is measured along a path; but for this, only the cli imports late
 

@@ -12,6 +12,7 @@ from typing import Any
 _CONTENTS = {
     # a point, a vector
     "net": ["Net", "Weights", "WeightspaceError", "ArchitectureMismatch"],
+    "model": ["fresh"],
     # what we look through
     "task": ["Task", "accuracy", "gradient"],
     "datasets": ["digits", "mnist", "fashion_mnist", "cifar10"],
