@@ -22,12 +22,13 @@ import torch
 from weightspace import risk
 from weightspace.descent import Fit, descend
 from weightspace.examples import leaves
+from weightspace.model import fresh
 from weightspace.net import Net, checked
 from weightspace.posterior import Gaussian, Noisy
 from weightspace.risk import RiskError
 from weightspace.task import METRICS, Task
 
-__all__ = ["Cost", "Family", "RiskBound", "bounds_of", "cost", "fresh", "pac_bayes"]
+__all__ = ["Cost", "Family", "RiskBound", "bounds_of", "cost", "pac_bayes"]
 
 _MC = 0.2  # the part of delta that pays for drawing weights
 
@@ -201,26 +202,6 @@ def cost(net: Net, task: Task, *, steps: int = 3000, batch: int = 500, draws: in
     n, held = len(task), sum(leaf.numel() // len(leaf) * leaf.element_size() for leaf in leaves(task.example(1)))
     weights = checked(net).weights.numel * net.weights.flat().element_size()
     return Cost(steps, min(batch, n), -(-draws // n) * n, 16 * weights + n * held)
-
-
-def fresh(net: Net, seed: int) -> Net:
-    """The architecture of `net` initialised anew: every module that can reset its own parameters does.
-
-    Raises `RiskError` where a parameter is left that no module resets.
-    """
-    module = checked(net).module()
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for parameter in module.parameters():
-            parameter.fill_(math.nan if parameter.is_floating_point() else 0)
-        for part in module.modules():
-            reset = getattr(part, "reset_parameters", None) or getattr(part, "_reset_parameters", None)
-            if callable(reset):
-                reset()
-    for name, parameter in module.named_parameters():
-        if parameter.isnan().any():
-            raise RiskError(f"no module initialises {name}; give prior=, the network from before training")
-    return net.load(module.state_dict())
 
 
 def bounds_of(
