@@ -43,6 +43,10 @@ _CONTENTS = {
     "langevin": ["learning_coefficient"],
     "description": ["flatness_bound", "information"],
     "structure": ["random_labels", "structure_function"],
+    # what can be promised on new data
+    "risk": ["kl_inverse"],
+    "descent": [],
+    "pac": ["RiskBound", "pac_bayes"],
     # what happens inside
     "activation": ["features", "forced", "gates"],
     "crossing": ["cross_features", "cross_path", "self_features", "self_path"],
