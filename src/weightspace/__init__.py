@@ -29,6 +29,8 @@ _CONTENTS = {
     "perturbation": ["perturb", "stability", "width"],
     "sensitivity": ["breakdown", "sensitivities", "trust_per_example"],
     "fisher": ["fisher_trace", "gradient_noise"],
+    "likelihood": [],
+    "curvature": ["curvature_diagonal", "fisher_information", "gauss_newton", "hessian"],
     "spectral": ["spectral_norm", "spectral_bound"],
     # what happens inside
     "activation": ["features", "forced", "gates"],
@@ -49,6 +51,7 @@ _CONTENTS = {
     "adapters": [],
     "periods": ["critical_period"],
     # linear maps known by their action
+    "estimators": [],
     "operator": ["Operator", "jacobian"],
     "kernel": [],
 }

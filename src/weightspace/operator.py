@@ -49,14 +49,24 @@ class Operator:
     own transpose. Actions take and give vectors; `matmat` goes column by column.
     """
 
-    __slots__ = ("_action", "_adjoint", "columns", "rows", "symmetric")
+    __slots__ = ("_action", "_adjoint", "_exact", "_matmat", "columns", "rows", "symmetric")
 
-    def __init__(self, rows: int, columns: int, action: Action, adjoint: Action | None = None) -> None:
-        """`adjoint` is v -> A^T v; without it the operator is symmetric."""
+    def __init__(
+        self,
+        rows: int,
+        columns: int,
+        action: Action,
+        adjoint: Action | None = None,
+        *,
+        matmat: Action | None = None,
+        exact: Callable[[], Tensor] | None = None,
+    ) -> None:
+        """`adjoint` is v -> A^T v; without it the operator is symmetric. `matmat` is V -> A V; `exact` gives diag A."""
         if adjoint is None and rows != columns:
             raise OperatorError(f"an operator of {rows} rows and {columns} columns is not symmetric; give its adjoint")
         self.rows, self.columns, self.symmetric = rows, columns, adjoint is None
         self._action, self._adjoint = action, adjoint or action
+        self._matmat, self._exact = matmat, exact
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -75,7 +85,11 @@ class Operator:
         return self._action(vector)
 
     def matmat(self, matrix: Float[Tensor, "columns k"]) -> Float[Tensor, "rows k"]:
-        """A V, a column at a time."""
+        """A V, a column at a time where the operator knows no better. Raises `OperatorError` for another size."""
+        if matrix.shape[0] != self.columns:
+            raise OperatorError(f"expected columns of {self.columns} numbers, got shape {tuple(matrix.shape)}")
+        if self._matmat is not None and matrix.shape[1]:
+            return self._matmat(matrix)
         return torch.stack([self.matvec(column) for column in matrix.T], 1)
 
     def __matmul__(self, other: Tensor | Operator) -> Any:

@@ -170,8 +170,13 @@ class Task:
             raise TaskError("the task has no labels; give Task(inputs, labels)")
         with torch.enable_grad():
             leaf = f.detach().requires_grad_()
-            d, count = self._measured(leaf, y, len(f))
-            return torch.autograd.grad(d.sum() if d.ndim else d * count, leaf)[0], count
+            total, count = self.summed(leaf, y)
+            return torch.autograd.grad(total, leaf)[0], count
+
+    def summed(self, f: Tensor, y: Tensor) -> tuple[Float[Tensor, ""], int]:
+        """The sum of the distances of a batch of outputs from its labels, with its graph; and how many these are."""
+        d, count = self._measured(f, y, len(f))
+        return (d.sum() if d.ndim else d * count), count
 
     def distances(self, net: Net) -> Float[Tensor, " t"]:
         """The vector d_t = d_Y(f(x_t), y_t)."""

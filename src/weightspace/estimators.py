@@ -1,0 +1,1 @@
+"""Traces, diagonals, eigenvalues and log-determinants of a matrix that is known by its products alone."""
