@@ -9,7 +9,7 @@ ROOMS = """net | examples task datasets entry pickled checkpoint architecture | 
     symmetry.certificate symmetry.balance symmetry.canonical symmetry.assignment symmetry.ascent symmetry.relax
     symmetry.features symmetry.match symmetry.merge symmetry.layer symmetry.refit symmetry.repair symmetry
     | goals kernel modes layered metric pullback geodesic distance representation bounds displacement perturbation
-    sensitivity fisher likelihood curvature
+    sensitivity fisher likelihood curvature posterior scores transfer
     | path trail recording surface ensembles pruning flows optim dynamics adapters periods
     | compare workbench walk page report wayside trial watching demo text cli"""
 ORDER = ROOMS.replace("|", "").split()

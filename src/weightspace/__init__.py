@@ -32,6 +32,8 @@ _CONTENTS = {
     "likelihood": [],
     "curvature": ["curvature_diagonal", "fisher_information", "gauss_newton", "hessian"],
     "spectral": ["spectral_norm", "spectral_bound"],
+    # what the weights know
+    "posterior": ["Code", "Gaussian", "encode"],
     # what happens inside
     "activation": ["features", "forced", "gates"],
     "crossing": ["cross_features", "cross_path", "self_features", "self_path"],

@@ -303,14 +303,14 @@ def _deviation(lengths: Sequence[float]) -> float:
 
 
 def _placed(tasks: Sequence[Task], model: Model, seed: int, task_id: bool) -> tuple[Net, Task]:
-    """A fresh network, and the union of the tasks as it is to meet them: in memory, so that they share batches."""
+    """A fresh network, and the union of the tasks as it is to meet them."""
     net = _drawn(model, seed)
     if len(tasks) < 2:
         return net, tasks[0]
     if task_id:
         net = _headed(net, tasks[0], len(tasks), seed)
         tasks = [_told(task, k, len(tasks), net.dtype) for k, task in enumerate(tasks)]
-    return net, (tasks[0] | tasks[1]).mapped(lambda x: x)
+    return net, tasks[0] | tasks[1]
 
 
 def _drawn(model: Model, seed: int) -> Net:
