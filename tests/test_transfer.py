@@ -122,7 +122,9 @@ def test_a_code_of_both_is_a_code_of_each():
     found = lengths(ab=90.0)
     assert found.lengths == {"a": 90, "b": 60, "c": 50}
     assert found.distance("a", "b").value == 0 and found.distance("a", "c").value == 50
-    assert found.distance("a", "b").notes == ("the code of a is 10 nats longer than one that tells more, which is taken",)
+    assert found.distance("a", "b").notes == (
+        "the code of a is 10 nats longer than one that tells more, which is taken",
+    )
     assert float(found.values.min()) >= 0
 
 

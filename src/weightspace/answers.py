@@ -77,8 +77,8 @@ def _bracket(found: Information) -> Figure:
     plot.update_yaxes(autorange="reversed", showgrid=False)
     plot.update_xaxes(title_text="nats that the network adds to the code", range=[0, 1.15 * max(v for _, v in shown)])
     caption = (
-        "What the curvature says the network costs to write down, (C - L) / beta: from a part of it that is below, from "
-        "all of it, and from codes that know less of how weights depend on each other."
+        "What the curvature says the network costs to write down, (C - L) / beta: from a part of it, which is below, "
+        "from all of it, and from codes that know less of how weights depend on each other."
     )
     return Figure("Between which bounds", caption, plot, wide=False)
 
@@ -161,7 +161,7 @@ def tasks_page(found: TaskMap, name: str = "Tasks", command: str = "") -> Page:
         )
     columns = ["task", "examples", "C, nats", "nearest source", "d, nats", "of C"]
     cards = [Card("Nearest pair", "", f"{near[0]:,.0f} nats", f"from {near[1]} to {near[2]}")]
-    parts = [_plane(found), _matrix(found), Table("From where to start", columns, rows)]
+    parts: list[Figure | Table] = [_plane(found), _matrix(found), Table("From where to start", columns, rows)]
     notes = [*found.data()["notes"], f"The plane leaves out {found.stress:.0%} (stress) of the distances."]
     return Page(name, headline, lead, "plain", command, cards, parts, notes)
 
@@ -208,7 +208,8 @@ def certified_page(done: Certified, name: str = "Certify", command: str = "") ->
         if void
         else f"At most {found.bound:.1%} errors on new examples, for {1 - found.delta:.0%} sure"
     )
-    lead = f"{done.name}, on {found.examples:,} examples of {done.data_name}. {found.verdict[0].upper()}{found.verdict[1:]}."
+    verdict = f"{found.verdict[0].upper()}{found.verdict[1:]}."
+    lead = f"{done.name}, on {found.examples:,} examples of {done.data_name}. {verdict}"
     cards = [
         Card("Certificate", "", f"{found.bound:.2%}", f"errors, with probability {1 - found.delta:g}"),
         Card("Error on the examples", "", f"{found.error:.2%}", f"mean of {found.draws:,} drawn networks"),

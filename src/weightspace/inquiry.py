@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,6 @@ from weightspace import architecture, checkpoint, description, pac, structure, t
 from weightspace.architecture import ArchitectureError, Stored
 from weightspace.compare import Progress
 from weightspace.description import Information, information
-from weightspace.model import Model
 from weightspace.net import Net
 from weightspace.pac import RiskBound, pac_bayes
 from weightspace.structure import StructureFunction, random_labels, structure_function
@@ -188,7 +186,7 @@ def told_apart(
     if len(set(names)) < max(2, len(names)):
         raise ArchitectureError("give two or more data sets, each once")
     found = {name: named_task(name, limit, seed) for name in names}
-    model: Model = architecture.find(arch, [], trust_code) if arch else _perceptron([*found.values()])
+    model: Any = architecture.find(arch, [], trust_code) if arch else _perceptron([*found.values()])
     chosen = tuple(range(seed, seed + seeds))
     cost = transfer.cost(found, model, seeds=chosen, task_id=task_id)
     what = f"{cost.codes} codes of {cost.steps // cost.codes:,} steps, {cost.bytes / 2**20:,.1f} MiB"
@@ -238,7 +236,7 @@ def _turned(x: Any) -> Tensor:
     return x.rot90(1, (-2, -1))
 
 
-def _perceptron(found: Sequence[Task]) -> Model:
+def _perceptron(found: Sequence[Task]) -> Callable[[], nn.Module]:
     labels = [_labels(task) for task in found]
     if any(y.is_floating_point() or y.dim() != 1 for y in labels):
         raise ArchitectureError("labels that are no classes need --arch")

@@ -175,7 +175,6 @@ class Task:
             leaf = f.detach().requires_grad_()
             total, count = self.summed(leaf, y)
             return torch.autograd.grad(total, leaf)[0], count
->>>>>>> distance
 
     def distances(self, net: Net) -> Float[Tensor, " t"]:
         """The vector d_t = d_Y(f(x_t), y_t)."""
