@@ -157,26 +157,24 @@ class Task:
 
     def loss(self, f: Tensor, y: Tensor | None) -> Float[Tensor, ""]:
         """The mean distance of a batch of outputs from its labels, with its graph."""
+        total, count = self.summed(f, y)
+        if not count:
+            raise TaskError(f"no example of this batch has a label: all are {IGNORED}")
+        return total / count
+
+    def summed(self, f: Tensor, y: Tensor | None) -> tuple[Float[Tensor, ""], int]:
+        """The sum of the distances of a batch of outputs from its labels, with its graph; and how many these are."""
         if y is None:
             raise TaskError("the task has no labels; give Task(inputs, labels)")
         d, count = self._measured(f, y, len(f))
-        if not count:
-            raise TaskError(f"no example of this batch has a label: all are {IGNORED}")
-        return d.mean()
+        return d.sum() if d.ndim else d * count, count
 
     def slopes(self, f: Tensor, y: Tensor | None) -> tuple[Tensor, int]:
         """The gradient of the sum of distances in the outputs f of a batch; and how many distances these are."""
-        if y is None:
-            raise TaskError("the task has no labels; give Task(inputs, labels)")
         with torch.enable_grad():
             leaf = f.detach().requires_grad_()
             total, count = self.summed(leaf, y)
             return torch.autograd.grad(total, leaf)[0], count
-
-    def summed(self, f: Tensor, y: Tensor) -> tuple[Float[Tensor, ""], int]:
-        """The sum of the distances of a batch of outputs from its labels, with its graph; and how many these are."""
-        d, count = self._measured(f, y, len(f))
-        return (d.sum() if d.ndim else d * count), count
 
     def distances(self, net: Net) -> Float[Tensor, " t"]:
         """The vector d_t = d_Y(f(x_t), y_t)."""

@@ -25,10 +25,12 @@ __all__ = [
     "say_comparison",
     "say_group",
     "say_merged",
+    "say_paths",
     "say_perturbed",
     "say_room",
     "say_trial",
     "say_walked",
+    "say_watched",
 ]
 
 _PIPED = 120
