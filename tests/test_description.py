@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
-from weightspace import description
+from weightspace import attribution
 from weightspace.description import Unconverged, cost, flatness_bound, information
 from weightspace.net import Net, WeightspaceError
 from weightspace.quadratic import Quadratic
@@ -116,7 +116,7 @@ def test_the_matrix_is_gauss_newton_and_the_prior_best_for_independent_weights()
 def test_estimates_are_within_their_errors_and_the_bracket(monkeypatch):
     net, task = classifier()
     exact = information(net, task)
-    monkeypatch.setattr(description, "_DENSE", 20)
+    monkeypatch.setattr(attribution, "_DENSE", 20)
     seen = []
     found = information(net, task, probes=4, rank=12, progress=lambda *k: seen.append(k))
     assert 0 < found.error < 0.2 * exact.value

@@ -35,6 +35,12 @@ _CONTENTS = {
     "spectral": ["spectral_norm", "spectral_bound"],
     # what the weights know
     "posterior": ["Code", "Gaussian", "encode"],
+    "quadratic": ["Quadratic"],
+    "langevin": ["learning_coefficient"],
+    "attribution": [],
+    "description": ["flatness_bound", "information"],
+    "envelope": ["StructureFunction"],
+    "structure": ["random_labels", "structure_function"],
     # what moves the inputs
     "acting": ["FiniteGroup"],
     "equivariance": ["GroupConv", "GroupPool", "equivariance_defect", "invariance_defect", "invariant", "reynolds"],

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from weightspace.attribution import Scaled, attributed, products
 from weightspace.curvature import curvature_diagonal, gauss_newton
 from weightspace.langevin import learning_coefficient, loss_and_slope
 from weightspace.net import Net, WeightspaceError, checked
-from weightspace.operator import Operator, lanczos
 from weightspace.posterior import encode
 from weightspace.quadratic import Quadratic, positive
 from weightspace.task import Task
@@ -41,7 +41,6 @@ __all__ = [
 ]  # fmt: skip
 
 _METHODS = ("local", "variational", "sgld")
-_DENSE = 512  # weights up to which matrices are written out
 _UNSETTLED = 0.3
 
 
@@ -139,14 +138,8 @@ def cost(
     if method == "sgld":
         return Cost(math.ceil(chains * (burn + draws) * share), 4 * n * 8)
     _known_method(method)
-    if n <= _DENSE:
-        return Cost(n, 3 * n * n * 8)
-    k = _rank(n, rank)
-    one = k + probes * _STEPS
-    parts = [
-        w.numel() if w.numel() <= _DENSE else _rank(w.numel(), rank) + probes * _STEPS for w in net.weights.values()
-    ]
-    return Cost(one + probes * _LANCZOS + blocks * sum(parts), (2 * k + _LANCZOS) * n * 8)
+    sizes = [w.numel() for w in net.weights.values()]
+    return Cost(*products(sizes, rank=rank, probes=probes, blocks=blocks))
 
 
 def information(
@@ -272,12 +265,6 @@ class _Known:
 
 # ------------------------------------------------------------------ the quadratic at the network
 
-_STEPS, _LANCZOS = 30, 40
-
-
-def _rank(n: int, rank: int | None) -> int:
-    return min(256, n // 4) if rank is None else min(rank, n)
-
 
 def _local(
     known: _Known,
@@ -294,25 +281,25 @@ def _local(
     v = _variance(alone, prior, known)
     felt = torch.cat([part.sum().gt(0).expand(len(part)) for part in alone.hessian.split(known.sizes)])
     root = v.sqrt() * felt
-    counted = _Counted(gauss_newton(net, known.task), root, progress, total)
-    spectrum = (_written if len(v) <= _DENSE else _sampled)(counted.operator, known, rank, probes, blocks, seed)
+    scaled = Scaled(gauss_newton(net, known.task), root, progress, total)
+    found = attributed(scaled, beta, known.sizes, rank=rank, probes=probes, blocks=blocks, seed=seed)
     far = alone.offset.square() / v
     half = float(far.sum()) / 2
     diagonal = half + alone.logdet(v, beta) / 2
-    values = [None if part is None else half + part / 2 for part in (spectrum.lower, spectrum.block)]
-    bracket = Bracket(values[0] or half, half + spectrum.logdet / 2, spectrum.errors[0] / 2, values[1], diagonal)
-    known_of = known.named(far / 2)
-    layers = {name: known_of[name] + (spectrum.logs[name] - spectrum.known[name]) / 2 for name in known_of}
-    dimension = sum(spectrum.known.values())
+    values = [None if part is None else half + part / 2 for part in (found.lower, found.block)]
+    bracket = Bracket(values[0] or half, half + found.logdet / 2, found.errors[0] / 2, values[1], diagonal)
+    parts = zip(known.named(far).items(), found.logs, found.known, strict=True)
+    layers = {name: (pull + log - d) / 2 for (name, pull), log, d in parts}
+    dimension = sum(found.known)
     trace = float(alone.hessian.sum())
     ratio = min(_ratio(known, known.slope, trace), _ratio(known, known.slope + beta * alone.offset / v, trace))
     notes = _remarks(known, ratio, felt)
     if ratio > _UNSETTLED:
         warnings.warn(notes[0], Unconverged, stacklevel=3)
     return Information(
-        "local", sum(layers.values()), math.hypot(*spectrum.errors) / 2, known.loss + beta / 2 * dimension, beta,
+        "local", sum(layers.values()), math.hypot(*found.errors) / 2, known.loss + beta / 2 * dimension, beta,
         dimension, layers, known.named(v, torch.mean), _flatness(net, trace, beta), ratio, known.count,
-        counted.products, bracket, tuple(notes),
+        scaled.products, bracket, tuple(notes),
     )  # fmt: skip
 
 
@@ -339,96 +326,6 @@ def _remarks(known: _Known, ratio: float, felt: Tensor) -> list[str]:
     if unfelt:
         said.append(f"the outputs do not feel {', '.join(unfelt[:3])}{' and more' * (len(unfelt) > 3)}: no nats there")
     return said
-
-
-class _Counted:
-    """V^1/2 G V^1/2 in float64, its products counted."""
-
-    def __init__(self, inner: Operator, root: Tensor, progress: Callable[[int, int], None] | None, total: int) -> None:
-        self.products = 0
-
-        def times(u: Tensor) -> Tensor:
-            self.products += 1 if u.dim() == 1 else u.shape[1]
-            if progress is not None:
-                progress(min(self.products, total), total)
-            scale = root if u.dim() == 1 else root[:, None]
-            return scale * (inner @ (scale * u)).double()
-
-        self.operator = Operator(len(root), len(root), times)
-
-
-@dataclass(frozen=True)
-class _Spectrum:
-    """log det(I + A / beta) and tr A (A + beta)^-1: name -> the part of each tensor in both, and two errors."""
-
-    logdet: float
-    lower: float
-    block: float | None
-    logs: Mapping[str, float]
-    known: Mapping[str, float]
-    errors: tuple[float, float]
-
-
-def _written(a: Operator, known: _Known, rank: int | None, probes: int, blocks: bool, seed: int) -> _Spectrum:
-    """Exact, from the matrix."""
-    matrix = a.dense()
-    whole = Quadratic(0.0, (matrix + matrix.T) / 2, torch.zeros(len(matrix)))
-    d = whole.dimensions(1.0, known.beta)
-    logs = 2 * whole.nats(1.0, known.beta) + d
-    logdet = float(logs.sum())
-    parts = torch.arange(len(matrix)).split(known.sizes)
-    own = [Quadratic(0.0, whole.hessian[part][:, part], torch.zeros(len(part))) for part in parts]
-    block = sum(q.logdet(1.0, known.beta) for q in own) if blocks else None
-    return _Spectrum(logdet, logdet, block, known.named(logs), known.named(d), (0.0, 0.0))
-
-
-def _sampled(a: Operator, known: _Known, rank: int | None, probes: int, blocks: bool, seed: int) -> _Spectrum:
-    """Estimated, from products with random vectors."""
-    n = a.rows
-    found = a.bracket(known.beta, rank=_rank(n, rank), samples=probes, steps=_STEPS, seed=seed)
-    logs, dims, error = _functions(a, known, probes, seed)
-    share = found.estimate.value / max(sum(logs.values()), 1e-300)
-    block = None
-    if blocks:
-        block = 0.0
-        for where in torch.arange(n).split(known.sizes):
-            inside = _inside(a, where)
-            if len(where) <= _DENSE:
-                matrix = inside.dense()
-                block += Quadratic(0.0, (matrix + matrix.T) / 2, torch.zeros(len(where))).logdet(1.0, known.beta)
-            else:
-                options = {"rank": _rank(len(where), rank), "samples": probes, "steps": _STEPS, "seed": seed}
-                block += inside.logdet(known.beta, **options).value
-    scaled = {name: share * part for name, part in logs.items()}
-    return _Spectrum(found.estimate.value, found.nystrom, block, scaled, dims, (found.estimate.error, error))
-
-
-def _inside(a: Operator, where: Tensor) -> Operator:
-    """The block of a symmetric operator on these weights."""
-
-    def times(u: Tensor) -> Tensor:
-        wide = u.new_zeros(a.columns)
-        wide[where] = u
-        return (a @ wide)[where]
-
-    return Operator(len(where), len(where), times)
-
-
-def _functions(a: Operator, known: _Known, probes: int, seed: int) -> tuple[dict[str, float], dict[str, float], float]:
-    """Name -> its part of tr log(I + A / beta), and of tr A (A + beta)^-1; and the standard error of the second."""
-    generator = torch.Generator().manual_seed(seed + 1)
-    logs: list[Tensor] = []
-    dims: list[Tensor] = []
-    for _ in range(probes):
-        z = torch.randint(0, 2, (a.rows,), generator=generator).double() * 2 - 1
-        space = lanczos(a, z, min(_LANCZOS, a.rows))
-        values, vectors = torch.linalg.eigh(space.matrix)
-        values = values.clamp(min=0)
-        for into, f in ((logs, (values / known.beta).log1p()), (dims, values / (values + known.beta))):
-            into.append(z * (space.basis.T @ (vectors @ (f * vectors[0]))) * space.size)
-    totals = torch.stack(dims).sum(1)
-    error = float(totals.std()) / math.sqrt(probes) if probes > 1 else math.inf
-    return known.named(torch.stack(logs).mean(0)), known.named(torch.stack(dims).mean(0)), error
 
 
 # ------------------------------------------------------------------ codes and chains
