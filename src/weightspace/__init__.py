@@ -30,6 +30,8 @@ _CONTENTS = {
     "perturbation": ["perturb", "stability", "width"],
     "sensitivity": ["breakdown", "sensitivities", "trust_per_example"],
     "fisher": ["fisher_trace", "gradient_noise"],
+    "likelihood": [],
+    "curvature": ["curvature_diagonal", "fisher_information", "gauss_newton", "hessian"],
     "spectral": ["spectral_norm", "spectral_bound"],
     # what the weights know
     "posterior": ["Code", "Gaussian", "encode"],
@@ -37,12 +39,18 @@ _CONTENTS = {
     "risk": ["kl_inverse"],
     "descent": [],
     "pac": ["RiskBound", "pac_bayes"],
+    # what moves the inputs
+    "acting": ["FiniteGroup"],
+    "equivariance": ["GroupConv", "GroupPool", "equivariance_defect", "invariance_defect", "invariant", "reynolds"],
+    "nuisance": ["effective_information"],
     # what happens inside
     "activation": ["features", "forced", "gates"],
     "crossing": ["cross_features", "cross_path", "self_features", "self_path"],
     "updates": ["image_function"],
     # curves of networks
     "path": ["Path", "curve", "line", "swa"],
+    "diffusion": ["action", "sgd_temperature"],
+    "escape": ["kramers_rate", "minimum_action_path"],
     "surface": ["Plane", "plane"],
     "goals": ["drift", "ewc", "gem", "harden", "hold", "learn", "spread", "toward"],
     "pruning": ["prune"],
@@ -56,6 +64,7 @@ _CONTENTS = {
     "adapters": [],
     "periods": ["critical_period"],
     # linear maps known by their action
+    "estimators": [],
     "operator": ["Operator", "jacobian"],
     "kernel": [],
 }

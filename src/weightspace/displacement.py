@@ -28,9 +28,10 @@ from weightspace.task import Task, carried
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["Displacement", "displacement", "squares", "traces"]
+__all__ = ["Displacement", "displacement", "squared_gradients", "squares", "traces"]
 
 _ROOM = 1 << 25
+_CACHE = 1 << 18  # numbers that stay near the processor
 
 
 @dataclass(frozen=True)
@@ -117,14 +118,25 @@ def squares(
     return [{name: total[name] for name in names} for total in totals]
 
 
-def _of_layers(
-    net: Net, task: Task, x: Any, drawn: Sequence[Tensor], names: set[str], totals: list[dict[str, Tensor]]
-) -> set[str]:
-    """Fill in what the layers give, all from one pass back a draw; which tensors that were."""
+@dataclass(frozen=True)
+class _Met:
+    """A layer on a batch: which of its tensors are asked for, what its rows meet, and each cotangent pulled to it.
+
+    `met` is None where the outputs do not depend on the layer.
+    """
+
+    layer: Layer
+    own: set[str]
+    met: Tensor | None
+    slopes: list[Float[Tensor, "examples positions units"]]
+
+
+def _layers_met(net: Net, task: Task, x: Any, drawn: Sequence[Tensor], names: set[str]) -> Iterator[_Met]:
+    """Linear maps and convolutions whose weight is used once, from one pass back for each u."""
     try:
         graph = graph_of(net, x)
     except SymmetryError:
-        return set()
+        return
     wanted = {layer.node: layer for layer in layers(graph) if {layer.weight, layer.bias} & names}
     kept: list[tuple[Layer, tuple[Any, ...], Tensor]] = []
     learnt = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in net.weights.items()}
@@ -136,28 +148,39 @@ def _of_layers(
             elif node in wanted and wanted[node].plain(given):
                 kept.append((wanted[node], given, value))
         if not kept:
-            return set()
+            return
         out = task.output(raw if not isinstance(raw, (tuple, list)) or len(raw) > 1 else raw[0])
         values = [z for _, _, z in kept]
         first = torch.autograd.grad(out[0].sum(), values, retain_graph=True, allow_unused=True)
         slopes = [torch.autograd.grad(out, values, u.view(out.shape), True, allow_unused=True) for u in drawn]
-    done: set[str] = set()
     for k, (layer, given, z) in enumerate(kept):
-        at = None if first[k] is None else examples_at(first[k], len(out), layer)
-        if first[k] is not None and at is None:
-            continue
         own = ({layer.weight} | ({layer.bias} if layer.bias else set())) & names
-        done |= own
-        if at is None:  # the outputs do not depend on it
-            for total in totals:
-                total.update({name: torch.zeros(len(out), dtype=torch.float64).to(out.device) for name in own})
+        if first[k] is None:
+            yield _Met(layer, own, None, [])
+            continue
+        at = examples_at(first[k], len(out), layer)
+        if at is None:
             continue
         with torch.no_grad():
             met = rows_met(layer, (given[0].movedim(at, 0), *given[1:]))
-            for total, slope in zip(totals, slopes, strict=True):
-                turned = slope[k].movedim(at, 0)
-                turned = turned if layer.at < 0 else turned.movedim(layer.at, -1)
-                _add(total, own, layer, met, turned.reshape(len(met), -1, z.shape[layer.at]))
+            turned = [slope[k].movedim(at, 0) for slope in slopes]
+            turned = turned if layer.at < 0 else [t.movedim(layer.at, -1) for t in turned]
+            yield _Met(layer, own, met, [t.reshape(len(met), -1, z.shape[layer.at]) for t in turned])
+
+
+def _of_layers(
+    net: Net, task: Task, x: Any, cotangents: Sequence[Tensor], names: set[str], totals: list[dict[str, Tensor]]
+) -> set[str]:
+    """Fill in what the layers give; which tensors that were."""
+    done: set[str] = set()
+    for fed in _layers_met(net, task, x, cotangents, names):
+        done |= fed.own
+        if fed.met is None:
+            for total, u in zip(totals, cotangents, strict=True):
+                total.update({name: torch.zeros(len(u), dtype=torch.float64).to(u.device) for name in fed.own})
+            continue
+        for total, slope in zip(totals, fed.slopes, strict=True):
+            _add(total, fed.own, fed.layer, fed.met, slope)
     return done
 
 
@@ -176,28 +199,79 @@ def _add(total: dict[str, Tensor], own: set[str], layer: Layer, met: Tensor, slo
         total[layer.bias] = d.sum(1).square().sum(1)
 
 
+def squared_gradients(
+    net: Net, task: Task, x: Any, cotangents: Sequence[Tensor], names: Sequence[str]
+) -> dict[str, Tensor]:
+    """Name -> sum over every u and example i of (J_il^T u_i)^2, entry by entry: `squares`, not summed over entries."""
+    x = carried(x, net)
+    total: dict[str, Tensor] = {}
+    for fed in _layers_met(net, task, x, cotangents, set(names)):
+        total.update({name: torch.zeros_like(net.weights[name]) for name in fed.own})
+        if fed.met is not None:
+            total.update(_entries(fed, net))
+    rest = [name for name in names if name not in total]
+    for u in cotangents if rest else ():
+        for gradients in _every_gradient(net, task, x, u, rest):
+            for name, g in gradients.items():
+                total[name] = total.get(name, 0.0) + g.square().sum(0)
+    return total
+
+
+def _entries(fed: _Met, net: Net) -> dict[str, Tensor]:
+    """sum_u sum_i (sum_t d_t h_t^T)^2 of every entry."""
+    layer, h = fed.layer, fed.met
+    assert h is not None
+    found: dict[str, Tensor] = {}
+    h = h if layer.bias is None else h[..., :-1]
+    if h.shape[1] == 1:
+        square = torch.zeros_like(fed.slopes[0][:, 0])
+        for d in fed.slopes:
+            square.addcmul_(d[:, 0], d[:, 0])
+        weight, bias = square.T @ h[:, 0].square(), square.sum(0)
+    else:
+        d = torch.cat([d.mT for d in fed.slopes], 1)
+        weight = torch.zeros_like(d[0] @ h[0])
+        step = max(1, _CACHE // weight.numel())
+        for p, q in zip(d.split(step), h.split(step), strict=True):
+            weight += (p @ q).square_().sum(0)
+        weight = weight.view(len(fed.slopes), -1, h.shape[-1]).sum(0)
+        bias = d.sum(-1).square_().sum(0).view(len(fed.slopes), -1).sum(0)
+    if layer.weight in fed.own:
+        found[layer.weight] = weight.view(net.weights[layer.weight].shape)
+    if layer.bias in fed.own:
+        found[layer.bias] = bias
+    return found
+
+
 def _of_rest(
-    net: Net, task: Task, x: Any, drawn: Sequence[Tensor], rest: list[str], totals: list[dict[str, Tensor]]
+    net: Net, task: Task, x: Any, cotangents: Sequence[Tensor], rest: list[str], totals: list[dict[str, Tensor]]
 ) -> None:
-    """A gradient for every example, of tensors that are used twice, of norms, embeddings and what has no rule."""
-    chosen = {name: net.weights[name].detach() for name in rest}
-    size = sum(t.numel() for t in chosen.values())
+    """Tensors that are used twice, of norms, embeddings and what has no rule."""
+    for total, u in zip(totals, cotangents, strict=True):
+        found = [*_every_gradient(net, task, x, u, rest)]
+        for name in rest:
+            total[name] = torch.cat([g[name].double().flatten(1).square().sum(1) for g in found])
+
+
+def _every_gradient(net: Net, task: Task, x: Any, u: Tensor, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Name -> J_il^T u_i of every example, some examples at a time."""
+    chosen = {name: net.weights[name].detach() for name in names}
+    step = max(1, _ROOM // max(1, sum(t.numel() for t in chosen.values())))
 
     def f(values: dict[str, Tensor], one: Any, u: Tensor) -> Tensor:
         args, kwargs = arguments(each(lambda t: t[None], one))
         return (task.output(functional_call(net.architecture, {**net.tensors, **values}, args, kwargs)) * u[None]).sum()
 
-    slope = grad(f)
-    together = vmap(slope, in_dims=(None, 0, 0), chunk_size=max(1, _ROOM // max(1, size)))
-    for total, u in zip(totals, drawn, strict=True):
-        with math_attention():
+    together = vmap(grad(f), in_dims=(None, 0, 0))
+    with math_attention():
+        for at in range(0, len(u), step):
+            part = slice(at, at + step)
+            some = each(lambda t, part=part: t[part], x)
             try:
-                found = [together(chosen, x, u)]
+                yield together(chosen, some, u[part])
             except RuntimeError:  # an operation that cannot be batched
-                found = [_one_by_one(f, chosen, each(lambda t, k=k: t[k], x), u[k]) for k in range(len(u))]
-        for name in rest:
-            parts = [gradients[name].double().flatten(1).square().sum(1) for gradients in found]
-            total[name] = torch.cat(parts)
+                for k in range(len(u[part])):
+                    yield _one_by_one(f, chosen, each(lambda t, k=k: t[k], some), u[part][k])
 
 
 def _one_by_one(f: Callable[..., Tensor], chosen: Mapping[str, Tensor], one: Any, u: Tensor) -> dict[str, Tensor]:

@@ -1,0 +1,293 @@
+"""Second derivatives of a task's loss at a network, as operators: Gauss-Newton, Hessian, Fisher information.
+
+    Gauss-Newton  G = sum_t J_t^T H_t J_t     J_t the Jacobian of the outputs, H_t the Hessian of d_Y in the outputs
+    Hessian       H = G + sum_t sum_k (d d_Y / d f_k) d^2 f_k / dw^2
+    Fisher        F = sum_t E_{y ~ p} g g^T   g = grad_w log p(y | x_t), p(y) ~ exp(-d_Y(f, y))
+
+All are sums over the examples, never means: for a loss in nats their unit is nats. Where log p is linear in y but for
+terms without f (softmax, Gaussian, Bernoulli), H_t does not depend on y and F = G.
+J v is the derivative of u -> J^T u along v, so that one graph of a batch, kept, gives all products.
+Sources: Fast exact multiplication by the Hessian (Pearlmutter, 1994); Fast curvature matrix-vector products for
+second-order gradient descent (Schraudolph, 2002); New insights and perspectives on the natural gradient method
+(Martens, 2020).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from itertools import groupby, islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd import grad
+from torch.autograd.graph import saved_tensors_hooks
+from torch.func import functional_call
+
+from weightspace.displacement import squared_gradients
+from weightspace.examples import leaves as input_leaves
+from weightspace.likelihood import CurvatureError, OutputHessian, output_hessian
+from weightspace.net import Net, Weights, checked, math_attention
+from weightspace.operator import Operator
+from weightspace.symmetry.trace import arguments
+from weightspace.task import Task, carried
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = [
+    "CurvatureError",
+    "blocks",
+    "curvature_diagonal",
+    "fisher_information",
+    "gauss_newton",
+    "graph_bytes",
+    "hessian",
+    "output_hessian",
+]
+
+_MEMORY = 1 << 30
+_GRAIN, _LEAST = 1 << 22, 256  # bytes of a batch's graph that stay near the processor; examples of a batch
+_TOGETHER = 16  # passes back through one graph
+
+Part = Callable[[Weights], Mapping[str, Tensor]]
+
+
+def gauss_newton(net: Net, task: Task, *, memory: int = _MEMORY) -> Operator:
+    """G = sum_t J_t^T H_t J_t on `net.weights.flat()`, summed over the examples; its diagonal is exact.
+
+    H_t has a closed form for cross-entropy, squared error and binary cross-entropy with logits; any other loss is
+    differentiated twice in the outputs. Labels that H_t does not depend on may be missing. Graphs are kept up to
+    `memory` bytes (`graph_bytes` tells what all would take): a product then costs a tangent and a pass back, and for
+    the batches beyond it two passes more. Evaluation mode; the weights must not change in place while the operator is
+    in use. Raises `CurvatureError` for outputs that are not finite or do not depend on the weights, and for losses
+    without derivatives; `TaskError` for labels that do not fit.
+    """
+
+    def part(number: int, x: Any, y: Tensor | None) -> Part:
+        linear = _Linear(net, task, x)
+        middle = output_hessian(task, linear.outputs, y).action
+        return lambda v: linear.pull(middle(linear.push(v)))
+
+    return _operator(net, task, part, memory, lambda: curvature_diagonal(net, task))
+
+
+def fisher_information(
+    net: Net, task: Task, draws: int | None = None, *, seed: int = 0, memory: int = _MEMORY
+) -> Operator:
+    """F = sum_t E_{y ~ p} g g^T, labels y drawn from the network, p(y) ~ exp(-d_Y): softmax, Gaussian or Bernoulli.
+
+    Exact, F = G; with `draws`, the mean over so many labels an example (in a sequence, a position) in place of E. The
+    Gaussian of "squared" is exp(-|f - y|^2), of variance 1/2, so that F = 2 J^T J. Memory, cost and errors as
+    `gauss_newton`; `CurvatureError` as well for a loss that is no likelihood.
+    """
+    _some(draws)
+
+    def part(number: int, x: Any, y: Tensor | None) -> Part:
+        linear = _Linear(net, task, x)
+        bent = output_hessian(task, linear.outputs, y)
+        draw = _likely(task, bent)
+        if draws is None:
+            return lambda v: linear.pull(bent.action(linear.push(v)))
+        scores = torch.stack([*draw(draws, _generator(seed, number))])
+        return lambda v: linear.pull(_outer(scores, linear.push(v)))
+
+    return _operator(net, task, part, memory, None if draws else lambda: curvature_diagonal(net, task))
+
+
+def hessian(net: Net, task: Task, *, memory: int = _MEMORY) -> Operator:
+    """The Hessian of the loss in the weights, summed over the examples: exact, the derivative of the gradient.
+
+    Memory, cost and errors as `gauss_newton`.
+    """
+
+    def part(number: int, x: Any, y: Tensor | None) -> Part:
+        if y is None:
+            raise CurvatureError("the Hessian needs labels; give Task(inputs, labels)")
+        output_hessian(task, task.forward(net, carried(x, net)), y)
+        leaves, f = _outputs(net, task, x)
+        with torch.enable_grad(), math_attention():
+            total = task.summed(f, y.to(f.device))[0]
+            slopes = grad(total, [*leaves.values()], create_graph=True, materialize_grads=True)
+        bent = {name: slope for name, slope in zip(leaves, slopes, strict=True) if slope.requires_grad}
+
+        def times(v: Weights) -> Mapping[str, Tensor]:
+            along = [v[name] for name in bent]
+            found = grad([*bent.values()], [*leaves.values()], along, retain_graph=True, materialize_grads=True)
+            return dict(zip(leaves, found, strict=True))
+
+        return times
+
+    return _operator(net, task, part, memory, None)
+
+
+def curvature_diagonal(net: Net, task: Task, draws: int | None = None, *, seed: int = 0) -> Weights:
+    """diag G, exact: a pass back for every output, and of each the squares of every example's gradient, added up.
+
+    With `draws`, that of the Fisher information from so many labels an example, drawn: unbiased, a pass back each.
+    Linear maps and convolutions whose weight is used once cost a pass together; other tensors, a gradient for every
+    example. Errors as `gauss_newton`, and with draws as `fisher_information`.
+    """
+    _some(draws)
+    names = [name for name, w in checked(net).weights.items() if w.is_floating_point()]
+    total = {name: torch.zeros(net.weights[name].shape, dtype=torch.float64, device=net.device) for name in names}
+    task = _regrouped(task, 2 * _GRAIN / max(1, graph_bytes(net, task) / len(task)))
+    for number, (x, y) in enumerate(task.batches(net)):
+        with torch.no_grad(), math_attention():
+            bent = output_hessian(task, task.forward(net, carried(x, net)), y)
+        roots = bent.roots()
+        if draws is not None:
+            roots = ((1.0 / draws, u) for u in _likely(task, bent)(draws, _generator(seed, number)))
+        for sign, some in groupby(roots, lambda root: root[0]):
+            while together := [u for _, u in islice(some, _TOGETHER)]:
+                for name, part in squared_gradients(net, task, x, together, names).items():
+                    total[name] += sign * part
+    return net.weights.zeros().replace(total)
+
+
+def blocks(operator: Operator, weights: Weights, *, largest: int = 1024) -> dict[str, Tensor]:
+    """Name -> the diagonal block (n, n) of a symmetric operator that is that tensor's, in float64.
+
+    Of a tensor of more than `largest` numbers its diagonal (n,) alone, for which the operator must know its own. Cost:
+    a product for every number of the others. Raises `OperatorError` for a diagonal that is not known.
+    """
+    found: dict[str, Tensor] = {}
+    diagonal = None
+    for name, tensor in weights.items():
+        n = tensor.numel()
+        where = weights.zeros().replace({name: torch.ones_like(tensor)}).flat().nonzero()[:, 0].cpu()
+        if n > largest:
+            diagonal = operator.exact_diagonal() if diagonal is None else diagonal
+            found[name] = diagonal.cpu()[where].double()
+        else:
+            columns = torch.zeros(operator.columns, n, dtype=torch.float64)
+            columns[where, torch.arange(n)] = 1
+            block = (operator @ columns)[where]
+            found[name] = (block + block.T) / 2
+    return found
+
+
+def graph_bytes(net: Net, task: Task) -> int:
+    """What the graphs of all batches would take, known from two examples."""
+    x = carried(task.example(2), checked(net))
+    seen = {w.untyped_storage().data_ptr() for w in net.tensors.values()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in seen:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        linear = _Linear(net, task, x)
+    examples = len(input_leaves(x)[0])
+    return round(sum(kept.values()) / examples * len(task)) + 0 * len(linear.leaves)
+
+
+# ------------------------------------------------------------------ products
+
+
+class _Linear:
+    """The outputs of a batch as a linear function of the weights around the net: J v and J^T u from one graph."""
+
+    def __init__(self, net: Net, task: Task, x: Any) -> None:
+        leaves, self.outputs = _outputs(net, task, x)
+        self.along = torch.zeros_like(self.outputs).requires_grad_()
+        with torch.enable_grad(), math_attention():
+            back = grad(self.outputs, [*leaves.values()], self.along, create_graph=True, allow_unused=True)
+        self.back = {name: g for name, g in zip(leaves, back, strict=True) if g is not None}
+        self.leaves = {name: leaves[name] for name in self.back}
+
+    def push(self, vector: Weights) -> Tensor:
+        """J v."""
+        along = [vector[name] for name in self.back]
+        return grad([*self.back.values()], self.along, along, retain_graph=True, materialize_grads=True)[0]
+
+    def pull(self, u: Tensor) -> Mapping[str, Tensor]:
+        """J^T u."""
+        found = grad(self.outputs, [*self.leaves.values()], u, retain_graph=True)
+        return dict(zip(self.leaves, found, strict=True))
+
+
+def _outputs(net: Net, task: Task, x: Any) -> tuple[dict[str, Tensor], Tensor]:
+    """Leaves for the weights, and the outputs of a batch as a function of them."""
+    args, kwargs = arguments(carried(x, net))
+    leaves = {name: w.detach().requires_grad_() for name, w in net.weights.items() if w.is_floating_point()}
+    with torch.enable_grad(), math_attention():
+        f = task.output(functional_call(net.architecture, {**net.tensors, **leaves}, args, kwargs))
+    if not f.requires_grad:
+        raise CurvatureError("the outputs do not depend on the weights")
+    return leaves, f
+
+
+def _operator(
+    net: Net,
+    task: Task,
+    part: Callable[[int, Any, Tensor | None], Part],
+    memory: int,
+    diagonal: Callable[[], Weights] | None,
+) -> Operator:
+    """The sum of the batches' parts; as many of them are kept as fit into `memory`."""
+    weights, held = checked(net).weights, []
+    single = max(1, graph_bytes(net, task) / len(task))
+    task, share = _regrouped(task, _GRAIN / single), memory / single
+    for number, (x, y) in enumerate(task.batches(net)):
+        share -= len(input_leaves(x)[0])
+        made = part(number, x, y)  # also where it is not kept: what is wrong is said here
+        if share >= 0:
+            held.append(made)
+
+    def parts() -> Iterator[Part]:
+        yield from held
+        if share < 0:
+            for number, (x, y) in enumerate(task.batches(net)):
+                if number >= len(held):
+                    yield part(number, x, y)
+
+    def times(columns: Tensor) -> Tensor:
+        flat = weights.flat()
+        vectors = [weights.shaped(column.to(flat, copy=True).contiguous()) for column in columns.T]
+        totals = [weights.zeros() for _ in vectors]
+        for made in parts():
+            for vector, total in zip(vectors, totals, strict=True):
+                for name, found in made(vector).items():
+                    total[name].add_(found)
+        return torch.stack([total.flat() for total in totals], 1).to(columns)
+
+    n = weights.numel
+    exact = None if diagonal is None else lambda: diagonal().flat()
+    return Operator(n, n, lambda v: times(v[:, None])[:, 0], matmat=times, exact=exact)
+
+
+def _regrouped(task: Task, most: float) -> Task:
+    """The same task in batches that a processor works on well; those of a loader, or a metric of batches, stay."""
+    if not (task.in_memory and (task.metric is None or isinstance(task.metric, str))):
+        return task
+    task = copy.copy(task)
+    task.batch = max(int(most), min(task.batch, _LEAST))
+    return task
+
+
+def _outer(scores: Tensor, u: Tensor) -> Tensor:
+    """The mean over draws of s (s . u), label by label."""
+    flat = u.ndim < 2
+    s, u = (scores[..., None], u[..., None]) if flat else (scores, u)
+    found = ((s * u).sum(-1, keepdim=True) * s).mean(0)
+    return found[..., 0] if flat else found
+
+
+def _likely(task: Task, bent: OutputHessian) -> Callable[[int, torch.Generator], Iterator[Tensor]]:
+    if bent.scores is None:
+        raise CurvatureError(f"{task} has no likelihood to draw labels from; use gauss_newton, or cross-entropy")
+    return bent.scores
+
+
+def _generator(seed: int, number: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed * 1_000_003 + number)
+
+
+def _some(draws: int | None) -> None:
+    if draws is not None and draws < 1:
+        raise CurvatureError(f"draws is {draws}; give 1 or more labels an example")
