@@ -64,7 +64,7 @@ class Lab:
         """A convolutional network that half of the images have taught, turned and moved a little; kept on disk."""
         torch.manual_seed(seed)
         module, (first, _) = cnn(), self.halves(seed)
-        epochs = 2 if self.quick else 15
+        epochs = 2 if self.quick else 10
         make = lambda: [ws.Net.of(_fitted(module, *_tensors(first), epochs, seed))]  # noqa: E731
         folder = CACHE / f"certify-{self.name}-{epochs}-{seed}"
         return make()[0] if self.quick else kept(folder, ws.Net.of(module), make)[0]

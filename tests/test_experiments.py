@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from experiments import (  # noqa: E402
     alignment,
+    certify,
     colours,
     continual,
     critical,
@@ -459,3 +460,23 @@ def test_the_readme_shows_what_was_measured_of_invariant_paths():
     for name in ("digits", "fashion-mnist"):
         found |= critical.tables(record.Record(critical.RESULTS / "critical.json"), name)
     assert len(found) == 38 and all(table in text for table in found.values())
+
+
+def test_certificates_run_and_can_be_taken_up_again(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    assert certify.main(["--quick", "--out", str(out)]) == 0
+    first, seen = out.read_text(), capsys.readouterr().out
+    assert all(f"certify {name} digits" in seen for name in ("binary", "families", "taught", "few"))
+    rows = json.loads(first)
+    assert len(rows) == 1 + 2 + 2
+    assert all(row["error"] < row["bound"] <= 1 for row in rows.values())
+    assert rows["few/digits/binary, taught .01, 64/0"]["nats"] < 1 < rows["few/digits/binary, fresh, 16/0"]["nats"]
+    assert certify.main(["--quick", "--out", str(out)]) == 0
+    assert out.read_text() == first
+
+
+def test_the_readme_shows_what_was_measured_of_certificates():
+    text, found = alignment.README.read_text(), {}
+    for name in ("digits", "mnist"):
+        found |= certify.tables(record.Record(certify.RESULTS / "certify.json"), name)
+    assert len(found) == 5 and all(table in text for table in found.values())

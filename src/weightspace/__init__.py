@@ -53,6 +53,10 @@ _CONTENTS = {
     "risk": ["kl_inverse"],
     "descent": [],
     "pac": ["RiskBound", "pac_bayes"],
+    # what moves the inputs
+    "acting": ["FiniteGroup"],
+    "equivariance": ["GroupConv", "GroupPool", "equivariance_defect", "invariance_defect", "invariant", "reynolds"],
+    "nuisance": ["effective_information"],
     # what happens inside
     "activation": ["features", "forced", "gates"],
     "crossing": ["cross_features", "cross_path", "self_features", "self_path"],
