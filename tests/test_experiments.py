@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from experiments import (  # noqa: E402
+    action,
     alignment,
     certify,
     colours,
@@ -27,6 +28,7 @@ from experiments import (  # noqa: E402
     invariant,
     language,
     nets,
+    nuisance,
     ratio,
     record,
     relative,
@@ -440,6 +442,54 @@ def test_early_over_mid_runs_and_orders(tmp_path):
         1
     )  # ties within b say nothing
     assert ratio.tau([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+
+
+def test_actions_run_and_can_be_taken_up_again(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    assert action.main(["--quick", "--out", str(out)]) == 0
+    first, seen = out.read_text(), capsys.readouterr().out
+    assert all(f"action {name} digits" in seen for name in ("runs", "reach", "descent", "escape"))
+    rows = json.loads(first)
+    assert len(rows) == 2 + 2 + 2 + 2 + 1
+    small, large = (rows[f"runs/digits/{rate}/0"] for rate in ("0.1", "0.5"))
+    assert small["static"] < 0 < small["kinetic"] and small["chord"] < small["kinetic"]
+    assert large["losses"][1] < small["losses"][1] < small["losses"][0] == large["losses"][0]
+    assert rows["reach/digits/aligned/0"]["distance"] < rows["reach/digits/as they are/0"]["distance"]
+    assert action.main(["--quick", "--out", str(out)]) == 0
+    assert out.read_text() == first
+
+
+def test_nuisances_run_and_can_be_taken_up_again(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    assert nuisance.main(["--quick", "--out", str(out)]) == 0
+    first, seen = out.read_text(), capsys.readouterr().out
+    assert all(f"nuisance {name} digits" in seen for name in ("defects", "turned", "layers"))
+    rows = json.loads(first)
+    assert rows["defects/digits/circular/0"]["worst"] < 1e-12 < 0.1 < rows["defects/digits/zeros/0"]["mean"]
+    assert rows["defects/digits/p4/0"]["double"] < 1e-12 < rows["defects/digits/p4/0"]["single"] < 1e-6
+    right = rows["turned/digits/p4, upright/0"]["right"]
+    assert right[0] == right[1] and set(rows["layers/digits/mlp, upright/0"]["nats"]) == {"0", "1", "3", "end"}
+    assert nuisance.main(["--quick", "--out", str(out)]) == 0
+    assert out.read_text() == first
+
+
+def test_images_turn_as_they_are_told():
+    x = torch.arange(2.0 * 9).view(2, 1, 3, 3)
+    generator = torch.Generator().manual_seed(0)
+    assert nuisance.turned(x, "upright", generator) is x
+    quarters = nuisance.turned(x, "quarter turns", generator)
+    assert all(
+        any(torch.equal(q, one.rot90(k, (-2, -1))) for k in range(4)) for q, one in zip(quarters, x, strict=True)
+    )
+    assert not torch.equal(nuisance.turned(x, "any angle", generator), x)
+
+
+def test_the_readme_shows_what_was_measured_of_nuisances_and_actions():
+    text, found = alignment.README.read_text(), {}
+    for name in ("digits", "mnist"):
+        found |= action.tables(record.Record(action.RESULTS / "action.json"), name)
+        found |= nuisance.tables(record.Record(nuisance.RESULTS / "nuisance.json"), name)
+    assert found and all(table in text for table in found.values())
 
 
 def test_the_readme_shows_what_was_measured_of_invariant_paths():
