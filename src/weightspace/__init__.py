@@ -45,6 +45,11 @@ _CONTENTS = {
     "acting": ["FiniteGroup"],
     "equivariance": ["GroupConv", "GroupPool", "equivariance_defect", "invariance_defect", "invariant", "reynolds"],
     "nuisance": ["effective_information"],
+    # what can be promised on new data
+    "risk": ["kl_inverse"],
+    "descent": [],
+    "pac": ["RiskBound", "pac_bayes"],
+    # what moves the inputs
     # what happens inside
     "activation": ["features", "forced", "gates"],
     "crossing": ["cross_features", "cross_path", "self_features", "self_path"],
