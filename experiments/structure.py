@@ -117,6 +117,7 @@ def _width(lab: Lab, width: int, name: str, seed: int) -> dict[str, Any]:
         "weights": net.weights.numel,
         "error": [1 - ws.accuracy(t)(net) for t in (task, lab.test)],
         "local": local.value, "standard": local.error, "length": local.length, "slope": local.slope,
+        "harmonic": local.harmonic,
         "bracket": [local.bracket.lower, local.bracket.value, local.bracket.block, local.bracket.diagonal],
         "dimension": local.dimension, "flatness": local.flatness,
         "code": [code.loss, code.kl], "code error": 1 - ws.accuracy(lab.test)(code.posterior.net),
@@ -160,8 +161,10 @@ def tables(record: Record, name: str) -> dict[str, str]:
         rows = [_line(record, f"widths/{name}/{label}/{width}", width) for width in WIDTHS]
         rows = [row for row in rows if row]
         if rows:
-            head = ("width | weights | error, train / test, % | local KL | its error | lower / estimate / block / "
-                    "diagonal | code: loss / KL / C | its test error, % | sgld | flatness bound / 1000")  # fmt: skip
+            head = (
+                "width | weights | error, train / test, % | local KL | its error | lower / estimate / block / diagonal | "
+                "drawn over quadratic | code: loss / KL / C | its test error, % | sgld"
+            )
             found[f"widths {name} {label}"] = table(head.split(" | "), rows)
     if ranks := [row for label in NOISES if (row := _ranks(record, name, label))]:
         head = (
@@ -218,9 +221,9 @@ def _line(record: Record, at: str, width: int) -> list[str]:
     return [
         str(width), f"{record.median(at, 'weights'):.0f}", percent(record.median(at, "error")),
         f"{record.median(at, 'local'):.0f}", f"{record.median(at, 'standard'):.1f}",
-        " / ".join("" if b is None else f"{b:.0f}" for b in bounds), f"{loss:.0f} / {kl:.0f} / {loss + kl:.0f}",
-        percent(record.median(at, "code error")), f"{record.median(at, 'sgld')[0]:.0f}",
-        number(record.median(at, "flatness") / 1000, 1),
+        " / ".join("" if b is None else f"{b:.0f}" for b in bounds), number(record.median(at, "harmonic"), 1),
+        f"{loss:.0f} / {kl:.0f} / {loss + kl:.0f}", percent(record.median(at, "code error")),
+        f"{record.median(at, 'sgld')[0]:.0f}",
     ]  # fmt: skip
 
 
