@@ -162,8 +162,8 @@ def tables(record: Record, name: str) -> dict[str, str]:
         rows = [row for row in rows if row]
         if rows:
             head = (
-                "width | weights | error, train / test, % | local KL | its error | lower / estimate / block / diagonal | "
-                "drawn over quadratic | code: loss / KL / C | its test error, % | sgld"
+                "width | weights | error, train / test, % | local KL | its error | lower / estimate / block / "
+                "diagonal | drawn over quadratic | code: loss / KL / C | its test error, % | sgld"
             )
             found[f"widths {name} {label}"] = table(head.split(" | "), rows)
     if ranks := [row for label in NOISES if (row := _ranks(record, name, label))]:
