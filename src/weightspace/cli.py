@@ -600,6 +600,9 @@ def certify(
     ] = False,
     delta: Annotated[float, typer.Option(help="Probability that the promise may fail.")] = 0.05,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of training on the bound.")] = None,
+    draws: Annotated[
+        int | None, typer.Option(min=1, help="Networks drawn for the error, each with an example (500,000).")
+    ] = None,
     limit: Annotated[int, typer.Option(min=2, help="Use at most this many examples.")] = 60_000,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Write the mean of the certified networks (.safetensors).")
@@ -619,11 +622,11 @@ def certify(
     _vacant(report, (".html", ".htm"), force)
     from weightspace.inquiry import certified
 
-    options: dict[str, Any] = {"prior": prior, "seen": seen, "unseen": unseen, "delta": delta, "steps": steps}
+    options: dict[str, Any] = {"prior": prior, "seen": seen, "unseen": unseen, "delta": delta}
     with _progress() as step:
         done = certified(
-            checkpoint, data, arch=arch, limit=limit, out=out, force=force, trust_code=trust_code, seed=seed,
-            progress=step, **options,
+            checkpoint, data, arch=arch, steps=steps, draws=draws, limit=limit, out=out, force=force,
+            trust_code=trust_code, seed=seed, progress=step, **options,
         )  # fmt: skip
     if report:
         from weightspace.answers import certified_page

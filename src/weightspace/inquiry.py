@@ -17,6 +17,7 @@ from weightspace import architecture, checkpoint, description, pac, structure, t
 from weightspace.architecture import ArchitectureError, Stored
 from weightspace.compare import Progress
 from weightspace.description import Information, information
+from weightspace.model import fresh
 from weightspace.net import Net
 from weightspace.pac import RiskBound, pac_bayes
 from weightspace.structure import StructureFunction, random_labels, structure_function
@@ -189,7 +190,13 @@ def told_apart(
     model: Any = architecture.find(arch, [], trust_code) if arch else _perceptron([*found.values()])
     chosen = tuple(range(seed, seed + seeds))
     cost = transfer.cost(found, model, seeds=chosen, task_id=task_id)
-    what = f"{cost.codes} codes of {cost.steps // cost.codes:,} steps, {cost.bytes / 2**20:,.1f} MiB"
+    first = fresh(model, seed)
+    passes = sum(_seconds(first, task) for task in found.values()) / len(found)
+    seconds = 4 * passes * 1.5 * cost.steps  # a union is twice a task, a single one once; a step is four passes
+    what = (
+        f"{cost.codes} codes of {cost.steps // cost.codes:,} steps, {cost.bytes / 2**20:,.1f} MiB, about "
+        f"{_duration(seconds)}"
+    )
     progress(what, 0, cost.codes)
     return task_distances(
         found, model, task_id=task_id, seeds=chosen, file=file, progress=partial(progress, what)
@@ -297,6 +304,7 @@ def certified(
     unseen: bool = False,
     delta: float = 0.05,
     steps: int | None = None,
+    draws: int | None = None,
     limit: int = 60_000,
     out: Path | None = None,
     force: bool = False,
@@ -317,7 +325,8 @@ def certified(
     task = limited(task, limit, seed)
     centre = net if unseen else architecture.load(template, prior, trust_code)[0] if prior else None
     taught = sources(seen)[0] if seen else None
-    options: dict[str, Any] = {} if steps is None else {"steps": steps}
+    given = {"steps": steps, "draws": draws}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     cost = pac.cost(net, task, **options)
     what = f"{cost}, about {_duration(_minutes(net, task, cost))}"
     progress(what, 0, 0)
