@@ -34,6 +34,8 @@ _CONTENTS = {
     "spectral": ["spectral_norm", "spectral_bound"],
     # what the weights know
     "posterior": ["Code", "Gaussian", "encode"],
+    "scores": ["logme", "task2vec"],
+    "transfer": ["task_distance", "task_distances"],
     # what happens inside
     "activation": ["features", "forced", "gates"],
     "crossing": ["cross_features", "cross_path", "self_features", "self_path"],

@@ -175,14 +175,6 @@ class Task:
             leaf = f.detach().requires_grad_()
             total, count = self.summed(leaf, y)
             return torch.autograd.grad(total, leaf)[0], count
-<<<<<<< HEAD
-
-    def summed(self, f: Tensor, y: Tensor) -> tuple[Float[Tensor, ""], int]:
-        """The sum of the distances of a batch of outputs from its labels, with its graph; and how many these are."""
-        d, count = self._measured(f, y, len(f))
-        return (d.sum() if d.ndim else d * count), count
-=======
->>>>>>> main
 
     def distances(self, net: Net) -> Float[Tensor, " t"]:
         """The vector d_t = d_Y(f(x_t), y_t)."""

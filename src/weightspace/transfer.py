@@ -19,9 +19,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import operator
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Cost", "Distance", "TaskMap", "TransferError", "cost", "task_distance", "task_distances"]
 
-Model: TypeAlias = Net | nn.Module | Callable[[], nn.Module]
+Model: TypeAlias = Net | nn.Module | Callable[[], Any]
 Key: TypeAlias = tuple[str, ...]
 
 
@@ -89,6 +92,8 @@ def task_distance(
     task_id: bool = False,
     seeds: Sequence[int] = (0, 1, 2),
     beta: float = 1.0,
+    steps: int = 1000,
+    rate: float = 0.02,
     file: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
@@ -99,13 +104,12 @@ def task_distance(
     shortest of the codes from all `seeds`, the code that says nothing among them. `task_id`: a head for each task,
     told which one to use, so that telling tasks apart costs nothing; then two networks, one for each task, are a code
     of both, and C(ab) <= C(a) + C(b). A code of ab is one of a, hence C(a) <= C(ab). Both are kept, with a note
-    where a fit did not keep them. `options` are those of `posterior.encode`: steps, batch, rate. `file`: codes are
+    where a fit did not keep them. `steps`, `rate` and `options` are those of `posterior.encode`. `file`: codes are
     kept there as they are found, and a run that was stopped goes on. `progress(done, total)` counts codes. Cost:
     three codes for every seed (see `cost`). Raises `TransferError` for tasks that do not fit each other or the model.
     """
-    found = task_distances(
-        {"a": a, "b": b}, model, task_id=task_id, seeds=seeds, beta=beta, file=file, progress=progress, **options
-    )
+    pair: dict[str, Any] = {"task_id": task_id, "seeds": seeds, "beta": beta, "steps": steps, "rate": rate, **options}
+    found = task_distances({"a": a, "b": b}, model, file=file, progress=progress, **pair)
     return found.distance("a", "b")
 
 
@@ -232,6 +236,8 @@ def task_distances(
     task_id: bool = False,
     seeds: Sequence[int] = (0, 1, 2),
     beta: float = 1.0,
+    steps: int = 1000,
+    rate: float = 0.02,
     file: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
@@ -244,18 +250,20 @@ def task_distances(
     the network has no output for, and for a file of other settings.
     """
     wanted, total = _wanted(tasks), (len(tasks) * (len(tasks) + 1) // 2) * len(seeds)
-    settings = {"beta": beta, "task_id": task_id, **options}
-    book = _Book(file, settings, _checked(tasks, model, task_id, seeds), {n: _digest(t) for n, t in tasks.items()})
+    options = {"beta": beta, "steps": steps, "rate": rate, **options}
+    net, maker = _checked(tasks, model, task_id, seeds), _Maker(model, task_id)
+    digests = {} if file is None else {name: _digest(task) for name, task in tasks.items()}
+    book = _Book(file, {"task_id": task_id, **options}, net, digests)
     done = 0
     for seed in dict.fromkeys(seeds):
         for key in wanted:
             if (key, seed) not in book:
-                net, task = _placed([tasks[name] for name in key], model, seed, task_id)
-                book.add(key, seed, encode(net, task, beta, seed=seed, **options).length)
+                net, task = maker.placed([tasks[name] for name in key], seed)
+                book[key, seed] = encode(net, task, seed=seed, **options).length
             done += 1
             if progress is not None:
                 progress(done, total)
-    codes = {key: tuple(book.lengths[key, seed] for seed in dict.fromkeys(seeds)) for key in wanted}
+    codes = {key: tuple(book[key, seed] for seed in dict.fromkeys(seeds)) for key in wanted}
     return TaskMap(tuple(tasks), codes, tuple(len(task) for task in tasks.values()), beta, task_id)
 
 
@@ -278,7 +286,7 @@ def cost(
     model: Model,
     *,
     seeds: Sequence[int] = (0, 1, 2),
-    steps: int = 2000,
+    steps: int = 1000,
     batch: int = 512,
     task_id: bool = False,
     **options: Any,
@@ -302,15 +310,22 @@ def _deviation(lengths: Sequence[float]) -> float:
 # ------------------------------------------------------------------ networks
 
 
-def _placed(tasks: Sequence[Task], model: Model, seed: int, task_id: bool) -> tuple[Net, Task]:
-    """A fresh network, and the union of the tasks as it is to meet them."""
-    net = _drawn(model, seed)
-    if len(tasks) < 2:
-        return net, tasks[0]
-    if task_id:
-        net = _headed(net, tasks[0], len(tasks), seed)
-        tasks = [_told(task, k, len(tasks), net.dtype) for k, task in enumerate(tasks)]
-    return net, tasks[0] | tasks[1]
+class _Maker:
+    """Networks of one form, fresh from every seed; one architecture for all, so that its graph is read once."""
+
+    def __init__(self, model: Model, task_id: bool) -> None:
+        self.model, self.task_id = model, task_id
+        self._forms: dict[int, Net] = {}
+
+    def placed(self, tasks: Sequence[Task], seed: int) -> tuple[Net, Task]:
+        """A fresh network, and the union of the tasks as it is to meet them."""
+        net, heads = _drawn(self.model, seed), len(tasks) if self.task_id else 1
+        if heads > 1:
+            net = _headed(net, tasks[0], heads, seed)
+            tasks = [_told(task, k, heads, net.dtype) for k, task in enumerate(tasks)]
+        form = self._forms.setdefault(heads, net)
+        form.check(net)
+        return form.at(net.weights, net.state), reduce(operator.or_, tasks)
 
 
 def _drawn(model: Model, seed: int) -> Net:
@@ -318,9 +333,10 @@ def _drawn(model: Model, seed: int) -> Net:
         torch.manual_seed(seed)
         if isinstance(model, (Net, nn.Module)):
             return Net.of(_redrawn(Net.of(model).module()))
-        if not callable(model):
-            raise TransferError(f"a model is a module, a Net, or a function that makes one, not {type(model).__name__}")
-        return Net.of(model())
+        made = model() if callable(model) else model
+        if not isinstance(made, (Net, nn.Module)):
+            raise TransferError(f"a model is a module, or a function that makes one, not {type(made).__name__}")
+        return Net.of(made)
 
 
 def _redrawn(module: nn.Module) -> nn.Module:
@@ -349,15 +365,16 @@ class _Heads(nn.Module):
         return (f * which.view(len(which), *[1] * (f.dim() - 3), which.shape[-1], 1)).sum(-2)
 
 
+@torch.no_grad()
 def _headed(net: Net, task: Task, heads: int, seed: int) -> Net:
     """The network with as many times the outputs, in its last linear map."""
-    before = task.forward(net, task.example(2)).shape
-    wide = net.widen((heads - 1) * before[-1], seed=seed) if len(before) > 1 else net
-    after = task.forward(wide, task.example(2)).shape
-    if len(before) < 2 or after != (*before[:-1], heads * before[-1]):
-        raise TransferError(
-            f"outputs {tuple(before)} became {tuple(after)}: task_id needs a last linear map that gives the outputs"
-        )
+    before = task.forward(net, task.example(2))
+    outputs = before.shape[-1] if before.dim() > 1 else 0
+    wide = net.widen((heads - 1) * outputs, seed=seed) if outputs else net
+    after = task.forward(wide, task.example(2))
+    if after.shape != (*before.shape[:-1], heads * outputs) or not torch.allclose(after[..., :outputs], before):
+        seen = f"outputs {tuple(before.shape)} became {tuple(after.shape)} with more rows in the last linear map"
+        raise TransferError(f"{seen}; task_id needs one that gives the outputs and nothing after it")
     return Net.of(_Heads(wide.live(), task.output))
 
 
@@ -408,17 +425,13 @@ def _checked(tasks: Mapping[str, Task], model: Model, task_id: bool, seeds: Sequ
     return _headed(net, first, 2, seeds[0]) if task_id else net
 
 
-class _blamed:
-    """Names the task of which something was refused."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, WeightspaceError):
-            raise TransferError(f"{self.name}: {error}") from error
+@contextmanager
+def _blamed(name: str) -> Iterator[None]:
+    """Name the task of which something was refused."""
+    try:
+        yield
+    except WeightspaceError as error:
+        raise TransferError(f"{name}: {error}") from error
 
 
 # ------------------------------------------------------------------ what was found, in a file
@@ -440,7 +453,7 @@ class _Book:
         try:
             kept = json.loads(path.read_text())
             about, tasks, rows = kept["about"], kept["tasks"], kept["lengths"]
-            lengths = {((*key,), int(seed)): float(length) for key, seed, length in rows}
+            lengths = {_sorted(((*key,), int(seed))): float(length) for key, seed, length in rows}
         except (ValueError, LookupError, TypeError) as error:
             raise TransferError(f"{path} holds no lengths of codes; give another file, or none") from error
         for name, value in self.about.items():
@@ -451,17 +464,23 @@ class _Book:
         self.tasks, self.lengths = {**tasks, **self.tasks}, lengths
 
     def __contains__(self, found: tuple[Key, int]) -> bool:
-        return found in self.lengths
+        return _sorted(found) in self.lengths
 
-    def add(self, key: Key, seed: int, length: float) -> None:
-        """Keep it, in the file too."""
-        self.lengths[key, seed] = length
+    def __getitem__(self, found: tuple[Key, int]) -> float:
+        return self.lengths[_sorted(found)]
+
+    def __setitem__(self, found: tuple[Key, int], length: float) -> None:
+        self.lengths[_sorted(found)] = length
         if self.path is not None:
             rows = [[*row] for row in ((list(k), s, value) for (k, s), value in self.lengths.items())]
             kept = json.dumps({"about": self.about, "tasks": self.tasks, "lengths": rows})
             partial = self.path.with_name(f"{self.path.name}.partial")
             partial.write_text(kept)
             os.replace(partial, self.path)
+
+
+def _sorted(found: tuple[Key, int]) -> tuple[Key, int]:
+    return tuple(sorted(found[0])), found[1]
 
 
 def _digest(task: Task) -> str:
@@ -483,7 +502,7 @@ def scaling(distances: Float[Tensor, "n n"], dimensions: int = 2) -> Float[Tenso
     values, vectors = torch.linalg.eigh(-centred / 2)
     values, vectors = values.flip(0)[:dimensions], vectors.flip(1)[:, :dimensions]
     found = vectors * values.clamp(min=0).sqrt()
-    found = found * torch.where(found.sum(0) < 0, -1.0, 1.0)
+    found = found * torch.where(found[0] < 0, -1.0, 1.0)  # the first point lies to the right
     return torch.nn.functional.pad(found, (0, dimensions - found.shape[1]))
 
 
