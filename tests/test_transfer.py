@@ -160,6 +160,23 @@ def test_a_map_as_plain_data():
     assert lengths().table().splitlines()[2] == "| a | 10 | 100 | 0 | 30 | 40 |"
 
 
+def test_only_the_targets_asked_for():
+    tasks = {name: known(name) for name in ("A", "sub", "away")}
+    found = task_distances(tasks, mlp, targets=["away"], seeds=(0,), steps=5)
+    assert [*found.codes] == [("A",), ("sub",), ("away",), ("A", "away"), ("sub", "away")]
+    assert found.values.isnan().sum() == 2 and {*found.sources("away")} == {"A", "sub"}
+    assert cost(tasks, mlp, targets=["away"], seeds=(0,), steps=5).codes == 5
+    plain = json.loads(json.dumps(found.data(), allow_nan=False))
+    assert plain["values"][0][1] is None and plain["positions"] == [[None, None]] * 3 and plain["stress"] is None
+    with pytest.raises(TransferError, match="A and sub were not measured together; name one of them among targets="):
+        found.distance("A", "sub")
+    with pytest.raises(TransferError, match="no task 'z' to be a target; there are A, sub, away"):
+        task_distances(tasks, mlp, targets=["z"])
+    alone = TaskMap(("a", "b"), {("a",): (1.0,), ("b",): (1.0,)}, (1, 1), 1.0, False)
+    with pytest.raises(TransferError, match="no distance to a was measured; name it among targets="):
+        alone.nearest("a")
+
+
 # ------------------------------------------------------------------ long runs
 
 

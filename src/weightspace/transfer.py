@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -121,7 +121,8 @@ class TaskMap:
     """The matrix of distances d(row -> column) between tasks, in nats: its diagonal is zero, and it is not symmetric.
 
     `codes`: the lengths of the codes, seed by seed, under the names of one task or of two, in the order of `names`:
-    one code serves both directions, since C(ab) = C(ba). `examples`: how many each task has.
+    one code serves both directions, since C(ab) = C(ba). `examples`: how many each task has. Pairs that were not asked
+    for are NaN in the matrices.
     """
 
     names: tuple[str, ...]
@@ -138,6 +139,8 @@ class TaskMap:
             own = {name: self.codes[source,] for name in ("a", "b", "ab")}
             return Distance(0.0, length, length, length, 0.0, self.beta, self.task_id, own)
         pair = (source, target) if i < j else (target, source)
+        if pair not in self.codes:
+            raise TransferError(f"{source} and {target} were not measured together; name one of them among targets=")
         one, other = self.lengths[source], self.lengths[target]
         joint, found = self._joint(pair), min(self.codes[pair])
         notes = []
@@ -182,22 +185,30 @@ class TaskMap:
         return self._matrix(lambda d: d.relative)
 
     def _matrix(self, of: Callable[[Distance], float]) -> Tensor:
-        rows = [[of(self.distance(a, b)) for b in self.names] for a in self.names]
+        rows = [[of(self.distance(a, b)) if self._known(a, b) else math.nan for b in self.names] for a in self.names]
         return torch.tensor(rows, dtype=torch.float64)
+
+    def _known(self, a: str, b: str) -> bool:
+        return a == b or (a, b) in self.codes or (b, a) in self.codes
 
     def sources(self, target: str) -> list[str]:
         """The other tasks, the nearest to start from first: the order of d(. -> target)."""
-        others = [name for name in self.names if self._at(target) != self._at(name)]
+        others = [
+            name for name in self.names if self._at(target) != self._at(name) and (name, target) in self._measured
+        ]
         return sorted(others, key=lambda name: self.distance(name, target).value)
 
     def nearest(self, target: str) -> str:
         """The best source for a target: the task with the least d(. -> target)."""
-        return self.sources(target)[0]
+        if not (found := self.sources(target)):
+            raise TransferError(f"no distance to {target} was measured; name it among targets=")
+        return found[0]
 
     @property
     def positions(self) -> Float[Tensor, "tasks 2"]:
-        """The tasks in the plane: classical scaling of the symmetric part of `values`."""
-        return scaling(self.values)
+        """The tasks in the plane: classical scaling of the symmetric part of `values`; it needs all pairs."""
+        values = self.values
+        return scaling(values) if bool(values.isfinite().all()) else torch.full((len(values), 2), math.nan)
 
     @property
     def stress(self) -> float:
@@ -206,16 +217,15 @@ class TaskMap:
 
     def data(self) -> dict[str, Any]:
         """Everything as plain numbers, lists and dicts; `arrows` hold the asymmetry, pair by pair."""
-        pairs = [(self.distance(a, b), self.distance(b, a), a, b) for a, b in combinations(self.names, 2)]
+        pairs = [(self.distance(a, b), self.distance(b, a), a, b) for a, b in (k for k in self.codes if len(k) > 1)]
         return {
             "names": list(self.names),
             "examples": list(self.examples),
             "beta": self.beta,
             "task_id": self.task_id,
             "lengths": [self.lengths[name] for name in self.names],
-            **{name: getattr(self, name).tolist() for name in ("values", "spread", "relative", "positions")},
-            "stress": self.stress,
-            "nearest": {name: self.nearest(name) for name in self.names},
+            **{name: _plain(getattr(self, name)) for name in ("values", "spread", "relative", "positions", "stress")},
+            "nearest": {name: self.nearest(name) for name in self.names if self.sources(name)},
             "arrows": [{"from": a, "to": b, "there": there.value, "back": back.value} for there, back, a, b in pairs],
             "notes": list(dict.fromkeys(note for there, back, *_ in pairs for note in (*there.notes, *back.notes))),
         }
@@ -233,6 +243,7 @@ def task_distances(
     tasks: Mapping[str, Task],
     model: Model,
     *,
+    targets: Sequence[str] | None = None,
     task_id: bool = False,
     seeds: Sequence[int] = (0, 1, 2),
     beta: float = 1.0,
@@ -244,26 +255,24 @@ def task_distances(
 ) -> TaskMap:
     """d(a -> b) between all pairs of `tasks`, as `task_distance`; one code serves both directions of a pair.
 
-    Cost: n (n + 1) / 2 codes for every seed, told beforehand by `cost`. `file`: every length is written there when it
+    `targets`: only the pairs with one of these, and not those of two mere sources. Cost: n (n + 1) / 2 codes for every
+    seed, or what of them is asked for, told beforehand by `cost`. `file`: every length is written there when it
     is found; a run with the same file goes on, and finds what it needs of other tasks, seeds and pairs there. Raises
     `TransferError` for fewer than two tasks, tasks of different inputs or losses, without labels, or with labels that
     the network has no output for, and for a file of other settings.
     """
-    wanted, total = _wanted(tasks), (len(tasks) * (len(tasks) + 1) // 2) * len(seeds)
+    wanted, seeds = _wanted(tasks, targets), [*dict.fromkeys(seeds)]
     options = {"beta": beta, "steps": steps, "rate": rate, **options}
     net, maker = _checked(tasks, model, task_id, seeds), _Maker(model, task_id)
     digests = {} if file is None else {name: _digest(task) for name, task in tasks.items()}
     book = _Book(file, {"task_id": task_id, **options}, net, digests)
-    done = 0
-    for seed in dict.fromkeys(seeds):
-        for key in wanted:
-            if (key, seed) not in book:
-                net, task = maker.placed([tasks[name] for name in key], seed)
-                book[key, seed] = encode(net, task, seed=seed, **options).length
-            done += 1
-            if progress is not None:
-                progress(done, total)
-    codes = {key: tuple(book[key, seed] for seed in dict.fromkeys(seeds)) for key in wanted}
+    for done, (seed, key) in enumerate(product(seeds, wanted)):
+        if (key, seed) not in book:
+            net, task = maker.placed([tasks[name] for name in key], seed)
+            book[key, seed] = encode(net, task, seed=seed, **options).length
+        if progress is not None:
+            progress(done + 1, len(wanted) * len(seeds))
+    codes = {key: tuple(book[key, seed] for seed in seeds) for key in wanted}
     return TaskMap(tuple(tasks), codes, tuple(len(task) for task in tasks.values()), beta, task_id)
 
 
@@ -285,6 +294,7 @@ def cost(
     tasks: Mapping[str, Task],
     model: Model,
     *,
+    targets: Sequence[str] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     steps: int = 1000,
     batch: int = 512,
@@ -293,14 +303,27 @@ def cost(
 ) -> Cost:
     """What `task_distances` of these arguments takes, before it is begun."""
     net = _checked(tasks, model, task_id, seeds)
-    sizes = [sum(len(tasks[name]) for name in key) for key in _wanted(tasks)]
+    sizes = [sum(len(tasks[name]) for name in key) for key in _wanted(tasks, targets)]
     codes = len(sizes) * len(seeds)
     passed = sum(min(batch, size) for size in sizes) * steps * len(seeds)
     return Cost(codes, codes * steps, passed, 8 * sum(w.nbytes for w in net.weights.values()))
 
 
-def _wanted(tasks: Mapping[str, Task]) -> list[Key]:
-    return [*((name,) for name in tasks), *combinations(tasks, 2)]
+def _wanted(tasks: Mapping[str, Task], targets: Sequence[str] | None) -> list[Key]:
+    """The tasks, and the pairs, that codes are needed of."""
+    if unknown := [name for name in targets or () if name not in tasks]:
+        raise TransferError(f"no task {unknown[0]!r} to be a target; there are {', '.join(tasks)}")
+    pairs = [pair for pair in combinations(tasks, 2) if targets is None or {*pair} & {*targets}]
+    return [*((name,) for name in tasks), *pairs]
+
+
+def _plain(value: Any) -> Any:
+    """Numbers in lists, None for those that are not there."""
+    if isinstance(value, Tensor):
+        return _plain(value.tolist())
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return None if math.isnan(value) else value
 
 
 def _deviation(lengths: Sequence[float]) -> float:
