@@ -2,16 +2,16 @@ import ast
 from pathlib import Path
 
 HOUSE = Path(__file__).parents[1] / "src" / "weightspace"
-ROOMS = """net | examples task datasets entry pickled checkpoint architecture | estimators operator spectral activation
-    crossing updates | symmetry.index
-    symmetry.rules.call symmetry.rules.shape symmetry.rules.part symmetry.rules.contraction symmetry.rules.reduction
-    symmetry.rules symmetry.trace symmetry.group symmetry.verify symmetry.scale symmetry.sign symmetry.read
-    symmetry.certificate symmetry.balance symmetry.canonical symmetry.assignment symmetry.ascent symmetry.relax
-    symmetry.features symmetry.match symmetry.merge symmetry.layer symmetry.refit symmetry.repair symmetry
-    | goals kernel modes layered metric pullback geodesic distance representation bounds displacement perturbation
-    sensitivity fisher likelihood curvature posterior scores transfer
-    | path trail recording surface ensembles pruning flows optim dynamics adapters periods
-    | compare workbench walk page report wayside trial watching demo text cli"""
+ROOMS = """net model | examples task datasets entry pickled checkpoint architecture | estimators operator spectral
+    activation crossing updates | symmetry.index symmetry.rules.call symmetry.rules.shape symmetry.rules.part
+    symmetry.rules.contraction symmetry.rules.reduction symmetry.rules symmetry.trace symmetry.group
+    symmetry.verify symmetry.scale symmetry.sign symmetry.read symmetry.certificate symmetry.balance
+    symmetry.canonical symmetry.assignment symmetry.ascent symmetry.relax symmetry.features symmetry.match
+    symmetry.merge symmetry.layer symmetry.refit symmetry.repair symmetry | goals kernel modes layered metric
+    pullback geodesic distance representation bounds displacement perturbation sensitivity fisher likelihood
+    curvature posterior scores transfer acting equivariance nuisance | path diffusion escape trail recording surface
+    ensembles pruning flows optim dynamics adapters periods | compare workbench walk page report watching wayside trial
+    demo text cli"""
 ORDER = ROOMS.replace("|", "").split()
 LATE = {("symmetry", "path")}  # a barrier is measured along a path; but for this, only the cli imports late
 

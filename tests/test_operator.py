@@ -125,20 +125,20 @@ def test_algebra(rows, columns, seed):
 
 def test_estimates_are_right_within_their_errors():
     a = positive(30)
-    trace = symmetric(a).trace(400, dtype=torch.float64)
+    trace = symmetric(a).trace(400, method="hutchinson")
     assert abs(trace.value - float(a.trace())) < 4 * trace.error
     assert trace.error < 0.1 * float(a.trace())
     assert abs(trace.value - 1.5 * float(a.trace())) > 4 * trace.error, "a wrong trace must be told apart"
-    diagonal, error = symmetric(a).diagonal(800, dtype=torch.float64)
+    diagonal, error = symmetric(a).diagonal(800)
     assert float(((diagonal - a.diagonal()).abs() < 5 * error).double().mean()) > 0.9
-    logdet = symmetric(a).logdet(0.3, samples=200)
+    logdet = symmetric(a).logdet(0.3, samples=20, rank=4)
     exact = float(torch.linalg.slogdet(torch.eye(30) + a / 0.3)[1])
     assert abs(logdet.value - exact) < 4 * logdet.error + 1e-6 * exact
 
 
 def test_errors_shrink_as_the_root_of_the_samples():
     a = symmetric(positive(40))
-    few, many = (a.trace(n, dtype=torch.float64).error for n in (50, 800))
+    few, many = (a.trace(n, method="hutchinson").error for n in (50, 800))
     assert 2.5 < few / many < 6
 
 

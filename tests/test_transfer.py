@@ -248,18 +248,10 @@ def test_tasks_that_have_no_distance():
 def test_networks_that_measure_no_distance():
     a, b = known("A"), known("same")
     refused("does not take inputs of shape", model=lambda: nn.Linear(5, 4), a=a, b=b)
-    refused("a model is a module, or a function that makes one, not int", model=lambda: 3, a=a, b=b)
 
-    class Own(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.scale = nn.Parameter(torch.ones(3))
-            self.last = nn.Linear(3, 4)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.last(x * self.scale)
-
-    refused(r"Own has weights and no reset_parameters\(\); give a function that makes the module", Own(), a=a, b=b)
+    own = nn.Sequential(nn.Linear(3, 4), nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))
+    with pytest.raises(WeightspaceError, match="give a function that makes the module"):
+        task_distance(a, b, own)
     with pytest.raises(TransferError, match="no seeds; give one or more"):
         task_distance(a, b, mlp, seeds=())
     with pytest.raises(TransferError, match="task_id needs one that gives the outputs and nothing after it"):

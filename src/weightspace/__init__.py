@@ -12,6 +12,7 @@ from typing import Any
 _CONTENTS = {
     # a point, a vector
     "net": ["Net", "Weights", "WeightspaceError", "ArchitectureMismatch"],
+    "model": ["fresh"],
     # what we look through
     "task": ["Task", "accuracy", "gradient"],
     "datasets": ["digits", "mnist", "fashion_mnist", "cifar10"],
@@ -36,12 +37,18 @@ _CONTENTS = {
     "posterior": ["Code", "Gaussian", "encode"],
     "scores": ["logme", "task2vec"],
     "transfer": ["task_distance", "task_distances"],
+    # what moves the inputs
+    "acting": ["FiniteGroup"],
+    "equivariance": ["GroupConv", "GroupPool", "equivariance_defect", "invariance_defect", "invariant", "reynolds"],
+    "nuisance": ["effective_information"],
     # what happens inside
     "activation": ["features", "forced", "gates"],
     "crossing": ["cross_features", "cross_path", "self_features", "self_path"],
     "updates": ["image_function"],
     # curves of networks
     "path": ["Path", "curve", "line", "swa"],
+    "diffusion": ["action", "sgd_temperature"],
+    "escape": ["kramers_rate", "minimum_action_path"],
     "surface": ["Plane", "plane"],
     "goals": ["drift", "ewc", "gem", "harden", "hold", "learn", "spread", "toward"],
     "pruning": ["prune"],

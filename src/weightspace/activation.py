@@ -28,7 +28,7 @@ from weightspace.task import Task
 if TYPE_CHECKING:
     from jaxtyping import Bool
 
-__all__ = ["Gates", "features", "forced", "gates"]
+__all__ = ["Gates", "features", "forced", "gates", "inside"]
 
 _KINKED = {"relu", "leaky_relu", "prelu", "rrelu", "threshold", "clamp", "clamp_min"}
 _SMOOTH = {"gelu", "silu", "mish", "elu", "selu", "celu", "hardswish", "relu6", "softplus"}
@@ -323,6 +323,19 @@ def _kept(
         return out
 
     return meet
+
+
+def inside(net: Net, task: Task, x: Any) -> dict[str, Tensor]:
+    """What comes out of every ReLU-type function for a batch, and of the network ("outputs"), with its graph."""
+    found: dict[str, Tensor] = {}
+
+    def meet(label: str, name: str, z: Tensor, call: Call) -> Tensor:
+        found[label] = call()
+        return found[label]
+
+    with _watching(net, _UNITS, meet):
+        outputs = task.forward(net, x)
+    return {**found, "outputs": outputs}
 
 
 # ------------------------------------------------------------------ given gates

@@ -439,7 +439,7 @@ def watch(
     """Train a network and record which units each example goes through. For a loop of your own: `Recorder`."""
     _vacant(out, (".rec",), force)
     _vacant(report, (".html", ".htm"), force)
-    from weightspace.watching import passages, paths_page, watched
+    from weightspace.watching import passages, watched
 
     options: dict[str, Any] = {"epochs": epochs, "rate": rate, "batch": batch, "every": every, "probe": probe}
     beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -453,6 +453,7 @@ def watch(
         beside.unlink(missing_ok=True)
     if report:
         from weightspace.page import save
+        from weightspace.wayside import paths_page
 
         save([paths_page(passages(out))], report)
     if as_json:
@@ -474,7 +475,7 @@ def paths(
 ) -> None:
     """Which way do examples take through the network, and when does it stop changing? For any recorded run."""
     _vacant(report, (".html", ".htm"), force)
-    from weightspace.watching import passages, paths_page
+    from weightspace.watching import passages
 
     ends = _numbers(stages, "--stages") if stages else []
     if stages and len(ends) != 2:
@@ -484,6 +485,7 @@ def paths(
         found = passages(recording, name=gates, layer=layer, stages=both, progress=step)
     if report:
         from weightspace.page import save
+        from weightspace.wayside import paths_page
 
         save([paths_page(found)], report)
     if as_json:

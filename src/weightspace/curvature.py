@@ -14,6 +14,7 @@ second-order gradient descent (Schraudolph, 2002); New insights and perspectives
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ from weightspace.symmetry.trace import arguments
 from weightspace.task import Task, carried
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    pass
 
 __all__ = [
     "CurvatureError",
@@ -47,6 +48,7 @@ __all__ = [
 ]
 
 _MEMORY = 1 << 30
+_GRAIN, _LEAST = 1 << 22, 256  # bytes of a batch's graph that stay near the processor; examples of a batch
 _TOGETHER = 16  # passes back through one graph
 
 Part = Callable[[Weights], Mapping[str, Tensor]]
@@ -130,6 +132,7 @@ def curvature_diagonal(net: Net, task: Task, draws: int | None = None, *, seed: 
     _some(draws)
     names = [name for name, w in checked(net).weights.items() if w.is_floating_point()]
     total = {name: torch.zeros(net.weights[name].shape, dtype=torch.float64, device=net.device) for name in names}
+    task = _regrouped(task, 2 * _GRAIN / max(1, graph_bytes(net, task) / len(task)))
     for number, (x, y) in enumerate(task.batches(net)):
         with torch.no_grad(), math_attention():
             bent = output_hessian(task, task.forward(net, carried(x, net)), y)
@@ -143,16 +146,21 @@ def curvature_diagonal(net: Net, task: Task, draws: int | None = None, *, seed: 
     return net.weights.zeros().replace(total)
 
 
-def blocks(operator: Operator, weights: Weights, *, largest: int = 2048) -> dict[str, Float[Tensor, "n n"]]:
-    """Name -> the diagonal block of a symmetric operator that is that tensor's, in float64, if of `largest` numbers.
+def blocks(operator: Operator, weights: Weights, *, largest: int = 1024) -> dict[str, Tensor]:
+    """Name -> the diagonal block (n, n) of a symmetric operator that is that tensor's, in float64.
 
-    Cost: a product for every number of these tensors.
+    Of a tensor of more than `largest` numbers its diagonal (n,) alone, for which the operator must know its own. Cost:
+    a product for every number of the others. Raises `OperatorError` for a diagonal that is not known.
     """
-    found = {}
+    found: dict[str, Tensor] = {}
+    diagonal = None
     for name, tensor in weights.items():
         n = tensor.numel()
-        if n <= largest:
-            where = weights.zeros().replace({name: torch.ones_like(tensor)}).flat().nonzero()[:, 0].cpu()
+        where = weights.zeros().replace({name: torch.ones_like(tensor)}).flat().nonzero()[:, 0].cpu()
+        if n > largest:
+            diagonal = operator.exact_diagonal() if diagonal is None else diagonal
+            found[name] = diagonal.cpu()[where].double()
+        else:
             columns = torch.zeros(operator.columns, n, dtype=torch.float64)
             columns[where, torch.arange(n)] = 1
             block = (operator @ columns)[where]
@@ -223,7 +231,8 @@ def _operator(
 ) -> Operator:
     """The sum of the batches' parts; as many of them are kept as fit into `memory`."""
     weights, held = checked(net).weights, []
-    share = memory / max(1, graph_bytes(net, task)) * len(task)
+    single = max(1, graph_bytes(net, task) / len(task))
+    task, share = _regrouped(task, _GRAIN / single), memory / single
     for number, (x, y) in enumerate(task.batches(net)):
         share -= len(input_leaves(x)[0])
         made = part(number, x, y)  # also where it is not kept: what is wrong is said here
@@ -250,6 +259,15 @@ def _operator(
     n = weights.numel
     exact = None if diagonal is None else lambda: diagonal().flat()
     return Operator(n, n, lambda v: times(v[:, None])[:, 0], matmat=times, exact=exact)
+
+
+def _regrouped(task: Task, most: float) -> Task:
+    """The same task in batches that a processor works on well; those of a loader, or a metric of batches, stay."""
+    if not (task.in_memory and (task.metric is None or isinstance(task.metric, str))):
+        return task
+    task = copy.copy(task)
+    task.batch = max(int(most), min(task.batch, _LEAST))
+    return task
 
 
 def _outer(scores: Tensor, u: Tensor) -> Tensor:

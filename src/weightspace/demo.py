@@ -25,8 +25,8 @@ from weightspace.page import Card, Page
 from weightspace.task import Task, accuracy
 from weightspace.trial import trial, trial_page
 from weightspace.walk import walk
-from weightspace.watching import passages, paths_page, watched
-from weightspace.wayside import walk_page
+from weightspace.watching import passages, watched
+from weightspace.wayside import paths_page, walk_page
 from weightspace.workbench import Bench
 
 if TYPE_CHECKING:

@@ -223,26 +223,24 @@ def _entries(fed: _Met, net: Net) -> dict[str, Tensor]:
     assert h is not None
     found: dict[str, Tensor] = {}
     h = h if layer.bias is None else h[..., :-1]
-    if layer.bias in fed.own:
-        found[layer.bias] = _total(d.sum(1).square().sum(0) for d in fed.slopes)
+    if h.shape[1] == 1:
+        square = torch.zeros_like(fed.slopes[0][:, 0])
+        for d in fed.slopes:
+            square.addcmul_(d[:, 0], d[:, 0])
+        weight, bias = square.T @ h[:, 0].square(), square.sum(0)
+    else:
+        d = torch.cat([d.mT for d in fed.slopes], 1)
+        weight = torch.zeros_like(d[0] @ h[0])
+        step = max(1, _CACHE // weight.numel())
+        for p, q in zip(d.split(step), h.split(step), strict=True):
+            weight += (p @ q).square_().sum(0)
+        weight = weight.view(len(fed.slopes), -1, h.shape[-1]).sum(0)
+        bias = d.sum(-1).square_().sum(0).view(len(fed.slopes), -1).sum(0)
     if layer.weight in fed.own:
-        if h.shape[1] == 1:
-            entries = _total(d[:, 0].square() for d in fed.slopes).T @ h[:, 0].square()
-        else:
-            d = torch.cat([d.mT for d in fed.slopes], 1)
-            step = max(1, _CACHE // (d.shape[1] * h.shape[-1]))
-            pairs = zip(d.split(step), h.split(step), strict=True)
-            entries = _total((p @ q).square().sum(0) for p, q in pairs)
-            entries = entries.view(len(fed.slopes), -1, h.shape[-1]).sum(0)
-        found[layer.weight] = entries.view(net.weights[layer.weight].shape)
+        found[layer.weight] = weight.view(net.weights[layer.weight].shape)
+    if layer.bias in fed.own:
+        found[layer.bias] = bias
     return found
-
-
-def _total(parts: Iterator[Tensor]) -> Tensor:
-    total = next(parts)
-    for part in parts:
-        total = total + part
-    return total
 
 
 def _of_rest(

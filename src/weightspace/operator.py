@@ -5,17 +5,17 @@ A vector of weight space is `weights.flat()`; a vector of outputs has one row fo
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.func import functional_call, jvp
 
-from weightspace.net import Net, WeightspaceError, math_attention
+from weightspace import estimators
+from weightspace.estimators import Bracket, Cost, Estimate, Krylov, OperatorError, lanczos
+from weightspace.net import Net, math_attention
 from weightspace.task import Task, logits
 
 if TYPE_CHECKING:
@@ -27,19 +27,6 @@ Action = Callable[[Tensor], Tensor]
 
 _LARGEST_DENSE = 1 << 26
 _HELD = 1 << 13  # outputs of one batch whose graph is kept
-
-
-class OperatorError(WeightspaceError):
-    """A vector of the wrong size, an operator that is not what a method needs, or numbers that are not finite."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number known up to `error` (its standard error), and how many products it cost."""
-
-    value: float
-    error: float
-    products: int
 
 
 class Operator:
@@ -76,7 +63,9 @@ class Operator:
     @property
     def T(self) -> Operator:
         """A^T."""
-        return self if self.symmetric else Operator(self.columns, self.rows, self._adjoint, self._action)
+        if self.symmetric:
+            return self
+        return Operator(self.columns, self.rows, self._adjoint, self._action, exact=self._exact)
 
     def matvec(self, vector: Float[Tensor, " columns"]) -> Float[Tensor, " rows"]:
         """A v. Raises `OperatorError` for a vector of another size."""
@@ -107,11 +96,23 @@ class Operator:
             raise OperatorError(f"cannot add {self.shape} and {other.shape}")
         both = self.symmetric and other.symmetric
         adjoint = None if both else lambda v: self.T @ v + other.T @ v
-        return Operator(*self.shape, lambda v: self @ v + other @ v, adjoint)
+        mine, its = self._exact, other._exact
+        exact = None if mine is None or its is None else lambda: mine() + its()
+
+        def total(v: Tensor) -> Tensor:
+            return self @ v + other @ v
+
+        return Operator(*self.shape, total, adjoint, matmat=total, exact=exact)
 
     def __rmul__(self, scalar: float) -> Operator:
         adjoint = None if self.symmetric else lambda v: scalar * (self.T @ v)
-        return Operator(*self.shape, lambda v: scalar * (self @ v), adjoint)
+        mine = self._exact
+        exact = None if mine is None else lambda: scalar * mine()
+
+        def scaled(v: Tensor) -> Tensor:
+            return scalar * (self @ v)
+
+        return Operator(*self.shape, scaled, adjoint, matmat=scaled, exact=exact)
 
     def gram(self) -> Operator:
         """A^T A."""
@@ -123,34 +124,77 @@ class Operator:
             raise OperatorError(f"{self.rows} x {self.columns} is too large to be written out")
         return self.matmat(torch.eye(self.columns, dtype=dtype))
 
-    def trace(self, samples: int = 32, seed: int = 0, dtype: torch.dtype = torch.float32) -> Estimate:
-        """tr A = E z^T A z over signs z (Hutchinson, A stochastic estimator of the trace, 1990)."""
-        draws = [float(z @ (self @ z)) for z in _signs(self._square(), samples, seed, dtype)]
-        return _estimate(draws)
+    def trace(self, samples: int = 32, seed: int = 0, method: str = "hutch++") -> Estimate:
+        """tr A from so many products: "hutchinson", "hutch++" or "xtrace", as `estimators.trace` tells."""
+        self._square()
+        return estimators.trace(self, method, samples, seed)
 
-    def diagonal(
-        self, samples: int = 32, seed: int = 0, dtype: torch.dtype = torch.float32
-    ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-        """diag A = E z * A z over signs z, and the standard error of every entry."""
-        draws = torch.stack([z * (self @ z) for z in _signs(self._square(), samples, seed, dtype)])
-        return draws.mean(0), draws.std(0) / math.sqrt(samples)
+    def diagonal(self, samples: int | None = None, seed: int = 0) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+        """diag A and the standard error of every entry: zero where A knows it and no number of `samples` is asked for.
 
-    def eigenvalues(self, k: int = 10, seed: int = 0, dtype: torch.dtype = torch.float32) -> Float[Tensor, " k"]:
-        """The k largest eigenvalues of a symmetric A, by Lanczos in a space of 2 k + 20 dimensions."""
-        start = torch.randn(self._symmetric(), generator=torch.Generator().manual_seed(seed), dtype=dtype)
-        found = lanczos(self, start, min(self.rows, 2 * k + 20))
-        return torch.linalg.eigvalsh(found.matrix).flip(0)[:k]
-
-    def logdet(self, scale: float = 1.0, samples: int = 16, steps: int = 30, seed: int = 0) -> Estimate:
-        """log det(I + A / scale) of a positive semidefinite A, by stochastic Lanczos quadrature.
-
-        Source: Fast estimation of tr(f(A)) via stochastic Lanczos quadrature (Ubaru, Chen, Saad, 2017).
+        Else E z * A z over signs z, of 32 samples.
         """
-        draws = []
-        for z in _signs(self._symmetric(), samples, seed, torch.float64):
-            values, vectors = torch.linalg.eigh(lanczos(self, z, min(steps, self.rows)).matrix)
-            draws.append(self.rows * float(vectors[0].square() @ (values.clamp(min=0) / scale).log1p()))
-        return _estimate(draws)
+        self._square()
+        if samples is None and self._exact is not None:
+            exact = self.exact_diagonal()
+            return exact, torch.zeros_like(exact)
+        return estimators.diagonal(self, 32 if samples is None else samples, seed)
+
+    def exact_diagonal(self) -> Float[Tensor, " n"]:
+        """diag A. Raises `OperatorError` where A does not know it."""
+        if self._exact is None:
+            raise OperatorError("this operator does not know its diagonal; estimate it with diagonal(samples)")
+        return self._exact()
+
+    def eigenvalues(
+        self,
+        k: int = 10,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float64,
+        *,
+        tolerance: float = 1e-6,
+        steps: int | None = None,
+    ) -> Float[Tensor, " k"]:
+        """The k largest eigenvalues of a symmetric A: Lanczos, until their residuals are `tolerance` times the largest.
+
+        It has up to `steps` (10 k + 100) dimensions, in `dtype`, and ends where it is invariant: fewer are found
+        where A has fewer, and one of each that are equal.
+        """
+        n = self._symmetric()
+        return estimators.eigenvalues(self, k, seed, dtype, tolerance, min(n, steps or 10 * k + 100))
+
+    def logdet(
+        self, scale: float = 1.0, samples: int = 6, steps: int = 30, seed: int = 0, *, rank: int | None = None
+    ) -> Estimate:
+        """log det(I + A / scale) of a positive semidefinite A: Lanczos quadrature behind a Nystrom preconditioner.
+
+        Of `rank` min(256, n / 4); where n products would be no more, exact. As `estimators.logdet` tells.
+        """
+        self._symmetric()
+        return estimators.logdet(self, scale, rank, samples, steps, seed)[0]
+
+    def bracket(
+        self,
+        scale: float = 1.0,
+        parts: Iterable[Tensor] = (),
+        samples: int = 6,
+        steps: int = 30,
+        seed: int = 0,
+        *,
+        rank: int | None = None,
+    ) -> Bracket:
+        """`logdet` between its bounds: nystrom <= exact <= blocks <= diagonal, checked.
+
+        `parts`: A's diagonal blocks, of those too large their diagonals; `curvature.blocks` gives both.
+        """
+        n = self._symmetric()
+        estimate, part = estimators.logdet(self, scale, rank, samples, steps, seed)
+        part = part or estimators.nystrom(self, max(1, min(256, n // 4)), seed)
+        return estimators.bracket(estimate, part.logdet(scale), parts, scale)
+
+    def cost(self, what: str, **how: Any) -> Cost:
+        """Products and bytes of an estimate before it is made: `estimators.cost`."""
+        return estimators.cost(what, self.rows, **how)
 
     def solve(self, vector: Tensor, shift: float = 0.0, tolerance: float = 1e-6, steps: int = 200) -> Tensor:
         """x with (A + shift) x = v for a positive semidefinite A, by conjugate gradients."""
@@ -179,57 +223,6 @@ class Operator:
         if not self.symmetric:
             raise OperatorError("this needs a symmetric operator; take A.gram()")
         return self.rows
-
-
-def _signs(n: int, samples: int, seed: int, dtype: torch.dtype) -> Iterator[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(samples):
-        yield torch.randint(0, 2, (n,), generator=generator).to(dtype) * 2 - 1
-
-
-def _estimate(draws: list[float]) -> Estimate:
-    values = torch.tensor(draws, dtype=torch.float64)
-    error = float(values.std()) / math.sqrt(len(draws)) if len(draws) > 1 else math.inf
-    return Estimate(float(values.mean()), error, len(draws))
-
-
-# ------------------------------------------------------------------ Krylov spaces
-
-
-@dataclass(frozen=True)
-class Krylov:
-    """Q^T A Q = `matrix` (tridiagonal) on the orthonormal rows Q of `basis`, grown from a start of norm `size`."""
-
-    basis: Float[Tensor, "k n"]
-    matrix: Float[Tensor, "k k"]
-    size: float
-
-
-def lanczos(operator: Operator, start: Tensor, steps: int) -> Krylov:
-    """The Krylov space of `start`, with full reorthogonalisation; it ends early where it is invariant."""
-    size = float(torch.linalg.vector_norm(start, dtype=torch.float64))
-    if not 0 < size < math.inf:
-        raise OperatorError(f"a Krylov space cannot start from a vector of norm {size}")
-    basis, diagonal, off = [start / size], [], []
-    scale = 0.0
-    for _ in range(steps):
-        w = operator @ basis[-1]
-        diagonal.append(float(w @ basis[-1]))
-        scale = max(scale, abs(diagonal[-1]))
-        space = torch.stack(basis)
-        for _ in range(2):
-            w = w - space.T @ (space @ w)
-        length = float(torch.linalg.vector_norm(w, dtype=torch.float64))
-        if not math.isfinite(length):
-            raise OperatorError("the operator gave NaN or infinity; look for it in the data and the weights")
-        if length <= 1e-6 * scale or len(basis) == steps:
-            break
-        off.append(length)
-        basis.append(w / length)
-    matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
-    for k, value in enumerate(off[: len(diagonal) - 1]):
-        matrix[k, k + 1] = matrix[k + 1, k] = value
-    return Krylov(torch.stack(basis), matrix, size)
 
 
 def cgls(

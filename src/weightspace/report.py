@@ -12,9 +12,12 @@ from weightspace.compare import Comparison, Line
 from weightspace.page import FONT, Card, Figure, Page, Table, as_text
 from weightspace.workbench import Aligned, Merged
 
-__all__ = ["AFTER", "BEFORE", "align_page", "comparison_page", "finite", "merge_page", "plot_of"]
+__all__ = [
+    "AFTER", "BEFORE", "COLOURS", "INK", "align_page", "band", "comparison_page", "finite", "merge_page", "plot_of",
+]  # fmt: skip
 
-BEFORE, AFTER, _INK, _GRID = "#d9663f", "#0f7f78", "#1f2933", "#e6e8eb"
+BEFORE, AFTER, INK, _GRID, _PALE = "#d9663f", "#0f7f78", "#1f2933", "#e6e8eb", "rgba(15,118,110,0.18)"
+COLOURS = ("#0f766e", "#b4532a", "#3366aa", "#8a5cc2", "#8a7a1f", "#c2417a", "#4b5563", "#0891b2")
 _NAMED_BARS = 40
 
 
@@ -106,6 +109,14 @@ def _line_cards(line: Line | None) -> list[Card]:
 # ------------------------------------------------------------------ figures
 
 
+def band(x: Sequence[float], low: Sequence[float | None], high: Sequence[float | None]) -> go.Scatter:
+    """The area between two curves."""
+    return go.Scatter(
+        x=[*x, *reversed(x)], y=[*high, *reversed(low)], mode="lines", fill="toself", fillcolor=_PALE,
+        line={"width": 0}, showlegend=False, hoverinfo="skip",
+    )  # fmt: skip
+
+
 def plot_of(traces: Sequence[Any], height: int = 340, legend: bool = True) -> go.Figure:
     """A Plotly figure in the manner of the pages."""
     plot = go.Figure(list(traces))
@@ -113,7 +124,7 @@ def plot_of(traces: Sequence[Any], height: int = 340, legend: bool = True) -> go
         template="none",
         height=height,
         margin={"l": 64, "r": 24, "t": 34 if legend else 12, "b": 52},
-        font={"family": FONT, "size": 13, "color": _INK},
+        font={"family": FONT, "size": 13, "color": INK},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         showlegend=legend,

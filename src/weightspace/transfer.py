@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from weightspace.examples import each, leaves
+from weightspace.model import Model, fresh
 from weightspace.net import Net, WeightspaceError
 from weightspace.posterior import encode
 from weightspace.task import Task, logits
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Cost", "Distance", "TaskMap", "TransferError", "cost", "task_distance", "task_distances"]
 
-Model: TypeAlias = Net | nn.Module | Callable[[], Any]
 Key: TypeAlias = tuple[str, ...]
 
 
@@ -193,9 +193,7 @@ class TaskMap:
 
     def sources(self, target: str) -> list[str]:
         """The other tasks, the nearest to start from first: the order of d(. -> target)."""
-        others = [
-            name for name in self.names if self._at(target) != self._at(name) and (name, target) in self._measured
-        ]
+        others = [name for name in self.names if self._at(target) != self._at(name) and self._known(name, target)]
         return sorted(others, key=lambda name: self.distance(name, target).value)
 
     def nearest(self, target: str) -> str:
@@ -342,36 +340,13 @@ class _Maker:
 
     def placed(self, tasks: Sequence[Task], seed: int) -> tuple[Net, Task]:
         """A fresh network, and the union of the tasks as it is to meet them."""
-        net, heads = _drawn(self.model, seed), len(tasks) if self.task_id else 1
+        net, heads = fresh(self.model, seed), len(tasks) if self.task_id else 1
         if heads > 1:
             net = _headed(net, tasks[0], heads, seed)
             tasks = [_told(task, k, heads, net.dtype) for k, task in enumerate(tasks)]
         form = self._forms.setdefault(heads, net)
         form.check(net)
         return form.at(net.weights, net.state), reduce(operator.or_, tasks)
-
-
-def _drawn(model: Model, seed: int) -> Net:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if isinstance(model, (Net, nn.Module)):
-            return Net.of(_redrawn(Net.of(model).module()))
-        made = model() if callable(model) else model
-        if not isinstance(made, (Net, nn.Module)):
-            raise TransferError(f"a model is a module, or a function that makes one, not {type(made).__name__}")
-        return Net.of(made)
-
-
-def _redrawn(module: nn.Module) -> nn.Module:
-    """The module at weights drawn as its layers draw them."""
-    for name, part in module.named_modules():
-        reset = getattr(part, "reset_parameters", None) or getattr(part, "_reset_parameters", None)
-        if callable(reset):
-            reset()
-        elif next(part.parameters(recurse=False), None) is not None:
-            where = name or type(part).__name__
-            raise TransferError(f"{where} has weights and no reset_parameters(); give a function that makes the module")
-    return module
 
 
 class _Heads(nn.Module):
@@ -435,7 +410,7 @@ def _checked(tasks: Mapping[str, Task], model: Model, task_id: bool, seeds: Sequ
     if len(shapes) > 1:
         (one, a), (other, b), *_ = shapes.items()
         raise TransferError(f"an example of {a} has shape {one}, one of {b} {other}; bring them to one shape")
-    net = _drawn(model, seeds[0])
+    net = fresh(model, seeds[0])
     first = next(iter(tasks.values()))
     for name, task in tasks.items():
         with _blamed(name):

@@ -11,24 +11,22 @@ from statistics import median
 from typing import Any
 
 import plotly.graph_objects as go
-import torch
 
 from weightspace import checkpoint
 from weightspace.architecture import Stored
 from weightspace.compare import Progress
 from weightspace.displacement import displacement
 from weightspace.distance import relative_trust
-from weightspace.net import Net, WeightspaceError
+from weightspace.net import WeightspaceError
 from weightspace.page import Card, Figure, Page
 from weightspace.perturbation import Stability, Step, movable, perturb, stability, width
-from weightspace.report import AFTER, BEFORE, plot_of
-from weightspace.task import Task, accuracy, classifies
+from weightspace.report import AFTER, BEFORE, INK, band, plot_of
 from weightspace.walk import opened, picked
-from weightspace.workbench import Score, tasks
+from weightspace.workbench import Score, scored, tasks
 
 __all__ = ["Perturbed", "Trial", "perturbed", "trial", "trial_page"]
 
-_INK, _PALE, _MODEL = "#1f2933", "rgba(15,118,110,0.18)", "#8a5cc2"
+_MODEL = "#8a5cc2"
 _SIZES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _WIDTH_DRAWS = 10
 
@@ -80,7 +78,8 @@ def perturbed(
         before, after = (task.outputs(n).double() for n in (net, other))
         measured = float((after - before).norm() / before.norm())
         expected = displacement(net, task, other - net, seed=seed, names=names).relative
-        scores = _scores(task, net, other)
+        before_and_after = scored(task, net, other)
+        scores = (before_and_after[0], before_and_after[1]) if before_and_after else None
     stored = Stored(source, template, partial(picked, other.tensors))
     checkpoint.save(stored, out, force=force, metadata={**metadata, "weightspace": f"perturbed by {kind}"})
     change = (other - net).norms()
@@ -88,15 +87,6 @@ def perturbed(
     largest = max((change[n] / sizes[n] for n in names), default=0.0)
     model = relative_trust(net, other)
     return Perturbed(path.name, str(out), kind, len(names), largest, model, measured, expected, scores)
-
-
-def _scores(task: Task, *nets: Net) -> tuple[Score, Score] | None:
-    if any(y is None for _, y in task.batches()):
-        return None
-    right = accuracy(task) if classifies(task) else None
-    with torch.no_grad():
-        before, after = (Score("", float(task(net)), right(net) if right else None) for net in nets)
-    return before, after
 
 
 @dataclass(frozen=True)
@@ -203,16 +193,13 @@ def _axis(steps: Sequence[Step]) -> Figure:
     x = [step.relative for step in steps]
     curves: list[tuple[str, list[float | None], str, str]] = [
         ("measured (median and range)", [median(step.moved) for step in steps], AFTER, "solid"),
-        ("expected, from the first derivative", [step.expected for step in steps], _INK, "dot"),
+        ("expected, from the first derivative", [step.expected for step in steps], INK, "dot"),
         ("model: relative trust", [step.model for step in steps], _MODEL, "dash"),
         ("proven, with activations", [step.with_data for step in steps], BEFORE, "solid"),
         ("proven, without", [step.certificate for step in steps], BEFORE, "dash"),
     ]
-    band = [max(step.moved) for step in steps] + [min(step.moved) for step in reversed(steps)]
-    traces: list[Any] = [
-        go.Scatter(x=x + x[::-1], y=band, mode="lines", fill="toself", fillcolor=_PALE, line={"width": 0},
-                   showlegend=False, hoverinfo="skip")
-    ]  # fmt: skip
+    low, high = ([f(step.moved) for step in steps] for f in (min, max))
+    traces: list[Any] = [band(x, low, high)]
     for label, y, colour, dash in curves:
         if any(value is not None and math.isfinite(value) for value in y):
             shown = [value if value is not None and math.isfinite(value) else None for value in y]
@@ -237,15 +224,13 @@ def _percents(values: Sequence[float]) -> list[str]:
 
 def _accuracies(found: Stability, wide: float) -> Figure:
     x = [step.relative for step in found.steps]
-    high, low = ([f(step.accuracy) for step in found.steps] for f in (max, min))
-    band = go.Scatter(x=x + x[::-1], y=high + low[::-1], mode="lines", fill="toself", fillcolor=_PALE,
-                      line={"width": 0}, showlegend=False, hoverinfo="skip")  # fmt: skip
+    low, high = ([f(step.accuracy) for step in found.steps] for f in (min, max))
     middle = [median(step.accuracy) for step in found.steps]
     line = go.Scatter(x=x, y=middle, name="under noise", mode="lines+markers", line={"color": AFTER, "width": 3})
     own = go.Scatter(
-        x=[x[0], x[-1]], y=[found.accuracy] * 2, name="without noise", mode="lines", line={"color": _INK, "dash": "dot"}
+        x=[x[0], x[-1]], y=[found.accuracy] * 2, name="without noise", mode="lines", line={"color": INK, "dash": "dot"}
     )
-    plot = plot_of([band, line, own])
+    plot = plot_of([band(x, low, high), line, own])
     if x[0] <= wide <= x[-1]:
         plot.add_vline(x=wide, line={"color": BEFORE, "dash": "dash"})
     plot.update_xaxes(title_text="noise", type="log", tickvals=x, ticktext=_percents(x))

@@ -28,7 +28,7 @@ from weightspace.pullback import Pullback
 from weightspace.symmetry import Symmetry
 from weightspace.task import Task, accuracy, classifies
 from weightspace.trail import Trail
-from weightspace.workbench import Score, tasks
+from weightspace.workbench import Score, scored, tasks
 
 __all__ = ["Picture", "Room", "Walked", "capacity", "walk"]
 
@@ -339,9 +339,6 @@ def _aim(
 def _scores(before: Net, after: Net, kept: Task, new: Task | None) -> list[tuple[str, Score, Score]]:
     rows = []
     for name, task in (("to keep", kept), ("to learn", new)):
-        if task is not None and all(y is not None for _, y in task.batches()):
-            right = accuracy(task) if classifies(task) else None
-            with torch.no_grad():
-                pair = [Score(name, float(task(net)), right(net) if right else None) for net in (before, after)]
-            rows.append((name, pair[0], pair[1]))
+        pair = scored(task, before, after, name=name) if task is not None else []
+        rows += [(name, pair[0], pair[1])] if pair else []
     return rows

@@ -6,10 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
-import plotly.graph_objects as go
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,23 +20,14 @@ from weightspace.compare import Progress
 from weightspace.dynamics import Recorder
 from weightspace.fisher import fisher_trace
 from weightspace.net import Net
-from weightspace.page import Card, Figure, Page
 from weightspace.recording import Recording, RecordingError
-from weightspace.report import AFTER, BEFORE, plot_of
 from weightspace.task import Task, accuracy, classifies
 from weightspace.workbench import tasks
 
-__all__ = ["Passages", "Watched", "passages", "paths_page", "watched"]
+__all__ = ["ANCHOR", "Passages", "Watched", "passages", "watched"]
 
-_INK, _PALE = "#1f2933", "rgba(15,118,110,0.18)"
-_COLOURS = ("#0f766e", "#b4532a", "#3366aa", "#8a5cc2", "#8a7a1f", "#c2417a", "#4b5563", "#0891b2")
-_TOLD = {
-    "loss": ("Loss", "Of the batch at the record."),
-    "accuracy": ("Accuracy", "On examples that are not learnt from."),
-    "from_start": ("Way from the start", "Relative trust of the first network and this one."),
-    "fisher": ("Fisher trace", "How much the predictions feel the weights: high while much is learnt."),
-}
-_PAIRS, _ANCHOR, _CANDIDATES, _LAYERS, _SERIES = 400, 5, 128, 8, 8
+ANCHOR = 5
+_PAIRS, _CANDIDATES = 400, 128
 
 
 @dataclass(frozen=True)
@@ -84,11 +73,11 @@ def watched(
     if not classifies(train):
         raise ArchitectureError(f"--data {data}: no class labels to learn; give x and y")
     seen, held = train.take(probe, seed), test.take(probe, seed)
-    module = _module(arch, train, trust_code, seed)
+    x, y = train.example(len(train)), torch.cat([y for _, y in train.batches() if y is not None])
+    module = _module(arch, x, y, trust_code, seed)
     start = Net.of(module)
     gates(seen.take(2))(start)
     seen(start)  # what does not fit raises here, before anything is trained
-    x, y = train.example(len(train)), torch.cat([y for _, y in train.batches() if y is not None])
     steps = epochs * max(1, len(y) // batch)
     options: dict[str, Any] = {"gates": gates(seen), "held": gates(held), "activations": crossing.features_since(seen)}
     with Recorder(
@@ -99,17 +88,16 @@ def watched(
         return Watched(str(out), watch.steps, len(watch.recording()), watch.overhead, accuracy(test)(Net.of(module)))
 
 
-def _module(arch: str | None, train: Task, trust_code: bool, seed: int) -> nn.Module:
+def _module(arch: str | None, x: Any, y: Tensor, trust_code: bool, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if arch is not None:
             return architecture.find(arch, [], trust_code)
-        first, labels = train.example(1), torch.cat([y for _, y in train.batches() if y is not None])
-        if not isinstance(first, Tensor) or labels.dim() != 1:
+        if not isinstance(x, Tensor) or y.dim() != 1:
             raise ArchitectureError("inputs that are no images or numbers need --arch")
-        sizes = [first[0].numel(), 128, 128, 128, 128]
+        sizes = [x[0].numel(), 128, 128, 128, 128]
         parts = [p for i, o in zip(sizes, sizes[1:], strict=False) for p in (nn.Linear(i, o), nn.ReLU())]
-        return nn.Sequential(nn.Flatten(), *parts, nn.Linear(sizes[-1], int(labels.max()) + 1))
+        return nn.Sequential(nn.Flatten(), *parts, nn.Linear(sizes[-1], int(y.max()) + 1))
 
 
 def _train(
@@ -160,11 +148,10 @@ class Passages:
 
     `own`, `cross`: self-path and mean cross-path similarity with the record before, by layer and for "all". `bands`:
     the 10th, 50th and 90th percentile of the cross-path similarity of all layers. `activations`: the same of the
-    activations. `flips`: share of units that changed; `turnover`: of paths given up for each unit of
-    log relative trust.
-    `matrix`: self-path similarity of every two records. `ranks`: of the candidates that were ever among the six nearest
-    to an anchor. `scatter`: distance and overlap of some pairs at the end; `spearman`, of all pairs. `ratio`: early to
-    mid cross-path similarity, if the stages were told.
+    activations. `flips`: share of units that changed; `turnover`: of paths given up for each unit of log relative
+    trust. `matrix`: self-path similarity of every two records. `ranks`: of the candidates that were ever among the six
+    nearest to an anchor. `scatter`: distance and overlap of some pairs at the end; `spearman`, of all pairs. `ratio`:
+    early to mid cross-path similarity, if the stages were told.
     """
 
     name: str
@@ -200,6 +187,10 @@ class Passages:
             f"{self.examples} examples, {sum(self.layers.values()):,} units in {len(self.layers)} layers.",
             "A rise towards one is in part the falling rate: turnover divides by how far the weights went.",
         ]
+        if self.ratio is not None:
+            said.append(
+                "Early to mid ratio: mean cross-path similarity before the first decay, over that up to the second."
+            )
         if self.inexact:
             said.append(
                 f"{', '.join(self.inexact)}: no kink; a unit counts as on where its pre-activation is positive."
@@ -251,9 +242,19 @@ def passages(
         Path(file).name, name, len(history[0]), layers, steps, own, cross, bands, _activations(some),
         [_flips(p, q) for p, q in pairs],
         [(1 - s) / math.log1p(t) if t else None for s, t in zip(own["all"], trust, strict=True)],
-        crossing.dead(history[-1]), [[float(crossing.self_path(p, q).mean()) for q in history] for p in history],
+        crossing.dead(history[-1]), _kept(history),
         ranks, kept, layer, scatter, spearman, _ratio(steps, cross["all"], stages), _numbers(seen), history[0].inexact,
     )  # fmt: skip
+
+
+def _kept(history: Sequence[Gates]) -> list[list[float]]:
+    """Mean self-path similarity of every two records; it is symmetric."""
+    half = {
+        (i, j): float(crossing.self_path(p, q).mean())
+        for i, p in enumerate(history)
+        for j, q in enumerate(history[: i + 1])
+    }
+    return [[half[max(i, j), min(i, j)] for j in range(len(history))] for i in range(len(history))]
 
 
 def _some(square: Tensor, most: int = 100_000) -> Tensor:
@@ -291,7 +292,7 @@ def _near(history: Sequence[Gates], layer: str) -> tuple[dict[int, list[int]], l
     few = min(len(history[0]), _CANDIDATES)
     if few < 12:
         return {}, []
-    near = crossing.neighbours(history, (_ANCHOR,), few, layer=layer)
+    near = crossing.neighbours(history, (ANCHOR,), few, layer=layer)
     return {c: near.ranks[:, 0, c].tolist() for c in near.top[0]}, near.jaccard[:, 0].tolist()
 
 
@@ -311,138 +312,3 @@ def _numbers(seen: Sequence[Any]) -> dict[str, list[list[float]]]:
             series[0].append(record.step)
             series[1].append(value)
     return {key: series for key, series in found.items() if len(series[0]) > 1 and not key.startswith("activations.")}
-
-
-# ------------------------------------------------------------------ a page
-
-
-def paths_page(found: Passages, name: str = "Paths", command: str = "") -> Page:
-    """Where examples go through the network, over the run."""
-    first, last = found.own["all"][0], found.own["all"][-1]
-    least = min(found.own["all"])
-    headline = f"From record to record an example keeps {least:.0%} of its path at the least, {last:.1%} at the end"
-    lead = (
-        f"Which of {sum(found.layers.values()):,} units are on was recorded for {found.examples} examples at "
-        f"{len(found.steps) + 1} steps of {found.name}. While paths change, examples are learnt through other units."
-    )
-    cards = [
-        Card("Path kept by an example", f"{first:.3f}", f"{last:.3f}", "self-path similarity with the record before"),
-        Card(
-            "Kept where two examples meet",
-            f"{found.cross['all'][0]:.3f}",
-            f"{found.cross['all'][-1]:.3f}",
-            "cross-path",
-        ),
-        Card("Units that are never on", "", f"{mean(found.dead.values()):.1%}", "at the end, mean over layers"),
-    ]
-    if found.ratio is not None:
-        cards.append(Card("Early to mid ratio", "", f"{found.ratio:.3f}", "of cross-path similarity; see the remarks"))
-    layers = list(found.layers)
-    shown = layers if len(layers) <= _LAYERS else layers[:: -(-len(layers) // _LAYERS)]
-    parts = [
-        _lines(found.steps, {layer: found.own[layer] for layer in shown}, "Self-path similarity",
-               "How much of its path every example has kept since the record before, mean over examples, by layer."),
-        _crossed(found),
-        _lines(found.steps, {layer: found.cross[layer] for layer in shown}, "Cross-path similarity by layer",
-               "Of the units that two examples share, how many they still share at the next record.", wide=False),
-    ]  # fmt: skip
-    if found.activations:
-        told = {k: found.activations[k]["cross"] for k in shown if k in found.activations}
-        caption = "Products of activations in place of gates."
-        parts.append(_lines(found.steps, told, "The same of activations", caption, wide=False))
-    parts += [_matrix(found), _given_up(found)]
-    if found.ranks:
-        parts.append(_ranks(found))
-    if found.scatter is not None:
-        parts.append(_scatter(found))
-    known = [key for key in ("loss", "accuracy") if key in found.numbers]
-    others = [key for key in found.numbers if key not in (*known, "norm", "from_last")]
-    parts += [_series(key, found.numbers[key]) for key in [*known, *others][:_SERIES]]
-    return Page(name, headline, lead, "plain", command, cards, parts, found.remarks())
-
-
-def _lines(x: Sequence[int], series: dict[str, list[float]], title: str, caption: str, wide: bool = True) -> Figure:
-    traces = [
-        go.Scatter(x=list(x), y=y, name=key, mode="lines+markers", line={"color": _COLOURS[k % len(_COLOURS)]})
-        for k, (key, y) in enumerate(series.items())
-    ]
-    plot = plot_of(traces, height=380 if wide else 340)
-    plot.update_xaxes(title_text="step")
-    plot.update_yaxes(title_text="similarity with the record before")
-    return Figure(title, caption, plot, wide)
-
-
-def _crossed(found: Passages) -> Figure:
-    x = found.steps
-    low, middle, high = (list(v) for v in zip(*found.bands, strict=True))
-    band = go.Scatter(x=x + x[::-1], y=high + low[::-1], mode="lines", fill="toself", fillcolor=_PALE,
-                      line={"width": 0}, showlegend=False, hoverinfo="skip")  # fmt: skip
-    line = go.Scatter(
-        x=x, y=middle, name="median of all pairs", mode="lines+markers", line={"color": AFTER, "width": 3}
-    )
-    plot = plot_of([band, line], height=380)
-    plot.update_xaxes(title_text="step")
-    plot.update_yaxes(title_text="cross-path similarity")
-    caption = "All pairs of examples, all layers: median, and from the 10th to the 90th percentile."
-    return Figure("Where two examples meet", caption, plot)
-
-
-def _matrix(found: Passages) -> Figure:
-    heat = go.Heatmap(z=found.matrix, colorscale="Viridis", colorbar={"title": "kept"})
-    plot = plot_of([heat], height=420, legend=False)
-    plot.update_xaxes(title_text="record")
-    plot.update_yaxes(title_text="record", autorange="reversed")
-    return Figure("Paths of every two records", "Mean self-path similarity; a bright block is a stage in which "
-                  "paths stand still.", plot, wide=False)  # fmt: skip
-
-
-def _given_up(found: Passages) -> Figure:
-    own = go.Scatter(x=found.steps, y=[1 - s for s in found.own["all"]], name="path given up",
-                     mode="lines+markers", line={"color": BEFORE})  # fmt: skip
-    traces = [own]
-    if any(found.turnover):
-        traces.append(go.Scatter(x=found.steps, y=found.turnover, name="for each unit of log relative trust",
-                                 mode="lines+markers", line={"color": AFTER}))  # fmt: skip
-    plot = plot_of(traces)
-    plot.update_xaxes(title_text="step")
-    plot.update_yaxes(title_text="share of the path", type="log", exponentformat="power")
-    caption = (
-        "What is given up from record to record, and the same over how far the weights went: small steps alone keep "
-        "paths."
-    )
-    return Figure("Path turnover", caption, plot, wide=False)
-
-
-def _ranks(found: Passages) -> Figure:
-    traces = [
-        go.Scatter(x=[0, *found.steps], y=ranks, name=f"example {c}", mode="lines", line={"color": _COLOURS[k % 8]})
-        for k, (c, ranks) in enumerate(found.ranks.items())
-    ]
-    plot = plot_of(traces, legend=False)
-    plot.update_xaxes(title_text="step")
-    plot.update_yaxes(title_text="rank by overlap", range=[20, -1])
-    caption = (
-        f"Rank, by shared units of {found.layer}, of all examples that were ever among the six nearest to example "
-        f"{_ANCHOR}."
-    )
-    return Figure("The nearest example changes", caption, plot, wide=False)
-
-
-def _scatter(found: Passages) -> Figure:
-    assert found.scatter is not None and found.spearman is not None
-    plot = plot_of([go.Scatter(x=found.scatter[0], y=found.scatter[1], mode="markers",
-                               marker={"color": AFTER, "size": 5, "opacity": 0.5})], legend=False)  # fmt: skip
-    plot.update_xaxes(title_text="distance of the inputs")
-    plot.update_yaxes(title_text=f"units shared in {found.layer}")
-    told = ", ".join(f"{kind} {value:.2f}" for kind, value in found.spearman.items())
-    return Figure(
-        "Overlap and distance", f"Some pairs at the end. Rank correlation over all pairs: {told}.", plot, wide=False
-    )
-
-
-def _series(key: str, values: Sequence[Sequence[float]]) -> Figure:
-    plot = plot_of([go.Scatter(x=values[0], y=values[1], mode="lines+markers", line={"color": _INK})], legend=False)
-    plot.update_xaxes(title_text="step")
-    plot.update_yaxes(title_text=key)
-    title, told = _TOLD.get(key, (key, "As it was recorded."))
-    return Figure(title, told, plot, wide=False)

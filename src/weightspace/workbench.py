@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -29,7 +29,7 @@ from weightspace.symmetry.merge import average
 from weightspace.symmetry.repair import has_statistics
 from weightspace.task import Task, accuracy, carried, classifies, logits
 
-__all__ = ["Aligned", "Bench", "Merged", "Score", "labels", "tasks"]
+__all__ = ["Aligned", "Bench", "Merged", "Score", "labels", "scored", "tasks"]
 
 _NAMED = {
     "digits": lambda split: datasets.digits(split),
@@ -285,17 +285,16 @@ class Bench:
 
     def _scores(self, names: list[str], nets: list[Net], merged: Net) -> dict[str, Any]:
         task = self.measure_on
-        if task is None or self.align_on is None:
+        if task is None or self.align_on is None or any(y is None for _, y in task.batches()):
             return {"singles": [], "naive": None, "aligned": None, "ensemble": None}
-        score = _scorer(task)
         singles = []
         for k, (name, net) in enumerate(zip(names, nets, strict=True)):
             self.progress("measuring", k, len(nets) + 2)
-            singles.append(score(name, net))
+            singles += scored(task, net, name=name)
         self.progress("measuring", len(nets), len(nets) + 2)
-        naive = score("mean as stored", reset_statistics(average(nets), self.align_on))
+        naive, *_ = scored(task, reset_statistics(average(nets), self.align_on), name="mean as stored")
         self.progress("measuring", len(nets) + 1, len(nets) + 2)
-        aligned = score("mean after alignment and repair", merged)
+        aligned, *_ = scored(task, merged, name="mean after alignment and repair")
         return {"singles": singles, "naive": naive, "aligned": aligned, "ensemble": _ensemble(nets, task)}
 
 
@@ -306,14 +305,13 @@ def _stale(net: Net, data: Task | None) -> list[str]:
     )
 
 
-def _scorer(task: Task) -> Callable[[str, Net], Score]:
+def scored(task: Task, *nets: Net, name: str = "") -> list[Score]:
+    """Loss, and accuracy where labels name classes, of every net; nothing where there are no labels."""
+    if any(y is None for _, y in task.batches()):
+        return []
     right = accuracy(task) if classifies(task) else None
-
-    def score(name: str, net: Net) -> Score:
-        with torch.no_grad():
-            return Score(name, float(task(net)), right(net) if right else None)
-
-    return score
+    with torch.no_grad():
+        return [Score(name, float(task(net)), right(net) if right else None) for net in nets]
 
 
 def _ensemble(nets: Sequence[Net], task: Task) -> Score | None:
@@ -327,7 +325,7 @@ def _ensemble(nets: Sequence[Net], task: Task) -> Score | None:
     else:
         outputs = outputs.mean(0)
     predicted = Task(outputs, torch.cat([y for y in labels if y is not None]), metric=task.metric)
-    return _scorer(predicted)("ensemble of predictions", Net.of(nn.Identity()))
+    return scored(predicted, Net.of(nn.Identity()), name="ensemble of predictions")[0]
 
 
 def _moved(element: Element, name: str, tensor: Tensor) -> Tensor:
