@@ -157,6 +157,9 @@ def test_a_map_as_plain_data():
     assert found["nearest"] == {"a": "b", "b": "a", "c": "a"} and len(found["positions"]) == 3
     assert found["stress"] == pytest.approx(lengths().stress) and found["values"][0] == [0, 30, 40]
     assert json.loads(json.dumps(lengths().distance("a", "b").data()))["relative"] == 0.5
+    alone = TaskMap(("a", "b"), {("a",): (0.0,), ("b",): (0.0,), ("a", "b"): (3.0,)}, (1, 1), 1.0, False)
+    found = json.loads(json.dumps(alone.distance("a", "b").data(), allow_nan=False))
+    assert found["spread"] is None and found["relative"] is None and found["value"] == 3
     assert lengths().table().splitlines()[2] == "| a | 10 | 100 | 0 | 30 | 40 |"
 
 

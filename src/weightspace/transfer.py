@@ -81,7 +81,8 @@ class Distance:
         """Everything as plain numbers, lists and dicts."""
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
         codes = {name: list(lengths) for name, lengths in self.codes.items()}
-        return plain | {"codes": codes, "notes": list(self.notes), "relative": self.relative}
+        told = {"codes": codes, "notes": list(self.notes), "relative": _plain(self.relative)}
+        return plain | told | {"spread": _plain(self.spread)}
 
 
 def task_distance(
