@@ -510,6 +510,9 @@ def inform(
     anchor: Annotated[
         Path | None, typer.Option(help="The checkpoint from before training; weights are told from there, not zero.")
     ] = None,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="Of local: directions looked at one by one (256); fewer is quicker.")
+    ] = None,
     structure: Annotated[
         bool, typer.Option("--structure", help="The structure function of the task too: 26 more codes.")
     ] = False,
@@ -528,9 +531,11 @@ def inform(
     _vacant(report, (".html", ".htm"), force)
     from weightspace.inquiry import informed
 
-    options: dict[str, Any] = {"method": method, "beta": beta, "anchor": anchor, "curve": structure, "limit": limit}
+    options: dict[str, Any] = {"method": method, "beta": beta, "anchor": anchor, "curve": structure, "rank": rank}
     with _progress() as step:
-        done = informed(checkpoint, data, arch=arch, trust_code=trust_code, seed=seed, progress=step, **options)
+        done = informed(
+            checkpoint, data, arch=arch, limit=limit, trust_code=trust_code, seed=seed, progress=step, **options
+        )
     if report:
         from weightspace.answers import informed_page
         from weightspace.page import save
@@ -551,6 +556,7 @@ def tasks(
     arch: _Arch = None,
     limit: Annotated[int, typer.Option(min=2, help="Use at most this many examples of each.")] = 500,
     seeds: Annotated[int, typer.Option(min=1, help="Codes of every task; the shortest counts.")] = 2,
+    steps: Annotated[int, typer.Option(min=1, help="Steps for each code.")] = 1000,
     task_id: Annotated[
         bool, typer.Option("--task-id", help="A head for each task: telling tasks apart then costs nothing.")
     ] = False,
@@ -572,7 +578,7 @@ def tasks(
     _vacant(out, (".json",), True)
     from weightspace.inquiry import told_apart
 
-    options: dict[str, Any] = {"limit": limit, "seeds": seeds, "task_id": task_id, "file": out}
+    options: dict[str, Any] = {"limit": limit, "seeds": seeds, "steps": steps, "task_id": task_id, "file": out}
     with _progress() as step:
         found = told_apart(data, arch=arch, trust_code=trust_code, seed=seed, progress=step, **options)
     if report:

@@ -40,7 +40,8 @@ _ARCH, _DATA = "weightspace.demo:digits_cnn", "digits"
 _EPOCHS, _BATCH, _RATE = 20, 128, 3e-3
 _DRAWS, _SHOWN = 5, 0.2  # of the noise
 _WATCHED = 12  # epochs
-_ASKED, _TASKS = 60, ("digits:0-4", "digits:5-9", "digits:0-4:rotated")
+_ASKED, _RANK = 200, 40
+_TASKS, _STEPS = ("digits:0-4", "digits:5-9", "digits:0-4:rotated"), 700
 _TRAINED, _DRAWN = 30, 10_000  # steps and draws of a certificate
 _DRIFT, _KEPT, _LEARNING, _LENGTH = 2.0, 40, 20, 0.35  # of the walk that learns
 
@@ -278,10 +279,11 @@ def recorded(stage: Stage) -> Sequence[Page]:
 def asked(stage: Stage) -> Sequence[Page]:
     """What the weights of a hold about the digits."""
     stage.title("9. Ask: how many nats do the weights of a hold about the digits?")
-    words = f"weightspace inform a.safetensors --data {_DATA} --arch {_ARCH} --limit {_ASKED} --report inform.html"
+    options = f"--limit {_ASKED} --rank {_RANK}"
+    words = f"weightspace inform a.safetensors --data {_DATA} --arch {_ARCH} {options} --report inform.html"
     stage.command(words)
     done = informed(
-        stage.path("a.safetensors"), _DATA, arch=_ARCH, limit=_ASKED, seed=stage.seed, progress=stage.progress
+        stage.path("a.safetensors"), _DATA, arch=_ARCH, limit=_ASKED, rank=_RANK, seed=stage.seed, progress=stage.progress
     )  # fmt: skip
     found, labels = done.found[0], done.labels or 0.0
     stage.say(
@@ -297,9 +299,9 @@ def asked(stage: Stage) -> Sequence[Page]:
 def mapped(stage: Stage) -> Sequence[Page]:
     """How far three tasks are apart."""
     stage.title("10. Tasks: how much of one is left to learn, once another is known?")
-    words = f"weightspace tasks {' '.join(_TASKS)} --limit {_ASKED} --seeds 1 --report tasks.html"
+    words = f"weightspace tasks {' '.join(_TASKS)} --limit {_ASKED} --seeds 1 --steps {_STEPS} --report tasks.html"
     stage.command(words)
-    found = told_apart(_TASKS, limit=_ASKED, seeds=1, seed=stage.seed, progress=stage.progress)
+    found = told_apart(_TASKS, limit=_ASKED, seeds=1, steps=_STEPS, seed=stage.seed, progress=stage.progress)
     for target in found.names:
         source = found.nearest(target)
         d = found.distance(source, target)

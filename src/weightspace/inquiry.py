@@ -28,6 +28,7 @@ from weightspace.workbench import limited, scored, sources
 
 __all__ = ["Certified", "Informed", "certified", "informed", "named_task", "told_apart"]
 
+_NARROW = 0.01  # the deviation of weights that are their own prior
 METHODS = ("local", "variational", "sgld")
 
 
@@ -94,6 +95,7 @@ def informed(
     beta: float = 1.0,
     anchor: Path | None = None,
     curve: bool = False,
+    rank: int | None = None,
     limit: int = 1000,
     trust_code: bool = False,
     seed: int = 0,
@@ -101,7 +103,7 @@ def informed(
 ) -> Informed:
     """`information` in a checkpoint about the training examples of `data`; what it takes is told before it runs.
 
-    `anchor`: the checkpoint from before training. `curve`: the structure function of the task as well. Raises
+    `anchor`: the checkpoint from before training. `rank`: of the local method. `curve`: the structure function of the task as well. Raises
     `WeightspaceError`.
     """
     if method not in (*METHODS, "all"):
@@ -116,13 +118,13 @@ def informed(
     found = []
     for name in METHODS if method == "all" else (method,):
         options: dict[str, Any] = {} if name == "sgld" else {"beta": beta, "anchor": start}
-        options |= {"blocks": False} if name == "local" else {}
-        cost = description.cost(net, task, name, **({"blocks": False} if name == "local" else {}))
+        how: dict[str, Any] = {"blocks": False, "rank": rank} if name == "local" else {}
+        cost = description.cost(net, task, name, **how)
         what = f"{name}: {cost}, about {_duration(one * cost.products)}"
         progress(what, 0, 0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", description.Unconverged)  # it is among the notes
-            found.append(information(net, task, name, seed=seed, progress=partial(progress, what), **options))
+            found.append(information(net, task, name, seed=seed, progress=partial(progress, what), **options, **how))
     swept = _swept(net, task, start, seed, one, progress) if curve else None
     total = score[0].loss * found[0].examples
     return Informed(
@@ -173,6 +175,7 @@ def told_apart(
     arch: str | None = None,
     limit: int = 500,
     seeds: int = 2,
+    steps: int = 1000,
     task_id: bool = False,
     file: Path | None = None,
     trust_code: bool = False,
@@ -189,7 +192,7 @@ def told_apart(
     found = {name: named_task(name, limit, seed) for name in names}
     model: Any = architecture.find(arch, [], trust_code) if arch else _perceptron([*found.values()])
     chosen = tuple(range(seed, seed + seeds))
-    cost = transfer.cost(found, model, seeds=chosen, task_id=task_id)
+    cost = transfer.cost(found, model, seeds=chosen, steps=steps, task_id=task_id)
     first = fresh(model, seed)
     passes = sum(_seconds(first, task) for task in found.values()) / len(found)
     seconds = 4 * passes * 1.5 * cost.steps  # a union is twice a task, a single one once; a step is four passes
@@ -199,7 +202,7 @@ def told_apart(
     )
     progress(what, 0, cost.codes)
     return task_distances(
-        found, model, task_id=task_id, seeds=chosen, file=file, progress=partial(progress, what)
+        found, model, task_id=task_id, seeds=chosen, steps=steps, file=file, progress=partial(progress, what)
     )  # fmt: skip
 
 
@@ -327,7 +330,8 @@ def certified(
     taught = sources(seen)[0] if seen else None
     given = {"steps": steps, "draws": draws}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    cost = pac.cost(net, task, **options)
+    options |= {"deviation": _NARROW} if unseen else {}
+    cost = pac.cost(net, task, **{name: value for name, value in options.items() if name != "deviation"})
     what = f"{cost}, about {_duration(_minutes(net, task, cost))}"
     progress(what, 0, 0)
     found = pac_bayes(
