@@ -283,7 +283,8 @@ def asked(stage: Stage) -> Sequence[Page]:
     words = f"weightspace inform a.safetensors --data {_DATA} --arch {_ARCH} {options} --report inform.html"
     stage.command(words)
     done = informed(
-        stage.path("a.safetensors"), _DATA, arch=_ARCH, limit=_ASKED, rank=_RANK, seed=stage.seed, progress=stage.progress
+        stage.path("a.safetensors"), _DATA, arch=_ARCH, limit=_ASKED, rank=_RANK, seed=stage.seed,
+        progress=stage.progress,
     )  # fmt: skip
     found, labels = done.found[0], done.labels or 0.0
     stage.say(

@@ -103,8 +103,8 @@ def informed(
 ) -> Informed:
     """`information` in a checkpoint about the training examples of `data`; what it takes is told before it runs.
 
-    `anchor`: the checkpoint from before training. `rank`: of the local method. `curve`: the structure function of the task as well. Raises
-    `WeightspaceError`.
+    `anchor`: the checkpoint from before training. `rank`: of the local method. `curve`: the structure function of the
+    task as well. Raises `WeightspaceError`.
     """
     if method not in (*METHODS, "all"):
         raise ArchitectureError(f"--method {method}: choose {', '.join(METHODS)} or all")
