@@ -29,7 +29,7 @@ from weightspace.trail import Trail
 from weightspace.workbench import Bench, splits
 
 ARCH = "tinynets:mlp"
-COMMANDS = "read compare align merge walk capacity perturb stability watch paths demo".split()
+COMMANDS = "read compare align merge walk capacity perturb stability watch paths inform tasks certify demo".split()
 
 
 @pytest.fixture(scope="module")

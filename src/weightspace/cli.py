@@ -580,16 +580,16 @@ def tasks(
 
     options: dict[str, Any] = {"limit": limit, "seeds": seeds, "steps": steps, "task_id": task_id, "file": out}
     with _progress() as step:
-        found = told_apart(data, arch=arch, trust_code=trust_code, seed=seed, progress=step, **options)
+        done = told_apart(data, arch=arch, trust_code=trust_code, seed=seed, progress=step, **options)
     if report:
         from weightspace.answers import tasks_page
         from weightspace.page import save
 
-        save([tasks_page(found)], report)
+        save([tasks_page(done)], report)
     if as_json:
-        _print_json(found.data())
+        _print_json(done.data())
     else:
-        say_tasks(found, report)
+        say_tasks(done, report)
 
 
 @app.command()

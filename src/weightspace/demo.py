@@ -302,13 +302,14 @@ def mapped(stage: Stage) -> Sequence[Page]:
     stage.title("10. Tasks: how much of one is left to learn, once another is known?")
     words = f"weightspace tasks {' '.join(_TASKS)} --limit {_ASKED} --seeds 1 --steps {_STEPS} --report tasks.html"
     stage.command(words)
-    found = told_apart(_TASKS, limit=_ASKED, seeds=1, steps=_STEPS, seed=stage.seed, progress=stage.progress)
+    done = told_apart(_TASKS, limit=_ASKED, seeds=1, steps=_STEPS, seed=stage.seed, progress=stage.progress)
+    found = done.found
     for target in found.names:
         source = found.nearest(target)
         d = found.distance(source, target)
         stage.say(f"  {target}: {d.target:,.0f} nats; {d.value:,.0f} are left when {source} is known.", style="green")
     stage.numbers["tasks"] = found.data()
-    return [tasks_page(found, "Tasks", words)]
+    return [tasks_page(done, "Tasks", words)]
 
 
 def promised(stage: Stage) -> Sequence[Page]:

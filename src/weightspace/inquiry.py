@@ -26,7 +26,7 @@ from weightspace.transfer import TaskMap, task_distances
 from weightspace.walk import opened, picked
 from weightspace.workbench import limited, scored, sources
 
-__all__ = ["Certified", "Informed", "certified", "informed", "named_task", "told_apart"]
+__all__ = ["Apart", "Certified", "Informed", "certified", "informed", "named_task", "told_apart"]
 
 _NARROW = 0.01  # the deviation of weights that are their own prior
 METHODS = ("local", "variational", "sgld")
@@ -49,6 +49,7 @@ class Informed:
 
     name: str
     data_name: str
+    weights: int
     examples: int
     loss: float
     right: float | None
@@ -110,10 +111,8 @@ def informed(
         raise ArchitectureError(f"--method {method}: choose {', '.join(METHODS)} or all")
     template, net, *_ = opened(path, arch, trust_code)
     start = architecture.load(template, anchor, trust_code)[0] if anchor else None
-    task = limited(sources(data)[0], limit, seed)
+    task = limited(_labelled(sources(data)[0], data), limit, seed)
     score = scored(task, net)
-    if not score:
-        raise ArchitectureError(f"--data {data}: no labels, about which weights could know something; give x and y")
     one = _seconds(net, task)
     found = []
     for name in METHODS if method == "all" else (method,):
@@ -128,7 +127,8 @@ def informed(
     swept = _swept(net, task, start, seed, one, progress) if curve else None
     total = score[0].loss * found[0].examples
     return Informed(
-        path.name, data, found[0].examples, total, score[0].accuracy, _entropy(task), tuple(found), swept
+        path.name, data, net.weights.numel, found[0].examples, total, score[0].accuracy, _entropy(task), tuple(found),
+        swept,
     )  # fmt: skip
 
 
@@ -162,11 +162,37 @@ def _entropy(task: Task) -> float | None:
     return float(-(share * share.clamp_min(1e-300).log()).sum() * (y >= 0).sum())
 
 
+def _labelled(task: Task, data: str) -> Task:
+    if any(y is None for _, y in task.batches()):
+        raise ArchitectureError(f"{data}: no labels, and there is nothing to know; give x and y")
+    return task
+
+
 def _labels(task: Task) -> Tensor:
     return torch.cat([y for _, y in task.batches() if y is not None])
 
 
 # ------------------------------------------------------------------ tasks
+
+
+@dataclass(frozen=True)
+class Apart:
+    """How far tasks are from each other."""
+
+    found: TaskMap
+
+    def remarks(self) -> list[str]:
+        """The sentences below the table."""
+        told = self.found.data()["notes"]
+        apart = [note for note in told if note.startswith("telling the tasks apart")]
+        said = [f"The plane leaves out {self.found.stress:.0%} (stress) of the distances."]
+        if apart:
+            said.append("With one head, telling tasks apart is part of the cost; --task-id gives each task its own.")
+        return said + [f"{note[0].upper()}{note[1:]}." for note in told if note not in apart]
+
+    def data(self) -> dict[str, Any]:
+        """As plain data."""
+        return self.found.data()
 
 
 def told_apart(
@@ -181,7 +207,7 @@ def told_apart(
     trust_code: bool = False,
     seed: int = 0,
     progress: Progress = _silent,
-) -> TaskMap:
+) -> Apart:
     """`task_distances` between data sets named as `named_task` reads them; what it takes is told before it runs.
 
     `arch`: the network that codes are written with; without it, hidden layers of 64 and 32 units. `file`: codes are
@@ -201,8 +227,9 @@ def told_apart(
         f"{_duration(seconds)}"
     )
     progress(what, 0, cost.codes)
-    return task_distances(
-        found, model, task_id=task_id, seeds=chosen, steps=steps, file=file, progress=partial(progress, what)
+    tell = partial(progress, what)
+    return Apart(
+        task_distances(found, model, task_id=task_id, seeds=chosen, steps=steps, file=file, progress=tell)
     )  # fmt: skip
 
 
@@ -214,7 +241,7 @@ def named_task(name: str, limit: int, seed: int) -> Task:
     `ArchitectureError`.
     """
     data, *words = name.split(":") if not Path(name).exists() else [name]
-    task = sources(data)[0]
+    task = _labelled(sources(data)[0], name)
     for word in words:
         if word == "rotated":
             task = task.mapped(_turned)
@@ -325,7 +352,7 @@ def certified(
         raise ArchitectureError("--unseen takes the checkpoint itself as the prior; leave out --prior")
     template, net, source, metadata = opened(path, arch, trust_code)
     task, test = sources(data)
-    task = limited(task, limit, seed)
+    task = limited(_labelled(task, data), limit, seed)
     centre = net if unseen else architecture.load(template, prior, trust_code)[0] if prior else None
     taught = sources(seen)[0] if seen else None
     given = {"steps": steps, "draws": draws}
