@@ -189,7 +189,8 @@ def _ranks(record: Record, name: str, label: str) -> list[str]:
 
 
 def _sweeps(seen: dict[str, StructureFunction]) -> str:
-    betas = [b for b in next(iter(seen.values())).betas if b in SHOWN or len(seen["true"].betas) < len(SHOWN)]
+    betas = [b for b in seen["true"].betas if all(b in s.betas for s in seen.values())]
+    betas = [b for b in betas if b in SHOWN or len(betas) < len(SHOWN)]
     rows = []
     for beta in betas:
         runs = {label: s.best(beta) for label, s in seen.items()}
