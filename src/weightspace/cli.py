@@ -660,7 +660,7 @@ def demo(
     seed: _Seed = 0,
     debug: _Debug = False,
 ) -> None:
-    """Everything that works so far, on embedded data, in half a minute; ends with a page to look at."""
+    """Everything that works so far, on embedded data, in two minutes; ends with a page to look at."""
     from weightspace import demo as show
 
     stdout = None if as_json else console()

@@ -1,4 +1,4 @@
-"""A minute's tour on embedded data: two digit classifiers from different seeds are compared, aligned and merged.
+"""A tour of two minutes on embedded data: two digit classifiers from different seeds are compared, aligned and merged.
 
 Every step runs on files, through what the commands run, and shows the command that a user would type. A capability
 that is added later adds its step to `STEPS`: a function that gets the stage, says what it found, and returns pages.
