@@ -41,6 +41,8 @@ _CONTENTS = {
     "description": ["flatness_bound", "information"],
     "envelope": ["StructureFunction"],
     "structure": ["random_labels", "structure_function"],
+    "scores": ["logme", "task2vec"],
+    "transfer": ["task_distance", "task_distances"],
     # what moves the inputs
     "acting": ["FiniteGroup"],
     "equivariance": ["GroupConv", "GroupPool", "equivariance_defect", "invariance_defect", "invariant", "reynolds"],

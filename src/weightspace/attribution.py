@@ -172,12 +172,13 @@ def _functions(a: Operator, part: Nystrom, b: float, probes: int, seed: int) -> 
         z = torch.randint(0, 2, (a.rows,), generator=generator).double() * 2 - 1
         space = lanczos(a, z, min(_LANCZOS, a.rows))
         values, vectors = torch.linalg.eigh(space.matrix)
-        inside = part.basis.T @ z
+        inside = part.basis.T @ z.to(part.basis)
         for into, f, g in zip(draws, both(values), both(part.values), strict=True):
             whole = space.basis.T @ (vectors @ (f * vectors[0])) * space.size
-            into.append(z * (whole - part.basis @ (g * inside)))
+            into.append(z * (whole - part.basis @ (g.to(inside) * inside)))
     logs, known = (
-        part.basis.square() @ g + torch.stack(drawn).mean(0) for drawn, g in zip(draws, both(part.values), strict=True)
+        part.basis.square() @ g.to(part.basis) + torch.stack(drawn).mean(0)
+        for drawn, g in zip(draws, both(part.values), strict=True)
     )
     totals = torch.stack(draws[1]).sum(1)
     return logs, known, float(totals.std()) / math.sqrt(probes) if probes > 1 else math.inf

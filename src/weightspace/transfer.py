@@ -19,10 +19,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import operator
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import combinations
+from functools import reduce
+from itertools import combinations, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -30,6 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from weightspace.examples import each, leaves
+from weightspace.model import Model, fresh
 from weightspace.net import Net, WeightspaceError
 from weightspace.posterior import encode
 from weightspace.task import Task, logits
@@ -39,7 +43,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Cost", "Distance", "TaskMap", "TransferError", "cost", "task_distance", "task_distances"]
 
-Model: TypeAlias = Net | nn.Module | Callable[[], nn.Module]
 Key: TypeAlias = tuple[str, ...]
 
 
@@ -78,7 +81,8 @@ class Distance:
         """Everything as plain numbers, lists and dicts."""
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
         codes = {name: list(lengths) for name, lengths in self.codes.items()}
-        return plain | {"codes": codes, "notes": list(self.notes), "relative": self.relative}
+        told = {"codes": codes, "notes": list(self.notes), "relative": _plain(self.relative)}
+        return plain | told | {"spread": _plain(self.spread)}
 
 
 def task_distance(
@@ -89,6 +93,8 @@ def task_distance(
     task_id: bool = False,
     seeds: Sequence[int] = (0, 1, 2),
     beta: float = 1.0,
+    steps: int = 1000,
+    rate: float = 0.02,
     file: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
@@ -99,13 +105,12 @@ def task_distance(
     shortest of the codes from all `seeds`, the code that says nothing among them. `task_id`: a head for each task,
     told which one to use, so that telling tasks apart costs nothing; then two networks, one for each task, are a code
     of both, and C(ab) <= C(a) + C(b). A code of ab is one of a, hence C(a) <= C(ab). Both are kept, with a note
-    where a fit did not keep them. `options` are those of `posterior.encode`: steps, batch, rate. `file`: codes are
+    where a fit did not keep them. `steps`, `rate` and `options` are those of `posterior.encode`. `file`: codes are
     kept there as they are found, and a run that was stopped goes on. `progress(done, total)` counts codes. Cost:
     three codes for every seed (see `cost`). Raises `TransferError` for tasks that do not fit each other or the model.
     """
-    found = task_distances(
-        {"a": a, "b": b}, model, task_id=task_id, seeds=seeds, beta=beta, file=file, progress=progress, **options
-    )
+    pair: dict[str, Any] = {"task_id": task_id, "seeds": seeds, "beta": beta, "steps": steps, "rate": rate, **options}
+    found = task_distances({"a": a, "b": b}, model, file=file, progress=progress, **pair)
     return found.distance("a", "b")
 
 
@@ -117,7 +122,8 @@ class TaskMap:
     """The matrix of distances d(row -> column) between tasks, in nats: its diagonal is zero, and it is not symmetric.
 
     `codes`: the lengths of the codes, seed by seed, under the names of one task or of two, in the order of `names`:
-    one code serves both directions, since C(ab) = C(ba). `examples`: how many each task has.
+    one code serves both directions, since C(ab) = C(ba). `examples`: how many each task has. Pairs that were not asked
+    for are NaN in the matrices.
     """
 
     names: tuple[str, ...]
@@ -134,6 +140,8 @@ class TaskMap:
             own = {name: self.codes[source,] for name in ("a", "b", "ab")}
             return Distance(0.0, length, length, length, 0.0, self.beta, self.task_id, own)
         pair = (source, target) if i < j else (target, source)
+        if pair not in self.codes:
+            raise TransferError(f"{source} and {target} were not measured together; name one of them among targets=")
         one, other = self.lengths[source], self.lengths[target]
         joint, found = self._joint(pair), min(self.codes[pair])
         notes = []
@@ -178,22 +186,28 @@ class TaskMap:
         return self._matrix(lambda d: d.relative)
 
     def _matrix(self, of: Callable[[Distance], float]) -> Tensor:
-        rows = [[of(self.distance(a, b)) for b in self.names] for a in self.names]
+        rows = [[of(self.distance(a, b)) if self._known(a, b) else math.nan for b in self.names] for a in self.names]
         return torch.tensor(rows, dtype=torch.float64)
+
+    def _known(self, a: str, b: str) -> bool:
+        return a == b or (a, b) in self.codes or (b, a) in self.codes
 
     def sources(self, target: str) -> list[str]:
         """The other tasks, the nearest to start from first: the order of d(. -> target)."""
-        others = [name for name in self.names if self._at(target) != self._at(name)]
+        others = [name for name in self.names if self._at(target) != self._at(name) and self._known(name, target)]
         return sorted(others, key=lambda name: self.distance(name, target).value)
 
     def nearest(self, target: str) -> str:
         """The best source for a target: the task with the least d(. -> target)."""
-        return self.sources(target)[0]
+        if not (found := self.sources(target)):
+            raise TransferError(f"no distance to {target} was measured; name it among targets=")
+        return found[0]
 
     @property
     def positions(self) -> Float[Tensor, "tasks 2"]:
-        """The tasks in the plane: classical scaling of the symmetric part of `values`."""
-        return scaling(self.values)
+        """The tasks in the plane: classical scaling of the symmetric part of `values`; it needs all pairs."""
+        values = self.values
+        return scaling(values) if bool(values.isfinite().all()) else torch.full((len(values), 2), math.nan)
 
     @property
     def stress(self) -> float:
@@ -202,16 +216,15 @@ class TaskMap:
 
     def data(self) -> dict[str, Any]:
         """Everything as plain numbers, lists and dicts; `arrows` hold the asymmetry, pair by pair."""
-        pairs = [(self.distance(a, b), self.distance(b, a), a, b) for a, b in combinations(self.names, 2)]
+        pairs = [(self.distance(a, b), self.distance(b, a), a, b) for a, b in (k for k in self.codes if len(k) > 1)]
         return {
             "names": list(self.names),
             "examples": list(self.examples),
             "beta": self.beta,
             "task_id": self.task_id,
             "lengths": [self.lengths[name] for name in self.names],
-            **{name: getattr(self, name).tolist() for name in ("values", "spread", "relative", "positions")},
-            "stress": self.stress,
-            "nearest": {name: self.nearest(name) for name in self.names},
+            **{name: _plain(getattr(self, name)) for name in ("values", "spread", "relative", "positions", "stress")},
+            "nearest": {name: self.nearest(name) for name in self.names if self.sources(name)},
             "arrows": [{"from": a, "to": b, "there": there.value, "back": back.value} for there, back, a, b in pairs],
             "notes": list(dict.fromkeys(note for there, back, *_ in pairs for note in (*there.notes, *back.notes))),
         }
@@ -229,33 +242,36 @@ def task_distances(
     tasks: Mapping[str, Task],
     model: Model,
     *,
+    targets: Sequence[str] | None = None,
     task_id: bool = False,
     seeds: Sequence[int] = (0, 1, 2),
     beta: float = 1.0,
+    steps: int = 1000,
+    rate: float = 0.02,
     file: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> TaskMap:
     """d(a -> b) between all pairs of `tasks`, as `task_distance`; one code serves both directions of a pair.
 
-    Cost: n (n + 1) / 2 codes for every seed, told beforehand by `cost`. `file`: every length is written there when it
+    `targets`: only the pairs with one of these, and not those of two mere sources. Cost: n (n + 1) / 2 codes for every
+    seed, or what of them is asked for, told beforehand by `cost`. `file`: every length is written there when it
     is found; a run with the same file goes on, and finds what it needs of other tasks, seeds and pairs there. Raises
     `TransferError` for fewer than two tasks, tasks of different inputs or losses, without labels, or with labels that
     the network has no output for, and for a file of other settings.
     """
-    wanted, total = _wanted(tasks), (len(tasks) * (len(tasks) + 1) // 2) * len(seeds)
-    settings = {"beta": beta, "task_id": task_id, **options}
-    book = _Book(file, settings, _checked(tasks, model, task_id, seeds), {n: _digest(t) for n, t in tasks.items()})
-    done = 0
-    for seed in dict.fromkeys(seeds):
-        for key in wanted:
-            if (key, seed) not in book:
-                net, task = _placed([tasks[name] for name in key], model, seed, task_id)
-                book.add(key, seed, encode(net, task, beta, seed=seed, **options).length)
-            done += 1
-            if progress is not None:
-                progress(done, total)
-    codes = {key: tuple(book.lengths[key, seed] for seed in dict.fromkeys(seeds)) for key in wanted}
+    wanted, seeds = _wanted(tasks, targets), [*dict.fromkeys(seeds)]
+    options = {"beta": beta, "steps": steps, "rate": rate, **options}
+    net, maker = _checked(tasks, model, task_id, seeds), _Maker(model, task_id)
+    digests = {} if file is None else {name: _digest(task) for name, task in tasks.items()}
+    book = _Book(file, {"task_id": task_id, **options}, net, digests)
+    for done, (seed, key) in enumerate(product(seeds, wanted)):
+        if (key, seed) not in book:
+            net, task = maker.placed([tasks[name] for name in key], seed)
+            book[key, seed] = encode(net, task, seed=seed, **options).length
+        if progress is not None:
+            progress(done + 1, len(wanted) * len(seeds))
+    codes = {key: tuple(book[key, seed] for seed in seeds) for key in wanted}
     return TaskMap(tuple(tasks), codes, tuple(len(task) for task in tasks.values()), beta, task_id)
 
 
@@ -277,22 +293,36 @@ def cost(
     tasks: Mapping[str, Task],
     model: Model,
     *,
+    targets: Sequence[str] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
-    steps: int = 2000,
+    steps: int = 1000,
     batch: int = 512,
     task_id: bool = False,
     **options: Any,
 ) -> Cost:
     """What `task_distances` of these arguments takes, before it is begun."""
     net = _checked(tasks, model, task_id, seeds)
-    sizes = [sum(len(tasks[name]) for name in key) for key in _wanted(tasks)]
+    sizes = [sum(len(tasks[name]) for name in key) for key in _wanted(tasks, targets)]
     codes = len(sizes) * len(seeds)
     passed = sum(min(batch, size) for size in sizes) * steps * len(seeds)
     return Cost(codes, codes * steps, passed, 8 * sum(w.nbytes for w in net.weights.values()))
 
 
-def _wanted(tasks: Mapping[str, Task]) -> list[Key]:
-    return [*((name,) for name in tasks), *combinations(tasks, 2)]
+def _wanted(tasks: Mapping[str, Task], targets: Sequence[str] | None) -> list[Key]:
+    """The tasks, and the pairs, that codes are needed of."""
+    if unknown := [name for name in targets or () if name not in tasks]:
+        raise TransferError(f"no task {unknown[0]!r} to be a target; there are {', '.join(tasks)}")
+    pairs = [pair for pair in combinations(tasks, 2) if targets is None or {*pair} & {*targets}]
+    return [*((name,) for name in tasks), *pairs]
+
+
+def _plain(value: Any) -> Any:
+    """Numbers in lists, None for those that are not there."""
+    if isinstance(value, Tensor):
+        return _plain(value.tolist())
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return None if math.isnan(value) else value
 
 
 def _deviation(lengths: Sequence[float]) -> float:
@@ -302,37 +332,22 @@ def _deviation(lengths: Sequence[float]) -> float:
 # ------------------------------------------------------------------ networks
 
 
-def _placed(tasks: Sequence[Task], model: Model, seed: int, task_id: bool) -> tuple[Net, Task]:
-    """A fresh network, and the union of the tasks as it is to meet them."""
-    net = _drawn(model, seed)
-    if len(tasks) < 2:
-        return net, tasks[0]
-    if task_id:
-        net = _headed(net, tasks[0], len(tasks), seed)
-        tasks = [_told(task, k, len(tasks), net.dtype) for k, task in enumerate(tasks)]
-    return net, tasks[0] | tasks[1]
+class _Maker:
+    """Networks of one form, fresh from every seed; one architecture for all, so that its graph is read once."""
 
+    def __init__(self, model: Model, task_id: bool) -> None:
+        self.model, self.task_id = model, task_id
+        self._forms: dict[int, Net] = {}
 
-def _drawn(model: Model, seed: int) -> Net:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if isinstance(model, (Net, nn.Module)):
-            return Net.of(_redrawn(Net.of(model).module()))
-        if not callable(model):
-            raise TransferError(f"a model is a module, a Net, or a function that makes one, not {type(model).__name__}")
-        return Net.of(model())
-
-
-def _redrawn(module: nn.Module) -> nn.Module:
-    """The module at weights drawn as its layers draw them."""
-    for name, part in module.named_modules():
-        reset = getattr(part, "reset_parameters", None) or getattr(part, "_reset_parameters", None)
-        if callable(reset):
-            reset()
-        elif next(part.parameters(recurse=False), None) is not None:
-            where = name or type(part).__name__
-            raise TransferError(f"{where} has weights and no reset_parameters(); give a function that makes the module")
-    return module
+    def placed(self, tasks: Sequence[Task], seed: int) -> tuple[Net, Task]:
+        """A fresh network, and the union of the tasks as it is to meet them."""
+        net, heads = fresh(self.model, seed), len(tasks) if self.task_id else 1
+        if heads > 1:
+            net = _headed(net, tasks[0], heads, seed)
+            tasks = [_told(task, k, heads, net.dtype) for k, task in enumerate(tasks)]
+        form = self._forms.setdefault(heads, net)
+        form.check(net)
+        return form.at(net.weights, net.state), reduce(operator.or_, tasks)
 
 
 class _Heads(nn.Module):
@@ -349,15 +364,16 @@ class _Heads(nn.Module):
         return (f * which.view(len(which), *[1] * (f.dim() - 3), which.shape[-1], 1)).sum(-2)
 
 
+@torch.no_grad()
 def _headed(net: Net, task: Task, heads: int, seed: int) -> Net:
     """The network with as many times the outputs, in its last linear map."""
-    before = task.forward(net, task.example(2)).shape
-    wide = net.widen((heads - 1) * before[-1], seed=seed) if len(before) > 1 else net
-    after = task.forward(wide, task.example(2)).shape
-    if len(before) < 2 or after != (*before[:-1], heads * before[-1]):
-        raise TransferError(
-            f"outputs {tuple(before)} became {tuple(after)}: task_id needs a last linear map that gives the outputs"
-        )
+    before = task.forward(net, task.example(2))
+    outputs = before.shape[-1] if before.dim() > 1 else 0
+    wide = net.widen((heads - 1) * outputs, seed=seed) if outputs else net
+    after = task.forward(wide, task.example(2))
+    if after.shape != (*before.shape[:-1], heads * outputs) or not torch.allclose(after[..., :outputs], before):
+        seen = f"outputs {tuple(before.shape)} became {tuple(after.shape)} with more rows in the last linear map"
+        raise TransferError(f"{seen}; task_id needs one that gives the outputs and nothing after it")
     return Net.of(_Heads(wide.live(), task.output))
 
 
@@ -395,7 +411,7 @@ def _checked(tasks: Mapping[str, Task], model: Model, task_id: bool, seeds: Sequ
     if len(shapes) > 1:
         (one, a), (other, b), *_ = shapes.items()
         raise TransferError(f"an example of {a} has shape {one}, one of {b} {other}; bring them to one shape")
-    net = _drawn(model, seeds[0])
+    net = fresh(model, seeds[0])
     first = next(iter(tasks.values()))
     for name, task in tasks.items():
         with _blamed(name):
@@ -408,17 +424,13 @@ def _checked(tasks: Mapping[str, Task], model: Model, task_id: bool, seeds: Sequ
     return _headed(net, first, 2, seeds[0]) if task_id else net
 
 
-class _blamed:
-    """Names the task of which something was refused."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, WeightspaceError):
-            raise TransferError(f"{self.name}: {error}") from error
+@contextmanager
+def _blamed(name: str) -> Iterator[None]:
+    """Name the task of which something was refused."""
+    try:
+        yield
+    except WeightspaceError as error:
+        raise TransferError(f"{name}: {error}") from error
 
 
 # ------------------------------------------------------------------ what was found, in a file
@@ -440,7 +452,7 @@ class _Book:
         try:
             kept = json.loads(path.read_text())
             about, tasks, rows = kept["about"], kept["tasks"], kept["lengths"]
-            lengths = {((*key,), int(seed)): float(length) for key, seed, length in rows}
+            lengths = {_sorted(((*key,), int(seed))): float(length) for key, seed, length in rows}
         except (ValueError, LookupError, TypeError) as error:
             raise TransferError(f"{path} holds no lengths of codes; give another file, or none") from error
         for name, value in self.about.items():
@@ -451,17 +463,23 @@ class _Book:
         self.tasks, self.lengths = {**tasks, **self.tasks}, lengths
 
     def __contains__(self, found: tuple[Key, int]) -> bool:
-        return found in self.lengths
+        return _sorted(found) in self.lengths
 
-    def add(self, key: Key, seed: int, length: float) -> None:
-        """Keep it, in the file too."""
-        self.lengths[key, seed] = length
+    def __getitem__(self, found: tuple[Key, int]) -> float:
+        return self.lengths[_sorted(found)]
+
+    def __setitem__(self, found: tuple[Key, int], length: float) -> None:
+        self.lengths[_sorted(found)] = length
         if self.path is not None:
             rows = [[*row] for row in ((list(k), s, value) for (k, s), value in self.lengths.items())]
             kept = json.dumps({"about": self.about, "tasks": self.tasks, "lengths": rows})
             partial = self.path.with_name(f"{self.path.name}.partial")
             partial.write_text(kept)
             os.replace(partial, self.path)
+
+
+def _sorted(found: tuple[Key, int]) -> tuple[Key, int]:
+    return tuple(sorted(found[0])), found[1]
 
 
 def _digest(task: Task) -> str:
@@ -483,7 +501,7 @@ def scaling(distances: Float[Tensor, "n n"], dimensions: int = 2) -> Float[Tenso
     values, vectors = torch.linalg.eigh(-centred / 2)
     values, vectors = values.flip(0)[:dimensions], vectors.flip(1)[:, :dimensions]
     found = vectors * values.clamp(min=0).sqrt()
-    found = found * torch.where(found.sum(0) < 0, -1.0, 1.0)
+    found = found * torch.where(found[0] < 0, -1.0, 1.0)  # the first point lies to the right
     return torch.nn.functional.pad(found, (0, dimensions - found.shape[1]))
 
 
