@@ -171,6 +171,8 @@ def blocks(operator: Operator, weights: Weights, *, largest: int = 1024) -> dict
 def graph_bytes(net: Net, task: Task) -> int:
     """What the graphs of all batches would take, known from two examples."""
     x = carried(task.example(2), checked(net))
+    with torch.no_grad():
+        task.forward(net, x)  # says what is wrong in the user's words
     seen = {w.untyped_storage().data_ptr() for w in net.tensors.values()}
     kept: dict[int, int] = {}
 
@@ -182,8 +184,7 @@ def graph_bytes(net: Net, task: Task) -> int:
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         linear = _Linear(net, task, x)
-    examples = len(input_leaves(x)[0])
-    return round(sum(kept.values()) / examples * len(task)) + 0 * len(linear.leaves)
+    return round(sum(kept.values()) / len(linear.outputs) * len(task))
 
 
 # ------------------------------------------------------------------ products

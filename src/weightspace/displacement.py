@@ -10,6 +10,7 @@ Related: Relative flatness and generalization (Petzka, Kamp, Adilova, Sminchises
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -263,7 +264,8 @@ def _every_gradient(net: Net, task: Task, x: Any, u: Tensor, names: Sequence[str
         return (task.output(functional_call(net.architecture, {**net.tensors, **values}, args, kwargs)) * u[None]).sum()
 
     together = vmap(grad(f), in_dims=(None, 0, 0))
-    with math_attention():
+    with math_attention(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")  # an operation that is batched one by one
         for at in range(0, len(u), step):
             part = slice(at, at + step)
             some = each(lambda t, part=part: t[part], x)
@@ -277,5 +279,11 @@ def _every_gradient(net: Net, task: Task, x: Any, u: Tensor, names: Sequence[str
 def _one_by_one(f: Callable[..., Tensor], chosen: Mapping[str, Tensor], one: Any, u: Tensor) -> dict[str, Tensor]:
     with torch.enable_grad():
         leaves = {name: t.clone().requires_grad_() for name, t in chosen.items()}
-        found = torch.autograd.grad(f(leaves, one, u), [*leaves.values()], materialize_grads=True)
+        try:
+            value = f(leaves, one, u)
+        except RuntimeError as error:
+            raise WeightspaceError(
+                f"the network does not take one example alone, as gradients need: {error}"
+            ) from error
+        found = torch.autograd.grad(value, [*leaves.values()], materialize_grads=True)
     return {name: g[None] for name, g in zip(leaves, found, strict=True)}

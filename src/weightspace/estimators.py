@@ -275,8 +275,11 @@ def nystrom(a: Linear, rank: int, seed: int) -> Nystrom:
     _nonnegative(float(values[0]), 1e3 * noise * size)
     kept = values > 10 * noise * values[-1]
     root = y @ (vectors[:, kept] / values[kept].sqrt())
-    u, sizes, _ = torch.linalg.svd(root, full_matrices=False)
-    return Nystrom(u, sizes.square(), noise)
+    del s, y
+    q, r = torch.linalg.qr(root)
+    del root
+    u, sizes, _ = torch.linalg.svd(r)
+    return Nystrom(q @ u, sizes.square(), noise)
 
 
 def _nonnegative(least: float, allowed: float) -> None:
@@ -306,13 +309,13 @@ def logdet(
     k = min(n, _default_rank(n) if rank is None else rank)
     part = nystrom(a, k, seed) if k else Nystrom(torch.zeros(n, 0, dtype=torch.float64), torch.zeros(0).double(), 0.0)
     seen = _Preconditioned(a, part, scale)
+    noise = 1e3 * part.noise * float(part.values.sum()) / scale
     draws, gaps, used = [], [], k
     for z in _signs(n, samples, seed + 1):
-        found = lanczos(seen, z, min(steps, n))
-        above, below = _quadratures(found, 1e3 * part.noise * float(part.values.sum()) / scale)
+        above, below, made = _quadratures(lanczos(seen, z, min(steps, n)), noise)
         draws.append(n * (above + below) / 2)
         gaps.append(n * (above - below) / 2)
-        used += len(found.basis)
+        used += made
     rest = _estimate(draws, used)
     error = rest.error + sum(gaps) / len(gaps)
     return Estimate(part.logdet(scale) + rest.value, error, used), part
@@ -351,14 +354,14 @@ class _Preconditioned:
         return v + basis @ (factor * (basis.T @ v))
 
 
-def _quadratures(found: Krylov, noise: float) -> tuple[float, float]:
-    """e_1^T log(T) e_1 for a T >= I: Gauss, from above; Gauss-Radau with a node at 1, from below."""
+def _quadratures(found: Krylov, noise: float) -> tuple[float, float, int]:
+    """e_1^T log(T) e_1 for a T >= I: Gauss, from above; Gauss-Radau with a node at 1, from below; and the steps."""
     matrix = found.matrix
     above, least = _log_form(matrix)
     if least < 0.5 - noise:
         raise OperatorError(f"the operator has a curvature of {least - 1:.1e} scales; it must have none below zero")
     if not found.rest:
-        return above, above
+        return above, above, len(matrix)
     k = len(matrix)
     unit = torch.zeros(k, dtype=torch.float64)
     unit[-1] = found.rest**2
@@ -368,7 +371,7 @@ def _quadratures(found: Krylov, noise: float) -> tuple[float, float]:
     wider[:k, :k], wider[k, k - 1], wider[k - 1, k] = matrix, found.rest, found.rest
     wider[k, k] = node + float(torch.linalg.solve(inside, unit)[-1])
     below, _ = _log_form(wider)
-    return above, min(max(below, 0.0), above)
+    return above, min(max(below, 0.0), above), k
 
 
 def _log_form(matrix: Tensor) -> tuple[float, float]:
@@ -411,7 +414,7 @@ def cost(
     "eigenvalues" (k, steps) or "logdet".
     """
     if what == "trace":
-        return Cost(samples, 8 * n * (2 * samples + 4))
+        return Cost(samples, 8 * n * (3 * samples + 8))
     if what == "diagonal":
         return Cost(samples, 8 * n * 6)
     if what == "eigenvalues":

@@ -174,16 +174,6 @@ def _outside(basis: Tensor, new: Tensor) -> Tensor:
     return q - basis @ (basis.T @ q)
 
 
-def _bordered(gram: Tensor, images: list[Tensor]) -> Tensor:
-    """Y^T Y with the rows and columns of the last block of Y added."""
-    last = images[-1]
-    columns = torch.cat([(y.T @ last).double() for y in images])
-    n = len(gram)
-    new = torch.zeros(len(columns), len(columns), dtype=torch.float64)
-    new[:n, :n], new[:, n:], new[n:] = gram, columns.cpu(), columns.T.cpu()
-    return new
-
-
 def _start(shape: tuple[int, int], like: Tensor, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(like)
 
