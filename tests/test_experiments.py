@@ -545,3 +545,8 @@ def test_the_readme_shows_what_was_measured_of_certificates():
     for name in ("digits", "mnist"):
         found |= certify.tables(record.Record(certify.RESULTS / "certify.json"), name)
     assert len(found) == 5 and all(table in text for table in found.values())
+
+
+def test_the_readme_shows_what_was_measured_of_tasks():
+    found = tasks.tables(record.Record(tasks.RESULTS / "tasks.json"))
+    assert len(found) >= 2 and all(table in alignment.README.read_text() for table in found.values())
