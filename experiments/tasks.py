@@ -34,9 +34,10 @@ FAMILIES = {
                ("fashion 2", "fashion", "fashion 90", "mnist")),
 }  # fmt: skip
 SUBSETS = {"digits": ("A", "sub"), "images": ("mnist", "sub")}
-SCORES = ("nats, one head", "nats, a head each", "task2vec", "task2vec asymmetric", "LogME")
+HEADS = ("nats, one head", "nats, a head each")
+SCORES = (*HEADS, "task2vec", "task2vec asymmetric", "LogME")
 TARGETS = ("mnist", "mnist 90", "fashion", "fashion negative")
-FEW, TRIALS = 200, 3
+FEW, TRIALS, DECAYS = 200, 3, (0.001, 0.1)
 
 
 class Lab:
@@ -51,17 +52,18 @@ class Lab:
         self, name: str, tasks: Mapping[str, ws.Task], model: Callable[[], nn.Module], seeds: int = 1, **more: Any
     ) -> TaskMap:
         """Distances, taken up where they were left; the shortest code of so many seeds."""
-        file = self.out.with_name(f"{self.out.stem}.{name.replace(' ', '-')}.codes")
-        found = ws.task_distances(
+        return ws.task_distances(
             tasks,
             model,
-            file=file,
+            file=self.kept(name),
             progress=_told(name),
             seeds=range(1 if self.quick else seeds),
             **(self.options | more),
         )
-        file.unlink()
-        return found
+
+    def kept(self, name: str) -> Path:
+        """Where codes are while a row is not whole."""
+        return self.out.with_name(f"{self.out.stem}.{name.replace(' ', '-')}.codes")
 
     def _images(self, name: str, split: str) -> tuple[Tensor, Tensor]:
         """Images of 14 x 14, the mean of four pixels each, and labels."""
@@ -129,6 +131,7 @@ def _map_of_digits(lab: Lab, heads: str, seed: int) -> dict[str, Any]:
     made = {name: ws.Task(*pair) for name, pair in tasks.items()}
     model, told = perceptron(64, 32, 10), heads == "a head each"
     found = lab.measured(f"digits {heads} {seed}", made, model, 1 if told else 2, task_id=told)
+    lab.kept(f"digits {heads} {seed}").unlink()
     return _row(found) | ({} if told else _beside(lab, made, perceptron(64, 64, 64, 10), seed))
 
 
@@ -149,6 +152,7 @@ def _map_of_images(lab: Lab, seed: int) -> dict[str, Any]:
     made |= {"sub": (x[: n // 4], y[: n // 4]), "random": (x, shuffled(y, seed))}
     tasks, side = {name: ws.Task(*pair) for name, pair in made.items()}, lab.side() ** 2
     found = lab.measured(f"images {seed}", tasks, perceptron(side, 32, 10))
+    lab.kept(f"images {seed}").unlink()
     return _row(found) | _beside(lab, tasks, perceptron(side, 64, 64, 10), seed)
 
 
@@ -162,7 +166,9 @@ def _beside(lab: Lab, tasks: Mapping[str, ws.Task], model: Callable[[], nn.Modul
     known = [task for name, task in tasks.items() if name != "random"]
     nets = {name: trained(lab, model, *_whole(task), seed) for name, task in tasks.items()}
     x, y = (torch.cat(parts) for parts in zip(*map(_whole, known), strict=True))
-    found = transfer_scores(tasks, nets, trained(lab, model, x, y, seed))
+    probe = trained(lab, model, x, y, seed)
+    found = transfer_scores(tasks, nets, probe)
+    found |= {f"task2vec, decay {d:g}": transfer_scores(tasks, None, probe, decay=d)["task2vec"] for d in DECAYS}
     return {name: matrix.tolist() for name, matrix in found.items()}
 
 
@@ -188,6 +194,8 @@ def trained(
 def transfer(lab: Lab, seed: int) -> Iterator[Job]:
     """Every source's network fine-tuned on a few examples of every target, against what scores say of it before."""
     yield f"transfer/few/{seed}", lambda: _transferred(lab, seed)
+    if not lab.quick:
+        yield f"transfer/a head each/{seed}", lambda: {HEADS[True]: _nats(lab, seed, True)}
 
 
 def _variants(lab: Lab, split: str) -> dict[str, tuple[Tensor, Tensor]]:
@@ -203,20 +211,27 @@ def _variants(lab: Lab, split: str) -> dict[str, tuple[Tensor, Tensor]]:
     }  # fmt: skip
 
 
-def _transferred(lab: Lab, seed: int) -> dict[str, Any]:
-    """For every target: accuracy after fine-tuning from each other source, and each score of it, best is most."""
-    many, few, each_source = (200, 30, 40) if lab.quick else (4000, FEW, 500)
-    ends = TARGETS[:1] if lab.quick else TARGETS
-    train, test = _variants(lab, "train"), _variants(lab, "test")
+def _choices_of(lab: Lab, seed: int) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, tuple[Tensor, Tensor]]]:
+    """Many examples of every source, and a few others of every target."""
+    many, few = (200, 30) if lab.quick else (4000, FEW)
+    train = _variants(lab, "train")
     order = torch.randperm(len(train["mnist"][0]), generator=torch.Generator().manual_seed(seed))
     source = {name: (x[order[few : few + many]], y[order[few : few + many]]) for name, (x, y) in train.items()}
-    target = {name: (train[name][0][order[:few]], train[name][1][order[:few]]) for name in ends}
+    ends = TARGETS[:1] if lab.quick else TARGETS
+    return source, {name: (train[name][0][order[:few]], train[name][1][order[:few]]) for name in ends}
+
+
+def _seen(source: Mapping[str, tuple[Tensor, Tensor]], n: int = 500) -> dict[str, ws.Task]:
+    """What scores see of every source."""
+    return {name: ws.Task(x[:n], y[:n]) for name, (x, y) in source.items()}
+
+
+def _transferred(lab: Lab, seed: int) -> dict[str, Any]:
+    """For every target: accuracy after fine-tuning from each other source, and each score of it; more is better."""
+    (source, target), test = _choices_of(lab, seed), _variants(lab, "test")
     model = perceptron(lab.side() ** 2, 64, 64, 10)
     nets = {name: trained(lab, model, x, y, seed, 15) for name, (x, y) in source.items()}
-    seen = {name: ws.Task(x[:each_source], y[:each_source]) for name, (x, y) in source.items()}
-    wanted = {name: ws.Task(*pair) for name, pair in target.items()}
-    scores = _scored(lab, seed, seen, wanted, nets, _probe(lab, source, seed))
-    rows: dict[str, Any] = {"sources": {}, "accuracy": {}, "scratch": {}, **{name: {} for name in scores}}
+    rows: dict[str, Any] = {HEADS[False]: _nats(lab, seed, False), "sources": {}, "accuracy": {}, "scratch": {}}
     for end, (x, y) in target.items():
         others = [name for name in source if name != end]
         right = ws.accuracy(ws.Task(*test[end]))
@@ -225,9 +240,7 @@ def _transferred(lab: Lab, seed: int) -> dict[str, Any]:
         rows["scratch"][end] = sum(right(trained(lab, model, x, y, k, 60)) for k in trials) / len(trials)
         rows["sources"][end] = others
         rows["accuracy"][end] = [sum(runs[name]) / len(runs[name]) for name in others]
-        for score, value in scores.items():
-            rows[score][end] = [value(name, end) for name in others]
-    return rows
+    return rows | _scored(_seen(source), target, nets, _probe(lab, source, seed))
 
 
 def _probe(lab: Lab, source: Mapping[str, tuple[Tensor, Tensor]], seed: int) -> ws.Net:
@@ -246,34 +259,35 @@ def _tuned(lab: Lab, net: ws.Net, x: Tensor, y: Tensor, seed: int) -> ws.Net:
     return trained(lab, ws.Net.of(fresh), x, y, seed, 60)
 
 
-def _scored(
-    lab: Lab,
-    seed: int,
-    sources: Mapping[str, ws.Task],
-    targets: Mapping[str, ws.Task],
-    nets: Mapping[str, ws.Net],
-    probe: ws.Net,
-) -> dict[str, Callable[[str, str], float]]:
-    """Name -> the function (source, target) -> score; more is better."""
-    tasks = {**sources, **{f"to {name}": task for name, task in targets.items()}}
-    ends = [f"to {name}" for name in targets]
-    model = perceptron(lab.side() ** 2, 32, 10)
-    found: dict[str, Callable[[str, str], float]] = {}
-    for name, told in (("nats, one head", False), ("nats, a head each", True)):
-        seen = lab.measured(f"transfer {told} {seed}", tasks, model, targets=ends, task_id=told)
-        found[name] = lambda a, b, seen=seen: -_raw(seen, a, f"to {b}")
-    whole = {name: ws.task2vec(probe, task) for name, task in tasks.items()}
-    for name, kind in (("task2vec", "cosine"), ("task2vec asymmetric", "asymmetric")):
-        found[name] = lambda a, b, kind=kind: -whole[a].distance(whole[f"to {b}"], kind)
-    pairs = {b: _whole(task) for b, task in targets.items()}
-    found["LogME"] = lambda a, b: ws.logme(headless(nets[a])(pairs[b][0]).detach(), pairs[b][1])
+def _nats(lab: Lab, seed: int, told: bool) -> dict[str, list[float]]:
+    """-(C(ab) - C(a)) of the codes as they were found: where two networks are shorter, the rest would be ties."""
+    (source, target), found = _choices_of(lab, seed), {}
+    name = f"transfer {told} {seed}"
+    for end, pair in target.items():
+        tasks = {**{a: task for a, task in _seen(source).items() if a != end}, f"to {end}": ws.Task(*pair)}
+        model = perceptron(lab.side() ** 2, 32, 10)
+        seen = lab.measured(name, tasks, model, targets=[f"to {end}"], task_id=told)
+        codes = [seen.distance(a, f"to {end}").codes for a in tasks if a != f"to {end}"]
+        found[end] = [min(lengths["a"]) - min(lengths["ab"]) for lengths in codes]
+    lab.kept(name).unlink()
     return found
 
 
-def _raw(seen: TaskMap, source: str, target: str) -> float:
-    """C(ab) - C(a) of the codes as they were found: where two networks are shorter, the rest would be ties."""
-    found = seen.distance(source, target)
-    return min(found.codes["ab"]) - min(found.codes["a"])
+def _scored(
+    source: Mapping[str, ws.Task],
+    target: Mapping[str, tuple[Tensor, Tensor]],
+    nets: Mapping[str, ws.Net],
+    probe: ws.Net,
+) -> dict[str, dict[str, list[float]]]:
+    """Score -> target -> that of every other source; more is better."""
+    found: dict[str, dict[str, list[float]]] = {"task2vec": {}, "task2vec asymmetric": {}, "LogME": {}}
+    whole = {name: ws.task2vec(probe, task) for name, task in source.items()}
+    for end, (x, y) in target.items():
+        others, own = [name for name in source if name != end], ws.task2vec(probe, ws.Task(x, y))
+        found["task2vec"][end] = [-whole[a].distance(own) for a in others]
+        found["task2vec asymmetric"][end] = [-whole[a].distance(own, "asymmetric") for a in others]
+        found["LogME"][end] = [ws.logme(headless(nets[a])(x).detach(), y) for a in others]
+    return found
 
 
 EXPERIMENTS: dict[str, Callable[[Lab, int], Iterator[Job]]] = {"digits": digits, "images": images, "transfer": transfer}
@@ -291,22 +305,26 @@ def order_kept(names: Sequence[str], values: Sequence[Sequence[float]], family: 
 
 def _patterns(record: Record, experiment: str) -> list[list[str]]:
     rows = []
-    for setting, key in (("one head", "values"), ("a head each", "values"), ("one head", "task2vec"),
-                         ("one head", "task2vec asymmetric"), ("one head", "LogME")):  # fmt: skip
+    beside = ("task2vec", *(f"task2vec, decay {d:g}" for d in DECAYS), "task2vec asymmetric", "LogME")
+    shown = [("one head", "values"), ("a head each", "values"), *(("one head", key) for key in beside)]
+    for setting, key in shown:
         kept = [row for row in record.of(f"{experiment}/{setting}") if key in row]
         if not kept:
             continue
         sign = -1 if key == "LogME" else 1
         families, (whole, part) = FAMILIES[experiment], SUBSETS[experiment]
-        held, less = [], []
+        held, reached, less = [], [], []
         for row in kept:
             values = [[sign * v for v in line] for line in row[key]]
             names = row["names"]
             held += [order_kept(names, values, family) for family in families]
+            reached += [order_kept(names, [*zip(*values, strict=True)], family) for family in families]
             i, j = names.index(whole), names.index(part)
             less.append(values[i][j] < values[j][i])
-        name = f"nats, {setting}" if key == "values" else key
-        rows.append([name, f"{sum(held)} of {len(held)}", f"{sum(less)} of {len(less)}"])
+        cells = [f"{sum(found)} of {len(found)}" for found in (held, reached, less)]
+        if key == "LogME":  # it compares features of the same labels
+            cells = ["", cells[1], ""]
+        rows.append([f"nats, {setting}" if key == "values" else key, *cells])
     return rows
 
 
@@ -326,7 +344,7 @@ def tables(record: Record) -> dict[str, str]:
                     for name, c, line in zip(names, lengths, mean, strict=True)]  # fmt: skip
             found[f"tasks {experiment} {setting}"] = table(["from, to", "C", *names], rows)
         if rows := _patterns(record, experiment):
-            head = "by | same < turned < other < random, sources | whole to part < part to whole"
+            head = "by | from a source: same < turned < other < random | to a target: the same | whole to part < back"
             found[f"tasks {experiment} patterns"] = table(head.split(" | "), rows)
     return found | _choices(record)
 
@@ -336,8 +354,10 @@ def _choices(record: Record) -> dict[str, str]:
     kept = record.of("transfer/few")
     if not kept:
         return {}
+    for row, more in zip(kept, record.of("transfer/a head each"), strict=False):
+        row.update(more)
     rows, ends = [], [*kept[0]["accuracy"]]
-    for score in SCORES:
+    for score in (name for name in SCORES if name in kept[0]):
         ranks = {end: [_rank(row[score][end], row["accuracy"][end]) for row in kept] for end in ends}
         every = [value for values in ranks.values() for value in values]
         picks = [_picked(row, score, end) for row in kept for end in ends]

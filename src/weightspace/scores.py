@@ -78,7 +78,7 @@ def _cosine(h: Tensor, k: Tensor) -> float:
 
 
 def task2vec(
-    net: Net, task: Task, *, fit: bool = True, decay: float = 1e-3, draws: int | None = None, seed: int = 0
+    net: Net, task: Task, *, fit: bool = True, decay: float = 1e-2, draws: int | None = None, seed: int = 0
 ) -> Embedding:
     """The embedding of a task by the probe `net`: its Fisher information, a number for every unit below the head.
 
@@ -235,17 +235,21 @@ def _regression(features: Any, labels: Any) -> tuple[Float[Tensor, "n d"], Float
 
 
 def transfer_scores(
-    tasks: Mapping[str, Task], nets: Mapping[str, Net] | None = None, probe: Net | None = None
+    tasks: Mapping[str, Task],
+    nets: Mapping[str, Net] | None = None,
+    probe: Net | None = None,
+    *,
+    decay: float = 1e-2,
 ) -> dict[str, Float[Tensor, "tasks tasks"]]:
     """Matrices (source, target) beside `task_distances`, in the order of `tasks`.
 
-    "task2vec" and "task2vec asymmetric" are distances of embeddings by the `probe`, "LogME" is the score of the
-    features of the source's network in `nets` for the labels of the target: here more is better. Each where its
-    networks are given.
+    "task2vec" and "task2vec asymmetric" are distances of embeddings by the `probe`, `decay` as there; "LogME" is the
+    score of the features of the source's network in `nets` for the labels of the target: here more is better. Each
+    where its networks are given.
     """
     found = {}
     if probe is not None:
-        embedded = [task2vec(probe, task) for task in tasks.values()]
+        embedded = [task2vec(probe, task, decay=decay) for task in tasks.values()]
         for name, kind in (("task2vec", "cosine"), ("task2vec asymmetric", "asymmetric")):
             found[name] = torch.tensor([[a.distance(b, kind) for b in embedded] for a in embedded])
     if nets is not None:
