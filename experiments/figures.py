@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from experiments import critical
+from experiments import structure as tasks
 from experiments.alignment import CHILDREN, MOST, NOISES, RESULTS, WAYS
 from experiments.images import given_up
 from experiments.record import Record
@@ -106,7 +107,29 @@ def images(record: Record) -> go.Figure:
     return figure.update_xaxes(title="epoch").update_layout(height=640)
 
 
-FIGURES: dict[str, Callable[[Record], go.Figure]] = {f.__name__: f for f in (keys, paths, averages, plane, images)}
+def structure(record: Record) -> go.Figure:
+    """S(t) and K(beta) of a task with true, half random and random labels; test error against weights and nats."""
+    kinds = [k for k in ("digits mlp", "mnist mlp", "mnist cnn") if tasks.of(record, f"labels/{k}/true")]
+    titles = [f"S(t), {kind}" for kind in kinds] + [f"K(beta), {kind}" for kind in kinds]
+    figure = make_subplots(2, len(kinds), subplot_titles=titles, vertical_spacing=0.13, horizontal_spacing=0.06)
+    for at, kind in enumerate(kinds, start=1):
+        for label, colour in zip(tasks.LABELS, COLOURS[1::2], strict=False):
+            s = tasks.of(record, f"labels/{kind}/{label}")
+            if s is None:
+                continue
+            t, loss = zip(*s.vertices, strict=True)
+            shown = {"name": label, "line_color": colour, "legendgroup": label, "showlegend": at == 1}
+            figure.add_trace(go.Scatter(x=t, y=loss, mode="lines+markers", **shown), 1, at)
+            betas = np.geomspace(s.betas[0], 2 * s.betas[-1], 400)
+            k = [s.information(b) for b in betas]
+            figure.add_trace(go.Scatter(x=betas, y=k, **{**shown, "showlegend": False}), 2, at)
+        figure.update_xaxes(type="log", title="beta", row=2, col=at)
+    return figure.update_xaxes(title="t, nats of network", row=1).update_layout(height=640)
+
+
+FIGURES: dict[str, Callable[[Record], go.Figure]] = {
+    f.__name__: f for f in (keys, paths, averages, plane, images, structure)
+}
 
 
 def main() -> None:

@@ -26,10 +26,10 @@ from weightspace.net import Net
 from weightspace.symmetry import Symmetry
 from weightspace.task import Task, accuracy
 from weightspace.trail import Trail
-from weightspace.workbench import Bench, tasks
+from weightspace.workbench import Bench, splits
 
 ARCH = "tinynets:mlp"
-COMMANDS = "read compare align merge walk capacity perturb stability watch paths demo".split()
+COMMANDS = "read compare align merge walk capacity perturb stability watch paths inform tasks certify demo".split()
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +212,7 @@ def test_merge_averages_modulo_symmetry(here, capsys, play):
     out = here / "merged.safetensors"
     words = ("merge", "a.safetensors", "b.safetensors", "disguised.safetensors", "--arch", ARCH, "--data", "data.npz")
     seen = run_json(capsys, *words, "-o", out)
-    _, measure_on = tasks(str(play / "data.npz"), 2048, 0)
+    _, measure_on = splits(str(play / "data.npz"), 2048, 0)
     merged = Net.of(mlp()).load(checkpoint.read(out))
     assert accuracy(measure_on)(merged) == pytest.approx(seen["aligned"]["accuracy"])
     assert float(measure_on(merged)) == pytest.approx(seen["aligned"]["loss"], rel=1e-5)
@@ -245,7 +245,7 @@ def test_ensemble_is_the_mean_of_probabilities(here, capsys, play):
         here / "m.safetensors",
     )
     seen = run_json(capsys, *words)
-    _, task = tasks(str(play / "data.npz"), 2048, 0)
+    _, task = splits(str(play / "data.npz"), 2048, 0)
     x, y = next(task.batches())
     nets = [Net.of(mlp()).load(checkpoint.read(play / f"{n}.safetensors")) for n in "ab"]
     p = sum(net(x).softmax(-1) for net in nets) / 2
@@ -306,7 +306,7 @@ def test_relative_distance_does_not_depend_on_order_scale_or_sides(play):
 def test_line_agrees_with_path(play):
     from weightspace.path import line
 
-    align_on, measure_on = tasks(str(play / "data.npz"), 2048, 0)
+    align_on, measure_on = splits(str(play / "data.npz"), 2048, 0)
     a, b = (Net.of(mlp()).load(checkpoint.read(play / f"{n}.safetensors")) for n in "ab")
     seen = compare.along(a, b, a, measure_on, align_on)
     assert seen.barrier["before"] == pytest.approx(line(a, b).barrier(measure_on), rel=1e-6)
@@ -331,18 +331,18 @@ def test_factories_take_literal_arguments(here):
 
 def test_tasks_are_disjoint(play):
     for data in (str(play / "data.npz"), "digits"):
-        one, other = tasks(data, 2048, 0)
+        one, other = splits(data, 2048, 0)
         rows = [{x.numpy().tobytes() for x in next(t.take(len(t)).batches())[0]} for t in (one, other)]
         assert rows[0] and rows[1]
         if data != "digits":  # some digits occur twice
             assert not rows[0] & rows[1]
-    assert len(tasks("digits", 100, 0)[1]) == 100
+    assert len(splits("digits", 100, 0)[1]) == 100
 
 
 def test_a_file_with_two_splits_uses_both(here):
     x, y = np.arange(40, dtype=np.float32).reshape(20, 2), np.arange(20) % 3
     np.savez(here / "split.npz", x_train=x[:14], y_train=y[:14], x_test=x[14:], y_test=y[14:])
-    align_on, measure_on = tasks(str(here / "split.npz"), 2048, 0)
+    align_on, measure_on = splits(str(here / "split.npz"), 2048, 0)
     assert (len(align_on), len(measure_on)) == (14, 6)
 
 

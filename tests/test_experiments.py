@@ -16,7 +16,9 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from experiments import (  # noqa: E402
+    action,
     alignment,
+    certify,
     colours,
     continual,
     critical,
@@ -26,13 +28,16 @@ from experiments import (  # noqa: E402
     invariant,
     language,
     nets,
+    nuisance,
     ratio,
     record,
     relative,
     residual,
     split,
+    structure,
     sweep,
     tables,
+    tasks,
     texts,
     trust,
 )
@@ -332,6 +337,37 @@ def test_trust_runs_and_can_be_taken_up_again(tmp_path, capsys):
     assert out.read_text() == first
 
 
+def test_structure_runs_and_can_be_taken_up_again(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    arguments = ["--quick", "--out", str(out), "--folder", str(tmp_path / "codes")]
+    assert structure.main(arguments) == 0
+    first, seen = out.read_text(), capsys.readouterr().out
+    assert all(f"\n{name}\n" in seen for name in ("structure digits mlp", "widths digits true"))
+    rows = json.loads(first)
+    assert len(rows) == 3 + 2 and len(rows["labels/digits mlp/random/0"]["runs"]) == 4
+    row = rows["widths/digits/true/4/0"]
+    lower, value, block, diagonal = row["bracket"]
+    assert lower <= value * (1 + 1e-4) and value <= block * (1 + 1e-4) and block <= diagonal * (1 + 1e-4)
+    assert structure.main(arguments) == 0
+    assert out.read_text() == first
+
+
+def test_the_patterns_of_structure_were_measured():
+    """Of digits: random labels are learnt below beta = 1 only, true ones above it, and cost three times as much."""
+    seen = {
+        label: structure.of(record.Record(structure.RESULTS / "structure.json"), f"labels/digits mlp/{label}")
+        for label in structure.LABELS
+    }
+    assert seen["random"].collapse < 1 < seen["true"].collapse
+    assert seen["random"].best(0.1).kl > 3 * seen["true"].best(0.1).kl
+    for s in seen.values():
+        c = [s.length(beta) for beta in s.betas]
+        slopes = [(b - a) / (y - x) for a, b, x, y in zip(c, c[1:], s.betas, s.betas[1:], strict=False)]
+        assert slopes == sorted(slopes, reverse=True)
+    below = [beta for beta in seen["random"].betas if beta < seen["random"].collapse]
+    assert all(seen["random"].information(b) > seen["true"].information(b) for b in below)
+
+
 def test_critical_periods_run_and_can_be_taken_up_again(tmp_path, capsys):
     out = tmp_path / "rows.json"
     assert critical.main(["--quick", "--out", str(out)]) == 0
@@ -409,6 +445,68 @@ def test_early_over_mid_runs_and_orders(tmp_path):
     assert ratio.tau([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
 
 
+def test_actions_run_and_can_be_taken_up_again(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    assert action.main(["--quick", "--out", str(out)]) == 0
+    first, seen = out.read_text(), capsys.readouterr().out
+    assert all(f"action {name} digits" in seen for name in ("runs", "reach", "descent", "escape"))
+    rows = json.loads(first)
+    assert len(rows) == 2 + 2 + 2 + 2 + 1
+    small, large = (rows[f"runs/digits/{rate}/0"] for rate in ("0.1", "0.5"))
+    assert small["static"] < 0 < small["kinetic"] and small["chord"] < small["kinetic"]
+    assert large["losses"][1] < small["losses"][1] < small["losses"][0] == large["losses"][0]
+    assert rows["reach/digits/aligned/0"]["distance"] < rows["reach/digits/as they are/0"]["distance"]
+    assert action.main(["--quick", "--out", str(out)]) == 0
+    assert out.read_text() == first
+
+
+def test_nuisances_run_and_can_be_taken_up_again(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    assert nuisance.main(["--quick", "--out", str(out)]) == 0
+    first, seen = out.read_text(), capsys.readouterr().out
+    assert all(f"nuisance {name} digits" in seen for name in ("defects", "turned", "layers"))
+    rows = json.loads(first)
+    assert rows["defects/digits/circular/0"]["worst"] < 1e-12 < 0.1 < rows["defects/digits/zeros/0"]["mean"]
+    assert rows["defects/digits/p4/0"]["double"] < 1e-12 < rows["defects/digits/p4/0"]["single"] < 1e-6
+    right = rows["turned/digits/p4, upright/0"]["right"]
+    assert right[0] == right[1] and set(rows["layers/digits/mlp, upright/0"]["nats"]) == {"0", "1", "3", "end"}
+    assert nuisance.main(["--quick", "--out", str(out)]) == 0
+    assert out.read_text() == first
+
+
+def test_images_turn_as_they_are_told():
+    x = torch.arange(2.0 * 9).view(2, 1, 3, 3)
+    generator = torch.Generator().manual_seed(0)
+    assert nuisance.turned(x, "upright", generator) is x
+    quarters = nuisance.turned(x, "quarter turns", generator)
+    assert all(
+        any(torch.equal(q, one.rot90(k, (-2, -1))) for k in range(4)) for q, one in zip(quarters, x, strict=True)
+    )
+    assert not torch.equal(nuisance.turned(x, "any angle", generator), x)
+
+
+def test_the_readme_shows_what_was_measured_of_nuisances_and_actions():
+    text, found = alignment.README.read_text(), {}
+    for name in ("digits", "mnist"):
+        found |= action.tables(record.Record(action.RESULTS / "action.json"), name)
+        found |= nuisance.tables(record.Record(nuisance.RESULTS / "nuisance.json"), name)
+    assert found and all(table in text for table in found.values())
+
+
+def test_distances_between_tasks_run_and_are_told(tmp_path):
+    out = tmp_path / "rows.json"
+    assert tasks.main(["digits", "transfer", "--quick", "--out", str(out)]) == 0
+    first = out.read_text()
+    rows = json.loads(first)
+    assert set(rows) == {"digits/one head/0", "transfer/few/0"} and [*tmp_path.iterdir()] == [out]
+    found = tasks.tables(record.Record(out))
+    assert {*found} == {"tasks digits one head", "tasks digits patterns", "tasks choice", "tasks transfer"}
+    assert tasks.main(["digits", "transfer", "--quick", "--out", str(out)]) == 0
+    assert out.read_text() == first
+    names, row = ("a", "b", "c", "d", "random"), [0, 1, 2, 3, 4]
+    assert tasks.order_kept(names, [row] * 5, "abcd") and not tasks.order_kept(names, [row] * 5, "acbd")
+
+
 def test_the_readme_shows_what_was_measured_of_invariant_paths():
     text = alignment.README.read_text()
     found = invariant.tables(record.Record(invariant.RESULTS / "invariant.json"), "mnist")
@@ -422,6 +520,28 @@ def test_the_readme_shows_what_was_measured_of_invariant_paths():
     found |= language.tables(record.Record(language.RESULTS / "language.json"), "texts")
     found |= images.tables(record.Record(images.RESULTS / "images.json"))
     found |= ratio.tables(record.Record(ratio.RESULTS / "ratio.json"))
+    for name in ("digits", "mnist"):
+        found |= structure.tables(record.Record(structure.RESULTS / "structure.json"), name)
     for name in ("digits", "fashion-mnist"):
         found |= critical.tables(record.Record(critical.RESULTS / "critical.json"), name)
     assert len(found) == 38 and all(table in text for table in found.values())
+
+
+def test_certificates_run_and_can_be_taken_up_again(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    assert certify.main(["--quick", "--out", str(out)]) == 0
+    first, seen = out.read_text(), capsys.readouterr().out
+    assert all(f"certify {name} digits" in seen for name in ("binary", "families", "taught", "few"))
+    rows = json.loads(first)
+    assert len(rows) == 1 + 2 + 2
+    assert all(row["error"] < row["bound"] <= 1 for row in rows.values())
+    assert rows["few/digits/binary, taught .01, 64/0"]["nats"] < 1 < rows["few/digits/binary, fresh, 16/0"]["nats"]
+    assert certify.main(["--quick", "--out", str(out)]) == 0
+    assert out.read_text() == first
+
+
+def test_the_readme_shows_what_was_measured_of_certificates():
+    text, found = alignment.README.read_text(), {}
+    for name in ("digits", "mnist"):
+        found |= certify.tables(record.Record(certify.RESULTS / "certify.json"), name)
+    assert len(found) == 5 and all(table in text for table in found.values())

@@ -9,9 +9,10 @@ ROOMS = """net model | examples task datasets entry pickled checkpoint architect
     symmetry.canonical symmetry.assignment symmetry.ascent symmetry.relax symmetry.features symmetry.match
     symmetry.merge symmetry.layer symmetry.refit symmetry.repair symmetry | goals kernel modes layered metric
     pullback geodesic distance representation bounds displacement perturbation sensitivity fisher likelihood
-    curvature posterior acting equivariance nuisance | path diffusion escape trail recording surface ensembles
-    pruning flows optim dynamics adapters periods | compare workbench walk page report watching wayside trial
-    demo text cli"""
+    curvature posterior quadratic langevin attribution description envelope structure transfer scores risk
+    descent pac acting equivariance nuisance | path diffusion escape trail recording surface ensembles pruning
+    flows optim dynamics adapters periods | compare workbench walk page report watching wayside trial inquiry
+    answers demo text cli"""
 ORDER = ROOMS.replace("|", "").split()
 LATE = {("symmetry", "path")}  # a barrier is measured along a path; but for this, only the cli imports late
 

@@ -35,10 +35,23 @@ _CONTENTS = {
     "spectral": ["spectral_norm", "spectral_bound"],
     # what the weights know
     "posterior": ["Code", "Gaussian", "encode"],
+    "quadratic": ["Quadratic"],
+    "langevin": ["learning_coefficient"],
+    "attribution": [],
+    "description": ["flatness_bound", "information"],
+    "envelope": ["StructureFunction"],
+    "structure": ["random_labels", "structure_function"],
+    "scores": ["logme", "task2vec"],
+    "transfer": ["task_distance", "task_distances"],
     # what moves the inputs
     "acting": ["FiniteGroup"],
     "equivariance": ["GroupConv", "GroupPool", "equivariance_defect", "invariance_defect", "invariant", "reynolds"],
     "nuisance": ["effective_information"],
+    # what can be promised on new data
+    "risk": ["kl_inverse"],
+    "descent": [],
+    "pac": ["RiskBound", "pac_bayes"],
+    # what moves the inputs
     # what happens inside
     "activation": ["features", "forced", "gates"],
     "crossing": ["cross_features", "cross_path", "self_features", "self_path"],

@@ -18,12 +18,15 @@ from weightspace.text import (
     console,
     printable,
     say_aligned,
+    say_certified,
     say_comparison,
     say_group,
+    say_informed,
     say_merged,
     say_paths,
     say_perturbed,
     say_room,
+    say_tasks,
     say_trial,
     say_walked,
     say_watched,
@@ -494,6 +497,154 @@ def paths(
         say_paths(found, report)
 
 
+@app.command()
+def inform(
+    checkpoint: Annotated[Path, typer.Argument(help="The network whose weights are asked.")],
+    data: Annotated[str, typer.Option(help="What it was trained on: a file with x and y, or a data set.")],
+    arch: _Arch = None,
+    method: Annotated[
+        str,
+        typer.Option(help="local (curvature), variational (noise that the weights bear), sgld (loss around), or all."),
+    ] = "local",
+    beta: Annotated[float, typer.Option(help="The price of a nat of network, in nats of loss.")] = 1.0,
+    anchor: Annotated[
+        Path | None, typer.Option(help="The checkpoint from before training; weights are told from there, not zero.")
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="Of local: directions looked at one by one (256); fewer is quicker.")
+    ] = None,
+    structure: Annotated[
+        bool, typer.Option("--structure", help="The structure function of the task too: 26 more codes.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=2, help="Use at most this many training examples.")] = 1000,
+    report: _Report = None,
+    force: _Force = False,
+    as_json: _Json = False,
+    seed: _Seed = 0,
+    trust_code: _Trust = False,
+    debug: _Debug = False,
+) -> None:
+    """How many nats do the weights hold about the data, in which layers, and is it less than the labels take?
+
+    What it will cost, in passes over the data and memory, is said before it begins.
+    """
+    _vacant(report, (".html", ".htm"), force)
+    from weightspace.inquiry import informed
+
+    options: dict[str, Any] = {"method": method, "beta": beta, "anchor": anchor, "curve": structure, "rank": rank}
+    with _progress() as step:
+        done = informed(
+            checkpoint, data, arch=arch, limit=limit, trust_code=trust_code, seed=seed, progress=step, **options
+        )
+    if report:
+        from weightspace.answers import informed_page
+        from weightspace.page import save
+
+        save([informed_page(done)], report)
+    if as_json:
+        _print_json(done.data())
+    else:
+        say_informed(done, report)
+
+
+@app.command()
+def tasks(
+    data: Annotated[
+        list[str],
+        typer.Argument(help="Two or more data sets or files, or parts: mnist:0-4, digits:rotated, x.npz:random."),
+    ],
+    arch: _Arch = None,
+    limit: Annotated[int, typer.Option(min=2, help="Use at most this many examples of each.")] = 500,
+    seeds: Annotated[int, typer.Option(min=1, help="Codes of every task; the shortest counts.")] = 2,
+    steps: Annotated[int, typer.Option(min=1, help="Steps for each code.")] = 1000,
+    task_id: Annotated[
+        bool, typer.Option("--task-id", help="A head for each task: telling tasks apart then costs nothing.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Keep codes here (.json): a run that was cut off goes on.")
+    ] = None,
+    report: _Report = None,
+    force: _Force = False,
+    as_json: _Json = False,
+    seed: _Seed = 0,
+    trust_code: _Trust = False,
+    debug: _Debug = False,
+) -> None:
+    """How far apart are tasks? What is left to learn of each, in nats, when another is known; a map; where to start.
+
+    What it will cost is said before it begins.
+    """
+    _vacant(report, (".html", ".htm"), force)
+    _vacant(out, (".json",), True)
+    from weightspace.inquiry import told_apart
+
+    options: dict[str, Any] = {"limit": limit, "seeds": seeds, "steps": steps, "task_id": task_id, "file": out}
+    with _progress() as step:
+        done = told_apart(data, arch=arch, trust_code=trust_code, seed=seed, progress=step, **options)
+    if report:
+        from weightspace.answers import tasks_page
+        from weightspace.page import save
+
+        save([tasks_page(done)], report)
+    if as_json:
+        _print_json(done.data())
+    else:
+        say_tasks(done, report)
+
+
+@app.command()
+def certify(
+    checkpoint: Annotated[Path, typer.Argument(help="The network, trained on these data (or not: --unseen).")],
+    data: Annotated[str, typer.Option(help="The examples that the promise rests on: a file or a data set.")],
+    arch: _Arch = None,
+    prior: Annotated[
+        Path | None, typer.Option(help="The checkpoint from before training on these data. A fresh one without it.")
+    ] = None,
+    seen: Annotated[str | None, typer.Option(help="What the prior was trained on; no example may be shared.")] = None,
+    unseen: Annotated[
+        bool, typer.Option("--unseen", help="The checkpoint has seen none of these examples: it is the prior itself.")
+    ] = False,
+    delta: Annotated[float, typer.Option(help="Probability that the promise may fail.")] = 0.05,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of training on the bound.")] = None,
+    draws: Annotated[
+        int | None, typer.Option(min=1, help="Networks drawn for the error, each with an example (500,000).")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=2, help="Use at most this many examples.")] = 60_000,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Write the mean of the certified networks (.safetensors).")
+    ] = None,
+    report: _Report = None,
+    force: _Force = False,
+    as_json: _Json = False,
+    seed: _Seed = 0,
+    trust_code: _Trust = False,
+    debug: _Debug = False,
+) -> None:
+    """How often will it err on new data, at most? A PAC-Bayes certificate, and what other bounds would say.
+
+    What it will cost is said before it begins.
+    """
+    _vacant(out, (".safetensors",), force)
+    _vacant(report, (".html", ".htm"), force)
+    from weightspace.inquiry import certified
+
+    options: dict[str, Any] = {"prior": prior, "seen": seen, "unseen": unseen, "delta": delta}
+    with _progress() as step:
+        done = certified(
+            checkpoint, data, arch=arch, steps=steps, draws=draws, limit=limit, out=out, force=force,
+            trust_code=trust_code, seed=seed, progress=step, **options,
+        )  # fmt: skip
+    if report:
+        from weightspace.answers import certified_page
+        from weightspace.page import save
+
+        save([certified_page(done)], report)
+    if as_json:
+        _print_json(done.data())
+    else:
+        say_certified(done, report)
+
+
 def _numbers(text: str, option: str = "--sizes") -> list[float]:
     try:
         return sorted({float(word) for word in text.split(",")})
@@ -509,7 +660,7 @@ def demo(
     seed: _Seed = 0,
     debug: _Debug = False,
 ) -> None:
-    """Everything that works so far, on embedded data, in half a minute; ends with a page to look at."""
+    """Everything that works so far, on embedded data, in two minutes; ends with a page to look at."""
     from weightspace import demo as show
 
     stdout = None if as_json else console()

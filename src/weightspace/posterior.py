@@ -88,6 +88,7 @@ class _Drawn(TorchFunctionMode):
     def __init__(self, known: Mapping[int, tuple[Tensor, Tensor | None]], generator: torch.Generator) -> None:
         super().__init__()
         self._known, self._generator = known, generator
+        self.last: tuple[Tensor, Tensor, Tensor] | None = None  # of linear maps of one position: draw, mean, variance
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -111,7 +112,9 @@ class _Drawn(TorchFunctionMode):
             mean = apply(x, weight, bias)
             if x.dim() == 2 and func is F.linear:
                 spread = apply(x.square(), variance, of_bias)
-                return mean + (spread + _TINY).sqrt() * self._normal(mean)
+                drawn = mean + (spread + _TINY).sqrt() * self._normal(mean)
+                self.last = drawn, mean, spread
+                return drawn
             at = 1 if func is not F.linear else -1
             out = mean + self._signs(mean, at) * apply(self._signs(x, at) * x, variance.sqrt() * self._normal(weight))
             if of_bias is None:
@@ -161,6 +164,18 @@ class Noisy:
 
     def __call__(self, x: Any, mean: Weights, variance: Weights, generator: torch.Generator) -> Tensor:
         """Outputs of a batch, as `task.forward` gives them."""
+        return self._run(x, mean, variance, generator)[0]
+
+    def moments(
+        self, x: Any, mean: Weights, variance: Weights, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Outputs; and their mean and variance given what all layers but the last drew, where that one is linear."""
+        outputs, last = self._run(x, mean, variance, generator)
+        return (outputs, *last[1:]) if last is not None and last[0] is outputs else (outputs, None, None)
+
+    def _run(
+        self, x: Any, mean: Weights, variance: Weights, generator: torch.Generator
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
         tensors, known = dict(mean), {}
         for name, mu in mean.items():
             if name in self._maps:
@@ -170,9 +185,9 @@ class Noisy:
                 noise = torch.randn(mu.shape, generator=generator, dtype=mu.dtype, device=mu.device)
                 tensors[name] = mu + variance[name].sqrt() * noise
         args, kwargs = arguments(x)
-        with math_attention(), _Drawn(known, generator):
+        with math_attention(), _Drawn(known, generator) as drawn:
             raw = functional_call(self.net.architecture, {**tensors, **self.net.state}, args, kwargs)
-        return self.task.output(raw)
+        return self.task.output(raw), drawn.last
 
 
 def _read(net: Net, task: Task) -> dict[str, _Map]:

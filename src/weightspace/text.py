@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from weightspace.compare import Comparison
+    from weightspace.inquiry import Apart, Certified, Informed
     from weightspace.symmetry import Symmetry
     from weightspace.trial import Perturbed, Trial
     from weightspace.walk import Room, Walked
@@ -22,12 +24,15 @@ __all__ = [
     "console",
     "printable",
     "say_aligned",
+    "say_certified",
     "say_comparison",
     "say_group",
+    "say_informed",
     "say_merged",
     "say_paths",
     "say_perturbed",
     "say_room",
+    "say_tasks",
     "say_trial",
     "say_walked",
     "say_watched",
@@ -236,5 +241,85 @@ def say_paths(found: Passages, report: Path | None = None) -> None:
         out.print(f"Early to mid cross-path ratio: {found.ratio:.3f}. It did not tell the error in our experiments.")
     for line in found.remarks():
         out.print(printable(line))
+    if report:
+        out.print(f"Report: {printable(str(report))}", soft_wrap=True)
+
+
+def say_informed(done: Informed, report: Path | None = None) -> None:
+    """`inform`."""
+    out = console()
+    table = _table("method", "information, nats", "bits an example", "weights known", "code length, nats", "products")
+    for found in done.found:
+        length = "-" if found.method == "sgld" else f"{found.length:,.0f}"
+        bits = f"{found.value / found.examples / math.log(2):.3g}"
+        told = f"{found.value:,.1f} +- {found.error:.2g}"
+        table.add_row(found.method, told, bits, f"{found.dimension:,.0f}", length, f"{found.products:,}")
+    out.print(table)
+    for found in done.found:
+        if found.bracket is not None:
+            b = found.bracket
+            blocks = "" if b.block is None else f" <= {b.block:,.0f} (tensors apart)"
+            out.print(
+                f"The network's part of the code: {b.lower:,.0f} (low rank) <= {b.value:,.0f} +- {b.error:.2g}{blocks} "
+                f"<= {b.diagonal:,.0f} (weights apart)."
+            )
+        if found.layers:
+            most = sorted(found.layers.items(), key=lambda item: -item[1])[:4]
+            shares = ", ".join(f"{printable(n)} {v:,.0f}" for n, v in most)
+            out.print(f"Most of it ({found.method}): {shares}.")
+    right = "" if done.right is None else f", {done.right:.1%} right"
+    out.print(f"The network's own loss on the {done.examples:,} examples: {done.loss:,.4g} nats{right}.")
+    if done.structure is not None:
+        s = done.structure
+        out.print(
+            f"Structure of the task: {s.complexity:,.0f} nats of network; C(D) = {s.length():,.0f}; nothing is learnt "
+            f"above beta {s.collapse:.3g}."
+        )
+    for line in done.remarks():
+        out.print(printable(line))
+    if report:
+        out.print(f"Report: {printable(str(report))}", soft_wrap=True)
+
+
+def say_tasks(done: Apart, report: Path | None = None) -> None:
+    """`tasks`."""
+    out, found = console(), done.found
+    table = _table("known \\ to be learnt", "examples", "C, nats", *(printable(name) for name in found.names))
+    for k, source in enumerate(found.names):
+        row = [f"{found.distance(source, target).value:,.0f}" for target in found.names]
+        table.add_row(printable(source), f"{found.examples[k]:,}", f"{found.lengths[source]:,.0f}", *row)
+    out.print(table)
+    for target in found.names:
+        source = found.nearest(target)
+        d = found.distance(source, target)
+        out.print(
+            f"{printable(target)}: start from {printable(source)}, {d.value:,.0f} nats are left ({d.relative:.0%})."
+        )
+    for line in done.remarks():
+        out.print(printable(line))
+    if report:
+        out.print(f"Report: {printable(str(report))}", soft_wrap=True)
+
+
+def say_certified(done: Certified, report: Path | None = None) -> None:
+    """`certify`."""
+    out, found = console(), done.found
+    table = _table("inequality", "error on new data, at most", "", "note")
+    for row in found.families:
+        chosen = "  <- chosen before" if row.name == found.family else ""
+        table.add_row(row.name, f"{row.bound:.2%}", "certificate" if row.certificate else "estimate", row.note + chosen)
+    out.print(table)
+    tested = "" if found.test_error is None else f"; {found.test_error:.2%} on test examples"
+    out.print(
+        f"Networks drawn from Q err on {found.error:.2%} of the {found.examples:,} examples{tested}. "
+        f"KL(Q | P) = {found.nats:,.4g} nats."
+    )
+    if done.own_error is not None:
+        own = "" if done.own_test_error is None else f", {done.own_test_error:.2%} on test examples"
+        out.print(f"{printable(done.name)} itself: {done.own_error:.2%}{own}.")
+    for line in done.remarks():
+        out.print(printable(line))
+    if done.out:
+        out.print(f"Written: {printable(done.out)}", soft_wrap=True)
     if report:
         out.print(f"Report: {printable(str(report))}", soft_wrap=True)

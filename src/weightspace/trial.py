@@ -22,7 +22,7 @@ from weightspace.page import Card, Figure, Page
 from weightspace.perturbation import Stability, Step, movable, perturb, stability, width
 from weightspace.report import AFTER, BEFORE, INK, band, plot_of
 from weightspace.walk import opened, picked
-from weightspace.workbench import Score, scored, tasks
+from weightspace.workbench import Score, scored, splits
 
 __all__ = ["Perturbed", "Trial", "perturbed", "trial", "trial_page"]
 
@@ -70,7 +70,7 @@ def perturbed(
 ) -> Perturbed:
     """`perturb` a checkpoint and write it in the names and dtypes of its file. Raises `WeightspaceError`."""
     template, net, source, metadata = opened(path, arch, trust_code)
-    task = tasks(data, limit, seed)[1]
+    task = splits(data, limit, seed)[1] if data is not None else None
     other = perturb(net, relative, seed=seed, kind=kind, bits=bits, share=share)
     names = movable(net)
     measured = expected = scores = None
@@ -146,8 +146,7 @@ def trial(
     if not 0 < tolerance < math.inf:
         raise WeightspaceError(f"tolerance must be positive, got {tolerance}")
     _, net, _, _ = opened(path, arch, trust_code)
-    task = tasks(data, limit, seed)[1]
-    assert task is not None
+    task = splits(data, limit, seed)[1]
 
     def tell(done: int, total: int) -> None:
         progress("shaking the weights", done, total)

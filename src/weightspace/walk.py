@@ -28,7 +28,7 @@ from weightspace.pullback import Pullback
 from weightspace.symmetry import Symmetry
 from weightspace.task import Task, accuracy, classifies
 from weightspace.trail import Trail
-from weightspace.workbench import Score, scored, tasks
+from weightspace.workbench import Score, scored, splits
 
 __all__ = ["Picture", "Room", "Walked", "capacity", "walk"]
 
@@ -150,7 +150,7 @@ def walk(
     what a report shows. Raises `WeightspaceError`.
     """
     template, net, source, metadata = opened(path, arch, trust_code)
-    held, probe = _halves(keep, limit, seed)
+    held, probe = splits(keep, limit, seed)
     slow = goal.startswith("prune:") and goal.endswith(",descent")
     steps, memory = steps or (_DESCENT if slow else _STEPS), memory or (len(held) if slow else _MEMORY)
     held = held.take(memory, seed)
@@ -214,7 +214,7 @@ def capacity(
 ) -> Room:
     """Measure the room, and move nothing. Raises `WeightspaceError`."""
     _, net, _, _ = opened(path, arch, trust_code)
-    held, goal = _halves(keep, limit, seed)[0].take(memory, seed), _halves(new, limit, seed)[0].take(memory, seed)
+    held, goal = splits(keep, limit, seed)[0].take(memory, seed), splits(new, limit, seed)[0].take(memory, seed)
     metric, length = Pullback(held), 0.01 * float(net.weights.norm())
     curve = metric.tradeoff(net, goal, length)
     try:
@@ -240,12 +240,6 @@ def opened(path: Path, arch: str | None, trust_code: bool) -> tuple[Net, Net, An
         raise ArchitectureError(f"{path}: no such file or folder; check the path")
     template = Net.of(architecture.find(arch, [path], trust_code))
     return template, *architecture.load(template, path, trust_code)
-
-
-def _halves(data: str, limit: int, seed: int) -> tuple[Task, Task]:
-    one, other = tasks(data, limit, seed)
-    assert one is not None and other is not None
-    return one, other
 
 
 def _picture(
@@ -313,8 +307,7 @@ def _aim(
 ) -> tuple[Any, tuple[Task, Task] | None]:
     kind, colon, value = goal.partition(":")
     if kind == "learn" and value:
-        learn_on, measure_on = tasks(value, limit, seed)
-        assert learn_on is not None and measure_on is not None
+        learn_on, measure_on = splits(value, limit, seed)
         return learn(learn_on, seed=seed), (learn_on, measure_on)
     if kind in ("prune", "drift", "harden") and colon:
         share, _, how = value.partition(",")

@@ -22,7 +22,7 @@ from weightspace.fisher import fisher_trace
 from weightspace.net import Net
 from weightspace.recording import Recording, RecordingError
 from weightspace.task import Task, accuracy, classifies
-from weightspace.workbench import tasks
+from weightspace.workbench import splits
 
 __all__ = ["ANCHOR", "Passages", "Watched", "passages", "watched"]
 
@@ -68,8 +68,7 @@ def watched(
     """
     if min(epochs, batch, probe) < 2 or not 0 < rate < math.inf or (every is not None and every < 1):
         raise ArchitectureError("epochs, batch and probe are 2 or more, the rate positive, every 1 or more")
-    train, test = tasks(data, limit, seed)
-    assert train is not None and test is not None
+    train, test = splits(data, limit, seed)
     if not classifies(train):
         raise ArchitectureError(f"--data {data}: no class labels to learn; give x and y")
     seen, held = train.take(probe, seed), test.take(probe, seed)

@@ -29,7 +29,7 @@ from weightspace.symmetry.merge import average
 from weightspace.symmetry.repair import has_statistics
 from weightspace.task import Task, accuracy, carried, classifies, logits
 
-__all__ = ["Aligned", "Bench", "Merged", "Score", "labels", "scored", "tasks"]
+__all__ = ["Aligned", "Bench", "Merged", "Score", "labels", "limited", "scored", "sources", "splits"]
 
 _NAMED = {
     "digits": lambda split: datasets.digits(split),
@@ -122,22 +122,30 @@ def _silent(what: str, done: int, total: int) -> None:
     pass
 
 
-def tasks(data: str | None, limit: int, seed: int) -> tuple[Task | None, Task | None]:
-    """Examples to align on, and others to measure on: the splits of a known data set, or two halves of a file."""
-    if data is None:
-        return None, None
+def sources(data: str) -> tuple[Task, Task | None]:
+    """The training and the test examples of a known data set or of files with splits; all of one file, and None."""
     path = Path(data).expanduser()
     if data in _NAMED and not path.exists():
-        align_on, measure_on = (_NAMED[data](split) for split in ("train", "test"))
-    elif path.is_dir() or _has_splits(path):
-        align_on, measure_on = (datasets.read(path, split=split) for split in ("train", "test"))
-    elif path.exists():
-        align_on, measure_on = datasets.read(path).split(0.5, seed)
-    else:
-        known = ", ".join(name for name in _NAMED if "_" not in name)
-        raise ArchitectureError(f"--data {data}: no such file, and no data set of that name; known are {known}")
-    align_on, measure_on = (t.take(limit, seed) if len(t) > limit else t for t in (align_on, measure_on))
-    return align_on, measure_on
+        return _NAMED[data]("train"), _NAMED[data]("test")
+    if path.is_dir() or _has_splits(path):
+        return datasets.read(path, split="train"), datasets.read(path, split="test")
+    if path.exists():
+        return datasets.read(path), None
+    known = ", ".join(name for name in _NAMED if "_" not in name)
+    raise ArchitectureError(f"--data {data}: no such file, and no data set of that name; known are {known}")
+
+
+def splits(data: str, limit: int, seed: int) -> tuple[Task, Task]:
+    """Examples to align on, and others to measure on: the splits of a known data set, or two halves of a file."""
+    first, second = sources(data)
+    if second is None:
+        first, second = first.split(0.5, seed)
+    return limited(first, limit, seed), limited(second, limit, seed)
+
+
+def limited(task: Task, limit: int, seed: int) -> Task:
+    """At most so many examples, drawn at random."""
+    return task.take(limit, seed) if len(task) > limit else task
 
 
 def _has_splits(path: Path) -> bool:
@@ -185,7 +193,7 @@ class Bench:
             if not path.exists() and not path.with_name(f"{path.name}.index.json").exists():
                 raise ArchitectureError(f"{path}: no such file or folder; check the path")
         module = architecture.find(arch, list(paths), trust_code)
-        align_on, measure_on = tasks(data, limit, seed)
+        align_on, measure_on = splits(data, limit, seed) if data is not None else (None, None)
         if align_on is not None and next(align_on.batches())[1] is None:
             raise ArchitectureError(f"--data {data}: inputs without labels, and a loss is measured; add an array y")
         shown = _example(module, align_on, example, seed)

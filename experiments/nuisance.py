@@ -1,0 +1,280 @@
+"""Nuisances and groups: what layers tell of shifts, turns and light, and networks that turns pass through.
+
+    python -m experiments.nuisance [defects layers turned] [--data DIR] [--seeds 0 1 2]
+
+Embedded digits without --data (a folder of MNIST's files). Rows that are there are not measured again.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import weightspace as ws
+from experiments.record import RESULTS, Job, Record, measure, number, parse, parser, percent, table, tell
+from weightspace import nuisance
+from weightspace.equivariance import reynolds_defect
+
+NUISANCES = {
+    "translation, 1 pixel": nuisance.translation(),
+    "rotation, 10 degrees": nuisance.rotation(),
+    "brightness, .1": nuisance.brightness(),
+}
+PADDINGS = ("circular", "zeros", "reflect")
+WAYS, KINDS = ("upright", "quarter turns", "any angle"), ("plain", "p4", "p4m")
+CHANNELS = {"plain": 16, "p4": 8, "p4m": 6}  # of networks of about as many weights
+EPOCHS = (0, 1, 3, 10)
+
+
+class Lab:
+    """Data, and how networks are trained on it."""
+
+    def __init__(self, data: str | None, quick: bool) -> None:
+        self.quick, self.name = quick, "mnist" if data else "digits"
+        read = (lambda split: ws.mnist(data, split=split)) if data else (lambda split: ws.digits(split))
+        self.train = read("train").take(100 if quick else 3000, seed=0)
+        self.test = read("test").take(100 if quick else 2000, seed=0)
+        self.x = self.train.example(len(self.train))
+        self.y = torch.cat([y for _, y in self.train.batches() if y is not None])
+        self.side = self.x.shape[-1]
+        self.steps = 8 if quick else 1500
+
+    def descend(self, module: nn.Module, seed: int, way: str = "upright") -> Iterator[int]:
+        """Adam on batches of 64, its rate falling to nothing, the images turned as told; yields the steps made."""
+        generator = torch.Generator().manual_seed(seed)
+        optimiser = torch.optim.Adam(module.parameters(), lr=3e-3)
+        module.train()
+        for step in range(self.steps):
+            some = torch.randint(len(self.x), (64,), generator=generator)
+            optimiser.param_groups[0]["lr"] = 3e-3 * (1 - step / self.steps)
+            optimiser.zero_grad()
+            F.cross_entropy(module(turned(self.x[some], way, generator)), self.y[some]).backward()
+            optimiser.step()
+            yield step + 1
+
+
+def turned(x: Tensor, way: str, generator: torch.Generator) -> Tensor:
+    """Images as they are, after a random quarter turn each, or after any turn."""
+    if way == "upright":
+        return x
+    if way == "any angle":
+        return nuisance.rotation().act(x, 360 * torch.rand(len(x), 1, generator=generator)).detach()
+    quarters = torch.randint(4, (len(x),), generator=generator)
+    every = torch.stack([x.rot90(k, (-2, -1)) for k in range(4)])
+    return every[quarters, torch.arange(len(x))]
+
+
+# ------------------------------------------------------------------ defects
+
+
+def defects(lab: Lab, seed: int) -> Iterator[Job]:
+    """Shifts through one convolution of each padding, in outputs and in weights; turns through a p4 network."""
+    for padding in PADDINGS:
+        yield f"defects/{lab.name}/{padding}/{seed}", lambda padding=padding: _defect(lab, padding, seed)
+    yield f"defects/{lab.name}/p4/{seed}", lambda: _turns(lab, seed)
+    yield f"defects/{lab.name}/noise/{seed}", lambda: _noise(seed)
+
+
+def _defect(lab: Lab, padding: str, seed: int) -> dict[str, Any]:
+    torch.manual_seed(seed)
+    layer = nn.Conv2d(1, 4, 5, padding=2, padding_mode=padding, bias=False).double()
+    group, some = ws.FiniteGroup.shifts((lab.side, lab.side)), lab.test.take(20 if lab.quick else 100)
+    found = ws.equivariance_defect(layer, some, group)
+    row: dict[str, Any] = {"one_one": found.elements[lab.side + 1], "mean": found.mean, "worst": found.worst}
+    if lab.side == 8:
+        ones = torch.eye(64, dtype=torch.float64).view(64, 1, 8, 8)
+        with torch.no_grad():
+            w = layer(ones).reshape(64, -1).T
+        row["weights"] = reynolds_defect(w, group.matrices((1, 8, 8)), group.matrices((4, 8, 8)))
+    return row
+
+
+def _turns(lab: Lab, seed: int) -> dict[str, Any]:
+    module, group = network("p4", lab.side, seed), ws.FiniteGroup.rotations()
+    some = lab.test.take(100)
+    plain = ws.invariance_defect(network("plain", lab.side, seed), some, group)
+    single = ws.invariance_defect(module, some, group)
+    double = ws.invariance_defect(module.double(), some, group)
+    return {"single": single.worst, "double": double.worst, "plain": plain.worst}
+
+
+def _noise(seed: int) -> dict[str, Any]:
+    w = torch.randn(64, 64, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    rho = ws.FiniteGroup.shifts((8, 8)).matrices((1, 8, 8))
+    return {"weights": reynolds_defect(w, rho, rho), "expected": math.sqrt(1 - 1 / 64)}
+
+
+# ------------------------------------------------------------------ layers
+
+
+def layers(lab: Lab, seed: int) -> Iterator[Job]:
+    """Nats of every layer about a shift, a turn and the light, while a network trains."""
+    for kind in ("mlp", "cnn"):
+        for way in ("upright",) if lab.quick else ("upright", "any angle"):
+            key = f"layers/{lab.name}/{kind}, {way}/{seed}"
+            yield key, lambda kind=kind, way=way: _layers(lab, kind, way, seed)
+
+
+def _layers(lab: Lab, kind: str, way: str, seed: int) -> dict[str, Any]:
+    torch.manual_seed(seed)
+    pixels = lab.side**2
+    if kind == "mlp":
+        sizes = [pixels, 64, 64, 64, 10]
+        maps = [part for i, o in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(i, o), nn.ReLU())]
+        module = nn.Sequential(nn.Flatten(), *maps[:-1])
+    else:
+        one = [nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        two = [nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
+        module = nn.Sequential(*one, *two, nn.Linear((lab.side // 4) ** 2 * 16, 32), nn.ReLU(), nn.Linear(32, 10))
+    some, each, seen = lab.test.take(3 if lab.quick else 20, seed=0), max(1, len(lab.x) // 64), {}
+    seen["0"] = _told(module, some, lab.quick)
+    for step in lab.descend(module, seed, way):
+        if step % each == 0 and step // each in EPOCHS or step == lab.steps:
+            seen["end" if step == lab.steps else str(step // each)] = _told(module, some, lab.quick)
+    return {"nats": seen, "test_error": 1 - ws.accuracy(lab.test)(ws.Net.of(module))}
+
+
+def _told(module: nn.Module, some: ws.Task, quick: bool) -> dict[str, dict[str, float]]:
+    net, units = ws.Net.of(module), 4 if quick else 32
+    told = {}
+    for name, moved in NUISANCES.items():
+        found = ws.effective_information(net, some, moved, units=units)
+        told[name] = {layer: float(f"{at.value:.4g}") for layer, at in found.layers.items()}
+    return told
+
+
+# ------------------------------------------------------------------ turned digits
+
+
+def network(kind: str, side: int, seed: int) -> nn.Module:
+    """Three convolutions of 3 x 3, over turns or not, the mean over the plane, a linear map."""
+    torch.manual_seed(seed)
+    c = CHANNELS[kind]
+    if kind == "plain":
+        maps: list[nn.Module] = [nn.Conv2d(i, c, 3, padding=1) for i in (1, c, c)]
+        pool: nn.Module = nn.MaxPool2d(2)
+        last: list[nn.Module] = []
+    else:
+        maps = [ws.GroupConv(i, c, 3, kind, lifting=i == 1, padding="zeros") for i in (1, c, c)]
+        pool, last = nn.MaxPool3d((1, 2, 2)), [ws.GroupPool()]
+    pools = [pool] if side < 16 else [pool, nn.MaxPool2d(2) if kind == "plain" else nn.MaxPool3d((1, 2, 2))]
+    first = [maps[0], nn.ReLU(), *pools[1:], maps[1], nn.ReLU(), pools[0], maps[2], nn.ReLU()]
+    return nn.Sequential(*first, *last, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, 10))
+
+
+def turned_digits(lab: Lab, seed: int) -> Iterator[Job]:
+    """Networks of as many weights, trained on upright or turned images, on upright and on turned ones."""
+    for kind in KINDS[:2] if lab.quick else KINDS:
+        for way in WAYS[:2] if lab.quick else WAYS:
+            key = f"turned/{lab.name}/{kind}, {way}/{seed}"
+            yield key, lambda kind=kind, way=way: _turned(lab, kind, way, seed)
+
+
+def _turned(lab: Lab, kind: str, way: str, seed: int) -> dict[str, Any]:
+    module = network(kind, lab.side, seed)
+    for _ in lab.descend(module, seed, way):
+        pass
+    net, generator = ws.Net.of(module), torch.Generator().manual_seed(0)
+    tests = [lab.test.mapped(lambda x, where=where: turned(x, where, generator)) for where in WAYS]
+    row: dict[str, Any] = {
+        "weights": net.weights.numel,
+        "right": [ws.accuracy(test)(net) for test in tests],
+        "train": ws.accuracy(lab.train)(net),
+        "defect": ws.invariance_defect(net, lab.test.take(200), ws.FiniteGroup.rotations()).mean,
+    }
+    if kind == "plain":
+        for how in ("max", "mean"):
+            orbit = ws.invariant(net, ws.FiniteGroup.rotations(), how)
+            row[how] = [ws.accuracy(test)(orbit) for test in tests]
+    return row
+
+
+EXPERIMENTS: dict[str, Callable[[Lab, int], Iterator[Job]]] = {
+    "defects": defects, "layers": layers, "turned": turned_digits,
+}  # fmt: skip
+
+
+# ------------------------------------------------------------------ tables
+
+
+def _brief(value: Any) -> str:
+    return "" if value is None else f"{value:.2g}"
+
+
+def tables(record: Record, name: str) -> dict[str, str]:
+    """Mark in the README -> table."""
+    found: dict[str, str] = {}
+    rows = []
+    for padding in PADDINGS:
+        get = lambda key, at=f"defects/{name}/{padding}": record.median(at, key)  # noqa: E731
+        if get("mean") is not None:
+            told = [_brief(get(k)) for k in ("one_one", "mean", "worst", "weights")]
+            rows.append([f"convolution 5 x 5, {padding} padding", *told])
+    at = f"defects/{name}/noise"
+    if record.median(at, "weights") is not None:
+        rows.append([f"a random 64 x 64 matrix (expected {record.median(at, 'expected'):.5f})", "", "", "",
+                     f"{record.median(at, 'weights'):.5f}"])  # fmt: skip
+    at = f"defects/{name}/p4"
+    if record.median(at, "single") is not None:
+        single, double, plain = (_brief(record.median(at, k)) for k in ("single", "double", "plain"))
+        rows.append(
+            [f"p4 network under quarter turns, float32 (float64: {double}; plain: {plain})", "", "", single, ""]
+        )
+    _put(found, f"nuisance defects {name}", "map | shift by (1, 1) | mean over shifts | worst | of its weights", rows)
+    rows = []
+    for kind in KINDS:
+        for way in WAYS:
+            at = f"turned/{name}/{kind}, {way}"
+            if record.median(at, "right") is not None:
+                told = [f"{record.median(at, 'weights'):.0f}", *(percent(v) for v in record.median(at, "right"))]
+                rows.append([f"{kind}, trained {way}", *told, _brief(record.median(at, "defect"))])
+                for how in ("max", "mean") if kind == "plain" else ():
+                    right = [percent(v) for v in record.median(at, how)]
+                    rows.append([f"its orbit {how}imum" if how == "max" else "its orbit mean", "", *right, "0"])
+    head = "network | weights | right upright, % | after quarter turns, % | after any turn, % | invariance defect"
+    _put(found, f"nuisance turned {name}", head, rows)
+    for kind in ("mlp", "cnn"):
+        _put(found, f"nuisance layers {name} {kind}", *_profile(record, name, kind))
+    return found
+
+
+def _profile(record: Record, name: str, kind: str) -> tuple[str, list[list[str]]]:
+    """Medians over seeds of the nats of every layer."""
+    rows, labels = [], list[str]()
+    for way in ("upright", "any angle"):
+        seen = record.of(f"layers/{name}/{kind}, {way}")
+        if not seen:
+            continue
+        for moved in NUISANCES:
+            for epoch in seen[0]["nats"]:
+                told = [row["nats"][epoch][moved] for row in seen]
+                labels = list(told[0])
+                values = [sorted(t[layer] for t in told)[len(told) // 2] for layer in labels]
+                rows.append([moved, way, epoch, *(number(v, 2) for v in values)])
+    places = [f"layer {k + 1}" for k in range(len(labels) - 1)] + ["outputs"]
+    return " | ".join(["nuisance", "trained", "epoch", *places]), rows
+
+
+def _put(found: dict[str, str], mark: str, head: str, rows: list[list[str]]) -> None:
+    if rows:
+        found[mark] = table(head.split(" | "), rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what is not measured yet, then put the tables into the README."""
+    given = parse(parser("nuisance", __doc__, EXPERIMENTS, "folder of MNIST's official files"), arguments, EXPERIMENTS)
+    lab, out = Lab(given.data, given.quick), given.out or RESULTS / "nuisance.json"
+    for name in given.chosen:
+        for seed in given.seeds:
+            measure(out, EXPERIMENTS[name](lab, seed))
+    return tell(tables(Record(out), lab.name), given)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,513 @@
+"""How far one task is from another: what is left to write down of b once a is written down, in nats.
+
+    C(D) = min_Q E_{w ~ Q} L_D(w) + beta KL(Q | P),     d(a -> b) = C(ab) - C(a)
+
+C(D) is the shortest code that `posterior.encode` finds for the labels of D given its inputs, the network included: a
+sum over the examples. ab are the examples of both tasks. Where examples are i.i.d. and the net is told all, d(a -> b)
+lies between 0 (a says all of b) and C(b) (a says nothing of b); labels at random cost N log(classes) from anywhere.
+It is not symmetric, and all of its asymmetry is that of the two lengths, because C(ab) = C(ba):
+d(a -> b) - d(b -> a) = C(b) - C(a). A long task says more of a short one than the other way round.
+With one head, a code of ab also has to tell whose rules hold for an example, which can cost up to (N_a + N_b) log 2, so
+that d may exceed C(b). With `task_id` the network has a head for each task and is told which one to use: the same
+inputs may then have other labels in the other task, and telling tasks apart costs nothing.
+Source: The information complexity of learning tasks, their structure and their distance (Achille, Paolini, Mbeng,
+Soatto, 2021).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import operator
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import reduce
+from itertools import combinations, product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from weightspace.examples import each, leaves
+from weightspace.model import Model, fresh
+from weightspace.net import Net, WeightspaceError
+from weightspace.posterior import encode
+from weightspace.task import Task, logits
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = ["Cost", "Distance", "TaskMap", "TransferError", "cost", "task_distance", "task_distances"]
+
+Key: TypeAlias = tuple[str, ...]
+
+
+class TransferError(WeightspaceError):
+    """Tasks, or a network, between which no distance can be measured."""
+
+
+# ------------------------------------------------------------------ two tasks
+
+
+@dataclass(frozen=True)
+class Distance:
+    """d(a -> b) = C(ab) - C(a) = `value`, in nats; `source` is C(a), `target` C(b), `joint` C(ab), each at this beta.
+
+    `spread`: the standard deviation of the lengths over the seeds, of C(ab) and C(a) together (NaN for one seed); the
+    value itself takes the shortest code of each. `codes`: the lengths as they were found, seed by seed, under "a",
+    "b" and "ab". `task_id`: whether the network was told which task an example belongs to. `notes`: what to know of it.
+    """
+
+    value: float
+    source: float
+    target: float
+    joint: float
+    spread: float
+    beta: float
+    task_id: bool
+    codes: Mapping[str, tuple[float, ...]]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def relative(self) -> float:
+        """d(a -> b) / C(b): 0 where a says all of b, 1 where it says nothing."""
+        return self.value / self.target if self.target else math.nan
+
+    def data(self) -> dict[str, Any]:
+        """Everything as plain numbers, lists and dicts."""
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        codes = {name: list(lengths) for name, lengths in self.codes.items()}
+        told = {"codes": codes, "notes": list(self.notes), "relative": _plain(self.relative)}
+        return plain | told | {"spread": _plain(self.spread)}
+
+
+def task_distance(
+    a: Task,
+    b: Task,
+    model: Model,
+    *,
+    task_id: bool = False,
+    seeds: Sequence[int] = (0, 1, 2),
+    beta: float = 1.0,
+    steps: int = 1000,
+    rate: float = 0.02,
+    file: str | os.PathLike[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> Distance:
+    """d(a -> b) = C(ab) - C(a): the nats that b costs once a is known, for networks of the form of `model`.
+
+    `model`: a function that makes the module, or a module or Net, whose weights are drawn anew for every seed. C is the
+    shortest of the codes from all `seeds`, the code that says nothing among them. `task_id`: a head for each task,
+    told which one to use, so that telling tasks apart costs nothing; then two networks, one for each task, are a code
+    of both, and C(ab) <= C(a) + C(b). A code of ab is one of a, hence C(a) <= C(ab). Both are kept, with a note
+    where a fit did not keep them. `steps`, `rate` and `options` are those of `posterior.encode`. `file`: codes are
+    kept there as they are found, and a run that was stopped goes on. `progress(done, total)` counts codes. Cost:
+    three codes for every seed (see `cost`). Raises `TransferError` for tasks that do not fit each other or the model.
+    """
+    pair: dict[str, Any] = {"task_id": task_id, "seeds": seeds, "beta": beta, "steps": steps, "rate": rate, **options}
+    found = task_distances({"a": a, "b": b}, model, file=file, progress=progress, **pair)
+    return found.distance("a", "b")
+
+
+# ------------------------------------------------------------------ many tasks
+
+
+@dataclass(frozen=True)
+class TaskMap:
+    """The matrix of distances d(row -> column) between tasks, in nats: its diagonal is zero, and it is not symmetric.
+
+    `codes`: the lengths of the codes, seed by seed, under the names of one task or of two, in the order of `names`:
+    one code serves both directions, since C(ab) = C(ba). `examples`: how many each task has. Pairs that were not asked
+    for are NaN in the matrices.
+    """
+
+    names: tuple[str, ...]
+    codes: Mapping[Key, tuple[float, ...]]
+    examples: tuple[int, ...]
+    beta: float
+    task_id: bool
+
+    def distance(self, source: str, target: str) -> Distance:
+        """d(source -> target). Raises `TransferError` for a name that is not there."""
+        i, j = (self._at(name) for name in (source, target))
+        if i == j:
+            length = self.lengths[source]
+            own = {name: self.codes[source,] for name in ("a", "b", "ab")}
+            return Distance(0.0, length, length, length, 0.0, self.beta, self.task_id, own)
+        pair = (source, target) if i < j else (target, source)
+        if pair not in self.codes:
+            raise TransferError(f"{source} and {target} were not measured together; name one of them among targets=")
+        one, other = self.lengths[source], self.lengths[target]
+        joint, found = self._joint(pair), min(self.codes[pair])
+        notes = []
+        if joint < found:
+            notes.append(f"two networks are {found - joint:.0f} nats shorter than the one that was found for both")
+        for name in (source, target):
+            if (over := min(self.codes[name,]) - self.lengths[name]) > 0:
+                notes.append(f"the code of {name} is {over:.0f} nats longer than one that tells more, which is taken")
+        if not self.task_id and joint - one > other:
+            notes.append(f"telling the tasks apart costs some of it: C({target}) is {other:.0f}; see task_id=True")
+        lengths = {"a": self.codes[source,], "b": self.codes[target,], "ab": self.codes[pair]}
+        spread = math.hypot(*(_deviation(lengths[name]) for name in ("a", "ab")))
+        return Distance(joint - one, one, other, joint, spread, self.beta, self.task_id, lengths, tuple(notes))
+
+    def _at(self, name: str) -> int:
+        if name not in self.names:
+            raise TransferError(f"no task {name!r}; there are {', '.join(self.names)}")
+        return self.names.index(name)
+
+    @property
+    def lengths(self) -> dict[str, float]:
+        """C of every task: the shortest code found, those of unions with others, which tell more, among them."""
+        return {name: min(min(lengths) for key, lengths in self.codes.items() if name in key) for name in self.names}
+
+    def _joint(self, pair: Key) -> float:
+        found = min(self.codes[pair])
+        return min(found, sum(self.lengths[name] for name in pair)) if self.task_id else found
+
+    @property
+    def values(self) -> Float[Tensor, "tasks tasks"]:
+        """d(row -> column)."""
+        return self._matrix(lambda d: d.value)
+
+    @property
+    def spread(self) -> Float[Tensor, "tasks tasks"]:
+        """The standard deviation over seeds that belongs to each value."""
+        return self._matrix(lambda d: d.spread)
+
+    @property
+    def relative(self) -> Float[Tensor, "tasks tasks"]:
+        """d(row -> column) / C(column)."""
+        return self._matrix(lambda d: d.relative)
+
+    def _matrix(self, of: Callable[[Distance], float]) -> Tensor:
+        rows = [[of(self.distance(a, b)) if self._known(a, b) else math.nan for b in self.names] for a in self.names]
+        return torch.tensor(rows, dtype=torch.float64)
+
+    def _known(self, a: str, b: str) -> bool:
+        return a == b or (a, b) in self.codes or (b, a) in self.codes
+
+    def sources(self, target: str) -> list[str]:
+        """The other tasks, the nearest to start from first: the order of d(. -> target)."""
+        others = [name for name in self.names if self._at(target) != self._at(name) and self._known(name, target)]
+        return sorted(others, key=lambda name: self.distance(name, target).value)
+
+    def nearest(self, target: str) -> str:
+        """The best source for a target: the task with the least d(. -> target)."""
+        if not (found := self.sources(target)):
+            raise TransferError(f"no distance to {target} was measured; name it among targets=")
+        return found[0]
+
+    @property
+    def positions(self) -> Float[Tensor, "tasks 2"]:
+        """The tasks in the plane: classical scaling of the symmetric part of `values`; it needs all pairs."""
+        values = self.values
+        return scaling(values) if bool(values.isfinite().all()) else torch.full((len(values), 2), math.nan)
+
+    @property
+    def stress(self) -> float:
+        """sqrt(sum (|p_i - p_j| - s_ij)^2 / sum s_ij^2): how much the plane leaves out, s the symmetric part."""
+        return stress(self.values, self.positions)
+
+    def data(self) -> dict[str, Any]:
+        """Everything as plain numbers, lists and dicts; `arrows` hold the asymmetry, pair by pair."""
+        pairs = [(self.distance(a, b), self.distance(b, a), a, b) for a, b in (k for k in self.codes if len(k) > 1)]
+        return {
+            "names": list(self.names),
+            "examples": list(self.examples),
+            "beta": self.beta,
+            "task_id": self.task_id,
+            "lengths": [self.lengths[name] for name in self.names],
+            **{name: _plain(getattr(self, name)) for name in ("values", "spread", "relative", "positions", "stress")},
+            "nearest": {name: self.nearest(name) for name in self.names if self.sources(name)},
+            "arrows": [{"from": a, "to": b, "there": there.value, "back": back.value} for there, back, a, b in pairs],
+            "notes": list(dict.fromkeys(note for there, back, *_ in pairs for note in (*there.notes, *back.notes))),
+        }
+
+    def table(self) -> str:
+        """Markdown: C of every task, and d(row -> column)."""
+        head = ["from, to", "examples", "C", *self.names]
+        lines = [head, ["---"] * len(head)]
+        for name, size, row in zip(self.names, self.examples, self.values.tolist(), strict=True):
+            lines.append([name, str(size), f"{self.lengths[name]:.0f}", *(f"{value:.0f}" for value in row)])
+        return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def task_distances(
+    tasks: Mapping[str, Task],
+    model: Model,
+    *,
+    targets: Sequence[str] | None = None,
+    task_id: bool = False,
+    seeds: Sequence[int] = (0, 1, 2),
+    beta: float = 1.0,
+    steps: int = 1000,
+    rate: float = 0.02,
+    file: str | os.PathLike[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> TaskMap:
+    """d(a -> b) between all pairs of `tasks`, as `task_distance`; one code serves both directions of a pair.
+
+    `targets`: only the pairs with one of these, and not those of two mere sources. Cost: n (n + 1) / 2 codes for every
+    seed, or what of them is asked for, told beforehand by `cost`. `file`: every length is written there when it
+    is found; a run with the same file goes on, and finds what it needs of other tasks, seeds and pairs there. Raises
+    `TransferError` for fewer than two tasks, tasks of different inputs or losses, without labels, or with labels that
+    the network has no output for, and for a file of other settings.
+    """
+    wanted, seeds = _wanted(tasks, targets), [*dict.fromkeys(seeds)]
+    options = {"beta": beta, "steps": steps, "rate": rate, **options}
+    net, maker = _checked(tasks, model, task_id, seeds), _Maker(model, task_id)
+    digests = {} if file is None else {name: _digest(task) for name, task in tasks.items()}
+    book = _Book(file, {"task_id": task_id, **options}, net, digests)
+    for done, (seed, key) in enumerate(product(seeds, wanted)):
+        if (key, seed) not in book:
+            net, task = maker.placed([tasks[name] for name in key], seed)
+            book[key, seed] = encode(net, task, seed=seed, **options).length
+        if progress is not None:
+            progress(done + 1, len(wanted) * len(seeds))
+    codes = {key: tuple(book[key, seed] for seed in seeds) for key in wanted}
+    return TaskMap(tuple(tasks), codes, tuple(len(task) for task in tasks.values()), beta, task_id)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What `task_distances` takes: the number of codes, of steps in all, of examples passed forward and back.
+
+    A step costs about four passes of the plain network forward and back over its batch. `bytes`: the Gaussian, its
+    gradients and the optimiser's moments; activations of one batch come on top.
+    """
+
+    codes: int
+    steps: int
+    examples: int
+    bytes: int
+
+
+def cost(
+    tasks: Mapping[str, Task],
+    model: Model,
+    *,
+    targets: Sequence[str] | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    steps: int = 1000,
+    batch: int = 512,
+    task_id: bool = False,
+    **options: Any,
+) -> Cost:
+    """What `task_distances` of these arguments takes, before it is begun."""
+    net = _checked(tasks, model, task_id, seeds)
+    sizes = [sum(len(tasks[name]) for name in key) for key in _wanted(tasks, targets)]
+    codes = len(sizes) * len(seeds)
+    passed = sum(min(batch, size) for size in sizes) * steps * len(seeds)
+    return Cost(codes, codes * steps, passed, 8 * sum(w.nbytes for w in net.weights.values()))
+
+
+def _wanted(tasks: Mapping[str, Task], targets: Sequence[str] | None) -> list[Key]:
+    """The tasks, and the pairs, that codes are needed of."""
+    if unknown := [name for name in targets or () if name not in tasks]:
+        raise TransferError(f"no task {unknown[0]!r} to be a target; there are {', '.join(tasks)}")
+    pairs = [pair for pair in combinations(tasks, 2) if targets is None or {*pair} & {*targets}]
+    return [*((name,) for name in tasks), *pairs]
+
+
+def _plain(value: Any) -> Any:
+    """Numbers in lists, None for those that are not there."""
+    if isinstance(value, Tensor):
+        return _plain(value.tolist())
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return None if math.isnan(value) else value
+
+
+def _deviation(lengths: Sequence[float]) -> float:
+    return float(torch.tensor(lengths, dtype=torch.float64).std()) if len(lengths) > 1 else math.nan
+
+
+# ------------------------------------------------------------------ networks
+
+
+class _Maker:
+    """Networks of one form, fresh from every seed; one architecture for all, so that its graph is read once."""
+
+    def __init__(self, model: Model, task_id: bool) -> None:
+        self.model, self.task_id = model, task_id
+        self._forms: dict[int, Net] = {}
+
+    def placed(self, tasks: Sequence[Task], seed: int) -> tuple[Net, Task]:
+        """A fresh network, and the union of the tasks as it is to meet them."""
+        net, heads = fresh(self.model, seed), len(tasks) if self.task_id else 1
+        if heads > 1:
+            net = _headed(net, tasks[0], heads, seed)
+            tasks = [_told(task, k, heads, net.dtype) for k, task in enumerate(tasks)]
+        form = self._forms.setdefault(heads, net)
+        form.check(net)
+        return form.at(net.weights, net.state), reduce(operator.or_, tasks)
+
+
+class _Heads(nn.Module):
+    """A head for each task: `which`, the last input, is one there and zero elsewhere."""
+
+    def __init__(self, module: nn.Module, output: Callable[[Any], Tensor]) -> None:
+        super().__init__()
+        self.module, self.output = module, output
+
+    def forward(self, *given: Any, **named: Any) -> Tensor:
+        which = named.pop("which") if named else given[-1]
+        f = self.output(self.module(*(given if named else given[:-1]), **named))
+        f = f.unflatten(-1, (which.shape[-1], -1))
+        return (f * which.view(len(which), *[1] * (f.dim() - 3), which.shape[-1], 1)).sum(-2)
+
+
+@torch.no_grad()
+def _headed(net: Net, task: Task, heads: int, seed: int) -> Net:
+    """The network with as many times the outputs, in its last linear map."""
+    before = task.forward(net, task.example(2))
+    outputs = before.shape[-1] if before.dim() > 1 else 0
+    wide = net.widen((heads - 1) * outputs, seed=seed) if outputs else net
+    after = task.forward(wide, task.example(2))
+    if after.shape != (*before.shape[:-1], heads * outputs) or not torch.allclose(after[..., :outputs], before):
+        seen = f"outputs {tuple(before.shape)} became {tuple(after.shape)} with more rows in the last linear map"
+        raise TransferError(f"{seen}; task_id needs one that gives the outputs and nothing after it")
+    return Net.of(_Heads(wide.live(), task.output))
+
+
+def _told(task: Task, k: int, heads: int, dtype: torch.dtype) -> Task:
+    """The task with the number of its head beside every example, held in memory."""
+
+    def beside(x: Any) -> Any:
+        which = torch.zeros(len(leaves(x)[0]), heads, dtype=dtype)
+        which[:, k] = 1
+        return {**x, "which": which} if isinstance(x, Mapping) else (*x, which) if isinstance(x, tuple) else (x, which)
+
+    told = task.mapped(beside)
+    told.output = logits
+    return told
+
+
+# ------------------------------------------------------------------ what is refused
+
+
+def _checked(tasks: Mapping[str, Task], model: Model, task_id: bool, seeds: Sequence[int]) -> Net:
+    """A fresh network that takes all tasks. Raises `TransferError` where it does not, or they do not fit."""
+    if len(tasks) < 2:
+        raise TransferError(f"a distance is between two tasks, got {len(tasks)}; give two or more")
+    if not seeds:
+        raise TransferError("no seeds; give one or more")
+    shapes: dict[Any, str] = {}
+    for name, task in tasks.items():
+        if not isinstance(task, Task):
+            raise TransferError(f"{name} is a {type(task).__name__}; give Task(inputs, labels)")
+        with _blamed(name):
+            x, y = next(task.batches())
+        if y is None:
+            raise TransferError(f"{name} has no labels, and a distance is one of labels; give Task(inputs, labels)")
+        shapes.setdefault(repr(each(lambda t: tuple(t.shape[1:]), x)), name)
+    if len(shapes) > 1:
+        (one, a), (other, b), *_ = shapes.items()
+        raise TransferError(f"an example of {a} has shape {one}, one of {b} {other}; bring them to one shape")
+    net = fresh(model, seeds[0])
+    first = next(iter(tasks.values()))
+    for name, task in tasks.items():
+        with _blamed(name):
+            value = float(task(net))
+            first | task
+        if not math.isfinite(value):
+            raise TransferError(
+                f"{name}: the loss of a fresh network is {value}; look for NaN and infinity in the inputs"
+            )
+    return _headed(net, first, 2, seeds[0]) if task_id else net
+
+
+@contextmanager
+def _blamed(name: str) -> Iterator[None]:
+    """Name the task of which something was refused."""
+    try:
+        yield
+    except WeightspaceError as error:
+        raise TransferError(f"{name}: {error}") from error
+
+
+# ------------------------------------------------------------------ what was found, in a file
+
+
+class _Book:
+    """Lengths by tasks and seed, written down as they are found; what is in the file already is read."""
+
+    def __init__(
+        self, file: str | os.PathLike[str] | None, settings: dict[str, Any], net: Net, tasks: dict[str, str]
+    ) -> None:
+        self.path = None if file is None else Path(file)
+        self.about = {**{k: repr(v) for k, v in sorted(settings.items())}, "network": net.fingerprint}
+        self.tasks, self.lengths = tasks, dict[tuple[Key, int], float]()
+        if self.path is not None and self.path.exists():
+            self._read(self.path)
+
+    def _read(self, path: Path) -> None:
+        try:
+            kept = json.loads(path.read_text())
+            about, tasks, rows = kept["about"], kept["tasks"], kept["lengths"]
+            lengths = {_sorted(((*key,), int(seed))): float(length) for key, seed, length in rows}
+        except (ValueError, LookupError, TypeError) as error:
+            raise TransferError(f"{path} holds no lengths of codes; give another file, or none") from error
+        for name, value in self.about.items():
+            if about.get(name) != value:
+                raise TransferError(f"{path} was measured with another {name} ({about.get(name)}); give another file")
+        if changed := [name for name, digest in self.tasks.items() if tasks.get(name, digest) != digest]:
+            raise TransferError(f"{path} holds codes of another {changed[0]}; give another file")
+        self.tasks, self.lengths = {**tasks, **self.tasks}, lengths
+
+    def __contains__(self, found: tuple[Key, int]) -> bool:
+        return _sorted(found) in self.lengths
+
+    def __getitem__(self, found: tuple[Key, int]) -> float:
+        return self.lengths[_sorted(found)]
+
+    def __setitem__(self, found: tuple[Key, int], length: float) -> None:
+        self.lengths[_sorted(found)] = length
+        if self.path is not None:
+            rows = [[*row] for row in ((list(k), s, value) for (k, s), value in self.lengths.items())]
+            kept = json.dumps({"about": self.about, "tasks": self.tasks, "lengths": rows})
+            partial = self.path.with_name(f"{self.path.name}.partial")
+            partial.write_text(kept)
+            os.replace(partial, self.path)
+
+
+def _sorted(found: tuple[Key, int]) -> tuple[Key, int]:
+    return tuple(sorted(found[0])), found[1]
+
+
+def _digest(task: Task) -> str:
+    seen = hashlib.sha256()
+    for x, y in task.batches():
+        for part in [*leaves(x), *([] if y is None else [y])]:
+            seen.update(repr((part.dtype, tuple(part.shape))).encode())
+            seen.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return seen.hexdigest()
+
+
+# ------------------------------------------------------------------ the map
+
+
+def scaling(distances: Float[Tensor, "n n"], dimensions: int = 2) -> Float[Tensor, "n dimensions"]:
+    """Classical scaling: the points whose inner products are nearest to those of the symmetric part of a matrix."""
+    squared = ((distances + distances.T) / 2).square()
+    centred = squared - squared.mean(0) - squared.mean(1)[:, None] + squared.mean()
+    values, vectors = torch.linalg.eigh(-centred / 2)
+    values, vectors = values.flip(0)[:dimensions], vectors.flip(1)[:, :dimensions]
+    found = vectors * values.clamp(min=0).sqrt()
+    found = found * torch.where(found[0] < 0, -1.0, 1.0)  # the first point lies to the right
+    return torch.nn.functional.pad(found, (0, dimensions - found.shape[1]))
+
+
+def stress(distances: Float[Tensor, "n n"], points: Float[Tensor, "n dimensions"]) -> float:
+    """sqrt(sum (|p_i - p_j| - s_ij)^2 / sum s_ij^2), s the symmetric part of the matrix."""
+    wanted = (distances + distances.T) / 2
+    left = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist") - wanted
+    whole = float(wanted.square().sum())
+    return math.sqrt(float(left.square().sum()) / whole) if whole else 0.0
