@@ -311,9 +311,9 @@ def encode(
     out. Adam on mini-batches with one cycle of rates, for log s^2 three times `rate`; beta grows to its value over the
     first half of the steps, or nothing would be learnt that it is then worth to keep. E_Q L at the end is the mean over
     `draws` weights for every example. The code that says nothing, Q = P, is taken where it is shorter. The examples are
-    held in memory. Cost: `steps` passes over `batch` examples forward and back, each twice as long as the network's own,
-    and `draws` passes over the task. Raises `PosteriorError` for a beta, variance or steps that is not positive, and
-    where the loss is not finite.
+    held in memory. Cost: `steps` passes over `batch` examples forward and back, each twice as long as the network's
+    own, and `draws` passes over the task. Raises `PosteriorError` for a beta, variance or steps that is not positive,
+    and where the loss is not finite.
     """
     for name, value in (("beta", beta), ("variance", variance), ("steps", steps), ("rate", rate), ("draws", draws)):
         if value is not None and not 0 < value < math.inf:
