@@ -10,7 +10,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import align, assignment, measure, memory, merge, optim, paths, planted, representation, spectral, steps
+from benchmarks import (
+    align,
+    assignment,
+    curvature,
+    measure,
+    memory,
+    merge,
+    optim,
+    paths,
+    planted,
+    representation,
+    spectral,
+    steps,
+)
 from experiments.record import insert
 
 README = Path(__file__).parent / "README.md"
@@ -26,6 +39,7 @@ _TABLES = {
     "spectral": spectral.summary,
     "representation": representation.summary,
     "paths": paths.summary,
+    "curvature": curvature.summary,
 }
 _RESULTS = {"matchers": "align"}
 
@@ -159,6 +173,19 @@ def _paths(found: dict[str, Any]) -> list[Line]:
     return lines
 
 
+def _curvature(rows: Sequence[dict[str, Any]]) -> list[Line]:
+    lines = []
+    for r in (row for row in rows if row["ratio"] is not None and row["what"] in ("product", "diagonal")):
+        product, small = r["what"] == "product", r["net"] == "cnn"
+        least = (1.0 if small else 2.0) if product else (0.5 if small else 1.0)
+        whose, what = ("curvlinops'", "a Gauss-Newton product") if product else ("BackPACK's", "its exact diagonal")
+        where = f"{curvature.NETS[r['net']][0]}, batches of {r['batch']}"
+        seen = f"{r['ratio']:.2f}, to {r['error']:.0e}"
+        good = r["ratio"] >= least and r["error"] <= 1e-5
+        lines.append((f"{what}, {where}: {whose} time over ours", f">= {least:g}, to 1e-05", seen, good))
+    return lines
+
+
 _TARGETS: dict[str, Callable[[Any], list[Line]]] = {
     "align": _align,
     "steps": _steps,
@@ -170,6 +197,7 @@ _TARGETS: dict[str, Callable[[Any], list[Line]]] = {
     "paths": _paths,
     "spectral": _spectral,
     "representation": _representation,
+    "curvature": _curvature,
 }
 
 

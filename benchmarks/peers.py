@@ -86,6 +86,43 @@ def gauss_newton(module: nn.Module, x: Tensor) -> Any:
         return whole * (0.5 / len(x))
 
 
+def curvature(module: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> Any:
+    """The Gauss-Newton matrix of cross-entropy, summed over the examples, as curvlinops' operator on flat vectors."""
+    with _on_path("curvlinops"):
+        package = import_module("curvlinops")
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        loss = nn.CrossEntropyLoss(reduction="sum")
+        return package.GGNLinearOperator(module, loss, parameters, batches, check_deterministic=False)
+
+
+def hutchpp(operator: Any, products: int) -> float:
+    """curvlinops' Hutch++."""
+    with _on_path("curvlinops"):
+        return float(import_module("curvlinops").hutchpp_trace(operator, products))
+
+
+def largest(operator: Any, k: int) -> Tensor:
+    """The largest eigenvalues of curvlinops' operator as its documentation finds them, by scipy."""
+    with _on_path("curvlinops"):
+        values = import_module("scipy.sparse.linalg").eigsh(operator.to_scipy(), k=k, return_eigenvectors=False)
+    return torch.from_numpy(values.copy()).flip(0)
+
+
+def diagonal(module: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], drawn: bool = False) -> Tensor:
+    """BackPACK's diagonal of the same matrix, or from one label drawn for every example; on a copy."""
+    with _on_path("curvlinops"):
+        package, extensions = import_module("backpack"), import_module("backpack.extensions")
+        wanted = extensions.DiagGGNMC(mc_samples=1) if drawn else extensions.DiagGGNExact()
+        module = package.extend(copy.deepcopy(module))
+        loss = package.extend(nn.CrossEntropyLoss(reduction="sum"))
+        total = torch.zeros(sum(p.numel() for p in module.parameters()))
+        for x, y in batches:
+            with package.backpack(wanted):
+                loss(module(x), y).backward()
+            total += torch.cat([getattr(p, wanted.savefield).flatten() for p in module.parameters()])
+    return total
+
+
 def fromage(parameters: Sequence[nn.Parameter], rate: float, **settings: Any) -> torch.optim.Optimizer:
     """pytorch_optimizer's."""
     with _on_path("optimizer"):

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from scipy.stats import spearmanr
 from torch import nn
 
 import weightspace as ws
@@ -27,7 +28,7 @@ from weightspace.structure import Run, StructureFunction
 
 LABELS = {"true": 0.0, "half random": 0.5, "random": 1.0}
 BETAS = (0.01, 0.03, 0.1, 0.2, 0.4, 0.7, 1.0, 2.0, 3.0, 5.0)
-FEW = (0.03, 0.1, 0.3, 1.0, 2.0, 4.0)
+FEW = {"mlp": (0.03, 0.1, 0.3, 1.0, 2.0, 4.0), "cnn": (0.1, 0.3, 1.0, 3.0)}
 SHOWN = (0.01, 0.1, 0.4, 0.7, 1.0, 2.0, 3.0, 5.0)
 WIDTHS = (2, 4, 8, 16, 32, 64, 128, 256, 512)
 NOISES = {"true": 0.0, "a quarter random": 0.25}
@@ -54,10 +55,10 @@ class Lab:
         return nn.Sequential(nn.Flatten(), nn.Linear(self.side**2, width), nn.ReLU(), nn.Linear(width, 10))
 
     def betas(self, kind: str) -> tuple[float, ...]:
-        return (0.1, 2.0) if self.quick else FEW if kind == "cnn" else BETAS
+        return (0.1, 2.0) if self.quick else FEW[kind] if self.name == "mnist" else BETAS
 
     def steps(self, kind: str) -> int:
-        return 20 if self.quick else 500 if kind == "cnn" else 700
+        return 20 if self.quick else 400 if kind == "cnn" else 700
 
 
 def labels(lab: Lab, seed: int) -> Iterator[Job]:
@@ -72,7 +73,7 @@ def _swept(lab: Lab, kind: str, name: str, seed: int) -> dict[str, Any]:
     folder = lab.folder and lab.folder / f"{lab.name}-{kind}-{name.replace(' ', '-')}"
     found = ws.structure_function(
         lab.random(LABELS[name], 0), lab.module(kind), lab.betas(kind), seeds=(seed,), steps=lab.steps(kind),
-        batch=256 if kind == "cnn" else 512, folder=folder,
+        batch=256 if kind == "cnn" else 512, draws=8 if kind == "cnn" else 16, folder=folder,
     )  # fmt: skip
     return {
         "runs": [[run.way, run.beta, run.loss, run.error, run.kl, run.right] for run in found.runs],
@@ -116,6 +117,7 @@ def _width(lab: Lab, width: int, name: str, seed: int) -> dict[str, Any]:
         "weights": net.weights.numel,
         "error": [1 - ws.accuracy(t)(net) for t in (task, lab.test)],
         "local": local.value, "standard": local.error, "length": local.length, "slope": local.slope,
+        "harmonic": local.harmonic,
         "bracket": [local.bracket.lower, local.bracket.value, local.bracket.block, local.bracket.diagonal],
         "dimension": local.dimension, "flatness": local.flatness,
         "code": [code.loss, code.kl], "code error": 1 - ws.accuracy(lab.test)(code.posterior.net),
@@ -159,14 +161,36 @@ def tables(record: Record, name: str) -> dict[str, str]:
         rows = [_line(record, f"widths/{name}/{label}/{width}", width) for width in WIDTHS]
         rows = [row for row in rows if row]
         if rows:
-            head = ("width | weights | error, train / test, % | local KL | its error | lower / estimate / block / "
-                    "diagonal | code: loss / KL / C | its test error, % | sgld | flatness bound / 1000")  # fmt: skip
+            head = (
+                "width | weights | error, train / test, % | local KL | its error | lower / estimate / block / "
+                "diagonal | drawn over quadratic | code: loss / KL / C | its test error, % | sgld"
+            )
             found[f"widths {name} {label}"] = table(head.split(" | "), rows)
+    if ranks := [row for label in NOISES if (row := _ranks(record, name, label))]:
+        head = (
+            "labels | networks | weights | local KL | diagonal of the bracket | KL of the code | C of the code | sgld"
+        )
+        found[f"widths {name} ranks"] = table(head.split(" | "), ranks)
     return found
 
 
+def _ranks(record: Record, name: str, label: str) -> list[str]:
+    """Spearman's correlation of the test error with what might tell it, over all networks."""
+    rows = [row for key, row in record.rows.items() if key.startswith(f"widths/{name}/{label}/")]
+    if len(rows) < len(WIDTHS):
+        return []
+    told = {
+        "weights": [r["weights"] for r in rows], "local": [r["local"] for r in rows],
+        "diagonal": [r["bracket"][3] for r in rows], "kl": [r["code"][1] for r in rows],
+        "length": [sum(r["code"]) for r in rows], "sgld": [r["sgld"][0] for r in rows],
+    }  # fmt: skip
+    errors = [r["error"][1] for r in rows]
+    return [label, str(len(rows)), *(f"{spearmanr(errors, values).statistic:.2f}" for values in told.values())]
+
+
 def _sweeps(seen: dict[str, StructureFunction]) -> str:
-    betas = [b for b in next(iter(seen.values())).betas if b in SHOWN or len(seen["true"].betas) < len(SHOWN)]
+    betas = [b for b in seen["true"].betas if all(b in s.betas for s in seen.values())]
+    betas = [b for b in betas if b in SHOWN or len(betas) < len(SHOWN)]
     rows = []
     for beta in betas:
         runs = {label: s.best(beta) for label, s in seen.items()}
@@ -198,9 +222,9 @@ def _line(record: Record, at: str, width: int) -> list[str]:
     return [
         str(width), f"{record.median(at, 'weights'):.0f}", percent(record.median(at, "error")),
         f"{record.median(at, 'local'):.0f}", f"{record.median(at, 'standard'):.1f}",
-        " / ".join("" if b is None else f"{b:.0f}" for b in bounds), f"{loss:.0f} / {kl:.0f} / {loss + kl:.0f}",
-        percent(record.median(at, "code error")), f"{record.median(at, 'sgld')[0]:.0f}",
-        number(record.median(at, "flatness") / 1000, 1),
+        " / ".join("" if b is None else f"{b:.0f}" for b in bounds), number(record.median(at, "harmonic"), 1),
+        f"{loss:.0f} / {kl:.0f} / {loss + kl:.0f}", percent(record.median(at, "code error")),
+        f"{record.median(at, 'sgld')[0]:.0f}",
     ]  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from weightspace.trail import Trail
 from weightspace.workbench import Bench, splits
 
 ARCH = "tinynets:mlp"
-COMMANDS = "read compare align merge walk capacity perturb stability watch paths demo".split()
+COMMANDS = "read compare align merge walk capacity perturb stability watch paths inform tasks certify demo".split()
 
 
 @pytest.fixture(scope="module")
@@ -670,7 +670,9 @@ def test_perturb_and_stability_refuse_in_one_line(here, capsys, command, words):
 
 
 def test_demo(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(demo, "_EPOCHS", 10)
+    for name, value in {"_EPOCHS": 10, "_DRAWS": 2, "_WATCHED": 4, "_ASKED": 60, "_RANK": 10, "_STEPS": 60}.items():
+        monkeypatch.setattr(demo, name, value)
+    monkeypatch.setattr(demo, "_DRAWN", 2000)
     monkeypatch.setattr(demo, "digits_cnn", partial(demo.digits_cnn, width=16))
     monkeypatch.chdir(tmp_path)
     code, out, err = run(capsys, "demo")

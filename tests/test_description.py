@@ -77,7 +77,8 @@ def test_local_is_the_closed_form_of_a_linear_model(beta):
     assert found.value == pytest.approx(q.kl(0.5, beta), abs=1e-8)
     assert found.length == pytest.approx(q.length(0.5, beta), abs=1e-8)
     assert found.dimension == pytest.approx(float(q.dimensions(0.5, beta).sum()), abs=1e-8)
-    assert found.error == 0 and found.layers == {"weight": pytest.approx(found.value)} and found.products == 10
+    assert found.error == 0 and found.layers == {"weight": pytest.approx(found.value)} and found.products == 14
+    assert found.harmonic == pytest.approx(1, abs=0.8)
     assert found.bracket.diagonal == pytest.approx((q.factorised.length(0.5, beta) - q.loss) / beta, abs=1e-8)
     assert abs(Quadratic(q.loss, q.hessian / 2, q.offset).kl(0.5, beta) - found.value) > 0.1  # a lost 1/2 is seen
 
@@ -119,16 +120,16 @@ def test_estimates_are_within_their_errors_and_the_bracket(monkeypatch):
     monkeypatch.setattr(attribution, "_DENSE", 20)
     seen = []
     found = information(net, task, probes=4, rank=12, progress=lambda *k: seen.append(k))
-    assert 0 < found.error < 0.2 * exact.value
+    assert 0 < found.error < 0.05 * exact.value
     assert abs(found.value - exact.value) < 5 * found.error
-    assert abs(found.dimension - exact.dimension) < 8 * found.error + 0.5
+    assert abs(found.dimension - exact.dimension) < 10 * found.error
     bracket = found.bracket
     assert bracket.lower <= bracket.value + 3 * bracket.error
     assert bracket.lower <= exact.bracket.value <= exact.bracket.block <= bracket.diagonal
     assert bracket.block == pytest.approx(exact.bracket.block, rel=0.05)
     assert sum(found.layers.values()) == pytest.approx(found.value)
     told = cost(net, task, probes=4, rank=12)
-    assert found.products <= told.products == seen[-1][1] and seen[-1][0] == found.products
+    assert found.products == seen[-2][0] + 4 <= told.products and seen[-1] == (told.products, told.products)
     assert information(net, task, probes=4, rank=12, blocks=False).bracket.block is None
 
 
@@ -139,6 +140,17 @@ def test_a_network_that_is_not_at_a_minimum_is_told_of():
     assert found.slope > 0.3 and "train on" in found.notes[0]
     trained, _ = classifier()
     assert information(trained, task).slope < 0.3
+
+
+def test_a_saturated_minimum_is_narrower_than_it_looks():
+    net, task = classifier()
+    assert information(net, task).harmonic < 3
+    y = net(task.example(30)).argmax(1)
+    sharp = net.at(
+        net.weights.replace({"2.weight": 40 * net.weights["2.weight"], "2.bias": 40 * net.weights["2.bias"]})
+    )
+    found = information(sharp, task.relabelled(y))
+    assert found.loss < 10 and found.harmonic > 3 and any("narrower" in note for note in found.notes)
 
 
 def test_layers_that_are_not_felt_hold_nothing():
@@ -203,6 +215,8 @@ def mistakes():
     yield "NaN", lambda: information(net.at(net.weights * float("nan")), task)
     yield "no labels", lambda: information(net, Task(x))
     yield "empty|no examples", lambda: information(net, Task(torch.zeros(0, D), torch.zeros(0, 2)))
+    mixed = nn.Sequential(nn.Linear(D, 2).double(), nn.Linear(2, 2))
+    yield "several dtypes", lambda: information(Net.of(mixed), task)
     yield "no gradient", lambda: information(net, Task(x, y, metric="zero-one"))
 
 

@@ -445,20 +445,6 @@ def test_early_over_mid_runs_and_orders(tmp_path):
     assert ratio.tau([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
 
 
-def test_distances_between_tasks_run_and_are_told(tmp_path):
-    out = tmp_path / "rows.json"
-    assert tasks.main(["digits", "transfer", "--quick", "--out", str(out)]) == 0
-    first = out.read_text()
-    rows = json.loads(first)
-    assert set(rows) == {"digits/one head/0", "transfer/few/0"} and [*tmp_path.iterdir()] == [out]
-    found = tasks.tables(record.Record(out))
-    assert {*found} == {"tasks digits one head", "tasks digits patterns", "tasks choice", "tasks transfer"}
-    assert tasks.main(["digits", "transfer", "--quick", "--out", str(out)]) == 0
-    assert out.read_text() == first
-    names, row = ("a", "b", "c", "d", "random"), [0, 1, 2, 3, 4]
-    assert tasks.order_kept(names, [row] * 5, "abcd") and not tasks.order_kept(names, [row] * 5, "acbd")
-
-
 def test_actions_run_and_can_be_taken_up_again(tmp_path, capsys):
     out = tmp_path / "rows.json"
     assert action.main(["--quick", "--out", str(out)]) == 0
@@ -505,6 +491,20 @@ def test_the_readme_shows_what_was_measured_of_nuisances_and_actions():
         found |= action.tables(record.Record(action.RESULTS / "action.json"), name)
         found |= nuisance.tables(record.Record(nuisance.RESULTS / "nuisance.json"), name)
     assert found and all(table in text for table in found.values())
+
+
+def test_distances_between_tasks_run_and_are_told(tmp_path):
+    out = tmp_path / "rows.json"
+    assert tasks.main(["digits", "transfer", "--quick", "--out", str(out)]) == 0
+    first = out.read_text()
+    rows = json.loads(first)
+    assert set(rows) == {"digits/one head/0", "transfer/few/0"} and [*tmp_path.iterdir()] == [out]
+    found = tasks.tables(record.Record(out))
+    assert {*found} == {"tasks digits one head", "tasks digits patterns", "tasks choice", "tasks transfer"}
+    assert tasks.main(["digits", "transfer", "--quick", "--out", str(out)]) == 0
+    assert out.read_text() == first
+    names, row = ("a", "b", "c", "d", "random"), [0, 1, 2, 3, 4]
+    assert tasks.order_kept(names, [row] * 5, "abcd") and not tasks.order_kept(names, [row] * 5, "acbd")
 
 
 def test_the_readme_shows_what_was_measured_of_invariant_paths():

@@ -41,8 +41,8 @@ _CONTENTS = {
     "description": ["flatness_bound", "information"],
     "envelope": ["StructureFunction"],
     "structure": ["random_labels", "structure_function"],
-    "transfer": ["task_distance", "task_distances"],
     "scores": ["logme", "task2vec"],
+    "transfer": ["task_distance", "task_distances"],
     # what moves the inputs
     "acting": ["FiniteGroup"],
     "equivariance": ["GroupConv", "GroupPool", "equivariance_defect", "invariance_defect", "invariant", "reynolds"],

@@ -7,7 +7,7 @@ import math
 import plotly.graph_objects as go
 
 from weightspace.description import Information
-from weightspace.inquiry import Certified, Informed
+from weightspace.inquiry import Apart, Certified, Informed
 from weightspace.page import Card, Figure, Page, Table, as_text
 from weightspace.report import AFTER, BEFORE, COLOURS, INK, plot_of
 from weightspace.structure import StructureFunction
@@ -35,10 +35,8 @@ def informed_page(done: Informed, name: str = "Inform", command: str = "") -> Pa
     cards = [
         Card("Information in the weights", "", f"{i.value:,.0f} ± {i.error:.2g} nats", i.method) for i in done.found
     ]
-    cards.append(
-        Card("Weights that are known", "", f"{first.dimension:,.0f}", f"effective dimension, of {_weights(first):,}")
-        if _weights(first) else Card("Weights that are known", "", f"{first.dimension:,.0f}", "effective dimension")
-    )  # fmt: skip
+    known = f"{first.dimension:,.0f}"
+    cards.append(Card("Weights that are known", "", known, f"effective dimension; there are {done.weights:,}"))
     best = done.shortest
     if best is not None and done.labels:
         cards.append(
@@ -51,10 +49,6 @@ def informed_page(done: Informed, name: str = "Inform", command: str = "") -> Pa
     if done.structure is not None:
         parts += structure_figures(done.structure)
     return Page(name, headline, lead, "plain", command, cards, parts, done.remarks())
-
-
-def _weights(found: Information) -> int:
-    return int(getattr(found, "weights", 0))
 
 
 def _bracket(found: Information) -> Figure:
@@ -70,8 +64,8 @@ def _bracket(found: Information) -> Figure:
     bars = go.Bar(
         x=[value for _, value in shown], y=[label for label, _ in shown], orientation="h",
         marker_color=[AFTER if label == "estimate" else "#b8c0c8" for label, _ in shown],
-        error_x={"array": [b.error if label == "estimate" else 0.0 for label, _ in shown], "thickness": 1},
-        text=[f"{value:,.0f}" for _, value in shown], textposition="outside", cliponaxis=False,
+        text=[f"{value:,.0f}" + f" ± {b.error:.2g}" * (label == "estimate") for label, value in shown],
+        textposition="outside", cliponaxis=False,
     )  # fmt: skip
     plot = plot_of([bars], height=230, legend=False)
     plot.update_yaxes(autorange="reversed", showgrid=False)
@@ -134,8 +128,9 @@ def structure_figures(found: StructureFunction) -> list[Figure]:
 # ------------------------------------------------------------------ tasks
 
 
-def tasks_page(found: TaskMap, name: str = "Tasks", command: str = "") -> Page:
+def tasks_page(done: Apart, name: str = "Tasks", command: str = "") -> Page:
     """The matrix, the plane, and which source is nearest to each target."""
+    found = done.found
     far = [(found.distance(a, b).value, a, b) for a in found.names for b in found.names if a != b]
     near = min(far)
     headline = f"Nearest: {near[2]} costs {near[0]:,.0f} nats more once {near[1]} is known"
@@ -162,8 +157,7 @@ def tasks_page(found: TaskMap, name: str = "Tasks", command: str = "") -> Page:
     columns = ["task", "examples", "C, nats", "nearest source", "d, nats", "of C"]
     cards = [Card("Nearest pair", "", f"{near[0]:,.0f} nats", f"from {near[1]} to {near[2]}")]
     parts: list[Figure | Table] = [_plane(found), _matrix(found), Table("From where to start", columns, rows)]
-    notes = [*found.data()["notes"], f"The plane leaves out {found.stress:.0%} (stress) of the distances."]
-    return Page(name, headline, lead, "plain", command, cards, parts, notes)
+    return Page(name, headline, lead, "plain", command, cards, parts, done.remarks())
 
 
 def _matrix(found: TaskMap) -> Figure:
@@ -206,7 +200,7 @@ def certified_page(done: Certified, name: str = "Certify", command: str = "") ->
     headline = (
         "Nothing can be promised here"
         if void
-        else f"At most {found.bound:.1%} errors on new examples, for {1 - found.delta:.0%} sure"
+        else f"At most {found.bound:.1%} errors on new examples, with {1 - found.delta:.0%} certainty"
     )
     verdict = f"{found.verdict[0].upper()}{found.verdict[1:]}."
     lead = f"{done.name}, on {found.examples:,} examples of {done.data_name}. {verdict}"

@@ -2,7 +2,8 @@
 
 The determinant is that of a matrix, but its logarithm is a trace: log det(I + A / b) = tr log(I + A / b), and the
 diagonal of log(I + A / b) adds up to it, weight by weight. So does that of A (A + b)^-1 to the effective dimension.
-One Krylov space of a random z gives both, f(A) z ~ Q^T f(T) e_1 |z|, and z * f(A) z has the diagonal as its mean.
+One Krylov space of a random z gives both, f(A) z ~ Q^T f(T) e_1 |z|, and z * f(A) z has the diagonal as its mean. Of
+the Nystrom part A' of A all this is known, so that chance is left with z * (f(A) z - f(A') z) only.
 Source: Fast estimation of tr(f(A)) via stochastic Lanczos quadrature (Ubaru, Chen, Saad, 2017).
 """
 
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from weightspace.operator import Operator, lanczos
+from weightspace.estimators import Nystrom, lanczos, logdet
+from weightspace.operator import Operator
 from weightspace.quadratic import Quadratic
 
 if TYPE_CHECKING:
@@ -127,9 +129,10 @@ def _sampled(
     a: Operator, b: float, sizes: Sequence[int], rank: int | None, probes: int, blocks: bool, seed: int
 ) -> Attribution:
     """From products with random vectors; the parts are scaled to the better estimate of their sum."""
-    found = a.bracket(b, rank=_rank(a.rows, rank), samples=probes, steps=_STEPS, seed=seed)
-    logs, known, error = _functions(a, b, probes, seed)
-    share = found.estimate.value / max(float(logs.sum()), 1e-300)
+    found, part = logdet(a, b, _rank(a.rows, rank), probes, _STEPS, seed)
+    assert part is not None
+    logs, known, error = _functions(a, part, b, probes, seed)
+    share = found.value / max(float(logs.sum()), 1e-300)
     own = None
     if blocks:
         options = {"samples": probes, "steps": _STEPS, "seed": seed}
@@ -141,9 +144,8 @@ def _sampled(
             for part in inside
         )
     return Attribution(
-        found.estimate.value, found.nystrom, own, _grouped(share * logs, sizes), _grouped(known, sizes),
-        (found.estimate.error, error),
-    )  # fmt: skip
+        found.value, part.logdet(b), own, _grouped(share * logs, sizes), _grouped(known, sizes), (found.error, error)
+    )
 
 
 def _inside(a: Operator, where: Tensor) -> Operator:
@@ -157,18 +159,26 @@ def _inside(a: Operator, where: Tensor) -> Operator:
     return Operator(len(where), len(where), times, matmat=times)
 
 
-def _functions(a: Operator, b: float, probes: int, seed: int) -> tuple[Tensor, Tensor, float]:
+def _functions(a: Operator, part: Nystrom, b: float, probes: int, seed: int) -> tuple[Tensor, Tensor, float]:
     """The diagonals of log(I + A / b) and A (A + b)^-1, and the standard error of the sum of the second."""
+
+    def both(values: Tensor) -> list[Tensor]:
+        values = values.clamp(min=0)
+        return [(values / b).log1p(), values / (values + b)]
+
     generator = torch.Generator().manual_seed(seed + 1)
-    logs: list[Tensor] = []
-    known: list[Tensor] = []
+    draws: list[list[Tensor]] = [[], []]
     for _ in range(probes):
         z = torch.randint(0, 2, (a.rows,), generator=generator).double() * 2 - 1
         space = lanczos(a, z, min(_LANCZOS, a.rows))
         values, vectors = torch.linalg.eigh(space.matrix)
-        values = values.clamp(min=0)
-        for into, f in ((logs, (values / b).log1p()), (known, values / (values + b))):
-            into.append(z * (space.basis.T @ (vectors @ (f * vectors[0]))) * space.size)
-    totals = torch.stack(known).sum(1)
-    error = float(totals.std()) / math.sqrt(probes) if probes > 1 else math.inf
-    return torch.stack(logs).mean(0), torch.stack(known).mean(0), error
+        inside = part.basis.T @ z.to(part.basis)
+        for into, f, g in zip(draws, both(values), both(part.values), strict=True):
+            whole = space.basis.T @ (vectors @ (f * vectors[0])) * space.size
+            into.append(z * (whole - part.basis @ (g.to(inside) * inside)))
+    logs, known = (
+        part.basis.square() @ g.to(part.basis) + torch.stack(drawn).mean(0)
+        for drawn, g in zip(draws, both(part.values), strict=True)
+    )
+    totals = torch.stack(draws[1]).sum(1)
+    return logs, known, float(totals.std()) / math.sqrt(probes) if probes > 1 else math.inf

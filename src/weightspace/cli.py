@@ -510,6 +510,9 @@ def inform(
     anchor: Annotated[
         Path | None, typer.Option(help="The checkpoint from before training; weights are told from there, not zero.")
     ] = None,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="Of local: directions looked at one by one (256); fewer is quicker.")
+    ] = None,
     structure: Annotated[
         bool, typer.Option("--structure", help="The structure function of the task too: 26 more codes.")
     ] = False,
@@ -528,9 +531,11 @@ def inform(
     _vacant(report, (".html", ".htm"), force)
     from weightspace.inquiry import informed
 
-    options: dict[str, Any] = {"method": method, "beta": beta, "anchor": anchor, "curve": structure, "limit": limit}
+    options: dict[str, Any] = {"method": method, "beta": beta, "anchor": anchor, "curve": structure, "rank": rank}
     with _progress() as step:
-        done = informed(checkpoint, data, arch=arch, trust_code=trust_code, seed=seed, progress=step, **options)
+        done = informed(
+            checkpoint, data, arch=arch, limit=limit, trust_code=trust_code, seed=seed, progress=step, **options
+        )
     if report:
         from weightspace.answers import informed_page
         from weightspace.page import save
@@ -551,6 +556,7 @@ def tasks(
     arch: _Arch = None,
     limit: Annotated[int, typer.Option(min=2, help="Use at most this many examples of each.")] = 500,
     seeds: Annotated[int, typer.Option(min=1, help="Codes of every task; the shortest counts.")] = 2,
+    steps: Annotated[int, typer.Option(min=1, help="Steps for each code.")] = 1000,
     task_id: Annotated[
         bool, typer.Option("--task-id", help="A head for each task: telling tasks apart then costs nothing.")
     ] = False,
@@ -572,18 +578,18 @@ def tasks(
     _vacant(out, (".json",), True)
     from weightspace.inquiry import told_apart
 
-    options: dict[str, Any] = {"limit": limit, "seeds": seeds, "task_id": task_id, "file": out}
+    options: dict[str, Any] = {"limit": limit, "seeds": seeds, "steps": steps, "task_id": task_id, "file": out}
     with _progress() as step:
-        found = told_apart(data, arch=arch, trust_code=trust_code, seed=seed, progress=step, **options)
+        done = told_apart(data, arch=arch, trust_code=trust_code, seed=seed, progress=step, **options)
     if report:
         from weightspace.answers import tasks_page
         from weightspace.page import save
 
-        save([tasks_page(found)], report)
+        save([tasks_page(done)], report)
     if as_json:
-        _print_json(found.data())
+        _print_json(done.data())
     else:
-        say_tasks(found, report)
+        say_tasks(done, report)
 
 
 @app.command()
@@ -600,6 +606,9 @@ def certify(
     ] = False,
     delta: Annotated[float, typer.Option(help="Probability that the promise may fail.")] = 0.05,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of training on the bound.")] = None,
+    draws: Annotated[
+        int | None, typer.Option(min=1, help="Networks drawn for the error, each with an example (500,000).")
+    ] = None,
     limit: Annotated[int, typer.Option(min=2, help="Use at most this many examples.")] = 60_000,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Write the mean of the certified networks (.safetensors).")
@@ -619,11 +628,11 @@ def certify(
     _vacant(report, (".html", ".htm"), force)
     from weightspace.inquiry import certified
 
-    options: dict[str, Any] = {"prior": prior, "seen": seen, "unseen": unseen, "delta": delta, "steps": steps}
+    options: dict[str, Any] = {"prior": prior, "seen": seen, "unseen": unseen, "delta": delta}
     with _progress() as step:
         done = certified(
-            checkpoint, data, arch=arch, limit=limit, out=out, force=force, trust_code=trust_code, seed=seed,
-            progress=step, **options,
+            checkpoint, data, arch=arch, steps=steps, draws=draws, limit=limit, out=out, force=force,
+            trust_code=trust_code, seed=seed, progress=step, **options,
         )  # fmt: skip
     if report:
         from weightspace.answers import certified_page
@@ -651,7 +660,7 @@ def demo(
     seed: _Seed = 0,
     debug: _Debug = False,
 ) -> None:
-    """Everything that works so far, on embedded data, in half a minute; ends with a page to look at."""
+    """Everything that works so far, on embedded data, in two minutes; ends with a page to look at."""
     from weightspace import demo as show
 
     stdout = None if as_json else console()

@@ -1,4 +1,4 @@
-"""A minute's tour on embedded data: two digit classifiers from different seeds are compared, aligned and merged.
+"""A tour of two minutes on embedded data: two digit classifiers from different seeds are compared, aligned and merged.
 
 Every step runs on files, through what the commands run, and shows the command that a user would type. A capability
 that is added later adds its step to `STEPS`: a function that gets the stage, says what it found, and returns pages.
@@ -19,7 +19,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from weightspace import checkpoint, datasets, page, report
+from weightspace.answers import certified_page, informed_page, tasks_page
 from weightspace.compare import Progress
+from weightspace.inquiry import certified, informed, told_apart
 from weightspace.net import Net, WeightspaceError
 from weightspace.page import Card, Page
 from weightspace.task import Task, accuracy
@@ -38,6 +40,9 @@ _ARCH, _DATA = "weightspace.demo:digits_cnn", "digits"
 _EPOCHS, _BATCH, _RATE = 20, 128, 3e-3
 _DRAWS, _SHOWN = 5, 0.2  # of the noise
 _WATCHED = 12  # epochs
+_ASKED, _RANK = 200, 40
+_TASKS, _STEPS = ("digits:0-4", "digits:5-9", "digits:0-4:rotated"), 700
+_TRAINED, _DRAWN = 30, 10_000  # steps and draws of a certificate
 _DRIFT, _KEPT, _LEARNING, _LENGTH = 2.0, 40, 20, 0.35  # of the walk that learns
 
 
@@ -271,6 +276,66 @@ def recorded(stage: Stage) -> Sequence[Page]:
     return [paths_page(found, "Watch", f"{words}\nweightspace paths run.rec --report paths.html")]
 
 
+def asked(stage: Stage) -> Sequence[Page]:
+    """What the weights of a hold about the digits."""
+    stage.title("9. Ask: how many nats do the weights of a hold about the digits?")
+    options = f"--limit {_ASKED} --rank {_RANK}"
+    words = f"weightspace inform a.safetensors --data {_DATA} --arch {_ARCH} {options} --report inform.html"
+    stage.command(words)
+    done = informed(
+        stage.path("a.safetensors"), _DATA, arch=_ARCH, limit=_ASKED, rank=_RANK, seed=stage.seed,
+        progress=stage.progress,
+    )  # fmt: skip
+    found, labels = done.found[0], done.labels or 0.0
+    stage.say(
+        f"  {found.value:,.0f} +- {found.error:.1g} nats about {found.examples} examples;",
+        f"  as much as if {found.dimension:,.0f} of its weights were known, and nothing of the others.",
+        f"  With the loss that is left, {found.length:,.0f} nats; the labels alone take {labels:,.0f}.",
+        style="green",
+    )
+    stage.numbers["inform"] = done.data()
+    return [informed_page(done, "Inform", words)]
+
+
+def mapped(stage: Stage) -> Sequence[Page]:
+    """How far three tasks are apart."""
+    stage.title("10. Tasks: how much of one is left to learn, once another is known?")
+    words = f"weightspace tasks {' '.join(_TASKS)} --limit {_ASKED} --seeds 1 --steps {_STEPS} --report tasks.html"
+    stage.command(words)
+    done = told_apart(_TASKS, limit=_ASKED, seeds=1, steps=_STEPS, seed=stage.seed, progress=stage.progress)
+    found = done.found
+    for target in found.names:
+        source = found.nearest(target)
+        d = found.distance(source, target)
+        stage.say(f"  {target}: {d.target:,.0f} nats; {d.value:,.0f} are left when {source} is known.", style="green")
+    stage.numbers["tasks"] = found.data()
+    return [tasks_page(done, "Tasks", words)]
+
+
+def promised(stage: Stage) -> Sequence[Page]:
+    """A promise for new digits, from digits that a has not seen."""
+    stage.title("11. Certify: how often will a err on new digits, at most?")
+    words = (
+        f"weightspace certify a.safetensors --data new.npz --unseen --arch {_ARCH} --steps {_TRAINED} "
+        f"--draws {_DRAWN} --report certify.html"
+    )
+    stage.command(words)
+    test = datasets.digits("test")
+    np.savez(stage.path("new.npz"), x=test.example(len(test)).numpy(), y=_labels(test).numpy())
+    done = certified(
+        stage.path("a.safetensors"), str(stage.path("new.npz")), arch=_ARCH, unseen=True, steps=_TRAINED, draws=_DRAWN,
+        seed=stage.seed, progress=stage.progress,
+    )  # fmt: skip
+    q = done.found
+    stage.say(
+        f"  {q.centre_error:.1%} errors on {q.examples} digits that it has not seen; on new ones at most",
+        f"  {q.hold_out:.1%} by counting, {q.bound:.1%} by PAC-Bayes, each with probability {1 - q.delta:g}.",
+        style="green",
+    )
+    stage.numbers["certify"] = done.data()
+    return [certified_page(done, "Certify", words)]
+
+
 def overview(numbers: Mapping[str, Any]) -> Page:
     """The first page: what this is about, in two numbers."""
     copy, line, merge = numbers["disguised"], numbers["compare"]["line"], numbers["merge"]
@@ -302,6 +367,9 @@ STEPS: list[Callable[[Stage], Sequence[Page]]] = [
     learned,
     shaken,
     recorded,
+    asked,
+    mapped,
+    promised,
 ]
 _FILES = ("a", "b", "disguised", "b_aligned", "merged", "pruned", "learned")
 

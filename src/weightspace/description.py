@@ -42,6 +42,7 @@ __all__ = [
 
 _METHODS = ("local", "variational", "sgld")
 _UNSETTLED = 0.3
+_HARMONIC, _DRAWS = 2.0, 4
 
 
 class InformationError(WeightspaceError):
@@ -74,7 +75,9 @@ class Information:
     `dimension`: how many weights are known, sum_i 1 - S_ii / v_i. `layers`: name -> its part of `value`. `variance`:
     name -> v of the prior. `flatness`: see `flatness_bound`. `slope`: the length of dL/dw (for "local", that with the
     prior's pull where it is shorter) over that of the loss at a network drawn from Q. `products`: passes forward and
-    back, or products with G, over the whole task. `examples`: distances in L.
+    back, or products with G, over the whole task. `examples`: distances in L. `harmonic`, local only: what networks
+    drawn from the best code with independent weights lose, over what the quadratic says that they would; 1 where it is
+    true, and far above where the minimum is narrower than its curvature tells, as it is where softmax is saturated.
     """
 
     method: str
@@ -90,6 +93,7 @@ class Information:
     examples: int
     products: int
     bracket: Bracket | None = None
+    harmonic: float = math.nan
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -139,7 +143,8 @@ def cost(
         return Cost(math.ceil(chains * (burn + draws) * share), 4 * n * 8)
     _known_method(method)
     sizes = [w.numel() for w in net.weights.values()]
-    return Cost(*products(sizes, rank=rank, probes=probes, blocks=blocks))
+    many, room = products(sizes, rank=rank, probes=probes, blocks=blocks)
+    return Cost(many + _DRAWS, room)
 
 
 def information(
@@ -181,10 +186,12 @@ def information(
         raise InformationError(f'unknown prior {prior!r}; give "layer", "one" or a variance')
     if not isinstance(prior, str):
         positive("prior", prior)
-    loss, slope, count = loss_and_slope(checked(net), task)
+    if len(checked(net).weights.buffers) > 1:
+        raise InformationError("weights of several dtypes or devices; convert them with net.to(torch.float32)")
+    loss, slope, count = loss_and_slope(net, task)
     if not math.isfinite(loss) or not bool(slope.isfinite().all()):
         raise InformationError("the loss or its gradient is NaN or infinite; look for it in the data and the weights")
-    known = _Known(net, task, beta, anchor, loss, slope, count)
+    known = _Known(net, task, beta, anchor, loss, slope.double().cpu(), count)
     if method == "local":
         if options:
             raise InformationError(f"the local method has no {', '.join(options)}; it has rank, probes and blocks")
@@ -216,8 +223,8 @@ def flatness_bound(net: Net, task: Task, beta: float = 1.0) -> float:
     with the unit of the weights. Source: The emergence of invariance and disentanglement in deep representations
     (Achille, Soatto, 2018), proposition 4.3.
     """
-    diagonal = curvature_diagonal(checked(net), task).flat().double()
-    return _flatness(net, float(diagonal.clamp(min=0).sum()), positive("beta", beta))
+    diagonal = curvature_diagonal(checked(net), task).flat().double().clamp(min=0)
+    return _flatness(net, float(diagonal.sum()), positive("beta", beta))
 
 
 def _flatness(net: Net, trace: float, beta: float) -> float:
@@ -247,11 +254,15 @@ class _Known:
     @property
     def offset(self) -> Float[Tensor, " n"]:
         """w - w_0."""
-        w = self.net.weights.flat().double()
+        w = self.net.weights.flat().double().cpu()
         if self.anchor is None:
             return w
         self.net.weights.check(checked(self.anchor).weights)
-        return w - self.anchor.weights.flat().double()
+        return w - self.anchor.weights.flat().double().cpu()
+
+    def diagonal(self) -> Float[Tensor, " n"]:
+        """diag G."""
+        return curvature_diagonal(self.net, self.task).flat().double().cpu().clamp(min=0)
 
     @property
     def sizes(self) -> list[int]:
@@ -277,12 +288,14 @@ def _local(
 ) -> Information:
     net, beta = known.net, known.beta
     total = cost(net, known.task, rank=rank, probes=probes, blocks=blocks).products
-    alone = Quadratic(known.loss, curvature_diagonal(net, known.task).flat().double().clamp(min=0), known.offset)
+    alone = Quadratic(known.loss, known.diagonal(), known.offset)
     v = _variance(alone, prior, known)
     felt = torch.cat([part.sum().gt(0).expand(len(part)) for part in alone.hessian.split(known.sizes)])
     root = v.sqrt() * felt
     scaled = Scaled(gauss_newton(net, known.task), root, progress, total)
     found = attributed(scaled, beta, known.sizes, rank=rank, probes=probes, blocks=blocks, seed=seed)
+    if progress is not None:
+        progress(total, total)
     far = alone.offset.square() / v
     half = float(far.sum()) / 2
     diagonal = half + alone.logdet(v, beta) / 2
@@ -292,14 +305,15 @@ def _local(
     layers = {name: (pull + log - d) / 2 for (name, pull), log, d in parts}
     dimension = sum(found.known)
     trace = float(alone.hessian.sum())
+    harmonic = _harmonic(known, alone, alone.covariance(v, beta) * felt, seed)
     ratio = min(_ratio(known, known.slope, trace), _ratio(known, known.slope + beta * alone.offset / v, trace))
-    notes = _remarks(known, ratio, felt)
+    notes = _remarks(known, ratio, harmonic, felt)
     if ratio > _UNSETTLED:
         warnings.warn(notes[0], Unconverged, stacklevel=3)
     return Information(
         "local", sum(layers.values()), math.hypot(*found.errors) / 2, known.loss + beta / 2 * dimension, beta,
         dimension, layers, known.named(v, torch.mean), _flatness(net, trace, beta), ratio, known.count,
-        scaled.products, bracket, tuple(notes),
+        scaled.products + _DRAWS, bracket, harmonic, tuple(notes),
     )  # fmt: skip
 
 
@@ -315,12 +329,33 @@ def _ratio(known: _Known, slope: Tensor, trace: float) -> float:
     return size / math.sqrt(known.beta * trace) if trace else math.inf if size else 0.0
 
 
-def _remarks(known: _Known, ratio: float, felt: Tensor) -> list[str]:
+@torch.no_grad()
+def _harmonic(known: _Known, alone: Quadratic, variance: Float[Tensor, " n"], seed: int) -> float:
+    """How much networks with this noise lose, over 1/2 sum_i G_ii s_i^2."""
+    expected = float(alone.hessian @ variance) / 2
+    if not expected:
+        return math.nan
+    net, generator, lost = known.net, torch.Generator().manual_seed(seed), 0.0
+    flat = net.weights.flat()
+    for _ in range(_DRAWS):
+        noise = torch.randn(len(variance), generator=generator, dtype=torch.float64) * variance.sqrt()
+        other = net.at(net.weights.shaped(flat + noise.to(flat)))
+        parts = [known.task.summed(known.task.forward(other, x), y)[0] for x, y in known.task.batches(other)]
+        lost += sum(float(part) for part in parts) - known.loss
+    return lost / _DRAWS / expected
+
+
+def _remarks(known: _Known, ratio: float, harmonic: float, felt: Tensor) -> list[str]:
     said = []
     if ratio > _UNSETTLED:
         said.append(
             f"the network is not at a minimum: its gradient, {float(known.slope.norm()):.3g} nats a unit of weight, is "
             f'{ratio:.2g} of that at a network drawn from the code; train on, or take method="variational"'
+        )
+    if harmonic > _HARMONIC:
+        said.append(
+            f"networks drawn from the code lose {harmonic:.2g} times what the quadratic says: the minimum is narrower "
+            'than its curvature tells, and the information is more; method="variational" needs no quadratic'
         )
     unfelt = [name for name, mean in known.named(felt.double(), torch.mean).items() if not mean]
     if unfelt:
@@ -358,13 +393,13 @@ def _variational(
     error = float(values.std()) / math.sqrt(repeats) if repeats > 1 else math.nan
     v = code.prior.log_variance.flat().double().exp()
     left = code.posterior.log_variance.flat().double().exp() / v
-    trace = float(curvature_diagonal(known.net, known.task).flat().double().clamp(min=0).sum())
+    trace = float(known.diagonal().sum())
     products = math.ceil(repeats * 2 * steps * min(1.0, batch / len(known.task)))
     notes = ["no code was shorter than the one that says nothing"] if code.trivial else []
     return Information(
         "variational", code.kl, error, code.loss, known.beta, float((1 - left).sum()), dict(code.layers),
         known.named(v, torch.mean), _flatness(known.net, trace, known.beta), _ratio(known, known.slope, trace),
-        known.count, products, None, tuple(notes),
+        known.count, products, notes=tuple(notes),
     )  # fmt: skip
 
 
@@ -376,7 +411,7 @@ def _sgld(
     known: _Known, seed: int, progress: Callable[[int, int], None] | None, pull: float = 100.0, **options: Any
 ) -> Information:
     n, flat = known.count, known.net.weights.flat()
-    diagonal = curvature_diagonal(known.net, known.task).flat().double().clamp(min=0)
+    diagonal = known.diagonal()
     metric = known.net.weights.shaped((diagonal / math.log(max(n, 3)) + pull).to(flat))
     found = learning_coefficient(
         known.net, known.task, pull=pull, metric=metric, seed=seed, progress=progress, **options
@@ -389,5 +424,5 @@ def _sgld(
     return Information(
         "sgld", found.nats, found.error * math.log(n), known.loss, 1.0, 2 * found.value, {}, {},
         _flatness(known.net, trace, 1.0), _ratio(known, known.slope, trace), n,
-        math.ceil(found.steps * min(1.0, size / len(known.task))), None, tuple(notes),
+        math.ceil(found.steps * min(1.0, size / len(known.task))), notes=tuple(notes),
     )  # fmt: skip

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from weightspace.curvature import hessian
+from weightspace.estimators import Estimate
 from weightspace.fisher import gradient_noise
 from weightspace.net import Net, WeightspaceError, checked, math_attention
-from weightspace.operator import Estimate, Operator
+from weightspace.operator import Operator
 from weightspace.path import Path
 from weightspace.task import Task, value_and_gradient
 
@@ -50,8 +51,8 @@ class Action:
 
     `static`: (L_f - L_0) / 2D. `kinetic`, `force`, `entropic`: (1/2D) int of 1/2 |w'|^2, 1/2 |grad L|^2, -D lap L, the
     last one known up to `error`. `times`, `losses`, `slopes` (|grad L|^2), `laplacians`: at every marked point.
-    Never exponentiated: in P dimensions the entropic part is of order P. The kinetic part of a noisy path grows with
-    the number of points, so compare paths that are marked alike.
+    Never exponentiated: of a network every part is thousands of nats. The kinetic part of a noisy path grows with the
+    number of points, so compare paths that are marked alike.
     """
 
     static: float
@@ -112,21 +113,21 @@ def action(
     training run. Raises `DiffusionError` for a temperature that is not positive, times that do not rise, and losses or
     gradients that are not finite.
     """
-    heat = positive("temperature", temperature)
-    points = [checked(net) for net in path]
-    marks = _marks(path, points, times)
-    losses, slopes, traces = [], [], []
-    for k, net in enumerate(points):
-        points[0].check(net)
+    heat, marks = positive("temperature", temperature), _marks(path, times)
+    gaps = [t - s for s, t in pairwise(marks)]
+    losses, slopes, traces, speed = [], [], [], 0.0
+    before: Net | None = None
+    for k, net in enumerate(path):
+        if before is not None:
+            speed += float((checked(net) - before).norm()) ** 2 / gaps[k - 1]
         value, slope = value_and_gradient(task, net)
         losses.append(_finite("loss", value, k))
         slopes.append(_finite("squared gradient", float(slope.dot(slope)), k))
         traces.append(laplacian(net, task, samples, seed + k))
+        before = net
         if progress is not None:
-            progress(k + 1, len(points))
-    gaps = [t - s for s, t in pairwise(marks)]
+            progress(k + 1, len(marks))
     shares = [(left + right) / 2 for left, right in zip([0.0, *gaps], [*gaps, 0.0], strict=True)]
-    speed = sum(float((b - a).norm()) ** 2 / gap for (a, b), gap in zip(pairwise(points), gaps, strict=True))
     bend = [trace.value for trace in traces]
     return Action(
         static=(losses[-1] - losses[0]) / (2 * heat),
@@ -200,16 +201,17 @@ def positive(name: str, value: float) -> float:
     return float(value)
 
 
-def _marks(path: Path | Sequence[Net], points: list[Net], times: float | Sequence[float]) -> list[float]:
-    if len(points) < 2:
-        raise DiffusionError(f"a path has at least two networks, got {len(points)}")
+def _marks(path: Path | Sequence[Net], times: float | Sequence[float]) -> list[float]:
+    n = len(path)
+    if n < 2:
+        raise DiffusionError(f"a path has at least two networks, got {n}")
     if isinstance(times, (int, float)):
         duration = positive("the duration", times)
-        unit = path.times if isinstance(path, Path) else [k / (len(points) - 1) for k in range(len(points))]
+        unit = path.times if isinstance(path, Path) else [k / (n - 1) for k in range(n)]
         return [duration * t for t in unit]
     marks = [float(t) for t in times]
-    if len(marks) != len(points):
-        raise DiffusionError(f"{len(points)} networks but {len(marks)} times; give one time to each network")
+    if len(marks) != n:
+        raise DiffusionError(f"{n} networks but {len(marks)} times; give one time to each network")
     if not all(s < t < math.inf for s, t in pairwise(marks)):
         raise DiffusionError("times must rise; give step size times steps of every network")
     return marks

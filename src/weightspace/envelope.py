@@ -29,7 +29,7 @@ from weightspace.net import WeightspaceError
 
 __all__ = ["Check", "Run", "StructureError", "StructureFunction", "Transition"]
 
-_SHARP = 2.0  # K falls faster than beta^-2 in a jump
+_SHARP = 1.5  # K falls faster than beta^-1.5 in a jump
 _NOTHING = 0.01  # of a loss: what noise may save
 _LEARNT = 0.05  # of the loss of the trivial code: what is left where a task is learnt by heart
 
@@ -168,7 +168,7 @@ class StructureFunction:
 
     @property
     def transitions(self) -> list[Transition]:
-        """Where K(beta) jumps: it falls faster than beta^-2 between two betas of the sweeps, or to zero."""
+        """Where K(beta) jumps: it falls faster than beta^-1.5 between two betas of the sweeps, or to zero."""
         found = []
         for a, b in zip(self.vertices, self.vertices[1:], strict=False):
             beta, nothing = -_slope(a, b), not self._learnt(a[1])

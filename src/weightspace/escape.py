@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from weightspace.diffusion import DiffusionError, positive
+from weightspace.estimators import Estimate, lanczos
 from weightspace.net import Net
-from weightspace.operator import Operator, lanczos
+from weightspace.operator import Operator
 from weightspace.path import Path
 from weightspace.task import value_and_gradient
 
@@ -27,6 +28,7 @@ __all__ = ["Crossing", "Rate", "kramers_rate", "minimum_action_path"]
 
 Goal = Callable[[Net], Tensor]
 _SYMMETRIC = 1e-4
+_PROBES, _STEPS = 8, 60
 
 
 # ------------------------------------------------------------------ rates
@@ -112,15 +114,21 @@ def _spectrum(matrix: Tensor) -> Tensor:
 
 def _ratio(minimum: Operator, saddle: Operator, scale: float, seed: int) -> tuple[float, float, float]:
     """log det(I + H_min / s) - log det(I + |H_saddle| / s), its error, and the negative eigenvalue."""
-    start = torch.randn(saddle.rows, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    found = lanczos(saddle, start, min(saddle.rows, 60))
-    values, vectors = torch.linalg.eigh(found.matrix)
-    down, along = float(values[0]), found.basis.T @ vectors[:, 0].to(found.basis)
+    low, high, down = *(_risen(h, scale, seed) for h in (minimum, saddle)), -float((-1.0 * saddle).eigenvalues(1)[0])
     if not down < 0:
         raise DiffusionError(f"the saddle's lowest curvature is {down:.3g}; a saddle has a direction that falls")
-    turned = Operator(saddle.rows, saddle.rows, lambda v: saddle @ v - 2 * down * along.to(v) * (along.to(v) @ v))
-    low, high = minimum.logdet(scale, seed=seed), turned.logdet(scale, seed=seed)
-    return low.value - high.value, math.hypot(low.error, high.error), down
+    return low.value - high.value - math.log1p(-down / scale), math.hypot(low.error, high.error), down
+
+
+def _risen(h: Operator, scale: float, seed: int) -> Estimate:
+    """tr log(1 + max(H, 0) / scale), by Lanczos quadrature (Ubaru, Chen, Saad, 2017)."""
+    generator, draws = torch.Generator().manual_seed(seed), []
+    for _ in range(_PROBES):
+        signs = torch.randint(0, 2, (h.rows,), generator=generator).double() * 2 - 1
+        values, vectors = torch.linalg.eigh(lanczos(h, signs, min(h.rows, _STEPS)).matrix)
+        draws.append(h.rows * float(vectors[0].square() @ (values.clamp(min=0) / scale).log1p()))
+    found = torch.tensor(draws)
+    return Estimate(float(found.mean()), float(found.std()) / math.sqrt(_PROBES), _PROBES * _STEPS)
 
 
 # ------------------------------------------------------------------ from one network to another

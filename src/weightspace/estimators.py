@@ -43,6 +43,7 @@ __all__ = [
 
 TRACES = ("hutch++", "xtrace", "hutchinson")
 _INVARIANT = 1e-6
+_SINGLE = 1e-8  # rounding that float32 adds nothing to
 _RANK, _SAMPLES, _STEPS = 256, 6, 30
 
 
@@ -308,6 +309,8 @@ def logdet(
         return _dense_logdet(a, scale), None
     k = min(n, _default_rank(n) if rank is None else rank)
     part = nystrom(a, k, seed) if k else Nystrom(torch.zeros(n, 0, dtype=torch.float64), torch.zeros(0).double(), 0.0)
+    if part.noise > _SINGLE and float(part.values.sum()) < scale / _SINGLE:  # the products are no better
+        part = Nystrom(part.basis.float(), part.values, part.noise)
     seen = _Preconditioned(a, part, scale)
     noise = 1e3 * part.noise * float(part.values.sum()) / scale
     draws, gaps, used = [], [], k
@@ -351,7 +354,7 @@ class _Preconditioned:
     def _root(self, v: Tensor) -> Tensor:
         basis = self.part.basis
         factor = (1 + self.part.values / self.scale).rsqrt() - 1
-        return v + basis @ (factor * (basis.T @ v))
+        return v + (basis @ (factor.to(basis) * (basis.T @ v.to(basis)))).to(v)
 
 
 def _quadratures(found: Krylov, noise: float) -> tuple[float, float, int]:

@@ -17,6 +17,7 @@ from weightspace import architecture, checkpoint, description, pac, structure, t
 from weightspace.architecture import ArchitectureError, Stored
 from weightspace.compare import Progress
 from weightspace.description import Information, information
+from weightspace.model import fresh
 from weightspace.net import Net
 from weightspace.pac import RiskBound, pac_bayes
 from weightspace.structure import StructureFunction, random_labels, structure_function
@@ -25,8 +26,9 @@ from weightspace.transfer import TaskMap, task_distances
 from weightspace.walk import opened, picked
 from weightspace.workbench import limited, scored, sources
 
-__all__ = ["Certified", "Informed", "certified", "informed", "named_task", "told_apart"]
+__all__ = ["Apart", "Certified", "Informed", "certified", "informed", "named_task", "told_apart"]
 
+_NARROW = 0.01  # the deviation of weights that are their own prior
 METHODS = ("local", "variational", "sgld")
 
 
@@ -47,6 +49,7 @@ class Informed:
 
     name: str
     data_name: str
+    weights: int
     examples: int
     loss: float
     right: float | None
@@ -93,6 +96,7 @@ def informed(
     beta: float = 1.0,
     anchor: Path | None = None,
     curve: bool = False,
+    rank: int | None = None,
     limit: int = 1000,
     trust_code: bool = False,
     seed: int = 0,
@@ -100,32 +104,31 @@ def informed(
 ) -> Informed:
     """`information` in a checkpoint about the training examples of `data`; what it takes is told before it runs.
 
-    `anchor`: the checkpoint from before training. `curve`: the structure function of the task as well. Raises
-    `WeightspaceError`.
+    `anchor`: the checkpoint from before training. `rank`: of the local method. `curve`: the structure function of the
+    task as well. Raises `WeightspaceError`.
     """
     if method not in (*METHODS, "all"):
         raise ArchitectureError(f"--method {method}: choose {', '.join(METHODS)} or all")
     template, net, *_ = opened(path, arch, trust_code)
     start = architecture.load(template, anchor, trust_code)[0] if anchor else None
-    task = limited(sources(data)[0], limit, seed)
+    task = limited(_labelled(sources(data)[0], data), limit, seed)
     score = scored(task, net)
-    if not score:
-        raise ArchitectureError(f"--data {data}: no labels, about which weights could know something; give x and y")
     one = _seconds(net, task)
     found = []
     for name in METHODS if method == "all" else (method,):
         options: dict[str, Any] = {} if name == "sgld" else {"beta": beta, "anchor": start}
-        options |= {"blocks": False} if name == "local" else {}
-        cost = description.cost(net, task, name, **({"blocks": False} if name == "local" else {}))
+        how: dict[str, Any] = {"blocks": False, "rank": rank} if name == "local" else {}
+        cost = description.cost(net, task, name, **how)
         what = f"{name}: {cost}, about {_duration(one * cost.products)}"
         progress(what, 0, 0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", description.Unconverged)  # it is among the notes
-            found.append(information(net, task, name, seed=seed, progress=partial(progress, what), **options))
+            found.append(information(net, task, name, seed=seed, progress=partial(progress, what), **options, **how))
     swept = _swept(net, task, start, seed, one, progress) if curve else None
     total = score[0].loss * found[0].examples
     return Informed(
-        path.name, data, found[0].examples, total, score[0].accuracy, _entropy(task), tuple(found), swept
+        path.name, data, net.weights.numel, found[0].examples, total, score[0].accuracy, _entropy(task), tuple(found),
+        swept,
     )  # fmt: skip
 
 
@@ -159,11 +162,37 @@ def _entropy(task: Task) -> float | None:
     return float(-(share * share.clamp_min(1e-300).log()).sum() * (y >= 0).sum())
 
 
+def _labelled(task: Task, data: str) -> Task:
+    if any(y is None for _, y in task.batches()):
+        raise ArchitectureError(f"{data}: no labels, and there is nothing to know; give x and y")
+    return task
+
+
 def _labels(task: Task) -> Tensor:
     return torch.cat([y for _, y in task.batches() if y is not None])
 
 
 # ------------------------------------------------------------------ tasks
+
+
+@dataclass(frozen=True)
+class Apart:
+    """How far tasks are from each other."""
+
+    found: TaskMap
+
+    def remarks(self) -> list[str]:
+        """The sentences below the table."""
+        told = self.found.data()["notes"]
+        apart = [note for note in told if note.startswith("telling the tasks apart")]
+        said = [f"The plane leaves out {self.found.stress:.0%} (stress) of the distances."]
+        if apart:
+            said.append("With one head, telling tasks apart is part of the cost; --task-id gives each task its own.")
+        return said + [f"{note[0].upper()}{note[1:]}." for note in told if note not in apart]
+
+    def data(self) -> dict[str, Any]:
+        """As plain data."""
+        return self.found.data()
 
 
 def told_apart(
@@ -172,12 +201,13 @@ def told_apart(
     arch: str | None = None,
     limit: int = 500,
     seeds: int = 2,
+    steps: int = 1000,
     task_id: bool = False,
     file: Path | None = None,
     trust_code: bool = False,
     seed: int = 0,
     progress: Progress = _silent,
-) -> TaskMap:
+) -> Apart:
     """`task_distances` between data sets named as `named_task` reads them; what it takes is told before it runs.
 
     `arch`: the network that codes are written with; without it, hidden layers of 64 and 32 units. `file`: codes are
@@ -188,11 +218,18 @@ def told_apart(
     found = {name: named_task(name, limit, seed) for name in names}
     model: Any = architecture.find(arch, [], trust_code) if arch else _perceptron([*found.values()])
     chosen = tuple(range(seed, seed + seeds))
-    cost = transfer.cost(found, model, seeds=chosen, task_id=task_id)
-    what = f"{cost.codes} codes of {cost.steps // cost.codes:,} steps, {cost.bytes / 2**20:,.1f} MiB"
+    cost = transfer.cost(found, model, seeds=chosen, steps=steps, task_id=task_id)
+    first = fresh(model, seed)
+    passes = sum(_seconds(first, task) for task in found.values()) / len(found)
+    seconds = 4 * passes * 1.5 * cost.steps  # a union is twice a task, a single one once; a step is four passes
+    what = (
+        f"{cost.codes} codes of {cost.steps // cost.codes:,} steps, {cost.bytes / 2**20:,.1f} MiB, about "
+        f"{_duration(seconds)}"
+    )
     progress(what, 0, cost.codes)
-    return task_distances(
-        found, model, task_id=task_id, seeds=chosen, file=file, progress=partial(progress, what)
+    tell = partial(progress, what)
+    return Apart(
+        task_distances(found, model, task_id=task_id, seeds=chosen, steps=steps, file=file, progress=tell)
     )  # fmt: skip
 
 
@@ -204,7 +241,7 @@ def named_task(name: str, limit: int, seed: int) -> Task:
     `ArchitectureError`.
     """
     data, *words = name.split(":") if not Path(name).exists() else [name]
-    task = sources(data)[0]
+    task = _labelled(sources(data)[0], name)
     for word in words:
         if word == "rotated":
             task = task.mapped(_turned)
@@ -297,6 +334,7 @@ def certified(
     unseen: bool = False,
     delta: float = 0.05,
     steps: int | None = None,
+    draws: int | None = None,
     limit: int = 60_000,
     out: Path | None = None,
     force: bool = False,
@@ -314,11 +352,13 @@ def certified(
         raise ArchitectureError("--unseen takes the checkpoint itself as the prior; leave out --prior")
     template, net, source, metadata = opened(path, arch, trust_code)
     task, test = sources(data)
-    task = limited(task, limit, seed)
+    task = limited(_labelled(task, data), limit, seed)
     centre = net if unseen else architecture.load(template, prior, trust_code)[0] if prior else None
     taught = sources(seen)[0] if seen else None
-    options: dict[str, Any] = {} if steps is None else {"steps": steps}
-    cost = pac.cost(net, task, **options)
+    given = {"steps": steps, "draws": draws}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    options |= {"deviation": _NARROW} if unseen else {}
+    cost = pac.cost(net, task, **{name: value for name, value in options.items() if name != "deviation"})
     what = f"{cost}, about {_duration(_minutes(net, task, cost))}"
     progress(what, 0, 0)
     found = pac_bayes(

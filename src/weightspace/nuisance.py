@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weightspace.activation import inside
+from weightspace.estimators import Estimate
 from weightspace.net import Net, Weights, WeightspaceError, checked, math_attention
-from weightspace.operator import Estimate
 from weightspace.task import Task
 
 if TYPE_CHECKING:

@@ -308,12 +308,12 @@ def encode(
 
     It starts at the weights of `net`, or at `start`. `anchor` stands at w_0: zero where none is given. `variance`: l^2
     of all tensors; without it, each tensor has the best one, mean(s^2 + (mu - w_0)^2), whose own description is left
-    out. Adam on mini-batches with one cycle of rates, for log s^2 three times `rate`; E_Q L at the end from `draws`
-    weights for every example. The code that says nothing, Q = P, is taken where it is shorter. The examples are held in
-    memory. Cost:
-    `steps` passes over `batch` examples forward and back, each twice as long as the network's own, and `draws` passes
-    over the task. Raises `PosteriorError` for a beta, variance or steps that is not positive, and where the loss is
-    not finite.
+    out. Adam on mini-batches with one cycle of rates, for log s^2 three times `rate`; beta grows to its value over the
+    first half of the steps, or nothing would be learnt that it is then worth to keep. E_Q L at the end is the mean over
+    `draws` weights for every example. The code that says nothing, Q = P, is taken where it is shorter. The examples are
+    held in memory. Cost: `steps` passes over `batch` examples forward and back, each twice as long as the network's
+    own, and `draws` passes over the task. Raises `PosteriorError` for a beta, variance or steps that is not positive,
+    and where the loss is not finite.
     """
     for name, value in (("beta", beta), ("variance", variance), ("steps", steps), ("rate", rate), ("draws", draws)):
         if value is not None and not 0 < value < math.inf:

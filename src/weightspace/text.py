@@ -13,9 +13,8 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from weightspace.compare import Comparison
-    from weightspace.inquiry import Certified, Informed
+    from weightspace.inquiry import Apart, Certified, Informed
     from weightspace.symmetry import Symmetry
-    from weightspace.transfer import TaskMap
     from weightspace.trial import Perturbed, Trial
     from weightspace.walk import Room, Walked
     from weightspace.watching import Passages, Watched
@@ -282,9 +281,9 @@ def say_informed(done: Informed, report: Path | None = None) -> None:
         out.print(f"Report: {printable(str(report))}", soft_wrap=True)
 
 
-def say_tasks(found: TaskMap, report: Path | None = None) -> None:
+def say_tasks(done: Apart, report: Path | None = None) -> None:
     """`tasks`."""
-    out = console()
+    out, found = console(), done.found
     table = _table("known \\ to be learnt", "examples", "C, nats", *(printable(name) for name in found.names))
     for k, source in enumerate(found.names):
         row = [f"{found.distance(source, target).value:,.0f}" for target in found.names]
@@ -296,8 +295,8 @@ def say_tasks(found: TaskMap, report: Path | None = None) -> None:
         out.print(
             f"{printable(target)}: start from {printable(source)}, {d.value:,.0f} nats are left ({d.relative:.0%})."
         )
-    for note in found.data()["notes"]:
-        out.print(printable(f"Note: {note}."))
+    for line in done.remarks():
+        out.print(printable(line))
     if report:
         out.print(f"Report: {printable(str(report))}", soft_wrap=True)
 
