@@ -507,6 +507,20 @@ def test_the_readme_shows_what_was_measured_of_nuisances_and_actions():
     assert found and all(table in text for table in found.values())
 
 
+def test_distances_between_tasks_run_and_are_told(tmp_path):
+    out = tmp_path / "rows.json"
+    assert tasks.main(["digits", "transfer", "--quick", "--out", str(out)]) == 0
+    first = out.read_text()
+    rows = json.loads(first)
+    assert set(rows) == {"digits/one head/0", "transfer/few/0"} and [*tmp_path.iterdir()] == [out]
+    found = tasks.tables(record.Record(out))
+    assert {*found} == {"tasks digits one head", "tasks digits patterns", "tasks choice", "tasks transfer"}
+    assert tasks.main(["digits", "transfer", "--quick", "--out", str(out)]) == 0
+    assert out.read_text() == first
+    names, row = ("a", "b", "c", "d", "random"), [0, 1, 2, 3, 4]
+    assert tasks.order_kept(names, [row] * 5, "abcd") and not tasks.order_kept(names, [row] * 5, "acbd")
+
+
 def test_the_readme_shows_what_was_measured_of_invariant_paths():
     text = alignment.README.read_text()
     found = invariant.tables(record.Record(invariant.RESULTS / "invariant.json"), "mnist")
