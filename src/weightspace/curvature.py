@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from itertools import groupby, islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,9 +32,6 @@ from weightspace.net import Net, Weights, checked, math_attention
 from weightspace.operator import Operator
 from weightspace.symmetry.trace import arguments
 from weightspace.task import Task, carried
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "CurvatureError",
