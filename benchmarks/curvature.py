@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,27 +72,27 @@ def trained(module: nn.Module, x: Tensor, y: Tensor, steps: int = 100) -> nn.Mod
 
 
 def contestants(module: nn.Module, x: Tensor, y: Tensor, batch: int) -> dict[str, dict[str, Callable[[], Any]]]:
-    """What is asked -> who answers it. Operators are made once: a product is one of many."""
+    """What is asked -> who answers it. Operators are made once, when first asked: a product is one of many."""
     net, task = ws.Net.of(module), ws.Task(x, y, batch=batch)
     v = net.weights.randn(0).flat()
     many = torch.stack([net.weights.randn(k).flat() for k in range(COLUMNS)], 1)
-    g = ws.gauss_newton(net, task)
+    g = cache(lambda: ws.gauss_newton(net, task))
     asked: dict[str, dict[str, Callable[[], Any]]] = {
-        "product": {"ours": lambda: g @ v},
-        "columns": {"ours": lambda: g @ many},
+        "product": {"ours": lambda: g() @ v},
+        "columns": {"ours": lambda: g() @ many},
         "diagonal": {"ours": lambda: ws.curvature_diagonal(net, task).flat()},
         "drawn": {"ours": lambda: ws.curvature_diagonal(net, task, draws=1).flat()},
-        "trace": {"ours": lambda: g.trace(PRODUCTS).value},
-        "top": {"ours": lambda: g.eigenvalues(TOP)},
-        "logdet": {"ours": lambda: g.logdet(SCALE)},
+        "trace": {"ours": lambda: g().trace(PRODUCTS).value},
+        "top": {"ours": lambda: g().eigenvalues(TOP)},
+        "logdet": {"ours": lambda: g().logdet(SCALE)},
     }
     if peers.available("curvlinops"):
         batches = [*zip(x.split(batch), y.split(batch), strict=True)]
-        whole = peers.curvature(module, batches)
-        asked["product"]["peer"] = lambda: whole @ v
-        asked["columns"]["peer"] = lambda: whole @ many
-        asked["trace"]["peer"] = lambda: peers.hutchpp(whole, PRODUCTS)
-        asked["top"]["peer"] = lambda: peers.largest(whole, TOP)
+        whole = cache(lambda: peers.curvature(module, batches))
+        asked["product"]["peer"] = lambda: whole() @ v
+        asked["columns"]["peer"] = lambda: whole() @ many
+        asked["trace"]["peer"] = lambda: peers.hutchpp(whole(), PRODUCTS)
+        asked["top"]["peer"] = lambda: peers.largest(whole(), TOP)
         asked["diagonal"]["peer"] = lambda: peers.diagonal(module, batches)
         asked["drawn"]["peer"] = lambda: peers.diagonal(module, batches, drawn=True)
     return asked
@@ -145,7 +146,7 @@ def run(
         exact = references(module, x, y)
         for batch in (256, len(x)):
             rows += [
-                _row(name, batch, what, ways, exact.get(what), module, x, y, repeats if what not in few else 3)
+                _row(name, batch, what, ways, exact.get(what), module, x, y, repeats if what not in few else 1)
                 for what, ways in contestants(module, x, y, batch).items()
                 if batch == 256 or what not in few
             ]

@@ -265,8 +265,8 @@ def tables(record: Record, name: str) -> dict[str, str]:
             rows.append([ends, *away, *up, *told, percent(get("test_error"))])
     _put(found, f"action reach {name}", "networks | apart | length of the path | barrier of the line | of the path | "
          "log e^(-barrier / D), line | path | test error of an end / middle of the line / saddle, %", rows)  # fmt: skip
-    _put(found, f"action flat {name}", "flatness | when | rank correlation with the test error | with the test loss | "
-         "with the gap of errors", _correlations(record, name))  # fmt: skip
+    head = "flatness | when | rank correlation with the test error | with the test loss | with the gap of errors | "
+    _put(found, f"action flat {name}", f"{head}with the error, training loss fixed", _correlations(record, name))
     rows = []
     for way in ENDS:
         get = lambda key, at=f"descent/{name}/{way}": record.median(at, key)  # noqa: E731
@@ -287,23 +287,37 @@ def tables(record: Record, name: str) -> dict[str, str]:
 
 
 def _correlations(record: Record, name: str) -> list[list[str]]:
-    """Spearman's, over all runs that learnt their training images."""
+    """Spearman's, over all runs that learnt their training images; and with the training loss held fixed."""
     seen = [row for key, row in record.rows.items() if key.startswith(f"flat/{name}/") and row["train"][1] < 0.05]
     if len(seen) < 5:
         return []
+    train = [row["train"][0] for row in seen]
     outcomes = {
         "error": [row["test"][1] for row in seen],
         "loss": [row["test"][0] for row in seen],
         "gap": [row["test"][1] - row["train"][1] for row in seen],
     }
+
+    def told(values: list[float]) -> list[str]:
+        return [number(_rank(values, out), 2) for out in outcomes.values()]
+
     rows = []
     for k, what in enumerate(("tr H", "tr F")):
         for at, when in enumerate((*(f"epoch {e}" for e in EARLY), f"the end, {len(seen)} runs")):
             values = [(row["early"][at] if at < len(EARLY) else row["final"])[k] for row in seen]
-            told = [number(float(spearmanr(values, out).statistic), 2) for out in outcomes.values()]
-            rows.append([what if not at else "", when, *told])
-    told = [number(float(spearmanr([row["train"][0] for row in seen], out).statistic), 2) for out in outcomes.values()]
-    return [*rows, ["training loss", "the end", *told]]
+            fixed = number(_partial(values, outcomes["error"], train), 2)
+            rows.append([what if not at else "", when, *told(values), fixed])
+    return [*rows, ["training loss", "the end", *told(train), ""]]
+
+
+def _rank(x: list[float], y: list[float]) -> float:
+    return float(spearmanr(x, y).statistic)
+
+
+def _partial(x: list[float], y: list[float], z: list[float]) -> float:
+    """The rank correlation of x and y with z held fixed."""
+    xy, xz, yz = _rank(x, y), _rank(x, z), _rank(y, z)
+    return (xy - xz * yz) / max(1e-12, ((1 - xz * xz) * (1 - yz * yz)) ** 0.5)
 
 
 def _put(found: dict[str, str], mark: str, head: str, rows: list[list[str]]) -> None:

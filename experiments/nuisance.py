@@ -43,16 +43,16 @@ class Lab:
         self.x = self.train.example(len(self.train))
         self.y = torch.cat([y for _, y in self.train.batches() if y is not None])
         self.side = self.x.shape[-1]
-        self.steps = 8 if quick else 1500
+        self.steps = 8 if quick else 700
 
-    def descend(self, module: nn.Module, seed: int, way: str = "upright") -> Iterator[int]:
+    def descend(self, module: nn.Module, seed: int, steps: int, rate: float, way: str = "upright") -> Iterator[int]:
         """Adam on batches of 64, its rate falling to nothing, the images turned as told; yields the steps made."""
         generator = torch.Generator().manual_seed(seed)
-        optimiser = torch.optim.Adam(module.parameters(), lr=3e-3)
+        optimiser = torch.optim.Adam(module.parameters(), lr=rate)
         module.train()
-        for step in range(self.steps):
+        for step in range(steps):
             some = torch.randint(len(self.x), (64,), generator=generator)
-            optimiser.param_groups[0]["lr"] = 3e-3 * (1 - step / self.steps)
+            optimiser.param_groups[0]["lr"] = rate * (1 - step / steps)
             optimiser.zero_grad()
             F.cross_entropy(module(turned(self.x[some], way, generator)), self.y[some]).backward()
             optimiser.step()
@@ -134,7 +134,7 @@ def _layers(lab: Lab, kind: str, way: str, seed: int) -> dict[str, Any]:
         module = nn.Sequential(*one, *two, nn.Linear((lab.side // 4) ** 2 * 16, 32), nn.ReLU(), nn.Linear(32, 10))
     some, each, seen = lab.test.take(3 if lab.quick else 20, seed=0), max(1, len(lab.x) // 64), {}
     seen["0"] = _told(module, some, lab.quick)
-    for step in lab.descend(module, seed, way):
+    for step in lab.descend(module, seed, lab.steps, 3e-3, way):
         if step % each == 0 and step // each in EPOCHS or step == lab.steps:
             seen["end" if step == lab.steps else str(step // each)] = _told(module, some, lab.quick)
     return {"nats": seen, "test_error": 1 - ws.accuracy(lab.test)(ws.Net.of(module))}
@@ -153,19 +153,21 @@ def _told(module: nn.Module, some: ws.Task, quick: bool) -> dict[str, dict[str, 
 
 
 def network(kind: str, side: int, seed: int) -> nn.Module:
-    """Three convolutions of 3 x 3, over turns or not, the mean over the plane, a linear map."""
+    """Three convolutions of 3 x 3 with BatchNorm, over turns or not, the maximum over the plane, a linear map."""
     torch.manual_seed(seed)
-    c = CHANNELS[kind]
-    if kind == "plain":
-        maps: list[nn.Module] = [nn.Conv2d(i, c, 3, padding=1) for i in (1, c, c)]
-        pool: nn.Module = nn.MaxPool2d(2)
-        last: list[nn.Module] = []
-    else:
-        maps = [ws.GroupConv(i, c, 3, kind, lifting=i == 1, padding="zeros") for i in (1, c, c)]
-        pool, last = nn.MaxPool3d((1, 2, 2)), [ws.GroupPool()]
-    pools = [pool] if side < 16 else [pool, nn.MaxPool2d(2) if kind == "plain" else nn.MaxPool3d((1, 2, 2))]
-    first = [maps[0], nn.ReLU(), *pools[1:], maps[1], nn.ReLU(), pools[0], maps[2], nn.ReLU()]
-    return nn.Sequential(*first, *last, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, 10))
+    c, plain = CHANNELS[kind], kind == "plain"
+    parts: list[nn.Module] = []
+    for inputs in (1, c, c):
+        lifting = not parts
+        if parts and (side > 16 or len(parts) > 3):
+            parts.append(nn.MaxPool2d(2) if plain else nn.MaxPool3d((1, 2, 2)))
+        if plain:
+            parts += [nn.Conv2d(inputs, c, 3, padding=1), nn.BatchNorm2d(c), nn.ReLU()]
+        else:
+            layer = ws.GroupConv(inputs, c, 3, kind, lifting=lifting, padding="zeros")
+            parts += [layer, nn.BatchNorm3d(c), nn.ReLU()]
+    last = [] if plain else [ws.GroupPool()]
+    return nn.Sequential(*parts, *last, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(c, 10))
 
 
 def turned_digits(lab: Lab, seed: int) -> Iterator[Job]:
@@ -178,7 +180,7 @@ def turned_digits(lab: Lab, seed: int) -> Iterator[Job]:
 
 def _turned(lab: Lab, kind: str, way: str, seed: int) -> dict[str, Any]:
     module = network(kind, lab.side, seed)
-    for _ in lab.descend(module, seed, way):
+    for _ in lab.descend(module, seed, 8 if lab.quick else 300, 1e-2, way):
         pass
     net, generator = ws.Net.of(module), torch.Generator().manual_seed(0)
     tests = [lab.test.mapped(lambda x, where=where: turned(x, where, generator)) for where in WAYS]

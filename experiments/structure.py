@@ -54,8 +54,10 @@ class Lab:
             return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(256, 10))
         return nn.Sequential(nn.Flatten(), nn.Linear(self.side**2, width), nn.ReLU(), nn.Linear(width, 10))
 
-    def betas(self, kind: str) -> tuple[float, ...]:
-        return (0.1, 2.0) if self.quick else FEW[kind] if self.name == "mnist" else BETAS
+    def betas(self, kind: str, name: str) -> tuple[float, ...]:
+        """Of the slow CNN only small ones for random labels, which nothing learns at large ones."""
+        few = FEW[kind][:2] if kind == "cnn" and name != "true" else FEW[kind]
+        return (0.1, 2.0) if self.quick else few if self.name == "mnist" else BETAS
 
     def steps(self, kind: str) -> int:
         return 20 if self.quick else 400 if kind == "cnn" else 700
@@ -64,7 +66,7 @@ class Lab:
 def labels(lab: Lab, seed: int) -> Iterator[Job]:
     """C_beta of the task with its own labels, with half of them random, and all."""
     for kind in lab.models:
-        for name in LABELS:
+        for name in ("true", "random", "half random"):
             key = f"labels/{lab.name} {kind}/{name}/{seed}"
             yield key, lambda kind=kind, name=name: _swept(lab, kind, name, seed)
 
@@ -72,7 +74,7 @@ def labels(lab: Lab, seed: int) -> Iterator[Job]:
 def _swept(lab: Lab, kind: str, name: str, seed: int) -> dict[str, Any]:
     folder = lab.folder and lab.folder / f"{lab.name}-{kind}-{name.replace(' ', '-')}"
     found = ws.structure_function(
-        lab.random(LABELS[name], 0), lab.module(kind), lab.betas(kind), seeds=(seed,), steps=lab.steps(kind),
+        lab.random(LABELS[name], 0), lab.module(kind), lab.betas(kind, name), seeds=(seed,), steps=lab.steps(kind),
         batch=256 if kind == "cnn" else 512, draws=8 if kind == "cnn" else 16, folder=folder,
     )  # fmt: skip
     return {
@@ -154,7 +156,7 @@ def tables(record: Record, name: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for kind in ("mlp", "cnn"):
         seen = {label: s for label in LABELS if (s := of(record, f"labels/{name} {kind}/{label}")) is not None}
-        if len(seen) == len(LABELS):
+        if {"true", "random"} <= {*seen}:
             found[f"structure {name} {kind}"] = _sweeps(seen)
             found[f"structure numbers {name} {kind}"] = _numbers(seen)
     for label in NOISES:

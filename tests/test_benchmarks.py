@@ -140,6 +140,29 @@ def test_cka_is_timed_beside_a_peer_that_may_be_missing(load, tmp_path, monkeypa
     assert [reached for *_, reached in table._representation(made)] == [True, False, False]
 
 
+def test_curvature_is_timed_beside_peers_that_may_be_missing(load, tmp_path, monkeypatch):
+    curvature, peers, table = load("curvature"), load("peers"), load("__main__")
+    monkeypatch.delenv(peers.FOLDERS["curvlinops"], raising=False)
+    monkeypatch.setitem(curvature.NETS, "mlp64", ("small", lambda: curvature.mlp(64, 2, 10)))
+    rows = curvature.run(1, ["mlp64"], 40, 2, tmp_path)
+    by = {row["what"]: row for row in rows}
+    assert set(by) == set(curvature.WHAT) and not table._curvature(rows)
+    assert all(by[what]["error"] < 1e-5 for what in ("product", "columns", "diagonal", "top"))
+    assert by["trace"]["error"] < 0.5 and by["logdet"]["products"] == by["logdet"]["weights"]
+    assert all(row["memory"] > 0 and row["ours"] > 0 for row in rows) and "| small | all |" in curvature.summary(rows)
+    (tmp_path / "peer").mkdir()
+    monkeypatch.setenv(peers.FOLDERS["curvlinops"], str(tmp_path / "peer"))
+    wrong = torch.ones(by["product"]["weights"])
+    monkeypatch.setattr(peers, "curvature", lambda *_: torch.eye(len(wrong)))
+    monkeypatch.setattr(peers, "hutchpp", lambda *_: 1.0)
+    monkeypatch.setattr(peers, "largest", lambda *_: torch.ones(10))
+    monkeypatch.setattr(peers, "diagonal", lambda *_, **__: wrong)
+    found = {row["what"]: row for row in curvature.run(1, ["mlp64"], 40, 2, tmp_path)}
+    assert found["diagonal"]["peer_error"] > 0.1 and found["product"]["ratio"] > 0
+    made = [{**found["product"], "ratio": r, "error": e} for r, e in ((2.1, 1e-7), (1.9, 1e-7), (2.1, 1e-4))]
+    assert [reached for *_, reached in table._curvature(made)] == [True, False, False]
+
+
 def test_paths_are_compared_recorded_and_streamed(load):
     paths, table = load("paths"), load("__main__")
     rows = paths.pairs(1, 60, 300)

@@ -29,6 +29,7 @@ from experiments import (  # noqa: E402
     language,
     nets,
     nuisance,
+    prior,
     ratio,
     record,
     relative,
@@ -445,6 +446,20 @@ def test_early_over_mid_runs_and_orders(tmp_path):
     assert ratio.tau([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
 
 
+def test_distances_between_tasks_run_and_are_told(tmp_path):
+    out = tmp_path / "rows.json"
+    assert tasks.main(["digits", "transfer", "--quick", "--out", str(out)]) == 0
+    first = out.read_text()
+    rows = json.loads(first)
+    assert set(rows) == {"digits/one head/0", "transfer/few/0"} and [*tmp_path.iterdir()] == [out]
+    found = tasks.tables(record.Record(out))
+    assert {*found} == {"tasks digits one head", "tasks digits patterns", "tasks choice", "tasks transfer"}
+    assert tasks.main(["digits", "transfer", "--quick", "--out", str(out)]) == 0
+    assert out.read_text() == first
+    names, row = ("a", "b", "c", "d", "random"), [0, 1, 2, 3, 4]
+    assert tasks.order_kept(names, [row] * 5, "abcd") and not tasks.order_kept(names, [row] * 5, "acbd")
+
+
 def test_actions_run_and_can_be_taken_up_again(tmp_path, capsys):
     out = tmp_path / "rows.json"
     assert action.main(["--quick", "--out", str(out)]) == 0
@@ -493,20 +508,6 @@ def test_the_readme_shows_what_was_measured_of_nuisances_and_actions():
     assert found and all(table in text for table in found.values())
 
 
-def test_distances_between_tasks_run_and_are_told(tmp_path):
-    out = tmp_path / "rows.json"
-    assert tasks.main(["digits", "transfer", "--quick", "--out", str(out)]) == 0
-    first = out.read_text()
-    rows = json.loads(first)
-    assert set(rows) == {"digits/one head/0", "transfer/few/0"} and [*tmp_path.iterdir()] == [out]
-    found = tasks.tables(record.Record(out))
-    assert {*found} == {"tasks digits one head", "tasks digits patterns", "tasks choice", "tasks transfer"}
-    assert tasks.main(["digits", "transfer", "--quick", "--out", str(out)]) == 0
-    assert out.read_text() == first
-    names, row = ("a", "b", "c", "d", "random"), [0, 1, 2, 3, 4]
-    assert tasks.order_kept(names, [row] * 5, "abcd") and not tasks.order_kept(names, [row] * 5, "acbd")
-
-
 def test_the_readme_shows_what_was_measured_of_invariant_paths():
     text = alignment.README.read_text()
     found = invariant.tables(record.Record(invariant.RESULTS / "invariant.json"), "mnist")
@@ -524,7 +525,7 @@ def test_the_readme_shows_what_was_measured_of_invariant_paths():
         found |= structure.tables(record.Record(structure.RESULTS / "structure.json"), name)
     for name in ("digits", "fashion-mnist"):
         found |= critical.tables(record.Record(critical.RESULTS / "critical.json"), name)
-    assert len(found) == 38 and all(table in text for table in found.values())
+    assert len(found) == 47 and all(table in text for table in found.values())
 
 
 def test_certificates_run_and_can_be_taken_up_again(tmp_path, capsys):
@@ -550,3 +551,16 @@ def test_the_readme_shows_what_was_measured_of_certificates():
 def test_the_readme_shows_what_was_measured_of_tasks():
     found = tasks.tables(record.Record(tasks.RESULTS / "tasks.json"))
     assert len(found) >= 2 and all(table in alignment.README.read_text() for table in found.values())
+
+
+def test_priors_run_and_are_told(tmp_path):
+    out = tmp_path / "rows.json"
+    assert prior.main(["--quick", "--out", str(out)]) == 0
+    first = out.read_text()
+    row = json.loads(first)["priors/digits/one start/0"]
+    own, shared, every, _ = row["nats"]
+    assert own <= shared and every <= shared and row["error"] <= row["bound"] <= 1
+    assert prior.main(["--quick", "--out", str(out)]) == 0
+    assert out.read_text() == first
+    found = prior.tables(record.Record(prior.RESULTS / "prior.json"), "digits")
+    assert len(found) == 1 and all(table in alignment.README.read_text() for table in found.values())

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["LARGEST", "SMALLEST", "Fit", "descend", "expected_error", "on_grid", "places", "slopes"]
 
 LARGEST, SMALLEST = 0.0, math.log(1e-8)  # ends of the grid of log prior variances
-_START = 0.1  # deviation of the prior before it is learnt
 _FLOOR = 1e-4  # least probability in the bounded cross-entropy
 _MEMORY = 0.9  # of the running error
 
@@ -36,9 +35,9 @@ _MEMORY = 0.9  # of the running error
 class Fit:
     """Q and P in units of P's deviation, on flat leaves: m, r, and log l^2 of every layer."""
 
-    def __init__(self, start: Net, centre: Net, deviation: float | None) -> None:
-        self.centre, self.learnt = centre, deviation is None
-        first = _START if deviation is None else deviation
+    def __init__(self, start: Net, centre: Net, first: float, learnt: bool = False) -> None:
+        """`first`: l of all layers, or where it begins if it is `learnt`."""
+        self.centre, self.learnt = centre, learnt
         if not 0 < first < math.inf:
             raise RiskError(f"a prior deviation of {first:g}; give a positive number")
         weights = start.weights

@@ -10,6 +10,7 @@ information in a deep neural network? (Achille, Paolini, Soatto, 2019).
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -159,13 +160,9 @@ def effective_information(
 
 def _nats(name: str, rows: Tensor, leaf: Weights, parameter: Tensor, scale: Tensor, root: Tensor) -> float:
     """1/2 log det(I + R^T J_t^T (J_w S J_w^T)^+ J_t R) of one example."""
-    felt, moved = [], []
     leaves = [flat for flat in leaf.buffers if flat.requires_grad]
-    for value in rows:
-        *back, to = torch.autograd.grad(value, [*leaves, parameter], retain_graph=True, materialize_grads=True)
-        felt.append(torch.cat(back) * scale)
-        moved.append(to.flatten())
-    noise, signal = torch.stack(felt).double(), torch.stack(moved).double() @ root
+    *back, to = _rows_back(rows, [*leaves, parameter])
+    noise, signal = (torch.cat(back, 1) * scale).double(), to.flatten(1).double() @ root
     if not bool(noise.isfinite().all() and signal.isfinite().all()):
         raise NuisanceError(f"the derivatives of layer {name} hold NaN or infinity; look at the data and the weights")
     values, vectors = torch.linalg.eigh(noise @ noise.T)
@@ -173,6 +170,19 @@ def _nats(name: str, rows: Tensor, leaf: Weights, parameter: Tensor, scale: Tens
     white = (vectors[:, keep] / values[keep].sqrt()).T @ signal
     gram = white @ white.T if white.shape[0] < white.shape[1] else white.T @ white
     return float(torch.linalg.slogdet(gram + torch.eye(len(gram), dtype=gram.dtype))[1]) / 2
+
+
+def _rows_back(rows: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The Jacobian of the rows in every leaf, in one pass where all operations can be batched."""
+    ones = torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
+    how: dict[str, Any] = {"retain_graph": True, "materialize_grads": True}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of an operation that is batched by a loop
+            return torch.autograd.grad(rows, leaves, ones, is_grads_batched=True, **how)
+    except RuntimeError:
+        each = [torch.autograd.grad(rows, leaves, one, **how) for one in ones]
+        return [torch.stack(parts) for parts in zip(*each, strict=True)]
 
 
 def _chosen(net: Net, task: Task, x: Any, layer: str | None) -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ from weightspace.task import METRICS, Task
 
 __all__ = ["Cost", "Family", "RiskBound", "bounds_of", "cost", "pac_bayes"]
 
+_FRESH, _TAUGHT = 0.1, 0.01  # where deviations begin that are learnt
 _MC = 0.2  # the part of delta that pays for drawing weights
 
 
@@ -161,8 +162,9 @@ def pac_bayes(
     classes, wrong = _counted(centre, task)
     _check_apart({"certified": task, "prior's": seen, "test": test})
     task = _held(task, batch)
+    first = deviation if deviation is not None else _FRESH if prior is None else _TAUGHT
 
-    fit, noisy, n = Fit(start, centre, deviation), Noisy(centre, task), len(task)
+    fit, noisy, n = Fit(start, centre, first, deviation is None), Noisy(centre, task), len(task)
     generator = torch.Generator(device=start.device).manual_seed(seed)
     passes = -(-draws // n)
     say = (lambda done: progress(done, steps + passes)) if progress else (lambda done: None)
