@@ -18,7 +18,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 import weightspace as ws
-from experiments.record import RESULTS, Job, Record, measure, number, parse, parser, percent, table, tell
+from experiments.record import Job, Record, conduct, number, percent, table
 from weightspace.diffusion import laplacian
 
 RATES, BATCH, POINTS = (0.1, 0.5), 16, 30
@@ -327,12 +327,7 @@ def _put(found: dict[str, str], mark: str, head: str, rows: list[list[str]]) -> 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what is not measured yet, then put the tables into the README."""
-    given = parse(parser("action", __doc__, EXPERIMENTS, "folder of MNIST's official files"), arguments, EXPERIMENTS)
-    lab, out = Lab(given.data, given.quick), given.out or RESULTS / "action.json"
-    for name in given.chosen:
-        for seed in given.seeds:
-            measure(out, EXPERIMENTS[name](lab, seed))
-    return tell(tables(Record(out), lab.name), given)
+    return conduct("action", __doc__, EXPERIMENTS, Lab, tables, arguments)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import weightspace as ws
 from experiments.invariant import Lab, _turned
-from experiments.record import RESULTS, Job, Record, measure, number, parse, parser, percent, table, tell
+from experiments.record import Job, Record, conduct, number, percent, table
 from weightspace.goals import attacked
 from weightspace.pruning import sparsity
 
@@ -230,12 +230,7 @@ def tables(record: Record, name: str) -> dict[str, str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what is not measured yet, then put the tables into the README."""
-    given = parse(parser("freedom", __doc__, EXPERIMENTS, "folder of MNIST's official files"), arguments, EXPERIMENTS)
-    lab, out = Lab(given.data, given.quick), given.out or RESULTS / "freedom.json"
-    for name in given.chosen:
-        for seed in given.seeds:
-            measure(out, EXPERIMENTS[name](lab, seed))
-    return tell(tables(Record(out), lab.name), given)
+    return conduct("freedom", __doc__, EXPERIMENTS, Lab, tables, arguments)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import weightspace as ws
-from experiments.record import RESULTS, Job, Record, measure, number, parse, parser, percent, table, tell
+from experiments.record import RESULTS, Job, Record, conduct, number, percent, table
 from weightspace.pruning import tightened
 
 SPARSITIES = (0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.991, 0.994)
@@ -242,12 +242,7 @@ def _shown(record: Record, way: str, name: str, sparsity: float) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what is not measured yet, then put the tables into the README."""
-    given = parse(parser("invariant", __doc__, EXPERIMENTS, "folder of MNIST's official files"), arguments, EXPERIMENTS)
-    lab, out = Lab(given.data, given.quick), given.out or RESULTS / "invariant.json"
-    for name in given.chosen:
-        for seed in given.seeds:
-            measure(out, EXPERIMENTS[name](lab, seed))
-    return tell(tables(Record(out), lab.name), given)
+    return conduct("invariant", __doc__, EXPERIMENTS, Lab, tables, arguments)
 
 
 if __name__ == "__main__":

@@ -134,3 +134,32 @@ def tell(found: dict[str, str], given: argparse.Namespace) -> int:
     if given.out is None and not given.quick:
         insert(README, found)
     return 0
+
+
+def conduct(
+    name: str,
+    about: str,
+    experiments: dict[str, Callable[[Any, int], Iterable[Job]]],
+    lab: Callable[[str | None, bool], Any],
+    tables: Callable[[Record, str], dict[str, str]],
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Measure what is not measured yet, then put the tables into the README; `lab(data, quick)` has a name."""
+    options = parser(name, about, experiments, "folder of MNIST's official files")
+    given = parse(options, arguments, experiments)
+    return measured(name, experiments, given, lab(given.data, given.quick), tables)
+
+
+def measured(
+    name: str,
+    experiments: dict[str, Callable[[Any, int], Iterable[Job]]],
+    given: argparse.Namespace,
+    lab: Any,
+    tables: Callable[[Record, str], dict[str, str]],
+) -> int:
+    """`conduct`, where options of its own were read."""
+    out = given.out or RESULTS / f"{name}.json"
+    for chosen in given.chosen:
+        for seed in given.seeds:
+            measure(out, experiments[chosen](lab, seed))
+    return tell(tables(Record(out), lab.name), given)

@@ -22,7 +22,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 import weightspace as ws
-from experiments.record import RESULTS, Job, Record, measure, number, parse, parser, percent, table, tell
+from experiments.record import Job, Record, measured, number, parse, parser, percent, table
 from weightspace.description import Unconverged
 from weightspace.structure import Run, StructureFunction
 
@@ -235,11 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known = parser("structure", __doc__, EXPERIMENTS, "folder of MNIST's official files")
     known.add_argument("--folder", type=Path, help="where codes are kept one by one, for a run that is cut off")
     given = parse(known, arguments, EXPERIMENTS)
-    lab, out = Lab(given.data, given.quick, given.folder), given.out or RESULTS / "structure.json"
-    for name in given.chosen:
-        for seed in given.seeds:
-            measure(out, EXPERIMENTS[name](lab, seed))
-    return tell(tables(Record(out), lab.name), given)
+    return measured("structure", EXPERIMENTS, given, Lab(given.data, given.quick, given.folder), tables)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 import weightspace as ws
-from experiments.record import RESULTS, Job, Record, measure, number, parse, parser, percent, table, tell
+from experiments.record import Job, Record, conduct, number, percent, table
 from weightspace.displacement import displacement
 from weightspace.distance import euclidean
 from weightspace.perturbation import movable
@@ -322,12 +322,7 @@ def _put(found: dict[str, str], mark: str, head: str, rows: list[list[str]]) -> 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what is not measured yet, then put the tables into the README."""
-    given = parse(parser("trust", __doc__, EXPERIMENTS, "folder of MNIST's official files"), arguments, EXPERIMENTS)
-    lab, out = Lab(given.data, given.quick), given.out or RESULTS / "trust.json"
-    for name in given.chosen:
-        for seed in given.seeds:
-            measure(out, EXPERIMENTS[name](lab, seed))
-    return tell(tables(Record(out), lab.name), given)
+    return conduct("trust", __doc__, EXPERIMENTS, Lab, tables, arguments)
 
 
 if __name__ == "__main__":

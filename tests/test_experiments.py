@@ -356,7 +356,7 @@ def test_structure_runs_and_can_be_taken_up_again(tmp_path, capsys):
 def test_the_patterns_of_structure_were_measured():
     """Of digits: random labels are learnt below beta = 1 only, true ones above it, and cost three times as much."""
     seen = {
-        label: structure.of(record.Record(structure.RESULTS / "structure.json"), f"labels/digits mlp/{label}")
+        label: structure.of(record.Record(record.RESULTS / "structure.json"), f"labels/digits mlp/{label}")
         for label in structure.LABELS
     }
     assert seen["random"].collapse < 1 < seen["true"].collapse
@@ -503,28 +503,28 @@ def test_images_turn_as_they_are_told():
 def test_the_readme_shows_what_was_measured_of_nuisances_and_actions():
     text, found = alignment.README.read_text(), {}
     for name in ("digits", "mnist"):
-        found |= action.tables(record.Record(action.RESULTS / "action.json"), name)
-        found |= nuisance.tables(record.Record(nuisance.RESULTS / "nuisance.json"), name)
+        found |= action.tables(record.Record(record.RESULTS / "action.json"), name)
+        found |= nuisance.tables(record.Record(record.RESULTS / "nuisance.json"), name)
     assert found and all(table in text for table in found.values())
 
 
 def test_the_readme_shows_what_was_measured_of_invariant_paths():
     text = alignment.README.read_text()
-    found = invariant.tables(record.Record(invariant.RESULTS / "invariant.json"), "mnist")
-    found |= continual.tables(record.Record(continual.RESULTS / "continual.json"), "mnist to fashion-mnist")
-    found |= freedom.tables(record.Record(freedom.RESULTS / "freedom.json"), "mnist")
-    found |= split.tables(record.Record(split.RESULTS / "split.json"), "mnist")
+    found = invariant.tables(record.Record(record.RESULTS / "invariant.json"), "mnist")
+    found |= continual.tables(record.Record(record.RESULTS / "continual.json"), "mnist to fashion-mnist")
+    found |= freedom.tables(record.Record(record.RESULTS / "freedom.json"), "mnist")
+    found |= split.tables(record.Record(record.RESULTS / "split.json"), "mnist")
     for name in ("digits", "mnist"):
-        found |= relative.tables(record.Record(relative.RESULTS / "relative.json"), name)
-    found |= colours.tables(record.Record(colours.RESULTS / "colours.json"))
-    found |= trust.tables(record.Record(trust.RESULTS / "trust.json"), "digits")
-    found |= language.tables(record.Record(language.RESULTS / "language.json"), "texts")
-    found |= images.tables(record.Record(images.RESULTS / "images.json"))
-    found |= ratio.tables(record.Record(ratio.RESULTS / "ratio.json"))
+        found |= relative.tables(record.Record(record.RESULTS / "relative.json"), name)
+    found |= colours.tables(record.Record(record.RESULTS / "colours.json"))
+    found |= trust.tables(record.Record(record.RESULTS / "trust.json"), "digits")
+    found |= language.tables(record.Record(record.RESULTS / "language.json"), "texts")
+    found |= images.tables(record.Record(record.RESULTS / "images.json"))
+    found |= ratio.tables(record.Record(record.RESULTS / "ratio.json"))
     for name in ("digits", "mnist"):
-        found |= structure.tables(record.Record(structure.RESULTS / "structure.json"), name)
+        found |= structure.tables(record.Record(record.RESULTS / "structure.json"), name)
     for name in ("digits", "fashion-mnist"):
-        found |= critical.tables(record.Record(critical.RESULTS / "critical.json"), name)
+        found |= critical.tables(record.Record(record.RESULTS / "critical.json"), name)
     assert len(found) == 47 and all(table in text for table in found.values())
 
 
@@ -544,12 +544,12 @@ def test_certificates_run_and_can_be_taken_up_again(tmp_path, capsys):
 def test_the_readme_shows_what_was_measured_of_certificates():
     text, found = alignment.README.read_text(), {}
     for name in ("digits", "mnist"):
-        found |= certify.tables(record.Record(certify.RESULTS / "certify.json"), name)
+        found |= certify.tables(record.Record(record.RESULTS / "certify.json"), name)
     assert len(found) == 5 and all(table in text for table in found.values())
 
 
 def test_the_readme_shows_what_was_measured_of_tasks():
-    found = tasks.tables(record.Record(tasks.RESULTS / "tasks.json"))
+    found = tasks.tables(record.Record(record.RESULTS / "tasks.json"))
     assert len(found) >= 2 and all(table in alignment.README.read_text() for table in found.values())
 
 
@@ -562,5 +562,5 @@ def test_priors_run_and_are_told(tmp_path):
     assert own <= shared and every <= shared and row["error"] <= row["bound"] <= 1
     assert prior.main(["--quick", "--out", str(out)]) == 0
     assert out.read_text() == first
-    found = prior.tables(record.Record(prior.RESULTS / "prior.json"), "digits")
+    found = prior.tables(record.Record(record.RESULTS / "prior.json"), "digits")
     assert len(found) == 1 and all(table in alignment.README.read_text() for table in found.values())

@@ -98,7 +98,7 @@ def test_an_anchor_is_nearer_than_zero(capsys):
 def test_tasks_are_told_apart_and_a_run_goes_on(here, capsys):
     words = ["tasks", "data.npz", "new.npz", "data.npz:random", "--seeds", "1", "--steps", "60", "-o", "codes.json"]
     code, out, err = asked(capsys, *words, "--report", "tasks.html")
-    assert code == 0 and "6 codes of 60 steps" in err and "start from" in out
+    assert code == 0 and "6 codes of 60 steps" in err and "nearest is" in out
     assert "A map of the tasks" in (here / "tasks.html").read_text()
     kept = json.loads((here / "codes.json").read_text())
     code, out, _ = asked(capsys, *words, "--json")

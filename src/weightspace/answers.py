@@ -156,7 +156,7 @@ def tasks_page(done: Apart, name: str = "Tasks", command: str = "") -> Page:
         )
     columns = ["task", "examples", "C, nats", "nearest source", "d, nats", "of C"]
     cards = [Card("Nearest pair", "", f"{near[0]:,.0f} nats", f"from {near[1]} to {near[2]}")]
-    parts: list[Figure | Table] = [_plane(found), _matrix(found), Table("From where to start", columns, rows)]
+    parts: list[Figure | Table] = [_plane(found), _matrix(found), Table("The nearest task", columns, rows)]
     return Page(name, headline, lead, "plain", command, cards, parts, done.remarks())
 
 

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,7 +35,7 @@ from weightspace.text import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from weightspace.compare import Comparison, Progress
+    from weightspace.compare import Progress
     from weightspace.workbench import Bench
 
 __all__ = ["app", "main"]
@@ -198,12 +198,7 @@ def compare(
     _vacant(report, (".html", ".htm"), force)
     with _bench(arch, [a, b], data, example, trust_code, seed, limit, method) as bench:
         found = bench.compare(a, b)
-        if report:
-            _write_report(report, found)
-    if as_json:
-        _print_json(found.data())
-    else:
-        say_comparison(found, report)
+    _answer(found, say_comparison, as_json, report, "report:comparison_page")
     if expect and found.verdict.kind not in ((expect, "same") if expect == "related" else (expect,)):
         raise typer.Exit(1)
 
@@ -228,10 +223,7 @@ def align(
     _vacant(out, (".safetensors",), force)
     with _bench(arch, [checkpoint, to], data, example, trust_code, seed, limit, method) as bench:
         done = bench.align(checkpoint, to, out, force=force)
-    if as_json:
-        _print_json(done.data())
-    else:
-        say_aligned(done)
+    _answer(done, say_aligned, as_json)
 
 
 @app.command()
@@ -254,10 +246,7 @@ def merge(
     _vacant(out, (".safetensors",), force)
     with _bench(arch, checkpoints, data, example, trust_code, seed, limit) as bench:
         done = bench.merge(checkpoints, out, force=force)
-    if as_json:
-        _print_json(done.data())
-    else:
-        say_merged(done)
+    _answer(done, say_merged, as_json)
 
 
 @app.command()
@@ -310,15 +299,7 @@ def walk(
             checkpoint, keep, toward, out, arch=arch, force=force, trust_code=trust_code, seed=seed, progress=step,
             picture=report is not None, **options,
         )  # fmt: skip
-    if report:
-        from weightspace.page import save
-        from weightspace.wayside import walk_page
-
-        save([walk_page(done)], report)
-    if as_json:
-        _print_json(done.data())
-    else:
-        say_walked(done, report)
+    _answer(done, say_walked, as_json, report, "wayside:walk_page")
 
 
 @app.command()
@@ -342,10 +323,7 @@ def capacity(
         found = measure(
             checkpoint, keep, learn, arch=arch, memory=memory, limit=limit, trust_code=trust_code, seed=seed
         )  # fmt: skip
-    if as_json:
-        _print_json(found.data())
-    else:
-        say_room(found)
+    _answer(found, say_room, as_json)
 
 
 @app.command()
@@ -377,10 +355,7 @@ def perturb(
         done = perturbed(
             checkpoint, out, arch=arch, limit=limit, force=force, trust_code=trust_code, seed=seed, **options
         )  # fmt: skip
-    if as_json:
-        _print_json(done.data())
-    else:
-        say_perturbed(done)
+    _answer(done, say_perturbed, as_json)
 
 
 @app.command()
@@ -404,21 +379,14 @@ def stability(
 ) -> None:
     """How much noise do the weights take? Measured, expected, modelled and proven, and which layer breaks first."""
     _vacant(report, (".html", ".htm"), force)
-    from weightspace.trial import trial, trial_page
+    from weightspace.trial import trial
 
     options: dict[str, Any] = {"draws": draws, "tolerance": tolerance, "proven": proof, "limit": limit, "seed": seed}
     with _progress() as step:
         done = trial(
             checkpoint, data, arch=arch, sizes=_numbers(sizes), trust_code=trust_code, progress=step, **options
         )  # fmt: skip
-    if report:
-        from weightspace.page import save
-
-        save([trial_page(done)], report)
-    if as_json:
-        _print_json(done.data())
-    else:
-        say_trial(done, report)
+    _answer(done, say_trial, as_json, report, "trial:trial_page")
 
 
 @app.command()
@@ -486,15 +454,7 @@ def paths(
     with _progress() as step:
         both = (int(ends[0]), int(ends[1])) if ends else None
         found = passages(recording, name=gates, layer=layer, stages=both, progress=step)
-    if report:
-        from weightspace.page import save
-        from weightspace.wayside import paths_page
-
-        save([paths_page(found)], report)
-    if as_json:
-        _print_json(found.data())
-    else:
-        say_paths(found, report)
+    _answer(found, say_paths, as_json, report, "wayside:paths_page")
 
 
 @app.command()
@@ -536,15 +496,7 @@ def inform(
         done = informed(
             checkpoint, data, arch=arch, limit=limit, trust_code=trust_code, seed=seed, progress=step, **options
         )
-    if report:
-        from weightspace.answers import informed_page
-        from weightspace.page import save
-
-        save([informed_page(done)], report)
-    if as_json:
-        _print_json(done.data())
-    else:
-        say_informed(done, report)
+    _answer(done, say_informed, as_json, report, "answers:informed_page")
 
 
 @app.command()
@@ -570,7 +522,7 @@ def tasks(
     trust_code: _Trust = False,
     debug: _Debug = False,
 ) -> None:
-    """How far apart are tasks? What is left to learn of each, in nats, when another is known; a map; where to start.
+    """How far apart are tasks? What is left to learn of each, in nats, when another is known; a map; the nearest.
 
     What it will cost is said before it begins.
     """
@@ -581,15 +533,7 @@ def tasks(
     options: dict[str, Any] = {"limit": limit, "seeds": seeds, "steps": steps, "task_id": task_id, "file": out}
     with _progress() as step:
         done = told_apart(data, arch=arch, trust_code=trust_code, seed=seed, progress=step, **options)
-    if report:
-        from weightspace.answers import tasks_page
-        from weightspace.page import save
-
-        save([tasks_page(done)], report)
-    if as_json:
-        _print_json(done.data())
-    else:
-        say_tasks(done, report)
+    _answer(done, say_tasks, as_json, report, "answers:tasks_page")
 
 
 @app.command()
@@ -634,15 +578,7 @@ def certify(
             checkpoint, data, arch=arch, steps=steps, draws=draws, limit=limit, out=out, force=force,
             trust_code=trust_code, seed=seed, progress=step, **options,
         )  # fmt: skip
-    if report:
-        from weightspace.answers import certified_page
-        from weightspace.page import save
-
-        save([certified_page(done)], report)
-    if as_json:
-        _print_json(done.data())
-    else:
-        say_certified(done, report)
+    _answer(done, say_certified, as_json, report, "answers:certified_page")
 
 
 def _numbers(text: str, option: str = "--sizes") -> list[float]:
@@ -742,6 +678,30 @@ def _progress(beside: Console | None = None) -> Iterator[Progress]:
         yield show
 
 
+def _answer(
+    done: Any,
+    say: Callable[..., None],
+    as_json: bool,
+    report: Path | None = None,
+    page: str = "",
+    told: Any = None,
+) -> None:
+    """The page if one is wanted, by a function named "room:function"; then `told` as JSON, or `done` in words."""
+    if report:
+        from importlib import import_module
+
+        from weightspace.page import save
+
+        room, _, function = page.partition(":")
+        save([getattr(import_module(f"weightspace.{room}"), function)(done)], report)
+    if as_json:
+        _print_json(done.data() if told is None else told)
+    elif page:
+        say(done, report)
+    else:
+        say(done)
+
+
 def _print_json(value: Any) -> None:
     print(json.dumps(_plain(value), indent=1, allow_nan=False))
 
@@ -753,10 +713,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write_report(path: Path, found: Comparison) -> None:
-    from weightspace.page import save
-    from weightspace.report import comparison_page
-
-    save([comparison_page(found)], path)

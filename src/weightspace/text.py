@@ -293,7 +293,7 @@ def say_tasks(done: Apart, report: Path | None = None) -> None:
         source = found.nearest(target)
         d = found.distance(source, target)
         out.print(
-            f"{printable(target)}: start from {printable(source)}, {d.value:,.0f} nats are left ({d.relative:.0%})."
+            f"{printable(target)}: nearest is {printable(source)}, {d.value:,.0f} nats are left ({d.relative:.0%})."
         )
     for line in done.remarks():
         out.print(printable(line))
