@@ -187,7 +187,9 @@ class Apart:
         apart = [note for note in told if note.startswith("telling the tasks apart")]
         said = [f"The plane leaves out {self.found.stress:.0%} (stress) of the distances."]
         if apart:
-            said.append("With one head, telling tasks apart is part of the cost; --task-id gives each its own, to choose a source by.")
+            said.append(
+                "With one head, telling tasks apart is part of the cost; --task-id gives each its own: choose sources by it."
+            )
         return said + [f"{note[0].upper()}{note[1:]}." for note in told if note not in apart]
 
     def data(self) -> dict[str, Any]:
