@@ -188,7 +188,7 @@ class Apart:
         said = [f"The plane leaves out {self.found.stress:.0%} (stress) of the distances."]
         if apart:
             said.append(
-                "With one head, telling tasks apart is part of the cost; --task-id gives each its own: choose sources by it."
+                "With one head, telling tasks apart is part of the cost; --task-id gives each its own; choose by that."
             )
         return said + [f"{note[0].upper()}{note[1:]}." for note in told if note not in apart]
 
