@@ -207,3 +207,8 @@ def test_the_same_numbers_give_the_same_file(tmp_path):
     for name in ("one.html", "two.html"):
         page.save([report.comparison_page(comparison())], tmp_path / name)
     assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
+
+
+def test_a_command_of_two_lines_keeps_both():
+    text = page.render([page.Page("a", "b", "c", command="one <x>\ntwo")])
+    assert '<pre class="command">one &lt;x&gt;\ntwo</pre>' in text

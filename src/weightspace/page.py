@@ -114,7 +114,8 @@ def _hash(script: str) -> str:
 
 
 def _section(number: int, page: Page, numbers: Iterator[int]) -> str:
-    command = f'<pre class="command">{as_text(page.command)}</pre>' if page.command else ""
+    lines = "\n".join(as_text(line) for line in page.command.splitlines())
+    command = f'<pre class="command">{lines}</pre>' if lines else ""
     cards = "".join(_card(card) for card in page.cards)
     parts = "".join(_part(part, numbers) for part in page.parts)
     remarks = "".join(f"<li>{as_text(text)}</li>" for text in page.remarks)
