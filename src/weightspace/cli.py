@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -684,9 +683,8 @@ def _answer(
     as_json: bool,
     report: Path | None = None,
     page: str = "",
-    told: Any = None,
 ) -> None:
-    """The page if one is wanted, by a function named "room:function"; then `told` as JSON, or `done` in words."""
+    """The page if one is wanted, by a function named "room:function"; then `done` as JSON, or in words."""
     if report:
         from importlib import import_module
 
@@ -695,7 +693,7 @@ def _answer(
         room, _, function = page.partition(":")
         save([getattr(import_module(f"weightspace.{room}"), function)(done)], report)
     if as_json:
-        _print_json(done.data() if told is None else told)
+        _print_json(done.data())
     elif page:
         say(done, report)
     else:
@@ -703,13 +701,7 @@ def _answer(
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(_plain(value), indent=1, allow_nan=False))
-
-
-def _plain(value: Any) -> Any:
     """JSON has no NaN and no infinity: null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    from weightspace.description import plain
+
+    print(json.dumps(plain(value), indent=1, allow_nan=False))

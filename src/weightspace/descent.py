@@ -10,8 +10,7 @@ Source: Computing nonvacuous generalization bounds (Dziugaite, Roy, 2017), for t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from itertools import count
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from weightspace import risk
 from weightspace.net import Net, Weights
-from weightspace.posterior import Gaussian, Noisy
+from weightspace.posterior import Gaussian, Noisy, stream
 from weightspace.risk import RiskError
 
 if TYPE_CHECKING:
@@ -128,7 +127,7 @@ def descend(
         optimiser, rates[: len(leaves)], steps + 1, pct_start=0.1, div_factor=10, cycle_momentum=False
     )
     late: float | None = None
-    for step, (x, y) in zip(range(steps), _stream(noisy, batch, seed), strict=False):
+    for step, (x, y) in zip(range(steps), stream(noisy.net, noisy.task, batch, seed), strict=False):
         optimiser.zero_grad()
         error, nats = expected_error(noisy, x, y, fit.pair(), generator), fit.kl()
         seen = float(error.detach())
@@ -142,14 +141,6 @@ def descend(
         cycle.step()
         fit.clamp()
         say(step + 1)
-
-
-def _stream(noisy: Noisy, batch: int, seed: int) -> Iterator[tuple[Any, Tensor | None]]:
-    """Batches without end; the whole task at every step where it is no larger than one."""
-    task, net = noisy.task, noisy.net
-    whole = [*task.batches(net)] if batch >= len(task) else []
-    for step in count():
-        yield from whole or task.minibatch(batch, step, seed).batches(net)
 
 
 def slopes(q: float, c: float) -> tuple[float, float]:

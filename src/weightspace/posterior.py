@@ -33,7 +33,7 @@ from weightspace.symmetry.layer import layers
 from weightspace.symmetry.trace import SymmetryError, arguments, input_tensors
 from weightspace.task import IGNORED, METRICS, Task, carried, classifies
 
-__all__ = ["Code", "Gaussian", "Noisy", "PosteriorError", "encode"]
+__all__ = ["Code", "Gaussian", "Noisy", "PosteriorError", "encode", "stream"]
 
 _MAPS: dict[Any, str] = {F.linear: "linear", F.conv1d: "conv1d", F.conv2d: "conv2d", F.conv3d: "conv3d"}
 _TINY = 1e-20
@@ -327,7 +327,7 @@ def encode(
     )
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, [rate, 3 * rate], steps + 1, pct_start=0.1, div_factor=10)
     shaped = net.weights.shaped
-    for step, (x, y) in zip(range(steps), _stream(net, task, batch, seed), strict=False):
+    for step, (x, y) in zip(range(steps), stream(net, task, batch, seed), strict=False):
         optimiser.zero_grad(set_to_none=False)
         loss = task.loss(noisy(x, shaped(fit.mean), shaped(fit.log_variance.exp()), generator), y)
         if not bool(loss.isfinite()):
@@ -378,7 +378,7 @@ def _count(task: Task) -> int:
     return total
 
 
-def _stream(net: Net, task: Task, batch: int, seed: int) -> Iterator[tuple[Any, Tensor | None]]:
+def stream(net: Net, task: Task, batch: int, seed: int) -> Iterator[tuple[Any, Tensor | None]]:
     """Batches without end; the whole task at every step where it is no larger than one."""
     whole = [*task.batches(net)] if batch >= len(task) else []
     for step in count():
