@@ -102,7 +102,7 @@ def one(name: str, seeds: tuple[int, ...], modules: Sequence[nn.Module], with_pe
 def ensemble(nets: Sequence[ws.Net], test: ws.Task) -> float:
     """Accuracy of the mean of the softmax predictions."""
     shares = torch.stack([measure.outputs(net, test).softmax(1) for net in nets]).mean(0)
-    labels = torch.cat([y for _, y in test.batches() if y is not None])
+    labels = test.labels()
     return float((shares.argmax(1) == labels).double().mean())
 
 

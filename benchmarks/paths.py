@@ -79,7 +79,7 @@ def pairs(repeats: int = 7, examples: int = EXAMPLES, units: int = UNITS) -> lis
 def record(repeats: int = 7, steps: int = STEPS, every: int = EVERY) -> dict[str, Any]:
     """A CNN learns digits, with gates of 512 images recorded into a file every 50 steps, and without."""
     train, probe = ws.digits("train"), ws.digits("train").take(PROBES, seed=0)
-    x, y = train.example(len(train)), torch.cat([y for _, y in train.batches() if y is not None])
+    x, y = train.example(len(train)), train.labels()
 
     def learnt(watched: bool) -> float:
         torch.manual_seed(0)

@@ -62,14 +62,14 @@ def images(data: str | None) -> ws.Task:
         return ws.mnist(data, split="train").take(6000, seed=0)
     small = ws.digits("train")
     x = F.interpolate(small.example(len(small)).reshape(-1, 1, 8, 8), size=28, mode="bilinear")
-    return ws.Task(x, torch.cat([y for _, y in small.batches() if y is not None]))
+    return ws.Task(x, small.labels())
 
 
 def trained(task: ws.Task, epochs: int = 5) -> ws.Net:
     torch.manual_seed(0)
     module = lenet()
     optimiser = torch.optim.Adam(module.parameters(), lr=1e-3)
-    x, y = task.example(len(task)), torch.cat([y for _, y in task.batches() if y is not None])
+    x, y = task.example(len(task)), task.labels()
     for _ in range(epochs):
         for part in torch.randperm(len(x)).split(64):
             optimiser.zero_grad()
@@ -187,7 +187,7 @@ def run(
 ) -> list[Row]:
     task = images(data)
     net = trained(task)
-    goal = ws.Task(1 - task.example(300), torch.cat([y for _, y in task.batches() if y is not None])[:300])
+    goal = ws.Task(1 - task.example(300), task.labels()[:300])
     rows = [one(net, task, goal, n, repeats) for n in sizes]
     measure.keep("steps", [asdict(row) for row in rows], results)
     return rows

@@ -18,6 +18,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 import weightspace as ws
+from experiments.nets import tensors
 from experiments.record import Job, Record, conduct, number, percent, table
 from weightspace.diffusion import laplacian
 
@@ -36,8 +37,7 @@ class Lab:
         self.train = read("train").take(120 if quick else 1000, seed=0)
         self.test = read("test").take(5000, seed=0)
         self.width = 8 if quick else 32
-        self.x = self.train.example(len(self.train))
-        self.y = torch.cat([y for _, y in self.train.batches() if y is not None])
+        self.x, self.y = tensors(self.train)
         self.epochs = 2 if quick else 30
         self.ended = cache(self._ended)
 

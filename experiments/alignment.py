@@ -196,7 +196,7 @@ def _averaged(lab: Lab, kind: str, n: int, seed: int) -> dict[str, Any]:
 def ensemble(nets: Sequence[Net], task: Task) -> dict[str, float]:
     """Accuracy and cross-entropy of the mean of softmax outputs."""
     p = torch.stack([task.outputs(net).softmax(-1) for net in nets]).mean(0)
-    y = torch.cat([y for _, y in task.batches()])
+    y = task.labels()
     chosen = p.gather(1, y[:, None])
     return {"ensemble": float((p.argmax(-1) == y).double().mean()), "ensemble_loss": float(-chosen.log().mean())}
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import weightspace as ws
 from experiments.continual import jitter
-from experiments.nets import CACHE, kept
+from experiments.nets import CACHE, kept, tensors
 from experiments.record import RESULTS, Job, Record, measure, number, parse, parser, percent, table, tell
 from weightspace import risk
 
@@ -66,7 +66,7 @@ class Lab:
         torch.manual_seed(seed)
         module, (first, _) = cnn(), self.halves(seed)
         epochs = 2 if self.quick else 10
-        make = lambda: [ws.Net.of(_fitted(module, *_tensors(first), epochs, seed))]  # noqa: E731
+        make = lambda: [ws.Net.of(_fitted(module, *tensors(first), epochs, seed))]  # noqa: E731
         folder = CACHE / f"certify-{self.name}-{epochs}-{seed}"
         return make()[0] if self.quick else kept(folder, ws.Net.of(module), make)[0]
 
@@ -97,10 +97,6 @@ def _fitted(module: nn.Sequential, x: Tensor, y: Tensor, epochs: int, seed: int)
     return module
 
 
-def _tensors(task: ws.Task) -> tuple[Tensor, Tensor]:
-    return task.example(len(task)), torch.cat([y for _, y in task.batches() if y is not None])
-
-
 def perceptron(inputs: int, hidden: Sequence[int], outputs: int, seed: int = 0) -> ws.Net:
     torch.manual_seed(seed)
     sizes = [inputs, *hidden, outputs]
@@ -110,7 +106,7 @@ def perceptron(inputs: int, hidden: Sequence[int], outputs: int, seed: int = 0) 
 
 def halved(task: ws.Task, coins: int | None = None) -> ws.Task:
     """0-4 against 5-9; with `coins` a seed, labels of fair coins instead."""
-    y = _tensors(task)[1]
+    y = task.labels()
     if coins is None:
         return task.relabelled((y < 5).long())
     return task.relabelled(torch.randint(0, 2, (len(y),), generator=torch.Generator().manual_seed(coins)))

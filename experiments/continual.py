@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import weightspace as ws
+from experiments.nets import tensors
 from experiments.record import RESULTS, Record, measure, number, parse, parser, percent, table, tell
 
 EPOCHS, BATCH, REHEARSED = (2, 4), 128, 64
@@ -74,8 +75,7 @@ class Lab:
         self.nets: dict[int, ws.Net] = {}
 
     def _tensors(self, task: ws.Task) -> tuple[Tensor, Tensor]:
-        some = task.take(300) if self.quick else task
-        return some.example(len(some)), torch.cat([y for _, y in some.batches() if y is not None])
+        return tensors(task.take(300) if self.quick else task)
 
     def steps(self, task: ws.Task, epochs: int) -> int:
         return 3 if self.quick else epochs * (len(task) // BATCH)

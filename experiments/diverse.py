@@ -16,8 +16,9 @@ import torch
 import weightspace as ws
 from experiments.alignment import kernel_alignment
 from experiments.freedom import Pixels, fooling
+from experiments.nets import tensors
 from experiments.record import Job, Record, number, percent, table
-from experiments.residual import Block, Lab, shifted, tensors
+from experiments.residual import Block, Lab, shifted
 from weightspace.datasets import STATISTICS
 
 MEMBERS, RADII = 3, (2 / 255, 4 / 255, 8 / 255)
@@ -25,7 +26,7 @@ SURROGATE = 90  # seed of the network that nobody knows
 IMAGES, MEMORY, TESTED = 300, 50, 2000  # attacked; held by the walks; for clean accuracy and disagreement
 WALK, SPREAD = (6, 0.05), (20, 0.01)  # steps and their length as a share of the weights
 CYCLE, BATCH = 1, 125  # epochs from snapshot to snapshot; attacked at once
-KINDS = ("single", "independent", "random walk", "snapshots", "spread")
+KINDS = ("single", "independent", "random walk", "snapshots", "spread", "trained to differ")
 
 
 def members(lab: Lab, seed: int, kind: str) -> list[ws.Net]:
@@ -36,6 +37,8 @@ def members(lab: Lab, seed: int, kind: str) -> list[ws.Net]:
         return [net]
     if kind == "independent":
         return [net, *(lab.net(seed + 10 * k) for k in range(1, many))]
+    if kind == "trained to differ":
+        return list(lab.promoted(seed, many))
     if kind == "snapshots":
         return [net, *lab.snapshots(seed, many - 1, CYCLE)]
     if kind == "random walk":
@@ -83,7 +86,7 @@ class Threats:
 
 
 def ensembles(lab: Lab, seed: int, only: list[str]) -> Iterator[Job]:
-    """Networks each: independent, from a walk that keeps the outputs, from a cyclic rate, spread on purpose."""
+    """Networks each: independent, from a walk that keeps outputs, from a cyclic rate, spread, trained to differ."""
     threats = Threats(lab, seed)
     for kind in only or KINDS:
         if kind in KINDS:

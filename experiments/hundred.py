@@ -16,19 +16,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import weightspace as ws
 from experiments import split
 from experiments.continual import adam
+from experiments.nets import tensors
 from experiments.record import Job, Record, number, percent, table
-from experiments.residual import FULL, QUICK, SMALL, Lab, residual, shifted, tensors
+from experiments.residual import FULL, QUICK, SMALL, Lab, residual, shifted
 from weightspace.datasets import STATISTICS
 
 EPOCHS = 4  # of every task; three times as many of all at once
 BATCH, REHEARSED = 32, 32
 KEPT = 25  # images a task
-OUTER, ROWS, LENGTH, BUDGET = 4, 40, 0.02, 4.0  # of the invariant path: steps a task, images, length, drift
+OUTER, ROWS, LENGTH, BUDGET = 12, 50, 0.02, 4.0  # of the invariant path: steps a task, images, length, drift
 
 
 class Hundred(split.Stage):
@@ -112,18 +113,37 @@ def teacher(lab: Hundred, net: ws.Net, memory: ws.Task, seed: int) -> Any:
 
 def layers(lab: Hundred, net: ws.Net, memory: ws.Task, seed: int) -> ws.Net:
     """In the null spaces of what the layers are given by the memory."""
-    return _walked(lab, net, ws.Pullback(memory, solver="layer"), seed, corrections=0)
+    goal = ws.learn(lab.own(lab.new), 256, seed, augment=shifted)
+    return _walked(lab, net, goal, ws.Pullback(memory, solver="layer"), corrections=0)
 
 
 def path(lab: Hundred, net: ws.Net, memory: ws.Task, seed: int) -> ws.Net:
-    """The invariant path: exact steps within a drift budget on images of the memory, one correction a step."""
-    some = memory.take(ROWS, seed)
-    return _walked(lab, net, ws.Pullback(some, damping=1e-6, solver="gltr"), seed, budget=BUDGET)
+    """The invariant path: steps within a drift budget on images of the memory, of each the outputs of its own task."""
+    asked = ws.Net.of(Asked(net.live(), lab.each))
+    goal = ws.learn(_asked(lab, lab.new), 256, seed, augment=lambda pair, g: (shifted(pair[0], g), pair[1]))
+    metric = ws.Pullback(_asked(lab, memory.take(ROWS, seed)), damping=1e-6, solver="gltr")
+    return net.at(net.weights.shaped(_walked(lab, asked, goal, metric, budget=BUDGET).weights.flat()))
 
 
-def _walked(lab: Hundred, net: ws.Net, metric: ws.Pullback, seed: int, **limits: Any) -> ws.Net:
+class Asked(nn.Module):
+    """A network that is told which task an image is of, and answers with the outputs of that task."""
+
+    def __init__(self, inside: nn.Module, each: int) -> None:
+        super().__init__()
+        self.inside, self.each = inside, each
+
+    def forward(self, x: Tensor, task: Tensor) -> Tensor:
+        at = task[:, None, None].expand(-1, 1, self.each)
+        return self.inside(x).unflatten(1, (-1, self.each)).gather(1, at)[:, 0]
+
+
+def _asked(lab: Hundred, task: ws.Task) -> ws.Task:
+    x, y = tensors(task)
+    return ws.Task((x, y // lab.each), y % lab.each)
+
+
+def _walked(lab: Hundred, net: ws.Net, goal: Any, metric: ws.Pullback, **limits: Any) -> ws.Net:
     steps, size = 1 if lab.quick else OUTER, LENGTH * float(net.weights.norm())
-    goal = ws.learn(lab.own(lab.new), 256, seed, augment=shifted)
     return ws.flow(net, goal, metric, steps=steps, size=size, save=steps, **limits)[-1]
 
 

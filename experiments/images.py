@@ -22,8 +22,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import weightspace as ws
+from experiments.nets import tensors
 from experiments.record import RESULTS, Job, Record, measure, number, parse, parser, percent, table, tell
-from experiments.residual import Size, residual, shifted, tensors
+from experiments.residual import Size, residual, shifted
 from weightspace import crossing
 from weightspace.activation import Gates
 
@@ -215,7 +216,7 @@ def matrix(history: Sequence[Gates]) -> list[list[float]]:
 def old_paths(lab: Lab, watch: ws.Recorder, history: Sequence[Gates], task: ws.Task) -> dict[str, list[float]]:
     """Loss and accuracy on the final weights along the path of every epoch, and along that of the epoch before."""
     nets = list(watch.path())
-    labels = torch.cat([y for _, y in task.batches() if y is not None])
+    labels = task.labels()
     found: dict[str, list[float]] = {"loss": [], "right": [], "loss_before": [], "loss_now": []}
     for k, p in enumerate(history):
         out = ws.forced(nets[-1], p, task)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import weightspace as ws
+from experiments.nets import tensors
 from experiments.record import RESULTS, Job, Record, conduct, number, percent, table
 from weightspace.pruning import tightened
 
@@ -52,8 +53,7 @@ class Lab:
         return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(100, 10))
 
     def _trained(self, seed: int) -> ws.Net:
-        x = self.train.example(len(self.train))
-        y = torch.cat([labels for _, labels in self.train.batches() if labels is not None])
+        x, y = tensors(self.train)
         module = self.fresh(seed)
         epochs = 2 if self.quick else 12 if self.name == "mnist" else 40
         steps = epochs * (len(x) // 128)
@@ -166,7 +166,7 @@ def learn(lab: Lab, seed: int) -> Iterator[Job]:
 
 def _turned(task: ws.Task, n: int) -> ws.Task:
     some = task.take(n, seed=5)
-    return ws.Task(some.example(n).rot90(1, (-2, -1)), torch.cat([y for _, y in some.batches() if y is not None]))
+    return ws.Task(some.example(n).rot90(1, (-2, -1)), some.labels())
 
 
 def _learnt(lab: Lab, seed: int, budget: float | None) -> dict[str, Any]:

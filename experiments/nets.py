@@ -113,6 +113,11 @@ def fit(
         yield
 
 
+def tensors(task: Task) -> tuple[Tensor, Tensor]:
+    """All inputs and all labels."""
+    return task.example(len(task)), task.labels()
+
+
 def kept(folder: Path, like: Net, make: Callable[[], list[Net]]) -> list[Net]:
     """Networks from the folder, or made now and put there."""
     files = sorted(folder.glob("*.safetensors"))
@@ -141,8 +146,7 @@ class Lab:
 
     @cached_property
     def _examples(self) -> tuple[Tensor, Tensor]:
-        pairs = list(self.train.batches())
-        return torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
+        return tensors(self.train)
 
     def module(self, kind: str, width: int, seed: int) -> nn.Module:
         torch.manual_seed(seed)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import weightspace as ws
+from experiments.nets import tensors
 from experiments.record import Job, Record, conduct, number, percent, table
 from weightspace import nuisance
 from weightspace.equivariance import reynolds_defect
@@ -40,8 +41,7 @@ class Lab:
         read = (lambda split: ws.mnist(data, split=split)) if data else (lambda split: ws.digits(split))
         self.train = read("train").take(100 if quick else 3000, seed=0)
         self.test = read("test").take(100 if quick else 2000, seed=0)
-        self.x = self.train.example(len(self.train))
-        self.y = torch.cat([y for _, y in self.train.batches() if y is not None])
+        self.x, self.y = tensors(self.train)
         self.side = self.x.shape[-1]
         self.steps = 8 if quick else 700
 

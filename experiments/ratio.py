@@ -21,8 +21,8 @@ from torch import nn
 
 import weightspace as ws
 from experiments.images import perceptron
+from experiments.nets import tensors
 from experiments.record import RESULTS, Job, Record, measure, number, parse, parser, table, tell
-from experiments.residual import tensors
 from weightspace import crossing
 
 SIZE, EPOCHS, DECAYS = 400, 30, (15, 22)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import weightspace as ws
 from experiments import sweep as tasks
+from experiments.nets import tensors
 from experiments.record import RESULTS, Job, Record, measure, number, parse, parser, percent, table, tell
 
 WIDTH, BATCH, STEPS = 64, 64, 2000
@@ -38,12 +39,8 @@ class Lab:
     def __init__(self, data: str | None, quick: bool, seeds: Sequence[int]) -> None:
         self.quick, self.seeds, self.name = quick, list(seeds), "mnist" if data else "digits"
         read = (lambda split: ws.mnist(data, split, flat=True)) if data else (lambda split: ws.digits(split, flat=True))
-        self.train, self.test = (_whole(read(split)) for split in ("train", "test"))
+        self.train, self.test = (tensors(read(split)) for split in ("train", "test"))
         self.steps = 20 if quick else STEPS
-
-
-def _whole(task: ws.Task) -> tuple[Tensor, Tensor]:
-    return task.example(len(task)), torch.cat([y for _, y in task.batches() if y is not None])
 
 
 # ------------------------------------------------------------------ many networks of one shape at once

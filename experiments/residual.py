@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import weightspace as ws
-from experiments.nets import CACHE, kept
+from experiments.nets import CACHE, kept, tensors
 
 Norm = Callable[[int], nn.Module]
 
@@ -67,15 +67,22 @@ def shifted(x: Tensor, generator: torch.Generator) -> Tensor:
     return padded[torch.arange(n)[:, None, None], :, down[:, :, None], right[:, None, :]].permute(0, 3, 1, 2)
 
 
-def tensors(task: ws.Task) -> tuple[Tensor, Tensor]:
-    """All inputs and all labels."""
-    return task.example(len(task)), torch.cat([y for _, y in task.batches() if y is not None])
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def fit(module: nn.Module, task: ws.Task, epochs: int, seed: int, top: float, cycles: int = 1) -> list[ws.Net]:
+def fit(
+    module: nn.Module,
+    task: ws.Task,
+    epochs: int,
+    seed: int,
+    top: float,
+    cycles: int = 1,
+    loss: Loss = F.cross_entropy,
+) -> list[ws.Net]:
     """SGD with momentum on batches of 128, the rate a cosine from `top` or, for one cycle, up and down; a net a cycle.
 
-    Several cycles are those of a snapshot ensemble.
+    Several cycles are those of a snapshot ensemble; short ones, begun at a trained network, of fast geometric
+    ensembling.
     """
     x, y = tensors(task)
     generator, device = torch.Generator().manual_seed(seed), next(module.parameters()).device
@@ -93,7 +100,7 @@ def fit(module: nn.Module, task: ws.Task, epochs: int, seed: int, top: float, cy
             order = torch.randperm(len(x), generator=generator)
             for rows in order[: max(1, len(x) // 128) * 128].split(128):
                 optimiser.zero_grad()
-                F.cross_entropy(module(shifted(x[rows], generator).to(device)), y[rows].to(device)).backward()
+                loss(module(shifted(x[rows], generator).to(device)), y[rows].to(device)).backward()
                 optimiser.step()
                 rates.step()
                 done += 1
@@ -101,6 +108,33 @@ def fit(module: nn.Module, task: ws.Task, epochs: int, seed: int, top: float, cy
             group["lr"] = top
         found.append(ws.Net.of(module))
     return found
+
+
+class Together(nn.Module):
+    """Several networks side by side: outputs (member, example, class)."""
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([member(x) for member in self.members])
+
+
+def diverse(f: Tensor, y: Tensor) -> Tensor:
+    """sum_k CE(f_k, y) - 2 H(mean_k p_k) - log det(M M^T) / 2: members sure of y, and unlike in what else they hold.
+
+    Rows of M: a member's probabilities of the classes other than y, of length one. Source: Improving adversarial
+    robustness via promoting ensemble diversity (Pang, Xu, Du, Chen, Zhu, 2019).
+    """
+    many, n, classes = f.shape
+    p = f.softmax(-1)
+    mean = p.mean(0)
+    other = torch.arange(classes, device=y.device) != y[:, None]
+    rows = F.normalize(p.transpose(0, 1)[other[:, None].expand(n, many, classes)].view(n, many, classes - 1), dim=-1)
+    volume = (rows @ rows.mT + 1e-6 * torch.eye(many, device=y.device)).logdet()
+    right = F.cross_entropy(f.flatten(0, 1), y.repeat(many)) * many
+    return right + 2 * (mean * mean.clamp_min(1e-12).log()).sum(-1).mean() - volume.mean() / 2
 
 
 class Lab:
@@ -133,6 +167,16 @@ class Lab:
         return self._kept(
             f"snapshots-{seed}-{many}", lambda: make(self.net(seed).module(), self.train, epochs, 1000 + seed)
         )
+
+    def promoted(self, seed: int, many: int) -> Sequence[ws.Net]:
+        """Networks trained together, from the starts of independent ones, by the loss that wants them diverse."""
+
+        def make() -> list[ws.Net]:
+            whole = Together([self.fresh(seed + 10 * k) for k in range(many)])
+            fit(whole, self.train, self.size.epochs, seed, self.top / 2, loss=diverse)
+            return [ws.Net.of(member) for member in whole.members]
+
+        return self._kept(f"promoted-{seed}-{many}", make)
 
     def _kept(self, name: str, make: Callable[[], list[ws.Net]]) -> list[ws.Net]:
         if name not in self.nets:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import weightspace as ws
 from experiments.continual import BATCH, FAST, REHEARSED, adam, cycle, derpp, ewc, first, kept, new
+from experiments.nets import tensors
 from experiments.record import RESULTS, Record, measure, number, parse, parser, percent, table, tell
 
 TASKS, EPOCHS = 5, 3
@@ -37,7 +38,7 @@ class Stage:
     def _part(self, data: str | None, split: str, k: int) -> ws.Task:
         """The digits 2 k and 2 k + 1."""
         task = ws.mnist(data, split) if data else ws.digits(split)
-        x, y = task.example(len(task)), torch.cat([y for _, y in task.batches() if y is not None])
+        x, y = tensors(task)
         mine = (y // 2 == k).nonzero()[:, 0][: 40 if self.quick else None]
         return ws.Task(x[mine], y[mine])
 
@@ -58,7 +59,7 @@ class Stage:
 
     def remember(self, n: int, seed: int) -> None:
         """Keep as many images of each class of the task that is over."""
-        x, y = self.new.example(len(self.new)), torch.cat([y for _, y in self.new.batches() if y is not None])
+        x, y = tensors(self.new)
         generator = torch.Generator().manual_seed(seed)
         rows: list[Tensor] = []
         for label in y.unique():

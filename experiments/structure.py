@@ -22,6 +22,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 import weightspace as ws
+from experiments.nets import tensors
 from experiments.record import Job, Record, measured, number, parse, parser, percent, table
 from weightspace.description import Unconverged
 from weightspace.structure import Run, StructureFunction
@@ -131,7 +132,7 @@ def _trained(lab: Lab, task: ws.Task, width: int, seed: int) -> ws.Net:
     """Adam with one cycle and a little weight decay, whole batches of 500."""
     torch.manual_seed(seed)
     module = lab.module("mlp", width)
-    x, y = task.example(len(task)), torch.cat([y for _, y in task.batches() if y is not None])
+    x, y = tensors(task)
     steps, batch = 30 if lab.quick else 1500, 500
     optimiser = torch.optim.AdamW(module.parameters(), weight_decay=1e-3)
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, steps)

@@ -16,6 +16,7 @@ from sklearn import datasets
 from torch import Tensor, nn
 
 import weightspace as ws
+from experiments.nets import tensors
 
 MOMENTUM, BATCH = 0.9, 64
 LATENT, CONTEXT, HEADS, WIDE = 16, 64, 4, 64
@@ -51,8 +52,7 @@ def descended(losses: list[Loss], parts: list[list[nn.Parameter]], way: str, rat
 
 
 def whole(split: str) -> tuple[Tensor, Tensor]:
-    task = ws.digits(split)
-    return task.example(len(task)), torch.cat([y for _, y in task.batches() if y is not None])
+    return tensors(ws.digits(split))
 
 
 def mlp() -> nn.Module:

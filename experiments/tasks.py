@@ -22,6 +22,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 import weightspace as ws
+from experiments.nets import tensors
 from experiments.record import RESULTS, Job, Record, measure, number, parse, parser, percent, table, tell
 from weightspace.scores import headless, transfer_scores
 from weightspace.transfer import TaskMap
@@ -68,9 +69,9 @@ class Lab:
     def _images(self, name: str, split: str) -> tuple[Tensor, Tensor]:
         """Images of 14 x 14, the mean of four pixels each, and labels."""
         if self.quick and self.data is None:
-            return _whole(ws.digits(split))
+            return tensors(ws.digits(split))
         read = ws.mnist if name == "mnist" else ws.fashion_mnist
-        x, y = _whole(read(self.data, split).take(20_000 if split == "train" else 4000, 0))
+        x, y = tensors(read(self.data, split).take(20_000 if split == "train" else 4000, 0))
         return F.avg_pool2d(x, 2), y
 
     def side(self) -> int:
@@ -80,10 +81,6 @@ class Lab:
 
 def _told(name: str) -> Callable[[int, int], None]:
     return lambda done, total: print(f"{name}: {done} of {total} codes", flush=True)
-
-
-def _whole(task: ws.Task) -> tuple[Tensor, Tensor]:
-    return task.example(len(task)), torch.cat([y for _, y in task.batches() if y is not None])
 
 
 def perceptron(*sizes: int) -> Callable[[], nn.Module]:
@@ -117,7 +114,7 @@ def digits(lab: Lab, seed: int) -> Iterator[Job]:
 
 
 def _map_of_digits(lab: Lab, heads: str, seed: int) -> dict[str, Any]:
-    x, y = _whole(ws.digits("train"))
+    x, y = tensors(ws.digits("train"))
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(x), generator=generator)
     low, high = (order[part[order]] for part in (y < 5, y >= 5))
@@ -164,8 +161,8 @@ def _row(found: TaskMap) -> dict[str, Any]:
 def _beside(lab: Lab, tasks: Mapping[str, ws.Task], model: Callable[[], nn.Module], seed: int) -> dict[str, Any]:
     """task2vec by a network of all labels that are not random, LogME of a network of each task."""
     known = [task for name, task in tasks.items() if name != "random"]
-    nets = {name: trained(lab, model, *_whole(task), seed) for name, task in tasks.items()}
-    x, y = (torch.cat(parts) for parts in zip(*map(_whole, known), strict=True))
+    nets = {name: trained(lab, model, *tensors(task), seed) for name, task in tasks.items()}
+    x, y = (torch.cat(parts) for parts in zip(*map(tensors, known), strict=True))
     probe = trained(lab, model, x, y, seed)
     found = transfer_scores(tasks, nets, probe)
     found |= {f"task2vec, decay {d:g}": transfer_scores(tasks, None, probe, decay=d)["task2vec"] for d in DECAYS}

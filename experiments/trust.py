@@ -22,6 +22,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 import weightspace as ws
+from experiments.nets import tensors
 from experiments.record import Job, Record, conduct, number, percent, table
 from weightspace.displacement import displacement
 from weightspace.distance import euclidean
@@ -62,7 +63,7 @@ class Lab:
         module = self.perceptron(depth, seed)
         optimiser = torch.optim.Adam(module.parameters(), lr=1e-3)
         x = self.train.example(len(self.train))
-        y = torch.cat([y for _, y in self.train.batches() if y is not None])
+        y = self.train.labels()
         generator = torch.Generator().manual_seed(seed)
         for _ in range(self.steps):
             some = torch.randint(len(x), (128,), generator=generator)
@@ -188,7 +189,7 @@ def _membership(lab: Lab, seed: int) -> dict[str, Any]:
 def _left_out(lab: Lab, seed: int) -> dict[str, Any]:
     """Retrained from the same start without one example, in the same order: how far, and what it costs that example."""
     module, (_, members, _) = lab.perceptron("3", seed), _few(lab, seed)
-    x, y = members.example(len(members)), torch.cat([y for _, y in members.batches() if y is not None])
+    x, y = tensors(members)
     steps, removed = (20, 4) if lab.quick else (300, REMOVED)
 
     def trained(without: int | None) -> ws.Net:

@@ -217,7 +217,7 @@ def test_sgd_is_the_sum_of_what_examples_write(make):
     module = start.module()
     optimiser = torch.optim.SGD(module.parameters(), lr=rate)
     written = start.weights.zeros()
-    x, y = t.example(20), torch.cat([y for _, y in t.batches()])
+    x, y = t.example(20), t.labels()
     for step in range(5):
         batch = list(range(4 * step, 4 * step + 4))
         now = Net.of(module)

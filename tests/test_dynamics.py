@@ -26,7 +26,7 @@ from weightspace.recording import Recording, RecordingError
 from weightspace.task import accuracy
 
 TRAIN, PROBE = digits("train", flat=True), digits("test", flat=True).take(40)
-X, Y = TRAIN.example(200), torch.cat([y for _, y in TRAIN.take(200).batches()])
+X, Y = TRAIN.example(200), TRAIN.take(200).labels()
 
 
 SOURCE = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent / "src")}

@@ -292,9 +292,22 @@ def test_the_best_rate_is_that_of_the_best_median():
     assert sweep.near("mlp", 0.97, 0.98) and not sweep.near("gan", 1.2, 1.0)
 
 
+def test_the_loss_that_wants_networks_diverse_is_its_formula():
+    f = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+    y, total = torch.tensor([0, 1, 2, 3, 1]), torch.zeros(())
+    for k, label in enumerate(y.tolist()):
+        p = f[:, k].softmax(-1)
+        rows = torch.cat([p[:, :label], p[:, label + 1 :]], 1)
+        rows = rows / rows.norm(dim=1, keepdim=True)
+        mean = p.mean(0)
+        total = total - p[:, label].log().sum() + 2 * (mean * mean.log()).sum() - torch.logdet(rows @ rows.T) / 2
+    assert residual.diverse(f, y).item() == pytest.approx(total.item() / 5, abs=1e-4)
+    assert residual.diverse(f, y.flip(0)).item() != pytest.approx(total.item() / 5, abs=1e-2)
+
+
 def test_colours_run_and_can_be_taken_up_again(tmp_path, capsys):
-    """Without the slowest ways, which the other experiments walk too."""
-    out, split_ways = tmp_path / "rows.json", ["naive", "held on changed copies"]
+    """Without the slowest kinds of ensembles and prunings, which the other experiments walk too."""
+    out, split_ways = tmp_path / "rows.json", ["naive", "held on changed copies", "invariant path"]
     cut = ["cut in one go", "cut along a descent", "random zeros, taught as long"]
     arguments = ["--quick", "--out", str(out), "--only", *split_ways, *cut, "single", "independent"]
     assert colours.main(arguments) == 0

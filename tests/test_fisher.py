@@ -99,7 +99,7 @@ def test_a_linear_softmax_has_a_formula():
 
 
 def each_gradient(a: Net, t: Task) -> torch.Tensor:
-    x, y = t.example(len(t)), torch.cat([y for _, y in t.batches()])
+    x, y = t.example(len(t)), t.labels()
     return torch.stack([gradient(Task(x[k : k + 1], y[k : k + 1]), a).flat() for k in range(len(t))])
 
 

@@ -43,10 +43,6 @@ def task(seed: int = 0, n: int = 20) -> Task:
     return Task(x, torch.randint(0, 3, (n,), generator=g))
 
 
-def labels(t: Task) -> Tensor:
-    return torch.cat([y for _, y in t.batches() if y is not None])
-
-
 def by_autograd(a: Net, loss) -> Tensor:
     """The gradient of a function of (weights -> outputs on x), without anything of ours but the net's call."""
     flat = a.weights.flat().clone().requires_grad_()
@@ -77,7 +73,7 @@ def test_tasks_functions_and_targets_add_up_too():
 
 def test_uneven_batches_weigh_by_their_examples():
     a, b = net(0), net(1)
-    whole, ragged = task(), Task(task().example(20), labels(task()), batch=16)
+    whole, ragged = task(), Task(task().example(20), task().labels(), batch=16)
     x = whole.example(20)
     by_hand = float(((b(x) - a(x)) ** 2).sum() / 20)
     for t in (whole, ragged):
@@ -198,7 +194,7 @@ def test_the_fisher_diagonal_is_of_examples_not_of_batches():
             exact += p[k] * g.square() / 400
     sampled = sum(fisher(t, a, seed).flat() for seed in range(8)) / 8
     assert float((sampled - exact).norm() / exact.norm()) < 0.1
-    batch = by_autograd(a, lambda w: F.cross_entropy(w(x), labels(t))).square()
+    batch = by_autograd(a, lambda w: F.cross_entropy(w(x), t.labels())).square()
     assert float(batch.sum()) < 0.1 * float(exact.sum()), "a squared mean gradient would be seen"
 
 
@@ -241,7 +237,7 @@ def test_gem_leaves_a_harmless_gradient_alone():
 
 def test_input_gradients_are_those_of_each_example():
     a, t = net(), task()
-    x, y = t.example(20), labels(t)
+    x, y = t.example(20), t.labels()
     found = input_gradient(t, a, x, y)
     one = x[3:4].clone().requires_grad_()
     assert torch.allclose(found[3], torch.autograd.grad(F.cross_entropy(a(one), y[3:4]), one)[0][0])
@@ -261,7 +257,7 @@ def test_spreading_lowers_the_coherence():
 
 def test_an_attack_stays_in_its_ball_and_raises_the_loss():
     a, t = net(), task()
-    x, y = t.example(20), labels(t)
+    x, y = t.example(20), t.labels()
     moved = attacked(t, a, x, y, 0.3, 10, (-1.0, 1.0))
     inside = x.clamp(-1, 1)
     assert float((moved - x).abs().max()) <= max(0.3, float((inside - x).abs().max())) + 1e-12
@@ -273,7 +269,7 @@ def test_an_attack_stays_in_its_ball_and_raises_the_loss():
 
 def test_hardening_lowers_the_loss_under_attack():
     a, t = net(), task(n=60)
-    x, y = t.example(60), labels(t)
+    x, y = t.example(60), t.labels()
 
     def worst(w: Net) -> float:
         return float(F.cross_entropy(w(attacked(t, w, x, y, 0.3, 10, (-math.inf, math.inf))), y))
@@ -291,7 +287,7 @@ def test_under_adam_a_flow_is_torchs_optimiser():
     optimiser = torch.optim.Adam(module.parameters(), lr=0.01)
     for _ in range(7):
         optimiser.zero_grad()
-        F.cross_entropy(module(t.example(20)), labels(t)).backward()
+        F.cross_entropy(module(t.example(20)), t.labels()).backward()
         optimiser.step()
     metric = Adam()
     for _ in range(2):  # what one flow has seen is not taken into the next
@@ -326,8 +322,8 @@ def test_the_norm_of_adam_weighs_by_the_gradients_seen():
         (lambda a, t: covector(hold(t, a, output=lambda f: f[:, :1], distance="kl"), a), "no classes"),
         (lambda a, t: spread([], t), "at least one"),
         (lambda a, t: harden(t, 0.0), "radius"),
-        (lambda a, t: covector(harden(Task({"x": t.example(5)}, labels(t)[:5]), 0.1), a), "one tensor"),
-        (lambda a, t: input_gradient(t, a, torch.zeros(2, 5).long(), labels(t)[:2]), "no gradient"),
+        (lambda a, t: covector(harden(Task({"x": t.example(5)}, t.labels()[:5]), 0.1), a), "one tensor"),
+        (lambda a, t: input_gradient(t, a, torch.zeros(2, 5).long(), t.labels()[:2]), "no gradient"),
         (lambda a, t: covector(hold(Task(t.example(5)), a, labels=1.0), a), "no labels"),
         (lambda a, t: covector(lambda n: torch.zeros(()), a), "no gradient"),
     ],

@@ -112,15 +112,15 @@ def test_tasks_are_told_apart_and_a_run_goes_on(here, capsys):
 
 
 def test_words_after_colons_change_a_task():
-    y = torch.cat([y for _, y in inquiry.named_task("digits:0-2", 1 << 40, 0).batches()])
+    y = inquiry.named_task("digits:0-2", 1 << 40, 0).labels()
     assert y.unique().tolist() == [0, 1, 2]
-    y = torch.cat([y for _, y in inquiry.named_task("digits:3,8", 50, 0).batches()])
+    y = inquiry.named_task("digits:3,8", 50, 0).labels()
     assert len(y) == 50 and y.unique().tolist() == [3, 8]
     stands, turned = (inquiry.named_task(f"digits:0-4{word}", 30, 1) for word in ("", ":rotated"))
     assert torch.equal(turned.example(30), stands.example(30).rot90(1, (-2, -1)))
     plain, drawn = (inquiry.named_task(f"digits:0-4{word}", 300, 1) for word in ("", ":random"))
     assert torch.equal(plain.example(300), drawn.example(300))
-    a, b = (torch.cat([y for _, y in task.batches()]) for task in (plain, drawn))
+    a, b = (task.labels() for task in (plain, drawn))
     assert b.unique().tolist() == [0, 1, 2, 3, 4] and 0.05 < float((a == b).double().mean()) < 0.4
 
 

@@ -158,12 +158,12 @@ def test_random_labels_tell_how_good_the_codes_are():
 
 def test_labels_drawn_at_random_keep_the_rest():
     task = small()
-    y = torch.cat([y for _, y in task.batches()])
+    y = task.labels()
     half, whole, none = (random_labels(task, share, seed=1) for share in (0.5, 1.0, 0.0))
     assert torch.equal(none.pick(range(60)).example(60), task.example(60))
-    labels = [torch.cat([y for _, y in t.batches()]) for t in (half, whole, none)]
+    labels = [t.labels() for t in (half, whole, none)]
     assert torch.equal(labels[2], y) and 10 <= int((labels[0] != y).sum()) <= 30 < int((labels[1] != y).sum())
-    assert not torch.equal(torch.cat([y for _, y in random_labels(task, seed=2).batches()]), labels[1])
+    assert not torch.equal(random_labels(task, seed=2).labels(), labels[1])
 
 
 def test_the_best_constant_is_found():

@@ -267,6 +267,16 @@ def test_a_goal_without_gradient_is_refused(net):
 # unions and segments
 
 
+def test_labels_are_those_of_the_batches_in_their_order():
+    x, y = draw(SIZE)
+    whole, some = Task(x, y, batch=4), Task(DataLoader(TensorDataset(x, y), batch_size=4))
+    for task in (whole, some, whole | some):
+        assert torch.equal(task.labels(), torch.cat([labels for _, labels in task.batches()]))
+        assert torch.equal(task.labels(9), y[:9])
+    with pytest.raises(TaskError, match="no labels"):
+        Task(x).labels()
+
+
 @pytest.mark.parametrize("aggregate", AGGREGATES)
 def test_a_union_aggregates_over_all_examples(net, aggregate):
     (x, y), (u, v) = draw(SIZE), draw(9, seed=1)

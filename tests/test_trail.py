@@ -313,6 +313,26 @@ def test_descent_repairs_more_than_gauss_newton_where_little_is_left():
     assert float(descent[-1].weights.flat()[descent.mask.flat() == 0].abs().max()) == 0
 
 
+def test_a_descent_may_change_its_inputs_and_the_old_network_says_what_they_are():
+    """Unchanged copies change nothing; copies with noise hold the outputs around eight examples better."""
+    start, few = net(width=32), task(n=8)
+    around = Task(few.example(8).repeat(32, 1) + 0.5 * torch.randn(256, 6, generator=torch.Generator().manual_seed(9)))
+
+    def noisy(x, generator):
+        return x + 0.5 * torch.randn(x.shape, generator=generator).to(x)
+
+    def carved(augment):
+        goal = prune(0.6, repair="descent", batch=8, augment=augment)
+        return flow(start, goal, Pullback(few), steps=400, size=0.01)[-1]
+
+    plain, same_inputs, changed = (carved(augment) for augment in (None, lambda x, generator: x, noisy))
+    assert same(plain, same_inputs)
+    away = [Pullback(around).drift(end, start) for end in (plain, changed)]
+    assert away[1] < 0.9 * away[0], away
+    with pytest.raises(PruneError, match="descent"):
+        prune(0.5, augment=noisy)
+
+
 def test_whole_units_go_with_all_that_leads_to_them():
     start, old = net(width=20), Pullback(task())
     path = flow(start, prune(0.4, "neuron"), old, steps=4)

@@ -63,7 +63,7 @@ def train(seed: int, data: Task, tick: Callable[[], None] = lambda: None, epochs
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = digits_cnn()
-    (inputs, labels), *_ = [*Task(data.example(len(data)), _labels(data), batch=len(data)).batches()]
+    inputs, labels = data.example(len(data)), data.labels()
     assert labels is not None
     order = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.Adam(module.parameters(), lr=_RATE)
@@ -78,10 +78,6 @@ def train(seed: int, data: Task, tick: Callable[[], None] = lambda: None, epochs
         F.cross_entropy(module(inputs[some]), labels[some]).backward()
         optimiser.step()
     return Net.of(module)
-
-
-def _labels(data: Task) -> torch.Tensor:
-    return torch.cat([y for _, y in data.batches() if y is not None])
 
 
 @dataclass
@@ -219,7 +215,7 @@ def learned(stage: Stage) -> Sequence[Page]:
     stage.title("6. Walk: let a learn the digits turned by a right angle, and keep those that stand")
     turned = datasets.digits()
     inputs = turned.example(len(turned)).rot90(1, (-2, -1))
-    np.savez(stage.path("turned.npz"), x=inputs.numpy(), y=_labels(turned).numpy())
+    np.savez(stage.path("turned.npz"), x=inputs.numpy(), y=turned.labels().numpy())
     options = f"--budget {_DRIFT:g} --memory {_KEPT} --steps {_LEARNING} --size {_LENGTH}"
     words = f"weightspace walk a.safetensors --keep {_DATA} --toward learn:turned.npz {options} --arch {_ARCH}"
     words += " -o learned.safetensors --report walk.html"
@@ -321,7 +317,7 @@ def promised(stage: Stage) -> Sequence[Page]:
     )
     stage.command(words)
     test = datasets.digits("test")
-    np.savez(stage.path("new.npz"), x=test.example(len(test)).numpy(), y=_labels(test).numpy())
+    np.savez(stage.path("new.npz"), x=test.example(len(test)).numpy(), y=test.labels().numpy())
     done = certified(
         stage.path("a.safetensors"), str(stage.path("new.npz")), arch=_ARCH, unseen=True, steps=_TRAINED, draws=_DRAWN,
         seed=stage.seed, progress=stage.progress,

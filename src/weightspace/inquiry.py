@@ -156,7 +156,7 @@ def _entropy(task: Task) -> float | None:
     """N H(classes) in nats, where labels name classes."""
     if not classifies(task):
         return None
-    y = _labels(task)
+    y = task.labels()
     y = y if y.dim() == 1 else y.argmax(-1)
     share = y[y >= 0].bincount().double() / (y >= 0).sum()
     return float(-(share * share.clamp_min(1e-300).log()).sum() * (y >= 0).sum())
@@ -166,10 +166,6 @@ def _labelled(task: Task, data: str) -> Task:
     if any(y is None for _, y in task.batches()):
         raise ArchitectureError(f"{data}: no labels, and there is nothing to know; give x and y")
     return task
-
-
-def _labels(task: Task) -> Tensor:
-    return torch.cat([y for _, y in task.batches() if y is not None])
 
 
 # ------------------------------------------------------------------ tasks
@@ -248,9 +244,9 @@ def named_task(name: str, limit: int, seed: int) -> Task:
         if word == "rotated":
             task = task.mapped(_turned)
         elif word == "random":
-            chosen = _labels(task).unique()
+            chosen = task.labels().unique()
             task = random_labels(task, seed=seed)
-            task = task.relabelled(chosen[_labels(task) % len(chosen)])
+            task = task.relabelled(chosen[task.labels() % len(chosen)])
         else:
             task = _of_classes(task, word, name)
     return limited(task, limit, seed)
@@ -262,7 +258,7 @@ def _of_classes(task: Task, word: str, name: str) -> Task:
         wanted = range(int(first), int(last) + 1) if dash else [int(part) for part in word.split(",")]
     except ValueError as error:
         raise ArchitectureError(f"{name}: {word!r} is no classes (0-4 or 1,3), rotated or random") from error
-    y = _labels(task)
+    y = task.labels()
     rows = torch.isin(y, torch.tensor([*wanted])).nonzero().flatten()
     if y.dim() != 1 or not len(rows):
         raise ArchitectureError(f"{name}: no example of the classes {word}")
@@ -276,7 +272,7 @@ def _turned(x: Any) -> Tensor:
 
 
 def _perceptron(found: Sequence[Task]) -> Callable[[], nn.Module]:
-    labels = [_labels(task) for task in found]
+    labels = [task.labels() for task in found]
     if any(y.is_floating_point() or y.dim() != 1 for y in labels):
         raise ArchitectureError("labels that are no classes need --arch")
     x = found[0].example(1)

@@ -296,7 +296,7 @@ def _counted(net: Net, task: Task) -> tuple[int, int]:
 
 def _held(task: Task, batch: int) -> Task:
     """The examples in memory, read in batches of that size."""
-    labels = torch.cat([y for _, y in task.batches() if y is not None])
+    labels = task.labels()
     return Task(task.example(len(task)), labels, batch=batch, output=task.output)
 
 

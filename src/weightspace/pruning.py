@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ class Prune:
     repair: str
     batch: int
     seed: int
+    augment: Callable[[Any, torch.Generator], Any] | None = None
 
 
 def prune(
@@ -41,6 +42,7 @@ def prune(
     repair: str = "gauss-newton",
     batch: int = 256,
     seed: int = 0,
+    augment: Callable[[Any, torch.Generator], Any] | None = None,
 ) -> Prune:
     """Zero in a share `sparsity` of the weights of matrices and kernels, tightened step by step.
 
@@ -49,7 +51,8 @@ def prune(
     them, a share of the units of every layer's kind.
     `repair`: "gauss-newton", a few steps of the flow with the metric's examples all at once; "layer", every layer by
     itself, as SparseGPT (a baseline; quick); or "descent", thousands of steps on batches: longer, and better where
-    almost nothing is left. Raises `PruneError`.
+    almost nothing is left. `augment(inputs, generator)` changes the inputs of a descent's batches on the way: the
+    network as it was says what the changed ones are. Raises `PruneError`.
     """
     if not 0 < sparsity < 1:
         raise PruneError(f"a sparsity lies between 0 and 1, got {sparsity}; 1 would empty every layer")
@@ -61,7 +64,9 @@ def prune(
             raise PruneError(f"{structure} zeroes a share of {1 - int(n) / int(m):g}, not {sparsity:g}")
     if repair not in _REPAIRS:
         raise PruneError(f"unknown repair {repair!r}; choose {', '.join(_REPAIRS)}")
-    return Prune(sparsity, structure, repair, batch, seed)
+    if augment is not None and repair != "descent":
+        raise PruneError(f'augment changes the batches of a descent, and {repair!r} has none; give repair="descent"')
+    return Prune(sparsity, structure, repair, batch, seed, augment)
 
 
 def share_at(sparsity: float, done: float) -> float:

@@ -242,6 +242,13 @@ class Task:
         """The first n inputs, as `net(x)` takes them."""
         return self._gathered(n).inputs
 
+    def labels(self, n: int | None = None) -> Tensor:
+        """The labels of all examples, or of the first n. Raises `TaskError` where there are none."""
+        found = self._gathered(n).labels
+        if found is None:
+            raise TaskError("the task has no labels; give Task(inputs, labels)")
+        return found
+
     def _with(self, source: Any, metric: Any = None, aggregate: Any = None) -> Task:
         new = copy.copy(self)
         new._source, new._metric = source, metric or self._metric

@@ -72,7 +72,7 @@ def watched(
     if not classifies(train):
         raise ArchitectureError(f"--data {data}: no class labels to learn; give x and y")
     seen, held = train.take(probe, seed), test.take(probe, seed)
-    x, y = train.example(len(train)), torch.cat([y for _, y in train.batches() if y is not None])
+    x, y = train.example(len(train)), train.labels()
     module = _module(arch, x, y, trust_code, seed)
     start = Net.of(module)
     gates(seen.take(2))(start)
