@@ -279,6 +279,22 @@ def test_report_is_written(here, capsys):
     assert "Independent: trained apart" in page.read_text()
 
 
+@pytest.mark.parametrize(
+    ("words", "seen"),
+    [
+        (("align", "b.safetensors", "--to", "a.safetensors", "--data", "data.npz", "-o", "c.safetensors"), "renumbered"),
+        (("merge", "a.safetensors", "b.safetensors", "--data", "data.npz", "-o", "m.safetensors"), "averaged into one"),
+        (("capacity", "a.safetensors", "--keep", "data.npz", "--learn", "data.npz"), "What progress costs"),
+    ],
+)
+def test_what_aligns_merges_or_asks_for_room_has_a_page_too(here, capsys, words, seen):
+    page = here / "out.html"
+    out = ok(capsys, *words, "--arch", ARCH, "--report", page)
+    assert f"Report: {page}" in out.replace("\n", "") and seen in page.read_text()
+    code, _, err = run(capsys, *words, "--arch", ARCH, "--report", page)
+    assert code == 2 and "add --force" in err
+
+
 # ------------------------------------------------------------------ the verdict
 
 
@@ -432,8 +448,7 @@ def test_version(capsys):
 def test_every_command_has_json_force_and_debug():
     for command in COMMANDS:
         words = program(command, "--help", COLUMNS="200").stdout
-        assert "--json" in words and "--debug" in words
-        assert ("--force" in words) == (command != "capacity"), "only what writes can overwrite"
+        assert all(option in words for option in ("--json", "--debug", "--force"))
 
 
 def test_as_a_process_stdout_is_json_and_colours_are_off(play, tmp_path):
@@ -709,9 +724,10 @@ def test_training_repeats_and_leaves_the_global_generator_alone():
 
 
 def test_paths_are_not_names_of_the_machine():
-    root = Path(compare.__file__).parent
-    for name in ("cli", "compare", "workbench", "report", "demo", "architecture"):
-        text = (root / f"{name}.py").read_text()
+    files = list(Path(compare.__file__).parent.rglob("*.py"))
+    assert len(files) > 50
+    for file in files:
+        text = file.read_text()
         assert "/work" not in text and "/tmp" not in text and "/root" not in text
 
 

@@ -98,7 +98,7 @@ def _say_change(out: Console, done: Comparison | Aligned) -> None:
         out.print(printable(line))
 
 
-def say_comparison(found: Comparison, report: Path | None) -> None:
+def say_comparison(found: Comparison) -> None:
     """`compare`."""
     out = console()
     out.print(f"{found.verdict.words[0].upper()}{found.verdict.words[1:]}", style="bold")
@@ -111,8 +111,6 @@ def say_comparison(found: Comparison, report: Path | None) -> None:
         layers.add_row(printable(x.name), shape, *numbers)
     out.print(layers)
     _say_notes(out, found.notes)
-    if report:
-        out.print(f"Report: {printable(str(report))}", soft_wrap=True)
 
 
 def say_aligned(done: Aligned) -> None:
@@ -157,7 +155,7 @@ def say_room(found: Room) -> None:
     out.print(table)
 
 
-def say_walked(done: Walked, report: Path | None = None) -> None:
+def say_walked(done: Walked) -> None:
     """`walk`."""
     out = console()
     if done.scores:
@@ -169,8 +167,6 @@ def say_walked(done: Walked, report: Path | None = None) -> None:
     for line in done.remarks():
         out.print(printable(line))
     out.print(f"Written: {printable(done.out)}", soft_wrap=True)
-    if report:
-        out.print(f"Report: {printable(str(report))}", soft_wrap=True)
 
 
 def say_perturbed(done: Perturbed) -> None:
@@ -188,7 +184,7 @@ def say_perturbed(done: Perturbed) -> None:
     out.print(f"Written: {printable(done.out)}", soft_wrap=True)
 
 
-def say_trial(done: Trial, report: Path | None = None) -> None:
+def say_trial(done: Trial) -> None:
     """`stability`."""
     out, found = console(), done.found
     proven = any(step.with_data is not None for step in found.steps)
@@ -205,21 +201,17 @@ def say_trial(done: Trial, report: Path | None = None) -> None:
     out.print(table)
     for line in done.remarks():
         out.print(printable(line))
-    if report:
-        out.print(f"Report: {printable(str(report))}", soft_wrap=True)
 
 
-def say_watched(done: Watched, file: Path, report: Path | None = None) -> None:
+def say_watched(done: Watched) -> None:
     """`watch`."""
     out = console()
     right = f", {done.accuracy:.1%} right on examples not learnt" if done.accuracy is not None else ""
     out.print(f"{done.steps} steps{right}; {done.records} records took {done.overhead:.1%} of the rest of the run.")
-    out.print(f"Recording: {printable(str(file))}; weightspace paths draws it.", soft_wrap=True)
-    if report:
-        out.print(f"Report: {printable(str(report))}", soft_wrap=True)
+    out.print(f"Recording: {printable(done.out)}; weightspace paths draws it.", soft_wrap=True)
 
 
-def say_paths(found: Passages, report: Path | None = None) -> None:
+def say_paths(found: Passages) -> None:
     """`paths`."""
     out = console()
     table = _table(
@@ -241,11 +233,9 @@ def say_paths(found: Passages, report: Path | None = None) -> None:
         out.print(f"Early to mid cross-path ratio: {found.ratio:.3f}. It did not tell the error in our experiments.")
     for line in found.remarks():
         out.print(printable(line))
-    if report:
-        out.print(f"Report: {printable(str(report))}", soft_wrap=True)
 
 
-def say_informed(done: Informed, report: Path | None = None) -> None:
+def say_informed(done: Informed) -> None:
     """`inform`."""
     out = console()
     table = _table("method", "information, nats", "bits an example", "weights known", "code length, nats", "products")
@@ -277,11 +267,9 @@ def say_informed(done: Informed, report: Path | None = None) -> None:
         )
     for line in done.remarks():
         out.print(printable(line))
-    if report:
-        out.print(f"Report: {printable(str(report))}", soft_wrap=True)
 
 
-def say_tasks(done: Apart, report: Path | None = None) -> None:
+def say_tasks(done: Apart) -> None:
     """`tasks`."""
     out, found = console(), done.found
     table = _table("known \\ to be learnt", "examples", "C, nats", *(printable(name) for name in found.names))
@@ -297,11 +285,9 @@ def say_tasks(done: Apart, report: Path | None = None) -> None:
         )
     for line in done.remarks():
         out.print(printable(line))
-    if report:
-        out.print(f"Report: {printable(str(report))}", soft_wrap=True)
 
 
-def say_certified(done: Certified, report: Path | None = None) -> None:
+def say_certified(done: Certified) -> None:
     """`certify`."""
     out, found = console(), done.found
     table = _table("inequality", "error on new data, at most", "", "note")
@@ -321,5 +307,3 @@ def say_certified(done: Certified, report: Path | None = None) -> None:
         out.print(printable(line))
     if done.out:
         out.print(f"Written: {printable(done.out)}", soft_wrap=True)
-    if report:
-        out.print(f"Report: {printable(str(report))}", soft_wrap=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import mean
 
 import plotly.graph_objects as go
@@ -11,10 +12,10 @@ from weightspace.net import WeightspaceError
 from weightspace.page import Card, Figure, Page, Table
 from weightspace.periods import CriticalPeriod
 from weightspace.report import AFTER, BEFORE, COLOURS, INK, band, finite, plot_of
-from weightspace.walk import Picture, Walked
-from weightspace.watching import ANCHOR, Passages
+from weightspace.walk import Picture, Room, Walked
+from weightspace.watching import ANCHOR, Passages, Watched, passages
 
-__all__ = ["paths_page", "period_figure", "walk_page"]
+__all__ = ["paths_page", "period_figure", "room_page", "walk_page", "watch_page"]
 
 _RUNS = {"within the budget": AFTER, "plain descent": BEFORE}
 _DASHES = {"kept": "solid", "new": "dot"}
@@ -49,14 +50,29 @@ def walk_page(done: Walked, name: str = "Walk", command: str = "") -> Page:
     return Page(name, headline, lead, "good", command, cards, parts, done.remarks())
 
 
+def room_page(found: Room, name: str = "Capacity", command: str = "") -> Page:
+    """How much room there is to learn, before anything is moved."""
+    headline = f"{found.free:.1%} of what the new data ask for leaves the kept outputs alone"
+    lead = (
+        f"The outputs of {found.name} on {found.examples} examples are to be kept: {found.rows:,} numbers, for "
+        f"{found.weights:,} weights. So much of the new task's gradient moves none of them, to first order."
+    )
+    cards = [Card("Free, to first order", "", f"{found.free:.1%}", "of the gradient's length")]
+    if found.layers is not None:
+        beside = "what every layer is given stays"
+        cards.append(Card("Free, for steps of any length", "", f"{found.layers:.1%}", beside))
+    figures = [_tradeoff(found.tradeoff), _spectrum({"now": found.spectrum})]
+    return Page(name, headline, lead, "plain", command, cards, figures)
+
+
 def _figures(seen: Picture, budget: float | None) -> list[Figure]:
     figures = [_plane(seen)]
     if any(seen.scores.values()):
         figures.append(_scores(seen))
     figures.append(_drift(seen, budget))
     if seen.tradeoff:
-        figures.append(_tradeoff(seen))
-    figures.append(_spectrum(seen))
+        figures.append(_tradeoff(seen.tradeoff))
+    figures.append(_spectrum(dict(zip(("before", "after"), seen.spectrum, strict=True))))
     return figures
 
 
@@ -115,8 +131,8 @@ def _drift(seen: Picture, budget: float | None) -> Figure:
     return Figure("Drift, step by step", caption, plot, wide=False)
 
 
-def _tradeoff(seen: Picture) -> Figure:
-    drift, progress = zip(*seen.tradeoff, strict=True)
+def _tradeoff(pairs: Sequence[tuple[float, float]]) -> Figure:
+    drift, progress = zip(*pairs, strict=True)
     whole = progress[-1] or 1.0
     curve = go.Scatter(
         x=list(drift), y=[p / whole for p in progress], mode="lines+markers", line={"color": AFTER, "width": 3}
@@ -131,13 +147,14 @@ def _tradeoff(seen: Picture) -> Figure:
     return Figure("What progress costs", caption, plot, wide=False)
 
 
-def _spectrum(seen: Picture) -> Figure:
+def _spectrum(spectra: Mapping[str, Sequence[float]]) -> Figure:
     traces = []
-    for values, label, colour in zip(seen.spectrum, ("before", "after"), (BEFORE, AFTER), strict=True):
+    for label, values in spectra.items():
+        colour = BEFORE if label == "before" else AFTER
         kept = [v for v in values if v > _LEAST * values[0]]
         x = list(range(1, len(kept) + 1))
         traces.append(go.Scatter(x=x, y=kept, name=label, mode="lines", line={"color": colour, "width": 3}))
-    plot = plot_of(traces)
+    plot = plot_of(traces, legend=len(traces) > 1)
     plot.update_xaxes(title_text="direction, from the stiffest")
     plot.update_yaxes(title_text="eigenvalue", type="log", exponentformat="power")
     caption = (
@@ -200,6 +217,11 @@ def period_figure(found: CriticalPeriod, fisher: CriticalPeriod | None = None) -
 
 
 # ------------------------------------------------------------------ a recorded run
+
+
+def watch_page(done: Watched) -> Page:
+    """Where examples go through the network of a run that was recorded just now."""
+    return paths_page(passages(Path(done.out)))
 
 
 def paths_page(found: Passages, name: str = "Paths", command: str = "") -> Page:

@@ -1,0 +1,99 @@
+"""What commands show: progress while they work, and the answer as a page, as JSON or in words."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weightspace.text import console, printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from weightspace.compare import Progress
+    from weightspace.workbench import Bench
+
+__all__ = ["answer", "opened", "print_json", "progress"]
+
+
+@contextmanager
+def opened(
+    arch: str | None,
+    paths: list[Path],
+    data: str | None,
+    example: str | None,
+    trust_code: bool,
+    seed: int,
+    limit: int = 2048,
+    method: str = "auto",
+) -> Iterator[Bench]:
+    """What the options name, opened, with the progress shown while it is used."""
+    from weightspace.workbench import Bench
+
+    with progress() as step:
+        options: dict[str, Any] = {"limit": limit, "method": method, "trust_code": trust_code, "seed": seed}
+        yield Bench.open(arch, paths, data, example, progress=step, **options)
+
+
+@contextmanager
+def progress(beside: Console | None = None) -> Iterator[Progress]:
+    """On a terminal a bar or a spinner; else one plain line for every new thing that is done. On stderr.
+
+    Where the command itself prints to a terminal meanwhile, the bar keeps out of the way of that console, `beside`.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = beside if beside and beside.is_terminal else Console(stderr=True)
+    if not console.is_terminal:
+        said: set[str] = set()
+
+        def tell(what: str, done: int, total: int) -> None:
+            if what not in said:
+                said.add(what)
+                print(f"{printable(what)} ...", file=sys.stderr, flush=True)
+
+        yield tell
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        bar = bars.add_task("starting", total=None)
+
+        def show(what: str, done: int, total: int) -> None:
+            bars.update(bar, description=printable(what), completed=done, total=total or None)
+
+        yield show
+
+
+def answer(
+    done: Any,
+    say: Callable[..., None],
+    as_json: bool,
+    report: Path | None = None,
+    page: str = "",
+) -> None:
+    """The page if one is wanted, by a function named "room:function"; then `done` as JSON, or in words."""
+    if report:
+        from importlib import import_module
+
+        from weightspace.page import save
+
+        room, _, function = page.partition(":")
+        save([getattr(import_module(f"weightspace.{room}"), function)(done)], report)
+    if as_json:
+        print_json(done.data())
+        return
+    say(done)
+    if report:
+        console().print(f"Report: {printable(str(report))}", soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """JSON has no NaN and no infinity: null."""
+    from weightspace.description import plain
+
+    print(json.dumps(plain(value), indent=1, allow_nan=False))
