@@ -44,11 +44,11 @@ def cycle(top: float) -> Callable[[float], float]:
     )
 
 
-def jitter(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Images turned by up to 12 degrees, sheared, scaled and moved by about a tenth."""
+def jitter(x: Tensor, generator: torch.Generator, share: float = 1.0) -> Tensor:
+    """Images turned by up to 12 degrees, sheared, scaled and moved by about a tenth; or by a `share` of that."""
 
     def draw(size: float) -> Tensor:
-        return (torch.rand(len(x), generator=generator) * 2 - 1) * size
+        return (torch.rand(len(x), generator=generator) * 2 - 1) * size * share
 
     turn, wide, high, shear = draw(math.radians(12)), 1 + draw(0.12), 1 + draw(0.12), draw(0.15)
     first = torch.stack([wide * turn.cos(), shear - wide * turn.sin(), draw(0.1)], 1)

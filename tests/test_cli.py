@@ -282,7 +282,10 @@ def test_report_is_written(here, capsys):
 @pytest.mark.parametrize(
     ("words", "seen"),
     [
-        (("align", "b.safetensors", "--to", "a.safetensors", "--data", "data.npz", "-o", "c.safetensors"), "renumbered"),
+        (
+            ("align", "b.safetensors", "--to", "a.safetensors", "--data", "data.npz", "-o", "c.safetensors"),
+            "renumbered",
+        ),
         (("merge", "a.safetensors", "b.safetensors", "--data", "data.npz", "-o", "m.safetensors"), "averaged into one"),
         (("capacity", "a.safetensors", "--keep", "data.npz", "--learn", "data.npz"), "What progress costs"),
     ],
@@ -449,6 +452,12 @@ def test_every_command_has_json_force_and_debug():
     for command in COMMANDS:
         words = program(command, "--help", COLUMNS="200").stdout
         assert all(option in words for option in ("--json", "--debug", "--force"))
+
+
+def test_the_package_is_a_program_too():
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run([sys.executable, "-m", "weightspace", "align"], capture_output=True, text=True, env=env)
+    assert done.returncode == 2 and done.stderr.startswith("weightspace: Missing") and "Traceback" not in done.stderr
 
 
 def test_as_a_process_stdout_is_json_and_colours_are_off(play, tmp_path):

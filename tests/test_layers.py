@@ -12,7 +12,7 @@ ROOMS = """net model | examples task datasets entry pickled checkpoint architect
     curvature posterior quadratic langevin attribution description envelope structure transfer scores risk
     descent pac acting equivariance nuisance | path diffusion escape trail recording surface ensembles pruning
     flows optim dynamics adapters periods | compare workbench walk page report watching wayside trial inquiry
-    answers demo text cli.options cli.shown cli.networks cli.moves cli.questions cli"""
+    answers demo text cli.options cli.shown cli.networks cli.moves cli.questions cli __main__"""
 ORDER = ROOMS.replace("|", "").split()
 LATE = {("symmetry", "path")}  # a barrier is measured along a path; but for this, only commands import late
 

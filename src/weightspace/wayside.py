@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
@@ -61,7 +62,7 @@ def room_page(found: Room, name: str = "Capacity", command: str = "") -> Page:
     if found.layers is not None:
         beside = "what every layer is given stays"
         cards.append(Card("Free, for steps of any length", "", f"{found.layers:.1%}", beside))
-    figures = [_tradeoff(found.tradeoff), _spectrum({"now": found.spectrum})]
+    figures = [_tradeoff(found.tradeoff), replace(_spectrum({"now": found.spectrum}), wide=False)]
     return Page(name, headline, lead, "plain", command, cards, figures)
 
 
@@ -156,7 +157,7 @@ def _spectrum(spectra: Mapping[str, Sequence[float]]) -> Figure:
         traces.append(go.Scatter(x=x, y=kept, name=label, mode="lines", line={"color": colour, "width": 3}))
     plot = plot_of(traces, legend=len(traces) > 1)
     plot.update_xaxes(title_text="direction, from the stiffest")
-    plot.update_yaxes(title_text="eigenvalue", type="log", exponentformat="power")
+    plot.update_yaxes(title_text="eigenvalue", type="log", exponentformat="power", dtick="D2")
     caption = (
         "The metric's eigenvalues: what a step in a direction does to the kept outputs, squared. All directions that "
         "are not shown are softer, and most of weight space is flat."
