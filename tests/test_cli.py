@@ -404,6 +404,39 @@ def test_a_hugging_face_folder_needs_no_arch(here, capsys):
     assert seen["architecture"] == "LlamaForCausalLM" and seen["verdict"]["kind"] == "independent"
 
 
+def test_a_folder_whose_layers_transformers_has_renamed_is_read_and_written(here, capsys):
+    """Vision transformers are stored under the names of an older class; what is written transformers reads again."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.ViTConfig(**sizes, image_size=8, patch_size=4, num_labels=3)
+    models = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        models.append(transformers.ViTForImageClassification(config).eval())
+        models[-1].save_pretrained(here / f"m{seed}")
+    out = here / "m1" / "model.safetensors"
+    stored = set(load_file(out))
+    assert stored != set(models[1].state_dict()), "nothing was renamed: this test asks nothing"
+    run_json(capsys, "align", here / "m1", "--to", here / "m0", "-o", out, "--force")
+    moved = transformers.ViTForImageClassification.from_pretrained(here / "m1").eval()
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.allclose(moved(x).logits, models[1](x).logits, atol=1e-5)
+    assert not torch.equal(moved.state_dict()["classifier.weight"], models[1].state_dict()["classifier.weight"])
+    told = here / "m0" / "config.json"
+    told.write_text(json.dumps({**json.loads(told.read_text()), "hidden_size": 32}))
+    capsys.readouterr()
+    code, _, err = run(capsys, "compare", here / "m0", here / "m1")
+    assert code == 2 and "not the same architecture" in err and "Traceback" not in err
+
+
+def test_an_image_network_of_transformers_brings_its_own_example(here, capsys):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ResNetConfig(embedding_size=4, hidden_sizes=[4, 6], depths=[1, 1], layer_type="basic")
+    transformers.ResNetForImageClassification(config).save_pretrained(here / "m")
+    assert run_json(capsys, "read", here / "m")["axes"]
+
+
 def test_hugging_face_without_transformers_says_what_to_install(here, monkeypatch):
     (here / "config.json").write_text("{}")
     monkeypatch.setitem(sys.modules, "transformers", None)

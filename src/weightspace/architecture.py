@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import io
 import json
 import math
 import os
@@ -16,6 +17,7 @@ import re
 import sys
 import types
 from collections.abc import Iterator, Mapping
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ _PT2 = (
 )
 _HF = "needs transformers; install it by pip install 'weightspace[hf]', or give --arch"
 _LARGEST_EXAMPLE = 1 << 28
+_IMAGE = 64  # side of an image for a network that takes any
 
 
 class ArchitectureError(WeightspaceError):
@@ -218,12 +221,9 @@ def example_of(module: nn.Module) -> Any:
     if own is not None:
         return own
     config = getattr(module, "config", None)
-    if (
-        getattr(module, "main_input_name", "") == "pixel_values"
-        and config is not None
-        and hasattr(config, "image_size")
-    ):
-        size = config.image_size if isinstance(config.image_size, (list, tuple)) else [config.image_size] * 2
+    if config is not None and getattr(module, "main_input_name", "") == "pixel_values":
+        size = getattr(config, "image_size", _IMAGE)
+        size = size if isinstance(size, (list, tuple)) else [size] * 2
         return {"pixel_values": torch.randn(2, getattr(config, "num_channels", 3), *size)}
     if config is not None and getattr(module, "main_input_name", "") == "input_ids":
         return {"input_ids": torch.arange(16).reshape(2, 8).remainder(getattr(config, "vocab_size", 16))}
@@ -295,8 +295,11 @@ class _Under(Mapping[str, Tensor]):
         return None if told is None else {name.removeprefix(self._prefix): value for name, value in told.items()}
 
 
-def _named(template: Net, source: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The tensors under the names of the architecture, where a common prefix ("model.") is all that is in the way."""
+def _named(template: Net, source: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor]:
+    """The tensors under the names of the architecture, where a common prefix ("model.") is all that is in the way.
+
+    Or where transformers has renamed its layers since the folder was written, and translates.
+    """
     own = {*dict(template.architecture.named_parameters(remove_duplicate=False))}
     own |= {*dict(template.architecture.named_buffers(remove_duplicate=False))}
     names = list(source)
@@ -305,7 +308,22 @@ def _named(template: Net, source: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         if {name.removeprefix(prefix) for name in names} <= own:
             return _Under(source, prefix)
         prefix = prefix[:-1].rpartition(".")[0] + "."
-    return source
+    strange = not {*dict(template.architecture.named_parameters())} <= {*names}
+    return _translated(template, path) or source if strange and (path / "config.json").is_file() else source
+
+
+def _translated(template: Net, folder: Path) -> dict[str, Tensor]:
+    """What transformers reads in a folder, under the names that it gives layers today; nothing if that does not fit."""
+    kind: Any = type(template.architecture)
+    if not kind.__module__.startswith("transformers."):
+        return {}
+    options = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
+    try:
+        with redirect_stderr(io.StringIO()):
+            model, seen = kind.from_pretrained(folder, dtype="auto", output_loading_info=True, **options)
+    except Exception:  # the names that do not fit are what the user is told
+        return {}
+    return {} if seen["missing_keys"] or seen["mismatched_keys"] else dict(model.state_dict())
 
 
 def check(template: Net, path: Path) -> None:
@@ -315,7 +333,7 @@ def check(template: Net, path: Path) -> None:
     opened = checkpoint.read(path)
     shapes, dtypes = opened.shapes, opened.dtypes
     hollow = {name: torch.empty(shapes[name], dtype=dtypes[name], device="meta") for name in opened}
-    _fit(template, _named(template, hollow), path)
+    _fit(template, _named(template, hollow, path), path)
 
 
 def _fit(template: Net, tensors: Mapping[str, Tensor], path: Path) -> Net:
@@ -336,7 +354,7 @@ def load(template: Net, path: Path, trust_code: bool = False) -> tuple[Net, Mapp
     else:
         source = checkpoint.read(path)
         metadata = dict(source.metadata)
-    source = _named(template, source)
+    source = _named(template, source, path)
     net = _fit(template, source, path)
     bad = [*net.weights.unusable(), *net.state.unusable()]
     if bad:
