@@ -487,6 +487,15 @@ def test_every_command_has_json_force_and_debug():
         assert all(option in words for option in ("--json", "--debug", "--force"))
 
 
+def test_what_a_factory_prints_does_not_get_into_the_json(here, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(here))
+    (here / "loud.py").write_text("from tinynets import mlp\n\ndef net():\n    print('hello')\n    return mlp()\n")
+    code, out, err = run(capsys, "read", "--arch", "loud:net", "--example", "2x6", "--json")
+    assert code == 0 and json.loads(out)["axes"] and "hello" in err, err
+    code, out, _ = run(capsys, "read", "--arch", "loud:net", "--example", "2x6")
+    assert code == 0 and "hello" in out
+
+
 def test_the_package_is_a_program_too():
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     done = subprocess.run([sys.executable, "-m", "weightspace", "align"], capture_output=True, text=True, env=env)

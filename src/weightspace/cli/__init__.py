@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,7 @@ import typer
 
 from weightspace.cli import moves, networks, questions
 from weightspace.cli.options import Debug, Force, Json, Seed
-from weightspace.cli.shown import print_json, progress
+from weightspace.cli.shown import answers_alone, print_json, progress
 from weightspace.text import console, printable
 
 __all__ = ["app", "main"]
@@ -39,7 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
         with warnings.catch_warnings():
             if "--debug" not in given:
                 warnings.simplefilter("ignore")
-            code = int(app(given, prog_name="weightspace", standalone_mode=False) or 0)
+            with answers_alone() if "--json" in given else nullcontext():
+                code = int(app(given, prog_name="weightspace", standalone_mode=False) or 0)
     except (KeyboardInterrupt, typer.Abort):
         code = _STOPPED
     except BrokenPipeError:

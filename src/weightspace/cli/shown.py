@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from weightspace.text import console, printable
 
@@ -17,7 +18,20 @@ if TYPE_CHECKING:
     from weightspace.compare import Progress
     from weightspace.workbench import Bench
 
-__all__ = ["answer", "opened", "print_json", "progress"]
+__all__ = ["answer", "answers_alone", "opened", "print_json", "progress"]
+
+_ANSWERS: ContextVar[TextIO | None] = ContextVar("answers", default=None)  # where JSON goes; None: stdout
+
+
+@contextmanager
+def answers_alone() -> Iterator[None]:
+    """What else is printed meanwhile, by the user's own code too, goes to stderr: on stdout there is JSON alone."""
+    token = _ANSWERS.set(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _ANSWERS.reset(token)
 
 
 @contextmanager
@@ -96,4 +110,4 @@ def print_json(value: Any) -> None:
     """JSON has no NaN and no infinity: null."""
     from weightspace.description import plain
 
-    print(json.dumps(plain(value), indent=1, allow_nan=False))
+    print(json.dumps(plain(value), indent=1, allow_nan=False), file=_ANSWERS.get() or sys.stdout)
