@@ -209,10 +209,10 @@ class _Run:
                 break
             if self.held is not None:
                 wanted = self.held.shaped(wanted.flat() * self.held.flat())
-            if not float(wanted.flat().abs().max()):
+            if not any(wanted.flat().aminmax()):
                 why = "goal"
                 break
-            length, state = self._length(size, k / steps), self._adam.state() if self._adam else {}
+            length, state = self._length(size, k / steps), self._snapshot(self._adam)
             found = self._step(wanted, length)
             if isinstance(found, str):
                 why = found
@@ -226,6 +226,10 @@ class _Run:
                 break
         return self._done(why)
 
+    def _snapshot(self, adam: Adam | None) -> dict[str, Tensor]:
+        """What a step that is refused for its held-out drift must bring back; no other accepted step is taken back."""
+        return adam.state() if adam is not None and self.limit is not None else {}
+
     def _length(self, size: Size, done: float) -> float:
         length = size(done) if callable(size) else size
         if not 0 <= length < math.inf:
@@ -235,7 +239,7 @@ class _Run:
     def _step(self, wanted: Weights, length: float) -> tuple[Net, float, float, float] | str:
         """The longest step up to `length` that keeps the budget: network, predicted drift, length, drift."""
         if not isinstance(self.metric, Pullback):
-            net = self._clipped(self.net + length * self.metric.steepest(self.net, wanted))
+            net = self._clipped(_moved(self.net, self.metric.steepest(self.net, wanted), length))
             bad = net.weights.unusable()
             return f"nan in {bad[0]}" if bad else (net, math.nan, length, math.nan)
         modes = self.metric.modes(self.net, wanted)
@@ -321,7 +325,7 @@ class _Run:
         last = min(steps - 1, round(_TIGHTENING * steps))
         every = max(1, min(_TIGHTEN_EVERY, last // 10))
         for k in range(self.begun, steps):
-            cut, state = self.cut, adam.state()
+            cut, state = self.cut, self._snapshot(adam)
             if k == last or (k < last and k % every == 0):
                 worth = self._worth(adam) if adam.seen else None
                 cut = self._tighter(goal, share_at(goal.sparsity, k / last if last else 1.0), group, worth)
@@ -334,7 +338,7 @@ class _Run:
             for mask in (cut, self.held):
                 wanted = wanted if mask is None else mask.shaped(wanted.flat() * mask.flat())
             rate = self._length(size, k / steps) if callable(size) else size * (1 + math.cos(math.pi * k / steps)) / 2
-            net = net + rate * adam.steepest(net, wanted)
+            net = _moved(net, adam.steepest(net, wanted), rate)
             if cut is not None:  # momentum of what was cut
                 net = net.at(net.weights.shaped(net.weights.flat() * cut.flat()))
             if bad := net.weights.unusable():
@@ -431,6 +435,11 @@ class _Run:
         if self.held is None or self.cut is None:
             return self.held if self.cut is None else self.cut
         return self.cut.shaped(self.cut.flat() * self.held.flat())
+
+
+def _moved(net: Net, vector: Weights, length: float) -> Net:
+    """w + length v, in one pass over the weights."""
+    return net.at(net.weights.shaped(torch.add(net.weights.flat(), vector.flat(), alpha=length)))
 
 
 def _already(net: Net, mask: Weights) -> Weights:

@@ -96,7 +96,7 @@ class Adam:
     beta: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     seen: int = field(default=0, compare=False)
-    _moments: tuple[Weights, Weights] | None = field(default=None, repr=False, compare=False)
+    _moments: tuple[Tensor, Tensor] | None = field(default=None, repr=False, compare=False)  # flat, changed in place
 
     def begin(self) -> Adam:
         """The same, having seen nothing."""
@@ -111,26 +111,27 @@ class Adam:
         """sqrt(h), a number for every weight. Raises `WeightspaceError` before a covector was seen."""
         if self._moments is None:
             raise WeightspaceError("this metric is made of the gradients seen, and none was; take a step first")
-        net.weights.check(self._moments[1])
-        return (self._moments[1] / (1 - self.beta[1] ** self.seen)).map(torch.sqrt)
+        return net.weights.shaped((self._moments[1] / (1 - self.beta[1] ** self.seen)).sqrt_())
 
     def steepest(self, net: Net, covector: Weights) -> Weights:
         """The step of learning rate one. Raises `WeightspaceError` for NaN or infinity."""
         _usable(net, covector)
-        mean, square = self._moments or (covector.zeros(), covector.zeros())
         (b1, b2), c = self.beta, covector.flat()
-        mean = mean.shaped(torch.lerp(c, mean.flat(), b1))
-        square = square.shaped(torch.lerp(c.square(), square.flat(), b2))
-        self.seen, self._moments = self.seen + 1, (mean, square)
-        root = (square.flat() / (1 - b2**self.seen)).sqrt_().add_(self.eps)
-        return covector.shaped(mean.flat() / (b1**self.seen - 1) / root)
+        if self._moments is None:
+            self._moments = torch.zeros_like(c), torch.zeros_like(c)
+        mean, square = self._moments
+        mean.lerp_(c, 1 - b1)
+        square.mul_(b2).addcmul_(c, c, value=1 - b2)
+        self.seen += 1
+        root = (square / (1 - b2**self.seen)).sqrt_().add_(self.eps)
+        return covector.shaped(torch.div(mean, root, out=root).div_(b1**self.seen - 1))
 
     def state(self) -> dict[str, Tensor]:
-        """What has been seen, as tensors."""
+        """A copy of what has been seen, as tensors."""
         if self._moments is None:
             return {}
         mean, square = self._moments
-        return {"seen": torch.tensor(self.seen), "mean": mean.flat(), "square": square.flat()}
+        return {"seen": torch.tensor(self.seen), "mean": mean.clone(), "square": square.clone()}
 
     def restore(self, net: Net, state: Mapping[str, Tensor]) -> None:
         """Have seen what `state` tells, nothing where it is empty."""
@@ -138,7 +139,8 @@ class Adam:
             self.seen, self._moments = 0, None
             return
         self.seen = int(state["seen"])
-        self._moments = net.weights.shaped(state["mean"]), net.weights.shaped(state["square"])
+        like = net.weights.flat()
+        self._moments = state["mean"].to(like, copy=True), state["square"].to(like, copy=True)
 
 
 @dataclass(frozen=True)

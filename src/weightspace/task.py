@@ -397,13 +397,13 @@ def value_and_gradient(goal: Task | Callable[[Net], Tensor], net: Net) -> tuple[
     """L and dL/dw at the net's weights, as `gradient`, in one pass."""
     factor = torch.ones(())
     with torch.enable_grad():
-        vector = _checked(net).weights.map(lambda w: w.detach().clone().requires_grad_(w.is_floating_point()))
+        vector = _checked(net).weights.map(lambda w: w.detach().requires_grad_(w.is_floating_point()))
         leaf = net.at(vector)
         if isinstance(goal, Task):
             factor, value = goal._backward(leaf)
         else:
             value = _descend(goal(leaf))
-    return value, vector.map(lambda w: torch.zeros_like(w) if w.grad is None else w.grad * factor.to(w))
+    return value, vector.map(lambda w: torch.zeros_like(w) if w.grad is None else w.grad.mul_(factor.to(w)))
 
 
 def carried(x: Any, net: Net) -> Any:
