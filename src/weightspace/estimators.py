@@ -43,6 +43,7 @@ __all__ = [
 
 TRACES = ("hutch++", "xtrace", "hutchinson")
 _INVARIANT = 1e-6
+_KEPT = 0.7  # of a vector, by an orthogonalisation that need not be made again
 _SINGLE = 1e-8  # rounding that float32 adds nothing to
 _RANK, _SAMPLES, _STEPS = 256, 6, 30
 
@@ -96,7 +97,7 @@ class Linear(Protocol):
 
 def _times(a: Linear, v: Tensor) -> Tensor:
     found = (a @ v).to(v)
-    if not bool(found.isfinite().all()):
+    if not bool(found.sum().isfinite() or found.isfinite().all()):  # a sum may overflow; NaN and infinity stay in it
         raise OperatorError("the operator gave NaN or infinity; look for it in the data and the weights")
     return found
 
@@ -222,9 +223,7 @@ def lanczos(a: Linear, start: Tensor, steps: int, tolerance: float = 0.0, wanted
         w = _times(a, space[k])
         matrix[k, k] = float(w @ space[k])
         scale = max(scale, abs(float(matrix[k, k])))
-        for _ in range(2):
-            w = w - space[: k + 1].T @ (space[: k + 1] @ w)
-        rest = float(torch.linalg.vector_norm(w, dtype=torch.float64))
+        w, rest = _orthogonal(w, space[: k + 1])
         if rest <= _INVARIANT * scale:
             rest = 0.0
         done = bool(wanted) and k % 5 == 4 and _settled(matrix[: k + 1, : k + 1], rest, tolerance, wanted)
@@ -233,6 +232,22 @@ def lanczos(a: Linear, start: Tensor, steps: int, tolerance: float = 0.0, wanted
         matrix[k, k + 1] = matrix[k + 1, k] = rest
         space[k + 1] = w / rest
     return Krylov(space[: k + 1], matrix[: k + 1, : k + 1], size, rest)
+
+
+def _orthogonal(w: Tensor, rows: Tensor) -> tuple[Tensor, float]:
+    """w without its part in the span of orthonormal rows, and its norm.
+
+    First without the last two rows, which hold nearly all of it in a Krylov space; then without all; and again where
+    that took much away, for what a pass leaves of the rows is rounding, as a share of what it took.
+    """
+    w = w - rows[-2:].T @ (rows[-2:] @ w)
+    before = float(torch.linalg.vector_norm(w, dtype=torch.float64))
+    for _ in range(2):
+        w = w - rows.T @ (rows @ w)
+        after = float(torch.linalg.vector_norm(w, dtype=torch.float64))
+        if after > _KEPT * before:
+            break
+    return w, after
 
 
 def _settled(matrix: Tensor, rest: float, tolerance: float, wanted: int) -> bool:

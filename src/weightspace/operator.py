@@ -290,11 +290,13 @@ def jacobian(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> 
         return leaf, out
 
     def pull(u: Tensor) -> Tensor:
-        total = torch.zeros_like(flat)
+        total: Tensor | None = None
         with math_attention(), torch.enable_grad():
             for k, part in enumerate(u.to(flat).split(sizes)):
                 leaf, out = outputs(k)
-                total += torch.autograd.grad(out, leaf, part, retain_graph=keep)[0]
+                found = torch.autograd.grad(out, leaf, part, retain_graph=keep)[0]
+                total = found if total is None else total.add_(found)
+        assert total is not None, "a task has a batch"
         return total
 
     return Operator(sum(sizes), len(flat), push, pull)
