@@ -30,6 +30,7 @@ EPOCHS = 4  # of every task; three times as many of all at once
 BATCH, REHEARSED = 32, 32
 KEPT = 25  # images a task
 OUTER, ROWS, LENGTH, BUDGET = 12, 50, 0.02, 4.0  # of the invariant path: steps a task, images, length, drift
+LAYERED = 4  # steps a task in the layers' null spaces
 
 
 class Hundred(split.Stage):
@@ -114,7 +115,7 @@ def teacher(lab: Hundred, net: ws.Net, memory: ws.Task, seed: int) -> Any:
 def layers(lab: Hundred, net: ws.Net, memory: ws.Task, seed: int) -> ws.Net:
     """In the null spaces of what the layers are given by the memory."""
     goal = ws.learn(lab.own(lab.new), 256, seed, augment=shifted)
-    return _walked(lab, net, goal, ws.Pullback(memory, solver="layer"), corrections=0)
+    return _walked(lab, net, goal, ws.Pullback(memory, solver="layer"), LAYERED, corrections=0)
 
 
 def path(lab: Hundred, net: ws.Net, memory: ws.Task, seed: int) -> ws.Net:
@@ -122,7 +123,7 @@ def path(lab: Hundred, net: ws.Net, memory: ws.Task, seed: int) -> ws.Net:
     asked = ws.Net.of(Asked(net.live(), lab.each))
     goal = ws.learn(_asked(lab, lab.new), 256, seed, augment=lambda pair, g: (shifted(pair[0], g), pair[1]))
     metric = ws.Pullback(_asked(lab, memory.take(ROWS, seed)), damping=1e-6, solver="gltr")
-    return net.at(net.weights.shaped(_walked(lab, asked, goal, metric, budget=BUDGET).weights.flat()))
+    return net.at(net.weights.shaped(_walked(lab, asked, goal, metric, OUTER, budget=BUDGET).weights.flat()))
 
 
 class Asked(nn.Module):
@@ -142,8 +143,8 @@ def _asked(lab: Hundred, task: ws.Task) -> ws.Task:
     return ws.Task((x, y // lab.each), y % lab.each)
 
 
-def _walked(lab: Hundred, net: ws.Net, goal: Any, metric: ws.Pullback, **limits: Any) -> ws.Net:
-    steps, size = 1 if lab.quick else OUTER, LENGTH * float(net.weights.norm())
+def _walked(lab: Hundred, net: ws.Net, goal: Any, metric: ws.Pullback, steps: int, **limits: Any) -> ws.Net:
+    steps, size = 1 if lab.quick else steps, LENGTH * float(net.weights.norm())
     return ws.flow(net, goal, metric, steps=steps, size=size, save=steps, **limits)[-1]
 
 
