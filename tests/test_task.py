@@ -267,6 +267,19 @@ def test_a_goal_without_gradient_is_refused(net):
 # unions and segments
 
 
+def test_a_layer_that_writes_into_its_weights_leaves_the_network_alone():
+    class Clipped(nn.Linear):
+        def forward(self, x):
+            self.weight.data.clamp_(-0.01, 0.01)
+            return super().forward(x)
+
+    x, y = draw(SIZE)
+    clipped = Net.of(Clipped(x.shape[1], CLASSES).double())
+    before = clipped.weights.clone()
+    gradient(Task(x, y), clipped)
+    assert torch.equal(clipped.weights.flat(), before.flat())
+
+
 def test_labels_are_those_of_the_batches_in_their_order():
     x, y = draw(SIZE)
     whole, some = Task(x, y, batch=4), Task(DataLoader(TensorDataset(x, y), batch_size=4))

@@ -397,7 +397,7 @@ def value_and_gradient(goal: Task | Callable[[Net], Tensor], net: Net) -> tuple[
     """L and dL/dw at the net's weights, as `gradient`, in one pass."""
     factor = torch.ones(())
     with torch.enable_grad():
-        vector = _checked(net).weights.map(lambda w: w.detach().requires_grad_(w.is_floating_point()))
+        vector = _checked(net).weights.map(lambda w: w.detach().clone().requires_grad_(w.is_floating_point()))
         leaf = net.at(vector)
         if isinstance(goal, Task):
             factor, value = goal._backward(leaf)
