@@ -423,6 +423,8 @@ def test_a_folder_whose_layers_transformers_has_renamed_is_read_and_written(here
     with torch.no_grad():
         assert torch.allclose(moved(x).logits, models[1](x).logits, atol=1e-5)
     assert not torch.equal(moved.state_dict()["classifier.weight"], models[1].state_dict()["classifier.weight"])
+    pair = (here / "m0" / "model.safetensors", here / "m1", "--arch", here / "m0")
+    assert run_json(capsys, "compare", *pair)["verdict"]["kind"] == "independent"
     told = here / "m0" / "config.json"
     told.write_text(json.dumps({**json.loads(told.read_text()), "hidden_size": 32}))
     capsys.readouterr()

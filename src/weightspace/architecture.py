@@ -308,8 +308,9 @@ def _named(template: Net, source: Mapping[str, Tensor], path: Path) -> Mapping[s
         if {name.removeprefix(prefix) for name in names} <= own:
             return _Under(source, prefix)
         prefix = prefix[:-1].rpartition(".")[0] + "."
+    folder = path.parent if path.name == "model.safetensors" else path
     strange = not {*dict(template.architecture.named_parameters())} <= {*names}
-    return _translated(template, path) or source if strange and (path / "config.json").is_file() else source
+    return _translated(template, folder) or source if strange and (folder / "config.json").is_file() else source
 
 
 def _translated(template: Net, folder: Path) -> dict[str, Tensor]:
