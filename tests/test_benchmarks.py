@@ -103,6 +103,13 @@ def test_a_step_is_as_good_as_the_explicit_one(load, tmp_path, monkeypatch):
     assert abs(row.gap) < 1e-5 and row.krylov_gap < 0.05 and row.product > 0
 
 
+def test_a_flow_is_timed_beside_the_loop_that_it_equals(load, tmp_path):
+    flow, table = load("flow"), load("__main__")
+    (row,) = flow.run(["LeNet-300-100"], 4, 2, tmp_path)
+    assert row.apart < 1e-3 and row.weights == 266_610 and row.ratio > 0
+    assert "| LeNet-300-100 | 266,610 |" in table._TABLES["flow"](json.loads((tmp_path / "flow.json").read_text()))
+
+
 def test_steps_of_optimisers_are_timed_in_turns(load, tmp_path):
     optim, table = load("optim"), load("__main__")
     found = optim.run(2, (8, 16, 4), 1 << 16, tmp_path)
