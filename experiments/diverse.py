@@ -56,7 +56,7 @@ def members(lab: Lab, seed: int, kind: str) -> list[ws.Net]:
 
 
 class Threats:
-    """Attacked test images; those of a network that is no ensemble are made once."""
+    """Attacked test images; those of a network that several ensembles are asked about are made once."""
 
     def __init__(self, lab: Lab, seed: int) -> None:
         statistics = STATISTICS.get("cifar10" if "cifar10" in lab.name else "", ([0.0], [1.0]))
@@ -64,20 +64,21 @@ class Threats:
         x, y = tensors(lab.test.take(20 if lab.quick else IMAGES, seed=0))
         self.pixels = ws.Task(x * self.scale + self.shift, y, batch=BATCH)
         self.lab, self.seed = lab, seed
-        self.made: dict[tuple[str, float], ws.Task] = {}
+        self.made: dict[tuple[int, float], ws.Task] = {}
 
     def inside(self, net: ws.Net) -> ws.Net:
         """The network as one of pixels."""
         return ws.Net.of(Pixels(net, self.shift.to(net.device), self.scale.to(net.device)))
 
-    def against(self, name: str, whole: ws.Net, radius: float) -> ws.Task:
+    def against(self, name: str, first: ws.Net, whole: ws.Net, radius: float) -> ws.Task:
         """The images moved to fool the first member, the surrogate, or the ensemble itself."""
         if name == "white box":
             return self._moved(whole, radius)
-        if (name, radius) not in self.made:
-            source = self.lab.net(self.seed if name == "transfer" else SURROGATE)
-            self.made[name, radius] = self._moved(self.inside(source), radius)
-        return self.made[name, radius]
+        source = first if name == "transfer" else self.lab.net(SURROGATE)
+        key = id(source.weights), radius  # the lab holds its networks, so that these stay the same
+        if key not in self.made:
+            self.made[key] = self._moved(self.inside(source), radius)
+        return self.made[key]
 
     def _moved(self, source: ws.Net, radius: float) -> ws.Task:
         with torch.random.fork_rng(devices=[]):
@@ -110,7 +111,7 @@ def measured(lab: Lab, threats: Threats, seed: int, kind: str) -> dict[str, Any]
     row["known"] = sum(seen) / len(seen)
     inside = threats.inside(whole)
     for name in ("transfer", "surrogate", "white box"):
-        row[name] = [ws.accuracy(threats.against(name, inside, radius))(inside) for radius in RADII]
+        row[name] = [ws.accuracy(threats.against(name, nets[0], inside, radius))(inside) for radius in RADII]
     return row
 
 
