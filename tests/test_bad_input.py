@@ -413,8 +413,9 @@ def test_killed_while_writing_leaves_the_old_file(here):
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_ctrl_c_in_the_middle_leaves_nothing(here):
     script = """
-        import sys, time
+        import signal, sys, time
         from weightspace import workbench
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is born deaf to it
         def slow(*args, **kwargs):
             print("matching", flush=True)
             time.sleep(60)
