@@ -62,8 +62,7 @@ class Lab:
     def _mlp(self, depth: str, seed: int) -> ws.Net:
         module = self.perceptron(depth, seed)
         optimiser = torch.optim.Adam(module.parameters(), lr=1e-3)
-        x = self.train.example(len(self.train))
-        y = self.train.labels()
+        x, y = tensors(self.train)
         generator = torch.Generator().manual_seed(seed)
         for _ in range(self.steps):
             some = torch.randint(len(x), (128,), generator=generator)

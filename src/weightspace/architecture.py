@@ -295,11 +295,8 @@ class _Under(Mapping[str, Tensor]):
         return None if told is None else {name.removeprefix(self._prefix): value for name, value in told.items()}
 
 
-def _named(template: Net, source: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor]:
-    """The tensors under the names of the architecture, where a common prefix ("model.") is all that is in the way.
-
-    Or where transformers has renamed its layers since the folder was written, and translates.
-    """
+def _named(template: Net, source: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors under the names of the architecture, where a common prefix ("model.") is all that is in the way."""
     own = {*dict(template.architecture.named_parameters(remove_duplicate=False))}
     own |= {*dict(template.architecture.named_buffers(remove_duplicate=False))}
     names = list(source)
@@ -308,15 +305,17 @@ def _named(template: Net, source: Mapping[str, Tensor], path: Path) -> Mapping[s
         if {name.removeprefix(prefix) for name in names} <= own:
             return _Under(source, prefix)
         prefix = prefix[:-1].rpartition(".")[0] + "."
-    folder = path.parent if path.name == "model.safetensors" else path
-    strange = not {*dict(template.architecture.named_parameters())} <= {*names}
-    return _translated(template, folder) or source if strange and (folder / "config.json").is_file() else source
+    return source
 
 
-def _translated(template: Net, folder: Path) -> dict[str, Tensor]:
-    """What transformers reads in a folder, under the names that it gives layers today; nothing if that does not fit."""
+def _translated(template: Net, path: Path) -> dict[str, Tensor]:
+    """What transformers reads in a folder, under the names that it gives layers today; nothing if that does not fit.
+
+    It has renamed layers of some networks since their folders were written.
+    """
     kind: Any = type(template.architecture)
-    if not kind.__module__.startswith("transformers."):
+    folder = path.parent if path.name == "model.safetensors" else path
+    if not kind.__module__.startswith("transformers.") or not (folder / "config.json").is_file():
         return {}
     options = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
     try:
@@ -328,20 +327,28 @@ def _translated(template: Net, folder: Path) -> dict[str, Tensor]:
 
 
 def check(template: Net, path: Path) -> None:
-    """Raise `WeightspaceError` unless the checkpoint can be opened and its names and shapes fit; reads no tensor."""
+    """Raise `WeightspaceError` unless the checkpoint can be opened and its names and shapes fit.
+
+    Reads no tensor, but of a folder whose names transformers has to translate.
+    """
     if path.suffix == ".pt2":
         return
     opened = checkpoint.read(path)
     shapes, dtypes = opened.shapes, opened.dtypes
     hollow = {name: torch.empty(shapes[name], dtype=dtypes[name], device="meta") for name in opened}
-    _fit(template, _named(template, hollow, path), path)
+    _fit(template, hollow, path)
 
 
-def _fit(template: Net, tensors: Mapping[str, Tensor], path: Path) -> Net:
+def _fit(template: Net, source: Mapping[str, Tensor], path: Path) -> tuple[Net, Mapping[str, Tensor]]:
+    """The network of these tensors, and the tensors under names that fit."""
+    tensors = _named(template, source)
     try:
-        return template.load(tensors)
+        return template.load(tensors), tensors
     except ArchitectureMismatch as error:
-        raise ArchitectureError(f"{path}: {error}") from error
+        tensors = _translated(template, path)
+        if not tensors:
+            raise ArchitectureError(f"{path}: {error}") from error
+    return template.load(tensors), tensors
 
 
 def load(template: Net, path: Path, trust_code: bool = False) -> tuple[Net, Mapping[str, Tensor], dict[str, str]]:
@@ -355,8 +362,7 @@ def load(template: Net, path: Path, trust_code: bool = False) -> tuple[Net, Mapp
     else:
         source = checkpoint.read(path)
         metadata = dict(source.metadata)
-    source = _named(template, source, path)
-    net = _fit(template, source, path)
+    net, source = _fit(template, source, path)
     bad = [*net.weights.unusable(), *net.state.unusable()]
     if bad:
         raise ArchitectureError(f"{path}: NaN or infinity in {bad[0]}; give weights from before training diverged")

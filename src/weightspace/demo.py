@@ -64,7 +64,6 @@ def train(seed: int, data: Task, tick: Callable[[], None] = lambda: None, epochs
         torch.manual_seed(seed)
         module = digits_cnn()
     inputs, labels = data.example(len(data)), data.labels()
-    assert labels is not None
     order = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.Adam(module.parameters(), lr=_RATE)
     per_epoch = len(labels) // _BATCH

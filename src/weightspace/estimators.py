@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from weightspace.net import WeightspaceError
+from weightspace.net import WeightspaceError, finite
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -97,7 +97,7 @@ class Linear(Protocol):
 
 def _times(a: Linear, v: Tensor) -> Tensor:
     found = (a @ v).to(v)
-    if not bool(found.sum().isfinite() or found.isfinite().all()):  # a sum may overflow; NaN and infinity stay in it
+    if not finite(found):
         raise OperatorError("the operator gave NaN or infinity; look for it in the data and the weights")
     return found
 

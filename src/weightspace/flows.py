@@ -320,8 +320,10 @@ class _Run:
         assert isinstance(self.metric, Pullback)
         why, group, adam = "steps", self._group(goal), Adam()
         self._remember(adam)
-        seen, warm = self.metric.task, _TEMPERATURE
-        near = hold(seen, self.start, "kl", batch=goal.batch, seed=goal.seed, temperature=warm, augment=goal.augment)
+        near = hold(
+            self.metric.task, self.start, "kl",
+            batch=goal.batch, seed=goal.seed, temperature=_TEMPERATURE, augment=goal.augment,
+        )  # fmt: skip
         last = min(steps - 1, round(_TIGHTENING * steps))
         every = max(1, min(_TIGHTEN_EVERY, last // 10))
         for k in range(self.begun, steps):

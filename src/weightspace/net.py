@@ -24,6 +24,7 @@ __all__ = [
     "Net",
     "Weights",
     "WeightspaceError",
+    "finite",
     "checked",
     "math_attention",
     "squared_distance",
@@ -226,9 +227,14 @@ class Weights(Mapping[str, Tensor]):
 
     def unusable(self) -> list[str]:
         """Names of the tensors that hold NaN or infinity."""
-        if all(bool(flat.sum().isfinite()) for flat in self._flat.values() if flat.is_floating_point()):
-            return []  # one pass: a sum is finite only where every number is
+        if all(finite(flat) for flat in self._flat.values() if flat.is_floating_point()):
+            return []
         return [name for name, view in self.items() if view.is_floating_point() and not view.isfinite().all()]
+
+
+def finite(numbers: Tensor) -> bool:
+    """Whether there is no NaN and no infinity: in one pass, as both stay in a sum; in more where a sum overflows."""
+    return bool(numbers.sum().isfinite() or numbers.isfinite().all())
 
 
 class Net:

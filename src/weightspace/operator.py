@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -290,13 +291,11 @@ def jacobian(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> 
         return leaf, out
 
     def pull(u: Tensor) -> Tensor:
-        total: Tensor | None = None
+        def back(k: int, part: Tensor) -> Tensor:
+            leaf, out = outputs(k)
+            return torch.autograd.grad(out, leaf, part, retain_graph=keep)[0]
+
         with math_attention(), torch.enable_grad():
-            for k, part in enumerate(u.to(flat).split(sizes)):
-                leaf, out = outputs(k)
-                found = torch.autograd.grad(out, leaf, part, retain_graph=keep)[0]
-                total = found if total is None else total.add_(found)
-        assert total is not None, "a task has a batch"
-        return total
+            return reduce(Tensor.add_, (back(k, part) for k, part in enumerate(u.to(flat).split(sizes))))
 
     return Operator(sum(sizes), len(flat), push, pull)

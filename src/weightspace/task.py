@@ -244,10 +244,11 @@ class Task:
 
     def labels(self, n: int | None = None) -> Tensor:
         """The labels of all examples, or of the first n. Raises `TaskError` where there are none."""
-        found = self._gathered(n).labels
-        if found is None:
+        task = self if n is None else self.take(n)
+        parts = [y for _, y in task.batches() if y is not None]
+        if not parts:
             raise TaskError("the task has no labels; give Task(inputs, labels)")
-        return found
+        return stacked(*parts)
 
     def _with(self, source: Any, metric: Any = None, aggregate: Any = None) -> Task:
         new = copy.copy(self)
