@@ -1,0 +1,314 @@
+"""What every public call does first: torch's state is set, and arguments are taken for what they plainly stand for.
+
+A result depends on the arguments alone. Whatever mode the caller has set (no_grad, inference mode, autocast, a default
+dtype or device), a public call works in one state and puts the caller's back. An argument of another type is converted
+where that can mean one thing only (a module becomes a Net, a DataLoader a Task), and refused in one sentence where not.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import inspect
+import numbers
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["CallError", "WeightspaceError", "becomes", "public", "settled"]
+
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
+_SHAPES = {"Float", "Int", "Bool", "Integer", "Num", "Shaped", "UInt8"}  # jaxtyping's, which users do not install
+_T = TypeVar("_T")
+
+
+class WeightspaceError(ValueError):
+    """A mistake that a user can make and mend: says what was wrong, what was seen and what to do."""
+
+
+class CallError(WeightspaceError, TypeError):
+    """A call with arguments of another type, number or name than the function takes."""
+
+
+def settled(dtype: torch.dtype = torch.float32, grad: bool = True) -> ExitStack:
+    """A context in which torch is in the one state that results are defined in; the caller's comes back after it.
+
+    No autocast, `dtype` as the default, the CPU as the default device; with `grad`, derivatives are recorded and no
+    tensor is born in inference mode. It costs a microsecond where the state is so already.
+    """
+    stack = ExitStack()
+    for device in _DEVICES:
+        if torch.is_autocast_enabled(device):
+            stack.enter_context(torch.autocast(device, enabled=False))
+    if grad and torch.is_inference_mode_enabled():
+        stack.enter_context(torch.inference_mode(False))
+    if grad and not torch.is_grad_enabled():
+        stack.enter_context(torch.enable_grad())
+    if (before := torch.get_default_dtype()) is not dtype:
+        torch.set_default_dtype(dtype)
+        stack.callback(torch.set_default_dtype, before)
+    if torch.get_default_device().type != "cpu":
+        stack.enter_context(torch.device("cpu"))
+    return stack
+
+
+def public(target: Any = None, *, grad: bool = True) -> Any:
+    """Mark a function, or all public methods of a class, as public: see the module.
+
+    With `grad=False` the caller's grad mode is kept, for values that a caller differentiates; constructors set it.
+    """
+    if target is None:
+        return functools.partial(public, grad=grad)
+    if not isinstance(target, type):
+        return _called(target, grad)
+    for name, member in list(vars(target).items()):
+        if name.startswith("_") and name not in ("__init__", "__call__"):
+            continue
+        if isinstance(member, classmethod | staticmethod):
+            setattr(target, name, type(member)(_called(member.__func__, True)))
+        elif isinstance(member, property) and member.fget is not None and grad:
+            setattr(target, name, member.getter(_called(member.fget, True)))
+        elif inspect.isfunction(member):
+            setattr(target, name, _called(member, grad or name == "__init__"))
+    return target
+
+
+def _called(function: Callable[..., Any], grad: bool) -> Callable[..., Any]:
+    if hasattr(function, "_public"):
+        return function
+    plan: list[tuple[list[str], dict[str, Callable[[Any, str], Any]]]] = []
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not plan:
+            plan.append(_plan(function))
+        names, kinds = plan[0]
+        where = function.__qualname__.replace("<locals>.", "")
+        if kinds:
+            taken = [kinds[n](a, f"{where}: {n}") if n in kinds else a for n, a in zip(names, args, strict=False)]
+            args = (*taken, *args[len(taken) :])
+            kwargs = {n: kinds[n](a, f"{where}: {n}") if n in kinds else a for n, a in kwargs.items()}
+        recorded = torch.is_grad_enabled()
+        with settled(grad=grad):
+            try:
+                found = function(*args, **kwargs)
+            except TypeError as error:
+                if error.__traceback__ is not None and error.__traceback__.tb_next is None:
+                    raise CallError(f"{error}; it is {where}{inspect.signature(function)}") from None
+                raise
+        return found.detach() if grad and not recorded and isinstance(found, Tensor) else found
+
+    call._public = True  # type: ignore[attr-defined]
+    return call
+
+
+def becomes(kind: type, source: type, by: Callable[[Any], Any]) -> None:
+    """Let `source`, given where a `kind` is meant, be converted by `by`."""
+    _CONVERSIONS.append((kind, source, by))
+
+
+def _number(value: Any) -> Any:
+    return value.item() if isinstance(value, Tensor | np.ndarray | np.generic) else value
+
+
+_CONVERSIONS: list[tuple[type, type, Callable[[Any], Any]]] = [(Tensor, np.ndarray, torch.as_tensor)]
+_WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text", type(None): "None"}
+
+
+def _plan(function: Callable[..., Any]) -> tuple[list[str], dict[str, Callable[[Any, str], Any]]]:
+    """The names of the positional parameters, and what makes of an argument what its annotation says."""
+    parameters = inspect.signature(function).parameters.values()
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    scope = getattr(inspect.unwrap(function), "__globals__", {})
+    kinds = {}
+    for parameter in parameters:
+        if parameter.annotation is parameter.empty or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        members = _members(_evaluated(parameter.annotation, scope))
+        members += [type(None)] if parameter.default is None else []
+        if members and not all(member is Any for member in members):
+            kinds[parameter.name] = functools.partial(_taken, tuple(dict.fromkeys(members)))
+    return names, kinds
+
+
+class _Unknown:
+    """A name that only a type checker knows: `Float[Tensor, "n"]` stands for its tensor, any other for anything."""
+
+    def __getitem__(self, key: Any) -> Any:
+        first = key[0] if isinstance(key, tuple) else key
+        return first if first is Tensor else Any
+
+
+class _Names(dict[str, Any]):
+    """The names of a module, as annotations use them."""
+
+    def __missing__(self, name: str) -> Any:
+        return getattr(builtins, name, Any)
+
+
+def _evaluated(annotation: Any, scope: Mapping[str, Any]) -> Any:
+    if not isinstance(annotation, str):
+        return annotation
+    names = _Names(scope)
+    names.update({name: _Unknown() for name in _SHAPES})
+    try:
+        return eval(annotation, {}, names)  # the annotation is our own source
+    except (TypeError, AttributeError):
+        return Any
+
+
+def _members(kind: Any) -> list[Any]:
+    """The alternatives of an annotation, aliases and unions resolved."""
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        return [member for part in typing.get_args(kind) for member in _members(part)]
+    if isinstance(kind, typing.ForwardRef | str | typing.TypeVar | _Unknown):
+        return [Any]
+    return [type(None) if kind is None else kind]
+
+
+def _taken(members: tuple[Any, ...], value: Any, where: str) -> Any:
+    """The value, if one of the members takes it; converted, if that can mean one thing; else `CallError`."""
+    for kind, source, by in _CONVERSIONS:
+        if isinstance(value, source) and kind in members and not _fits_exactly(members, value):
+            return by(value)
+    for member in members:
+        done, found = _fit(member, value, where)
+        if done:
+            return found
+    raise CallError(f"{where} takes {_either(members)}, got {_seen(value)}{_hint(members, value)}")
+
+
+def _fits_exactly(members: tuple[Any, ...], value: Any) -> bool:
+    return any(isinstance(member, type) and member is not object and isinstance(value, member) for member in members)
+
+
+def _fit(kind: Any, value: Any, where: str) -> tuple[bool, Any]:
+    """Whether a value is of a kind, and the value as that kind."""
+    origin = typing.get_origin(kind)
+    if kind is Any or kind is object:
+        return True, value
+    if origin is typing.Literal:
+        return isinstance(value, tuple({type(choice) for choice in typing.get_args(kind)})), value
+    if origin is Callable or kind is Callable:
+        return callable(value), value
+    if origin is type:
+        return isinstance(value, type), value
+    if kind in (int, float, bool):
+        return _as_number(kind, value)
+    if isinstance(origin, type):
+        return _as_collection(origin, typing.get_args(kind), value, where)
+    if not isinstance(kind, type):
+        return True, value
+    try:
+        return isinstance(value, kind) and not (isinstance(value, type) and kind is not type), value
+    except TypeError:  # a protocol that cannot be asked
+        return True, value
+
+
+def _as_number(kind: type, value: Any) -> tuple[bool, Any]:
+    if isinstance(value, Tensor) and (value.ndim or value.requires_grad):
+        return kind is float and not value.ndim, value
+    if isinstance(value, np.ndarray) and value.ndim:
+        return False, value
+    plain = _number(value)
+    if kind is bool:
+        return isinstance(plain, bool), plain
+    if kind is float:
+        return isinstance(plain, numbers.Real), plain
+    if isinstance(plain, float) and plain.is_integer():
+        return True, int(plain)
+    return isinstance(plain, numbers.Integral), plain
+
+
+def _as_collection(origin: type, inside: tuple[Any, ...], value: Any, where: str) -> tuple[bool, Any]:
+    """A list, tuple, mapping or iterable, its items converted; a generator is converted as it is read."""
+    if issubclass(origin, Mapping):
+        if not isinstance(value, Mapping) or len(inside) != 2:
+            return isinstance(value, Mapping), value
+        take = functools.partial(_taken, tuple(_members(inside[1])))
+        found = {name: take(item, f"{where}[{name!r}]") for name, item in value.items()}
+        return True, value if all(found[name] is value[name] for name in found) else found
+    if not issubclass(origin, Iterable):
+        return isinstance(value, origin), value
+    if isinstance(value, np.ndarray | Tensor) and value.ndim == 1 and inside[:1] in ((int,), (float,)):
+        value = value.tolist()
+    if isinstance(value, str | Mapping) and origin is not Iterable:
+        return False, value
+    if isinstance(value, Iterator) and origin is Iterable:
+        take = functools.partial(_taken, tuple(_members(inside[0] if inside else Any)))
+        return True, (take(item, f"an item of {where}") for item in value)
+    if not isinstance(value, list | tuple):
+        return isinstance(value, origin), value
+    items = _items(origin, inside, value, where)
+    if items is None:
+        return False, value
+    same = all(item is before for item, before in zip(items, value, strict=True)) and isinstance(value, origin)
+    return True, value if same else tuple(items) if origin is tuple or isinstance(value, tuple) else items
+
+
+def _items(origin: type, inside: tuple[Any, ...], value: Sequence[Any], where: str) -> list[Any] | None:
+    """The items, each as its own kind; None for a tuple of another length."""
+    each = inside[:1] * len(value)
+    if origin is tuple and inside[-1:] != (Ellipsis,):
+        each = inside or (Any,) * len(value)
+    if not inside:
+        return list(value)
+    if len(each) != len(value):
+        return None
+    kinds = [tuple(_members(kind)) for kind in each]
+    return [_taken(kind, item, f"{where}[{k}]") for k, (kind, item) in enumerate(zip(kinds, value, strict=True))]
+
+
+def _either(members: tuple[Any, ...]) -> str:
+    words = [_WORDS.get(member) or _named(member) for member in members if member is not type(None)]
+    return " or ".join(dict.fromkeys(words))
+
+
+def _named(member: Any) -> str:
+    origin = typing.get_origin(member)
+    if origin is Callable:
+        return "a function"
+    if origin is typing.Literal:
+        return " or ".join(repr(choice) for choice in typing.get_args(member))
+    if isinstance(origin, type):
+        inside = [part for part in typing.get_args(member) if part is not Ellipsis]
+        kind = "mapping of names to" if issubclass(origin, Mapping) else "list of"
+        return f"a {kind} {_plural(inside[-1])}" if inside else f"a {origin.__name__.lower()}"
+    name = getattr(member, "__name__", str(member))
+    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
+
+
+def _plural(kind: Any) -> str:
+    words = {int: "whole numbers", float: "numbers", str: "texts", bool: "True or False"}
+    members = _members(kind)
+    return " or ".join(words.get(member) or f"{getattr(member, '__name__', member)}s" for member in members)
+
+
+def _seen(value: Any) -> str:
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if value is None:
+        return "None"
+    if isinstance(value, str | int | float):
+        return f"{type(value).__name__} {str(value)[:40]!r}"
+    return f"a {type(value).__name__}"
+
+
+def _hint(members: tuple[Any, ...], value: Any) -> str:
+    """What to do: give an instance of the class, a list, or the number itself."""
+    if isinstance(value, type):
+        return f"; give {value.__name__}(...)"
+    if isinstance(value, str) and any(member in (int, float) for member in members):
+        return "; give the number itself, without quotes"
+    names = {getattr(member, "__name__", "") for member in members}
+    if "Task" in names:
+        return "; give Task(inputs, labels)"
+    if "Net" in names:
+        return "; give Net.of(module)"
+    return ""
