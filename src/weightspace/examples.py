@@ -21,11 +21,16 @@ class TaskError(WeightspaceError):
     """Examples, labels or a metric that cannot be used together, or with a network."""
 
 
+def _ordinary(x: Any) -> Any:
+    """A tensor that derivatives may be taken through: one made in inference mode is copied."""
+    return x.clone() if isinstance(x, Tensor) and x.is_inference() else x
+
+
 class Arrays:
     """Examples in memory."""
 
     def __init__(self, inputs: Any, labels: Tensor | None) -> None:
-        self.inputs, self.labels = inputs, labels
+        self.inputs, self.labels = each(_ordinary, inputs), None if labels is None else _ordinary(labels)
 
     def __len__(self) -> int:
         return len(leaves(self.inputs)[0])

@@ -16,11 +16,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from weightspace.public import WeightspaceError, becomes, public, settled
+
 if TYPE_CHECKING:
     from jaxtyping import Float
 
 __all__ = [
     "ArchitectureMismatch",
+    "InputError",
     "Net",
     "Weights",
     "WeightspaceError",
@@ -33,12 +36,12 @@ __all__ = [
 _BLOCK = 1 << 18
 
 
-class WeightspaceError(ValueError):
-    """A mistake that a user can make and mend: says what was wrong, what was seen and what to do."""
-
-
 class ArchitectureMismatch(WeightspaceError):
     """Two networks, or a network and a checkpoint, that do not have the same tensors."""
+
+
+class InputError(WeightspaceError, RuntimeError):
+    """Inputs that a network does not take: of another shape, type or number."""
 
 
 class Weights(Mapping[str, Tensor]):
@@ -237,6 +240,7 @@ def finite(numbers: Tensor) -> bool:
     return bool(numbers.sum().isfinite() or numbers.isfinite().all())
 
 
+@public(grad=False)
 class Net:
     """f(w, .): an architecture standing at a point w of weight space.
 
@@ -281,7 +285,14 @@ class Net:
             values, kwargs = (), {**args[0], **kwargs}
         elif len(args) == 1 and isinstance(args[0], tuple):
             values = args[0]
-        return functional_call(self.architecture, self.tensors, values, kwargs)
+        with settled(torch.float64 if self.dtype == torch.float64 else torch.float32, grad=False):
+            try:
+                return functional_call(self.architecture, self.tensors, values, kwargs)
+            except (WeightspaceError, NotImplementedError, torch.OutOfMemoryError):
+                raise
+            except (RuntimeError, TypeError, IndexError) as error:
+                name, seen = type(self.architecture).__name__, _shapes((*values, *kwargs.values()))
+                raise InputError(f"{name} does not take inputs of shape {seen}: {_first_line(error)}") from error
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -327,7 +338,11 @@ class Net:
         return Net(self.architecture, self.weights.clone(), self.state.clone())
 
     def to(self, target: torch.device | torch.dtype | str) -> Net:
-        """The same point on another device, or with floating-point tensors in another dtype."""
+        """The same point on another device, or with floating-point tensors in another dtype.
+
+        Raises `WeightspaceError` for a device that is not here, and for text that names no device and no dtype.
+        """
+        target = _place(target)
 
         def move(flat: Tensor) -> Tensor:
             keep = isinstance(target, torch.dtype) and not flat.is_floating_point()
@@ -418,11 +433,39 @@ class Net:
         return f"Net({type(self.architecture).__name__}, {self.weights.numel:,} weights{state}, {self.dtype})"
 
 
+becomes(Net, nn.Module, Net.of)
+
+
 def checked(value: Any) -> Net:
-    """The value, if it is a Net. Raises `WeightspaceError` for anything else, a module above all."""
-    if isinstance(value, Net):
-        return value
+    """The value, if it is a Net, or the Net of a module. Raises `WeightspaceError` for anything else."""
+    if isinstance(value, Net | nn.Module):
+        return Net.of(value)
     raise WeightspaceError(f"expected a Net, got {type(value).__name__}; give Net.of(module)")
+
+
+def _shapes(values: tuple[Any, ...]) -> str:
+    seen = [str(tuple(v.shape)) if isinstance(v, Tensor) else type(v).__name__ for v in values]
+    return seen[0] if len(seen) == 1 else f"({', '.join(seen)})"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).partition("\n")[0]
+
+
+def _place(target: torch.device | torch.dtype | str) -> torch.device | torch.dtype:
+    """The device or dtype that is meant, if it is here."""
+    if isinstance(target, torch.dtype):
+        return target
+    named = getattr(torch, target.removeprefix("torch."), None) if isinstance(target, str) else None
+    if isinstance(named, torch.dtype):
+        return named
+    try:
+        device = torch.device(target)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        here = ", ".join(["cpu", *([f"{a}" for a in [torch.accelerator.current_accelerator()] if a])])
+        raise WeightspaceError(f"no device or dtype {str(target)!r} is here; devices: {here}") from error
+    return device
 
 
 class _Renamed(Mapping[str, Tensor]):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from weightspace.metric import Euclidean, Metric
 from weightspace.net import Net, Weights, WeightspaceError, checked
+from weightspace.public import public
 from weightspace.task import Task
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ __all__ = ["Path", "curve", "line", "swa"]
 _HALVINGS = 8
 
 
+@public
 class Path:
     """phi : [0, 1] -> networks of one architecture, with a few marked points.
 
@@ -109,13 +111,13 @@ class Path:
         return f"Path({len(self)} marked points, from {self[0]!r})"
 
     @overload
-    def along(self, observable: Callable[[Net], Any], n: int = ...) -> Float[np.ndarray, " n"]: ...
+    def along(self, observable: Task | Callable[[Net], Any], n: int = ...) -> Float[np.ndarray, " n"]: ...
     @overload
     def along(
         self, observable: Mapping[str, Callable[[Net], Any]], n: int = ...
     ) -> dict[str, Float[np.ndarray, " n"]]: ...
     def along(
-        self, observable: Callable[[Net], Any] | Mapping[str, Callable[[Net], Any]], n: int = 11
+        self, observable: Task | Callable[[Net], Any] | Mapping[str, Callable[[Net], Any]], n: int = 11
     ) -> Float[np.ndarray, " n"] | dict[str, Float[np.ndarray, " n"]]:
         """[observable(phi(t)) for n equally spaced t from 0 to 1].
 
@@ -134,7 +136,7 @@ class Path:
         arrays = {name: np.array(values) for name, values in seen.items()}
         return arrays if isinstance(observable, Mapping) else arrays["observable"]
 
-    def barrier(self, task: Callable[[Net], Any], n: int = 11) -> float:
+    def barrier(self, task: Task | Callable[[Net], Any], n: int = 11) -> float:
         """max_t L(t) - ((1 - t) L(0) + t L(1)) with L(t) = task(phi(t)), over n equally spaced t.
 
         Never negative, as both ends give 0. How far the loss rises above the straight line between its values
@@ -193,6 +195,7 @@ class Path:
         return Path(lambda t: inner(there.get(t, 1 - t)), tuple(sorted(there)))
 
 
+@public
 def line(a: Net, b: Net) -> Path:
     """phi(t) = (1 - t) a + t b, weights and state.
 
@@ -201,10 +204,11 @@ def line(a: Net, b: Net) -> Path:
     return Path.through([a, b])
 
 
+@public
 def curve(
     a: Net,
     b: Net,
-    task: Callable[[Net], Any],
+    task: Task | Callable[[Net], Any],
     *,
     kind: str = "bezier",
     bends: int = 1,
@@ -265,6 +269,7 @@ def _train(
             progress(step + 1, steps)
 
 
+@public
 def swa(nets: Path | Iterable[Net]) -> Net:
     """(1 / n) sum_k w_k, the mean of networks or of a path's marked points: weights and floating-point state.
 

@@ -11,11 +11,13 @@ import builtins
 import functools
 import inspect
 import numbers
+import threading
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -25,7 +27,8 @@ __all__ = ["CallError", "WeightspaceError", "becomes", "public", "settled"]
 
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
 _SHAPES = {"Float", "Int", "Bool", "Integer", "Num", "Shaped", "UInt8"}  # jaxtyping's, which users do not install
-_T = TypeVar("_T")
+_SETTLED = nullcontext()
+_CALL = threading.local()
 
 
 class WeightspaceError(ValueError):
@@ -36,24 +39,29 @@ class CallError(WeightspaceError, TypeError):
     """A call with arguments of another type, number or name than the function takes."""
 
 
-def settled(dtype: torch.dtype = torch.float32, grad: bool = True) -> ExitStack:
+def settled(dtype: torch.dtype = torch.float32, grad: bool = True) -> AbstractContextManager[Any]:
     """A context in which torch is in the one state that results are defined in; the caller's comes back after it.
 
     No autocast, `dtype` as the default, the CPU as the default device; with `grad`, derivatives are recorded and no
     tensor is born in inference mode. It costs a microsecond where the state is so already.
     """
+    cast = torch._C._is_any_autocast_enabled()
+    modes = torch._C._len_torch_function_stack()  # a default device is such a mode
+    quiet = grad and (torch.is_inference_mode_enabled() or not torch.is_grad_enabled())
+    before = torch.get_default_dtype()
+    if not (cast or modes or quiet) and before is dtype:
+        return _SETTLED
     stack = ExitStack()
-    for device in _DEVICES:
+    for device in _DEVICES if cast else ():
         if torch.is_autocast_enabled(device):
             stack.enter_context(torch.autocast(device, enabled=False))
-    if grad and torch.is_inference_mode_enabled():
+    if quiet:
         stack.enter_context(torch.inference_mode(False))
-    if grad and not torch.is_grad_enabled():
         stack.enter_context(torch.enable_grad())
-    if (before := torch.get_default_dtype()) is not dtype:
+    if before is not dtype:
         torch.set_default_dtype(dtype)
         stack.callback(torch.set_default_dtype, before)
-    if torch.get_default_device().type != "cpu":
+    if modes and torch.get_default_device().type != "cpu":
         stack.enter_context(torch.device("cpu"))
     return stack
 
@@ -66,7 +74,7 @@ def public(target: Any = None, *, grad: bool = True) -> Any:
     if target is None:
         return functools.partial(public, grad=grad)
     if not isinstance(target, type):
-        return _called(target, grad)
+        return _called(target, grad, alone=True)
     for name, member in list(vars(target).items()):
         if name.startswith("_") and name not in ("__init__", "__call__"):
             continue
@@ -79,33 +87,73 @@ def public(target: Any = None, *, grad: bool = True) -> Any:
     return target
 
 
-def _called(function: Callable[..., Any], grad: bool) -> Callable[..., Any]:
+def _called(function: Callable[..., Any], grad: bool, alone: bool = False) -> Callable[..., Any]:
+    """The function in the one state; a method that the library itself calls keeps the grad mode it is called in."""
     if hasattr(function, "_public"):
         return function
-    plan: list[tuple[list[str], dict[str, Callable[[Any, str], Any]]]] = []
+    plan: list[_Plan] = []
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        outer, recorded = not getattr(_CALL, "inside", False), torch.is_grad_enabled()
+        _CALL.inside = True
         if not plan:
             plan.append(_plan(function))
-        names, kinds = plan[0]
-        where = function.__qualname__.replace("<locals>.", "")
-        if kinds:
-            taken = [kinds[n](a, f"{where}: {n}") if n in kinds else a for n, a in zip(names, args, strict=False)]
-            args = (*taken, *args[len(taken) :])
-            kwargs = {n: kinds[n](a, f"{where}: {n}") if n in kinds else a for n, a in kwargs.items()}
-        recorded = torch.is_grad_enabled()
-        with settled(grad=grad):
-            try:
+        try:
+            with settled(grad=grad and (outer or alone)):
+                args, kwargs = _as_meant(plan[0], args, kwargs)
                 found = function(*args, **kwargs)
-            except TypeError as error:
-                if error.__traceback__ is not None and error.__traceback__.tb_next is None:
-                    raise CallError(f"{error}; it is {where}{inspect.signature(function)}") from None
-                raise
+        except TypeError as error:
+            _check_call(function, args, kwargs, error)
+            raise
+        finally:
+            _CALL.inside = not outer
         return found.detach() if grad and not recorded and isinstance(found, Tensor) else found
 
     call._public = True  # type: ignore[attr-defined]
     return call
+
+
+def _check_call(function: Callable[..., Any], args: Any, kwargs: Any, error: TypeError) -> None:
+    """Raise `CallError` where the arguments are too many, too few or misnamed."""
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except TypeError as wrong:
+        raise CallError(f"{function.__name__}: {wrong}; it is {_signature(function)}") from error
+
+
+def _signature(function: Callable[..., Any]) -> str:
+    """As help() prints it, without types: names and defaults."""
+    signature = inspect.signature(function)
+    bare = [p.replace(annotation=p.empty) for n, p in signature.parameters.items() if n not in ("self", "cls")]
+    return f"{function.__name__}{signature.replace(parameters=bare, return_annotation=signature.empty)}"
+
+
+@dataclass(frozen=True)
+class _Parameter:
+    """What an argument may be: types that pass at once, and the alternatives of the annotation."""
+
+    where: str
+    exact: frozenset[type]
+    members: tuple[Any, ...]
+
+
+_Plan: TypeAlias = tuple[list[_Parameter | None], dict[str, _Parameter]]
+
+
+def _as_meant(plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments, each as what its annotation says."""
+    positional, named = plan
+    if not named:
+        return args, kwargs
+    taken = map(_argument, positional, args)
+    return (*taken, *args[len(positional) :]), {name: _argument(named.get(name), v) for name, v in kwargs.items()}
+
+
+def _argument(parameter: _Parameter | None, value: Any) -> Any:
+    if parameter is None or type(value) in parameter.exact:
+        return value
+    return _taken(parameter.members, value, parameter.where)
 
 
 def becomes(kind: type, source: type, by: Callable[[Any], Any]) -> None:
@@ -121,20 +169,30 @@ _CONVERSIONS: list[tuple[type, type, Callable[[Any], Any]]] = [(Tensor, np.ndarr
 _WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text", type(None): "None"}
 
 
-def _plan(function: Callable[..., Any]) -> tuple[list[str], dict[str, Callable[[Any, str], Any]]]:
-    """The names of the positional parameters, and what makes of an argument what its annotation says."""
-    parameters = inspect.signature(function).parameters.values()
-    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+def _plan(function: Callable[..., Any]) -> _Plan:
+    """What the annotations of a function say of its arguments, by position and by name."""
     scope = getattr(inspect.unwrap(function), "__globals__", {})
-    kinds = {}
-    for parameter in parameters:
-        if parameter.annotation is parameter.empty or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+    where = function.__qualname__.replace("<locals>.", "").replace(".__init__", "")
+    positional: list[_Parameter | None] = []
+    named = {}
+    for name, p in _parameters(function).items():
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
             continue
-        members = _members(_evaluated(parameter.annotation, scope))
-        members += [type(None)] if parameter.default is None else []
-        if members and not all(member is Any for member in members):
-            kinds[parameter.name] = functools.partial(_taken, tuple(dict.fromkeys(members)))
-    return names, kinds
+        members = [] if p.annotation is p.empty else _members(_evaluated(p.annotation, scope))
+        if any(member is not Any and member is not object for member in members):
+            members += [type(None)] if p.default is None else []
+            exact = frozenset(m for m in members if isinstance(m, type) and typing.get_origin(m) is None)
+            named[name] = _Parameter(f"{where}: {name}", exact, tuple(dict.fromkeys(members)))
+        if p.kind is not p.KEYWORD_ONLY:
+            positional.append(named.get(name))
+    return positional, named
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(function).parameters
+    except ValueError:  # built in
+        return {}
 
 
 class _Unknown:
@@ -149,7 +207,8 @@ class _Names(dict[str, Any]):
     """The names of a module, as annotations use them."""
 
     def __missing__(self, name: str) -> Any:
-        return getattr(builtins, name, Any)
+        known = (kind for kind, _, _ in _CONVERSIONS if kind.__name__ == name)  # imported for type checkers only
+        return next(known, getattr(builtins, name, Any))
 
 
 def _evaluated(annotation: Any, scope: Mapping[str, Any]) -> Any:
@@ -185,7 +244,8 @@ def _taken(members: tuple[Any, ...], value: Any, where: str) -> Any:
 
 
 def _fits_exactly(members: tuple[Any, ...], value: Any) -> bool:
-    return any(isinstance(member, type) and member is not object and isinstance(value, member) for member in members)
+    kinds = tuple(m for m in members if isinstance(m, type) and m not in (object, Any) and typing.get_origin(m) is None)
+    return isinstance(value, kinds)
 
 
 def _fit(kind: Any, value: Any, where: str) -> tuple[bool, Any]:
@@ -286,8 +346,12 @@ def _named(member: Any) -> str:
 
 def _plural(kind: Any) -> str:
     words = {int: "whole numbers", float: "numbers", str: "texts", bool: "True or False"}
-    members = _members(kind)
-    return " or ".join(words.get(member) or f"{getattr(member, '__name__', member)}s" for member in members)
+    members = [member for member in _members(kind) if member is not type(None)]
+    every = [
+        words.get(m) or ("functions" if typing.get_origin(m) is Callable else f"{getattr(m, '__name__', m)}s")
+        for m in members
+    ]
+    return " or ".join(every)
 
 
 def _seen(value: Any) -> str:
@@ -311,4 +375,6 @@ def _hint(members: tuple[Any, ...], value: Any) -> str:
         return "; give Task(inputs, labels)"
     if "Net" in names:
         return "; give Net.of(module)"
+    if isinstance(value, str) and any(typing.get_origin(member) is not None for member in members):
+        return "; give the things themselves, a file's with checkpoint.read(path)"
     return ""

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from weightspace.curvature import curvature_diagonal
 from weightspace.net import Net, WeightspaceError, checked
+from weightspace.public import public
 from weightspace.task import Task, TaskError
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class ScoreError(WeightspaceError):
 # ------------------------------------------------------------------ task2vec
 
 
+@public
 @dataclass(frozen=True)
 class Embedding:
     """A task as the probe sees it: `values`, the mean Fisher information of the weights of every unit.
@@ -77,6 +79,7 @@ def _cosine(h: Tensor, k: Tensor) -> float:
     return 1 - float(F.cosine_similarity(h / whole, k / whole, dim=0))
 
 
+@public
 def task2vec(
     net: Net, task: Task, *, fit: bool = True, decay: float = 1e-2, draws: int | None = None, seed: int = 0
 ) -> Embedding:
@@ -106,6 +109,7 @@ def task2vec(
     return Embedding(torch.cat(parts), torch.cat(prior), layers, examples)
 
 
+@public
 def headless(net: Net) -> Net:
     """The network without its last linear map: x -> the features that go into it.
 
@@ -171,7 +175,7 @@ def _fitted(net: Net, task: Task, head: str, decay: float) -> Net:
 
     with torch.enable_grad():
         optimiser.step(loss)
-    new = nn.Linear(x.shape[1], len(weight))
+    new = nn.utils.skip_init(nn.Linear, x.shape[1], len(weight))  # draws nothing
     with torch.no_grad():
         new.weight.copy_(weight[:, :-1])
         new.bias.copy_(weight[:, -1])
@@ -181,6 +185,7 @@ def _fitted(net: Net, task: Task, head: str, decay: float) -> Net:
 # ------------------------------------------------------------------ LogME
 
 
+@public
 def logme(features: Float[Tensor, "examples features"], labels: Tensor) -> float:
     """The largest log evidence of linear regression from features on labels, in nats an example, mean over the labels.
 
@@ -234,6 +239,7 @@ def _regression(features: Any, labels: Any) -> tuple[Float[Tensor, "n d"], Float
 # ------------------------------------------------------------------ beside the distances
 
 
+@public
 def transfer_scores(
     tasks: Mapping[str, Task],
     nets: Mapping[str, Net] | None = None,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from weightspace.examples import (
     Arrays,
@@ -32,7 +33,8 @@ from weightspace.examples import (
     shuffled,
     stacked,
 )
-from weightspace.net import Net, Weights, WeightspaceError
+from weightspace.net import InputError, Net, Weights, WeightspaceError, checked
+from weightspace.public import becomes, public
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -42,6 +44,7 @@ __all__ = ["Task", "TaskError", "accuracy", "carried", "classifies", "gradient",
 IGNORED = -100  # torch's mark of a position without a label
 
 
+@public(grad=False)
 class Task:
     """L(f) = Sigma_t d_Y(f(x_t), y_t): `task(net)` is a 0-d tensor, differentiable in the net's weights.
 
@@ -107,7 +110,7 @@ class Task:
     def batches(self, net: Net | None = None) -> Iterator[tuple[Any, Tensor | None]]:
         """(x, y) batch by batch, always in the same order; with a `net`, x moved to its device and dtype."""
         if net is not None:
-            _checked(net)
+            checked(net)
         x = None
         for x, y in self._source.batches(self.batch):
             yield (x, y) if net is None else (carried(x, net), y)
@@ -188,7 +191,7 @@ class Task:
 
     def __call__(self, net: Net) -> Float[Tensor, ""]:
         """Sigma_t d_Y(f(x_t), y_t); its graph is kept only if the net's weights require a gradient."""
-        learns = any(tensor.requires_grad for tensor in _checked(net).tensors.values())
+        learns = any(tensor.requires_grad for tensor in checked(net).tensors.values())
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
             if self.aggregate not in _TERMS:
                 return self._whole(self.distances(net))
@@ -356,6 +359,7 @@ class Task:
         return self._with(self._source.pick(order[at * n : at * n + n].sort()[0]))
 
 
+@public
 def accuracy(task: Task) -> Callable[[Net], float]:
     """The function net -> fraction of examples whose largest output is the labelled one, in [0, 1].
 
@@ -367,6 +371,7 @@ def accuracy(task: Task) -> Callable[[Net], float]:
         raise TaskError(f"accuracy needs class labels, these are {seen}; call the task itself instead")
     error = task._with(task._source, "zero-one", "mean")
 
+    @public
     @torch.no_grad()
     def accuracy(net: Net) -> float:
         return float((error.distances(net) == 0).double().mean())
@@ -383,6 +388,7 @@ def classifies(task: Task) -> bool:
     return True
 
 
+@public
 def gradient(goal: Task | Callable[[Net], Tensor] | Any, net: Net) -> Weights:
     """dL/dw at the net's weights; a Task holds the graph of one batch at a time, a goal of `flow` gives its first step.
 
@@ -390,15 +396,16 @@ def gradient(goal: Task | Callable[[Net], Tensor] | Any, net: Net) -> Weights:
     a goal that is not a differentiable 0-d tensor.
     """
     if hasattr(goal, "covector"):
-        return goal.covector(_checked(net), 0)[0]
+        return goal.covector(checked(net), 0)[0]
     return value_and_gradient(goal, net)[1]
 
 
+@public
 def value_and_gradient(goal: Task | Callable[[Net], Tensor], net: Net) -> tuple[float, Weights]:
     """L and dL/dw at the net's weights, as `gradient`, in one pass."""
     factor = torch.ones(())
     with torch.enable_grad():
-        vector = _checked(net).weights.map(lambda w: w.detach().clone().requires_grad_(w.is_floating_point()))
+        vector = checked(net).weights.map(lambda w: w.detach().clone().requires_grad_(w.is_floating_point()))
         leaf = net.at(vector)
         if isinstance(goal, Task):
             factor, value = goal._backward(leaf)
@@ -512,12 +519,6 @@ def _known(value: Any, names: Iterable[str], what: str) -> Any:
     return value
 
 
-def _checked(net: Any) -> Net:
-    if not isinstance(net, Net):
-        raise TaskError(f"expected a Net, got {type(net).__name__}; give Net.of(module)")
-    return net
-
-
 def _descend(value: Any) -> float:
     if not isinstance(value, Tensor) or value.ndim or not value.requires_grad:
         seen = f"shape {shape(value)}" if isinstance(value, Tensor) else type(value).__name__
@@ -531,7 +532,13 @@ def _blamed(message: Callable[[], str]) -> Iterator[None]:
     """Say what was tried when torch, or a function of the user, refuses."""
     try:
         yield
+    except InputError as error:
+        raise TaskError(str(error)) from error
     except (WeightspaceError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, LookupError, TypeError, ValueError, AssertionError) as error:
         raise TaskError(f"{message()}: {line(error)}") from error
+
+
+becomes(Task, DataLoader, Task)
+becomes(Task, Dataset, Task)

@@ -1,0 +1,206 @@
+"""A call of every public function, small enough to be made many times: name -> a function of no arguments."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import weightspace as ws
+from weightspace.public import settled
+
+
+def module(seed: int = 0) -> nn.Module:
+    with settled(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        layers = nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)
+        return nn.Sequential(*layers).to(torch.float32)
+
+
+def normed(seed: int = 0) -> nn.Module:
+    with settled(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        made = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)).to(torch.float32)
+        made[1].running_var.uniform_(0.5, 2)
+        return made.eval()
+
+
+def inputs(n: int = 24, seed: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 6, generator=generator, dtype=torch.float32, device="cpu")
+
+
+def classes(n: int = 24) -> Tensor:
+    return torch.arange(n, device="cpu") % 3
+
+
+def task(n: int = 24, seed: int = 1) -> ws.Task:
+    return ws.Task(inputs(n, seed), classes(n), batch=7)
+
+
+def pictures(n: int = 4) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(n, 1, 8, 8, generator=generator, dtype=torch.float32, device="cpu")
+
+
+def painter() -> ws.Net:
+    with settled(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        return ws.Net.of(nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 3)).to(torch.float32))
+
+
+A, B, C = (ws.Net.of(module(seed)) for seed in range(3))
+N = ws.Net.of(normed())
+X = inputs()
+GROUP = ws.Symmetry.of(A, X[:2])
+NORMED = ws.Symmetry.of(N, X[:2])
+CODE = ws.encode(A, task(), steps=5)
+FEW = {"steps": 5}
+
+
+def near(net: ws.Net = A, seed: int = 0) -> ws.Net:
+    return net + 0.05 * net.weights.randn(seed)
+
+
+def sphere(net: ws.Net) -> Tensor:
+    return net.weights.dot(net.weights)
+
+
+CALLS: dict[str, Callable[[], Any]] = {
+    "Net": lambda: ws.Net.of(module()),
+    "net(x)": lambda: A(X),
+    "Net.to": lambda: A.to("float64"),
+    "Net.lerp": lambda: A.lerp(B, 0.3),
+    "Net.module": lambda: ws.Net.of(A.module()),
+    "Weights": lambda: [(B - A).norm(), (B - A).dot(A.weights), A.weights.randn(0), (2 * A.weights).norms()],
+    "fresh": lambda: ws.fresh(module(), 3),
+    "Task": lambda: [task()(A), task().distances(A).detach(), ws.Task(np.ones((4, 6), "float32"), np.arange(4) % 3)(A)],
+    "accuracy": lambda: ws.accuracy(task())(A),
+    "gradient": lambda: ws.gradient(task(), A),
+    "value_and_gradient": lambda: ws.task.value_and_gradient(task(), A),
+    "Symmetry": lambda: str(ws.Symmetry.of(N, X[:2])),
+    "sample": lambda: GROUP.sample(seed=1)(A),
+    "align": lambda: GROUP.align(GROUP.sample(seed=1)(near()), to=A),
+    "align with data": lambda: GROUP.align(GROUP.sample(seed=1)(near()), to=A, data=task()),
+    "canonical": lambda: GROUP.canonical(A),
+    "balance": lambda: NORMED.balance(N),
+    "mean": lambda: ws.mean([A, B], GROUP),
+    "mean with data": lambda: ws.mean([A, near()], GROUP, data=task()),
+    "repair": lambda: ws.repair(N, [N, N], task()),
+    "reset_statistics": lambda: ws.reset_statistics(N, task()),
+    "Euclidean": lambda: [ws.Euclidean().norm(A, B - A), ws.Euclidean().steepest(A, B - A)],
+    "Relative": lambda: [ws.Relative().norm(A, B - A), ws.Relative().steepest(A, B - A)],
+    "Spectral": lambda: [ws.Spectral().norm(A, B - A), ws.Spectral().steepest(A, B - A)],
+    "Adam": lambda: ws.flow(A, ws.learn(task()), ws.Adam(), steps=2, size=0.01)[-1],
+    "Pullback": lambda: [ws.Pullback(task()).norm(A, B - A), ws.Pullback(task()).spectrum(A, 2)],
+    "Pullback.drift": lambda: ws.Pullback(task()).drift(near(), A),
+    "Pullback.capacity": lambda: ws.Pullback(task(6)).capacity(A, task(seed=2)),
+    "Pullback.step": lambda: ws.Pullback(task(6)).step(A, ws.gradient(task(), A), length=0.1),
+    "euclidean": lambda: ws.euclidean(A, B),
+    "functional": lambda: ws.functional(A, B, task()),
+    "layerwise": lambda: ws.layerwise(A, B),
+    "modulo": lambda: ws.modulo(GROUP)(A, near()),
+    "relative_trust": lambda: ws.relative_trust(A, near()),
+    "log_relative_trust": lambda: ws.log_relative_trust(A, near(), symmetric=True),
+    "cka": lambda: ws.cka(X, X[:, :4] ** 2),
+    "svcca": lambda: ws.svcca(X, X[:, :4] ** 2),
+    "pwcca": lambda: ws.pwcca(X, X[:, :4] ** 2),
+    "procrustes": lambda: ws.procrustes(X, X.flip(1) ** 2),
+    "similarity": lambda: ws.similarity(ws.features(task())(A), ws.features(task())(B)),
+    "certificate": lambda: ws.certificate(A, near(), task()).bound,
+    "lipschitz": lambda: ws.lipschitz(A, task()),
+    "displacement": lambda: ws.displacement.displacement(A, task(), 0.1),
+    "perturb": lambda: ws.perturb(A, 0.1, seed=0),
+    "stability": lambda: ws.stability(A, task(), (0.1,), draws=2),
+    "width": lambda: ws.width(A, task(), draws=2),
+    "sensitivities": lambda: ws.sensitivities(A, task()),
+    "breakdown": lambda: ws.breakdown(A, task(), (0.1,)),
+    "trust_per_example": lambda: ws.trust_per_example(A, task(), 0.1),
+    "fisher_trace": lambda: ws.fisher_trace(task(), labels="all")(A),
+    "gradient_noise": lambda: ws.gradient_noise(task())(A),
+    "gauss_newton": lambda: ws.gauss_newton(A, task()).dense(),
+    "fisher_information": lambda: ws.fisher_information(A, task()).dense(),
+    "hessian": lambda: ws.hessian(A, task()).dense(),
+    "curvature_diagonal": lambda: ws.curvature_diagonal(A, task()),
+    "jacobian": lambda: ws.jacobian(A, task()).dense(),
+    "Operator": lambda: [ws.gauss_newton(A, task()).trace(seed=0), ws.gauss_newton(A, task()).diagonal()],
+    "kernel": lambda: ws.kernel.kernel(A, task()),
+    "spectral_norm": lambda: ws.spectral_norm(A.weights["0.weight"]),
+    "spectral_bound": lambda: ws.spectral_bound(A.weights["0.weight"]),
+    "encode": lambda: ws.encode(A, task(), steps=5).kl,
+    "Code": lambda: [CODE.kl, CODE.length],
+    "Gaussian": lambda: CODE.posterior.sample(0),
+    "Quadratic": lambda: ws.Quadratic(0.5, X[0].square(), X[1]).kl(0.1),
+    "learning_coefficient": lambda: ws.learning_coefficient(A, task(), chains=2, draws=10, burn=5).value,
+    "information": lambda: ws.information(A, task()).value,
+    "flatness_bound": lambda: ws.flatness_bound(A, task()),
+    "structure_function": lambda: ws.structure_function(task(), module, betas=(0.1,), seeds=(0,), steps=5).runs,
+    "random_labels": lambda: ws.random_labels(task(), 0.5, seed=0).labels(),
+    "logme": lambda: ws.logme(X, classes()),
+    "task2vec": lambda: ws.task2vec(A, task()).distance(ws.task2vec(A, task(seed=2)), "cosine"),
+    "task_distance": lambda: ws.task_distance(task(), task(seed=2), module(), seeds=(0,), steps=5).value,
+    "task_distances": lambda: ws.task_distances({"a": task(), "b": task(seed=2)}, module(), seeds=(0,), steps=5).data(),
+    "equivariance_defect": lambda: ws.equivariance_defect(nn.AvgPool2d(2), pictures(), ws.FiniteGroup.rotations()),
+    "invariance_defect": lambda: ws.invariance_defect(painter(), ws.Task(pictures()), ws.FiniteGroup.rotations()),
+    "invariant": lambda: ws.invariant(painter(), ws.FiniteGroup.rotations())(pictures()),
+    "effective_information": lambda: ws.effective_information(
+        painter(), ws.Task(pictures(), classes(4)), ws.nuisance.brightness()
+    ),
+    "kl_inverse": lambda: ws.kl_inverse(0.1, 0.05),
+    "pac_bayes": lambda: ws.pac_bayes(A, task(), steps=5, draws=50).bound,
+    "gates": lambda: ws.self_path(ws.gates(task())(A), ws.gates(task())(B)),
+    "features": lambda: ws.features(task())(A),
+    "forced": lambda: ws.forced(B, ws.gates(task())(A)),
+    "cross_path": lambda: ws.cross_path(ws.gates(task())(A), ws.gates(task())(B)),
+    "image_function": lambda: ws.image_function(A, 0, task()),
+    "line": lambda: [ws.line(A, B).barrier(task()), ws.line(A, B).length(ws.Euclidean())],
+    "curve": lambda: ws.curve(A, B, task(), steps=3)(0.5),
+    "swa": lambda: ws.swa([A, B, C]),
+    "Path": lambda: ws.line(A, B).along(task(), n=3),
+    "plane": lambda: ws.plane(A, B, C).grid({"loss": task()}, 3),
+    "action": lambda: ws.action(ws.line(A, B), task(), temperature=1.0, times=[0.0, 1.0]),
+    "sgd_temperature": lambda: ws.sgd_temperature(A, task(), 0.1, 8),
+    "kramers_rate": lambda: ws.kramers_rate(1.0, 0.1, np.eye(1), -np.eye(1)),
+    "minimum_action_path": lambda: ws.minimum_action_path(A, B, task(), steps=2),
+    "flow": lambda: ws.flow(A, ws.learn(task()), ws.Euclidean(), steps=2, size=0.01)[-1],
+    "flow, pullback": lambda: ws.flow(A, ws.learn(task()), ws.Pullback(task(6)), steps=2, size=0.01)[-1],
+    "prune": lambda: ws.flow(A, ws.prune(0.5), ws.Pullback(task(6)), steps=2)[-1],
+    "ewc": lambda: ws.gradient(ws.ewc(task(), A), near()),
+    "learn": lambda: ws.gradient(ws.learn(task()), A),
+    "hold": lambda: ws.gradient(ws.hold(task(), A), near()),
+    "gem": lambda: ws.gradient(ws.gem(ws.learn(task()), [task(seed=2)]), near()),
+    "harden": lambda: ws.gradient(ws.harden(task(), 0.1), A),
+    "spread": lambda: ws.gradient(ws.spread([B], task()), A),
+    "drift": lambda: ws.gradient(ws.drift(0), A),
+    "toward": lambda: ws.gradient(ws.toward(B), A),
+    "ensemble": lambda: ws.ensemble([A, B])(X),
+    "disagreement": lambda: ws.disagreement([A, B], task()),
+    "coherence": lambda: ws.coherence([A, B], task()),
+    "swag": lambda: ws.swag([A, B, C], 2, seed=0),
+}
+
+
+def numbers(value: Any) -> list[float]:
+    """Everything in an answer that is a number, in order."""
+    if isinstance(value, Tensor):
+        return value.detach().double().abs().flatten().tolist() if value.dtype != torch.bool else [float(value.sum())]
+    if isinstance(value, np.ndarray | np.generic):
+        return numbers(torch.as_tensor(np.asarray(value)))
+    if isinstance(value, bool | int | float):
+        return [abs(float(value))] if not math.isnan(value) else [-1.0]
+    if isinstance(value, str):
+        return [float(sum(map(ord, value)))]
+    if isinstance(value, ws.Net):
+        return [number for tensor in value.tensors.values() for number in numbers(tensor)]
+    if isinstance(value, Mapping):
+        return [number for part in value.values() for number in numbers(part)]
+    if isinstance(value, list | tuple):
+        return [number for part in value for number in numbers(part)]
+    if dataclasses.is_dataclass(value):
+        return [number for field in dataclasses.fields(value) for number in numbers(getattr(value, field.name))]
+    return []
