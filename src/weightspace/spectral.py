@@ -81,8 +81,8 @@ def spectral_bound(matrix: Float[Tensor, "rows columns"]) -> float:
 
     In float64, with its rounding added. Cost: one product W^T W and one factor of it, cubic in the shorter side.
     """
-    guess = spectral_norm(matrix, tolerance=1e-4)
     w = matrix.detach().double()
+    guess = spectral_norm(_short(w), tolerance=1e-4)
     return _certified((w.T @ w if w.shape[0] >= w.shape[1] else w @ w.T)[None], guess)
 
 
@@ -99,6 +99,12 @@ def convolution_bound(kernel: Float[Tensor, "units channels *taps"], groups: int
     grid = [1 if k == 1 else each * k + 2 for k in taps]
     between = math.prod(1 / math.cos(math.pi * (k - 1) / n) for k, n in zip(taps, grid, strict=True))
     return max(_on_grid(part, grid) for part in parts) * math.sqrt(between)
+
+
+def _short(w: Tensor) -> Tensor:
+    """In float32, which is enough for a guess, where that can hold it."""
+    short = w.float()
+    return short if float(short.abs().max() if w.numel() else 0.0) < 1e30 else w
 
 
 def rough_bound(kernel: Float[Tensor, "rows columns *taps"], groups: int = 1) -> float:

@@ -49,9 +49,10 @@ def certificate(a: Net, b: Net, task: Task, *, data: bool = True) -> Certificate
     f is what a network computes in its own dtype: rounding is part of the bound, and b may have another dtype than a.
     `data`: with the activations of a on these inputs; without, from the norms of the inputs and weights alone. Cost: a
     forward pass of both networks, one of a in float64, and a Cholesky factor for every weight. What is measured on the
-    way is compared with the bound, and nothing is handed out that it exceeds. Raises `BoundError`, which names the
-    operation and the argument, where no bound is known, such as for a recurrent layer, or values beyond what float16
-    holds; `WeightspaceError` for NaN or infinity in the weights.
+    way is compared with the bound, and nothing is handed out that it exceeds. The bound is infinity where values may
+    leave the range of their dtype, such as 65504 in float16. Raises `BoundError`, which names the operation and the
+    argument, where no bound is known, such as for an exponential; `WeightspaceError` for NaN or infinity in the
+    weights.
     """
     return _certificates(a, b, task, (data,))[0]
 
@@ -91,8 +92,8 @@ def lipschitz(net: Net, task: Task) -> float:
         graph = graph_of(net, x)
         with torch.no_grad(), math_attention():
             values = walk.batch((graph, graph), (x, x))
-            _, _, value = _output(net, task, x, values)
-        worst = max(worst, value.far.apart / _START)
+            _, _, at = _output(net, task, x, values)
+        worst = max(worst, values[at].far.apart / _START)
     return worst
 
 
@@ -104,26 +105,30 @@ def through(a: Net, b: Net, task: Task, walks: list[Walk]) -> tuple[list[float],
         graphs = graph_of(a, inputs[0]), graph_of(b, inputs[1])
         with torch.no_grad(), math_attention():
             values = [walk.batch(graphs, inputs) for walk in walks]
+            out, leaf, at = _output(a, task, inputs[0], values[0])
             for k, those in enumerate(values):
-                out, leaf, value = _output(a, task, carried(x, a), those)
-                _agrees(leaf, value)
-                found[k] = math.hypot(found[k], value.far.apart)
+                _agrees(leaf, those[at])
+                found[k] = math.hypot(found[k], those[at].far.apart)
             out_b = task.forward(b, inputs[1]).double()
         norm = math.hypot(norm, size(out))
         moved = math.hypot(moved, float((out_b - out.double()).norm()))
     return found, norm, moved
 
 
-def _output(net: Net, task: Task, x: Any, values: list[Any]) -> tuple[Tensor, Tensor, Value]:
-    """What the task takes of the network's outputs, which of these it is, and its value in the graph."""
+def _output(net: Net, task: Task, x: Any, values: list[Any]) -> tuple[Tensor, Tensor, int]:
+    """What the task takes of the network's outputs, which of these it is, and where that is among the graph's."""
     raw = task.raw(net, x)
     out, leaves = task.output(raw), pytree.tree_leaves(raw)
-    pairs = [(t, v) for t, v in zip(leaves, values[-len(leaves) :], strict=True) if isinstance(t, Tensor)]
-    inside = [(t, v) for t, v in pairs if isinstance(v, Value) and _inside(out, t)]
+    places = range(len(values) - len(leaves), len(values))
+    inside = [
+        (leaf, at)
+        for leaf, at in zip(leaves, places, strict=True)
+        if isinstance(leaf, Tensor) and isinstance(values[at], Value) and _inside(out, leaf)
+    ]
     if not inside:
         raise BoundError("the task's output is computed from the network's; give one that picks an output as it is")
-    whole, value = next(((t, v) for t, v in inside if t.shape == out.shape and t.data_ptr() == out.data_ptr()), inside[0])
-    return out, whole, value
+    same = (p for p in inside if p[0].shape == out.shape and p[0].data_ptr() == out.data_ptr())
+    return out, *next(same, inside[0])
 
 
 def _inside(part: Tensor, whole: Tensor) -> bool:

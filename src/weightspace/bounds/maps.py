@@ -1,7 +1,7 @@
 """Rules for linear maps with learnt weights, for products of two values, and for attention.
 
-A map adds what its own change does: |W_b x_b - W_a x_a| <= |W_b|_2 |x_b - x_a| + |(W_b - W_a) x_a|. Rounding of a sum of
-products is at most gamma_n |W| |x|, entries taken without their signs.
+A map adds what its own change does: |W_b x_b - W_a x_a| <= |W_b|_2 |x_b - x_a| + |(W_b - W_a) x_a|. Rounding of a sum
+of products is at most gamma_n |W| |x|, entries taken without their signs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from weightspace.spectral import convolution_bound, rough_bound, spectral_bound
 
 __all__ = ["product"]
 
-_DOUBLE = 2.0**-53
+_SINGLE, _DOUBLE = 2.0**-24, 2.0**-53
+_LARGE = 1e18
 _DEAD = 120.0  # exp(-120) is no number of float32
 _STORES = 4
 
@@ -69,8 +70,11 @@ def _own(call: Call, x: Value, w: Value, bias: Value | None, how: _Map, position
     of_bias = 0.0 if moved_bias is None else positions * size(moved_bias)
     if not call.data:
         return call.bound("change", lambda: how.norm(moved)) * x.far.norm + of_bias
-    slack = gamma(how.terms + 2, _DOUBLE) * (call.bound("rough change", lambda: how.rough(moved)) * x.at(0) + of_bias)
-    return size(how.act(x.a, moved, moved_bias)) + slack
+    short = not call.exact and call.arithmetic[1].inner > _DOUBLE and x.at(0) < _LARGE
+    dtype, unit = (torch.float32, _SINGLE) if short else (torch.float64, _DOUBLE)
+    slack = gamma(how.terms + 4, unit) * (call.bound("rough change", lambda: how.rough(moved)) * x.at(0) + of_bias)
+    shorter = (None if t is None else t.to(dtype) for t in (x.a, moved, moved_bias))
+    return size(how.act(*shorter)) + slack + (1e-30 * math.sqrt(call.numel) if short else 0.0)  # type: ignore[arg-type]
 
 
 def _linear_map(width: int) -> _Map:
@@ -92,7 +96,7 @@ def _convolution(call: Call) -> Far:
     groups, transposed = int(call.plain["groups"]), "transpose" in call.name
 
     def act(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        return call.overload(x, w, b, *call.plain.values())  # type: ignore[no-any-return]
+        return call.overload(x, w, b, *call.plain.values())
 
     terms = w.a.numel() // w.a.shape[1] // groups if transposed else w.a[0].numel()
     how = _Map(act, lambda w: convolution_bound(w, groups), lambda w: rough_bound(w, groups), terms)

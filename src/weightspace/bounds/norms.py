@@ -8,7 +8,7 @@ channels come last, torch takes mean x^2 - (mean x)^2, which is off by gamma_n r
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ def _batch_norm(call: Call) -> Far:
     stats = _learnt(call, "weight", "bias", "running_mean", "running_var")
 
     def parts(at: str) -> tuple[Tensor, Tensor, Tensor]:
-        gain, offset, mean, var = (None if v is None else getattr(v, at) for v in stats)
+        gain, offset, mean, var = (cast(Any, None if v is None else getattr(v, at)) for v in stats)
         s = (var + eps).rsqrt() if gain is None else gain * (var + eps).rsqrt()
         zero = torch.zeros_like(s) if offset is None else offset
         return s, zero - s * mean, zero.abs() + 3 * (s * mean).abs()

@@ -216,7 +216,8 @@ def rule(
     """
 
     def enter(find: Callable[[Call], Far]) -> Callable[[Call], Far]:
-        entry = Rule(find, *(tuple(w.split()) for w in (values, plain, shapes)), {k: (v,) for k, v in where.items()})
+        only = {key: (value,) for key, value in where.items()}
+        entry = Rule(find, tuple(values.split()), tuple(plain.split()), tuple(shapes.split()), only)
         RULES.update(dict.fromkeys(names.split() if isinstance(names, str) else names, entry))
         return find
 

@@ -7,9 +7,10 @@ what whole numbers of the input say by themselves. All else goes through the rul
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -88,6 +89,10 @@ class Walk:
     operators: dict[fx.Node, dict[str, float]] = field(default_factory=dict)
     still: dict[fx.Node, tuple[Any, Any, Any]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.tensors = self.a.tensors, self.b.tensors
+        self.device = self.a.device.type
+
     def batch(self, graphs: tuple[Trace, Trace], inputs: tuple[Any, Any]) -> list[Any]:
         """The values of the graph's outputs, for one batch as a and as b take it."""
         return _Batch(self, graphs, inputs).run()
@@ -103,6 +108,7 @@ class _Batch:
         self.own: dict[fx.Node, tuple[Any, Any]] = {}
         self.learnt: set[fx.Node] = set()  # what depends on weights
         self.given: set[fx.Node] = set()  # what depends on inputs
+        self.lost = False  # whether values may have left the range of their dtype
 
     def run(self) -> list[Any]:
         for node, twin in self.twins:
@@ -110,7 +116,7 @@ class _Batch:
                 self._cast(node, twin)
             elif node.op == "output":
                 flat = node.args[0] if isinstance(node.args[0], (tuple, list)) else [node.args[0]]
-                return [self.env[n] if isinstance(n, fx.Node) else None for n in flat]
+                return [self._out(self.env[n]) if isinstance(n, fx.Node) else None for n in flat]
             elif node.op == "placeholder":
                 self._placeholder(node, twin)
             elif node.op == "get_attr":
@@ -120,6 +126,10 @@ class _Batch:
                 self._call(node, twin)
         raise BoundError("no bound is known for a network without outputs")
 
+    def _out(self, value: Any) -> Any:
+        lost = Far(math.inf, math.inf, math.inf)
+        return replace(value, far=lost) if self.lost and isinstance(value, Value) else value
+
     # -------------------------------------------------------------- where values come from
 
     def _placeholder(self, node: fx.Node, twin: fx.Node) -> None:
@@ -128,7 +138,8 @@ class _Batch:
             self.learnt.add(node)
             if not self._remembered(node):
                 name = graph_a.sources[node]
-                self._keep(node, self.walk.a.tensors[name], self.walk.b.tensors[graph_b.sources[twin]])
+                tensors_a, tensors_b = self.walk.tensors
+                self._keep(node, tensors_a[name], tensors_b[graph_b.sources[twin]])
         elif node in graph_a.constants:
             self._keep(node, graph_a.constants[node], graph_b.constants[twin])
         elif isinstance(node.meta.get("val"), Tensor):
@@ -205,13 +216,15 @@ class _Batch:
         far = apply(node, self.env.__getitem__, out, arithmetic, self.walk.data, norms)
         same = dtype_of(node) == dtype_of(twin) and all(self._same(n) for n in node.all_input_nodes)
         far = Far(far.norm, far.off, 0.0) if same else far
-        _fits(node, far, arithmetic)
+        reached = far.norm + far.off
+        if not (reached <= arithmetic[1].most and reached + far.apart <= arithmetic[2].most):
+            self.lost = True
         return Value(out, far, same)
 
     def _arithmetic(self, node: fx.Node, twin: fx.Node) -> tuple[Arithmetic, Arithmetic, Arithmetic]:
         if self.walk.start is not None:
             return EXACT, EXACT, EXACT
-        own = [Arithmetic.of(dtype_of(n), self.walk.a.device.type) for n in (node, twin)]
+        own = [Arithmetic.of(dtype_of(n), self.walk.device) for n in (node, twin)]
         return _REFERENCE, own[0], own[1]
 
     def _cast(self, node: fx.Node | None, twin: fx.Node | None) -> None:
@@ -267,15 +280,3 @@ def _evaluate(node: fx.Node, look: Callable[[fx.Node], Any], lift: bool = False)
 
 def _double(x: Any) -> Any:
     return torch.float64 if isinstance(x, torch.dtype) and x.is_floating_point else x
-
-
-def _fits(node: fx.Node, far: Far, arithmetic: tuple[Arithmetic, Arithmetic, Arithmetic]) -> None:
-    reached = far.norm + far.off
-    for point, most in ((reached, arithmetic[1].most), (reached + far.apart, arithmetic[2].most)):
-        if not point <= most:
-            raise BoundError(
-                f"no bound is known for {op_name(node)}: its values may reach {point:.2g}, more than its dtype "
-                f"holds ({most:.2g})"
-            )
-
-
