@@ -10,7 +10,8 @@ ROOMS = """net model | examples task datasets entry pickled checkpoint architect
     symmetry.merge symmetry.layer symmetry.refit symmetry.repair symmetry | goals kernel modes layered metric
     pullback geodesic distance representation bounds.rounding bounds.rule bounds.twins bounds.pointwise
     bounds.maps bounds.norms bounds.shapes bounds.sums bounds.walk bounds
-    displacement perturbation sensitivity fisher likelihood curvature posterior quadratic langevin attribution description envelope structure transfer scores risk
+    displacement perturbation sensitivity fisher likelihood
+    curvature posterior quadratic langevin attribution description envelope structure transfer scores risk
     descent pac acting equivariance nuisance | path diffusion escape trail recording surface ensembles pruning
     flows optim dynamics adapters periods | compare workbench walk page report watching wayside trial inquiry
     answers demo text cli.options cli.shown cli.networks cli.moves cli.questions cli __main__"""

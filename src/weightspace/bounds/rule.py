@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -100,9 +100,13 @@ class Call:
 
     @property
     def x(self) -> Value:
-        """The first argument."""
+        """The first argument, rounded where the operation casts it before it computes."""
         value: Value = self.values["input" if "input" in self.values else "self"]
-        return value
+        if self.plain.get("dtype") is None or self.exact:
+            return value
+        more = self.slip(0, lambda p: 0.0, 1, value.at, numel=value.a.numel())
+        far = value.far
+        return replace(value, far=Far(far.norm, far.off + more[1], far.apart + more[2]))
 
     @property
     def exact(self) -> bool:

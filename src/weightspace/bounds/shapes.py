@@ -51,7 +51,7 @@ def _cast(call: Call) -> Far:
     """One rounding, if the new dtype has fewer digits."""
     if not call.out.is_floating_point():
         raise BoundError(f"no bound is known for {call.name} whose dtype is one of integers")
-    x = call.x.far
+    x = call["self"].far
     return call.found(x.norm, x.off, x.apart, terms=0, stores=1)
 
 

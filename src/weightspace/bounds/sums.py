@@ -97,7 +97,13 @@ def _average(call: Call) -> Far:
 @rule("upsample_nearest1d upsample_nearest2d upsample_nearest3d", "self input",
       "output_size scale_factors scales scales_d scales_h scales_w")  # fmt: skip
 def _nearest(call: Call) -> Far:
-    return call.copied(math.sqrt(_row_and_column(call, call.out.dim() - 2)[1]))
+    """An entry is copied to so many places; which those are may depend on the dtype of the scale: refused then."""
+    x, rank = call.x.a, call.out.dim() - 2
+    places = torch.arange(math.prod(x.shape[-rank:]), device=x.device).view(1, 1, *x.shape[-rank:])
+    wide, short = (call.overload(places.to(t), *call.plain.values()) for t in (torch.float64, torch.float32))
+    if any(a.inner > 2.0**-53 for a in call.arithmetic) and not torch.equal(wide, short.double()):
+        raise BoundError(f"no bound is known for {call.name} whose scale rounds to other places in another dtype")
+    return call.copied(math.sqrt(float(wide.long().flatten().bincount().max())))
 
 
 def _row_and_column(call: Call, rank: int) -> tuple[float, float]:
