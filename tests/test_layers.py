@@ -8,7 +8,9 @@ ROOMS = """public net model | examples task datasets entry pickled checkpoint ar
     symmetry.verify symmetry.scale symmetry.sign symmetry.read symmetry.certificate symmetry.balance
     symmetry.canonical symmetry.assignment symmetry.ascent symmetry.relax symmetry.features symmetry.match
     symmetry.merge symmetry.layer symmetry.refit symmetry.repair symmetry | goals kernel modes layered metric
-    pullback geodesic distance representation bounds displacement perturbation sensitivity fisher likelihood
+    pullback geodesic distance representation bounds.rounding bounds.rule bounds.twins bounds.pointwise
+    bounds.maps bounds.norms bounds.shapes bounds.sums bounds.walk bounds
+    displacement perturbation sensitivity fisher likelihood
     curvature posterior quadratic langevin attribution description envelope structure transfer scores risk
     descent pac acting equivariance nuisance | path diffusion escape trail recording surface ensembles pruning
     flows optim dynamics adapters periods | compare workbench walk page report watching wayside trial inquiry

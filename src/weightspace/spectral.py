@@ -24,7 +24,7 @@ from weightspace.net import WeightspaceError
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["convolution_bound", "convolution_norm", "spectral_bound", "spectral_norm"]
+__all__ = ["convolution_bound", "convolution_norm", "rough_bound", "spectral_bound", "spectral_norm"]
 
 _MAPS, _STEPS, _PAUSE, _TOLERANCE = 4, 160, 4, 1e-5
 _SMALL = 32  # rows or columns, up to which all singular values are found
@@ -81,8 +81,8 @@ def spectral_bound(matrix: Float[Tensor, "rows columns"]) -> float:
 
     In float64, with its rounding added. Cost: one product W^T W and one factor of it, cubic in the shorter side.
     """
-    guess = spectral_norm(matrix, tolerance=1e-4)
     w = matrix.detach().double()
+    guess = spectral_norm(_short(w), tolerance=1e-4)
     return _certified((w.T @ w if w.shape[0] >= w.shape[1] else w @ w.T)[None], guess)
 
 
@@ -99,6 +99,25 @@ def convolution_bound(kernel: Float[Tensor, "units channels *taps"], groups: int
     grid = [1 if k == 1 else each * k + 2 for k in taps]
     between = math.prod(1 / math.cos(math.pi * (k - 1) / n) for k, n in zip(taps, grid, strict=True))
     return max(_on_grid(part, grid) for part in parts) * math.sqrt(between)
+
+
+def _short(w: Tensor) -> Tensor:
+    """In float32, which is enough for a guess, where that can hold it."""
+    short = w.float()
+    return short if float(short.abs().max() if w.numel() else 0.0) < 1e30 else w
+
+
+def rough_bound(kernel: Float[Tensor, "rows columns *taps"], groups: int = 1) -> float:
+    """A number that the norm of |W|, entries without their signs, does not exceed, nor |W|_2: one pass over W.
+
+    sqrt(|W|_1 |W|_inf), of a matrix or a convolution; of a matrix no more than |W|_F.
+    """
+    w = kernel.detach().double().abs()
+    parts = w.flatten(2).sum(2) if w.dim() > 2 else w
+    blocks = parts.chunk(groups)
+    schur = max(math.sqrt(float(p.sum(0).max()) * float(p.sum(1).max())) for p in blocks) if w.numel() else 0.0
+    bound = min(schur, float(w.norm())) if w.dim() == 2 else schur
+    return bound * (1 + 4 * w.numel() * torch.finfo(torch.float64).eps)
 
 
 def _on_grid(kernel: Tensor, grid: list[int]) -> float:
