@@ -152,8 +152,13 @@ def _layers_met(net: Net, task: Task, x: Any, drawn: Sequence[Tensor], names: se
             return
         out = task.output(raw if not isinstance(raw, (tuple, list)) or len(raw) > 1 else raw[0])
         values = [z for _, _, z in kept]
-        first = torch.autograd.grad(out[0].sum(), values, retain_graph=True, allow_unused=True)
-        slopes = [torch.autograd.grad(out, values, u.view(out.shape), True, allow_unused=True) for u in drawn]
+        try:
+            first = torch.autograd.grad(out[0].sum(), values, retain_graph=True, allow_unused=True)
+            slopes = [torch.autograd.grad(out, values, u.view(out.shape), True, allow_unused=True) for u in drawn]
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # an operation of the graph that has no derivative, though the network's own has
+            return
     for k, (layer, given, z) in enumerate(kept):
         own = ({layer.weight} | ({layer.bias} if layer.bias else set())) & names
         if first[k] is None:

@@ -26,11 +26,11 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import nnls
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
 
+from weightspace.displacement import squared_gradients
 from weightspace.examples import each, leaves
+from weightspace.likelihood import law_of, likelihood
 from weightspace.net import Net, Weights, WeightspaceError, checked, math_attention
-from weightspace.symmetry.trace import arguments
 from weightspace.task import Task, carried, logits, value_and_gradient
 
 if TYPE_CHECKING:
@@ -40,8 +40,6 @@ __all__ = [
     "Goal", "GoalError", "as_goal", "attacked", "covector", "drift", "ewc", "fisher", "gem", "harden", "hold",
     "input_gradient", "learn", "not_aliased", "spread", "toward",
 ]  # fmt: skip
-
-_ROOM = 1 << 26
 
 Augment = Callable[[Any, torch.Generator], Any]
 
@@ -281,39 +279,22 @@ def ewc(task: Task, net: Net, strength: float = 1.0, seed: int = 0) -> Goal:
 def fisher(task: Task, net: Net, seed: int = 0) -> Weights:
     """F_i = E_x E_{y ~ p(.|x)} (d log p(y|x) / dw_i)^2: one label drawn from the network for every example.
 
-    p is the softmax of the outputs, or, for a task of squared distances, a normal distribution of variance one around
-    them. Squared gradients of examples, not of batches: a batch's mean gradient squared is smaller by the batch.
+    p is the `likelihood` of the task's loss: the softmax of the outputs, a normal distribution of variance one around
+    them, or a coin for each. Of positions that are labelled -100 there is nothing. Squared gradients of examples, not
+    of batches: a batch's mean gradient squared is smaller by the batch. Raises `WeightspaceError`, by its name, for a
+    loss that is no likelihood.
     """
-    generator = torch.Generator(device=net.device).manual_seed(seed)
-    weights = {n: w for n, w in net.weights.items() if w.is_floating_point()}
-    total = {n: torch.zeros_like(w) for n, w in weights.items()}
-    count, normal = 0, task.metric == "squared"
-
-    def surprise(w: dict[str, Tensor], x: Any, y: Tensor) -> Tensor:
-        args, kwargs = arguments(each(lambda t: t[None], x))
-        out = task.output(functional_call(net.architecture, {**net.tensors, **w}, args, kwargs))
-        if normal:
-            return (out * y).sum()
-        return F.nll_loss(out.flatten(0, -2).log_softmax(-1), y.flatten(), reduction="sum")
-
-    for x, _ in task.batches(net):
-        with torch.no_grad():
-            f = _forward(task, net, x)
-            if not f.isfinite().all():
-                raise GoalError("the outputs hold NaN or infinity; look for it in the data and the weights")
-            if normal:
-                y = torch.randn(f.shape, generator=generator, dtype=f.dtype, device=f.device)
-            else:
-                _probable(f)
-                y = torch.multinomial(f.softmax(-1).flatten(0, -2), 1, generator=generator).view(f.shape[:-1])
-        step = max(1, _ROOM // net.weights.numel)
-        for at in range(0, len(y), step):
-            part = each(lambda t, at=at, step=step: t[at : at + step], x)
-            with math_attention():
-                found = vmap(grad(surprise), in_dims=(None, 0, 0))(weights, part, y[at : at + step])
-            for name, rows in found.items():
-                total[name] += rows.detach().square().sum(0)
-        count += len(y)
+    names = [n for n, w in checked(net).weights.items() if w.is_floating_point()]
+    total = {n: torch.zeros(net.weights[n].shape, dtype=torch.float64, device=net.device) for n in names}
+    law_of(task)
+    count = 0
+    for x, y in task.batches(net):
+        with torch.no_grad(), math_attention():
+            drawn = likelihood(task, _forward(task, net, carried(x, net)), y)
+        assert drawn.scores is not None
+        for name, found in squared_gradients(net, task, x, [*drawn.scores(1, seed, count)], names).items():
+            total[name] += found
+        count += len(leaves(x)[0])
     return net.weights.zeros().replace({name: t / count for name, t in total.items()})
 
 
