@@ -46,7 +46,6 @@ _TORCH: dict[Any, tuple[Any, str]] = {
     nn.MultiLabelMarginLoss: (F.multilabel_margin_loss, "rows"),
     nn.MultiLabelSoftMarginLoss: (F.multilabel_soft_margin_loss, "rows"),
 }
-_FUNCTIONS = dict(_TORCH.values())
 _NOT_SETTINGS = {"input", "target", "size_average", "reduce"}
 _CLASSES = ("softmax", "log-probabilities")
 _PAIRED = ("squared", "bernoulli", "probabilities", "pairs")
@@ -177,20 +176,18 @@ def _of_torch(function: Any) -> tuple[Any, str, dict[str, Any]] | None:
     """The function of torch, its kind, and its settings."""
     if type(function) in _TORCH:
         torchs, kind = _TORCH[type(function)]
-        names = inspect.signature(torchs).parameters.keys() - _NOT_SETTINGS
-        return torchs, kind, {name: getattr(function, name) for name in names if hasattr(function, name)}
+        given = {name: getattr(function, name) for name in _settings(torchs) if hasattr(function, name)}
+        return torchs, kind, given
     whole = function if isinstance(function, partial) else partial(function)
-    try:
-        kind = _FUNCTIONS.get(whole.func)
-    except TypeError:  # what cannot be hashed
-        kind = None
-    if kind is None or whole.args:
-        return None
-    parameters = inspect.signature(whole.func).parameters
-    if not whole.keywords.keys() <= parameters.keys() - _NOT_SETTINGS:
-        return None
-    names = parameters.keys() - _NOT_SETTINGS
-    return whole.func, str(kind), {name: parameters[name].default for name in names} | whole.keywords
+    for torchs, kind in _TORCH.values():
+        if torchs is whole.func and not whole.args and whole.keywords.keys() <= _settings(torchs).keys():
+            return torchs, kind, _settings(torchs) | whole.keywords
+    return None
+
+
+def _settings(torchs: Any) -> dict[str, Any]:
+    parameters = inspect.signature(torchs).parameters
+    return {name: parameters[name].default for name in parameters if name not in _NOT_SETTINGS}
 
 
 def _reduction(function: Any) -> str | None:
@@ -351,7 +348,7 @@ def _additive(loss: Loss, whole: Tensor, parts: list[Tensor], counts: list[int])
     if not abs(here - there) <= _tolerance(whole) * max(abs(here), *map(abs, terms)):
         raise TaskError(
             f"{loss.name} of two batches together is {here / n:.6g}, where the mean over their examples is "
-            f"{there / n:.6g}: its value would depend on the batches; give a metric that returns one distance an example"
+            f"{there / n:.6g}: its value would depend on the batches; give a metric of one distance an example"
         )
 
 
@@ -385,4 +382,4 @@ def _stacked(a: Tensor, b: Tensor, fill: int) -> Tensor:
 
 def _transformed(x: Tensor) -> bool:
     """Whether a transform of torch.func is at work, under which numbers cannot be looked at."""
-    return bool(torch._C._functorch.is_functorch_wrapped_tensor(x))  # type: ignore[attr-defined]
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(x))

@@ -47,7 +47,8 @@ class Task:
     `inputs`: a tensor or array (example, ...); a tuple of them (positional inputs of the net); a dict of them
     (keyword inputs; its key "labels" or "label" holds the labels); a map-style dataset of (x, y) or dicts
     (Hugging Face datasets too), stacked into batches of `batch`; or a `DataLoader`, read again at each pass,
-    in the dataset's own order if it shuffles, so that two networks meet the same examples in the same order.
+    in the dataset's own order if it shuffles, so that two networks meet the same examples in the same order. Data that
+    a later pass finds changed (random samplers, augmentation, streams that shuffle) are refused there.
     Floating inputs are given to a net in its dtype.
     `metric`: d_Y, a name of `METRICS` or a function (outputs, labels) -> (example,); by default
     "cross-entropy" for integer labels and "squared" for floating ones. `aggregate`: Sigma, "mean" (default),
