@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import warnings
 import zlib
@@ -330,6 +331,30 @@ def one_hot(y: Tensor, classes: int) -> Tensor:
 def shuffled(n: int, seed: int) -> Tensor:
     """A random permutation of n."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+
+
+def uniform(shape: Sequence[int], draws: int, seed: int, start: int, device: Any = "cpu") -> Iterator[Tensor]:
+    """For every draw, numbers in (0, 1) of the shape (example, ..), float64: splitmix64 of a counter.
+
+    They belong to the examples, the first of which has the number `start`, so that no batch makes a difference.
+    """
+    each_one = math.prod(shape[1:])
+    example = _mixed(torch.arange(start, start + shape[0]) + _mixed(torch.tensor(seed)))
+    for draw in range(draws):
+        bits = _mixed(_mixed(example[:, None] + torch.arange(each_one)) + draw)
+        yield ((((bits >> 11) & ((1 << 53) - 1)).double() + 0.5) * 2.0**-53).view(*shape).to(device)
+
+
+def normal(u: Tensor) -> Tensor:
+    """Standard normal numbers from uniform ones."""
+    return math.sqrt(2) * torch.erfinv(2 * u - 1)
+
+
+def _mixed(z: Tensor) -> Tensor:
+    z = z + -0x61C8864680B583EB
+    z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * -0x40A7B892E31B1A47
+    z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * -0x6B2FB644ECCEEE15
+    return z ^ ((z >> 31) & ((1 << 33) - 1))
 
 
 def line(error: BaseException) -> str:

@@ -7,7 +7,6 @@ the e_k, differences of float32 numbers would be all that is left of it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from weightspace.examples import normal, uniform
 from weightspace.losses import IGNORED, Loss, fitted, name_of
 from weightspace.net import WeightspaceError
 from weightspace.task import Task, TaskError
@@ -222,25 +222,9 @@ def _back(u: Tensor, f: Tensor) -> Tensor:
 def _drawn(p: Tensor, draws: int, seed: int, start: int) -> Iterator[Tensor]:
     """One-hot labels drawn from probabilities p."""
     cdf = p.cumsum(-1)
-    for u in _uniform(p.shape[:-1], draws, seed, start, p.device):
+    for u in uniform(p.shape[:-1], draws, seed, start, p.device):
         labels = torch.searchsorted(cdf.flatten(0, -2), (u * cdf[..., -1]).reshape(-1, 1))[:, 0]
         yield F.one_hot(labels.clamp(max=p.shape[-1] - 1), p.shape[-1]).view(p.shape)
-
-
-def _uniform(shape: Any, draws: int, seed: int, start: int, device: Any) -> Iterator[Tensor]:
-    """Numbers in (0, 1) that belong to examples, whatever the batch that they stand in: splitmix64 of a counter."""
-    each = math.prod(shape[1:])
-    example = _mixed(torch.arange(start, start + shape[0]) + _mixed(torch.tensor(seed)))
-    for draw in range(draws):
-        bits = _mixed(_mixed(example[:, None] + torch.arange(each)) + draw)
-        yield ((((bits >> 11) & ((1 << 53) - 1)).double() + 0.5) * 2.0**-53).view(shape).to(device)
-
-
-def _mixed(z: Tensor) -> Tensor:
-    z = z + -0x61C8864680B583EB
-    z = (z ^ (z >> 30 & (1 << 34) - 1)) * -0x40A7B892E31B1A47
-    z = (z ^ (z >> 27 & (1 << 37) - 1)) * -0x6B2FB644ECCEEE15
-    return z ^ (z >> 31 & (1 << 33) - 1)
 
 
 # ------------------------------------------------------------------ losses that do not mix outputs
@@ -270,9 +254,9 @@ def _diagonal(f: Tensor, h: Tensor, law: str | None = None) -> OutputHessian:
             yield 1.0, u.view_as(f).to(f)
 
     def scores(draws: int, seed: int, start: int) -> Iterator[Tensor]:
-        for u in _uniform(f.shape, draws, seed, start, f.device):
+        for u in uniform(f.shape, draws, seed, start, f.device):
             if law == "gaussian":
-                yield (root * math.sqrt(2) * torch.erfinv(2 * u - 1)).to(f)
+                yield (root * normal(u)).to(f)
             elif law == "bernoulli":
                 s, t = f.double().sigmoid(), f.double().neg().sigmoid()
                 yield torch.where(u < s, t, -s).to(f)

@@ -34,7 +34,7 @@ from weightspace.losses import IGNORED, Beside, Loss, blamed, fitted, name_of
 from weightspace.net import Net, Weights
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Bool, Float
 
 __all__ = [
     "IGNORED", "Task", "TaskError", "accuracy", "carried", "classifies", "gradient", "logits", "value_and_gradient",
@@ -458,6 +458,18 @@ def carried(x: Any, net: Net) -> Any:
     """A copy of inputs on the device of a net, floating-point ones in its dtype: a network may write into its input."""
     device, dtype = net.device, net.dtype
     return each(lambda t: t.to(device, dtype if t.is_floating_point() else t.dtype, copy=True), x)
+
+
+def labelled(f: Tensor, y: Tensor | None) -> Bool[Tensor, " *positions"]:
+    """Which positions of outputs (example, .., class) count: all but those that labels of this form mark with -100."""
+    if y is None or y.is_floating_point() or y.shape != f.shape[:-1]:
+        return torch.ones(f.shape[:-1], dtype=torch.bool, device=f.device)
+    return (y != IGNORED).to(f.device)
+
+
+def counted(f: Tensor, y: Tensor | None) -> Tensor:
+    """Outputs of a sequence, with zeros where positions have no label."""
+    return f.masked_fill(~labelled(f, y)[..., None], 0) if y is not None and y.dim() > 1 else f
 
 
 def logits(raw: Any) -> Tensor:
