@@ -150,8 +150,9 @@ class Comparison:
             f"Symmetry of {self.architecture} ({self.numbers:,} weights): {self.group}.",
         ]
         if self.outputs:
-            said.insert(0, f"The outputs differ by {self.outputs['relative']:.2g} of their size, "
-                        f"{self.outputs['disagreement']:.1%} of the predictions.")  # fmt: skip
+            classes = self.outputs.get("disagreement")
+            also = "" if classes is None else f", {classes:.1%} of the predictions"
+            said.insert(0, f"The outputs differ by {self.outputs['relative']:.2g} of their size{also}.")
         return said + (self.line.remarks() if self.line else [])
 
     def data(self) -> dict[str, Any]:
@@ -276,10 +277,14 @@ def _layers(a: Net, b: Net, moved: Net) -> list[Layer]:
 
 
 def _outputs(a: Net, b: Net, task: Task) -> dict[str, float]:
-    """How far the functions are: |f_a - f_b| / |f_a| over the data, and the share of predictions that differ."""
-    size = math.sqrt(float(task.outputs(a).double().flatten(1).square().sum(1).mean()))
+    """How far the functions are: |f_a - f_b| / |f_a| over the data, and, of classes, the share that differs."""
+    outputs = task.outputs(a)
+    size = math.sqrt(float(outputs.double().flatten(1).square().sum(1).mean()))
     apart = functional(a, b, task)
-    return {"relative": apart / size if size else apart, "disagreement": functional(a, b, task, "disagreement")}
+    found = {"relative": apart / size if size else apart}
+    if outputs.dim() > 1 and outputs.shape[-1] > 1 and (task.metric is None or classifies(task)):
+        found["disagreement"] = functional(a, b, task, "disagreement")
+    return found
 
 
 def along(

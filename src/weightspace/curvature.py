@@ -5,7 +5,8 @@
     Fisher        F = sum_t E_{y ~ p} g g^T   g = grad_w log p(y | x_t), p(y) ~ exp(-d_Y(f, y))
 
 All are sums over the examples, never means: for a loss in nats their unit is nats. Where log p is linear in y but for
-terms without f (softmax, Gaussian, Bernoulli), H_t does not depend on y and F = G.
+terms without f (softmax, Gaussian, Bernoulli), H_t does not depend on y and F = G. Where the outputs are probabilities
+or their logarithms, F is not G: nll_loss is linear in them, so that its G is zero.
 J v is the derivative of u -> J^T u along v, so that one graph of a batch, kept, gives all products.
 Sources: Fast exact multiplication by the Hessian (Pearlmutter, 1994); Fast curvature matrix-vector products for
 second-order gradient descent (Schraudolph, 2002); New insights and perspectives on the natural gradient method
@@ -27,7 +28,7 @@ from torch.func import functional_call
 
 from weightspace.displacement import squared_gradients
 from weightspace.examples import leaves as input_leaves
-from weightspace.likelihood import CurvatureError, OutputHessian, output_hessian
+from weightspace.likelihood import CurvatureError, OutputHessian, likelihood, output_hessian
 from weightspace.net import Net, Weights, checked, math_attention
 from weightspace.operator import Operator
 from weightspace.symmetry.trace import arguments
@@ -62,7 +63,7 @@ def gauss_newton(net: Net, task: Task, *, memory: int = _MEMORY) -> Operator:
     without derivatives; `TaskError` for labels that do not fit.
     """
 
-    def part(number: int, x: Any, y: Tensor | None) -> Part:
+    def part(start: int, x: Any, y: Tensor | None) -> Part:
         linear = _Linear(net, task, x)
         middle = output_hessian(task, linear.outputs, y).action
         return lambda v: linear.pull(middle(linear.push(v)))
@@ -75,22 +76,23 @@ def fisher_information(
 ) -> Operator:
     """F = sum_t E_{y ~ p} g g^T, labels y drawn from the network, p(y) ~ exp(-d_Y): softmax, Gaussian or Bernoulli.
 
-    Exact, F = G; with `draws`, the mean over so many labels an example (in a sequence, a position) in place of E. The
+    Exact, for which F = G, or with the outputs read as p or log p where the loss reads them so (binary_cross_entropy,
+    nll_loss); with `draws`, the mean over so many labels an example (in a sequence, a position) in place of E. The
     Gaussian of "squared" is exp(-|f - y|^2), of variance 1/2, so that F = 2 J^T J. Memory, cost and errors as
     `gauss_newton`; `CurvatureError` as well for a loss that is no likelihood.
     """
     _some(draws)
 
-    def part(number: int, x: Any, y: Tensor | None) -> Part:
+    def part(start: int, x: Any, y: Tensor | None) -> Part:
         linear = _Linear(net, task, x)
-        bent = output_hessian(task, linear.outputs, y)
-        draw = _likely(task, bent)
+        bent = _likely(task, linear.outputs, y)
         if draws is None:
             return lambda v: linear.pull(bent.action(linear.push(v)))
-        scores = torch.stack([*draw(draws, _generator(seed, number))])
+        assert bent.scores is not None
+        scores = torch.stack([*bent.scores(draws, seed, start)])
         return lambda v: linear.pull(_outer(scores, linear.push(v)))
 
-    return _operator(net, task, part, memory, None if draws else lambda: curvature_diagonal(net, task))
+    return _operator(net, task, part, memory, None if draws else lambda: _squared(net, task, _likely))
 
 
 def hessian(net: Net, task: Task, *, memory: int = _MEMORY) -> Operator:
@@ -99,7 +101,7 @@ def hessian(net: Net, task: Task, *, memory: int = _MEMORY) -> Operator:
     Memory, cost and errors as `gauss_newton`.
     """
 
-    def part(number: int, x: Any, y: Tensor | None) -> Part:
+    def part(start: int, x: Any, y: Tensor | None) -> Part:
         if y is None:
             raise CurvatureError("the Hessian needs labels; give Task(inputs, labels)")
         output_hessian(task, task.forward(net, carried(x, net)), y)
@@ -127,19 +129,27 @@ def curvature_diagonal(net: Net, task: Task, draws: int | None = None, *, seed: 
     example. Errors as `gauss_newton`, and with draws as `fisher_information`.
     """
     _some(draws)
+    return _squared(net, task, _likely if draws else output_hessian, draws, seed)
+
+
+def _squared(
+    net: Net, task: Task, middle: Callable[..., OutputHessian], draws: int | None = None, seed: int = 0
+) -> Weights:
+    """The squares of J_t^T u over the roots u of what stands in the middle, or over scores that are drawn."""
     names = [name for name, w in checked(net).weights.items() if w.is_floating_point()]
     total = {name: torch.zeros(net.weights[name].shape, dtype=torch.float64, device=net.device) for name in names}
-    task = _regrouped(task, 2 * _GRAIN / max(1, graph_bytes(net, task) / len(task)))
-    for number, (x, y) in enumerate(task.batches(net)):
+    task, start = _regrouped(task, 2 * _GRAIN / max(1, graph_bytes(net, task) / len(task))), 0
+    for x, y in task.batches(net):
         with torch.no_grad(), math_attention():
-            bent = output_hessian(task, task.forward(net, carried(x, net)), y)
+            bent = middle(task, task.forward(net, carried(x, net)), y)
         roots = bent.roots()
-        if draws is not None:
-            roots = ((1.0 / draws, u) for u in _likely(task, bent)(draws, _generator(seed, number)))
+        if draws is not None and bent.scores is not None:
+            roots = ((1.0 / draws, u) for u in bent.scores(draws, seed, start))
         for sign, some in groupby(roots, lambda root: root[0]):
             while together := [u for _, u in islice(some, _TOGETHER)]:
                 for name, part in squared_gradients(net, task, x, together, names).items():
                     total[name] += sign * part
+        start += len(input_leaves(x)[0])
     return net.weights.zeros().replace(total)
 
 
@@ -230,19 +240,22 @@ def _operator(
     """The sum of the batches' parts; as many of them are kept as fit into `memory`."""
     weights, held = checked(net).weights, []
     single = max(1, graph_bytes(net, task) / len(task))
-    task, share = _regrouped(task, _GRAIN / single), memory / single
-    for number, (x, y) in enumerate(task.batches(net)):
+    task, share, start = _regrouped(task, _GRAIN / single), memory / single, 0
+    for x, y in task.batches(net):
         share -= len(input_leaves(x)[0])
-        made = part(number, x, y)  # also where it is not kept: what is wrong is said here
+        made = part(start, x, y)  # also where it is not kept: what is wrong is said here
+        start += len(input_leaves(x)[0])
         if share >= 0:
             held.append(made)
 
     def parts() -> Iterator[Part]:
         yield from held
         if share < 0:
+            start = 0
             for number, (x, y) in enumerate(task.batches(net)):
                 if number >= len(held):
-                    yield part(number, x, y)
+                    yield part(start, x, y)
+                start += len(input_leaves(x)[0])
 
     def times(columns: Tensor) -> Tensor:
         flat = weights.flat()
@@ -261,7 +274,8 @@ def _operator(
 
 def _regrouped(task: Task, most: float) -> Task:
     """The same task in batches that a processor works on well; those of a loader, or a metric of batches, stay."""
-    if not (task.in_memory and (task.metric is None or isinstance(task.metric, str))):
+    own = task.metric is None or isinstance(task.metric, str)
+    if not (task.in_memory and (own or (task.recognised and task.recognised.kind not in ("whole", "apart")))):
         return task
     task = copy.copy(task)
     task.batch = max(int(most), min(task.batch, _LEAST))
@@ -276,14 +290,11 @@ def _outer(scores: Tensor, u: Tensor) -> Tensor:
     return found[..., 0] if flat else found
 
 
-def _likely(task: Task, bent: OutputHessian) -> Callable[[int, torch.Generator], Iterator[Tensor]]:
-    if bent.scores is None:
-        raise CurvatureError(f"{task} has no likelihood to draw labels from; use gauss_newton, or cross-entropy")
-    return bent.scores
-
-
-def _generator(seed: int, number: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed * 1_000_003 + number)
+def _likely(task: Task, f: Tensor, y: Tensor | None) -> OutputHessian:
+    """The Fisher information in the outputs; labels that are there must fit."""
+    if y is not None:
+        output_hessian(task, f, y)
+    return likelihood(task, f, y, unit=False)
 
 
 def _some(draws: int | None) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
-from weightspace.examples import each
+from weightspace.examples import each, normal, uniform
 from weightspace.kernel import examples_at, graph_of
 from weightspace.net import Net, Weights, WeightspaceError, checked, math_attention
 from weightspace.symmetry.layer import Layer, layers, rows_met
@@ -89,13 +89,13 @@ def traces(
 ) -> Iterator[tuple[dict[str, float], float]]:
     """For every draw of u: name -> |J_l^T u|^2, summed over examples, whose mean is tr G_l; and |f|."""
     totals = [dict.fromkeys(names, 0.0) for _ in range(draws)]
-    square = 0.0
-    generator = torch.Generator().manual_seed(seed)
+    square, start = 0.0, 0
     for x, _ in task.batches(net):
         with torch.no_grad(), math_attention():
             out = task.output(net(carried(x, net)))
         square += float(out.double().square().sum())
-        drawn = [torch.randn(out.shape, generator=generator).to(out) for _ in range(draws)]
+        drawn = [normal(u).to(out) for u in uniform(out.shape, draws, seed, start)]
+        start += len(out)
         for total, found in zip(totals, squares(net, task, x, drawn, names), strict=True):
             for name, each_one in found.items():
                 total[name] += float(each_one.sum())
@@ -152,8 +152,13 @@ def _layers_met(net: Net, task: Task, x: Any, drawn: Sequence[Tensor], names: se
             return
         out = task.output(raw if not isinstance(raw, (tuple, list)) or len(raw) > 1 else raw[0])
         values = [z for _, _, z in kept]
-        first = torch.autograd.grad(out[0].sum(), values, retain_graph=True, allow_unused=True)
-        slopes = [torch.autograd.grad(out, values, u.view(out.shape), True, allow_unused=True) for u in drawn]
+        try:
+            first = torch.autograd.grad(out[0].sum(), values, retain_graph=True, allow_unused=True)
+            slopes = [torch.autograd.grad(out, values, u.view(out.shape), True, allow_unused=True) for u in drawn]
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # an operation of the graph that has no derivative, though the network's own has
+            return
     for k, (layer, given, z) in enumerate(kept):
         own = ({layer.weight} | ({layer.bias} if layer.bias else set())) & names
         if first[k] is None:

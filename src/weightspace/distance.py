@@ -13,6 +13,7 @@ from torch import Tensor
 
 from weightspace.metric import by_layer
 from weightspace.net import Net, WeightspaceError, checked, squared_distance
+from weightspace.task import counted, labelled
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -143,8 +144,8 @@ def functional(a: Net, b: Net, task: Task, kind: str = "l2") -> float:
     - "disagreement": the share of predictions argmax f(x) that differ, in [0, 1];
     - "kl": mean_x KL(softmax f_a(x) | softmax f_b(x)), in nats, not symmetric.
 
-    The networks may differ in architecture and width. Raises `WeightspaceError` for an unknown kind or where
-    the outputs differ in shape.
+    Of a sequence, positions that the task labels -100 count nowhere. The networks may differ in architecture and width.
+    Raises `WeightspaceError` for an unknown kind, classes of one output, or where the outputs differ in shape.
     """
     if kind not in _KINDS:
         raise WeightspaceError(f"kind must be one of {', '.join(_KINDS)}, got {kind!r}")
@@ -155,11 +156,18 @@ def functional(a: Net, b: Net, task: Task, kind: str = "l2") -> float:
             f"outputs of shape {tuple(shape[1:])} and {tuple(other[1:])} have no distance; "
             "give networks of one output space, or a task whose `output=` picks one"
         )
+    if kind != "l2" and (len(shape) < 2 or shape[-1] < 2):
+        raise WeightspaceError(f'outputs of shape {tuple(shape[1:])} name no classes; their distance is kind="l2"')
     total, count = 0.0, 0
     with torch.no_grad():
-        for (x, _), (z, _) in zip(task.batches(a), task.batches(b), strict=True):
-            each = _KINDS[kind](_exact(task.output(a(x))), _exact(task.output(b(z))))
+        for (x, y), (z, _) in zip(task.batches(a), task.batches(b), strict=True):
+            p, q = (counted(_exact(task.output(net(v))), y) for net, v in ((a, x), (b, z)))
+            each = _KINDS[kind](p, q)
+            if kind != "l2" and p.dim() > 2:
+                each = each[labelled(p, y)]
             total, count = total + float(each.sum()), count + each.numel()
+    if not count:
+        raise WeightspaceError("no position of the task has a label: all are -100")
     return math.sqrt(total / count) if kind == "l2" else total / count
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
+import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -15,6 +18,8 @@ from torch import Tensor
 from torch.utils import data
 
 from weightspace.net import WeightspaceError
+
+_LOOKED_AT = 1 << 16  # numbers of a batch
 
 
 class TaskError(WeightspaceError):
@@ -46,11 +51,52 @@ class Arrays:
             yield part.inputs, part.labels
 
 
+class Passes:
+    """What was read at the first pass over some data, so that other examples at a later pass are seen."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+        self.whole = False
+
+    def watched(self, batches: Iterable[tuple[Any, Tensor | None]], loose: bool = False) -> Iterator[Any]:
+        """The same batches; `TaskError` where they are not those of the first pass, or where `loose` a warning."""
+        number = -1
+        for number, (x, y) in enumerate(batches):
+            found = digest(x, y)
+            if number == len(self.seen) and not self.whole:
+                self.seen.append(found)
+            elif number >= len(self.seen) or self.seen[number] != found:
+                self._tell(f"batch {number + 1} is not what it was", loose)
+            yield x, y
+        if self.whole and number + 1 < len(self.seen):
+            self._tell(f"{number + 1} batches where there were {len(self.seen)}", loose)
+        self.whole = True
+
+    def _tell(self, what: str, loose: bool) -> None:
+        said = (
+            f"the data differ from pass to pass ({what}): a random sampler, augmentation or a stream that shuffles, so "
+            "that networks would meet different examples"
+        )
+        if not loose:
+            raise TaskError(f"{said}; give the dataset without them, or task.take(n), which holds n examples")
+        warnings.warn(said, stacklevel=2)
+
+
+def digest(x: Any, y: Tensor | None) -> int:
+    """A number that other examples would change; of large batches, numbers at even distances are looked at."""
+    found = 0
+    for part in [*leaves(x), *([] if y is None else [y])]:
+        flat = part.detach().flatten()
+        some = flat[:: max(1, len(flat) // _LOOKED_AT)].cpu().contiguous()
+        found = zlib.crc32(some.view(torch.uint8).numpy().data, zlib.crc32(repr(shape(part)).encode(), found))
+    return found
+
+
 class Items:
     """A map-style dataset."""
 
     def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+        self.dataset, self.passes = dataset, dict[int, Passes]()
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -62,16 +108,15 @@ class Items:
     def batches(self, size: int) -> Iterator[tuple[Any, Tensor | None]]:
         """(x, y) batch by batch."""
         # a generator of its own: reading data must not move torch's global one
-        generator = torch.Generator()
-        for batch in data.DataLoader(self.dataset, size, collate_fn=collate, generator=generator):
-            yield pair(batch)
+        loader = data.DataLoader(self.dataset, size, collate_fn=collate, generator=torch.Generator())
+        yield from self.passes.setdefault(size, Passes()).watched(map(pair, loader))
 
 
 class Loader:
     """Batches made by somebody else."""
 
     def __init__(self, loader: Iterable[Any]) -> None:
-        self.loader = loader
+        self.loader, self.passes = loader, Passes()
         self.size: int | None = None
         sampler: Any = getattr(loader, "sampler", None)
         ragged = getattr(loader, "drop_last", True) or getattr(loader, "batch_size", None) is None
@@ -85,11 +130,12 @@ class Loader:
 
     def pick(self, index: Tensor) -> Joined:
         """The examples of an ascending index."""
-        return picked(itertools.starmap(Arrays, self.batches(0)), index)
+        read = self.passes.watched(map(pair, self.loader), loose=True)
+        return picked(itertools.starmap(Arrays, read), index)
 
     def batches(self, size: int) -> Iterator[tuple[Any, Tensor | None]]:
         """(x, y) batch by batch."""
-        return map(pair, self.loader)
+        return self.passes.watched(map(pair, self.loader))
 
 
 class Joined:
@@ -290,6 +336,30 @@ def one_hot(y: Tensor, classes: int) -> Tensor:
 def shuffled(n: int, seed: int) -> Tensor:
     """A random permutation of n."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+
+
+def uniform(shape: Sequence[int], draws: int, seed: int, start: int, device: Any = "cpu") -> Iterator[Tensor]:
+    """For every draw, numbers in (0, 1) of the shape (example, ..), float64: splitmix64 of a counter.
+
+    They belong to the examples, the first of which has the number `start`, so that no batch makes a difference.
+    """
+    each_one = math.prod(shape[1:])
+    example = _mixed(torch.arange(start, start + shape[0]) + _mixed(torch.tensor(seed)))
+    for draw in range(draws):
+        bits = _mixed(_mixed(example[:, None] + torch.arange(each_one)) + draw)
+        yield ((((bits >> 11) & ((1 << 53) - 1)).double() + 0.5) * 2.0**-53).view(*shape).to(device)
+
+
+def normal(u: Tensor) -> Tensor:
+    """Standard normal numbers from uniform ones."""
+    return math.sqrt(2) * torch.erfinv(2 * u - 1)
+
+
+def _mixed(z: Tensor) -> Tensor:
+    z = z + -0x61C8864680B583EB
+    z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * -0x40A7B892E31B1A47
+    z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * -0x6B2FB644ECCEEE15
+    return z ^ ((z >> 31) & ((1 << 33) - 1))
 
 
 def line(error: BaseException) -> str:

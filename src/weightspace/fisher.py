@@ -2,7 +2,8 @@
 
 The Fisher information F = E_x E_{y ~ p_w(.|x)} g g^T, g = grad_w log p_w(y|x), takes its labels from the network. With
 J = d(outputs)/dw, g = J^T u where u = d(log p)/d(outputs): one pass back gives |g|^2 of every example, and of every
-tensor. Outputs under "cross-entropy" are logits, under "squared" the mean of a Gaussian of unit variance.
+tensor. p is the `likelihood` that the loss belongs to: of outputs under "cross-entropy" the softmax, under "squared" a
+Gaussian of unit variance, under binary cross-entropy a coin for every output.
 Sources: Critical learning periods in deep networks (Achille, Rovere, Soatto, 2019); New insights and perspectives on
 the natural gradient method (Martens, 2020), on the empirical Fisher; An empirical model of large-batch training
 (McCandlish, Kaplan, Amodei, 2018).
@@ -17,12 +18,12 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from weightspace.displacement import squares
+from weightspace.likelihood import law_of, likelihood, nats
 from weightspace.net import Net, WeightspaceError, checked, math_attention
-from weightspace.task import IGNORED, Task, gradient
+from weightspace.task import Task, gradient
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -85,17 +86,20 @@ def fisher_trace(
         raise WeightspaceError(f"unknown labels {labels!r}; choose one of {', '.join(_LABELS)}")
     if draws < 1:
         raise WeightspaceError(f"draws is {draws}; give 1 or more labels an example")
-    softmax = _is_softmax(task)
+    law_of(task)  # what is no likelihood is refused here
 
     def fisher_trace(net: Net) -> float | FisherTrace:
-        names, generator = _learnt(checked(net)), torch.Generator().manual_seed(seed)
+        names, start = _learnt(checked(net)), 0
         parts: dict[str, list[Tensor]] = {name: [] for name in names}
         for x, y, f in _outputs(net, task):
+            seen = likelihood(task, f, y)
             if labels == "data":
-                slope = task.slopes(f, y)[0]
-                drawn: Iterator[Tensor] = iter([-slope if softmax else -slope / 2])
+                drawn: Iterator[Tensor] = iter([-nats(task, f) * task.slopes(f, y)[0]])
+            elif labels == "model" and seen.scores is not None:
+                drawn = seen.scores(draws, seed, start)
             else:
-                drawn = _scores(f, y, softmax, draws if labels == "model" else None, generator)
+                drawn = (u for _, u in seen.roots())
+            start += len(f)
             for name, found in _summed(net, task, x, drawn, names).items():
                 parts[name].append(found / (draws if labels == "model" else 1))
         layers = {name: torch.cat(part) for name, part in parts.items()}
@@ -157,20 +161,6 @@ def _learnt(net: Net) -> list[str]:
     return names
 
 
-def _is_softmax(task: Task) -> bool:
-    """Whether the task's distance is the negative logarithm of a softmax, or else of a Gaussian."""
-    metric = task.metric
-    if metric is None:
-        raise WeightspaceError('no labels tell what the outputs are; give Task(inputs, metric="cross-entropy")')
-    plain = isinstance(metric, nn.CrossEntropyLoss) and metric.weight is None and not metric.label_smoothing
-    if metric in ("cross-entropy", F.cross_entropy) or plain:
-        return True
-    if metric != "squared":
-        name = metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
-        raise WeightspaceError(f'{name} is no likelihood; give the task metric="cross-entropy" or "squared"')
-    return False
-
-
 def _outputs(net: Net, task: Task) -> Iterator[tuple[Any, Tensor | None, Tensor]]:
     """Inputs, labels and outputs, batch by batch."""
     for x, y in task.batches(net):
@@ -179,48 +169,6 @@ def _outputs(net: Net, task: Task) -> Iterator[tuple[Any, Tensor | None, Tensor]
         if not f.isfinite().all():
             raise WeightspaceError("the outputs hold NaN or infinity; look for it in the data and the weights")
         yield x, y, f
-
-
-def _scores(
-    f: Tensor, y: Tensor | None, softmax: bool, draws: int | None, generator: torch.Generator
-) -> Iterator[Tensor]:
-    """d(log p(y))/df for labels drawn from p; without draws, for all of them, sqrt(p(y)) times."""
-    if not softmax:
-        if draws is None:
-            yield from _units(f)
-        else:
-            yield from (torch.randn(f.shape, generator=generator).to(f) for _ in range(draws))
-        return
-    if f.ndim < 2:
-        raise WeightspaceError(f"outputs of shape {tuple(f.shape)} have no axis of classes")
-    p = f.detach().cpu().double().softmax(-1)
-    counted = _counted(p, y)
-    if draws is not None:
-        drawn = torch.multinomial(p.flatten(0, -2), draws, replacement=True, generator=generator)
-        for labels in drawn.T:
-            hot = F.one_hot(labels, p.shape[-1]).view(p.shape)
-            yield ((hot - p) * counted).to(f)
-        return
-    for hot in _units(p):
-        where = hot.sum(-1, keepdim=True) * counted
-        yield ((hot - p * where) * (p * hot).sum(-1, keepdim=True).sqrt() * where).to(f)
-
-
-def _counted(p: Tensor, y: Tensor | None) -> Tensor:
-    """1 where a position has a label, or labels are not known."""
-    if y is None or y.is_floating_point():
-        return torch.ones_like(p[..., :1])
-    if y.shape != p.shape[:-1]:
-        raise WeightspaceError(f"labels {tuple(y.shape)} do not fit outputs {tuple(p.shape)}")
-    return (y.cpu() != IGNORED).to(p)[..., None]
-
-
-def _units(f: Tensor) -> Iterator[Tensor]:
-    """For every output: one there, zero elsewhere, in all examples."""
-    for k in range(f[0].numel()):
-        hot = torch.zeros_like(f).view(len(f), -1)
-        hot[:, k] = 1
-        yield hot.view(f.shape)
 
 
 def _summed(

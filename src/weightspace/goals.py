@@ -26,12 +26,12 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import nnls
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
 
+from weightspace.displacement import squared_gradients
 from weightspace.examples import each, leaves
+from weightspace.likelihood import law_of, likelihood
 from weightspace.net import Net, Weights, WeightspaceError, checked, math_attention
-from weightspace.symmetry.trace import arguments
-from weightspace.task import Task, carried, logits, value_and_gradient
+from weightspace.task import Task, carried, counted, labelled, logits, value_and_gradient
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -40,8 +40,6 @@ __all__ = [
     "Goal", "GoalError", "as_goal", "attacked", "covector", "drift", "ewc", "fisher", "gem", "harden", "hold",
     "input_gradient", "learn", "not_aliased", "spread", "toward",
 ]  # fmt: skip
-
-_ROOM = 1 << 26
 
 Augment = Callable[[Any, torch.Generator], Any]
 
@@ -158,21 +156,23 @@ class Hold(Goal):
         triples = list(self._triples(net, step))
 
         def away(w: Net) -> Tensor:
-            parts = []
+            parts, losses = [], []
             for x, y, before in triples:
                 f = _forward(self.task, w, x)
-                far = _DISTANCES[self.distance](*_alike(self.output(f), before), self.temperature)
-                parts.append((far + self.labels * self.task.loss(f, y) if self.labels else far, len(f)))
-            return _mean(parts)
+                parts.append(_DISTANCES[self.distance](*_alike(self.output(f), before), self.temperature, y))
+                losses += [self.task.summed(f, y)] if self.labels else []
+            return _mean(parts) + (self.labels * _mean(losses) if self.labels else 0.0)
 
         return _descended(away, net)
 
     def _triples(self, net: Net, step: int) -> Iterator[tuple[Any, Tensor | None, Tensor]]:
-        """Inputs, labels, outputs of the anchor; asked for once and for all where neither inputs nor labels matter."""
-        if self.augment is None and not self.labels and self.task.in_memory:
-            for x, before in self._answered.minibatch(self.batch, step, self.seed).batches(net):
+        """Inputs, labels, outputs of the anchor; asked for once and for all where the inputs stay."""
+        if self.augment is None and self.task.in_memory:
+            answers = self._answered.minibatch(self.batch, step, self.seed).batches()
+            some = self.task.minibatch(self.batch, step, self.seed).batches(net)
+            for (x, y), (_, before) in zip(some, answers, strict=True):
                 assert before is not None
-                yield x, None, before
+                yield x, y, before
             return
         with torch.no_grad():
             for x, y in self.task.minibatch(self.batch, step, self.seed).batches(net):
@@ -203,9 +203,9 @@ def hold(
 
     `distance`, for outputs f and probabilities p = softmax(f / temperature): "squared" |f - f_anchor|^2, "kl"
     temperature^2 KL(p_anchor | p), "bhattacharyya" -log sum_k sqrt(p_k p_anchor,k). `labels` adds so much of the task's
-    own loss on the same examples. `output` picks the outputs that count. The anchor's outputs are asked for anew where
-    `augment` changes the inputs. Raises `GoalError`; also where anchor and network are two that share one memory, so
-    that the anchor would move too.
+    own loss on the same examples. Positions that are labelled -100 count nowhere. `output` picks the outputs that
+    count. The anchor's outputs are asked for anew where `augment` changes the inputs. Raises `GoalError`; also where
+    anchor and network are two that share one memory, so that the anchor would move too.
     """
     if distance not in _DISTANCES:
         raise GoalError(f"unknown distance {distance!r}; choose {', '.join(_DISTANCES)}")
@@ -235,19 +235,30 @@ def _probable(f: Tensor) -> None:
         raise GoalError(f'outputs of shape {tuple(f.shape)} are no classes; hold them by distance="squared"')
 
 
-def _bhattacharyya(f: Tensor, g: Tensor, t: float) -> Tensor:
+def _squared(f: Tensor, g: Tensor, t: float, y: Tensor | None) -> tuple[Tensor, int]:
+    return (counted(f, y) - counted(g, y)).square().sum(), len(f)
+
+
+def _bhattacharyya(f: Tensor, g: Tensor, t: float, y: Tensor | None) -> tuple[Tensor, int]:
     _probable(f)
-    return -((f / t).log_softmax(-1) / 2 + (g / t).log_softmax(-1) / 2).logsumexp(-1).mean()
+    return _positions(-((f / t).log_softmax(-1) / 2 + (g / t).log_softmax(-1) / 2).logsumexp(-1), f, y)
 
 
-def _kl(f: Tensor, g: Tensor, t: float) -> Tensor:
+def _kl(f: Tensor, g: Tensor, t: float, y: Tensor | None) -> tuple[Tensor, int]:
     _probable(f)
     p, q = (f / t).log_softmax(-1), (g / t).log_softmax(-1)
-    return t**2 * F.kl_div(p, q, log_target=True, reduction="none").sum(-1).mean()
+    return _positions(t**2 * F.kl_div(p, q, log_target=True, reduction="none").sum(-1), f, y)
 
 
-_DISTANCES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
-    "squared": lambda f, g, t: (f - g).square().sum() / len(f),
+def _positions(d: Tensor, f: Tensor, y: Tensor | None) -> tuple[Tensor, int]:
+    """The sum over the positions that count, and how many these are."""
+    d = d[labelled(f, y)] if f.dim() > 2 else d
+    return d.sum(), d.numel()
+
+
+# sums over a batch, and over how many examples or positions
+_DISTANCES: dict[str, Callable[[Tensor, Tensor, float, Tensor | None], tuple[Tensor, int]]] = {
+    "squared": _squared,
     "kl": _kl,
     "bhattacharyya": _bhattacharyya,
 }
@@ -281,39 +292,22 @@ def ewc(task: Task, net: Net, strength: float = 1.0, seed: int = 0) -> Goal:
 def fisher(task: Task, net: Net, seed: int = 0) -> Weights:
     """F_i = E_x E_{y ~ p(.|x)} (d log p(y|x) / dw_i)^2: one label drawn from the network for every example.
 
-    p is the softmax of the outputs, or, for a task of squared distances, a normal distribution of variance one around
-    them. Squared gradients of examples, not of batches: a batch's mean gradient squared is smaller by the batch.
+    p is the `likelihood` of the task's loss: the softmax of the outputs, a normal distribution of variance one around
+    them, or a coin for each. Of positions that are labelled -100 there is nothing. Squared gradients of examples, not
+    of batches: a batch's mean gradient squared is smaller by the batch. Raises `WeightspaceError`, by its name, for a
+    loss that is no likelihood.
     """
-    generator = torch.Generator(device=net.device).manual_seed(seed)
-    weights = {n: w for n, w in net.weights.items() if w.is_floating_point()}
-    total = {n: torch.zeros_like(w) for n, w in weights.items()}
-    count, normal = 0, task.metric == "squared"
-
-    def surprise(w: dict[str, Tensor], x: Any, y: Tensor) -> Tensor:
-        args, kwargs = arguments(each(lambda t: t[None], x))
-        out = task.output(functional_call(net.architecture, {**net.tensors, **w}, args, kwargs))
-        if normal:
-            return (out * y).sum()
-        return F.nll_loss(out.flatten(0, -2).log_softmax(-1), y.flatten(), reduction="sum")
-
-    for x, _ in task.batches(net):
-        with torch.no_grad():
-            f = _forward(task, net, x)
-            if not f.isfinite().all():
-                raise GoalError("the outputs hold NaN or infinity; look for it in the data and the weights")
-            if normal:
-                y = torch.randn(f.shape, generator=generator, dtype=f.dtype, device=f.device)
-            else:
-                _probable(f)
-                y = torch.multinomial(f.softmax(-1).flatten(0, -2), 1, generator=generator).view(f.shape[:-1])
-        step = max(1, _ROOM // net.weights.numel)
-        for at in range(0, len(y), step):
-            part = each(lambda t, at=at, step=step: t[at : at + step], x)
-            with math_attention():
-                found = vmap(grad(surprise), in_dims=(None, 0, 0))(weights, part, y[at : at + step])
-            for name, rows in found.items():
-                total[name] += rows.detach().square().sum(0)
-        count += len(y)
+    names = [n for n, w in checked(net).weights.items() if w.is_floating_point()]
+    total = {n: torch.zeros(net.weights[n].shape, dtype=torch.float64, device=net.device) for n in names}
+    law_of(task)
+    count = 0
+    for x, y in task.batches(net):
+        with torch.no_grad(), math_attention():
+            drawn = likelihood(task, _forward(task, net, carried(x, net)), y)
+        assert drawn.scores is not None
+        for name, found in squared_gradients(net, task, x, [*drawn.scores(1, seed, count)], names).items():
+            total[name] += found
+        count += len(leaves(x)[0])
     return net.weights.zeros().replace({name: t / count for name, t in total.items()})
 
 
@@ -412,7 +406,7 @@ class Spread(Goal):
             parts: list[tuple[Tensor, int]] = []
             for (x, y), rows in zip(batches, theirs, strict=True):
                 mine = input_gradient(self.task, w, x, y, graph=True)
-                parts += [(F.cosine_similarity(mine, row.to(mine), dim=1).mean(), len(row)) for row in rows]
+                parts += [(F.cosine_similarity(mine, row.to(mine), dim=1).sum(), len(row)) for row in rows]
             return _mean(parts)
 
         return _descended(coherence, net)
@@ -438,7 +432,7 @@ def input_gradient(
         raise GoalError("these inputs are integers (tokens) and have no gradient; give embeddings or images")
     seen = each(lambda t: t.detach().requires_grad_(), x)
     with torch.enable_grad(), math_attention():
-        loss = task.loss(_forward(task, net, seen), y) * len(parts[0])
+        loss = task.summed(_forward(task, net, seen), y)[0]
         found = torch.autograd.grad(loss, leaves(seen), create_graph=graph)
     return torch.cat([part.flatten(1) for part in found], 1)
 
@@ -458,9 +452,7 @@ class Harden(Goal):
         """The gradient and the loss on one attacked batch."""
         some = self.task.minibatch(self.batch, step, self.seed)
         moved = [(attacked(self.task, net, x, y, self.radius, self.steps, self.span), y) for x, y in some.batches(net)]
-        return _descended(
-            lambda w: _mean([(self.task.loss(_forward(self.task, w, x), y), len(leaves(x)[0])) for x, y in moved]), net
-        )
+        return _descended(lambda w: _mean([self.task.summed(_forward(self.task, w, x), y) for x, y in moved]), net)
 
 
 def harden(
@@ -514,9 +506,11 @@ def _swapped(pair: tuple[float, Weights]) -> tuple[Weights, float]:
 
 
 def _mean(parts: list[tuple[Tensor, int]]) -> Tensor:
-    """The mean over examples, from means of batches and their sizes."""
+    """The mean over examples, from sums over batches and their sizes."""
     total = sum(n for _, n in parts)
-    return torch.stack([value * (n / total) for value, n in parts]).sum()
+    if not total:
+        raise GoalError("no example has a label: all are -100")
+    return torch.stack([value for value, _ in parts]).sum() / total
 
 
 def _positive(what: str, number: int) -> None:

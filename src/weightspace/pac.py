@@ -176,7 +176,9 @@ def pac_bayes(
     nats, grid = max(0.0, q.kl(p)), fit.grid()
     families = bounds_of(error, m, nats + grid, n, delta, wrong, constants)
     named = {row.name: row.bound for row in families}
-    tested = None if test is None else _drawn(noisy, test, q, max(1, 20_000 // len(test)), size, generator)[0]
+    tested = (
+        None if test is None else _drawn(noisy, _held(test, batch), q, max(1, 20_000 // len(test)), size, generator)[0]
+    )
     return RiskBound(
         bound=named[family],
         family=family,
@@ -289,7 +291,7 @@ def _counted(net: Net, task: Task) -> tuple[int, int]:
             raise RiskError("the outputs hold NaN or infinity; look for it in the data and the weights")
         if int(y.min()) < 0:
             raise RiskError(f"an example has the label {int(y.min())}; drop the examples without a class")
-        found = METRICS["zero-one"](f, y)
+        found = task.wrong(f, y)
         wrong, classes = wrong + int(found.sum()), f.shape[1]
     return classes, wrong
 

@@ -31,7 +31,7 @@ from weightspace.kernel import graph_of
 from weightspace.net import Net, Weights, WeightspaceError, checked, math_attention
 from weightspace.symmetry.layer import layers
 from weightspace.symmetry.trace import SymmetryError, arguments, input_tensors
-from weightspace.task import IGNORED, METRICS, Task, carried, classifies
+from weightspace.task import IGNORED, Task, carried, classifies
 
 __all__ = ["Code", "Gaussian", "Noisy", "PosteriorError", "encode", "stream"]
 
@@ -320,6 +320,7 @@ def encode(
             raise PosteriorError(f"{name} must be a positive number, got {value}")
     fit = _begin(checked(net), anchor, variance, start)
     task = task.mapped(lambda x: x)
+    task.batch = batch
     noisy, n = Noisy(net, task), _count(task)
     generator = torch.Generator(device=fit.mean.device).manual_seed(seed)
     optimiser = torch.optim.Adam(
@@ -394,13 +395,13 @@ def _measured(q: Gaussian, p: Gaussian, noisy: Noisy, beta: float, draws: int, g
     for x, y in noisy.task.batches(q.net):
         for k in range(draws):
             f = noisy(x, q.net.weights, variance, generator)
-            loss, n = noisy.task.summed(f, y)
-            total[k] += float(loss)
-            hits += float((METRICS["zero-one"](f, y) == 0).sum()) if known and y is not None else 0.0
-            seen += n
+            total[k] += float(noisy.task.summed(f, y)[0])
+            if known and y is not None:
+                right = noisy.task.wrong(f, y) == 0
+                hits, seen = hits + float(right.sum()), seen + len(right)
     if not bool(total.isfinite().all()):
         raise PosteriorError("the loss is NaN or infinite; look for it in the data and the weights")
     parts = q.kl_by_tensor(p)
     error = float(total.std()) / math.sqrt(draws) if draws > 1 else math.nan
-    right = hits / seen if known else math.nan
-    return Code(float(total.mean()), error, sum(parts.values()), beta, right, q, p, parts)
+    share = hits / seen if known else math.nan
+    return Code(float(total.mean()), error, sum(parts.values()), beta, share, q, p, parts)

@@ -16,6 +16,7 @@ from torch.func import functional_call, jvp, vjp
 from weightspace.bounds import BoundError, lipschitz
 from weightspace.displacement import displacement
 from weightspace.distance import relative_trust
+from weightspace.examples import normal, uniform
 from weightspace.metric import Relative
 from weightspace.net import Net, Weights, WeightspaceError, checked, math_attention
 from weightspace.perturbation import movable
@@ -60,8 +61,7 @@ def sensitivities(net: Net, task: Task, *, seed: int = 0) -> Sensitivities:
 
 def _jacobian_norms(net: Net, task: Task, seed: int) -> Tensor:
     """|df/dx|_2 of every example by the power method; in evaluation mode no example sees another."""
-    found = []
-    generator = torch.Generator().manual_seed(seed)
+    found, start = [], 0
     for x, _ in task.batches(net):
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise WeightspaceError("the outputs have a derivative in inputs that are one tensor of real numbers")
@@ -69,7 +69,8 @@ def _jacobian_norms(net: Net, task: Task, seed: int) -> Tensor:
         def f(z: Tensor) -> Tensor:
             return task.output(functional_call(net.architecture, net.tensors, (z,)))
 
-        v = torch.randn(x.shape, generator=generator).to(x)
+        v = normal(next(uniform(x.shape, 1, seed, start))).to(x)
+        start += len(x)
         size = torch.zeros(len(x)).to(x)
         with math_attention(), _quiet():
             for _ in range(_STEPS):

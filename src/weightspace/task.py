@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,6 @@ from weightspace.examples import (
     TaskError,
     each,
     leaves,
-    line,
     mixed,
     mixed_labels,
     read_source,
@@ -33,15 +31,16 @@ from weightspace.examples import (
     shuffled,
     stacked,
 )
-from weightspace.net import InputError, Net, Weights, WeightspaceError, checked
+from weightspace.losses import IGNORED, Beside, Loss, blamed, fitted, name_of
+from weightspace.net import Net, Weights, checked
 from weightspace.public import becomes, public
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Bool, Float
 
-__all__ = ["Task", "TaskError", "accuracy", "carried", "classifies", "gradient", "logits", "value_and_gradient"]
-
-IGNORED = -100  # torch's mark of a position without a label
+__all__ = [
+    "IGNORED", "Task", "TaskError", "accuracy", "carried", "classifies", "gradient", "logits", "value_and_gradient",
+]  # fmt: skip
 
 
 @public(grad=False)
@@ -51,15 +50,19 @@ class Task:
     `inputs`: a tensor or array (example, ...); a tuple of them (positional inputs of the net); a dict of them
     (keyword inputs; its key "labels" or "label" holds the labels); a map-style dataset of (x, y) or dicts
     (Hugging Face datasets too), stacked into batches of `batch`; or a `DataLoader`, read again at each pass,
-    in the dataset's own order if it shuffles, so that two networks meet the same examples in the same order.
+    in the dataset's own order if it shuffles, so that two networks meet the same examples in the same order. Data that
+    a later pass finds changed (random samplers, augmentation, streams that shuffle) are refused there.
     Floating inputs are given to a net in its dtype.
     `metric`: d_Y, a name of `METRICS` or a function (outputs, labels) -> (example,); by default
     "cross-entropy" for integer labels and "squared" for floating ones. `aggregate`: Sigma, "mean" (default),
     "sum", "l1" = sum |d|, "l2" = sqrt(sum d^2), "linf" = max |d|, or a function of the whole vector d.
-    `loss`: one function for both, such as `torch.nn.functional.cross_entropy`. A metric or loss that returns
-    a 0-d tensor is taken as the mean of its batch and weighed by the number of examples there ("mean" and
-    "sum" only). Labels of a sequence stand position by position (shift them yourself to predict the next
-    token): each position whose label is not -100 is an example t. `output` picks the outputs, by default
+    `loss`: one function for both, such as `torch.nn.functional.cross_entropy`. Torch's losses are known with their
+    settings (functions, modules and partials), and their value is that of torch over all examples at once, whatever
+    the batches: weights of classes divide by their sum, labels (n,) fit outputs (n, 1). Any other function may return
+    one distance an example, or a 0-d tensor, the mean of its batch ("mean" and "sum" only); where a second batch shows
+    that it is no mean over the examples, or lets them depend on each other, it is refused. Labels of a sequence stand
+    position by position (shift them yourself to predict the next token): each position whose label is not -100 is an
+    example t; another `ignore_index` of a loss of torch is read as -100. `output` picks the outputs, by default
     `logits`. Raises `TaskError` for examples, labels, functions and networks that do not fit one another.
     """
 
@@ -80,6 +83,9 @@ class Task:
             raise TaskError(f"batch is {batch}; give 1 or more examples")
         self._metric = _known(loss or metric, METRICS, "metric")
         self.aggregate = _known(aggregate, (*_TERMS, "linf"), "aggregate") or "mean"
+        self.recognised: Loss | None = Loss.of(self._metric) if callable(self._metric) else None
+        self._ignored = None if self.recognised is None else self.recognised.ignored
+        self._beside, self._share = Beside(), dict[str, float]()
         self.batch, self.output = batch, output or logits
         self._source = read_source(inputs, labels, batch)
         if isinstance(self._source, Arrays):
@@ -104,18 +110,25 @@ class Task:
     def __repr__(self) -> str:
         parts = getattr(self._source, "parts", [self._source])
         size = "?" if any(isinstance(part, Loader) and part.size is None for part in parts) else f"{len(self):,}"
-        metric = _name(self._metric or "default metric")
-        return f"Task({size} examples, {metric}, {_name(self.aggregate)})"
+        metric = name_of(self._metric or "default metric")
+        return f"Task({size} examples, {metric}, {name_of(self.aggregate)})"
 
     def batches(self, net: Net | None = None) -> Iterator[tuple[Any, Tensor | None]]:
         """(x, y) batch by batch, always in the same order; with a `net`, x moved to its device and dtype."""
         if net is not None:
             checked(net)
         x = None
+        self._beside = Beside()
         for x, y in self._source.batches(self.batch):
-            yield (x, y) if net is None else (carried(x, net), y)
+            yield (x if net is None else carried(x, net)), self._marked(y)
         if x is None:
             raise TaskError("no examples: the data is empty, or an iterable that can be read only once")
+
+    def _marked(self, y: Tensor | None) -> Tensor | None:
+        """Labels with one mark for positions that do not count."""
+        if y is None or self._ignored is None or y.is_floating_point():
+            return y
+        return y.masked_fill(y == self._ignored, IGNORED)
 
     def forward(self, net: Net, x: Any) -> Tensor:
         """The outputs of a batch. Raises `TaskError` where the network does not take it."""
@@ -124,7 +137,7 @@ class Task:
     def raw(self, net: Net, x: Any) -> Any:
         """All that the network returns for a batch. Raises `TaskError` where it does not take it."""
         name = type(net.architecture).__name__
-        with _blamed(lambda: f"{name} does not take inputs of shape {each(shape, x)}"):
+        with blamed(lambda: f"{name} does not take inputs of shape {each(shape, x)}"):
             return net(x)
 
     def _distances(self, net: Net) -> Iterator[tuple[Tensor, int]]:
@@ -132,31 +145,41 @@ class Task:
         for x, y in self.batches(net):
             if y is None:
                 raise TaskError("the task has no labels; give Task(inputs, labels)")
-            yield self._measured(self.forward(net, x), y, len(leaves(x)[0]))
+            yield self._measured(self.forward(net, x), y)
 
-    def _measured(self, f: Tensor, y: Tensor, size: int) -> tuple[Tensor, int]:
+    def _measured(self, f: Tensor, source: Tensor) -> tuple[Tensor, int]:
         f = f.float() if f.dtype in (torch.float16, torch.bfloat16) else f
-        y = y.to(f.device, f.dtype) if y.is_floating_point() else y.to(f.device)
-        if not isinstance(self.metric, str):
-            return self._custom(f, y, size)
-        d = METRICS[self.metric](f, y)
-        return d, len(d)
-
-    def _custom(self, f: Tensor, y: Tensor, size: int) -> tuple[Tensor, int]:
-        assert callable(self.metric)
-        name = _name(self.metric)
-        with _blamed(lambda: f"{name} failed on outputs {tuple(f.shape)} and labels {tuple(y.shape)}"):
-            d = self.metric(f, y)
-        if not isinstance(d, Tensor) or d.shape not in ((), (size,)):
-            seen = tuple(d.shape) if isinstance(d, Tensor) else type(d).__name__
-            raise TaskError(f"{name} returned {seen}; a metric returns one distance an example: ({size},)")
-        if d.ndim == 1:
-            return d, size
-        if self.aggregate not in ("mean", "sum"):
-            how = f"aggregate {_name(self.aggregate)} needs one distance an example"
-            raise TaskError(f"{name} returned a batch mean, but {how}; use reduction='none'")
-        count = size if y.is_floating_point() else int((y != IGNORED).sum())
+        y = source.to(f.device, f.dtype) if source.is_floating_point() else source.to(f.device)
+        if isinstance(self.metric, str):
+            d = METRICS[self.metric](f, y)
+            return d, len(d)
+        loss = self.recognised
+        assert loss is not None
+        if loss.kind in ("whole", "apart"):
+            d, count = self._beside.measured(loss, f, y, source)
+        else:
+            d = loss.distances(f, y) * self.share(y)
+            count = len(d)
+        if self.aggregate not in ("mean", "sum") and (d.ndim == 0 or loss.reduction not in ("", "none")):
+            how = f"aggregate {name_of(self.aggregate)} needs one distance an example"
+            raise TaskError(f"{loss.name} returned a batch mean, but {how}; use reduction='none'")
         return (d, count) if count else (f.sum() * 0, 0)
+
+    def share(self, y: Tensor | None) -> float:
+        """The number of labels over the sum of their weights, for a loss whose mean divides by the latter; else 1."""
+        loss = self.recognised
+        if loss is None or y is None or not loss.weighs(y):
+            return 1.0
+        if "share" not in self._share:
+            masses = [loss.masses(y) for y in map(self._marked, self._labels()) if y is not None]
+            whole, count = sum(float(m.sum()) for m in masses), sum(map(len, masses))
+            if count and not whole > 0:
+                raise TaskError(f"{loss.name}: the weights of all labels that are there add up to {whole:g}")
+            self._share["share"] = count / whole if count else 1.0
+        return self._share["share"]
+
+    def _labels(self) -> Iterator[Tensor | None]:
+        return (y for _, y in self._source.batches(self.batch))
 
     def loss(self, f: Tensor, y: Tensor | None) -> Float[Tensor, ""]:
         """The mean distance of a batch of outputs from its labels, with its graph."""
@@ -169,7 +192,7 @@ class Task:
         """The sum of the distances of a batch of outputs from its labels, with its graph; and how many these are."""
         if y is None:
             raise TaskError("the task has no labels; give Task(inputs, labels)")
-        d, count = self._measured(f, y, len(f))
+        d, count = self._measured(f, y)
         return d.sum() if d.ndim else d * count, count
 
     def slopes(self, f: Tensor, y: Tensor | None) -> tuple[Tensor, int]:
@@ -179,11 +202,21 @@ class Task:
             total, count = self.summed(leaf, y)
             return torch.autograd.grad(total, leaf)[0], count
 
+    def wrong(self, f: Tensor, y: Tensor | None) -> Float[Tensor, " t"]:
+        """1 for every label of a batch that is not that of the largest output, else 0."""
+        if y is None:
+            raise TaskError("the task has no labels; give Task(inputs, labels)")
+        y, loss = y.to(f.device), self.recognised
+        if loss is not None and loss.kind in _EVEN and f.numel() == len(f):
+            return ((f.flatten() > _EVEN[loss.kind]) != (y.flatten() > 0.5)).to(f.dtype)
+        return METRICS["zero-one"](f if loss is None else loss.turned(f), y)
+
     def distances(self, net: Net) -> Float[Tensor, " t"]:
         """The vector d_t = d_Y(f(x_t), y_t)."""
         parts = [d for d, _ in self._distances(net)]
-        if parts[0].ndim == 0:
-            raise TaskError(f"{_name(self.metric)} returns batch means, not distances; use reduction='none'")
+        means = self.recognised is not None and self.recognised.reduction not in ("", "none")
+        if means or any(d.ndim == 0 for d in parts):
+            raise TaskError(f"{name_of(self.metric)} returns batch means, not distances; use reduction='none'")
         d = torch.cat(parts)
         if not len(d):
             raise TaskError(f"no example has a label: all are {IGNORED}")
@@ -257,13 +290,15 @@ class Task:
         new = copy.copy(self)
         new._source, new._metric = source, metric or self._metric
         new.aggregate = aggregate or self.aggregate
+        new._beside, new._share = Beside(), {}
         return new
 
     def _gathered(self, n: int | None = None) -> Arrays:
         if n is not None and n < 1:
             raise TaskError(f"asked for {n} examples; ask for 1 or more")
         if isinstance(self._source, Arrays):
-            return self._source.pick(slice(n))
+            some = self._source.pick(slice(n))
+            return Arrays(some.inputs, self._marked(some.labels))
         xs: list[Any] = []
         ys: list[Any] = []
         seen = 0
@@ -280,7 +315,9 @@ class Task:
         for what in ("metric", "aggregate", "output"):
             mine, its = getattr(self, what), getattr(other, what)
             if mine != its:
-                raise TaskError(f"two tasks of different {what}, {_name(mine)} and {_name(its)}; give both the same")
+                raise TaskError(
+                    f"two tasks of different {what}, {name_of(mine)} and {name_of(its)}; give both the same"
+                )
 
     @property
     def in_memory(self) -> bool:
@@ -363,18 +400,28 @@ class Task:
 def accuracy(task: Task) -> Callable[[Net], float]:
     """The function net -> fraction of examples whose largest output is the labelled one, in [0, 1].
 
-    Of a soft label the largest entry counts. Raises `TaskError` for labels that name no class.
+    Of a soft label the largest entry counts; one output under a binary cross-entropy says class 1 where it is above
+    even. Raises `TaskError` for labels that name no class.
     """
     _, labels = next(task.batches())
-    if labels is None or (labels.is_floating_point() and not _is_soft(labels)):
+    soft = labels is not None and labels.is_floating_point()
+    paired = task.recognised is not None and task.recognised.paired
+    coin = task.recognised is not None and task.recognised.kind in _EVEN
+    if labels is None or (soft and not _is_soft(labels)) or (not soft and paired and not (coin and _flat(labels))):
         seen = "none" if labels is None else f"{labels.dtype} of shape {tuple(labels.shape)}"
-        raise TaskError(f"accuracy needs class labels, these are {seen}; call the task itself instead")
-    error = task._with(task._source, "zero-one", "mean")
+        loss = f" under {name_of(task.metric)}" if paired else ""
+        raise TaskError(f"accuracy needs class labels, these are {seen}{loss}; call the task itself instead")
 
     @public
     @torch.no_grad()
     def accuracy(net: Net) -> float:
-        return float((error.distances(net) == 0).double().mean())
+        wrong, count = 0, 0
+        for x, y in task.batches(net):
+            found = task.wrong(task.forward(net, x), y)
+            wrong, count = wrong + int(found.sum()), count + len(found)
+        if not count:
+            raise TaskError(f"no example has a label: all are {IGNORED}")
+        return (count - wrong) / count
 
     return accuracy
 
@@ -420,6 +467,18 @@ def carried(x: Any, net: Net) -> Any:
     return each(lambda t: t.to(device, dtype if t.is_floating_point() else t.dtype, copy=True), x)
 
 
+def labelled(f: Tensor, y: Tensor | None) -> Bool[Tensor, " *positions"]:
+    """Which positions of outputs (example, .., class) count: all but those that labels of this form mark with -100."""
+    if y is None or y.is_floating_point() or y.shape != f.shape[:-1]:
+        return torch.ones(f.shape[:-1], dtype=torch.bool, device=f.device)
+    return (y != IGNORED).to(f.device)
+
+
+def counted(f: Tensor, y: Tensor | None) -> Tensor:
+    """Outputs of a sequence, with zeros where positions have no label."""
+    return f.masked_fill(~labelled(f, y)[..., None], 0) if y is not None and y.dim() > 1 else f
+
+
 def logits(raw: Any) -> Tensor:
     """The outputs in what a network returns: itself, `.logits`, or the first tensor of a dict or tuple."""
     raw = raw.get("logits", raw) if isinstance(raw, Mapping) else getattr(raw, "logits", raw)
@@ -451,11 +510,8 @@ def _pairs(f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     if not y.is_floating_point() and f.ndim == y.ndim + 1 and f.shape[-1] > 1:
         f, y = _rows(f, y)
         y = F.one_hot(y, f.shape[-1])
-    elif y.numel() == f.numel() and {*f.shape[1:], *y.shape[1:]} <= {1}:
-        y = y.reshape(f.shape)
-    if f.shape != y.shape:
-        raise TaskError(f"labels {tuple(y.shape)} do not fit outputs {tuple(f.shape)}: the shapes must be equal")
-    return f.reshape(len(f), -1), y.reshape(len(f), -1).to(f.dtype)
+    f, y = fitted(f, y)
+    return f.reshape(len(f), -1), y.reshape(len(f), -1)
 
 
 def _soft(f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -502,8 +558,11 @@ _TERMS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _name(function: Any) -> str:
-    return function if isinstance(function, str) else getattr(function, "__name__", type(function).__name__)
+_EVEN = {"bernoulli": 0.0, "probabilities": 0.5}  # the output that says that both classes are as likely
+
+
+def _flat(y: Tensor) -> bool:
+    return y.numel() == len(y)
 
 
 def _is_soft(y: Tensor) -> bool:
@@ -525,19 +584,6 @@ def _descend(value: Any) -> float:
         raise TaskError(f"the goal has no gradient in the weights ({seen}); give a differentiable 0-d tensor")
     value.backward()
     return float(value.detach())
-
-
-@contextmanager
-def _blamed(message: Callable[[], str]) -> Iterator[None]:
-    """Say what was tried when torch, or a function of the user, refuses."""
-    try:
-        yield
-    except InputError as error:
-        raise TaskError(str(error)) from error
-    except (WeightspaceError, torch.OutOfMemoryError):
-        raise
-    except (RuntimeError, LookupError, TypeError, ValueError, AssertionError) as error:
-        raise TaskError(f"{message()}: {line(error)}") from error
 
 
 becomes(Task, DataLoader, Task)

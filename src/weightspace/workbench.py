@@ -76,7 +76,7 @@ class Aligned:
 
 @dataclass(frozen=True)
 class Score:
-    """One network, or the average of the predictions of several, on held-out examples."""
+    """One network, or the average of what several say, on held-out examples."""
 
     name: str
     loss: float
@@ -333,7 +333,8 @@ def _ensemble(nets: Sequence[Net], task: Task) -> Score | None:
     else:
         outputs = outputs.mean(0)
     predicted = Task(outputs, torch.cat([y for y in labels if y is not None]), metric=task.metric)
-    return scored(predicted, Net.of(nn.Identity()), name="ensemble of predictions")[0]
+    name = f"ensemble of {'predictions' if classifies(task) else 'outputs'}"
+    return scored(predicted, Net.of(nn.Identity()), name=name)[0]
 
 
 def _moved(element: Element, name: str, tensor: Tensor) -> Tensor:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from weightspace.examples import each, shape
 from weightspace.net import Net, Weights, WeightspaceError, checked
 from weightspace.symmetry.refit import NothingToMend, refit, rescale
-from weightspace.symmetry.trace import arguments, input_tensors
+from weightspace.symmetry.trace import arguments
 from weightspace.task import Task
 
 __all__ = ["best_repaired", "has_statistics", "repair", "reset_statistics"]
 
 _EXAMPLES, _FEW = 4096, 20
+_ROOM = 1 << 26  # numbers that enter a norm at once
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
 
@@ -34,44 +38,135 @@ def _tracking(module: nn.Module) -> list[nn.Module]:
 def reset_statistics(net: Net, task: Task) -> Net:
     """`net` with every running mean and variance replaced by those of the task's inputs.
 
-    mean = sum_b n_b m_b / N and var = sum_b n_b (v_b + m_b^2) / N - mean^2 over batches b in training mode, the
-    variance unbiased as the norms keep it. Only the statistics change. Raises `WeightspaceError` for one example.
+    They are what training mode would give for all examples as one batch: every norm has the mean and the variance
+    (unbiased, as the norms keep it) of all that enters it, the norms before it using theirs. They do not depend on the
+    batches. Only the statistics change. Cost: a pass where all examples fit into one batch, else a pass up to each
+    norm. Raises `WeightspaceError` where a norm meets one number alone.
     """
     if not has_statistics(checked(net)):
         return net
     module = net.module()
-    norms = _tracking(module)
-    for norm in norms:
-        norm.train()
-        norm.momentum = 1.0  # type: ignore[assignment]
-    total = 0
-    sums = [(torch.zeros_like(n.running_mean), torch.zeros_like(n.running_var)) for n in norms]  # type: ignore[arg-type]
+    met = _Met(_tracking(module))
     with torch.no_grad():
-        for x, _ in task.batches(net):
-            size = _count(x)
-            if size < 2:
-                continue
-            args, kwargs = arguments(x)
-            try:
-                module(*args, **kwargs)
-            except RuntimeError as error:
-                name, reason = type(net.architecture).__name__, str(error).splitlines()[0]
-                raise WeightspaceError(f"{name} does not take inputs of shape {each(shape, x)}: {reason}") from error
-            total += size
-            for (mean, square), norm in zip(sums, norms, strict=True):
-                mean += size * norm.running_mean  # type: ignore[operator]
-                square += size * (norm.running_var + norm.running_mean**2)  # type: ignore[operator]
-    if not total:
-        raise WeightspaceError("running statistics need batches of at least two examples; give more data")
-    for (mean, square), norm in zip(sums, norms, strict=True):
-        norm.running_mean.copy_(mean / total)  # type: ignore[operator]
-        norm.running_var.copy_((square / total - (mean / total) ** 2).clamp(min=0))  # type: ignore[operator]
+        task = _together(net, task, met, module)
+        while True:
+            batches = task.batches(net)
+            first, second = next(batches), next(batches, None)
+            met.single = second is None
+            read = chain([first], [] if second is None else [second], batches)
+            reached = [_run(net, module, x, met) for x, _ in read]
+            met.close()
+            if met.single or not any(reached):
+                break
+    met.write()
     buffers = dict(module.named_buffers())
     return net.at(net.weights, Weights({name: buffers[name] for name in net.state}))
 
 
-def _count(x: Any) -> int:
-    return next((len(t) for t in input_tensors(x)), 0)
+class _Reached(Exception):
+    """A norm whose statistics are not known yet."""
+
+
+@dataclass
+class _Moments:
+    """Count, mean and sum of squares around it, of every channel, in float64."""
+
+    norm: nn.Module
+    count: int = 0
+    mean: Any = 0.0
+    rest: Any = 0.0
+
+    def add(self, x: Tensor) -> None:
+        """What enters a norm: (example, channel, ..). Of an instance norm, each example has a mean and a variance."""
+        wide = x.float() if x.device.type == "mps" else x.double()
+        if isinstance(self.norm, nn.modules.instancenorm._InstanceNorm):
+            wide = wide if wide.dim() == self.norm._get_no_batch_dim() + 1 else wide[None]
+            var, mean = torch.var_mean(wide.flatten(2), 2)
+            self.mean, self.rest = self.mean + mean.sum(0), self.rest + var.sum(0)
+            self.count += len(wide)
+            return
+        rows = wide.movedim(1, -1).flatten(0, -2)
+        n, total = len(rows), self.count + len(rows)
+        mean = rows.mean(0)
+        away = mean - self.mean
+        self.rest = self.rest + (rows - mean).square().sum(0) + away.square() * (self.count * n / total)
+        self.mean, self.count = self.mean + away * (n / total), total
+
+    def put(self, biased: bool) -> None:
+        """Write them into the norm: `biased` as a batch is normalised, else as the norms keep it."""
+        mean, var = self.mean, self.rest
+        if isinstance(self.norm, nn.modules.instancenorm._InstanceNorm):
+            mean, var = mean / self.count, var / self.count
+        else:
+            if self.count < 2:
+                raise WeightspaceError("running statistics need two numbers for each channel; give more examples")
+            var = var / (self.count if biased else self.count - 1)
+        self.norm.running_mean.copy_(mean)  # type: ignore[operator]
+        self.norm.running_var.copy_(var)  # type: ignore[operator]
+
+
+class _Met:
+    """The calls of norms in the order of a forward pass: moments of those that are known, and of the next one."""
+
+    def __init__(self, norms: list[nn.Module]) -> None:
+        self.known: list[_Moments] = []
+        self.next: _Moments | None = None
+        self.single, self.at, self.largest = True, 0, 0
+        for norm in norms:
+            norm.register_forward_pre_hook(self._entered)
+
+    def _entered(self, norm: nn.Module, given: tuple[Any, ...]) -> None:
+        x, number = given[0], self.at
+        self.at += 1
+        self.largest = max(self.largest, x.numel())
+        if number == len(self.known):
+            self.next = self.next or _Moments(norm)
+            self.next.add(x)
+            if not self.single:
+                raise _Reached
+            self.close()
+        if not isinstance(norm, nn.modules.instancenorm._InstanceNorm):  # which in training looks at each example
+            self.known[number].put(biased=True)
+            norm.eval()
+        else:
+            norm.train()
+
+    def close(self) -> None:
+        """The next one is known now."""
+        self.known += [] if self.next is None else [self.next]
+        self.next = None
+
+    def write(self) -> None:
+        """The statistics of every norm, of its last call where it is called several times."""
+        for moments in self.known:
+            moments.put(biased=False)
+
+
+def _run(net: Net, module: nn.Module, x: Any, met: _Met) -> bool:
+    """One pass; whether it ended at a norm."""
+    args, kwargs = arguments(x)
+    met.at = 0
+    try:
+        module(*args, **kwargs)
+    except _Reached:
+        return True
+    except RuntimeError as error:
+        name, reason = type(net.architecture).__name__, str(error).splitlines()[0]
+        raise WeightspaceError(f"{name} does not take inputs of shape {each(shape, x)}: {reason}") from error
+    return False
+
+
+def _together(net: Net, task: Task, met: _Met, module: nn.Module) -> Task:
+    """The task as one batch, where it is held in memory and what enters the norms is small enough."""
+    if not task.in_memory or task.batch >= len(task):
+        return task
+    some = task.take(2)
+    for x, _ in some.batches(net):
+        _run(net, module, x, met)
+    met.known.clear()
+    whole = copy.copy(task)
+    whole.batch = len(task)
+    return whole if met.largest / len(some) * len(task) <= _ROOM else task
 
 
 def repair(net: Net, ends: list[Net], task: Task) -> Net:
