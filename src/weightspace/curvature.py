@@ -15,7 +15,7 @@ second-order gradient descent (Schraudolph, 2002); New insights and perspectives
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from typing import Any
 
@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 from torch.autograd.graph import saved_tensors_hooks
-from torch.func import functional_call
 
+from weightspace.differentiable import called, custom_functions, told
 from weightspace.displacement import squared_gradients
 from weightspace.examples import leaves as input_leaves
 from weightspace.likelihood import CurvatureError, OutputHessian, output_hessian
 from weightspace.net import Net, Weights, checked, math_attention
-from weightspace.operator import Operator
+from weightspace.operator import Linearised, Operator, OperatorError, trusted
 from weightspace.symmetry.trace import arguments
 from weightspace.task import Task, carried
 
@@ -103,18 +103,7 @@ def hessian(net: Net, task: Task, *, memory: int = _MEMORY) -> Operator:
         if y is None:
             raise CurvatureError("the Hessian needs labels; give Task(inputs, labels)")
         output_hessian(task, task.forward(net, carried(x, net)), y)
-        leaves, f = _outputs(net, task, x)
-        with torch.enable_grad(), math_attention():
-            total = task.summed(f, y.to(f.device))[0]
-            slopes = grad(total, [*leaves.values()], create_graph=True, materialize_grads=True)
-        bent = {name: slope for name, slope in zip(leaves, slopes, strict=True) if slope.requires_grad}
-
-        def times(v: Weights) -> Mapping[str, Tensor]:
-            along = [v[name] for name in bent]
-            found = grad([*bent.values()], [*leaves.values()], along, retain_graph=True, materialize_grads=True)
-            return dict(zip(leaves, found, strict=True))
-
-        return times
+        return _Bent(net, task, x, y).times
 
     return _operator(net, task, part, memory, None)
 
@@ -181,6 +170,7 @@ def graph_bytes(net: Net, task: Task) -> int:
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         linear = _Linear(net, task, x)
+        _ = linear.map.back
     return round(sum(kept.values()) / len(linear.outputs) * len(task))
 
 
@@ -191,33 +181,64 @@ class _Linear:
     """The outputs of a batch as a linear function of the weights around the net: J v and J^T u from one graph."""
 
     def __init__(self, net: Net, task: Task, x: Any) -> None:
-        leaves, self.outputs = _outputs(net, task, x)
-        self.along = torch.zeros_like(self.outputs).requires_grad_()
-        with torch.enable_grad(), math_attention():
-            back = grad(self.outputs, [*leaves.values()], self.along, create_graph=True, allow_unused=True)
-        self.back = {name: g for name, g in zip(leaves, back, strict=True) if g is not None}
-        self.leaves = {name: leaves[name] for name in self.back}
+        self.names = [name for name, w in net.weights.items() if w.is_floating_point()]
+        f, point = _function(net, task, x, self.names), [net.weights[name] for name in self.names]
+        two = _function(net, task, task.example(2), self.names)
+        try:
+            self.map = Linearised(f, point, not trusted(net, two, point)[0])
+        except OperatorError as error:
+            raise CurvatureError(str(error)) from error
+        self.outputs = self.map.outputs
 
     def push(self, vector: Weights) -> Tensor:
         """J v."""
-        along = [vector[name] for name in self.back]
-        return grad([*self.back.values()], self.along, along, retain_graph=True, materialize_grads=True)[0]
+        return self.map.push([vector[name] for name in self.names])
 
     def pull(self, u: Tensor) -> Mapping[str, Tensor]:
         """J^T u."""
-        found = grad(self.outputs, [*self.leaves.values()], u, retain_graph=True)
+        return {name: g for name, g in zip(self.names, self.map.pull(u), strict=True) if g is not None}
+
+
+class _Bent:
+    """The gradient of a batch's loss as a function of the weights, and its derivative."""
+
+    def __init__(self, net: Net, task: Task, x: Any, y: Tensor) -> None:
+        names = [name for name, w in net.weights.items() if w.is_floating_point()]
+        self.leaves = {name: net.weights[name].detach().requires_grad_() for name in names}
+        with torch.enable_grad(), math_attention():
+            f = _function(net, task, x, names)([*self.leaves.values()])
+            if not f.requires_grad:
+                raise CurvatureError("the outputs do not depend on the weights")
+            total = task.summed(f, y.to(f.device))[0]
+            slopes = _differentiated(total, [*self.leaves.values()], create_graph=True)
+        self.slopes = {n: slope for n, slope in zip(names, slopes, strict=True) if slope.requires_grad}
+        self.written = custom_functions(f)
+
+    def times(self, v: Weights) -> Mapping[str, Tensor]:
+        """H v."""
+        along = [v[name] for name in self.slopes]
+        if not along:
+            return {}
+        found = _differentiated([*self.slopes.values()], [*self.leaves.values()], along, retain_graph=True)
         return dict(zip(self.leaves, found, strict=True))
 
 
-def _outputs(net: Net, task: Task, x: Any) -> tuple[dict[str, Tensor], Tensor]:
-    """Leaves for the weights, and the outputs of a batch as a function of them."""
+def _differentiated(*what: Any, **how: Any) -> Sequence[Tensor]:
+    try:
+        return grad(*what, **how, materialize_grads=True)
+    except RuntimeError as error:
+        raise CurvatureError(f"{told(error)}; write it by operations that have one") from error
+
+
+def _function(net: Net, task: Task, x: Any, names: Sequence[str]) -> Callable[[Sequence[Tensor]], Tensor]:
+    """The outputs of a batch as a function of the weights of these names."""
     args, kwargs = arguments(carried(x, net))
-    leaves = {name: w.detach().requires_grad_() for name, w in net.weights.items() if w.is_floating_point()}
-    with torch.enable_grad(), math_attention():
-        f = task.output(functional_call(net.architecture, {**net.tensors, **leaves}, args, kwargs))
-    if not f.requires_grad:
-        raise CurvatureError("the outputs do not depend on the weights")
-    return leaves, f
+
+    def f(w: Sequence[Tensor]) -> Tensor:
+        tensors = {**net.tensors, **dict(zip(names, w, strict=True))}
+        return task.output(called(net.architecture, tensors, args, kwargs))
+
+    return f
 
 
 def _operator(

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
+from weightspace.differentiable import called
 from weightspace.examples import each
 from weightspace.kernel import examples_at, graph_of
 from weightspace.net import Net, Weights, WeightspaceError, checked, math_attention
@@ -261,7 +262,7 @@ def _every_gradient(net: Net, task: Task, x: Any, u: Tensor, names: Sequence[str
 
     def f(values: dict[str, Tensor], one: Any, u: Tensor) -> Tensor:
         args, kwargs = arguments(each(lambda t: t[None], one))
-        return (task.output(functional_call(net.architecture, {**net.tensors, **values}, args, kwargs)) * u[None]).sum()
+        return (task.output(called(net.architecture, {**net.tensors, **values}, args, kwargs)) * u[None]).sum()
 
     together = vmap(grad(f), in_dims=(None, 0, 0))
     with math_attention(), warnings.catch_warnings():

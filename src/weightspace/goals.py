@@ -26,8 +26,9 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import nnls
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
+from weightspace.differentiable import called
 from weightspace.examples import each, leaves
 from weightspace.net import Net, Weights, WeightspaceError, checked, math_attention
 from weightspace.symmetry.trace import arguments
@@ -291,7 +292,7 @@ def fisher(task: Task, net: Net, seed: int = 0) -> Weights:
 
     def surprise(w: dict[str, Tensor], x: Any, y: Tensor) -> Tensor:
         args, kwargs = arguments(each(lambda t: t[None], x))
-        out = task.output(functional_call(net.architecture, {**net.tensors, **w}, args, kwargs))
+        out = task.output(called(net.architecture, {**net.tensors, **w}, args, kwargs))
         if normal:
             return (out * y).sum()
         return F.nll_loss(out.flatten(0, -2).log_softmax(-1), y.flatten(), reduction="sum")

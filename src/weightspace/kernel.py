@@ -15,8 +15,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, vmap
+from torch.func import jacrev, vmap
 
+from weightspace.differentiable import called
 from weightspace.examples import each
 from weightspace.net import Net, WeightspaceError, math_attention
 from weightspace.symmetry.layer import Layer, layers, rows_met
@@ -150,7 +151,7 @@ def _of_rest(
 
         def f(value: Tensor, one: Any, name: str = name) -> Tensor:
             args, kwargs = arguments(each(lambda t: t[None], one))
-            return output(functional_call(net.architecture, {**net.tensors, name: value}, args, kwargs)).flatten()
+            return output(called(net.architecture, {**net.tensors, name: value}, args, kwargs)).flatten()
 
         with math_attention():
             block = vmap(jacrev(f), in_dims=(None, 0), chunk_size=_chunk(rows, tensor))(tensor.detach(), x)

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from weightspace.differentiable import called, computed
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -264,6 +265,7 @@ class Net:
             memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
         for buffer in _persistent_buffers(module).values():
             memo[id(buffer)] = buffer.to("meta")
+        memo.update(_without_graphs(module))
         try:
             architecture = copy.deepcopy(module, memo).eval()
         except Exception as error:
@@ -281,7 +283,16 @@ class Net:
             values, kwargs = (), {**args[0], **kwargs}
         elif len(args) == 1 and isinstance(args[0], tuple):
             values = args[0]
-        return functional_call(self.architecture, self.tensors, values, kwargs)
+        point = [*self.weights.buffers, *self.state.buffers]
+        before = [None if t.is_inference() else t._version for t in point]
+        found = called(self.architecture, self.tensors, values, kwargs, always=False)
+        if any(was is not None and t._version != was for t, was in zip(point, before, strict=True)):
+            name = type(self.architecture).__name__
+            raise WeightspaceError(
+                f"{name} writes into its own weights or buffers when it is called, and has changed this point; let it "
+                "write into a copy, or keep what it counts in an attribute"
+            )
+        return found
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -320,6 +331,7 @@ class Net:
             memo[id(parameter)] = nn.Parameter(tensors[name].detach(), _can_learn(parameter, tensors[name]))
         for name, buffer in _persistent_buffers(self.architecture).items():
             memo[id(buffer)] = tensors[name].detach()
+        memo.update(_without_graphs(self.architecture))
         return copy.deepcopy(self.architecture, memo)
 
     def clone(self) -> Net:
@@ -490,6 +502,11 @@ def _convert(weights: Weights, move: Callable[[Tensor], Tensor]) -> Weights:
     if len({(flat.dtype, flat.device) for flat in moved}) == len(moved):
         return weights.map(move)
     return Weights({name: move(view) for name, view in weights.items()})
+
+
+def _without_graphs(module: nn.Module) -> dict[int, Tensor]:
+    """What hooks of the module have computed -> what a copy holds until they do so again."""
+    return {id(t): t.detach().to("meta") for child in module.modules() for t in computed(child).values()}
 
 
 def _persistent_buffers(module: nn.Module) -> dict[str, Tensor]:

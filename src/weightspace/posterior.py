@@ -24,9 +24,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
+from weightspace.differentiable import called
 from weightspace.kernel import graph_of
 from weightspace.net import Net, Weights, WeightspaceError, checked, math_attention
 from weightspace.symmetry.layer import layers
@@ -186,7 +186,7 @@ class Noisy:
                 tensors[name] = mu + variance[name].sqrt() * noise
         args, kwargs = arguments(x)
         with math_attention(), _Drawn(known, generator) as drawn:
-            raw = functional_call(self.net.architecture, {**tensors, **self.net.state}, args, kwargs)
+            raw = called(self.net.architecture, {**tensors, **self.net.state}, args, kwargs)
         return self.task.output(raw), drawn.last
 
 
