@@ -14,13 +14,16 @@ second-order gradient descent (Schraudolph, 2002); New insights and perspectives
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from typing import Any
+from weakref import WeakSet
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import grad
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -28,7 +31,7 @@ from weightspace.differentiable import called, custom_functions, told
 from weightspace.displacement import squared_gradients
 from weightspace.examples import leaves as input_leaves
 from weightspace.likelihood import CurvatureError, OutputHessian, output_hessian
-from weightspace.net import Net, Weights, checked, math_attention
+from weightspace.net import Net, Weights, WeightspaceError, checked, math_attention
 from weightspace.operator import Linearised, Operator, OperatorError, trusted
 from weightspace.symmetry.trace import arguments
 from weightspace.task import Task, carried
@@ -47,6 +50,7 @@ __all__ = [
 _MEMORY = 1 << 30
 _GRAIN, _LEAST = 1 << 22, 256  # bytes of a batch's graph that stay near the processor; examples of a batch
 _TOGETHER = 16  # passes back through one graph
+_STEP, _SAME = 1e-6, 1e-3  # of the weights' norm; of the second derivative's
 
 Part = Callable[[Weights], Mapping[str, Tensor]]
 
@@ -96,7 +100,8 @@ def fisher_information(
 def hessian(net: Net, task: Task, *, memory: int = _MEMORY) -> Operator:
     """The Hessian of the loss in the weights, summed over the examples: exact, the derivative of the gradient.
 
-    Memory, cost and errors as `gauss_newton`.
+    Memory, cost and errors as `gauss_newton`; `CurvatureError` as well where torch's second derivative is not the
+    change of the first one: for parts that are detached, and backward passes written in Python that forget some.
     """
 
     def part(number: int, x: Any, y: Tensor | None) -> Part:
@@ -105,6 +110,7 @@ def hessian(net: Net, task: Task, *, memory: int = _MEMORY) -> Operator:
         output_hessian(task, task.forward(net, carried(x, net)), y)
         return _Bent(net, task, x, y).times
 
+    _symmetric(checked(net), task)
     return _operator(net, task, part, memory, None)
 
 
@@ -185,7 +191,7 @@ class _Linear:
         f, point = _function(net, task, x, self.names), [net.weights[name] for name in self.names]
         two = _function(net, task, task.example(2), self.names)
         try:
-            self.map = Linearised(f, point, not trusted(net, two, point)[0])
+            self.map = Linearised(f, point, not trusted(net, [two, f], point)[0])
         except OperatorError as error:
             raise CurvatureError(str(error)) from error
         self.outputs = self.map.outputs
@@ -214,6 +220,10 @@ class _Bent:
         self.slopes = {n: slope for n, slope in zip(names, slopes, strict=True) if slope.requires_grad}
         self.written = custom_functions(f)
 
+    def gradient(self) -> Tensor:
+        """The gradient, flat."""
+        return torch.cat([slope.detach().flatten() for slope in self.slopes.values()])
+
     def times(self, v: Weights) -> Mapping[str, Tensor]:
         """H v."""
         along = [v[name] for name in self.slopes]
@@ -221,6 +231,45 @@ class _Bent:
             return {}
         found = _differentiated([*self.slopes.values()], [*self.leaves.values()], along, retain_graph=True)
         return dict(zip(self.leaves, found, strict=True))
+
+
+_symmetric_: WeakSet[nn.Module] = WeakSet()
+
+
+def _symmetric(net: Net, task: Task) -> None:
+    """Compare the derivative of the gradient with its differences, once for every architecture, on two examples.
+
+    In float64, for a step so short that it crosses no kink. Raises `CurvatureError`.
+    """
+    if net.architecture in _symmetric_:
+        return
+    wide = net.double()
+    for x, y in (next(task.take(2).batches()), next(task.batches())):  # a network may not take two examples alone
+        with contextlib.suppress(WeightspaceError), torch.no_grad():
+            task.summed(task.forward(wide, carried(x, wide)), y)
+            break
+    else:  # it computes in one precision only
+        return
+    assert y is not None
+    v = wide.weights.randn(0)
+    step = _STEP * max(1.0, float(wide.weights.norm())) / float(v.norm())
+    bent = _Bent(wide, task, x, y)
+    found = bent.times(v)
+    ends = [_Bent(wide + s * step * v, task, x, y).slopes for s in (1.0, -1.0)]
+    away = size = 0.0
+    for name, mine in found.items():
+        up, down = (end[name].detach() if name in end else torch.zeros_like(mine) for end in ends)
+        change = (up - down) / (2 * step)
+        away += float((change - mine).square().sum())
+        size += float(change.square().sum()) + float(mine.square().sum())
+    noise = float(bent.gradient().norm()) * torch.finfo(torch.float64).eps / step if bent.slopes else 0.0
+    if math.sqrt(away) > _SAME * math.sqrt(size) + 100 * noise:
+        told_of = ", ".join(bent.written) or "a part of the network that is detached, or an operation"
+        raise CurvatureError(
+            f"the second derivative is not the change of the first: {told_of} has a derivative that cannot be "
+            "differentiated; take gauss_newton, or write it by operations of torch"
+        )
+    _symmetric_.add(net.architecture)
 
 
 def _differentiated(*what: Any, **how: Any) -> Sequence[Tensor]:

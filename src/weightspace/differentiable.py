@@ -70,15 +70,11 @@ def computed(child: nn.Module) -> dict[str, Tensor]:
 
 
 def told(error: BaseException) -> str:
-    """The operation of which torch has no derivative, and what it says of it, in a line."""
+    """What torch says of a derivative that it does not have, the name of the operation first."""
     line = next((text.strip() for text in str(error).splitlines() if text.strip()), type(error).__name__)
-    found = re.search(
-        r"forward AD with (\S+)|derivative for '?(\S+?)'? is not|through (\S+) but|autograd for (\S+)", line
-    )
-    name = next((part for part in found.groups() if part), "") if found else ""
-    return (
-        f"{name.removeprefix('aten::').strip(chr(39)) or 'an operation'} has no such derivative in torch ({line[:160]})"
-    )
+    found = re.search(r"(?:forward AD with|derivative for|backward through|differentiated by) '?([\w:.]+)", line)
+    name = found[1].removeprefix("aten::").rstrip(".") if found else ""
+    return f"{name}: {line[:160]}" if name else line[:160]
 
 
 def custom_functions(output: Tensor) -> list[str]:

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from weightspace.differentiable import called
+from weightspace.differentiable import called, told
 from weightspace.examples import each
-from weightspace.kernel import examples_at, graph_of
+from weightspace.kernel import derived_graph, examples_at
 from weightspace.net import Net, Weights, WeightspaceError, checked, math_attention
 from weightspace.symmetry.layer import Layer, layers, rows_met
 from weightspace.symmetry.trace import SymmetryError, arguments, input_tensors
@@ -136,7 +136,7 @@ class _Met:
 def _layers_met(net: Net, task: Task, x: Any, drawn: Sequence[Tensor], names: set[str]) -> Iterator[_Met]:
     """Linear maps and convolutions whose weight is used once, from one pass back for each u."""
     try:
-        graph = graph_of(net, x)
+        graph = derived_graph(net, x)
     except SymmetryError:
         return
     wanted = {layer.node: layer for layer in layers(graph) if {layer.weight, layer.bias} & names}
@@ -286,5 +286,8 @@ def _one_by_one(f: Callable[..., Tensor], chosen: Mapping[str, Tensor], one: Any
             raise WeightspaceError(
                 f"the network does not take one example alone, as gradients need: {error}"
             ) from error
-        found = torch.autograd.grad(value, [*leaves.values()], materialize_grads=True)
+        try:
+            found = torch.autograd.grad(value, [*leaves.values()], materialize_grads=True)
+        except RuntimeError as error:
+            raise WeightspaceError(f"the network has no derivative: {told(error)}") from error
     return {name: g[None] for name, g in zip(leaves, found, strict=True)}

@@ -5,6 +5,7 @@ A vector of weight space is `weights.flat()`; a vector of outputs has one row fo
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, reduce
@@ -20,7 +21,7 @@ from weightspace import estimators
 from weightspace.differentiable import called, custom_functions, told
 from weightspace.estimators import Bracket, Cost, Estimate, Krylov, OperatorError, lanczos
 from weightspace.net import Net, math_attention
-from weightspace.task import Task, carried, logits
+from weightspace.task import Task, TaskError, carried, logits
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -337,15 +338,16 @@ def tangent(f: Function, point: Sequence[Tensor], vector: Sequence[Tensor]) -> T
 _trusted: WeakKeyDictionary[nn.Module, tuple[bool, bool]] = WeakKeyDictionary()
 
 
-def trusted(net: Net, f: Function, point: Sequence[Tensor]) -> tuple[bool, bool]:
+def trusted(net: Net, some: Iterable[Function], point: Sequence[Tensor]) -> tuple[bool, bool]:
     """Whether J is the transpose of J^T where it is taken from two passes back, and where it is taken forward.
 
     torch's forward mode follows what is computed under no_grad, and a derivative written in Python may follow nothing.
-    Tried on f once for every architecture, by |J^T r|^2 = <r, J J^T r>. Raises `OperatorError` where neither is.
+    Tried once for every architecture, by |J^T r|^2 = <r, J J^T r>, on the first of `some` that can be computed: a
+    network may not take two examples alone. Raises `OperatorError` where neither is.
     """
     if net.architecture in _trusted:
         return _trusted[net.architecture]
-    back = Linearised(f, point)
+    f, back = _first(some, point)
     drawn = torch.randn(back.outputs.shape, generator=torch.Generator().manual_seed(1)).to(back.outputs)
     along = [torch.zeros_like(w) if g is None else g for g, w in zip(back.pull(drawn), back.point, strict=True)]
     size = sum(float(g.double().square().sum()) for g in along)
@@ -362,14 +364,25 @@ def trusted(net: Net, f: Function, point: Sequence[Tensor]) -> tuple[bool, bool]
     why: list[str] = []
     verdict = agrees(lambda: back.push(along)), agrees(lambda: tangent(f, point, along))
     if not any(verdict):
-        raise OperatorError(why[0] if why else _opaque(back.outputs))
+        names = custom_functions(back.outputs)
+        raise OperatorError(_opaque(names) if names or not why else why[0])
     _trusted[net.architecture] = verdict
     return verdict
 
 
-def _opaque(outputs: Tensor) -> str:
-    names = ", ".join(custom_functions(outputs)) or "an operation or a hook"
-    return f"the derivative of {names} cannot itself be differentiated; write its backward by operations of torch"
+def _first(some: Iterable[Function], point: Sequence[Tensor]) -> tuple[Function, Linearised]:
+    *before, last = some
+    for f in before:
+        with contextlib.suppress(RuntimeError, TaskError):
+            return f, Linearised(f, point)
+    return last, Linearised(last, point)
+
+
+def _opaque(names: Sequence[str]) -> str:
+    return (
+        f"the derivative of {', '.join(names) or 'an operation or a hook'} cannot itself be differentiated; write its "
+        "backward pass by operations of torch"
+    )
 
 
 def jacobian(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> Operator:
@@ -397,7 +410,7 @@ def jacobian(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> 
         sizes = [at(x)([flat]).numel() for x in batches]
     held: dict[int, Linearised] = {}
     keep = sum(sizes) <= _HELD
-    back, forward = trusted(net, at(carried(task.example(2), net)), [flat])
+    back, forward = trusted(net, [at(carried(task.example(2), net)), at(batches[0])], [flat])
 
     def linear(k: int) -> Linearised:
         """A batch; those of a small task are kept."""
