@@ -18,6 +18,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import groupby, islice
 from typing import Any
 from weakref import WeakSet
@@ -108,9 +109,9 @@ def hessian(net: Net, task: Task, *, memory: int = _MEMORY) -> Operator:
         if y is None:
             raise CurvatureError("the Hessian needs labels; give Task(inputs, labels)")
         output_hessian(task, task.forward(net, carried(x, net)), y)
+        _compared(net, task)
         return _Bent(net, task, x, y).times
 
-    _symmetric(checked(net), task)
     return _operator(net, task, part, memory, None)
 
 
@@ -169,14 +170,15 @@ def graph_bytes(net: Net, task: Task) -> int:
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
+        if tensor.layout is not torch.strided:
+            kept[id(tensor)] = tensor._nnz() * tensor.dtype.itemsize
+            return tensor
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in seen:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        linear = _Linear(net, task, x)
-        _ = linear.map.back
+    linear = _Linear(net, task, x, saved_tensors_hooks(pack, lambda tensor: tensor))
     return round(sum(kept.values()) / len(linear.outputs) * len(task))
 
 
@@ -186,12 +188,16 @@ def graph_bytes(net: Net, task: Task) -> int:
 class _Linear:
     """The outputs of a batch as a linear function of the weights around the net: J v and J^T u from one graph."""
 
-    def __init__(self, net: Net, task: Task, x: Any) -> None:
+    def __init__(self, net: Net, task: Task, x: Any, counted: AbstractContextManager[Any] | None = None) -> None:
         self.names = [name for name, w in net.weights.items() if w.is_floating_point()]
         f, point = _function(net, task, x, self.names), [net.weights[name] for name in self.names]
         two = _function(net, task, task.example(2), self.names)
         try:
-            self.map = Linearised(f, point, not trusted(net, [two, f], point)[0])
+            back = trusted(net, [two, f], point)[0]
+            with counted or contextlib.nullcontext():
+                self.map = Linearised(f, point, not back)
+                if back:
+                    _ = self.map.back
         except OperatorError as error:
             raise CurvatureError(str(error)) from error
         self.outputs = self.map.outputs
@@ -233,15 +239,15 @@ class _Bent:
         return dict(zip(self.leaves, found, strict=True))
 
 
-_symmetric_: WeakSet[nn.Module] = WeakSet()
+_seen: WeakSet[nn.Module] = WeakSet()
 
 
-def _symmetric(net: Net, task: Task) -> None:
+def _compared(net: Net, task: Task) -> None:
     """Compare the derivative of the gradient with its differences, once for every architecture, on two examples.
 
     In float64, for a step so short that it crosses no kink. Raises `CurvatureError`.
     """
-    if net.architecture in _symmetric_:
+    if net.architecture in _seen:
         return
     wide = net.double()
     for x, y in (next(task.take(2).batches()), next(task.batches())):  # a network may not take two examples alone
@@ -269,12 +275,12 @@ def _symmetric(net: Net, task: Task) -> None:
             f"the second derivative is not the change of the first: {told_of} has a derivative that cannot be "
             "differentiated; take gauss_newton, or write it by operations of torch"
         )
-    _symmetric_.add(net.architecture)
+    _seen.add(net.architecture)
 
 
-def _differentiated(*what: Any, **how: Any) -> Sequence[Tensor]:
+def _differentiated(outputs: Any, inputs: Sequence[Tensor], along: Any = None, **how: bool) -> Sequence[Tensor]:
     try:
-        return grad(*what, **how, materialize_grads=True)
+        return grad(outputs, inputs, along, materialize_grads=True, **how)
     except RuntimeError as error:
         raise CurvatureError(f"{told(error)}; write it by operations that have one") from error
 

@@ -9,9 +9,11 @@ embeddings (one derivative only), and activation checkpoints, which run the modu
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -33,7 +35,7 @@ def called(
     architecture: nn.Module,
     tensors: Mapping[str, Tensor],
     args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
+    kwargs: Mapping[str, Any] = MappingProxyType({}),
     *,
     always: bool = True,
 ) -> Any:
@@ -79,7 +81,9 @@ def told(error: BaseException) -> str:
 
 def custom_functions(output: Tensor) -> list[str]:
     """Operations in the graph of `output` whose derivative somebody wrote in Python."""
-    seen, todo, found = set(), [output.grad_fn], []
+    seen: set[Any] = set()
+    todo: list[Any] = [output.grad_fn]
+    found: list[str] = []
     while todo:
         node = todo.pop()
         if node is None or node in seen:
@@ -230,12 +234,12 @@ def _bags(
 
 
 def _cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: Any = None) -> Tensor:
-    if not torch.is_grad_enabled() or p != 2:
+    if not torch.is_grad_enabled() or not 1 <= p < math.inf:
         given = {} if compute_mode is None else {"compute_mode": compute_mode}
         return torch.cdist(x1, x2, p, **given)
-    square = (x1[..., :, None, :] - x2[..., None, :, :]).square().sum(-1)
-    apart = square > 0  # at distance zero torch's derivative is zero
-    return torch.where(apart, square, 1).sqrt() * apart
+    total = (x1[..., :, None, :] - x2[..., None, :, :]).abs().pow(p).sum(-1)
+    apart = total > 0  # at distance zero torch's derivative is zero
+    return torch.where(apart, total, 1).pow(1 / p) * apart
 
 
 _WRITTEN: dict[Any, Callable[..., Any]] = {

@@ -282,7 +282,7 @@ def _one_by_one(f: Callable[..., Tensor], chosen: Mapping[str, Tensor], one: Any
         leaves = {name: t.clone().requires_grad_() for name, t in chosen.items()}
         try:
             value = f(leaves, one, u)
-        except RuntimeError as error:
+        except (RuntimeError, LookupError) as error:
             raise WeightspaceError(
                 f"the network does not take one example alone, as gradients need: {error}"
             ) from error

@@ -174,8 +174,9 @@ class Operator:
     ) -> Float[Tensor, " k"]:
         """The k largest eigenvalues of a symmetric A: Lanczos, until their residuals are `tolerance` times the largest.
 
-        It has up to `steps` (10 k + 100) dimensions, in `dtype`, and ends where it is invariant: fewer are found
-        where A has fewer, and one of each that are equal.
+        Each is listed as often as it occurs: other starts are tried until one finds no more. `steps` (10 k + 100)
+        products are for the first start and as many for the others, in `dtype`; where they do not suffice, values are
+        too small, and those of a repeated one may be missing.
         """
         n = self._symmetric()
         return estimators.eigenvalues(self, k, seed, dtype, tolerance, min(n, steps or 10 * k + 100))

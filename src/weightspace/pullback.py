@@ -129,11 +129,12 @@ class Pullback:
         return float(away.double().norm())
 
     def spectrum(self, net: Net, k: int = 50) -> Float[Tensor, " k"]:
-        """The largest eigenvalues of G: all that are not zero, where the dual fits; else `k` by Lanczos."""
+        """The `k` largest eigenvalues of G but zeros, each as often as it occurs: of the dual, or by Lanczos."""
         if self._dual(net) is not None:
             values = self._last["values"]
             return values.flip(0)[:k]
-        return self.operator(net).eigenvalues(k, dtype=net.dtype)
+        values = self.operator(net).eigenvalues(k, dtype=net.dtype)
+        return values[values > _NULL * values[0]]
 
     def cost(self, net: Net) -> Cost:
         """What one factorisation will take, known from sizes alone: one example is run, to count its outputs."""
