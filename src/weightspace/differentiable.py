@@ -13,6 +13,7 @@ import math
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["called", "computed", "custom_functions", "told"]
+__all__ = ["SpectralNorm", "called", "computed", "custom_functions", "spectral_norms", "told"]
 
 _Hooked = list[tuple[nn.Module, str]]
 _seen: WeakKeyDictionary[nn.Module, tuple[bool, _Hooked]] = WeakKeyDictionary()
@@ -93,6 +94,43 @@ def custom_functions(output: Tensor) -> list[str]:
             found.append(type(node).__name__.removesuffix("Backward"))
         todo += [before for before, _ in node.next_functions]
     return sorted(set(found))
+
+
+@dataclass(frozen=True)
+class SpectralNorm:
+    """A weight that is divided by <left, W right>: names of all three, and how the weight becomes a matrix."""
+
+    weight: str
+    left: str
+    right: str
+    matrix: Callable[[Tensor], Tensor]
+    eps: float
+
+
+_norms: WeakKeyDictionary[nn.Module, tuple[SpectralNorm, ...]] = WeakKeyDictionary()
+
+
+def spectral_norms(architecture: nn.Module) -> tuple[SpectralNorm, ...]:
+    """Those of torch, parametrisations and the older hooks."""
+    if architecture not in _norms:
+        _norms[architecture] = tuple(_spectral_norms(architecture))
+    return _norms[architecture]
+
+
+def _spectral_norms(architecture: nn.Module) -> Iterator[SpectralNorm]:
+    for path, module in architecture.named_modules():
+        before = f"{path}." if path else ""
+        if type(module).__name__ == "_SpectralNorm" and "_u" in module._buffers and path.endswith(".0"):
+            weight = f"{path.rpartition('.')[0]}.original"
+            yield SpectralNorm(weight, f"{path}._u", f"{path}._v", _matrix(module.dim), module.eps)
+        for hook in module._forward_pre_hooks.values():
+            if type(hook).__name__ == "SpectralNorm":
+                name = f"{before}{hook.name}"
+                yield SpectralNorm(f"{name}_orig", f"{name}_u", f"{name}_v", _matrix(hook.dim), hook.eps)
+
+
+def _matrix(dim: int) -> Callable[[Tensor], Tensor]:
+    return lambda weight: weight.movedim(dim, 0).flatten(1)
 
 
 # ------------------------------------------------------------------ checkpoints

@@ -69,6 +69,8 @@ def feed(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> tupl
         nodes = [z for _, _, z in kept]
 
         def back(target: Tensor) -> list[Tensor]:
+            if not nodes:
+                return []
             found = torch.autograd.grad(target, nodes, retain_graph=True, allow_unused=True)
             return [torch.zeros_like(z) if g is None else g for g, z in zip(found, nodes, strict=True)]
 

@@ -312,13 +312,16 @@ def encode(
     first half of the steps, or nothing would be learnt that it is then worth to keep. E_Q L at the end is the mean over
     `draws` weights for every example. The code that says nothing, Q = P, is taken where it is shorter. The examples are
     held in memory. Cost: `steps` passes over `batch` examples forward and back, each twice as long as the network's
-    own, and `draws` passes over the task. Raises `PosteriorError` for a beta, variance or steps that is not positive,
-    and where the loss is not finite.
+    own, and `draws` passes over the task. Frozen weights are known already and cost nothing: Q and P are Gaussians on
+    the others, of `net.free()`; take net.thawed() to count all. Raises `PosteriorError` for a beta, variance or steps
+    that is not positive, and where the loss is not finite.
     """
     for name, value in (("beta", beta), ("variance", variance), ("steps", steps), ("rate", rate), ("draws", draws)):
         if value is not None and not 0 < value < math.inf:
             raise PosteriorError(f"{name} must be a positive number, got {value}")
-    fit = _begin(checked(net), anchor, variance, start)
+    if checked(net).frozen:
+        net, anchor, start = _free(net, anchor, start)
+    fit = _begin(net, anchor, variance, start)
     task = task.mapped(lambda x: x)
     noisy, n = Noisy(net, task), _count(task)
     generator = torch.Generator(device=fit.mean.device).manual_seed(seed)
@@ -341,6 +344,16 @@ def encode(
     found = _measured(*fit.gaussians(), noisy, beta, draws, generator)
     silent = _measured(*fit.silent(), noisy, beta, draws, generator)
     return found if found.length <= silent.length else replace(silent, trivial=True)
+
+
+def _free(net: Net, anchor: Net | None, start: Gaussian | None) -> tuple[Net, Net | None, Gaussian | None]:
+    """All three without the weights that are frozen in the net."""
+    net = net.free()
+    anchor = None if anchor is None else checked(anchor).within(net.weights)
+    if start is not None:
+        kept = Weights({name: start.log_variance[name] for name in net.weights})
+        start = Gaussian(start.net.within(net.weights), kept)
+    return net, anchor, start
 
 
 def _begin(net: Net, anchor: Net | None, variance: float | None, start: Gaussian | None) -> _Fit:
