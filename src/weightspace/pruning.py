@@ -92,7 +92,8 @@ def tightened(
 ) -> Weights:
     """A mask that zeroes a share of the weights: one where a weight stays; what was zero in `before` stays zero.
 
-    `worth` (by default |w|) orders the weights. Those of `frozen` are neither cut nor counted. Raises `PruneError` for a layer that would be empty.
+    `worth` (by default |w|) orders the weights. Those of `frozen` are neither cut nor counted.
+    Raises `PruneError` for a layer that would be empty.
     """
     names = [name for name, w in weights.items() if w.dim() > 1 and name not in frozen]
     if not names:

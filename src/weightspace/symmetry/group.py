@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby, permutations, product
-from typing import Any, Self, overload
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ from weightspace.symmetry.trace import SymmetryError
 __all__ = ["Axis", "Block", "Element", "Generator", "Group", "Place", "SymmetryError", "as_blocks"]
 
 KINDS = ("permutation", "scale", "sign")
+
+
+_G = TypeVar("_G", bound="Group")
 
 
 @dataclass(frozen=True)
@@ -253,7 +256,7 @@ class Group:
         moving = {axis.name for axis in self.axes}
         self.tensors = [n for n, found in self._blocks.items() if any(moving & set(b.leaves) for _, b in found)]
 
-    def without(self, tensors: Iterable[str]) -> Self:
+    def without(self: _G, tensors: Iterable[str]) -> _G:
         """The subgroup that moves nothing in these tensors: axes that index one of them stay."""
         still = set(tensors)
         fixed = {name for name, met in self.places.items() if any(self.blocks[p.block].tensor in still for p in met)}
