@@ -15,22 +15,26 @@ second-order gradient descent (Schraudolph, 2002); New insights and perspectives
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import groupby, islice
 from typing import Any
+from weakref import WeakSet
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import grad
 from torch.autograd.graph import saved_tensors_hooks
-from torch.func import functional_call
 
+from weightspace.differentiable import called, custom_functions, told
 from weightspace.displacement import squared_gradients
 from weightspace.examples import leaves as input_leaves
 from weightspace.likelihood import CurvatureError, OutputHessian, likelihood, output_hessian
-from weightspace.net import Net, Weights, checked, math_attention
-from weightspace.operator import Operator
+from weightspace.net import Net, Weights, WeightspaceError, checked, math_attention
+from weightspace.operator import Linearised, Operator, OperatorError, trusted
 from weightspace.symmetry.trace import arguments
 from weightspace.task import Task, carried
 
@@ -48,6 +52,7 @@ __all__ = [
 _MEMORY = 1 << 30
 _GRAIN, _LEAST = 1 << 22, 256  # bytes of a batch's graph that stay near the processor; examples of a batch
 _TOGETHER = 16  # passes back through one graph
+_STEP, _SAME = 1e-6, 1e-3  # of the weights' norm; of the second derivative's
 
 Part = Callable[[Weights], Mapping[str, Tensor]]
 
@@ -98,25 +103,16 @@ def fisher_information(
 def hessian(net: Net, task: Task, *, memory: int = _MEMORY) -> Operator:
     """The Hessian of the loss in the weights, summed over the examples: exact, the derivative of the gradient.
 
-    Memory, cost and errors as `gauss_newton`.
+    Memory, cost and errors as `gauss_newton`; `CurvatureError` as well where torch's second derivative is not the
+    change of the first one: for parts that are detached, and backward passes written in Python that forget some.
     """
 
     def part(start: int, x: Any, y: Tensor | None) -> Part:
         if y is None:
             raise CurvatureError("the Hessian needs labels; give Task(inputs, labels)")
         output_hessian(task, task.forward(net, carried(x, net)), y)
-        leaves, f = _outputs(net, task, x)
-        with torch.enable_grad(), math_attention():
-            total = task.summed(f, y.to(f.device))[0]
-            slopes = grad(total, [*leaves.values()], create_graph=True, materialize_grads=True)
-        bent = {name: slope for name, slope in zip(leaves, slopes, strict=True) if slope.requires_grad}
-
-        def times(v: Weights) -> Mapping[str, Tensor]:
-            along = [v[name] for name in bent]
-            found = grad([*bent.values()], [*leaves.values()], along, retain_graph=True, materialize_grads=True)
-            return dict(zip(leaves, found, strict=True))
-
-        return times
+        _compared(net, task)
+        return _Bent(net, task, x, y).times
 
     return _operator(net, task, part, memory, None)
 
@@ -184,13 +180,15 @@ def graph_bytes(net: Net, task: Task) -> int:
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
+        if tensor.layout is not torch.strided:
+            kept[id(tensor)] = tensor._nnz() * tensor.dtype.itemsize
+            return tensor
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in seen:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        linear = _Linear(net, task, x)
+    linear = _Linear(net, task, x, saved_tensors_hooks(pack, lambda tensor: tensor))
     return round(sum(kept.values()) / len(linear.outputs) * len(task))
 
 
@@ -200,34 +198,112 @@ def graph_bytes(net: Net, task: Task) -> int:
 class _Linear:
     """The outputs of a batch as a linear function of the weights around the net: J v and J^T u from one graph."""
 
-    def __init__(self, net: Net, task: Task, x: Any) -> None:
-        leaves, self.outputs = _outputs(net, task, x)
-        self.along = torch.zeros_like(self.outputs).requires_grad_()
-        with torch.enable_grad(), math_attention():
-            back = grad(self.outputs, [*leaves.values()], self.along, create_graph=True, allow_unused=True)
-        self.back = {name: g for name, g in zip(leaves, back, strict=True) if g is not None}
-        self.leaves = {name: leaves[name] for name in self.back}
+    def __init__(self, net: Net, task: Task, x: Any, counted: AbstractContextManager[Any] | None = None) -> None:
+        self.names = [name for name, w in net.weights.items() if w.is_floating_point()]
+        f, point = _function(net, task, x, self.names), [net.weights[name] for name in self.names]
+        two = _function(net, task, task.example(2), self.names)
+        try:
+            back = trusted(net, [two, f], point)[0]
+            with counted or contextlib.nullcontext():
+                self.map = Linearised(f, point, not back)
+                if back:
+                    _ = self.map.back
+        except OperatorError as error:
+            raise CurvatureError(str(error)) from error
+        self.outputs = self.map.outputs
 
     def push(self, vector: Weights) -> Tensor:
         """J v."""
-        along = [vector[name] for name in self.back]
-        return grad([*self.back.values()], self.along, along, retain_graph=True, materialize_grads=True)[0]
+        return self.map.push([vector[name] for name in self.names])
 
     def pull(self, u: Tensor) -> Mapping[str, Tensor]:
         """J^T u."""
-        found = grad(self.outputs, [*self.leaves.values()], u, retain_graph=True)
+        return {name: g for name, g in zip(self.names, self.map.pull(u), strict=True) if g is not None}
+
+
+class _Bent:
+    """The gradient of a batch's loss as a function of the weights, and its derivative."""
+
+    def __init__(self, net: Net, task: Task, x: Any, y: Tensor) -> None:
+        names = [name for name, w in net.weights.items() if w.is_floating_point()]
+        self.leaves = {name: net.weights[name].detach().requires_grad_() for name in names}
+        with torch.enable_grad(), math_attention():
+            f = _function(net, task, x, names)([*self.leaves.values()])
+            if not f.requires_grad:
+                raise CurvatureError("the outputs do not depend on the weights")
+            total = task.summed(f, y.to(f.device))[0]
+            slopes = _differentiated(total, [*self.leaves.values()], create_graph=True)
+        self.slopes = {n: slope for n, slope in zip(names, slopes, strict=True) if slope.requires_grad}
+        self.written = custom_functions(f)
+
+    def gradient(self) -> Tensor:
+        """The gradient, flat."""
+        return torch.cat([slope.detach().flatten() for slope in self.slopes.values()])
+
+    def times(self, v: Weights) -> Mapping[str, Tensor]:
+        """H v."""
+        along = [v[name] for name in self.slopes]
+        if not along:
+            return {}
+        found = _differentiated([*self.slopes.values()], [*self.leaves.values()], along, retain_graph=True)
         return dict(zip(self.leaves, found, strict=True))
 
 
-def _outputs(net: Net, task: Task, x: Any) -> tuple[dict[str, Tensor], Tensor]:
-    """Leaves for the weights, and the outputs of a batch as a function of them."""
+_seen: WeakSet[nn.Module] = WeakSet()
+
+
+def _compared(net: Net, task: Task) -> None:
+    """Compare the derivative of the gradient with its differences, once for every architecture, on two examples.
+
+    In float64, for a step so short that it crosses no kink. Raises `CurvatureError`.
+    """
+    if net.architecture in _seen:
+        return
+    wide = net.double()
+    for x, y in (next(task.take(2).batches()), next(task.batches())):  # a network may not take two examples alone
+        with contextlib.suppress(WeightspaceError), torch.no_grad():
+            task.summed(task.forward(wide, carried(x, wide)), y)
+            break
+    else:  # it computes in one precision only
+        return
+    assert y is not None
+    v = wide.weights.randn(0)
+    step = _STEP * max(1.0, float(wide.weights.norm())) / float(v.norm())
+    bent = _Bent(wide, task, x, y)
+    found = bent.times(v)
+    ends = [_Bent(wide + s * step * v, task, x, y).slopes for s in (1.0, -1.0)]
+    away = size = 0.0
+    for name, mine in found.items():
+        up, down = (end[name].detach() if name in end else torch.zeros_like(mine) for end in ends)
+        change = (up - down) / (2 * step)
+        away += float((change - mine).square().sum())
+        size += float(change.square().sum()) + float(mine.square().sum())
+    noise = float(bent.gradient().norm()) * torch.finfo(torch.float64).eps / step if bent.slopes else 0.0
+    if math.sqrt(away) > _SAME * math.sqrt(size) + 100 * noise:
+        told_of = ", ".join(bent.written) or "a part of the network that is detached, or an operation"
+        raise CurvatureError(
+            f"the second derivative is not the change of the first: {told_of} has a derivative that cannot be "
+            "differentiated; take gauss_newton, or write it by operations of torch"
+        )
+    _seen.add(net.architecture)
+
+
+def _differentiated(outputs: Any, inputs: Sequence[Tensor], along: Any = None, **how: bool) -> Sequence[Tensor]:
+    try:
+        return grad(outputs, inputs, along, materialize_grads=True, **how)
+    except RuntimeError as error:
+        raise CurvatureError(f"{told(error)}; write it by operations that have one") from error
+
+
+def _function(net: Net, task: Task, x: Any, names: Sequence[str]) -> Callable[[Sequence[Tensor]], Tensor]:
+    """The outputs of a batch as a function of the weights of these names."""
     args, kwargs = arguments(carried(x, net))
-    leaves = {name: w.detach().requires_grad_() for name, w in net.weights.items() if w.is_floating_point()}
-    with torch.enable_grad(), math_attention():
-        f = task.output(functional_call(net.architecture, {**net.tensors, **leaves}, args, kwargs))
-    if not f.requires_grad:
-        raise CurvatureError("the outputs do not depend on the weights")
-    return leaves, f
+
+    def f(w: Sequence[Tensor]) -> Tensor:
+        tensors = {**net.tensors, **dict(zip(names, w, strict=True))}
+        return task.output(called(net.architecture, tensors, args, kwargs))
+
+    return f
 
 
 def _operator(

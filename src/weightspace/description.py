@@ -136,6 +136,7 @@ def cost(
     burn: int = 200,
 ) -> Cost:
     """What `information` with these arguments takes, known before it runs."""
+    net = net.free()
     n, share = net.weights.numel, min(1.0, batch / len(task))
     if method == "variational":
         return Cost(math.ceil(repeats * 2 * steps * share), 2 * 4 * n * 8)
@@ -167,7 +168,7 @@ def information(
     `method`: "local", "variational" or "sgld". `prior`: the variance of P, a number; or the best one for codes with
     independent weights, for every tensor ("layer", as the variational code has it too) or for all weights ("one", local
     only); what it costs to tell these is left out. `anchor` stands at w_0: zero where none is given, else the
-    initialisation, for one.
+    initialisation, for one. Frozen weights are known and not counted.
 
     Local: up to 512 weights exact, beyond that a Nystrom part of `rank` (a quarter of the weights, at most 256) and
     `probes` random vectors; `blocks=False` leaves out that line of the bracket. Warns with `Unconverged` where the
@@ -188,6 +189,9 @@ def information(
         positive("prior", prior)
     if len(checked(net).weights.buffers) > 1:
         raise InformationError("weights of several dtypes or devices; convert them with net.to(torch.float32)")
+    if net.frozen:
+        net = net.free()
+        anchor = None if anchor is None else checked(anchor).within(net.weights)
     loss, slope, count = loss_and_slope(net, task)
     if not math.isfinite(loss) or not bool(slope.isfinite().all()):
         raise InformationError("the loss or its gradient is NaN or infinite; look for it in the data and the weights")
@@ -223,7 +227,8 @@ def flatness_bound(net: Net, task: Task, beta: float = 1.0) -> float:
     with the unit of the weights. Source: The emergence of invariance and disentanglement in deep representations
     (Achille, Soatto, 2018), proposition 4.3.
     """
-    diagonal = curvature_diagonal(checked(net), task).flat().double().clamp(min=0)
+    net = checked(net).free()
+    diagonal = curvature_diagonal(net, task).flat().double().clamp(min=0)
     return _flatness(net, float(diagonal.sum()), positive("beta", beta))
 
 

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
+from weightspace.differentiable import called, told
 from weightspace.examples import each, normal, uniform
-from weightspace.kernel import examples_at, graph_of
+from weightspace.kernel import derived_graph, examples_at
 from weightspace.net import Net, Weights, WeightspaceError, checked, math_attention
 from weightspace.symmetry.layer import Layer, layers, rows_met
 from weightspace.symmetry.trace import SymmetryError, arguments, input_tensors
@@ -135,7 +136,7 @@ class _Met:
 def _layers_met(net: Net, task: Task, x: Any, drawn: Sequence[Tensor], names: set[str]) -> Iterator[_Met]:
     """Linear maps and convolutions whose weight is used once, from one pass back for each u."""
     try:
-        graph = graph_of(net, x)
+        graph = derived_graph(net, x)
     except SymmetryError:
         return
     wanted = {layer.node: layer for layer in layers(graph) if {layer.weight, layer.bias} & names}
@@ -266,7 +267,7 @@ def _every_gradient(net: Net, task: Task, x: Any, u: Tensor, names: Sequence[str
 
     def f(values: dict[str, Tensor], one: Any, u: Tensor) -> Tensor:
         args, kwargs = arguments(each(lambda t: t[None], one))
-        return (task.output(functional_call(net.architecture, {**net.tensors, **values}, args, kwargs)) * u[None]).sum()
+        return (task.output(called(net.architecture, {**net.tensors, **values}, args, kwargs)) * u[None]).sum()
 
     together = vmap(grad(f), in_dims=(None, 0, 0))
     with math_attention(), warnings.catch_warnings():
@@ -286,9 +287,12 @@ def _one_by_one(f: Callable[..., Tensor], chosen: Mapping[str, Tensor], one: Any
         leaves = {name: t.clone().requires_grad_() for name, t in chosen.items()}
         try:
             value = f(leaves, one, u)
-        except RuntimeError as error:
+        except (RuntimeError, LookupError) as error:
             raise WeightspaceError(
                 f"the network does not take one example alone, as gradients need: {error}"
             ) from error
-        found = torch.autograd.grad(value, [*leaves.values()], materialize_grads=True)
+        try:
+            found = torch.autograd.grad(value, [*leaves.values()], materialize_grads=True)
+        except RuntimeError as error:
+            raise WeightspaceError(f"the network has no derivative: {told(error)}") from error
     return {name: g[None] for name, g in zip(leaves, found, strict=True)}

@@ -57,19 +57,25 @@ def swag(points: Iterable[Net], n: int, seed: int = 0) -> list[Net]:
     """n networks drawn from the Gaussian of the points of a run: mean m, covariance (diag(s^2) + D D^T / (k - 1)) / 2.
 
     m and s^2 are the mean and the variance of the k points, D their differences from m; the state is that of the last
-    point (re-estimate running statistics). Raises `WeightspaceError` for fewer than two points.
+    point (re-estimate running statistics). Frozen weights stay. Raises `WeightspaceError` for fewer than two points,
+    and for frozen weights that differ.
     Source: A simple baseline for Bayesian uncertainty in deep learning (Maddox et al., 2019).
     """
     nets = _pair(list(points))
     rows = torch.stack([net.weights.flat() for net in nets])
     mean, away = rows.mean(0), rows - rows.mean(0)
     deviation = away.square().mean(0).sqrt()
-    drawn = []
+    last, drawn = nets[-1], []
+    still = {name: last.weights[name] for name in last.frozen}
+    for name, tensor in still.items():
+        if any(not torch.equal(tensor, net.weights[name]) for net in nets):
+            raise WeightspaceError(f"{name} is frozen, and differs between the points; take net.thawed() of each")
     for k in range(n):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + k)
         one, other = (torch.randn(size, generator=generator).to(mean) for size in (len(mean), len(rows)))
         low = away.T @ other / math.sqrt(len(rows) - 1)
-        drawn.append(nets[-1].at(nets[-1].weights.shaped(mean + (deviation * one + low) / math.sqrt(2))))
+        weights = last.weights.shaped(mean + (deviation * one + low) / math.sqrt(2))
+        drawn.append(last.at(weights.replace(still) if still else weights))
     return drawn
 
 

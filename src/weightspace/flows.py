@@ -25,7 +25,7 @@ from weightspace.geodesic import acceleration, kink
 from weightspace.goals import Goal, as_goal, covector, hold
 from weightspace.layered import compensated
 from weightspace.metric import Adam, Metric
-from weightspace.net import Net, Weights, WeightspaceError
+from weightspace.net import Net, Weights, WeightspaceError, checked, loose, unfrozen
 from weightspace.path import Path
 from weightspace.pruning import Prune, share_at, tightened
 from weightspace.pullback import Pullback
@@ -96,6 +96,7 @@ def flow(
     corrections: int = 1,
     accelerate: bool | str = False,
     mask: Weights | None = None,
+    frozen: str = "stay",
     max_trust: float | None = None,
     save: int = 10,
     check: int = 1,
@@ -108,15 +109,20 @@ def flow(
     examples on which the drift is measured too, every `check` steps, and `limit` the drift there that ends the flow.
     `corrections`: Gauss-Newton steps back to the anchor after every step. `accelerate`: bend every step by the
     geodesic's acceleration (refused for a network with kinks, unless "force"). `mask`: weights where it is zero stay
-    as they are. `max_trust`: a step that would go further in `relative_trust` is cut to this (of a goal, not of
-    `prune`). `save`: every how many steps a network is kept; with `trail`, in that folder too, and a flow that was cut
-    off goes on from there. Drifts are root mean squares in units of the outputs. `prune` with Gauss-Newton repair
-    ignores `size` and makes at least two corrections a step; with descent, `size` is Adam's highest learning rate.
+    as they are. `frozen`: so do weights that the module held by requires_grad=False, and they are not counted;
+    with "move" they move. `max_trust`: a step that would go further in `relative_trust` is cut to this (of a goal,
+    not of `prune`). `save`: every how many steps a network is kept; with `trail`, in that folder too, and a flow that
+    was cut off goes on from there. Drifts are root mean squares in units of the outputs. `prune` with Gauss-Newton
+    repair ignores `size` and makes at least two corrections a step; with descent, `size` is Adam's highest learning
+    rate.
     Raises `FlowError`; what happens on the way ends the flow: see `why`.
     """
     _sound(steps, size, budget, limit, max_trust, corrections, save, check)
     if not isinstance(goal, Prune):
         goal = as_goal(goal)
+    net = unfrozen(checked(net), frozen)
+    if net.frozen and len(net.frozen) == len(net.weights):
+        raise FlowError('every parameter of the network is frozen: nothing could move; give frozen="move"')
     if mask is not None:
         net.weights.check(mask)
         if not any(bool(m.any()) for m in mask.values()):
@@ -181,7 +187,8 @@ class _Run:
         self.start, self.net, self.budget, self.limit = net, net, budget, limit
         self.corrections, self.accelerate = corrections, accelerate
         self.max_trust = max_trust
-        self.held, self.cut = mask, None if mask is None else _already(net, mask)
+        self.still = net.frozen
+        self.held, self.cut = _holding(net, mask), None if mask is None else _already(net, mask)
         self.save, self.check, self.progress = save, check, progress
         self.metric = replace(metric, mask=mask) if isinstance(metric, Pullback) and mask is not None else metric
         self.anchor = metric.outputs(net) if isinstance(metric, Pullback) else None
@@ -239,7 +246,10 @@ class _Run:
     def _step(self, wanted: Weights, length: float) -> tuple[Net, float, float, float] | str:
         """The longest step up to `length` that keeps the budget: network, predicted drift, length, drift."""
         if not isinstance(self.metric, Pullback):
-            net = self._clipped(_moved(self.net, self.metric.steepest(self.net, wanted), length))
+            vector = self.metric.steepest(self.net, wanted)
+            if self.held is not None:  # a metric may spread what it is given over a layer
+                vector = vector.shaped(vector.flat() * self.held.flat())
+            net = self._clipped(_moved(self.net, vector, length))
             bad = net.weights.unusable()
             return f"nan in {bad[0]}" if bad else (net, math.nan, length, math.nan)
         modes = self.metric.modes(self.net, wanted)
@@ -250,11 +260,12 @@ class _Run:
             net = self.net + step.vector
             if self.accelerate:
                 net = net + acceleration(self.metric, self.net, step.vector, self.accelerate == "force")
+            net = net.refreshed()
             if bad := net.weights.unusable():
                 return f"nan in {bad[0]}"
             net = self._clipped(net)
             if self.corrections:
-                net = self._clipped(self.metric.retract(net, self._reference(), self.corrections))
+                net = self._clipped(self.metric.retract(net, self._reference(), self.corrections)).refreshed()
             moved = self.metric.drift(net, self._reference())
             if not math.isfinite(moved):
                 return f"nan in {next(iter(net.weights.unusable()), 'the outputs')}"
@@ -297,6 +308,7 @@ class _Run:
                 net = compensated(self.net, metric.task, cut)
             else:
                 net = metric.retract(net, self._reference(), self.corrections)
+            net = net.refreshed()
             if bad := net.weights.unusable():
                 why = f"nan in {bad[0]}"
                 break
@@ -362,7 +374,7 @@ class _Run:
             value = value.shaped(torch.where(self.held.flat() == 0, math.inf, value.flat()))
             zero = (self.held.flat() == 0) & (weights.flat() == 0)
             value = value.shaped(torch.where(zero, 0.0, value.flat()))
-        return tightened(weights, goal, share, self.cut, worth=value, group=group)
+        return tightened(weights, goal, share, self.cut, worth=value, group=group, frozen=self.still)
 
     def _worth(self, adam: Adam) -> Weights:
         weights = self.net.weights
@@ -441,7 +453,15 @@ class _Run:
 
 def _moved(net: Net, vector: Weights, length: float) -> Net:
     """w + length v, in one pass over the weights."""
-    return net.at(net.weights.shaped(torch.add(net.weights.flat(), vector.flat(), alpha=length)))
+    return net.at(net.weights.shaped(torch.add(net.weights.flat(), vector.flat(), alpha=length))).refreshed()
+
+
+def _holding(net: Net, mask: Weights | None) -> Weights | None:
+    """The caller's mask, with zeros where weights are frozen."""
+    if not net.frozen:
+        return mask
+    free = loose(net)
+    return free if mask is None else free.shaped(free.flat() * mask.flat().to(free.flat()))
 
 
 def _already(net: Net, mask: Weights) -> Weights:

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, jvp
+from torch.func import jvp
 
+from weightspace.differentiable import called
 from weightspace.kernel import graph_of
 from weightspace.net import Net, Weights, WeightspaceError, math_attention
 from weightspace.operator import cgls
@@ -75,5 +76,5 @@ def acceleration(metric: Pullback, net: Net, vector: Weights, force: bool = Fals
 def _outputs(
     net: Net, state: dict[str, Tensor], pick: Callable[[Any], Tensor], args: Any, kwargs: Any, w: Tensor
 ) -> Tensor:
-    out = pick(functional_call(net.architecture, {**net.weights.shaped(w), **state}, args, kwargs))
+    out = pick(called(net.architecture, {**net.weights.shaped(w), **state}, args, kwargs))
     return out.reshape(len(out), -1)

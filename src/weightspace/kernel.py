@@ -15,18 +15,20 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, vmap
+from torch.func import jacrev, vmap
+from torch.utils._pytree import tree_flatten
 
+from weightspace.differentiable import called
 from weightspace.examples import each
 from weightspace.net import Net, WeightspaceError, math_attention
 from weightspace.symmetry.layer import Layer, layers, rows_met
-from weightspace.symmetry.trace import Trace, arguments, input_tensors, trace
+from weightspace.symmetry.trace import SymmetryError, Trace, arguments, input_tensors, trace
 from weightspace.task import Task, carried, logits
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["Fed", "KernelError", "examples_at", "feed", "graph_of", "kernel"]
+__all__ = ["Fed", "KernelError", "derived_graph", "examples_at", "feed", "graph_of", "kernel"]
 
 _ROOM = 1 << 26
 
@@ -50,7 +52,7 @@ def feed(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> tupl
     A layer is left out where its output has no dimension of examples: several of them have become one.
     """
     x = carried(task.example(len(task)), net)
-    graph = graph_of(net, x)
+    graph = derived_graph(net, x)
     found = {layer.node: layer for layer in layers(graph) if layer.learnt(net.weights)}
     inputs = input_tensors(x)
     learnt = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in net.weights.items()}
@@ -67,6 +69,8 @@ def feed(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> tupl
         nodes = [z for _, _, z in kept]
 
         def back(target: Tensor) -> list[Tensor]:
+            if not nodes:
+                return []
             found = torch.autograd.grad(target, nodes, retain_graph=True, allow_unused=True)
             return [torch.zeros_like(z) if g is None else g for g, z in zip(found, nodes, strict=True)]
 
@@ -95,6 +99,48 @@ def graph_of(net: Net, x: Any) -> Trace:
     if key not in seen:
         seen[key] = trace(net.live(), x)
     return seen[key]
+
+
+def derived_graph(net: Net, x: Any) -> Trace:
+    """`graph_of`, if its derivatives are those of the module. Raises `SymmetryError` where they are not.
+
+    Export sees what is computed and not how its derivative was written: a backward pass written in Python, a detached
+    part, a hook. Tried once for every graph, on a random product of the outputs.
+    """
+    graph = graph_of(net, x)
+    if graph.derived is None:
+        graph.derived = _agree(net, x, graph)
+    if not graph.derived:
+        name = type(net.architecture).__name__
+        raise SymmetryError(f"{name}, as exported, has other derivatives than the module; layers are not taken apart")
+    return graph
+
+
+def _agree(net: Net, x: Any, graph: Trace) -> bool:
+    try:
+        pairs = [*zip(_slopes(net, x, graph), _slopes(net, x, None), strict=True)]
+    except (RuntimeError, ValueError):
+        return False
+    rounding = 10 * torch.finfo(net.dtype).eps ** 0.5
+    return all(m.shape == t.shape and not bool((m - t).norm() > rounding * t.norm()) for m, t in pairs)
+
+
+def _slopes(net: Net, x: Any, graph: Trace | None) -> list[Tensor]:
+    """A random product of the first output, in parts, and its gradient in the weights: by the graph, or the module."""
+    learnt = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in net.weights.items()}
+    tensors = {**net.state, **learnt}
+    with torch.enable_grad(), math_attention():
+        if graph is None:
+            args, kwargs = arguments(x)
+            out: Any = tree_flatten(called(net.architecture, tensors, args, kwargs))[0]
+        else:
+            out = graph.run(tensors, input_tensors(x), lift=False)
+        found = next(t for t in out if isinstance(t, Tensor) and t.is_floating_point())
+        drawn = torch.randn(found.shape, generator=torch.Generator().manual_seed(0)).to(found)
+        leaves = [w for w in learnt.values() if w.requires_grad]
+        if not found.requires_grad:
+            return [found]
+        return [found.detach(), *torch.autograd.grad(found, leaves, drawn, materialize_grads=True)]
 
 
 def examples_at(slope: Tensor, n: int, layer: Layer) -> int | None:
@@ -150,7 +196,7 @@ def _of_rest(
 
         def f(value: Tensor, one: Any, name: str = name) -> Tensor:
             args, kwargs = arguments(each(lambda t: t[None], one))
-            return output(functional_call(net.architecture, {**net.tensors, name: value}, args, kwargs)).flatten()
+            return output(called(net.architecture, {**net.tensors, name: value}, args, kwargs)).flatten()
 
         with math_attention():
             block = vmap(jacrev(f), in_dims=(None, 0), chunk_size=_chunk(rows, tensor))(tensor.detach(), x)

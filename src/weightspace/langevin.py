@@ -86,8 +86,8 @@ def learning_coefficient(
     one pace. `step` is e; by default a fifth over the largest curvature in units of M, found by two dozen products with
     the Hessian: the stiffest direction is then wider by 5 % than it should be, the others less. Evaluation mode. Cost:
     chains (burn + draws) passes forward and back of `batch` examples, those of all chains at once where the network can
-    be mapped. Raises `LearningError` for numbers that are not positive, fewer than 3 examples or 2 chains, losses
-    without a gradient, and chains that run away.
+    be mapped. Frozen weights stay and are not counted. Raises `LearningError` for numbers that are not positive, fewer
+    than 3 examples or 2 chains, losses without a gradient, and chains that run away.
     """
     for name, value, least in (("chains", chains, 2), ("draws", draws, 2), ("burn", burn, 0)):
         if value < least:
@@ -97,6 +97,9 @@ def learning_coefficient(
             raise LearningError(f"{name} must be a positive number, got {given}")
     if bad := checked(net).weights.unusable():
         raise LearningError(f"NaN or infinity in {bad[0]}; mend the network first")
+    if net.frozen:
+        free = net.free()
+        metric, net = (None if metric is None else Weights({m: metric[m] for m in free.weights})), free
     loss, _, n = loss_and_slope(net, task)
     if not math.isfinite(loss):
         raise LearningError("the loss is NaN or infinite; look for it in the data and the weights")

@@ -50,11 +50,12 @@ def layer_modes(
     both: bool = False,
     mix: Tensor | None = None,
 ) -> Modes:
-    """The modes, layer by layer; weights outside of linear maps and convolutions do not move. `mix`: B, if it is there.
+    """The modes, layer by layer; frozen weights, and those outside of linear maps and convolutions, do not move.
 
+    `mix`: B, if it is there. A layer of which a part is frozen does not move.
     Raises `KernelError` for a network without a layer of these kinds.
     """
-    found = list(_kronecker(net, task, output, mix) if both else _given(net, task))
+    found = list(_kronecker(net.free(), task, output, mix) if both else _given(net.free(), task))
     if not found:
         raise KernelError('no linear map or convolution whose weight is used once; take solver="gltr"')
     g = net.weights.shaped(covector)
@@ -102,7 +103,7 @@ def compensated(net: Net, task: Task, mask: Weights) -> Net:
     (Hassibi, Stork, 1993); SparseGPT (Frantar, Alistarh, 2023).
     """
     new = net.weights.shaped(net.weights.flat() * mask.flat())
-    for layer, moment in moments(net, task):
+    for layer, moment in moments(net.free(), task):
         w, kept = _matrix(net.weights, layer), _matrix(mask, layer)
         damped = moment + _DAMPING * moment.diagonal().mean() * torch.eye(len(moment)).to(moment)
         root = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)

@@ -8,14 +8,15 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from weightspace.differentiable import called, computed, spectral_norms
 from weightspace.public import WeightspaceError, becomes, public, settled
 
 if TYPE_CHECKING:
@@ -29,11 +30,15 @@ __all__ = [
     "WeightspaceError",
     "finite",
     "checked",
+    "loose",
     "math_attention",
     "squared_distance",
+    "unfrozen",
 ]
 
 _BLOCK = 1 << 18
+_POWER = 30
+_frozen: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()
 
 
 class ArchitectureMismatch(WeightspaceError):
@@ -268,6 +273,7 @@ class Net:
             memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
         for buffer in _persistent_buffers(module).values():
             memo[id(buffer)] = buffer.to("meta")
+        memo.update(_without_graphs(module))
         try:
             architecture = copy.deepcopy(module, memo).eval()
         except Exception as error:
@@ -285,14 +291,23 @@ class Net:
             values, kwargs = (), {**args[0], **kwargs}
         elif len(args) == 1 and isinstance(args[0], tuple):
             values = args[0]
+        point = [*self.weights.buffers, *self.state.buffers]
+        before = [None if t.is_inference() else t._version for t in point]
         with settled(torch.float64 if self.dtype == torch.float64 else torch.float32, grad=False):
             try:
-                return functional_call(self.architecture, self.tensors, values, kwargs)
+                found = called(self.architecture, self.tensors, values, kwargs, always=False)
             except (WeightspaceError, NotImplementedError, torch.OutOfMemoryError):
                 raise
             except (RuntimeError, TypeError, IndexError) as error:
                 name, seen = type(self.architecture).__name__, _shapes((*values, *kwargs.values()))
                 raise InputError(f"{name} does not take inputs of shape {seen}: {_first_line(error)}") from error
+        if any(was is not None and t._version != was for t, was in zip(point, before, strict=True)):
+            name = type(self.architecture).__name__
+            raise WeightspaceError(
+                f"{name} writes into its own weights or buffers when it is called, and has changed this point; let it "
+                "write into a copy, or keep what it counts in an attribute"
+            )
+        return found
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -331,6 +346,7 @@ class Net:
             memo[id(parameter)] = nn.Parameter(tensors[name].detach(), _can_learn(parameter, tensors[name]))
         for name, buffer in _persistent_buffers(self.architecture).items():
             memo[id(buffer)] = tensors[name].detach()
+        memo.update(_without_graphs(self.architecture))
         return copy.deepcopy(self.architecture, memo)
 
     def clone(self) -> Net:
@@ -392,6 +408,63 @@ class Net:
         return Net(architecture, Weights({**self.weights, **grown}), self.state)
 
     @property
+    def frozen(self) -> frozenset[str]:
+        """Names of the weights that the module held by requires_grad=False: flows, perturbations, merges leave them."""
+        if self.architecture not in _frozen:
+            found = [name for name, p in self.architecture.named_parameters() if not p.requires_grad]
+            _frozen[self.architecture] = frozenset(found)
+        held = _frozen[self.architecture]
+        return frozenset(n for n in held if n in self.weights and self.weights[n].is_floating_point())
+
+    def free(self) -> Net:
+        """The same function with what is frozen among the state: `weights` are those that may move. Itself if all may.
+
+        Raises `WeightspaceError` where every weight is frozen.
+        """
+        still = self.frozen
+        if not still:
+            return self
+        if len(still) == len(self.weights):
+            raise WeightspaceError("every parameter of the network is frozen and none could move; take net.thawed()")
+        return self.within({name: w for name, w in self.weights.items() if name not in still})
+
+    def within(self, names: Iterable[str]) -> Net:
+        """The same function with the weights of these names alone, all others among the state."""
+        chosen = set(names)
+        weights = {n: w for n, w in self.weights.items() if n in chosen}
+        rest = {n: w for n, w in self.weights.items() if n not in chosen}
+        return Net(self.architecture, Weights(weights), Weights({**rest, **self.state}))
+
+    def thawed(self) -> Net:
+        """The same point with nothing frozen."""
+        if not self.frozen:
+            return self
+        architecture = copy.deepcopy(self.architecture)
+        for parameter in architecture.parameters():
+            if parameter.is_floating_point():
+                parameter.requires_grad_(True)
+        return Net(architecture, self.weights, self.state)
+
+    def refreshed(self) -> Net:
+        """The same weights, and what belongs to them in the state: the singular vectors of spectral norms, anew.
+
+        By power iteration from those of before; the function is the same where these were right.
+        """
+        norms = spectral_norms(self.architecture)
+        if not norms:
+            return self
+        new = {}
+        with torch.no_grad():
+            for norm in norms:
+                if {norm.weight, norm.left, norm.right} <= self.tensors.keys():
+                    matrix, right = norm.matrix(self.tensors[norm.weight].detach()), self.state[norm.right]
+                    for _ in range(_POWER):
+                        left = nn.functional.normalize(matrix @ right, dim=0, eps=norm.eps)
+                        right = nn.functional.normalize(matrix.mT @ left, dim=0, eps=norm.eps)
+                    new.update({norm.left: left, norm.right: right})
+        return Net(self.architecture, self.weights, self.state.replace(new))
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(iter(self.tensors.values()), torch.empty(0)).device
@@ -425,8 +498,9 @@ class Net:
         return self.at(self.weights + vector)
 
     def lerp(self, other: Net, t: float) -> Net:
-        """(1 - t) self + t other, the state interpolated with the weights."""
-        return Net(self.architecture, self.weights.lerp(other.weights, t), self.state.lerp(other.state, t))
+        """(1 - t) self + t other, the state interpolated with the weights, or what belongs to them (`refreshed`)."""
+        found = Net(self.architecture, self.weights.lerp(other.weights, t), self.state.lerp(other.state, t))
+        return found if t in (0, 1) else found.refreshed()
 
     def __repr__(self) -> str:
         state = f" + {self.state.numel:,} state" if self.state else ""
@@ -434,6 +508,19 @@ class Net:
 
 
 becomes(Net, nn.Module, Net.of)
+
+
+def loose(net: Net) -> Weights:
+    """One where a weight may move, zero where it is frozen."""
+    still = net.frozen
+    return Weights({n: torch.zeros_like(w) if n in still else torch.ones_like(w) for n, w in net.weights.items()})
+
+
+def unfrozen(net: Net, frozen: str) -> Net:
+    """The net, or its thawed form where frozen="move". Raises `WeightspaceError` for another word than "stay"."""
+    if frozen not in ("stay", "move"):
+        raise WeightspaceError(f'frozen weights "stay" or "move", got {frozen!r}')
+    return net.thawed() if frozen == "move" else net
 
 
 def checked(value: Any) -> Net:
@@ -533,6 +620,11 @@ def _convert(weights: Weights, move: Callable[[Tensor], Tensor]) -> Weights:
     if len({(flat.dtype, flat.device) for flat in moved}) == len(moved):
         return weights.map(move)
     return Weights({name: move(view) for name, view in weights.items()})
+
+
+def _without_graphs(module: nn.Module) -> dict[int, Tensor]:
+    """What hooks of the module have computed -> what a copy holds until they do so again."""
+    return {id(t): t.detach().to("meta") for child in module.modules() for t in computed(child).values()}
 
 
 def _persistent_buffers(module: nn.Module) -> dict[str, Tensor]:

@@ -5,29 +5,45 @@ A vector of weight space is `weights.flat()`; a vector of outputs has one row fo
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable, Iterable
-from functools import reduce
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property, reduce
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
-from torch.func import functional_call, jvp
+from torch import Tensor, nn
+from torch.autograd import grad
+from torch.func import jvp
 
 from weightspace import estimators
+from weightspace.differentiable import called, custom_functions, told
 from weightspace.estimators import Bracket, Cost, Estimate, Krylov, OperatorError, lanczos
 from weightspace.net import Net, math_attention
-from weightspace.task import Task, logits
+from weightspace.task import Task, TaskError, carried, logits
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["Estimate", "Krylov", "Operator", "OperatorError", "cgls", "jacobian", "lanczos"]
+__all__ = [
+    "Estimate",
+    "Krylov",
+    "Linearised",
+    "Operator",
+    "OperatorError",
+    "cgls",
+    "jacobian",
+    "lanczos",
+    "tangent",
+    "trusted",
+]
 
 Action = Callable[[Tensor], Tensor]
 
 _LARGEST_DENSE = 1 << 26
-_HELD = 1 << 13  # outputs of one batch whose graph is kept
+_HELD = 1 << 13  # outputs of a task whose graphs are kept
+_AGREE = 10.0  # square roots of rounding, relative, by which a product and its transpose may differ
 
 
 class Operator:
@@ -158,8 +174,9 @@ class Operator:
     ) -> Float[Tensor, " k"]:
         """The k largest eigenvalues of a symmetric A: Lanczos, until their residuals are `tolerance` times the largest.
 
-        It has up to `steps` (10 k + 100) dimensions, in `dtype`, and ends where it is invariant: fewer are found
-        where A has fewer, and one of each that are equal.
+        Each is listed as often as it occurs: other starts are tried until one finds no more. `steps` (10 k + 100)
+        products are for the first start and as many for the others, in `dtype`; where they do not suffice, values are
+        too small, and those of a repeated one may be missing.
         """
         n = self._symmetric()
         return estimators.eigenvalues(self, k, seed, dtype, tolerance, min(n, steps or 10 * k + 100))
@@ -248,54 +265,174 @@ def cgls(
 # ------------------------------------------------------------------ the Jacobian of a network on data
 
 
+Function = Callable[[Sequence[Tensor]], Tensor]
+
+
+class Linearised:
+    """f around a point as a linear map: J v and J^T u from one graph.
+
+    J v is the derivative of u -> J^T u along v, and so its transpose: what a pass back leaves out, J leaves out too.
+    With `forward`, or where an operation cannot be differentiated twice, it is a tangent instead. Raises
+    `OperatorError` for outputs that do not depend on the point, and where torch has neither.
+    """
+
+    def __init__(self, f: Function, point: Sequence[Tensor], forward: bool = False) -> None:
+        self._f, self._forward = f, forward
+        self.point = [t.detach().requires_grad_() for t in point]
+        with torch.enable_grad(), math_attention():
+            self.outputs = f(self.point)
+        if not self.outputs.requires_grad:
+            raise OperatorError("the outputs do not depend on the weights")
+
+    @cached_property
+    def back(self) -> tuple[Tensor, list[Tensor | None]]:
+        """u, and J^T u as a function of it; u is nowhere in particular, as some formulas divide by it."""
+        drawn = torch.randn(self.outputs.shape, generator=torch.Generator().manual_seed(0))
+        u = drawn.to(self.outputs).requires_grad_()
+        with torch.enable_grad(), math_attention():
+            return u, [*grad(self.outputs, self.point, u, create_graph=True, allow_unused=True)]
+
+    def push(self, vector: Sequence[Tensor]) -> Tensor:
+        """J v."""
+        if self._forward:
+            return tangent(self._f, self.point, vector)
+        try:
+            u, back = self.back
+            used = [(b, v) for b, v in zip(back, vector, strict=True) if b is not None and b.requires_grad]
+            if not used:
+                return torch.zeros_like(u)
+            return grad([b for b, _ in used], u, [v for _, v in used], retain_graph=True, materialize_grads=True)[0]
+        except RuntimeError as error:
+            self._forward = True
+            try:
+                return tangent(self._f, self.point, vector)
+            except OperatorError:
+                raise OperatorError(_missing(error)) from error
+
+    def pull(self, u: Tensor) -> list[Tensor | None]:
+        """J^T u; None where the outputs do not depend on a part of the point."""
+        try:
+            return [*grad(self.outputs, self.point, u, retain_graph=True, allow_unused=True)]
+        except RuntimeError as error:
+            raise OperatorError(_missing(error)) from error
+
+
+def _missing(error: BaseException) -> str:
+    return f"{told(error)}; write it by operations that have one"
+
+
+def tangent(f: Function, point: Sequence[Tensor], vector: Sequence[Tensor]) -> Tensor:
+    """J v, forward. Raises `OperatorError` where an operation has no forward derivative."""
+    with math_attention(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own forward mode raises one when first used
+        try:
+            found = jvp(
+                lambda *w: f(w),
+                tuple(t.detach() for t in point),
+                tuple(v.to(t) for v, t in zip(vector, point, strict=True)),
+            )
+        except (RuntimeError, NotImplementedError) as error:
+            raise OperatorError(_missing(error)) from error
+    return found[1].detach()
+
+
+_trusted: WeakKeyDictionary[nn.Module, tuple[bool, bool]] = WeakKeyDictionary()
+
+
+def trusted(net: Net, some: Iterable[Function], point: Sequence[Tensor]) -> tuple[bool, bool]:
+    """Whether J is the transpose of J^T where it is taken from two passes back, and where it is taken forward.
+
+    torch's forward mode follows what is computed under no_grad, and a derivative written in Python may follow nothing.
+    Tried once for every architecture, by |J^T r|^2 = <r, J J^T r>, on the first of `some` that can be computed: a
+    network may not take two examples alone. Raises `OperatorError` where neither is.
+    """
+    if net.architecture in _trusted:
+        return _trusted[net.architecture]
+    f, back = _first(some, point)
+    drawn = torch.randn(back.outputs.shape, generator=torch.Generator().manual_seed(1)).to(back.outputs)
+    along = [torch.zeros_like(w) if g is None else g for g, w in zip(back.pull(drawn), back.point, strict=True)]
+    size = sum(float(g.double().square().sum()) for g in along)
+    rounding = _AGREE * torch.finfo(back.outputs.dtype).eps ** 0.5
+
+    def agrees(push: Callable[[], Tensor]) -> bool:
+        try:
+            found = float((push().double() * drawn.double()).sum())
+        except (RuntimeError, OperatorError) as error:
+            why.append(str(error))
+            return False
+        return not abs(found - size) > rounding * size
+
+    why: list[str] = []
+    verdict = agrees(lambda: back.push(along)), agrees(lambda: tangent(f, point, along))
+    if not any(verdict):
+        names = custom_functions(back.outputs)
+        raise OperatorError(_opaque(names) if names or not why else why[0])
+    _trusted[net.architecture] = verdict
+    return verdict
+
+
+def _first(some: Iterable[Function], point: Sequence[Tensor]) -> tuple[Function, Linearised]:
+    *before, last = some
+    for f in before:
+        with contextlib.suppress(RuntimeError, TaskError):
+            return f, Linearised(f, point)
+    return last, Linearised(last, point)
+
+
+def _opaque(names: Sequence[str]) -> str:
+    return (
+        f"the derivative of {', '.join(names) or 'an operation or a hook'} cannot itself be differentiated; write its "
+        "backward pass by operations of torch"
+    )
+
+
 def jacobian(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> Operator:
     """J = d(outputs of all examples)/dw: rows are outputs example by example, columns weights.
 
-    Nothing is stored but a batch at a time, and the graph of the only batch where it is small. J v costs one pass
-    forward and its tangent, J^T u one pass forward and back. The net is in evaluation mode: running statistics are
-    constants. Raises `OperatorError` for outputs that do not depend on the weights.
+    J and J^T are transposes of one another: what a pass back leaves out, as the row of an embedding's padding, J leaves
+    out. Nothing is stored but a batch at a time, and the graphs of all where these are small. J v then costs about a
+    pass forward and back, else a pass forward and its tangent; J^T u one pass forward and back. The net is in
+    evaluation mode: running statistics are constants. Raises `OperatorError` for outputs that do not depend on the
+    weights, and for an operation whose derivative torch has only once.
     """
     weights, state = net.weights, dict(net.state)
     flat = weights.flat()
     batches = [x for x, _ in task.batches(net)]
 
-    def at(x: Any) -> Callable[[Tensor], Tensor]:
-        def f(w: Tensor) -> Tensor:
+    def at(x: Any) -> Function:
+        def f(w: Sequence[Tensor]) -> Tensor:
             args, kwargs = ((), dict(x)) if isinstance(x, dict) else (x if isinstance(x, tuple) else (x,), {})
-            out = output(functional_call(net.architecture, {**weights.shaped(w), **state}, args, kwargs))
+            out = output(called(net.architecture, {**weights.shaped(w[0]), **state}, args, kwargs))
             return out.reshape(len(out), -1)
 
         return f
 
     with torch.no_grad(), math_attention():
-        sizes = [at(x)(flat).numel() for x in batches]
+        sizes = [at(x)([flat]).numel() for x in batches]
+    held: dict[int, Linearised] = {}
+    keep = sum(sizes) <= _HELD
+    back, forward = trusted(net, [at(carried(task.example(2), net)), at(batches[0])], [flat])
 
-    def push(v: Tensor) -> Tensor:
-        with math_attention(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # torch's own forward mode raises one when first used
-            return torch.cat([jvp(at(x), (flat,), (v.to(flat),))[1].detach().flatten() for x in batches])
-
-    held: dict[int, tuple[Tensor, Tensor]] = {}
-    keep = len(batches) == 1 and sizes[0] <= _HELD
-
-    def outputs(k: int) -> tuple[Tensor, Tensor]:
-        """The weights and the outputs of a batch, tied by a graph; that of one small batch is kept."""
+    def linear(k: int) -> Linearised:
+        """A batch; those of a small task are kept."""
         if k in held:
             return held[k]
-        leaf = flat.detach().requires_grad_()
-        out = at(batches[k])(leaf).flatten()
-        if not out.requires_grad:
-            raise OperatorError("the outputs do not depend on the weights")
+        found = Linearised(at(batches[k]), [flat], not back)
         if keep:
-            held[k] = leaf, out
-        return leaf, out
+            held[k] = found
+        return found
+
+    def push(v: Tensor) -> Tensor:
+        along = [v.to(flat)]
+        ahead = forward and not keep
+        parts = (tangent(at(x), [flat], along) if ahead else linear(k).push(along) for k, x in enumerate(batches))
+        return torch.cat([part.flatten() for part in parts])
 
     def pull(u: Tensor) -> Tensor:
-        def back(k: int, part: Tensor) -> Tensor:
-            leaf, out = outputs(k)
-            return torch.autograd.grad(out, leaf, part, retain_graph=keep)[0]
+        def transposed(k: int, part: Tensor) -> Tensor:
+            found = linear(k)
+            return found.pull(part.view(found.outputs.shape))[0]  # type: ignore[return-value]
 
-        with math_attention(), torch.enable_grad():
-            return reduce(Tensor.add_, (back(k, part) for k, part in enumerate(u.to(flat).split(sizes))))
+        return reduce(Tensor.add_, (transposed(k, part) for k, part in enumerate(u.to(flat).split(sizes))))
 
     return Operator(sum(sizes), len(flat), push, pull)

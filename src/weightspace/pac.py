@@ -139,7 +139,8 @@ def pac_bayes(
     """A Gaussian Q of the architecture of `net`, trained on the bound on its error on new examples; and that bound.
 
     `prior` stands at w_0; without one, w_0 is a fresh initialisation from `seed`, and of `net` only the architecture is
-    used. With one, Q starts at the weights of `net`, and the statistics of its layers are the prior's. `seen`: what w_0
+    used. With one, Q starts at the weights of `net`, and the statistics of its layers are the prior's; frozen weights
+    that are those of the prior are known and cost nothing. `seen`: what w_0
     was taught on. `test`: examples to measure the error on. The three tasks must not share an example, labels aside.
     `deviation`: l, fixed before; without, each layer has its own, learnt, rounded to a grid of K variances from 1e-8 to
     1 and paid for with ln K. `family`: "kl" or "catoni", whose `constants` are chosen before too. `rate`: Adam's for m,
@@ -159,6 +160,9 @@ def pac_bayes(
     centre = fresh(checked(net), seed) if prior is None else checked(prior)
     start = centre if prior is None else net
     _check_nets(start, centre)
+    if prior is not None and all(torch.equal(start.weights[n], centre.weights[n]) for n in start.frozen):
+        start = start.free()
+        centre = centre.within(start.weights)
     classes, wrong = _counted(centre, task)
     _check_apart({"certified": task, "prior's": seen, "test": test})
     task = _held(task, batch)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from weightspace.metric import Euclidean, Metric
-from weightspace.net import Net, Weights, WeightspaceError, checked
+from weightspace.net import Net, Weights, WeightspaceError, checked, loose
 from weightspace.public import public
 from weightspace.task import Task
 
@@ -225,10 +225,10 @@ def curve(
     (the whole of `task` where it is not a `Task`). The cost is that of `steps` steps of training, and `bends`
     + 2 networks and Adam's two moments in memory. `progress(done, steps)` is called after every step.
 
-    Running statistics of BatchNorm lie on the straight line between those of a and b; `path.map` re-estimates
-    them. Raises `ArchitectureMismatch` unless a and b have the same tensors, `WeightspaceError` for an
-    unknown kind, a loss that is not finite, or a task over a DataLoader, which cannot be drawn from. Garipov
-    et al., "Loss surfaces, mode connectivity, and fast ensembling of DNNs", 2018.
+    Running statistics of BatchNorm, and frozen weights, lie on the straight line between those of a and b;
+    `path.map` re-estimates statistics. Raises `ArchitectureMismatch` unless a and b have the same tensors,
+    `WeightspaceError` for an unknown kind, a loss that is not finite, or a task over a DataLoader, which cannot be
+    drawn from. Garipov et al., "Loss surfaces, mode connectivity, and fast ensembling of DNNs", 2018.
     """
     family = {"bezier": Path.bezier, "polychain": Path.through}.get(kind)
     if family is None or bends < 1:
@@ -335,12 +335,16 @@ def _goals(task: Callable[[Net], Any], batch: int, seed: int) -> Iterator[Callab
 
 
 def _trainable(net: Net) -> Net:
-    """A copy whose floating-point weights gather gradients in their flat buffers."""
+    """A copy whose floating-point weights gather gradients in their flat buffers, but where they are frozen."""
 
     def leaf(flat: Tensor) -> Tensor:
         return flat.detach().clone().requires_grad_(flat.is_floating_point())
 
-    return net.at(net.weights.map(leaf))
+    new = net.at(net.weights.map(leaf))
+    for flat, free in zip(new.weights.buffers, loose(net).buffers if net.frozen else [], strict=False):
+        if flat.requires_grad:
+            flat.register_hook(lambda slope, free=free: slope * free)
+    return new
 
 
 def _sums(vector: Weights) -> dict[str, Tensor]:

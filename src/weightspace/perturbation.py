@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from weightspace.bounds import certificates
 from weightspace.displacement import Displacement, displacement
 from weightspace.distance import relative_trust
-from weightspace.net import Net, WeightspaceError, checked
+from weightspace.net import Net, WeightspaceError, checked, unfrozen
 from weightspace.symmetry.trace import SymmetryError
 from weightspace.task import Task, accuracy, classifies
 
@@ -37,6 +37,7 @@ def perturb(
     bits: int | None = None,
     share: float | None = None,
     names: list[str] | None = None,
+    frozen: str = "stay",
 ) -> Net:
     """Every tensor changed by |dW_l| = `relative` |W_l| (0.2 unless given), or by no more where a kind allows no more.
 
@@ -45,12 +46,13 @@ def perturb(
       -max |W_l| to max |W_l|;
     - "prune": the smallest entries set to zero, as many as that allows; or with `share`, that share of every tensor.
 
-    Tensors of zeros and the gains of norms stay as they are; `names` says which tensors change instead (`movable`).
+    Tensors of zeros, the gains of norms and frozen weights stay as they are (frozen="move": these change too); `names`
+    says which tensors change instead (`movable`).
     Raises `WeightspaceError` for a size outside of [0, 10), an unknown kind or name, or arguments that do not go
     together.
     """
     relative = _asked(relative, kind, bits, share)
-    chosen = movable(checked(net)) if names is None else names
+    chosen = movable(unfrozen(checked(net), frozen)) if names is None else names
     if unknown := [name for name in chosen if name not in net.weights]:
         raise WeightspaceError(f"no tensor {unknown[0]!r}; the tensors are {', '.join(list(net.weights)[:6])}, ..")
     noise = net.weights.randn(seed) if kind == "noise" else net.weights
@@ -64,7 +66,7 @@ def perturb(
             new[name] = _rounded(w, bits) if bits is not None else _coarsest(w, relative)
         else:
             new[name] = _cut(w, relative, share)
-    return net.at(net.weights.replace(new))
+    return net.at(net.weights.replace(new)).refreshed()
 
 
 def _asked(relative: float | None, kind: str, bits: int | None, share: float | None) -> float:
@@ -84,12 +86,18 @@ def _asked(relative: float | None, kind: str, bits: int | None, share: float | N
 
 
 def movable(net: Net) -> list[str]:
-    """Floating-point tensors that are not zero, without the gains of norms (BatchNorm, LayerNorm, ..)."""
-    gains = set()
+    """Floating-point tensors that are not zero nor frozen, without the gains of norms (BatchNorm, LayerNorm, ..).
+
+    Raises `WeightspaceError` where every parameter is frozen.
+    """
+    still, gains = net.frozen, set()
+    if still and len(still) == len(net.weights):
+        raise WeightspaceError('every parameter of the network is frozen; give frozen="move", or the names that change')
     for prefix, module in net.architecture.named_modules():
         if "norm" in type(module).__name__.lower() and isinstance(getattr(module, "weight", None), nn.Parameter):
             gains.add(f"{prefix}.weight" if prefix else "weight")
-    return [n for n, w in net.weights.items() if n not in gains and w.is_floating_point() and bool(w.any())]
+    left = gains | still
+    return [n for n, w in net.weights.items() if n not in left and w.is_floating_point() and bool(w.any())]
 
 
 def _rounded(w: Tensor, bits: int) -> Tensor:
@@ -165,17 +173,18 @@ def stability(
     *,
     seed: int = 0,
     proven: bool = True,
+    frozen: str = "stay",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Stability:
     """What noise of every relative size in `etas` does to the outputs on `task`, measured and by the four numbers.
 
     Accuracy is measured where the task has labels of classes. Cost: len(etas) draws forward passes, and with `proven`
-    a Cholesky factor for every weight and size. Raises `WeightspaceError` for sizes outside of [0, 10), no draws, or a
-    task without inputs.
+    a Cholesky factor for every weight and size. Frozen weights stay, unless frozen="move". Raises
+    `WeightspaceError` for sizes outside of [0, 10), no draws, or a task without inputs.
     """
     if draws < 1 or not etas:
         raise WeightspaceError(f"give at least one size of noise and one draw, got {len(etas)} and {draws}")
-    names, score = movable(checked(net)), _scorer(task)
+    names, score = movable(unfrozen(checked(net), frozen)), _scorer(task)
     own = score(net)
     outputs = task.outputs(net).double()
     scale = float(outputs.norm())
@@ -224,19 +233,21 @@ def width(
     seed: int = 0,
     precision: float = 0.01,
     most: float = 2.0,
+    frozen: str = "stay",
 ) -> float:
     """The width of the minimum: the largest eta whose noise costs at most `tolerance`, on the mean of `draws`.
 
     A cost is lost accuracy where the task has classes, the rise of the loss relative to log 2 where it has other
     labels, and the relative displacement of the outputs where it has none. By bisection to a relative `precision`;
-    `most` if even that is borne, 0 if nothing is. Raises `WeightspaceError` for a tolerance that is not positive.
+    `most` if even that is borne, 0 if nothing is. Frozen weights stay, unless frozen="move". Raises
+    `WeightspaceError` for a tolerance that is not positive.
     """
     if not 0 < tolerance < math.inf or not 0 < precision < 1 or not 0 < most < _MOST or draws < 1:
         raise WeightspaceError(
             f"tolerance must be positive, precision in (0, 1), most in (0, {_MOST:g}), draws from 1; got {tolerance}, "
             f"{precision}, {most} and {draws}"
         )
-    names, score = movable(checked(net)), _scorer(task)
+    names, score = movable(unfrozen(checked(net), frozen)), _scorer(task)
     right, loss = score(net)
     outputs = task.outputs(net).double()
 

@@ -24,9 +24,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
+from weightspace.differentiable import called
 from weightspace.kernel import graph_of
 from weightspace.net import Net, Weights, WeightspaceError, checked, math_attention
 from weightspace.symmetry.layer import layers
@@ -186,7 +186,7 @@ class Noisy:
                 tensors[name] = mu + variance[name].sqrt() * noise
         args, kwargs = arguments(x)
         with math_attention(), _Drawn(known, generator) as drawn:
-            raw = functional_call(self.net.architecture, {**tensors, **self.net.state}, args, kwargs)
+            raw = called(self.net.architecture, {**tensors, **self.net.state}, args, kwargs)
         return self.task.output(raw), drawn.last
 
 
@@ -312,13 +312,16 @@ def encode(
     first half of the steps, or nothing would be learnt that it is then worth to keep. E_Q L at the end is the mean over
     `draws` weights for every example. The code that says nothing, Q = P, is taken where it is shorter. The examples are
     held in memory. Cost: `steps` passes over `batch` examples forward and back, each twice as long as the network's
-    own, and `draws` passes over the task. Raises `PosteriorError` for a beta, variance or steps that is not positive,
-    and where the loss is not finite.
+    own, and `draws` passes over the task. Frozen weights are known already and cost nothing: Q and P are Gaussians on
+    the others, of `net.free()`; take net.thawed() to count all. Raises `PosteriorError` for a beta, variance or steps
+    that is not positive, and where the loss is not finite.
     """
     for name, value in (("beta", beta), ("variance", variance), ("steps", steps), ("rate", rate), ("draws", draws)):
         if value is not None and not 0 < value < math.inf:
             raise PosteriorError(f"{name} must be a positive number, got {value}")
-    fit = _begin(checked(net), anchor, variance, start)
+    if checked(net).frozen:
+        net, anchor, start = _free(net, anchor, start)
+    fit = _begin(net, anchor, variance, start)
     task = task.mapped(lambda x: x)
     task.batch = batch
     noisy, n = Noisy(net, task), _count(task)
@@ -342,6 +345,16 @@ def encode(
     found = _measured(*fit.gaussians(), noisy, beta, draws, generator)
     silent = _measured(*fit.silent(), noisy, beta, draws, generator)
     return found if found.length <= silent.length else replace(silent, trivial=True)
+
+
+def _free(net: Net, anchor: Net | None, start: Gaussian | None) -> tuple[Net, Net | None, Gaussian | None]:
+    """All three without the weights that are frozen in the net."""
+    net = net.free()
+    anchor = None if anchor is None else checked(anchor).within(net.weights)
+    if start is not None:
+        kept = Weights({name: start.log_variance[name] for name in net.weights})
+        start = Gaussian(start.net.within(net.weights), kept)
+    return net, anchor, start
 
 
 def _begin(net: Net, anchor: Net | None, variance: float | None, start: Gaussian | None) -> _Fit:

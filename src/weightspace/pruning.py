@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ def prune(
     seed: int = 0,
     augment: Callable[[Any, torch.Generator], Any] | None = None,
 ) -> Prune:
-    """Zero in a share `sparsity` of the weights of matrices and kernels, tightened step by step.
+    """Zero in a share `sparsity` of the weights of matrices and kernels that are not frozen, tightened step by step.
 
     `structure`: "unstructured"; "n:m" as in "2:4" (n of every m neighbours stay, so that the sparsity is 1 - n/m; a
     layer whose rows cannot be cut into m stays whole); or "neuron": whole units with all that leads to them and from
@@ -88,12 +88,14 @@ def tightened(
     *,
     worth: Mapping[str, Tensor] | None = None,
     group: Group | None = None,
+    frozen: Collection[str] = (),
 ) -> Weights:
     """A mask that zeroes a share of the weights: one where a weight stays; what was zero in `before` stays zero.
 
-    `worth` (by default |w|) orders the weights. Raises `PruneError` for a layer that would be empty.
+    `worth` (by default |w|) orders the weights. Those of `frozen` are neither cut nor counted.
+    Raises `PruneError` for a layer that would be empty.
     """
-    names = [name for name, w in weights.items() if w.dim() > 1]
+    names = [name for name, w in weights.items() if w.dim() > 1 and name not in frozen]
     if not names:
         raise PruneError("there is no matrix or kernel to prune")
     value = {n: (weights if worth is None else worth)[n].abs() for n in weights}
@@ -101,7 +103,7 @@ def tightened(
         value = {n: v * before[n] for n, v in value.items()}
     if goal.structure == "neuron":
         assert group is not None
-        mask = _units(weights, value, share, group)
+        mask = _units(weights, value, share, group.without(frozen) if frozen else group)
     elif goal.structure != "unstructured":
         mask = _neighbours(weights, value, names, goal.structure, share / goal.sparsity)
     else:

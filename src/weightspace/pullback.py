@@ -28,7 +28,7 @@ from weightspace.goals import covector as covector_of
 from weightspace.kernel import KernelError, kernel
 from weightspace.layered import layer_modes
 from weightspace.modes import Cost, Modes, Step, Tradeoff, largest_shift, ratio, secular
-from weightspace.net import Net, Weights, WeightspaceError
+from weightspace.net import Net, Weights, WeightspaceError, loose
 from weightspace.operator import Operator, cgls, jacobian, lanczos
 from weightspace.symmetry.trace import SymmetryError
 from weightspace.task import Task, logits
@@ -60,6 +60,7 @@ class Pullback:
     the outputs for steps of any length, and is smaller), "kronecker" (layers apart, each a Kronecker product), or
     "auto": dual where it fits, else gltr, else layer where no basis would fit into memory. `damping` is added to G
     where it is inverted without another choice. `mask`: weights where it is zero do not move; G is that of the others.
+    Nor do frozen ones (`Net.frozen`), unless a vector that is given moves them.
     """
 
     task: Task
@@ -96,9 +97,11 @@ class Pullback:
         return found
 
     def factor(self, net: Net) -> Operator:
-        """A: weights -> drift of every output."""
-        j, mix = jacobian(net, self.task, self.picked), self._mix(net)
-        n, kept = len(self.task), self._kept
+        """A: weights -> drift of every output; zero for weights that are masked or frozen."""
+        return self._factor(net, self._holder(net))
+
+    def _factor(self, net: Net, kept: Callable[[Tensor], Tensor]) -> Operator:
+        j, mix, n = jacobian(net, self.task, self.picked), self._mix(net), len(self.task)
         turn, back = self._turn(mix, n), self._turn(None if mix is None else mix.mT, n)
         return Operator(j.rows, j.columns, lambda v: turn(j @ kept(v)), lambda u: kept(j.T @ back(u)))
 
@@ -107,14 +110,14 @@ class Pullback:
         return self.factor(net).gram()
 
     def inner(self, net: Net, v: Weights, u: Weights) -> Float[Tensor, ""]:
-        """<v, u>_G."""
-        a = self.factor(net)
+        """<v, u>_G, frozen weights that they move included."""
+        a = self._factor(net, self._kept)
         return torch.dot((a @ v.flat()).double(), (a @ u.flat()).double())
 
     def norm(self, net: Net, vector: Weights) -> Float[Tensor, ""]:
-        """|v|_G = |A v|: the drift that the metric predicts."""
+        """|v|_G = |A v|: the drift that the metric predicts, frozen weights that v moves included."""
         net.weights.check(vector)
-        return (self.factor(net) @ vector.flat()).double().norm()
+        return (self._factor(net, self._kept) @ vector.flat()).double().norm()
 
     def drift(self, net: Net, anchor: Net | Tensor) -> float:
         """Root mean square over the examples of |B (f - f_anchor)|, measured; B taken at the anchor.
@@ -129,11 +132,12 @@ class Pullback:
         return float(away.double().norm())
 
     def spectrum(self, net: Net, k: int = 50) -> Float[Tensor, " k"]:
-        """The largest eigenvalues of G: all that are not zero, where the dual fits; else `k` by Lanczos."""
+        """The `k` largest eigenvalues of G but zeros, each as often as it occurs: of the dual, or by Lanczos."""
         if self._dual(net) is not None:
             values = self._last["values"]
             return values.flip(0)[:k]
-        return self.operator(net).eigenvalues(k, dtype=net.dtype)
+        values = self.operator(net).eigenvalues(k, dtype=net.dtype)
+        return values[values > _NULL * values[0]]
 
     def cost(self, net: Net) -> Cost:
         """What one factorisation will take, known from sizes alone: one example is run, to count its outputs."""
@@ -160,7 +164,7 @@ class Pullback:
         bad = covector.unusable()
         if bad:
             raise PullbackError(f"the gradient has NaN or infinity in {bad[0]}; lower the step or check the loss")
-        g = self._kept(covector.flat())
+        g = self._holder(net)(covector.flat())
         if not float(g.norm()):
             raise PullbackError("the gradient is zero: there is no direction to go")
         solver = "layer" if self.solver == "auto" and net.weights.numel > _LARGE else self.solver
@@ -199,9 +203,9 @@ class Pullback:
         modes = self.modes(net, wanted)
         if self.solver in ("layer", "kronecker"):
             free = modes.coefficients[modes.values == 0]
-            return float(free.norm() / self._kept(wanted.flat()).double().norm())
+            return float(free.norm() / self._holder(net)(wanted.flat()).double().norm())
         if not modes.exact:
-            g, a = self._kept(wanted.flat()), self.factor(net)
+            g, a = self._holder(net)(wanted.flat()), self.factor(net)
             return float((g - a.T @ cgls(a.T, g, steps=200, tolerance=1e-5)).norm() / g.norm())
         free = modes.coefficients[modes.values <= _NULL * modes.values.max()]
         return float(free.norm() / modes.coefficients.norm())
@@ -281,6 +285,13 @@ class Pullback:
     def _kept(self, vector: Tensor) -> Tensor:
         return vector if self.mask is None else vector * self.mask.flat().to(vector)
 
+    def _holder(self, net: Net) -> Callable[[Tensor], Tensor]:
+        """v with zeros where weights are masked or frozen."""
+        if not net.frozen:
+            return self._kept
+        free = loose(net).flat()
+        return lambda vector: self._kept(vector) * free.to(vector)
+
     @property
     def picked(self) -> Callable[[Any], Tensor]:
         """The outputs that count, in what the network returns."""
@@ -324,7 +335,7 @@ class Pullback:
         if self.solver == "auto" and a.rows > _DUAL_ROWS:
             return None
         try:
-            k = kernel(net, self.task, self.picked)
+            k = kernel(net.free(), self.task, self.picked)
         except (KernelError, SymmetryError, RuntimeError) as error:
             if self.solver == "dual":
                 raise PullbackError(f"the dual cannot be built ({error})") from error

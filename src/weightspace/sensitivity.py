@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, jvp, vjp
+from torch.func import jvp, vjp
 
 from weightspace.bounds import BoundError, lipschitz
+from weightspace.differentiable import called
 from weightspace.displacement import displacement
 from weightspace.distance import relative_trust
 from weightspace.examples import normal, uniform
@@ -67,7 +68,7 @@ def _jacobian_norms(net: Net, task: Task, seed: int) -> Tensor:
             raise WeightspaceError("the outputs have a derivative in inputs that are one tensor of real numbers")
 
         def f(z: Tensor) -> Tensor:
-            return task.output(functional_call(net.architecture, net.tensors, (z,)))
+            return task.output(called(net.architecture, net.tensors, (z,)))
 
         v = normal(next(uniform(x.shape, 1, seed, start))).to(x)
         start += len(x)
@@ -171,7 +172,7 @@ def _push(net: Net, one: Task, g: Weights) -> float:
     args, kwargs = arguments(carried(one.example(1), net))
 
     def f(flat: Tensor) -> Tensor:
-        return one.output(functional_call(net.architecture, {**net.weights.shaped(flat), **net.state}, args, kwargs))
+        return one.output(called(net.architecture, {**net.weights.shaped(flat), **net.state}, args, kwargs))
 
     with math_attention(), _quiet():
         return float(jvp(f, (net.weights.flat(),), (g.flat(),))[1].norm())

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from weightspace.differentiable import told
 from weightspace.examples import (
     Arrays,
     Joined,
@@ -582,7 +583,12 @@ def _descend(value: Any) -> float:
     if not isinstance(value, Tensor) or value.ndim or not value.requires_grad:
         seen = f"shape {shape(value)}" if isinstance(value, Tensor) else type(value).__name__
         raise TaskError(f"the goal has no gradient in the weights ({seen}); give a differentiable 0-d tensor")
-    value.backward()
+    try:
+        value.backward()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise TaskError(f"the network has no derivative: {told(error)}") from error
     return float(value.detach())
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from weightspace.differentiable import called
 from weightspace.net import Net, Weights, WeightspaceError, checked
 from weightspace.task import Task, gradient
 
@@ -44,7 +44,7 @@ class ImageFunction:
             raise WeightspaceError(f"no layer {layer!r} here; there are {', '.join(self.layers)}")
         module = self.net.architecture.get_submodule(layer)
         own = {name.removeprefix(f"{layer}.").lstrip("."): self.weights[name] for name in self.layers[layer]}
-        return functional_call(module, own, (x.to(self.net.dtype),))
+        return called(module, own, (x.to(self.net.dtype),), {})
 
     @torch.no_grad()
     def isolated(self, task: Task) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from weightspace.net import Net, WeightspaceError
+from weightspace.net import Net, WeightspaceError, checked, unfrozen
 from weightspace.symmetry import certificate
 from weightspace.symmetry.balance import balance
 from weightspace.symmetry.canonical import Key, canonical
@@ -88,21 +88,42 @@ class Symmetry(Group):
         return balance(self, net, tolerance)
 
 
-def mean(nets: Sequence[Net], group: Symmetry, data: Task | None = None, seed: int = 0) -> Net:
+def mean(nets: Sequence[Net], group: Symmetry, data: Task | None = None, seed: int = 0, *, frozen: str = "stay") -> Net:
     """The average modulo the group: (1/n) sum_i g_i w_i, every g_i w_i nearest the mean of the others.
 
     Networks are aligned to the first (with `data`: by the matcher whose measured barrier is lowest), then each to the
     mean of the others until next to none moves. With `data` the average is repaired (BatchNorm statistics; units
     rescaled or layers refitted only if the loss falls), and the better of the two is kept. In the scales of the first.
+    Frozen weights, which must be equal in all networks, stay as they are, and so do units that they index; with
+    frozen="move" they are averaged as all others are.
     """
     if not nets:
         raise WeightspaceError("the mean of no networks; give at least one")
-    first = nets[0]
+    nets = [unfrozen(checked(net), frozen) for net in nets]
+    first, still = nets[0], _still(nets)
+    group = group.without(still) if still else group
     star = [first, *(group.align(net, to=first, data=data, seed=seed) for net in nets[1:])]
     found = [star, gather_round(group, star, seed)] if len(nets) > 2 else [star]
     if data is None:
         return average(found[-1])
-    return best_repaired([(average(aligned), aligned) for aligned in found], data)
+    best = best_repaired([(average(aligned), aligned) for aligned in found], data)
+    if all(torch.equal(best.weights[name], first.weights[name]) for name in still):
+        return best
+    plain = average(found[-1])  # layers cannot be refitted around frozen ones
+    return reset_statistics(plain, data) if has_statistics(plain) else plain
+
+
+def _still(nets: Sequence[Net]) -> frozenset[str]:
+    """What is frozen in any of the networks. Raises `WeightspaceError` where they differ in it."""
+    still = frozenset[str]().union(*(net.frozen for net in nets))
+    for net in nets[1:]:
+        nets[0].check(net)
+        for name in still:
+            if not torch.equal(nets[0].weights[name], net.weights[name]):
+                raise WeightspaceError(
+                    f'{name} is frozen, and differs between the networks; give frozen="move" to average it too'
+                )
+    return still
 
 
 def _barrier(to: Net, data: Task, seed: int) -> Callable[[Net], float]:

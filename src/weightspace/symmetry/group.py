@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby, permutations, product
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ from weightspace.symmetry.trace import SymmetryError
 __all__ = ["Axis", "Block", "Element", "Generator", "Group", "Place", "SymmetryError", "as_blocks"]
 
 KINDS = ("permutation", "scale", "sign")
+
+
+_G = TypeVar("_G", bound="Group")
 
 
 @dataclass(frozen=True)
@@ -252,6 +255,17 @@ class Group:
                 self.exponents_at.setdefault((place.block, place.leaf), []).append((k, exponent))
         moving = {axis.name for axis in self.axes}
         self.tensors = [n for n, found in self._blocks.items() if any(moving & set(b.leaves) for _, b in found)]
+
+    def without(self: _G, tensors: Iterable[str]) -> _G:
+        """The subgroup that moves nothing in these tensors: axes that index one of them stay."""
+        still = set(tensors)
+        fixed = {name for name, met in self.places.items() if any(self.blocks[p.block].tensor in still for p in met)}
+        every = [replace(axis, kinds=()) if axis.name in fixed else axis for axis in self.every]
+        generators = [g for g in self.generators if g.axis not in fixed]
+        return type(self)(
+            every, self.blocks, generators, self.shapes, state=self.state, notes=self.notes, pinned=self.pinned,
+            fingerprint=self.fingerprint, verified=self.verified,
+        )  # fmt: skip
 
     @property
     def axes(self) -> tuple[Axis, ...]:

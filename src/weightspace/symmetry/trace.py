@@ -45,7 +45,7 @@ class Trace:
     """An exported graph: its nodes, and what every placeholder stands for.
 
     `sources[node]` is the name of a parameter or persistent buffer; `constants[node]` a tensor that no checkpoint
-    holds; all other placeholders are inputs.
+    holds; all other placeholders are inputs. `derived`: whether it has the derivatives of the module (None: not tried).
     """
 
     graph: fx.GraphModule
@@ -54,6 +54,7 @@ class Trace:
     inputs: list[fx.Node]
     example: list[Tensor]
     low_precision: bool
+    derived: bool | None = None
 
     @property
     def nodes(self) -> list[fx.Node]:
@@ -139,6 +140,8 @@ def _evaluate(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], lift
             return args[0]
     if name == "_assert_tensor_metadata":
         return None
+    if name == "copy":  # what export makes of a write into a part; torch has no derivative of it
+        return args[1].to(args[0].dtype).expand(args[0].shape)
     return target(*args, **kwargs)
 
 
