@@ -1,60 +1,111 @@
 """The balanced slice: of all positive rescalings of a network, the one of least norm.
 
-For scale generators k with factors exp(t_k[x]), |g w|^2 = sum_j n_j exp(2 sum_k e_jk t_k) is convex in t, strictly
-where no unit is dead, so that the minimum is one point per orbit (Rueger and Ossen, The metric structure of weight
-space, 1997; Stock, Graham, Gribonval and Jegou, Equi-normalization of neural networks, 2019). Coordinate descent with
-a Newton step per unit finds it, between steps common to all units of an axis. A scale with exponents of one sign only
-(a direction, as under weight normalisation) has no minimum: those places are brought to norm one. Generators that touch
-running statistics hold in evaluation mode only and are left alone.
+For scale generators k with factors exp(t_k[x]), |g w|^2 = sum_j n_j exp(2 sum_k e_jk t_k) over all tensors that a scale
+moves, running statistics too, is convex in t, and no direction leaves all of them alone, so that the minimum is one
+point per orbit (Rueger and Ossen, The metric structure of weight space, 1997; Stock, Graham, Gribonval and Jegou,
+Equi-normalization of neural networks, 2019). Coordinate descent with a Newton step per unit finds it, between steps
+common to all units of an axis.
+
+There is no minimum along a scale that only shrinks what is not zero: a direction under weight normalisation, a unit
+that is never on, a low-rank pair of which one factor is zero still. These units are idle. What they meet is left out of
+the norm, and brought nearest one instead: sum_j (log |w_j| + sum_k e_jk t_k)^2 is least, which is one point again.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from weightspace.net import Net, Weights
+from weightspace.net import Net
 from weightspace.symmetry.group import Element, Generator, Group
 
-__all__ = ["balance", "balancing"]
+__all__ = ["balance", "balancing", "unit_variances"]
 
 _ROOM = 1 << 21  # numbers
+_MOST_STEPS = 2000
 
 
-def balancing(group: Group, weights: Weights, tolerance: float = 1e-5, sweeps: int = 500) -> Element:
+def balancing(group: Group, tensors: Mapping[str, Tensor], tolerance: float = 1e-5, sweeps: int = 500) -> Element:
     """The element of positive scales that takes `weights` to the balanced slice."""
-    slice_ = _Slice(group, weights)
+    slice_ = _Slice(group, tensors)
+    before = math.inf
     for _ in range(sweeps):
         slice_.level()
-        if slice_.sweep() < tolerance:
+        step = slice_.sweep()
+        left = step / max(1 - step / before, 0.01) if before else 0.0  # a geometric series of steps
+        if left < tolerance:
             break
+        before = step
+    slice_.rest()
     return Element(group, {}, {k: t.exp() for k, t in slice_.logs.items()})
 
 
 def balance(group: Group, net: Net, tolerance: float = 1e-5) -> Net:
     """The same function on the balanced slice."""
-    return balancing(group, net.weights, tolerance)(net)
+    return balancing(group, net.tensors, tolerance)(net)
+
+
+def unit_variances(group: Group, net: Net) -> Net:
+    """The same function with every running variance v at 1 - eps, and the gain of its norm over sqrt(v + eps).
+
+    A layer before BatchNorm may be louder, its statistics too: the outputs tell that by eps alone. Here it shows in the
+    gain, where an exact scale undoes it. A variance that a scale of the group moves stays as it is.
+    """
+    scaled = {group.blocks[block].tensor for block, _ in group.exponents_at if _scales(group, block)}
+    tensors, new = net.tensors, {}
+    for prefix, module in net.architecture.named_modules():
+        if not isinstance(module, nn.modules.batchnorm._NormBase):
+            continue
+        gain, variance = (f"{prefix}.{part}".lstrip(".") for part in ("weight", "running_var"))
+        if gain not in tensors or variance not in tensors or variance in scaled or gain in new:
+            continue
+        spread = tensors[variance].double() + module.eps
+        if bool(((spread > 0) & spread.isfinite()).all()):
+            new[gain] = (tensors[gain].double() / spread.sqrt()).to(tensors[gain])
+            new[variance] = torch.full_like(tensors[variance], 1 - module.eps)
+    weights, state = ({n: t for n, t in new.items() if n in part} for part in (net.weights, net.state))
+    return net.at(net.weights.replace(weights), net.state.replace(state)) if new else net
+
+
+def _scales(group: Group, block: int) -> bool:
+    """Whether a scale moves a block."""
+    return any(
+        group.generators[k].kind == "scale" and e
+        for leaf in range(len(group.blocks[block].leaves))
+        for k, e in group.exponents_at.get((block, leaf), ())
+    )
 
 
 class _Slice:
     """Logarithms t_k of the factors, and the squared norms that they lead to."""
 
-    def __init__(self, group: Group, weights: Weights) -> None:
-        self.group, self.weights = group, weights
-        self.chosen = {k: g for k, g in enumerate(group.generators) if g.kind == "scale" and not g.evaluation}
+    def __init__(self, group: Group, tensors: Mapping[str, Tensor]) -> None:
+        self.group, self.tensors = group, tensors
+        self.chosen = {k: g for k, g in enumerate(group.generators) if g.kind == "scale"}
         self.logs = {k: torch.zeros(group.sizes(group[g.axis]), dtype=torch.float64) for k, g in self.chosen.items()}
         self.scaled = {(p.block, p.leaf) for g in self.chosen.values() for p, _ in g.exponents}
         self.blocks = sorted({block for block, _ in self.scaled})
         self._kept: dict[int, Tensor] = {}
         self._room = _ROOM
+        self.live = {k: torch.ones_like(t) for k, t in self.logs.items()}
+        while any([self._retire(k) for k in self.chosen]):
+            pass
+
+    def _retire(self, k: int) -> bool:
+        """Find the units of a generator that are idle: what they meet can only shrink, or only grow."""
+        norms = self.norms(self.chosen[k])
+        idle = (self.live[k] > 0) & ~((_part(norms, 1) > 0) & (_part(norms, -1) > 0))
+        self.live[k] = self.live[k].masked_fill(idle, 0.0)
+        return bool(idle.any())
 
     def sweep(self) -> float:
         """One Newton step for every unit of every generator in turn; the largest."""
         largest = 0.0
         for k, generator in self.chosen.items():
-            step = _newton(self.norms(generator))
+            step = _newton(self.norms(generator), self.live[k] > 0)
             self.logs[k] += step
             largest = max(largest, float(step.abs().max()))
         return largest
@@ -75,6 +126,58 @@ class _Slice:
         norms = torch.stack([self.norm(number) for number in self.blocks])
         for k, shift in zip(both, _common(norms, exponents).tolist(), strict=True):
             self.logs[k] += shift
+
+    def rest(self) -> None:
+        """Bring what idle units meet nearest one: least squares in logarithms, by conjugate gradients."""
+        idle = {k: 1 - live for k, live in self.live.items() if bool((live == 0).any())}
+        met = {p.block for k in idle for p, _ in self.chosen[k].exponents}
+        logs, masks = {}, {}
+        for number in sorted(met):
+            squares, touched = self._squares(number), self._spread(number, idle)
+            masks[number] = (squares > 0) & (touched != 0)
+            logs[number] = squares.clamp(min=1e-300).log() / 2 + self._spread(number, self.logs, signed=True)
+
+        def back(residual: Mapping[int, Tensor]) -> dict[int, Tensor]:
+            return {k: self._gathered(k, residual, masks) * on for k, on in idle.items()}
+
+        def forth(t: Mapping[int, Tensor]) -> dict[int, Tensor]:
+            return {number: self._spread(number, t, signed=True) * masks[number] for number in masks}
+
+        r = {k: -v for k, v in back(logs).items()}
+        found = {k: torch.zeros_like(v) for k, v in r.items()}
+        step, size = r, _square(r)
+        least = 1e-28 * size
+        for _ in range(_MOST_STEPS):
+            if size <= least:
+                break
+            moved = forth(step)
+            length = size / _square(moved)
+            found = {k: t + length * step[k] for k, t in found.items()}
+            turn = back(moved)
+            r = {k: v - length * turn[k] for k, v in r.items()}
+            size, before = _square(r), size
+            step = {k: v + size / before * step[k] for k, v in r.items()}
+        for k, t in found.items():
+            self.logs[k] += t
+
+    def _spread(self, number: int, tables: Mapping[int, Tensor], signed: bool = False) -> Tensor:
+        """sum_k e_k t_k over the leaves of a block, or of |e_k| t_k."""
+        block, value = self.group.blocks[number], self._squares(number)
+        total = torch.zeros_like(value)
+        for leaf in range(len(block.leaves)):
+            for k, e in self.group.exponents_at.get((number, leaf), ()):
+                if k in tables:
+                    total = total + (e if signed else abs(e)) * self.group.spread(tables[k], block, leaf)
+        return total
+
+    def _gathered(self, k: int, values: Mapping[int, Tensor], masks: Mapping[int, Tensor]) -> Tensor:
+        """The transpose of `_spread`."""
+        total = torch.zeros_like(self.logs[k])
+        for place, e in self.chosen[k].exponents:
+            if place.block in values:
+                value = (values[place.block] * masks[place.block]).to(torch.float64)
+                total = total + e * self.group.gather(value, self.group.blocks[place.block], place.leaf)
+        return total
 
     def norms(self, generator: Generator) -> dict[float, Tensor]:
         """Exponent -> squared norm of the places with that exponent, for every unit, at the present scales."""
@@ -99,7 +202,7 @@ class _Slice:
             for k, e in self.group.exponents_at.get((number, leaf), ()):
                 if k in self.logs:
                     outer = [block.leaves.index(o) for o in self.group[str(axis)].over]
-                    operands += [(2 * e * self.logs[k]).exp(), [*outer, leaf]]
+                    operands += [(2 * e * self.logs[k]).exp() * self.live[k], [*outer, leaf]]
         return torch.einsum(*operands, keep)
 
     def _squares(self, number: int) -> Tensor:
@@ -107,7 +210,9 @@ class _Slice:
         if number in self._kept:
             return self._kept[number]
         block = self.group.blocks[number]
-        value = self.group.view(block, self.weights[block.tensor].detach().contiguous())
+        if block.tensor not in self.tensors:
+            return torch.zeros([1] * len(block.leaves), dtype=torch.float64)
+        value = self.group.view(block, self.tensors[block.tensor].detach().contiguous())
         value = value.to(torch.float64, copy=True).square_()
         keep = {leaf for b, leaf in self.scaled if b == number}
         keep |= {block.leaves.index(o) for leaf in keep for o in self.group[str(block.leaves[leaf])].over}
@@ -117,6 +222,10 @@ class _Slice:
             self._room -= value.numel()
             self._kept[number] = value
         return value
+
+
+def _square(tables: Mapping[int, Tensor]) -> float:
+    return sum(float(t.square().sum()) for t in tables.values())
 
 
 def _common(norms: Tensor, exponents: Tensor) -> Tensor:
@@ -136,28 +245,25 @@ def _common(norms: Tensor, exponents: Tensor) -> Tensor:
     return t
 
 
-def _newton(norms: Mapping[float, Tensor]) -> Tensor:
-    """argmin_t sum_e n_e exp(2 e t), one t for every unit; 0 where a unit is dead on one side."""
-    up = sum((n for e, n in norms.items() if e > 0), torch.zeros(()))
-    down = sum((n for e, n in norms.items() if e < 0), torch.zeros(()))
-    if not any(e < 0 for e in norms) or not any(e > 0 for e in norms):
-        return _unit(norms)
-    alive = (up > 0) & (down > 0)
-    t = torch.where(alive, (down / up).log() / 4, torch.zeros((), dtype=torch.float64))
+def _part(norms: Mapping[float, Tensor], side: int) -> Tensor:
+    """The norms with exponents of one sign."""
+    return sum((n for e, n in norms.items() if e * side > 0), torch.zeros((), dtype=torch.float64))
+
+
+def _newton(norms: Mapping[float, Tensor], live: Tensor) -> Tensor:
+    """argmin_t sum_e n_e exp(2 e t), one t for every unit; 0 where a unit is idle."""
+    still = torch.zeros(live.shape, dtype=torch.float64)
+    if not bool(live.any()):
+        return still
+    t = torch.where(live, (_part(norms, -1) / _part(norms, 1)).log() / 4, still)
     if set(norms) <= {1.0, -1.0}:
         return t
-    t = torch.zeros_like(t)
+    t = still
     for _ in range(50):
-        first = sum((2 * e * n * (2 * e * t).exp() for e, n in norms.items()), torch.zeros(()))
-        second = sum((4 * e * e * n * (2 * e * t).exp() for e, n in norms.items()), torch.zeros(()))
-        step = torch.where(alive, (first / second).clamp(-0.5, 0.5), torch.zeros_like(t))
+        first = sum((2 * e * n * (2 * e * t).exp() for e, n in norms.items()), still)
+        second = sum((4 * e * e * n * (2 * e * t).exp() for e, n in norms.items()), still)
+        step = torch.where(live, (first / second).clamp(-0.5, 0.5), still)
         t = t - step
         if float(step.abs().max()) < 1e-14:
             break
     return t
-
-
-def _unit(norms: Mapping[float, Tensor]) -> Tensor:
-    total = sum(norms.values(), torch.zeros(()))
-    exponent = next(iter(norms))
-    return torch.where(total > 0, -total.clamp(min=1e-300).log() / (2 * exponent), torch.zeros_like(total))

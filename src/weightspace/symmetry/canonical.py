@@ -57,7 +57,7 @@ def canonical_element(group: Group, net: Net, key: Key = "norm") -> Element:
 class _Canon:
     def __init__(self, group: Group, net: Net, key: Key) -> None:
         self.group, self.key = group, key
-        self.element = balancing(group, net.weights, tolerance=1e-13, sweeps=5000)
+        self.element = balancing(group, net.tensors, tolerance=1e-13, sweeps=5000)
         self.start = net.weights.map(lambda f: f.double() if f.is_floating_point() else f)
         self.tensors: dict[str, Tensor] = {}
         self._apply(self.element)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from weightspace.net import Net, WeightspaceError, squared_distance
 from weightspace.symmetry.ascent import Matching, Terms, coordinate_descent, weight_terms
-from weightspace.symmetry.balance import balancing
+from weightspace.symmetry.balance import balancing, unit_variances
 from weightspace.symmetry.group import Element, Group
 from weightspace.symmetry.relax import frank_wolfe
 
@@ -83,7 +83,8 @@ class _Search:
         seed: int,
     ) -> None:
         self.group, self.net, self.to, self.score, self.seed = group, net, to, score, seed
-        self.into, self.onto = (balancing(group, n.weights, _BALANCED) for n in (net, to))
+        net, to = unit_variances(group, net), unit_variances(group, to)
+        self.into, self.onto = (balancing(group, n.tensors, _BALANCED) for n in (net, to))
         self.terms = weight_terms(group, to, net, self.onto, self.into)
         self.features = features
         self.found: dict[str, Element] = {}
