@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from weightspace.net import Net
-from weightspace.symmetry.group import Element, Generator, Group
+from weightspace.symmetry.group import Element, Generator, Group, Place
 
 __all__ = ["balance", "balancing", "unit_variances"]
 
 _ROOM = 1 << 21  # numbers
-_MOST_STEPS = 2000
+_MOST_STEPS, _NEWTON = 2000, 8
 
 
 def balancing(group: Group, tensors: Mapping[str, Tensor], tolerance: float = 1e-5, sweeps: int = 500) -> Element:
@@ -97,17 +97,27 @@ class _Slice:
     def _retire(self, k: int) -> bool:
         """Find the units of a generator that are idle: what they meet can only shrink, or only grow."""
         norms = self.norms(self.chosen[k])
-        idle = (self.live[k] > 0) & ~((_part(norms, 1) > 0) & (_part(norms, -1) > 0))
+        up, down = (sum((n for e, n in norms.items() if e * side > 0), torch.zeros(())) for side in (1, -1))
+        idle = (self.live[k] > 0) & ~((up > 0) & (down > 0))
         self.live[k] = self.live[k].masked_fill(idle, 0.0)
         return bool(idle.any())
 
     def sweep(self) -> float:
-        """One Newton step for every unit of every generator in turn; the largest."""
+        """The best of all factors of one unit, for every unit, an axis at a time; the largest step."""
         largest = 0.0
-        for k, generator in self.chosen.items():
-            step = _newton(self.norms(generator), self.live[k] > 0)
-            self.logs[k] += step
-            largest = max(largest, float(step.abs().max()))
+        for axis in dict.fromkeys(g.axis for g in self.chosen.values()):
+            mine = [k for k, g in self.chosen.items() if g.axis == axis]
+            places = list(dict.fromkeys(p for k in mine for p, _ in self.chosen[k].exponents))
+            exponents = torch.zeros(len(places), len(mine), dtype=torch.float64)
+            for j, k in enumerate(mine):
+                for place, e in self.chosen[k].exponents:
+                    exponents[places.index(place), j] = e
+            norms = torch.stack([self.at(place).flatten() for place in places])
+            shared = torch.tensor([sum(p.block == q.block for q in places) for p in places], dtype=torch.float64)
+            steps = _newton(exponents, norms, shared)
+            for k, step in zip(mine, steps, strict=True):
+                self.logs[k] += (step.reshape(self.logs[k].shape)) * self.live[k]
+            largest = max(largest, float(steps.abs().max()))
         return largest
 
     def level(self) -> None:
@@ -183,12 +193,15 @@ class _Slice:
         """Exponent -> squared norm of the places with that exponent, for every unit, at the present scales."""
         sums: dict[float, Tensor] = {}
         for place, exponent in generator.exponents:
-            shared = sum(p.block == place.block for p, _ in generator.exponents)
-            axis = self.group[generator.axis]
-            leaves = self.group.blocks[place.block].leaves
-            table = self._sum(place.block, [*(leaves.index(o) for o in axis.over), place.leaf]) / shared
+            table = self.at(place)
             sums[exponent] = sums[exponent] + table if exponent in sums else table
         return sums
+
+    def at(self, place: Place) -> Tensor:
+        """Squared norms of the units at a place, at the present scales."""
+        leaves = self.group.blocks[place.block].leaves
+        over = self.group[str(leaves[place.leaf])].over
+        return self._sum(place.block, [*(leaves.index(outer) for outer in over), place.leaf])
 
     def norm(self, number: int) -> Tensor:
         """Squared norm of a block at the present scales."""
@@ -199,10 +212,12 @@ class _Slice:
         block, value = self.group.blocks[number], self._squares(number)
         operands: list[object] = [value, list(range(value.dim()))]
         for leaf, axis in enumerate(block.leaves):
-            for k, e in self.group.exponents_at.get((number, leaf), ()):
-                if k in self.logs:
-                    outer = [block.leaves.index(o) for o in self.group[str(axis)].over]
-                    operands += [(2 * e * self.logs[k]).exp() * self.live[k], [*outer, leaf]]
+            met = [(k, e) for k, e in self.group.exponents_at.get((number, leaf), ()) if k in self.logs]
+            if met:
+                factor = math.prod(
+                    [self.live[k] for k, _ in met], start=sum(2 * e * self.logs[k] for k, e in met).exp()
+                )
+                operands += [factor, [*(block.leaves.index(o) for o in self.group[str(axis)].over), leaf]]
         return torch.einsum(*operands, keep)
 
     def _squares(self, number: int) -> Tensor:
@@ -245,25 +260,26 @@ def _common(norms: Tensor, exponents: Tensor) -> Tensor:
     return t
 
 
-def _part(norms: Mapping[float, Tensor], side: int) -> Tensor:
-    """The norms with exponents of one sign."""
-    return sum((n for e, n in norms.items() if e * side > 0), torch.zeros((), dtype=torch.float64))
+def _newton(exponents: Tensor, norms: Tensor, shared: Tensor) -> Tensor:
+    """argmin_t sum_j n_j exp(2 (E t)_j) for every column of `norms` by itself, as (generators, units).
 
-
-def _newton(norms: Mapping[float, Tensor], live: Tensor) -> Tensor:
-    """argmin_t sum_e n_e exp(2 e t), one t for every unit; 0 where a unit is idle."""
-    still = torch.zeros(live.shape, dtype=torch.float64)
-    if not bool(live.any()):
-        return still
-    t = torch.where(live, (_part(norms, -1) / _part(norms, 1)).log() / 4, still)
-    if set(norms) <= {1.0, -1.0}:
-        return t
-    t = still
-    for _ in range(50):
-        first = sum((2 * e * n * (2 * e * t).exp() for e, n in norms.items()), still)
-        second = sum((4 * e * e * n * (2 * e * t).exp() for e, n in norms.items()), still)
-        step = torch.where(live, (first / second).clamp(-0.5, 0.5), still)
-        t = t - step
+    A place counts `shared` times in the curvature: units that meet in one block move at once. Where nothing is met
+    nothing moves.
+    """
+    t = torch.zeros(exponents.shape[1], norms.shape[1], dtype=torch.float64)
+    if exponents.shape[1] == 1 and bool((exponents.abs() == 1).all()) and bool((shared == 1).all()):
+        up, down = ((norms * (exponents == side)).sum(0) for side in (1, -1))
+        return torch.where((up > 0) & (down > 0), (down / up).log() / 4, t)
+    for _ in range(1 if bool((shared > 1).any()) else _NEWTON):
+        now = norms * (2 * exponents @ t).exp()
+        slope = 2 * exponents.T @ now
+        curvature = 4 * torch.einsum("mi,mj,mu->uij", exponents * shared[:, None], exponents, now)
+        size = curvature.diagonal(dim1=1, dim2=2).sqrt()
+        size = torch.where(size > 0, size, torch.ones_like(size))
+        matrix = curvature / size[:, :, None] / size[:, None, :]
+        matrix.diagonal(dim1=1, dim2=2).add_(1e-12)
+        step = -(torch.linalg.solve(matrix, (slope.T / size)[..., None])[..., 0] / size).T.clamp(-1, 1)
+        t = t + step
         if float(step.abs().max()) < 1e-14:
             break
     return t
