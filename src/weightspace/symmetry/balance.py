@@ -214,9 +214,9 @@ class _Slice:
         for leaf, axis in enumerate(block.leaves):
             met = [(k, e) for k, e in self.group.exponents_at.get((number, leaf), ()) if k in self.logs]
             if met:
-                factor = math.prod(
-                    [self.live[k] for k, _ in met], start=sum(2 * e * self.logs[k] for k, e in met).exp()
-                )
+                factor = torch.stack([2 * e * self.logs[k] for k, e in met]).sum(0).exp()
+                for k, _ in met:
+                    factor = factor * self.live[k]
                 operands += [factor, [*(block.leaves.index(o) for o in self.group[str(axis)].over), leaf]]
         return torch.einsum(*operands, keep)
 
