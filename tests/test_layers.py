@@ -7,7 +7,7 @@ ROOMS = """public differentiable net model | examples losses task datasets entry
     spectral activation crossing updates | symmetry.index symmetry.rules.call symmetry.rules.shape symmetry.rules.part
     symmetry.rules.contraction symmetry.rules.reduction symmetry.rules symmetry.trace symmetry.group
     symmetry.verify symmetry.scale symmetry.sign symmetry.read symmetry.certificate symmetry.balance
-    symmetry.canonical symmetry.assignment symmetry.ascent symmetry.relax symmetry.features symmetry.match
+    symmetry.canonical symmetry.assignment symmetry.parity symmetry.ascent symmetry.relax symmetry.features symmetry.match
     symmetry.merge symmetry.layer symmetry.refit symmetry.repair symmetry | kernel displacement likelihood goals
     modes layered metric pullback geodesic distance representation bounds.rounding bounds.rule bounds.twins
     bounds.pointwise bounds.maps bounds.norms bounds.shapes bounds.sums bounds.walk bounds

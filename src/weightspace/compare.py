@@ -1,6 +1,7 @@
 """How two checkpoints relate: everything that `weightspace compare` prints and its report draws.
 
-Let g be the element of the group that brings b nearest a, and w' the balanced member of w's orbit of scales. Then
+Let g be the element of the group that brings b nearest a, and w' the balanced member of w's orbit of scales, running
+variances divided into the gains of their norms. Then
 
     r = |a' - g b'| / sqrt((|a'|^2 + |b'|^2) / 2)
 
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightspace.distance import euclidean, functional, layerwise, lower_bound
+from weightspace.distance import euclidean, functional, layerwise, lower_bound, sliced
 from weightspace.net import Net
 from weightspace.path import line
 from weightspace.symmetry import Axis, Match, Symmetry, reset_statistics
@@ -208,7 +209,7 @@ def compare(
     near, low = _matches(a, b, group, align_on, method, seed)
     progress("measuring distances", 0, 0)
     moved = near.element(b)
-    flat_a, flat_b, stored = group.balance(a), group.balance(moved), group.balance(b)
+    flat_a, flat_b, stored = (sliced(group, net) for net in (a, moved, b))
     upper = euclidean(flat_a, flat_b)
     relative = _relative(flat_a, flat_b)
     outputs = _outputs(a, b, measure_on) if measure_on else {}
@@ -224,7 +225,7 @@ def compare(
         aligned=euclidean(a, moved),
         interval=(min(lower_bound(group, flat_a, flat_b), upper), upper),
         balanced=euclidean(flat_a, stored),
-        relative_naive=_relative(group.balance(a), stored),
+        relative_naive=_relative(flat_a, stored),
         relative=relative,
         in_place=1 - near.element.difference(group.identity()),
         method=low.method,
@@ -244,7 +245,7 @@ def _matches(a: Net, b: Net, group: Symmetry, data: Task | None, method: str, se
     weights = group.match(b, to=a, method="weights", seed=seed)
     low = group.match(b, to=a, data=data, method=method, seed=seed)
     # units that never fire on the data are told apart by their weights alone
-    return max(weights, low, key=lambda m: _product(group.balance(a), group.balance(m.element(b)))), low
+    return max(weights, low, key=lambda m: _product(sliced(group, a), sliced(group, m.element(b)))), low
 
 
 def _product(a: Net, b: Net) -> float:

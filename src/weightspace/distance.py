@@ -13,6 +13,7 @@ from torch import Tensor
 
 from weightspace.metric import by_layer
 from weightspace.net import Net, WeightspaceError, checked, squared_distance
+from weightspace.symmetry.balance import unit_variances
 from weightspace.task import counted, labelled
 
 if TYPE_CHECKING:
@@ -204,7 +205,7 @@ class Interval:
 def modulo(
     group: Symmetry, distance: Callable[[Net, Net], float] = euclidean, *, exact: bool = False
 ) -> Callable[[Net, Net], Interval]:
-    """d([a], [b]) = min_g d(a', g b') over the permutations and signs g, where a' is `group.balance(a)`.
+    """d([a], [b]) = min_g d(a', g b') over the permutations and signs g, where a' is a on its slice of scales.
 
     Finding the minimum is NP-hard, so the value is an interval. Its upper end is the distance that
     `group.align` reaches; its lower end, for the Euclidean distance, what no permutation and no signs can
@@ -213,8 +214,10 @@ def modulo(
 
     Why balance first: min_g d(a, g b) is a pseudometric on orbits iff every g is an isometry. Permutations
     and signs are; positive scales are not (the infimum may be 0 between different functions), so each orbit
-    of scales is replaced by its one point of least norm, which permutations and signs only move. Rueger and
-    Ossen, "The metric structure of weight space", 1997.
+    of scales is replaced by its one point of least norm (`group.balance`), which permutations and signs only
+    move. Rueger and Ossen, "The metric structure of weight space", 1997. Before that, running variances are
+    brought to one and the gains of their norms divided: a layer that is louder before BatchNorm, its statistics
+    too, is then as near as the outputs say, which only eps tells apart.
     """
 
     def between(a: Net, b: Net) -> Interval:
@@ -223,15 +226,20 @@ def modulo(
         for net in (a, b):
             if bad := net.weights.unusable():
                 raise WeightspaceError(f"NaN or infinity in {bad[0]}; compare networks of finite weights")
-        a, b = group.balance(a), group.balance(b)
+        a, b = sliced(group, a), sliced(group, b)
         if exact:
             least = min(distance(a, g(b)) for g in group.isometries())
             return Interval(least, least)
-        upper = distance(a, group.balance(group.align(b, to=a)))
+        upper = distance(a, sliced(group, group.align(b, to=a)))
         lower = lower_bound(group, a, b) if distance is euclidean else 0.0
         return Interval(min(lower, upper), upper)
 
     return between
+
+
+def sliced(group: Symmetry, net: Net) -> Net:
+    """The same function on the balanced slice, with running variances at one (`unit_variances`)."""
+    return group.balance(unit_variances(group, net))
 
 
 def lower_bound(group: Group, a: Net, b: Net) -> float:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import product
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from weightspace.net import Net
 from weightspace.symmetry.assignment import assign, assign_many
 from weightspace.symmetry.group import Axis, Block, Element, Group
+from weightspace.symmetry.parity import best_value, chosen_signs
 
 __all__ = ["Matching", "Terms", "coordinate_descent", "weight_terms"]
 
@@ -164,14 +165,12 @@ class Matching:
         return value.permute([*lead, *rest]).reshape(math.prod(self.group.sizes(axis)[:-1]), axis.size, -1)
 
     def _gram(self, axis: Axis) -> _Gain:
-        grams: dict[frozenset[int] | None, Tensor] = {}
-        for number, leaf in self.of_axis[axis.name]:
-            parity = self.terms.parities[number]
-            key = None if parity is None else parity.get(leaf, frozenset())
-            name = self.terms.blocks[number].tensor
-            gram = self._rows(self.fixed[name], number, leaf) @ self._rows(self.moving(name), number, leaf).mT
-            grams[key] = grams[key] + gram if key in grams else gram
-        return _Gain.of(grams, self.signs[axis.name])
+        grams = _merged(
+            (self._parity(n, leaf), self._rows(self.fixed[name], n, leaf) @ self._rows(self.moving(name), n, leaf).mT)
+            for n, leaf in self.of_axis[axis.name]
+            for name in [self.terms.blocks[n].tensor]
+        )
+        return _Gain.of(grams, bool(self.signs[axis.name]))
 
     def _alone(self, axis: Axis) -> tuple[Element | None, bool]:
         gain = self._gram(axis)
@@ -180,7 +179,7 @@ class Matching:
         now = torch.diagonal(gain.plain, dim1=1, dim2=2).double()
         if float(chosen.sum() - now.sum()) <= 1e-6 * float(chosen.abs().sum()):
             return None, True
-        return self._element({axis.name: table}, {axis.name: gain.flips(table)}), not self._twice(axis)
+        return self._element({axis.name: table}, gain.flips(table)), not self._twice(axis)
 
     def _assignment(self, axis: Axis, best: Tensor) -> Tensor:
         """The best permutation of every row of an axis."""
@@ -190,37 +189,31 @@ class Matching:
             return torch.as_tensor(assign_many(best))
         return torch.as_tensor(assign(best[0]))[None]
 
-    def _element(self, tables: dict[str, Tensor], flips: dict[str, Tensor | None]) -> Element:
+    def _element(self, tables: dict[str, Tensor], flips: dict[int, Tensor]) -> Element:
         permutations, factors = {}, {}
         for name, table in tables.items():
             axis = self.group[name]
             if "permutation" in axis.kinds:
                 permutations[name] = table.reshape(self.group.sizes(axis))
-            bits = flips.get(name)
-            if bits is not None:
-                for i, k in enumerate(self.signs[name]):
-                    factors[k] = 1.0 - 2.0 * (bits >> i & 1).double().reshape(self.group.sizes(axis))
+        for k, bits in flips.items():
+            axis = self.group[self.group.generators[k].axis]
+            factors[k] = 1.0 - 2.0 * bits.double().reshape(self.group.sizes(axis))
         return Element(self.group, permutations, factors)
 
     def _with_inner(self, axis: Axis, inner: list[Axis]) -> tuple[Element | None, bool]:
         """Assign units of an outer axis, each pair at the value of its own best inner assignments and signs."""
-        own = self.signs[axis.name][:4]
-        options = [self._pair_values(axis, inner, _chosen(own, code)) for code in range(1 << len(own))]
-        worth, code = torch.stack([value for value, _ in options]).max(0)
+        tried, free = self.signs[axis.name][:_TRIED], frozenset(self.signs[axis.name][_TRIED:])
+        worth, code = torch.stack(self._pair_values(axis, inner, tried, free)).max(0)
         outer = self._assignment(axis, worth)
-        flips: dict[str, Tensor | None] = {axis.name: code.gather(2, outer[..., None]).squeeze(2) if own else None}
+        code = code.gather(2, outer[..., None])[..., 0]
+        flips = {k: (code >> i & 1).bool() for i, k in enumerate(tried)}
+        if free:
+            flips |= self._free_signs(axis, inner, outer, flips, free)
         tables = {axis.name: outer}
         for z in inner:
-            at = outer[..., None, None].expand(*outer.shape, 1, z.size)
-            picks = code.gather(2, outer[..., None])[None, ..., None].expand(1, *at.shape)
-
-            def pick(solved: list[Tensor], at: Tensor = at, picks: Tensor = picks) -> Tensor:
-                rows = torch.stack([table.gather(2, at) for table in solved])
-                return rows.gather(0, picks)[0].squeeze(2).flatten(0, 1)
-
-            tables[z.name] = pick([solved[z.name][0] for _, solved in options])
-            signed = bool(self.signs[z.name]) and options[0][1][z.name][1] is not None
-            flips[z.name] = pick([solved[z.name][1] for _, solved in options]) if signed else None  # type: ignore[misc]
+            gain = _Gain.of(_by_own(self._chosen_pairs(axis, z, outer, flips), frozenset()), bool(self.signs[z.name]))
+            tables[z.name] = self._best_order(z, gain.best)
+            flips |= gain.flips(tables[z.name])
         delta = self._element(tables, flips)
         still = self.group.identity().permutations
         same = all(torch.equal(t, still[n]) for n, t in delta.permutations.items())
@@ -228,108 +221,147 @@ class Matching:
             return None, True
         return delta, False
 
-    def _pair_values(
-        self, axis: Axis, inner: list[Axis], on: frozenset[int]
-    ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor | None]]]:
-        """value[row, h, g] of putting b's outer index g at a's h with the signs `on`, and the inner moves for it."""
+    def _pair_values(self, axis: Axis, inner: list[Axis], tried: list[int], free: frozenset[int]) -> list[Tensor]:
+        """value[row, h, g] of putting b's outer index g at a's h, for every choice of the signs that are tried.
+
+        Signs in `free`, which are too many to try, count as if every inner unit had its own.
+        """
+        options = [_chosen(tried, code) for code in range(1 << len(tried))]
+        direct = self._outer_grams(axis, inner)
+        values = [best_value(_merged((p & free, _turned(g, p & on)) for p, g in direct.items())) for on in options]
+        for z in inner:
+            pairs = self._all_pairs(axis, z)
+            signed = bool(self.signs[z.name] or free)
+            for i, on in enumerate(options):
+                turned = {(p, own): _turned(gram, p & on) for (p, own), gram in pairs.items()}
+                best = _Gain.of(_by_own(turned, free), signed).best
+                flat = best.flatten(0, 2)
+                table = self._best_order(z, flat)
+                values[i] = values[i] + flat.gather(2, table[..., None])[..., 0].sum(-1).reshape(best.shape[:3])
+        return values
+
+    def _free_signs(
+        self, axis: Axis, inner: list[Axis], outer: Tensor, flips: dict[int, Tensor], free: frozenset[int]
+    ) -> dict[int, Tensor]:
+        """The best of the signs that were not tried, for the pairs that were chosen."""
+        totals = [
+            (p & free, _signed(gram.gather(2, outer[..., None])[..., 0], p, flips))
+            for p, gram in self._outer_grams(axis, inner).items()
+        ]
+        for z in inner:
+            pairs = self._chosen_pairs(axis, z, outer, flips)
+            gain = _Gain.of(_by_own(pairs, free), True)
+            table = self._best_order(z, gain.best)
+            own = gain.flips(table)
+            for (p, parity), gram in pairs.items():
+                each = gram.gather(2, table[..., None])[..., 0]
+                each = each.abs() if parity is None else _signed(each, parity, own)
+                totals.append((p & free, each.sum(-1).reshape(outer.shape)))
+        return chosen_signs(_merged(totals))
+
+    def _best_order(self, z: Axis, best: Tensor) -> Tensor:
+        return torch.as_tensor(assign_many(best)) if "permutation" in z.kinds else _still(best)
+
+    def _outer_grams(self, axis: Axis, inner: list[Axis]) -> dict[frozenset[int], Tensor]:
+        """Of the blocks that hold the outer axis alone, by the signs that flip it."""
         held = {n for z in inner for n, _ in self.of_axis[z.name]}
         rows = math.prod(self.group.sizes(axis)[:-1])
-        value = torch.zeros(rows, axis.size, axis.size)
+        grams = [(frozenset[int](), torch.zeros(rows, axis.size, axis.size))]
         for n, leaf in self.of_axis[axis.name]:
             if n not in held:
                 name = self.terms.blocks[n].tensor
                 gram = self._rows(self.fixed[name], n, leaf) @ self._rows(self.moving(name), n, leaf).mT
-                value = value + self._parity(n, leaf, on) * gram
-        solved: dict[str, tuple[Tensor, Tensor | None]] = {}
-        for z in inner:
-            gain = self._pairs(axis, z, on)
-            shape = (rows, axis.size, axis.size, z.size)
-            flat = gain.reshaped(math.prod(shape[:3]), z.size)
-            table = torch.as_tensor(assign_many(flat.best)) if "permutation" in z.kinds else _still(flat.best)
-            value = value + flat.best.gather(2, table[..., None])[..., 0].sum(-1).reshape(shape[:3])
-            bits = flat.flips(table)
-            solved[z.name] = (table.reshape(shape), None if bits is None else bits.reshape(shape))
-        return value, solved
+                grams.append((self._parity(n, leaf) or frozenset(), gram))
+        return _merged(grams)
 
-    def _parity(self, number: int, leaf: int, on: frozenset[int]) -> float:
+    def _parity(self, number: int, leaf: int) -> frozenset[int] | None:
         parity = self.terms.parities[number]
-        return -1.0 if parity is not None and len(on & parity.get(leaf, frozenset())) % 2 else 1.0
+        return None if parity is None else parity.get(leaf, frozenset())
 
-    def _pairs(self, axis: Axis, z: Axis, on: frozenset[int]) -> _Gain:
-        """gain[row, h, g, x, y]: unit y of b's outer index g put at unit x of a's outer index h."""
-        grams: dict[frozenset[int] | None, Tensor] = {}
+    def _all_pairs(self, axis: Axis, z: Axis) -> _Pairs:
+        """By the signs of either axis, [row, h, g, x, y]: unit y of b's outer index g put at unit x of a's h."""
+        return _merged((key, torch.einsum("rhxk,rgyk->rhgxy", a, b)) for key, a, b in self._families(axis, z))
+
+    def _chosen_pairs(self, axis: Axis, z: Axis, outer: Tensor, flips: dict[int, Tensor]) -> _Pairs:
+        """By the signs of either axis, [row and h, x, y]: of the pairs of outer indices that were chosen."""
+        found = []
+        for (p, own), a, b in self._families(axis, z):
+            b = b.gather(1, outer[..., None, None].expand(b.shape))
+            gram = _signed(torch.einsum("rhxk,rhyk->rhxy", a, b), p, {k: f[..., None, None] for k, f in flips.items()})
+            found.append(((p, own), gram.flatten(0, 1)))
+        return _merged(found)
+
+    def _families(self, axis: Axis, z: Axis) -> Iterator[tuple[_Key, Tensor, Tensor]]:
+        """Blocks of an inner axis as [row, outer, inner, rest], of a and b, by the signs of either axis."""
         for number, leaf in self.of_axis[z.name]:
-            block, parity = self.terms.blocks[number], self.terms.parities[number]
-            key = None if parity is None else parity.get(leaf, frozenset())
-            shape = (-1, axis.size, z.size)
+            block = self.terms.blocks[number]
             a, b = (self._rows(t, number, leaf) for t in (self.fixed[block.tensor], self.moving(block.tensor)))
-            a, b = a.reshape(*shape, a.shape[-1]), b.reshape(*shape, b.shape[-1])
-            gram = self._parity(number, block.leaves.index(axis.name), on) * torch.einsum("rhxk,rgyk->rhgxy", a, b)
-            grams[key] = grams[key] + gram if key in grams else gram
-        return _Gain.of(grams, self.signs[z.name])
+            shape = (-1, axis.size, z.size)
+            outer = self._parity(number, block.leaves.index(axis.name)) or frozenset()
+            yield (outer, self._parity(number, leaf)), a.reshape(*shape, a.shape[-1]), b.reshape(*shape, b.shape[-1])
+
+
+_TRIED = 4  # signs of an outer axis of which every choice is tried
+_Parity: TypeAlias = "frozenset[int] | None"
+_Key: TypeAlias = "tuple[frozenset[int], _Parity]"
+_Pairs: TypeAlias = "dict[_Key, Tensor]"
+_K = TypeVar("_K")
 
 
 def _chosen(signs: list[int], code: int) -> frozenset[int]:
     return frozenset(k for i, k in enumerate(signs) if code >> i & 1)
 
 
+def _merged(terms: Iterable[tuple[_K, Tensor]]) -> dict[_K, Tensor]:
+    """Terms of one key added up."""
+    found: dict[_K, Tensor] = {}
+    for key, term in terms:
+        found[key] = found[key] + term if key in found else term
+    return found
+
+
+def _by_own(pairs: _Pairs, free: frozenset[int]) -> dict[_Parity, Tensor]:
+    """By the signs of the inner axis, with those of the outer one that are free to it."""
+    return _merged((None if own is None else own | (p & free), gram) for (p, own), gram in pairs.items())
+
+
+def _turned(gram: Tensor, odd: frozenset[int]) -> Tensor:
+    return -gram if len(odd) % 2 else gram
+
+
+def _signed(values: Tensor, parity: frozenset[int], flips: Mapping[int, Tensor]) -> Tensor:
+    """Values with the sign that flips of some generators give a set of them."""
+    for k in parity & flips.keys():
+        values = torch.where(flips[k], -values, values)
+    return values
+
+
 @dataclass
 class _Gain:
-    """`best[.., x, y]`: value of unit y at x with the best signs; `plain`: with none flipped; `bits`: which to flip."""
+    """`best[.., x, y]`: value of unit y at x with the best signs; `plain`: with none flipped; `terms`: by signs."""
 
     best: Tensor
     plain: Tensor
-    bits: Tensor | None
+    terms: dict[frozenset[int], Tensor]
 
     @classmethod
-    def of(cls, grams: dict[frozenset[int] | None, Tensor], signs: list[int]) -> _Gain:
+    def of(cls, grams: Mapping[_Parity, Tensor], signed: bool) -> _Gain:
         plain = sum(grams.values(), torch.zeros(()))
-        if not signs:
-            return cls(plain, plain, None)
+        if not signed:
+            return cls(plain, plain, {})
         if None in grams:
-            return cls(plain.abs(), plain.abs(), None)
-        best, bits = plain, torch.zeros(plain.shape, dtype=torch.int64)
-        if len(signs) <= 4:
-            for flip in product((0, 1), repeat=len(signs)):
-                best, bits = _keep(best, bits, _flipped(grams, signs, flip), sum(f << i for i, f in enumerate(flip)))
-            return cls(best, plain, bits)
-        for _ in range(2):  # too many to try them all: one after the other
-            for i in range(len(signs)):
-                other = sum(_signed(g, parity or frozenset(), signs, bits ^ (1 << i)) for parity, g in grams.items())
-                better = other > best
-                best, bits = torch.where(better, other, best), torch.where(better, bits ^ (1 << i), bits)
-        return cls(best, plain, bits)
+            return cls(plain.abs(), plain.abs(), {})
+        terms = {p: gram for p, gram in grams.items() if p is not None}
+        return cls(best_value(terms), plain, terms)
 
-    def flips(self, table: Tensor) -> Tensor | None:
-        """The bits along a permutation."""
-        return None if self.bits is None else self.bits.gather(2, table[..., None])[..., 0]
-
-    def reshaped(self, rows: int, size: int) -> _Gain:
-        """One row for every pair of outer indices."""
-        bits = None if self.bits is None else self.bits.reshape(rows, size, size)
-        return _Gain(self.best.reshape(rows, size, size), self.plain.reshape(rows, size, size), bits)
+    def flips(self, table: Tensor) -> dict[int, Tensor]:
+        """Which signs to flip along a permutation."""
+        along = {p: gram.gather(2, table[..., None])[..., 0] for p, gram in self.terms.items()}
+        return chosen_signs(along) if along else {}
 
 
 def _still(best: Tensor) -> Tensor:
     return torch.arange(best.shape[-1]).expand(best.shape[:-1]).clone()
-
-
-def _keep(best: Tensor, bits: Tensor, other: Tensor, code: int) -> tuple[Tensor, Tensor]:
-    better = other > best
-    return torch.where(better, other, best), torch.where(better, torch.full_like(bits, code), bits)
-
-
-def _flipped(grams: dict[frozenset[int] | None, Tensor], signs: list[int], flip: tuple[int, ...]) -> Tensor:
-    on = {k for k, f in zip(signs, flip, strict=True) if f}
-    return sum((-g if len(on & (p or frozenset())) % 2 else g for p, g in grams.items()), torch.zeros(()))
-
-
-def _signed(gram: Tensor, parity: frozenset[int], signs: list[int], bits: Tensor) -> Tensor:
-    odd = torch.zeros_like(bits)
-    for i, k in enumerate(signs):
-        if k in parity:
-            odd = odd ^ (bits >> i & 1)
-    return gram * (1 - 2 * odd)
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------

@@ -1,62 +1,123 @@
 """The balanced slice: of all positive rescalings of a network, the one of least norm.
 
-For scale generators k with factors exp(t_k[x]), |g w|^2 = sum_j n_j exp(2 sum_k e_jk t_k) is convex in t, strictly
-where no unit is dead, so that the minimum is one point per orbit (Rueger and Ossen, The metric structure of weight
-space, 1997; Stock, Graham, Gribonval and Jegou, Equi-normalization of neural networks, 2019). Coordinate descent with
-a Newton step per unit finds it, between steps common to all units of an axis. A scale with exponents of one sign only
-(a direction, as under weight normalisation) has no minimum: those places are brought to norm one. Generators that touch
-running statistics hold in evaluation mode only and are left alone.
+For scale generators k with factors exp(t_k[x]), |g w|^2 = sum_j n_j exp(2 sum_k e_jk t_k) over all tensors that a scale
+moves, running statistics too, is convex in t, and no direction leaves all of them alone, so that the minimum is one
+point per orbit (Rueger and Ossen, The metric structure of weight space, 1997; Stock, Graham, Gribonval and Jegou,
+Equi-normalization of neural networks, 2019). Coordinate descent with a Newton step per unit finds it, between steps
+common to all units of an axis.
+
+There is no minimum along a scale that only shrinks what is not zero: a direction under weight normalisation, a unit
+that is never on, a low-rank pair of which one factor is zero still. These units are idle. What they meet is left out of
+the norm, and brought nearest one instead: sum_j (log |w_j| + sum_k e_jk t_k)^2 is least, which is one point again.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from weightspace.net import Net, Weights
-from weightspace.symmetry.group import Element, Generator, Group
+from weightspace.net import Net
+from weightspace.symmetry.group import Element, Generator, Group, Place
 
-__all__ = ["balance", "balancing"]
+__all__ = ["balance", "balancing", "unit_variances"]
 
 _ROOM = 1 << 21  # numbers
+_MOST_STEPS, _NEWTON = 2000, 8
 
 
-def balancing(group: Group, weights: Weights, tolerance: float = 1e-5, sweeps: int = 500) -> Element:
+def balancing(group: Group, tensors: Mapping[str, Tensor], tolerance: float = 1e-5, sweeps: int = 500) -> Element:
     """The element of positive scales that takes `weights` to the balanced slice."""
-    slice_ = _Slice(group, weights)
+    slice_ = _Slice(group, tensors)
+    before = math.inf
     for _ in range(sweeps):
         slice_.level()
-        if slice_.sweep() < tolerance:
+        step = slice_.sweep()
+        left = step / max(1 - step / before, 0.01) if before else 0.0  # a geometric series of steps
+        if left < tolerance:
             break
+        before = step
+    slice_.rest()
     return Element(group, {}, {k: t.exp() for k, t in slice_.logs.items()})
 
 
 def balance(group: Group, net: Net, tolerance: float = 1e-5) -> Net:
     """The same function on the balanced slice."""
-    return balancing(group, net.weights, tolerance)(net)
+    return balancing(group, net.tensors, tolerance)(net)
+
+
+def unit_variances(group: Group, net: Net) -> Net:
+    """The same function with every running variance v at 1 - eps, and the gain of its norm over sqrt(v + eps).
+
+    A layer before BatchNorm may be louder, its statistics too: the outputs tell that by eps alone. Here it shows in the
+    gain, where an exact scale undoes it. A variance that a scale of the group moves stays as it is.
+    """
+    scaled = {group.blocks[block].tensor for block, _ in group.exponents_at if _scales(group, block)}
+    tensors, new = net.tensors, {}
+    for prefix, module in net.architecture.named_modules():
+        if not isinstance(module, nn.modules.batchnorm._NormBase):
+            continue
+        gain, variance = (f"{prefix}.{part}".lstrip(".") for part in ("weight", "running_var"))
+        if gain not in tensors or variance not in tensors or variance in scaled or gain in new:
+            continue
+        spread = tensors[variance].double() + module.eps
+        if bool(((spread > 0) & spread.isfinite()).all()):
+            new[gain] = (tensors[gain].double() / spread.sqrt()).to(tensors[gain])
+            new[variance] = torch.full_like(tensors[variance], 1 - module.eps)
+    weights, state = ({n: t for n, t in new.items() if n in part} for part in (net.weights, net.state))
+    return net.at(net.weights.replace(weights), net.state.replace(state)) if new else net
+
+
+def _scales(group: Group, block: int) -> bool:
+    """Whether a scale moves a block."""
+    return any(
+        group.generators[k].kind == "scale" and e
+        for leaf in range(len(group.blocks[block].leaves))
+        for k, e in group.exponents_at.get((block, leaf), ())
+    )
 
 
 class _Slice:
     """Logarithms t_k of the factors, and the squared norms that they lead to."""
 
-    def __init__(self, group: Group, weights: Weights) -> None:
-        self.group, self.weights = group, weights
-        self.chosen = {k: g for k, g in enumerate(group.generators) if g.kind == "scale" and not g.evaluation}
+    def __init__(self, group: Group, tensors: Mapping[str, Tensor]) -> None:
+        self.group, self.tensors = group, tensors
+        self.chosen = {k: g for k, g in enumerate(group.generators) if g.kind == "scale"}
         self.logs = {k: torch.zeros(group.sizes(group[g.axis]), dtype=torch.float64) for k, g in self.chosen.items()}
         self.scaled = {(p.block, p.leaf) for g in self.chosen.values() for p, _ in g.exponents}
         self.blocks = sorted({block for block, _ in self.scaled})
         self._kept: dict[int, Tensor] = {}
         self._room = _ROOM
+        self.live = {k: torch.ones_like(t) for k, t in self.logs.items()}
+        while any([self._retire(k) for k in self.chosen]):
+            pass
+
+    def _retire(self, k: int) -> bool:
+        """Find the units of a generator that are idle: what they meet can only shrink, or only grow."""
+        norms = self.norms(self.chosen[k])
+        up, down = (sum((n for e, n in norms.items() if e * side > 0), torch.zeros(())) for side in (1, -1))
+        idle = (self.live[k] > 0) & ~((up > 0) & (down > 0))
+        self.live[k] = self.live[k].masked_fill(idle, 0.0)
+        return bool(idle.any())
 
     def sweep(self) -> float:
-        """One Newton step for every unit of every generator in turn; the largest."""
+        """The best of all factors of one unit, for every unit, an axis at a time; the largest step."""
         largest = 0.0
-        for k, generator in self.chosen.items():
-            step = _newton(self.norms(generator))
-            self.logs[k] += step
-            largest = max(largest, float(step.abs().max()))
+        for axis in dict.fromkeys(g.axis for g in self.chosen.values()):
+            mine = [k for k, g in self.chosen.items() if g.axis == axis]
+            places = list(dict.fromkeys(p for k in mine for p, _ in self.chosen[k].exponents))
+            exponents = torch.zeros(len(places), len(mine), dtype=torch.float64)
+            for j, k in enumerate(mine):
+                for place, e in self.chosen[k].exponents:
+                    exponents[places.index(place), j] = e
+            norms = torch.stack([self.at(place).flatten() for place in places])
+            shared = torch.tensor([sum(p.block == q.block for q in places) for p in places], dtype=torch.float64)
+            steps = _newton(exponents, norms, shared)
+            for k, step in zip(mine, steps, strict=True):
+                self.logs[k] += (step.reshape(self.logs[k].shape)) * self.live[k]
+            largest = max(largest, float(steps.abs().max()))
         return largest
 
     def level(self) -> None:
@@ -76,16 +137,71 @@ class _Slice:
         for k, shift in zip(both, _common(norms, exponents).tolist(), strict=True):
             self.logs[k] += shift
 
+    def rest(self) -> None:
+        """Bring what idle units meet nearest one: least squares in logarithms, by conjugate gradients."""
+        idle = {k: 1 - live for k, live in self.live.items() if bool((live == 0).any())}
+        met = {p.block for k in idle for p, _ in self.chosen[k].exponents}
+        logs, masks = {}, {}
+        for number in sorted(met):
+            squares, touched = self._squares(number), self._spread(number, idle)
+            masks[number] = (squares > 0) & (touched != 0)
+            logs[number] = squares.clamp(min=1e-300).log() / 2 + self._spread(number, self.logs, signed=True)
+
+        def back(residual: Mapping[int, Tensor]) -> dict[int, Tensor]:
+            return {k: self._gathered(k, residual, masks) * on for k, on in idle.items()}
+
+        def forth(t: Mapping[int, Tensor]) -> dict[int, Tensor]:
+            return {number: self._spread(number, t, signed=True) * masks[number] for number in masks}
+
+        r = {k: -v for k, v in back(logs).items()}
+        found = {k: torch.zeros_like(v) for k, v in r.items()}
+        step, size = r, _square(r)
+        least = 1e-28 * size
+        for _ in range(_MOST_STEPS):
+            if size <= least:
+                break
+            moved = forth(step)
+            length = size / _square(moved)
+            found = {k: t + length * step[k] for k, t in found.items()}
+            turn = back(moved)
+            r = {k: v - length * turn[k] for k, v in r.items()}
+            size, before = _square(r), size
+            step = {k: v + size / before * step[k] for k, v in r.items()}
+        for k, t in found.items():
+            self.logs[k] += t
+
+    def _spread(self, number: int, tables: Mapping[int, Tensor], signed: bool = False) -> Tensor:
+        """sum_k e_k t_k over the leaves of a block, or of |e_k| t_k."""
+        block, value = self.group.blocks[number], self._squares(number)
+        total = torch.zeros_like(value)
+        for leaf in range(len(block.leaves)):
+            for k, e in self.group.exponents_at.get((number, leaf), ()):
+                if k in tables:
+                    total = total + (e if signed else abs(e)) * self.group.spread(tables[k], block, leaf)
+        return total
+
+    def _gathered(self, k: int, values: Mapping[int, Tensor], masks: Mapping[int, Tensor]) -> Tensor:
+        """The transpose of `_spread`."""
+        total = torch.zeros_like(self.logs[k])
+        for place, e in self.chosen[k].exponents:
+            if place.block in values:
+                value = (values[place.block] * masks[place.block]).to(torch.float64)
+                total = total + e * self.group.gather(value, self.group.blocks[place.block], place.leaf)
+        return total
+
     def norms(self, generator: Generator) -> dict[float, Tensor]:
         """Exponent -> squared norm of the places with that exponent, for every unit, at the present scales."""
         sums: dict[float, Tensor] = {}
         for place, exponent in generator.exponents:
-            shared = sum(p.block == place.block for p, _ in generator.exponents)
-            axis = self.group[generator.axis]
-            leaves = self.group.blocks[place.block].leaves
-            table = self._sum(place.block, [*(leaves.index(o) for o in axis.over), place.leaf]) / shared
+            table = self.at(place)
             sums[exponent] = sums[exponent] + table if exponent in sums else table
         return sums
+
+    def at(self, place: Place) -> Tensor:
+        """Squared norms of the units at a place, at the present scales."""
+        leaves = self.group.blocks[place.block].leaves
+        over = self.group[str(leaves[place.leaf])].over
+        return self._sum(place.block, [*(leaves.index(outer) for outer in over), place.leaf])
 
     def norm(self, number: int) -> Tensor:
         """Squared norm of a block at the present scales."""
@@ -96,10 +212,12 @@ class _Slice:
         block, value = self.group.blocks[number], self._squares(number)
         operands: list[object] = [value, list(range(value.dim()))]
         for leaf, axis in enumerate(block.leaves):
-            for k, e in self.group.exponents_at.get((number, leaf), ()):
-                if k in self.logs:
-                    outer = [block.leaves.index(o) for o in self.group[str(axis)].over]
-                    operands += [(2 * e * self.logs[k]).exp(), [*outer, leaf]]
+            met = [(k, e) for k, e in self.group.exponents_at.get((number, leaf), ()) if k in self.logs]
+            if met:
+                factor = torch.stack([2 * e * self.logs[k] for k, e in met]).sum(0).exp()
+                for k, _ in met:
+                    factor = factor * self.live[k]
+                operands += [factor, [*(block.leaves.index(o) for o in self.group[str(axis)].over), leaf]]
         return torch.einsum(*operands, keep)
 
     def _squares(self, number: int) -> Tensor:
@@ -107,7 +225,9 @@ class _Slice:
         if number in self._kept:
             return self._kept[number]
         block = self.group.blocks[number]
-        value = self.group.view(block, self.weights[block.tensor].detach().contiguous())
+        if block.tensor not in self.tensors:
+            return torch.zeros([1] * len(block.leaves), dtype=torch.float64)
+        value = self.group.view(block, self.tensors[block.tensor].detach().contiguous())
         value = value.to(torch.float64, copy=True).square_()
         keep = {leaf for b, leaf in self.scaled if b == number}
         keep |= {block.leaves.index(o) for leaf in keep for o in self.group[str(block.leaves[leaf])].over}
@@ -117,6 +237,10 @@ class _Slice:
             self._room -= value.numel()
             self._kept[number] = value
         return value
+
+
+def _square(tables: Mapping[int, Tensor]) -> float:
+    return sum(float(t.square().sum()) for t in tables.values())
 
 
 def _common(norms: Tensor, exponents: Tensor) -> Tensor:
@@ -136,28 +260,26 @@ def _common(norms: Tensor, exponents: Tensor) -> Tensor:
     return t
 
 
-def _newton(norms: Mapping[float, Tensor]) -> Tensor:
-    """argmin_t sum_e n_e exp(2 e t), one t for every unit; 0 where a unit is dead on one side."""
-    up = sum((n for e, n in norms.items() if e > 0), torch.zeros(()))
-    down = sum((n for e, n in norms.items() if e < 0), torch.zeros(()))
-    if not any(e < 0 for e in norms) or not any(e > 0 for e in norms):
-        return _unit(norms)
-    alive = (up > 0) & (down > 0)
-    t = torch.where(alive, (down / up).log() / 4, torch.zeros((), dtype=torch.float64))
-    if set(norms) <= {1.0, -1.0}:
-        return t
-    t = torch.zeros_like(t)
-    for _ in range(50):
-        first = sum((2 * e * n * (2 * e * t).exp() for e, n in norms.items()), torch.zeros(()))
-        second = sum((4 * e * e * n * (2 * e * t).exp() for e, n in norms.items()), torch.zeros(()))
-        step = torch.where(alive, (first / second).clamp(-0.5, 0.5), torch.zeros_like(t))
-        t = t - step
+def _newton(exponents: Tensor, norms: Tensor, shared: Tensor) -> Tensor:
+    """argmin_t sum_j n_j exp(2 (E t)_j) for every column of `norms` by itself, as (generators, units).
+
+    A place counts `shared` times in the curvature: units that meet in one block move at once. Where nothing is met
+    nothing moves.
+    """
+    t = torch.zeros(exponents.shape[1], norms.shape[1], dtype=torch.float64)
+    if exponents.shape[1] == 1 and bool((exponents.abs() == 1).all()) and bool((shared == 1).all()):
+        up, down = ((norms * (exponents == side)).sum(0) for side in (1, -1))
+        return torch.where((up > 0) & (down > 0), (down / up).log() / 4, t)
+    for _ in range(1 if bool((shared > 1).any()) else _NEWTON):
+        now = norms * (2 * exponents @ t).exp()
+        slope = 2 * exponents.T @ now
+        curvature = 4 * torch.einsum("mi,mj,mu->uij", exponents * shared[:, None], exponents, now)
+        size = curvature.diagonal(dim1=1, dim2=2).sqrt()
+        size = torch.where(size > 0, size, torch.ones_like(size))
+        matrix = curvature / size[:, :, None] / size[:, None, :]
+        matrix.diagonal(dim1=1, dim2=2).add_(1e-12)
+        step = -(torch.linalg.solve(matrix, (slope.T / size)[..., None])[..., 0] / size).T.clamp(-1, 1)
+        t = t + step
         if float(step.abs().max()) < 1e-14:
             break
     return t
-
-
-def _unit(norms: Mapping[float, Tensor]) -> Tensor:
-    total = sum(norms.values(), torch.zeros(()))
-    exponent = next(iter(norms))
-    return torch.where(total > 0, -total.clamp(min=1e-300).log() / (2 * exponent), torch.zeros_like(total))

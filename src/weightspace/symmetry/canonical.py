@@ -15,7 +15,8 @@ weight space, 1997.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -31,6 +32,7 @@ __all__ = ["Key", "canonical", "canonical_element"]
 Key: TypeAlias = str | Callable[[Tensor], Tensor]
 _KEYS = ("first", "norm", "mean", "linear")
 _DIGITS = 9
+_TOLD = 1e-9
 
 
 def canonical(group: Group, net: Net, key: Key = "norm") -> Net:
@@ -57,7 +59,7 @@ def canonical_element(group: Group, net: Net, key: Key = "norm") -> Element:
 class _Canon:
     def __init__(self, group: Group, net: Net, key: Key) -> None:
         self.group, self.key = group, key
-        self.element = balancing(group, net.weights, tolerance=1e-13, sweeps=5000)
+        self.element = balancing(group, net.tensors, tolerance=1e-13, sweeps=5000)
         self.start = net.weights.map(lambda f: f.double() if f.is_floating_point() else f)
         self.tensors: dict[str, Tensor] = {}
         self._apply(self.element)
@@ -68,28 +70,30 @@ class _Canon:
 
     def run(self) -> Element:
         signed = [g.axis for g in self.group.generators if g.kind == "sign"]
-        self._each([self.group[n] for n in dict.fromkeys(signed)], self._fix_signs, "its sign")
-        by_coordinate = callable(self.key) or self.key in ("first", "linear")
+        left = self._each([self.group[n] for n in dict.fromkeys(signed)], self._fix_signs)
         axes = sorted(self.group.permutable(), key=lambda a: -len(a.over))
+        if left:
+            for axis in axes:
+                self._sort(axis, "norm")
+            self._fix_together(left)
         self.fixed = set()
-        self._each(axes, self._sort, f"the key {self.key!r}" if by_coordinate else "")
+        if left := self._each(axes, self._sort):
+            raise SymmetryError(
+                f"the key {self.key!r} is not well defined on {left[0].name}: the coordinates of its units can move "
+                'themselves (a residual stream or a recurrent weight); choose key="norm" or "mean"'
+            )
         return self.element
 
-    def _each(self, axes: list[Axis], act: Callable[[Axis], bool], what: str) -> None:
-        """Act on axes as soon as all that their rows are indexed by is settled."""
+    def _each(self, axes: list[Axis], act: Callable[[Axis], bool]) -> list[Axis]:
+        """Act on axes as soon as all that their rows are indexed by is settled; those for which it never is."""
         waiting = list(axes)
         while waiting:
             done = [axis for axis in waiting if act(axis)]
             if not done:
-                axis = waiting[0]
-                raise SymmetryError(
-                    f"{what} is not well defined on {axis.name}: the coordinates of its units can move themselves "
-                    '(a residual stream or a recurrent weight); choose key="norm" or "mean"'
-                    if what.startswith("the key")
-                    else f"{what} cannot be fixed on {axis.name}: every weight it is met in has another free sign"
-                )
+                break
             self.fixed |= {axis.name for axis in done}
             waiting = [axis for axis in waiting if axis not in done]
+        return waiting
 
     def _own(self, axis: Axis) -> list[Place]:
         """Places in the leading dimension of a parameter: what produces the unit."""
@@ -112,7 +116,8 @@ class _Canon:
         for leaf, name in enumerate(block.leaves):
             if leaf == place.leaf or not isinstance(name, str) or kind not in self.group[name].kinds:
                 continue
-            if name == axis.name or (name not in self.fixed and name not in axis.over):
+            carried = name in axis.over and kind == "permutation"  # an outer unit takes its inner ones with it
+            if name == axis.name or (name not in self.fixed and not carried):
                 return False
         return True
 
@@ -126,7 +131,7 @@ class _Canon:
                 continue
             entries = self._rows(place)
             total, size = entries.pow(3).sum(-1), entries.abs().pow(3).sum(-1)
-            if not bool((total.abs() > 1e-9 * size).all()):
+            if not bool((total.abs() > _TOLD * size).all()):
                 continue
             parity = sum(1 << i for i, k in enumerate(signs) if place in dict(self.group.generators[k].exponents))
             _eliminate(rows, parity, total < 0)
@@ -136,8 +141,54 @@ class _Canon:
         self._push(Element(self.group, self.group.identity().permutations, factors))
         return True
 
-    def _sort(self, axis: Axis) -> bool:
-        values = self._values(axis)
+    def _fix_together(self, axes: list[Axis]) -> None:
+        """Signs that multiply one another in every weight they are met in, once the units are in order.
+
+        The entries of the tensors are gone through in their order; one whose sign does not follow from those before is
+        made positive. Flips that no entry tells are none.
+        """
+        names = {axis.name for axis in axes}
+        signs = [k for k, g in enumerate(self.group.generators) if g.kind == "sign" and g.axis in names]
+        first, count = {}, 0
+        for k in signs:
+            first[k] = count
+            count += math.prod(self.group.sizes(self.group[self.group.generators[k].axis]))
+        system = _Parities()
+        for number, block in enumerate(self.group.blocks):
+            met = {leaf: [k for k, _ in self.group.exponents_at.get((number, leaf), ()) if k in first]
+                   for leaf in range(len(block.leaves))}  # fmt: skip
+            if any(met.values()) and block.tensor in self.tensors:
+                self._equations(system, number, met, first)
+        bits = system.solution(count)
+        factors = {}
+        for k in signs:
+            sizes = self.group.sizes(self.group[self.group.generators[k].axis])
+            mine = bits[first[k] : first[k] + math.prod(sizes)]
+            factors[k] = 1.0 - 2.0 * torch.tensor(mine, dtype=torch.float64).reshape(sizes)
+        self._push(Element(self.group, self.group.identity().permutations, factors))
+
+    def _equations(self, system: _Parities, number: int, met: dict[int, list[int]], first: dict[int, int]) -> None:
+        """One for every entry of a block, summed over the leaves that have no such sign, that is not zero."""
+        block = self.group.blocks[number]
+        value = self.group.view(block, self.tensors[block.tensor])
+        held = {leaf for leaf, signs in met.items() if signs}
+        held |= {block.leaves.index(o) for leaf in held for o in self.group[str(block.leaves[leaf])].over}
+        gone = [d for d in range(value.dim()) if d not in held]
+        cubes, size = (v.sum(gone, keepdim=True) if gone else v for v in (value.pow(3), value.abs().pow(3)))
+        cubes = torch.where(cubes.abs() > _TOLD * size, cubes, torch.zeros_like(cubes))
+        numbers: list[Tensor] = []
+        for leaf, signs in met.items():
+            for k in signs:
+                sizes = self.group.sizes(self.group[str(block.leaves[leaf])])
+                index = first[k] + torch.arange(math.prod(sizes)).reshape(sizes)
+                numbers.append(self.group.spread(index, block, leaf).expand(cubes.shape).flatten())
+        rows = torch.stack(numbers, -1).tolist()
+        for row, cube in zip(rows, cubes.flatten().tolist(), strict=True):
+            if cube:
+                system.add(row, cube < 0)
+
+    def _sort(self, axis: Axis, key: Key | None = None) -> bool:
+        values = self._values(axis, self.key if key is None else key)
         if values is None:
             return False
         flat = values.reshape(-1, axis.size, values.shape[-1])
@@ -150,22 +201,22 @@ class _Canon:
         self.element = delta @ self.element
         self._apply(self.element)
 
-    def _values(self, axis: Axis) -> Tensor | None:
+    def _values(self, axis: Axis, key: Key) -> Tensor | None:
         """Sort keys of shape (outer.., units, columns), the first column the most significant; None: not yet known."""
-        if self.key == "norm":
+        if key == "norm":
             places = [p for p in self.group.places[axis.name] if self.group.blocks[p.block].tensor in self.tensors]
             return sum((self._rows(p).square().sum(-1) for p in places), torch.zeros(())).sqrt()[..., None]
         own = self._own(axis)
-        if self.key == "mean":
+        if key == "mean":
             total = sum((self._sorted_sum(p) for p in own), torch.zeros(()))
             return (total / sum(self._rows(p).shape[-1] for p in own))[..., None]
         if not all(self._settled(axis, p, "permutation") for p in own):
             return None
         rows = torch.cat([self._rows(p) for p in own], -1)
-        if self.key == "first":
+        if key == "first":
             return rows
-        if callable(self.key):
-            out = self.key(rows)
+        if callable(key):
+            out = key(rows)
             if not isinstance(out, Tensor) or out.shape != rows.shape[:-1]:
                 raise WeightspaceError(f"a key must give one number per unit, shape {tuple(rows.shape[:-1])}")
             return out.double()[..., None]
@@ -189,6 +240,33 @@ def _eliminate(rows: dict[int, tuple[int, Tensor]], parity: int, odd: Tensor) ->
         if other >> lead & 1:
             rows[top] = (other ^ parity, bits ^ odd)
     rows[lead] = (parity, odd)
+
+
+class _Parities:
+    """Equations modulo two, in the order in which they come: one that contradicts those before is left out."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, tuple[int, bool]] = {}
+
+    def add(self, unknowns: Sequence[int], odd: bool) -> None:
+        """The sum of some unknowns."""
+        row = 0
+        for k in unknowns:
+            row ^= 1 << k
+        while row and row.bit_length() - 1 in self.rows:
+            other, bit = self.rows[row.bit_length() - 1]
+            row, odd = row ^ other, odd ^ bit
+        if row:
+            self.rows[row.bit_length() - 1] = (row, odd)
+
+    def solution(self, count: int) -> list[bool]:
+        """The one in which all unknowns that are free are zero."""
+        found, known = [False] * count, 0
+        for top in sorted(self.rows):
+            row, odd = self.rows[top]
+            found[top] = odd ^ bool((row & known).bit_count() % 2)
+            known |= found[top] << top
+        return found
 
 
 def _rounded(column: np.ndarray) -> np.ndarray:

@@ -6,12 +6,14 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from torch import Tensor
 
 from weightspace.net import Net, WeightspaceError, squared_distance
 from weightspace.symmetry.ascent import Matching, Terms, coordinate_descent, weight_terms
-from weightspace.symmetry.balance import balancing
+from weightspace.symmetry.balance import balancing, unit_variances
+from weightspace.symmetry.canonical import canonical_element
 from weightspace.symmetry.group import Element, Group
 from weightspace.symmetry.relax import frank_wolfe
 
@@ -63,7 +65,7 @@ def match(
     return _Search(group, net, to, features, score, seed).run(method)
 
 
-_BALANCED = 1e-8
+_BALANCED, _ALIKE = 1e-8, 1e-5
 _GOOD, _FAIR = 0.01, 0.05
 _RESTARTS = 10
 _SMALL = 200_000
@@ -83,8 +85,9 @@ class _Search:
         seed: int,
     ) -> None:
         self.group, self.net, self.to, self.score, self.seed = group, net, to, score, seed
-        self.into, self.onto = (balancing(group, n.weights, _BALANCED) for n in (net, to))
-        self.terms = weight_terms(group, to, net, self.onto, self.into)
+        self.pair = unit_variances(group, net), unit_variances(group, to)
+        self.into, self.onto = (balancing(group, n.tensors, _BALANCED) for n in self.pair)
+        self.terms = weight_terms(group, self.pair[1], self.pair[0], self.onto, self.into)
         self.features = features
         self.found: dict[str, Element] = {}
 
@@ -129,8 +132,7 @@ class _Search:
 
     def nearest(self, element: Element) -> Element:
         """With the scales of `to`, or with its own where that comes nearer; without data, never farther than before."""
-        signs = {k: f for k, f in element.factors.items() if self.group.generators[k].kind == "sign"}
-        options = [self.gauge(element), Element(self.group, element.permutations, signs)]
+        options = [self.gauge(element), _isometry(element)]
         if self.score is None:
             options.append(self.group.identity())
         return min(options, key=lambda option: apart(self.to, self.net, option))
@@ -141,20 +143,32 @@ class _Search:
         return min(candidates, key=lambda c: (c.barrier, -c.objective))
 
     def _weights(self) -> Element:
-        """Coordinate descent; a small problem is begun again elsewhere until the bound |a| |b| is met."""
+        """Coordinate descent; begun again elsewhere until the bound |a| |b| is met, if the problem is small.
+
+        Where |a| = |b| these may be copies, and the forms that tell copies are a place to begin.
+        """
         sizes = [math.prod(self.group.shapes[name]) for name in self.terms.fixed]
-        tries = _RESTARTS if sum(sizes) <= _SMALL else 1
-        bound = _norm(self.terms.fixed.values()) * _norm(self.terms.moving.values()) if tries > 1 else math.inf
+        norms = [_norm(terms.values()) for terms in (self.terms.fixed, self.terms.moving)] if self.terms.kept else []
+        starts: list[Callable[[], Element | None]] = [lambda: None]
+        if norms and abs(norms[0] - norms[1]) <= _ALIKE * norms[0]:
+            starts.append(self.canonical_start)
+        if sum(sizes) <= _SMALL:
+            starts += [partial(self.group.sample, self.seed + k, ("permutation",)) for k in range(1, _RESTARTS)]
+        bound = math.prod(norms) if norms else math.inf
         best, value = self.group.identity(), -math.inf
-        for k in range(tries):
-            start = self.group.sample(self.seed + k, ("permutation",)) if k else None
-            matching = Matching(self.group, self.terms, start)
+        for k, start in enumerate(starts):
+            matching = Matching(self.group, self.terms, start())
             element, reached = matching.run(self.seed + k), matching.objective()
             if reached > value:
                 best, value = element, reached
             if value >= (1 - 1e-6) * bound:
                 break
         return best
+
+    def canonical_start(self) -> Element:
+        """The permutations and signs between the canonical forms, on the balanced slice."""
+        into, onto = (canonical_element(self.group, net) for net in self.pair)
+        return _isometry(self.onto @ onto.inverse() @ into @ self.into.inverse())
 
     def _activations(self) -> Element:
         assert self.features is not None
@@ -178,6 +192,12 @@ def apart(a: Net, b: Net, element: Element) -> float:
             moved = element.move(name, moved)
         total += squared_distance(tensor, moved)
     return math.sqrt(total)
+
+
+def _isometry(element: Element) -> Element:
+    """Its permutations and signs."""
+    signs = {k: f for k, f in element.factors.items() if element.group.generators[k].kind == "sign"}
+    return Element(element.group, element.permutations, signs)
 
 
 def _norm(tensors: Iterable[Tensor]) -> float:

@@ -12,12 +12,13 @@ import numpy as np
 
 from weightspace.net import Net, WeightspaceError, checked
 from weightspace.symmetry.ascent import coordinate_descent, weight_terms
-from weightspace.symmetry.balance import balancing
+from weightspace.symmetry.balance import balancing, unit_variances
 from weightspace.symmetry.group import Element, Group
 
 __all__ = ["average", "gather_round"]
 
 _SETTLED = 0.02
+_BALANCED = 1e-8
 
 
 def average(nets: Sequence[Net]) -> Net:
@@ -36,8 +37,8 @@ def gather_round(group: Group, nets: Sequence[Net], seed: int = 0, rounds: int =
 
     In the scales of the first. Stops when a whole round moves next to no unit.
     """
-    onto = balancing(group, nets[0].weights)
-    balanced = [balancing(group, net.weights)(net) for net in nets]
+    scales = [balancing(group, unit_variances(group, net).tensors, _BALANCED) for net in nets]
+    balanced = [scale(net) for scale, net in zip(scales, nets, strict=True)]
     total = balanced[0].weights
     for net in balanced[1:]:
         total = total + net.weights
@@ -55,7 +56,7 @@ def gather_round(group: Group, nets: Sequence[Net], seed: int = 0, rounds: int =
                 total = total - net.weights + balanced[int(i)].weights
         if moved <= _SETTLED:
             break
-    back = onto.inverse()
+    back = scales[0].inverse()
     return [back(net) for net in balanced]
 
 
