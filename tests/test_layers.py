@@ -2,18 +2,17 @@ import ast
 from pathlib import Path
 
 HOUSE = Path(__file__).parents[1] / "src" / "weightspace"
-ROOMS = """public differentiable net model | examples losses task datasets entry pickled checkpoint
-    architecture | estimators operator
-    spectral activation crossing updates | symmetry.index symmetry.rules.call symmetry.rules.shape symmetry.rules.part
-    symmetry.rules.contraction symmetry.rules.reduction symmetry.rules symmetry.trace symmetry.group
-    symmetry.verify symmetry.scale symmetry.sign symmetry.read symmetry.certificate symmetry.balance
-    symmetry.canonical symmetry.assignment symmetry.parity symmetry.ascent symmetry.relax symmetry.features symmetry.match
-    symmetry.merge symmetry.layer symmetry.refit symmetry.repair symmetry | kernel displacement likelihood goals
-    modes layered metric pullback geodesic distance representation bounds.rounding bounds.rule bounds.twins
-    bounds.pointwise bounds.maps bounds.norms bounds.shapes bounds.sums bounds.walk bounds
-    perturbation sensitivity fisher curvature posterior quadratic langevin attribution description envelope
-    structure transfer scores risk
-    descent pac acting equivariance nuisance | path diffusion escape trail recording surface ensembles pruning
+ROOMS = """public differentiable net model | examples losses task datasets entry pickled checkpoint architecture |
+    estimators operator spectral activation crossing updates | symmetry.index symmetry.rules.call
+    symmetry.rules.shape symmetry.rules.part symmetry.rules.contraction symmetry.rules.reduction symmetry.rules
+    symmetry.trace symmetry.group symmetry.probe symmetry.verify symmetry.reach symmetry.scale symmetry.sign
+    symmetry.read symmetry.certificate symmetry.balance symmetry.canonical symmetry.assignment symmetry.parity
+    symmetry.ascent symmetry.relax symmetry.features symmetry.match symmetry.merge symmetry.layer symmetry.refit
+    symmetry.repair symmetry | kernel displacement likelihood goals modes layered metric pullback geodesic distance
+    representation bounds.rounding bounds.rule bounds.twins bounds.pointwise bounds.maps bounds.norms bounds.shapes
+    bounds.sums bounds.walk bounds perturbation sensitivity fisher curvature posterior quadratic langevin attribution
+    description envelope structure transfer scores risk descent pac acting equivariance nuisance |
+    path diffusion escape trail recording surface ensembles pruning
     flows optim dynamics adapters periods | compare workbench walk page report watching wayside trial inquiry
     answers demo text cli.options cli.shown cli.networks cli.moves cli.questions cli __main__"""
 ORDER = ROOMS.replace("|", "").split()
