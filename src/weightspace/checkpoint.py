@@ -10,10 +10,7 @@ import json
 import math
 import os
 import re
-import secrets
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -22,6 +19,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from weightspace import files
 from weightspace.entry import (
     HEADER,
     PT2,
@@ -213,17 +211,9 @@ def _shard(index: Path, file: str) -> Path:
 
 
 def _json(path: Path, text: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
-        if twice:
-            raise refusal(path, f"{some(twice)} stands twice in its JSON", "do not trust this file")
-        return dict(pairs)
-
     try:
-        value = json.loads(text, object_pairs_hook=unique)
-    except CheckpointError:
-        raise
-    except (ValueError, RecursionError) as error:
+        value = files.parse(text)
+    except ValueError as error:
         raise refusal(path, f"malformed JSON ({str(error)[:200]})") from error
     if not isinstance(value, dict):
         raise refusal(path, f"its JSON is a {type(value).__name__}, not a mapping")
@@ -415,33 +405,15 @@ def _stream(
 
 
 def _write(path: Path, written: Mapping[Path, Callable[[BinaryIO], None]], old: list[Path]) -> None:
-    """All temporary files, then the renames in order, and last what remains of the old checkpoint goes."""
-    temporary = {file: file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp") for file in written}
-    doing = "written"
+    # the old index goes first: else a kill between two renames would leave it over new shards
+    first = [item for item in old if len(written) > 1 and item.name.endswith(_INDEX)]
     try:
-        for target, write in written.items():
-            with temporary[target].open("xb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-        doing = "put in its place"
-        for item in old:
-            if len(written) > 1 and item.name.endswith(_INDEX):
-                item.unlink()  # else a kill between two renames would leave the old index over new shards
-        for target, source in temporary.items():
-            os.replace(source, target)
-        _sync(target.parent)
-        for item in old:
-            if item not in written:
-                item.unlink(missing_ok=True)
+        files.write_all(written, first=first, last=[item for item in old if item not in written])
     except OSError as error:
         do = "free space or choose another place"
-        raise refusal(path, f"could not be {doing} ({error.strerror or error})", do) from error
+        raise refusal(path, f"could not be written ({error.strerror or error})", do) from error
     except UnicodeEncodeError as error:
         raise refusal(path, f"a name or metadata text is not valid Unicode ({error})", "rename it") from error
-    finally:
-        for source in temporary.values():
-            source.unlink(missing_ok=True)
 
 
 def _dump(file: BinaryIO, value: Mapping[str, Any]) -> None:
@@ -453,13 +425,3 @@ def _cumulative(values: Iterable[int]) -> Iterator[int]:
     for value in values:
         total += value
         yield total
-
-
-def _sync(folder: Path) -> None:
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            with suppress(OSError):  # some network file systems cannot; the files are in their place already
-                os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,18 +35,14 @@ def watch(
     """Train a network and record which units each example goes through. For a loop of your own: `Recorder`."""
     vacant(out, (".rec",), force)
     vacant(report, (".html", ".htm"), force)
+    from weightspace.files import beside
     from weightspace.watching import watched
 
     options: dict[str, Any] = {"epochs": epochs, "rate": rate, "batch": batch, "every": every, "probe": probe}
-    beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        with progress() as step:
-            done = watched(
-                beside, data, arch=arch, limit=limit, trust_code=trust_code, seed=seed, progress=step, **options
-            )  # fmt: skip
-        beside.replace(out)
-    finally:
-        beside.unlink(missing_ok=True)
+    with beside(out) as growing, progress() as step:
+        done = watched(
+            growing, data, arch=arch, limit=limit, trust_code=trust_code, seed=seed, progress=step, **options
+        )  # fmt: skip
     answer(replace(done, out=str(out)), say_watched, as_json, report, "wayside:watch_page")
 
 
