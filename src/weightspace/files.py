@@ -18,12 +18,16 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO
 
 __all__ = [
+    "CHOSEN",
     "FileNote",
     "beside",
+    "directory_size",
+    "instead",
     "is_temporary",
     "parse",
     "read_json",
@@ -39,7 +43,11 @@ LARGEST = 25_000_000  # bytes of JSON that are read
 _ENTRIES = 2_000_000  # of its lists and mappings together: 100 bytes of memory each
 _NAME = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.tmp")
 _DAY = 86_400
+_TAIL = (1 << 16) + 22 + 20  # the end of a zip, its longest comment, and what points to a longer end
 _DIGEST = "digest"
+
+
+CHOSEN: ContextVar[str | None] = ContextVar("weights", default=None)  # of several networks in a file; --weights
 
 
 class FileNote(UserWarning):
@@ -163,13 +171,59 @@ def _sync(folder: Path) -> None:
             os.close(handle)
 
 
+# ------------------------------------------------------------------ what came in place of a file
+
+
+def instead(head: bytes) -> tuple[str, str] | None:
+    """What lies where a file should, by its first bytes, and what to do: a pointer, a web page, an archive; or None."""
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer, not the file itself", "fetch it by git lfs pull"
+    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        return "a web page saved in place of the file", "download the file itself"
+    for mark, kind in _PACKED.items():
+        if head.startswith(mark):
+            return f"an archive ({kind})", "unpack it first"
+    return None
+
+
+_PACKED = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"7z\xbc\xaf": "7z", b"Rar!": "rar"}
+
+
+# ------------------------------------------------------------------ zip
+
+
+def directory_size(path: Path) -> int:
+    """Bytes of a zip's list of its records, as the file itself claims: what opening it takes, ten times over.
+
+    Raises `OSError`, or `ValueError` where no such list is there.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _TAIL))
+        tail = file.read()
+        at = tail.rfind(b"PK\5\6")
+        if at < 0 or len(tail) < at + 22:
+            raise ValueError("a zip without an end")
+        length = int.from_bytes(tail[at + 12 : at + 16], "little")
+        locator = tail[max(0, at - 20) : at]
+        if locator[:4] == b"PK\6\7":
+            file.seek(min(int.from_bytes(locator[8:16], "little"), size))
+            record = file.read(56)
+            length = max(length if length < 0xFFFFFFFF else 0, int.from_bytes(record[40:48], "little"))
+    return length
+
+
 # ------------------------------------------------------------------ JSON
 
 
 def read_json(path: Path, largest: int = LARGEST) -> Any:
     """The value in a JSON file. Raises `OSError`, or `ValueError` in one line."""
     with path.open("rb") as file:
-        return parse(file.read(largest + 1), largest)
+        text = file.read(largest + 1)
+    if what := instead(text[:200]):
+        raise ValueError(f"it is {what[0]}; {what[1]}")
+    return parse(text, largest)
 
 
 def parse(text: bytes | str, largest: int = LARGEST) -> Any:

@@ -227,7 +227,7 @@ def _save(tensors: Mapping[str, Tensor], file: File, told: Mapping[str, str] | N
 def _sum(tensor: Tensor) -> str:
     """Of dtype, shape and bytes."""
     form = f"{tensor.dtype} {tuple(tensor.shape)}".encode()
-    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    raw: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return f"{zlib.crc32(raw, zlib.crc32(form)):08x}"
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from weightspace.cli.options import Arch, Debug, Force, Json, Report, Seed, Trust, numbers, vacant
+from weightspace.cli.options import Arch, Debug, Force, Json, Report, Seed, Trust, Weights, numbers, vacant
 from weightspace.cli.shown import answer, progress
 from weightspace.text import say_certified, say_informed, say_paths, say_tasks, say_watched
 
@@ -30,6 +30,7 @@ def watch(
     as_json: Json = False,
     seed: Seed = 0,
     trust_code: Trust = False,
+    weights: Weights = None,
     debug: Debug = False,
 ) -> None:
     """Train a network and record which units each example goes through. For a loop of your own: `Recorder`."""
@@ -93,6 +94,7 @@ def inform(
     as_json: Json = False,
     seed: Seed = 0,
     trust_code: Trust = False,
+    weights: Weights = None,
     debug: Debug = False,
 ) -> None:
     """How many nats do the weights hold about the data, in which layers, and is it less than the labels take?
@@ -130,6 +132,7 @@ def tasks(
     as_json: Json = False,
     seed: Seed = 0,
     trust_code: Trust = False,
+    weights: Weights = None,
     debug: Debug = False,
 ) -> None:
     """How far apart are tasks? What is left to learn of each, in nats, when another is known; a map; the nearest.
@@ -171,6 +174,7 @@ def certify(
     as_json: Json = False,
     seed: Seed = 0,
     trust_code: Trust = False,
+    weights: Weights = None,
     debug: Debug = False,
 ) -> None:
     """How often will it err on new data, at most? A PAC-Bayes certificate, and what other bounds would say.
