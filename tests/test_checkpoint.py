@@ -294,7 +294,7 @@ def test_a_uniform_wrapper_prefix_is_removed_and_noted(tmp_path, weights, prefix
 
 
 @pytest.mark.parametrize(
-    "names", [["module.a", "n_averaged"], ["module.", "module.a"], ["a.module.b", "a._orig_mod.c"]]
+    "names", [["module.a", "n_averaged"], ["module.", "module.a"], ["a.module.b", "a.c"], ["a.b", "a._orig_mod.b"]]
 )
 def test_any_other_prefix_stays(tmp_path, names):
     state = {name: torch.ones(1) for name in names}

@@ -351,7 +351,7 @@ CONTENTS = {
     "a tensor": (torch.ones(2), "but Tensor"),
     "a list": ([torch.ones(2)], "but list"),
     "nothing": ({}, "an empty mapping"),
-    "unknown nesting": ({"net": {"w": torch.ones(2)}, "optim": {}}, "only 'net', 'optim'"),
+    "no network": ({"epoch": 3, "optim": {"w": torch.ones(2)}}, "only 'epoch', 'optim'"),
     "a list among tensors": ({"w": torch.ones(2), "v": [1]}, "entry 'v' is a list, wanted a tensor"),
     "a number as name": ({"w": torch.ones(2), 3: torch.ones(2)}, "entry 3 is a Tensor"),
 }
@@ -511,7 +511,7 @@ def test_paths_that_are_no_checkpoint_are_refused(tmp_path):
     refused(tmp_path, "no checkpoint in this folder, which holds nothing")
     (tmp_path / "config.json").touch()
     refused(tmp_path, "'config.json'", "model.safetensors")
-    for name in ("x.npz", "x", "x.zip", "x.gguf"):
+    for name in ("x.npz", "x", "x.zip", "x.h"):
         (tmp_path / name).write_bytes(b"PK")
         refused(tmp_path / name, "unknown ending")
     refused(tmp_path / "x\n\x1b[2J.safetensors", "no such file")

@@ -2,7 +2,8 @@ import ast
 from pathlib import Path
 
 HOUSE = Path(__file__).parents[1] / "src" / "weightspace"
-ROOMS = """public differentiable net model | examples losses task datasets entry pickled checkpoint architecture |
+ROOMS = """public differentiable net model files | examples losses task datasets entry pickled checkpoint
+    architecture |
     estimators operator spectral activation crossing updates | symmetry.index symmetry.rules.call
     symmetry.rules.shape symmetry.rules.part symmetry.rules.contraction symmetry.rules.reduction symmetry.rules
     symmetry.trace symmetry.group symmetry.probe symmetry.verify symmetry.reach symmetry.scale symmetry.sign

@@ -10,14 +10,14 @@ from __future__ import annotations
 import ast
 import importlib
 import io
-import json
 import math
 import os
 import re
 import sys
 import types
-from collections.abc import Iterator, Mapping
-from contextlib import redirect_stderr
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from weightspace import checkpoint
-from weightspace.net import ArchitectureMismatch, Net, WeightspaceError
+from weightspace.entry import chosen, some
+from weightspace.files import FileNote, read_json
+from weightspace.net import ArchitectureMismatch, Net, WeightspaceError, prefixes
 
 __all__ = ["ArchitectureError", "Stored", "check", "example_of", "find", "load", "parse_example"]
 
@@ -50,7 +52,9 @@ def find(arch: str | None, paths: list[Path], trust_code: bool = False) -> nn.Mo
     `ArchitectureError`.
     """
     if arch is None:
-        described = [p for p in paths[:1] if (p / "config.json").is_file() or p.suffix == ".pt2"]
+        described = [q for p in paths[:1] for q in (p, p.parent) if (q / "config.json").is_file() or q.suffix == ".pt2"]
+        if not described and any((p / "adapter_config.json").is_file() for p in paths):
+            raise ArchitectureError(f"{paths[0]} holds an adapter, changes of another network; merge it into its base")
         if not described:
             raise ArchitectureError(f"which architecture do these weights belong to? {_FORM}")
         arch = str(described[0])
@@ -151,7 +155,7 @@ def _pretrained(folder: Path) -> nn.Module:
     except ImportError as error:
         raise ArchitectureError(f"{folder} {_HF}") from error
     try:
-        names = json.loads(path.read_text())["architectures"] or [None]
+        names = read_json(path)["architectures"] or [None]
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         config.use_cache = False  # a cache among the outputs cannot be exported
         named = getattr(transformers, str(names[0]), None)
@@ -266,20 +270,20 @@ class Stored(Mapping[str, Tensor]):
         return len(self._source)
 
 
-class _Under(Mapping[str, Tensor]):
-    """Tensors of a file without the prefix that all their names have."""
+class _Part(Mapping[str, Tensor]):
+    """Some tensors of a file, under other names: `names` says under which they are in the file."""
 
-    def __init__(self, source: Mapping[str, Tensor], prefix: str) -> None:
-        self._source, self._prefix = source, prefix
+    def __init__(self, source: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+        self._source, self._names = source, names
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._source[self._prefix + name]
+        return self._source[self._names[name]]
 
     def __iter__(self) -> Iterator[str]:
-        return (name.removeprefix(self._prefix) for name in self._source)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self._names)
 
     @property
     def shapes(self) -> Mapping[str, torch.Size] | None:
@@ -292,38 +296,60 @@ class _Under(Mapping[str, Tensor]):
         return self._cut(getattr(self._source, "dtypes", None))
 
     def _cut(self, told: Mapping[str, Any] | None) -> dict[str, Any] | None:
-        return None if told is None else {name.removeprefix(self._prefix): value for name, value in told.items()}
+        return None if told is None else {name: told[source] for name, source in self._names.items()}
 
 
-def _named(template: Net, source: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The tensors under the names of the architecture, where a common prefix ("model.") is all that is in the way."""
-    own = {*dict(template.architecture.named_parameters(remove_duplicate=False))}
-    own |= {*dict(template.architecture.named_buffers(remove_duplicate=False))}
-    names = list(source)
-    prefix = os.path.commonprefix(names).rpartition(".")[0] + "."
-    while len(prefix) > 1 and not own & {*names}:
-        if {name.removeprefix(prefix) for name in names} <= own:
-            return _Under(source, prefix)
-        prefix = prefix[:-1].rpartition(".")[0] + "."
-    return source
+def _named(template: Net, source: Mapping[str, Tensor], path: Path) -> tuple[Mapping[str, Tensor], list[str]]:
+    """The tensors under the names of the architecture, where a prefix ("model.") is in the way; what was left out.
+
+    A file that holds the architecture under several prefixes holds several networks: `entry.chosen` says which.
+    """
+    under = prefixes(template, source)
+    if not under:
+        return source, []
+    start = chosen(path, [prefix.rstrip(".") for prefix in under])
+    start += "." if start else ""
+    other = tuple(prefix for prefix in under if prefix != start and not start)
+    left = [name for name in source if not name.startswith(start) or (other and name.startswith(other))]
+    if not left and not start:
+        return source, []
+    gone = {*left}
+    names = {name.removeprefix(start): name for name in source if name not in gone}
+    return _Part(source, names), [f"took {start!r}, left out {some(left)}"] if left else []
 
 
-def _translated(template: Net, path: Path) -> dict[str, Tensor]:
-    """What transformers reads in a folder, under the names that it gives layers today; nothing if that does not fit.
+def _translated(template: Net, path: Path, source: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """What transformers makes of the tensors, under the names that it gives layers today; what it left out.
 
-    It has renamed layers of some networks since their folders were written.
+    Nothing where they do not fit. It has renamed layers of some networks since their folders were written. Its own
+    report is not printed.
     """
     kind: Any = type(template.architecture)
-    folder = path.parent if path.name == "model.safetensors" else path
+    folder = path if path.is_dir() else path.parent
     if not kind.__module__.startswith("transformers.") or not (folder / "config.json").is_file():
-        return {}
-    options = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
+        return {}, []
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
-        with redirect_stderr(io.StringIO()):
-            model, seen = kind.from_pretrained(folder, dtype="auto", output_loading_info=True, **options)
+        with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+            model, seen = kind.from_pretrained(
+                None, config=template.architecture.config, state_dict=dict(source), output_loading_info=True,
+                local_files_only=True, use_safetensors=True, dtype="auto",
+            )  # fmt: skip
     except Exception:  # the names that do not fit are what the user is told
-        return {}
-    return {} if seen["missing_keys"] or seen["mismatched_keys"] else dict(model.state_dict())
+        return {}, []
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+    if seen["missing_keys"] or seen["mismatched_keys"]:
+        return {}, []
+    left = sorted(seen["unexpected_keys"])
+    return dict(model.state_dict()), [f"left out {some(left)}"] if left else []
 
 
 def check(template: Net, path: Path) -> None:
@@ -336,33 +362,44 @@ def check(template: Net, path: Path) -> None:
     opened = checkpoint.read(path)
     shapes, dtypes = opened.shapes, opened.dtypes
     hollow = {name: torch.empty(shapes[name], dtype=dtypes[name], device="meta") for name in opened}
-    _fit(template, hollow, path)
+    _fit(template, hollow, path, opened)
 
 
-def _fit(template: Net, source: Mapping[str, Tensor], path: Path) -> tuple[Net, Mapping[str, Tensor]]:
-    """The network of these tensors, and the tensors under names that fit."""
-    tensors = _named(template, source)
+def _fit(
+    template: Net, source: Mapping[str, Tensor], path: Path, whole: Mapping[str, Tensor]
+) -> tuple[Net, Mapping[str, Tensor], list[str]]:
+    """The network of these tensors, the tensors under names that fit, and what was left out; `whole`: with data."""
+    tensors, notes = _named(template, source, path)
     try:
-        return template.load(tensors), tensors
+        return template.load(tensors), tensors, notes
     except ArchitectureMismatch as error:
-        tensors = _translated(template, path)
-        if not tensors:
-            raise ArchitectureError(f"{path}: {error}") from error
-    return template.load(tensors), tensors
+        found, notes = _translated(template, path, whole)
+        if not found:
+            raise ArchitectureError(f"{path}: {error}{_hint(source)}") from error
+    return template.load(found), found, notes
+
+
+def _hint(names: Iterable[str]) -> str:
+    changes = all("lora_" in name or "adapter" in name for name in names)
+    return " It holds an adapter, changes of another network: merge it into its base first." if changes else ""
 
 
 def load(template: Net, path: Path, trust_code: bool = False) -> tuple[Net, Mapping[str, Tensor], dict[str, str]]:
     """The network of a checkpoint, its tensors under the names of the file, and the metadata of the file.
 
-    Raises `WeightspaceError`: a file that cannot be read, tensors that do not fit, NaN or infinity.
+    Tells by a `FileNote` what of the file was left out or renamed. Raises `WeightspaceError`: a file that cannot be
+    read, tensors that do not fit, several networks in it of which none is meant more than others, NaN or infinity.
     """
+    notes: list[str] = []
     if path.suffix == ".pt2":
         source: Mapping[str, Tensor] = dict(_open_program(path, trust_code).state_dict)
         metadata: dict[str, str] = {}
     else:
-        source = checkpoint.read(path)
-        metadata = dict(source.metadata)
-    net, source = _fit(template, source, path)
+        opened = checkpoint.read(path)
+        source, metadata, notes = opened, dict(opened.metadata), list(opened.notes)
+    net, source, more = _fit(template, source, path, source)
+    for note in [*notes, *more]:
+        warnings.warn(f"{path}: {note}", FileNote, stacklevel=2)
     bad = [*net.weights.unusable(), *net.state.unusable()]
     if bad:
         raise ArchitectureError(f"{path}: NaN or infinity in {bad[0]}; give weights from before training diverged")

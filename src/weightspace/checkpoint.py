@@ -10,10 +10,7 @@ import json
 import math
 import os
 import re
-import secrets
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -22,6 +19,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from weightspace import files
 from weightspace.entry import (
     HEADER,
     PT2,
@@ -32,6 +30,7 @@ from weightspace.entry import (
     Opened,
     dense,
     is_size,
+    matches,
     plausible,
     refusal,
     shape_of,
@@ -42,9 +41,44 @@ from weightspace.pickled import read_torch
 __all__ = ["Checkpoint", "CheckpointError", "finite", "read", "save"]
 
 _PREFIXES = ("module.", "_orig_mod.", "module.")  # either may be outside the other
-_TORCH = (".pt", ".pth", ".bin", ".ckpt", ".tar")
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # no network has such names of its own
+_TORCH = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".th", ".model")
 _SINGLE, _INDEX = "model.safetensors", ".index.json"
-_FOLDER = (_SINGLE, _SINGLE + _INDEX, "pytorch_model.bin", "pytorch_model.bin" + _INDEX)
+_STEMS, _FORMS = ("model", "pytorch_model", "diffusion_pytorch_model"), (".safetensors", ".bin")
+_FOLDER = [stem + form + end for stem in _STEMS for form in _FORMS for end in ("", _INDEX)]
+_VARIANT = re.compile(
+    rf"({'|'.join(_STEMS)})(\.([\w-]+)\.(safetensors|bin)|\.(safetensors|bin)\.index\.([\w-]+)\.json)"
+)
+_SHARD = re.compile(r".+-\d{5}-of-\d{5}(\.[\w-]+)?\.(safetensors|bin)")
+_BESIDE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|random_states|trainer_state)[\w.-]*")
+_ELSEWHERE = {
+    r".*\.distcp|\.metadata": (
+        "a distributed checkpoint of torch",
+        "convert it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE.pt",
+    ),
+    r"zero_to_fp32\.py|.*zero_pp_rank_.*|mp_rank_.*|global_step\d+": (
+        "a distributed checkpoint of DeepSpeed",
+        "convert it to safetensors with DeepSpeed where you trust it",
+    ),
+    r"adapter_(config\.json|model\..*)": (
+        "an adapter: changes of another network, not a network",
+        "merge it into its base first (peft: merge_and_unload) and save that",
+    ),
+    r".*\.gguf": ("a GGUF file, quantised for llama.cpp", "give the safetensors that it was made from"),
+    r"saved_model\.pb|.*\.h5|.*\.keras|.*\.data-\d+-of-\d+": (
+        "a network of TensorFlow or Keras",
+        "convert it to safetensors first",
+    ),
+    r".*\.msgpack|.*\.orbax.*": ("a network of Flax", "convert it to safetensors first"),
+    r".*\.onnx": ("an ONNX program", "give the safetensors that it was made from"),
+}
+_MARKS = {
+    b"GGUF": _ELSEWHERE[r".*\.gguf"],
+    b"\x89HDF": ("an HDF5 file (Keras, TensorFlow)", "convert it to safetensors first"),
+    b"\x1f\x8b": ("an archive (gzip)", "unpack it first"),
+    b"\x93NUMPY": ("one numpy array (.npy)", "give named tensors, as safetensors"),
+    b"PAR1": ("a parquet table", "give it as --data"),
+}
 _DTYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
     **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "BOOL": torch.bool},
@@ -99,30 +133,76 @@ class Checkpoint(Mapping[str, Tensor]):
         return sum(entry.shape.numel() * entry.dtype.itemsize for entry in self._entries.values())
 
 
-def read(path: str | os.PathLike[str]) -> Checkpoint:
+def read(path: str | os.PathLike[str], *, weights: str | None = None) -> Checkpoint:
     """Open a checkpoint. No code of it is run, and no tensor is read before it is asked for.
 
-    Takes a `.safetensors` file, the `.index.json` of a sharded one, a Hugging Face folder
-    (`model.safetensors` or `pytorch_model.bin`, sharded or not), and `.pt .pth .bin .ckpt .tar` files of
-    `torch.save`. Of a training checkpoint the mapping under `state_dict`, `model_state_dict` or `model`
-    is taken. A prefix `module.` (DataParallel) or `_orig_mod.` (torch.compile) is removed where every
-    name has it. `notes` tells of both.
-    Raises `CheckpointError`.
+    Takes a safetensors file, what `torch.save` wrote (both by their content, whatever the ending), the `.index.json`
+    of a sharded one, or a folder: Hugging Face's names, variants (`model.fp16.safetensors`), or the one file of weights
+    in it. Of a training checkpoint the one network is taken; of several `weights` names one ("ema", "generator",
+    "fp16"; by default what `--weights` says), else it is the one of a usual name (`state_dict`, `model`, ..) that is no
+    running average. Wrappers' names are removed: `module.` (DataParallel, AveragedModel) and `_orig_mod.`
+    (torch.compile) where every name has it. `notes` tells of all that was left out or renamed.
+    Raises `CheckpointError`, which names the networks where several could be meant.
     """
-    path = Path(path)
+    path, wanted = Path(path), files.CHOSEN.get() if weights is None else weights
     try:
-        entries, metadata, notes = _open(_locate(path))
+        file, variant = _locate(path, wanted)
+        entries, metadata, notes, taken = _open(file, None if variant else wanted)
+        notes += _left_in(path, file) if path.is_dir() else []
     except OSError as error:
         raise refusal(path, f"cannot be read ({error.strerror or error})", "check the path") from error
     if not entries:
         raise refusal(path, "holds no tensors", "give a file that holds a network's weights")
     if len(entries) > TENSORS:
         raise refusal(path, f"holds {len(entries):,} tensors", f"give a file of at most {TENSORS:,}")
+    if wanted is not None and not variant and not (taken and matches(taken, wanted)):
+        entries, said = _under(path, entries, wanted, taken)
+        notes = [*notes, said]
     for prefix in _PREFIXES:
-        if all(name.startswith(prefix) and name != prefix for name in entries):
-            entries = {name.removeprefix(prefix): entry for name, entry in entries.items()}
-            notes = [*notes, f"removed the prefix {prefix!r} from every name"]
-    return Checkpoint(path, entries, metadata, notes)
+        entries, said = _without(entries, prefix)
+        notes = [*notes, said] if said else notes
+    entries, said = _unwrapped(entries)
+    return Checkpoint(path, entries, metadata, [*notes, said] if said else notes)
+
+
+def _under(path: Path, entries: dict[str, Entry], wanted: str, taken: str) -> tuple[dict[str, Entry], str]:
+    """The tensors under the one prefix that `wanted` names: an average, or one of several networks, beside others."""
+    found = dict[str, None]()
+    for name in entries:
+        parts = name.split(".")
+        for k in range(1, len(parts)):
+            if ".".join(parts[:k]) == wanted or matches(parts[k - 1], wanted):
+                found[".".join(parts[:k]) + "."] = None
+                break
+    if len(found) > 1:
+        raise refusal(path, f"has several weights called {wanted!r}: {some(found)}", "choose one of these names")
+    if not found:
+        if taken:
+            raise refusal(path, f"has no weights called {wanted!r}, but {taken!r}", "choose this, or give another file")
+        return entries, f"holds no weights called {wanted!r}, but one network, which was taken"
+    (prefix,) = found
+    left = [name for name in entries if not name.startswith(prefix)]
+    kept = {name.removeprefix(prefix): entry for name, entry in entries.items() if name.startswith(prefix)}
+    return kept, f"took {prefix!r}" + (f", left out {some(left)}" if left else "")
+
+
+def _without(entries: dict[str, Entry], prefix: str) -> tuple[dict[str, Entry], str]:
+    """The tensors without a prefix that all have, but for counters that a wrapper keeps beside them (n_averaged)."""
+    bare = {name.removeprefix(prefix): e for name, e in entries.items() if name.startswith(prefix) and name != prefix}
+    left = [name for name in entries if name.removeprefix(prefix) not in bare or not name.startswith(prefix)]
+    counts = all(entries[n].shape == () and not entries[n].dtype.is_floating_point and "." not in n for n in left)
+    if not bare or not counts:
+        return entries, ""
+    beside = f", left out {some(left)}" if left else ""
+    return bare, f"removed the prefix {prefix!r} from every name{beside}"
+
+
+def _unwrapped(entries: dict[str, Entry]) -> tuple[dict[str, Entry], str]:
+    """The tensors without the names that wrappers of a part of a network put into the middle of theirs."""
+    bare = {".".join(part for part in name.split(".") if part not in _WRAPPERS): e for name, e in entries.items()}
+    if bare.keys() == entries.keys() or len(bare) < len(entries):
+        return entries, ""
+    return bare, f"removed {some(sorted({p for n in entries for p in n.split('.')} & _WRAPPERS))} from the names"
 
 
 def finite(tensors: Mapping[str, Tensor]) -> None:
@@ -142,36 +222,102 @@ def _is_finite(tensor: Tensor) -> bool:
 # ------------------------------------------------------------------ which file
 
 
-def _locate(path: Path) -> Path:
+def _locate(path: Path, wanted: str | None) -> tuple[Path, bool]:
+    """The file to open, and whether it is the variant of a folder that `wanted` names."""
     if path.is_dir():
-        for name in _FOLDER:
-            if (path / name).exists():
-                return path / name
-        seen = some(sorted(item.name for item in path.iterdir())) or "nothing"
-        raise refusal(path, f"no checkpoint in this folder, which holds {seen}", f"give one with {_SINGLE}")
+        names = sorted(item.name for item in path.iterdir())
+        variants = {name: found[3] or found[6] for name in names if (found := _VARIANT.fullmatch(name))}
+        for name, variant in variants.items():
+            if variant == wanted:
+                return path / name, True
+        return path / _only(path, names, variants), False
     if path.exists():
-        return path
+        return path, False
     index = path.with_name(path.name + _INDEX)
     if path.suffix == ".safetensors" and index.exists():
-        return index
+        return index, False
+    if path.is_symlink():
+        raise refusal(path, f"is a link to {os.readlink(path)}, which is not there", "fetch the file itself")
     raise refusal(path, "no such file or folder", "check the path")
 
 
-def _open(path: Path) -> Opened:
-    suffix = path.suffix.lower()
+def _only(path: Path, names: list[str], variants: Mapping[str, str]) -> str:
+    """The name of the one checkpoint in a folder."""
+    usual = [name for name in _FOLDER if name in names]
+    if usual:
+        return usual[0]
+    if variants:
+        if len({*variants.values()}) > 1:
+            seen = f"holds the variants {some(dict.fromkeys(variants.values()))}"
+            raise refusal(path, seen, "choose one, as --weights NAME")
+        return min(variants, key=lambda name: (name.endswith(".json"), not name.endswith(".safetensors")))
+    for pattern, (what, do) in _ELSEWHERE.items():
+        if any(re.fullmatch(pattern, name) for name in names):
+            raise refusal(path, f"holds {what}", do)
+    others = [name for name in names if _holds_weights(name) and not _BESIDE.fullmatch(name)]
+    if any(_SHARD.fullmatch(name) for name in others):
+        seen = f"no checkpoint in this folder, but shards without the {_INDEX} that lists them"
+        raise refusal(path, seen, "fetch it into the same folder")
+    if len(others) > 1:
+        raise refusal(path, f"holds several files of weights, {some(others)}", "give one of them")
+    if not others:
+        seen = some(name for name in names if not files.is_temporary(name)) or "nothing"
+        raise refusal(path, f"no checkpoint in this folder, which holds {seen}", f"give one with {_SINGLE}")
+    return others[0]
+
+
+def _holds_weights(name: str) -> bool:
+    return name.endswith((".safetensors", *_TORCH)) and not name.startswith(".")
+
+
+def _left_in(folder: Path, file: Path) -> list[str]:
+    """A note of what else a folder holds that could have been meant."""
+    names = {item.name for item in folder.iterdir() if _holds_weights(item.name) and not _BESIDE.fullmatch(item.name)}
+    owners = {file.name}
+    if file.name.endswith(".json"):
+        owners |= {*_json(file, file.read_bytes()).get("weight_map", {}).values()}
+    left = sorted(names - owners)
+    return [f"took {file.name!r}, left out {some(left)}"] if left else []
+
+
+def _open(path: Path, wanted: str | None = None) -> Opened:
+    suffix, size = path.suffix.lower(), path.stat().st_size
     if not path.is_file():
         raise refusal(path, "not a regular file", "give a file or a Hugging Face folder")
     if suffix == ".pt2":
         raise refusal(path, *PT2)
+    if _INDEX in path.name or re.search(r"\.index\.[\w-]+\.json$", path.name):
+        return _shards(path)
+    with path.open("rb") as file:
+        head = file.read(512)
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
+        return _safetensors(path)
+    if head.startswith((b"PK\3\4", *(b"\x80" + bytes([protocol]) for protocol in range(2, 6)))):
+        return read_torch(path, wanted)
     if suffix in (".pkl", ".pickle"):
         raise refusal(path, "a pickle is code and was not opened", SAFE)
-    if path.name.endswith(_INDEX):
-        return _shards(path)
-    if suffix != ".safetensors" and suffix not in _TORCH:
-        raise refusal(path, f"unknown ending {suffix!r}", f"give .safetensors or one of {' '.join(_TORCH)}")
-    if path.stat().st_size == 0:
+    if not head:
         raise refusal(path, "empty file (0 bytes)")
-    return _safetensors(path) if suffix == ".safetensors" else read_torch(path)
+    _refuse_others(path, head)
+    if suffix == ".safetensors":
+        return _safetensors(path)
+    if suffix in _TORCH:
+        return read_torch(path, wanted)
+    seen = f"unknown ending {suffix!r}, and it does not begin as a checkpoint does"
+    raise refusal(path, seen, f"give .safetensors or one of {' '.join(_TORCH)}")
+
+
+def _refuse_others(path: Path, head: bytes) -> None:
+    """One line for what is known, and no checkpoint that could be read."""
+    found = files.instead(head) or next((what for mark, what in _MARKS.items() if head.startswith(mark)), None)
+    if found is None and head[257:262] == b"ustar":
+        found = "a tar archive (of files, or of torch before 0.2)", "unpack it, or save it again as safetensors"
+    if found is None and head.lstrip()[:1] in (b"{", b"["):
+        found = "JSON text, not weights", "give the file of weights beside it"
+    for pattern, what in _ELSEWHERE.items():
+        found = what if found is None and re.fullmatch(pattern, path.name) else found
+    if found is not None:
+        raise refusal(path, f"is {found[0]}", found[1])
 
 
 def _shards(path: Path) -> Opened:
@@ -185,14 +331,14 @@ def _shards(path: Path) -> Opened:
     merged: dict[str, Entry] = {}
     notes: list[str] = []
     for file in dict.fromkeys(owners.values()):
-        entries, more, said = _open(_shard(path, file))
+        entries, more, said, _ = _open(_shard(path, file))
         differ = {name for name, owner in owners.items() if owner == file} ^ entries.keys()
         if differ:
             raise refusal(path, f"disagrees with shard {file!r} about {some(sorted(differ))}")
         merged |= entries
         metadata = {**more, **metadata}
         notes += [f"{file}: {note}" for note in said]
-    return {name: merged[name] for name in owners}, metadata, notes
+    return Opened({name: merged[name] for name in owners}, metadata, notes)
 
 
 def _shard(index: Path, file: str) -> Path:
@@ -213,17 +359,9 @@ def _shard(index: Path, file: str) -> Path:
 
 
 def _json(path: Path, text: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
-        if twice:
-            raise refusal(path, f"{some(twice)} stands twice in its JSON", "do not trust this file")
-        return dict(pairs)
-
     try:
-        value = json.loads(text, object_pairs_hook=unique)
-    except CheckpointError:
-        raise
-    except (ValueError, RecursionError) as error:
+        value = files.parse(text)
+    except ValueError as error:
         raise refusal(path, f"malformed JSON ({str(error)[:200]})") from error
     if not isinstance(value, dict):
         raise refusal(path, f"its JSON is a {type(value).__name__}, not a mapping")
@@ -257,7 +395,7 @@ def _safetensors(path: Path) -> Opened:
             pass  # the reference parser looks for what is left: overlaps, holes, trailing bytes
     except Exception as error:
         raise refusal(path, f"damaged safetensors file ({str(error)[:200]})") from error
-    return entries, metadata, []
+    return Opened(entries, metadata, [])
 
 
 def _entry(path: Path, name: str, claim: Any, start: int, stamp: tuple[int, ...]) -> Entry:
@@ -415,33 +553,15 @@ def _stream(
 
 
 def _write(path: Path, written: Mapping[Path, Callable[[BinaryIO], None]], old: list[Path]) -> None:
-    """All temporary files, then the renames in order, and last what remains of the old checkpoint goes."""
-    temporary = {file: file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp") for file in written}
-    doing = "written"
+    # the old index goes first: else a kill between two renames would leave it over new shards
+    first = [item for item in old if len(written) > 1 and item.name.endswith(_INDEX)]
     try:
-        for target, write in written.items():
-            with temporary[target].open("xb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-        doing = "put in its place"
-        for item in old:
-            if len(written) > 1 and item.name.endswith(_INDEX):
-                item.unlink()  # else a kill between two renames would leave the old index over new shards
-        for target, source in temporary.items():
-            os.replace(source, target)
-        _sync(target.parent)
-        for item in old:
-            if item not in written:
-                item.unlink(missing_ok=True)
+        files.write_all(written, first=first, last=[item for item in old if item not in written])
     except OSError as error:
         do = "free space or choose another place"
-        raise refusal(path, f"could not be {doing} ({error.strerror or error})", do) from error
+        raise refusal(path, f"could not be written ({error.strerror or error})", do) from error
     except UnicodeEncodeError as error:
         raise refusal(path, f"a name or metadata text is not valid Unicode ({error})", "rename it") from error
-    finally:
-        for source in temporary.values():
-            source.unlink(missing_ok=True)
 
 
 def _dump(file: BinaryIO, value: Mapping[str, Any]) -> None:
@@ -453,13 +573,3 @@ def _cumulative(values: Iterable[int]) -> Iterator[int]:
     for value in values:
         total += value
         yield total
-
-
-def _sync(folder: Path) -> None:
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            with suppress(OSError):  # some network file systems cannot; the files are in their place already
-                os.fsync(handle)
-        finally:
-            os.close(handle)

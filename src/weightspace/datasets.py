@@ -3,7 +3,8 @@
 Images are float32 (example, channel, height, width). A folder is `dir`, or else WEIGHTSPACE_DATA of the
 environment; it holds the files themselves or a folder named after the data set. Nothing is downloaded. The
 sizes that a file claims are checked against its bytes before anything is allocated, and nothing in a file is
-run. Every function raises `TaskError` for a file that is missing or unusable.
+run. What unpacks to more than 4 times its file and 256 MiB is refused, or to more than WEIGHTSPACE_UNPACKED bytes
+of the environment. Every function raises `TaskError` for a file that is missing or unusable.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
+from weightspace import files
 from weightspace.task import Task, TaskError
 
 if TYPE_CHECKING:
@@ -44,8 +46,14 @@ _LABELS = ("label", "labels", "fine_label", "y", "target", "score")
 _IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _DEFLATE = 1032  # no deflate stream grows by more
 _PIXELS = 1 << 24
+_UNPACKED = 1 << 28  # bytes that a small file may unpack to
+_ROWS = 16  # images that are read at once
+_DIRECTORY = 12_000_000  # bytes of a zip's list of its arrays
+_INPUTS = ("x", "inputs", "input", "input_ids", "images", "image", "data", "features", "pixel_values", "tokens")
+_TARGETS = ("y", "labels", "label", "targets", "target")
+_BESIDE = ("token_type_ids", "position_ids", "decoder_input_ids", "lengths")  # and all that is called a mask
 _BROKEN = (
-    *(OSError, EOFError, ValueError, LookupError, RuntimeError, MemoryError),
+    *(OSError, EOFError, ValueError, LookupError, RuntimeError),
     *(zlib.error, zipfile.BadZipFile, struct.error),
 )
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
@@ -98,7 +106,7 @@ def cifar10(
     Source: A. Krizhevsky, Learning multiple layers of features from tiny images, 2009.
     """
     _check_split(split)
-    pixels, labels = _parquet(_find(_folder("cifar10", dir), f"{split}.parquet"))
+    pixels, labels, _ = _parquet(_find(_folder("cifar10", dir), f"{split}.parquet"))
     if pixels.dtype != np.uint8 or pixels.shape[1:] != (3, 32, 32):
         raise TaskError(f"{split}.parquet holds {pixels.shape[1:]} {pixels.dtype}, not images of (3, 32, 32)")
     return _images(pixels, labels, "cifar10", flat, batch)
@@ -107,31 +115,44 @@ def cifar10(
 def read(path: str | os.PathLike[str], *, split: str = "train", batch: int = 512) -> Task:
     """The task in a file: .npz, idx or idx.gz, parquet; or in a folder of mnist, fashion-mnist or cifar10.
 
-    .npz: arrays x and y, inputs and labels, x_train and y_train (of `split`), or the first two; x or inputs alone is a
-    task without labels. Idx: images, with their labels beside them under the official name. Parquet: a column of
-    encoded images, or else all numeric columns; and a column label, labels, fine_label, y, target or score. Inputs of
-    uint8 are scaled to [0, 1], others are left as they are. A folder is read as the data set of that name,
-    standardised; `split` is "train" or "test".
+    .npz: arrays x and y, inputs and labels (or other usual names), x_train and y_train (of `split`), or the first of
+    two and the second; inputs alone are a task without labels. What else a network takes, a mask above all, goes in
+    beside the inputs: they are then a mapping by these names. Idx: images, with their labels beside them under the
+    official name. Parquet: a column of encoded images, or else all numeric columns; and a column label, labels,
+    fine_label, y, target or score. `notes` of the task tells what was left out or guessed. Inputs of uint8 are scaled
+    to [0, 1], others are left as they are. A folder is read as the data set of that name, standardised; `split` is
+    "train" or "test".
     """
     path = Path(path).expanduser()
     _check_split(split)
     if path.is_dir():
         return _known_folder(path)(path, split, batch=batch)
     with _reading(path), open(path, "rb") as file:
-        magic = file.read(4)
+        magic = file.read(200)
+    if what := files.instead(magic):
+        raise TaskError(f"{path} is {what[0]}; {what[1]}")
     if not magic:
         raise TaskError(f"{path} is empty; give an .npz, idx, idx.gz or parquet file")
+    notes: list[str] = []
     if magic[:2] == b"PK":
-        inputs, labels = _npz(path, split)
-    elif magic == b"PAR1":
-        inputs, labels = _parquet(path)
+        inputs, labels, notes = _npz(path, split)
+    elif magic[:4] == b"PAR1":
+        inputs, labels, notes = _parquet(path)
     elif magic[:2] in (b"\x1f\x8b", b"\0\0"):
         inputs, labels = _idx(path), _idx(_labels_beside(path))
         inputs = inputs[:, None] if inputs.ndim == 3 else inputs
     else:
         raise TaskError(f"{path} is of no known kind; give an .npz, idx, idx.gz or parquet file")
     with _about(path):
-        return Task(_scaled(inputs) if inputs.dtype == np.uint8 else inputs, labels, batch=batch)
+        task = Task(_plain(inputs), labels, batch=batch)
+    task.notes = tuple(f"{path}: {note}" for note in notes)
+    return task
+
+
+def _plain(inputs: Any) -> Any:
+    if isinstance(inputs, dict):
+        return {name: _plain(part) if name in _INPUTS else part for name, part in inputs.items()}
+    return _scaled(inputs) if inputs.dtype == np.uint8 else inputs
 
 
 def _known_folder(path: Path) -> Any:
@@ -192,6 +213,8 @@ def _reading(path: Path) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise TaskError(f"{path} does not exist; give an .npz, idx, idx.gz or parquet file") from error
+    except MemoryError as error:
+        raise TaskError(f"{path} does not fit into the free memory; give fewer examples") from error
     except _BROKEN as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TaskError(f"{path} cannot be read, it is broken or cut short ({reason}); copy it again") from error
@@ -203,6 +226,18 @@ def _about(path: Path) -> Iterator[None]:
         yield
     except TaskError as error:
         raise TaskError(f"{path}: {error}") from error
+    except MemoryError as error:
+        raise TaskError(f"{path} does not fit into the free memory; give fewer examples") from error
+
+
+def _room(path: Path, unpacked: int) -> None:
+    """Raise `TaskError` for what unpacks to more than was allowed."""
+    size, told = path.stat().st_size, os.environ.get("WEIGHTSPACE_UNPACKED", "")
+    if unpacked > (int(told) if told.isdecimal() else max(_UNPACKED, 4 * size)):
+        raise TaskError(
+            f"{path} unpacks from {size:,} bytes to {unpacked / 1e6:,.0f} MB, which is large for it; if that is right, "
+            f"set WEIGHTSPACE_UNPACKED={unpacked} in the environment"
+        )
 
 
 def _idx(path: Path) -> np.ndarray:
@@ -222,6 +257,7 @@ def _idx(path: Path) -> np.ndarray:
         claimed = math.prod(shape) * dtype.itemsize
         if claimed + 4 + len(sizes) > size * (_DEFLATE if packed else 1):
             raise TaskError(f"{path} claims {claimed:,} bytes {shape}, too many for a file of {size:,}; copy it again")
+        _room(path, claimed if packed else 0)
         body = file.read(claimed)
         more = file.read(1)
     if len(body) < claimed or more:
@@ -238,27 +274,88 @@ def _labels_beside(path: Path) -> Path:
     return _find(path.parent, f"{start}labels-idx1{end[1:]}")
 
 
-def _npz(path: Path, split: str) -> tuple[np.ndarray, np.ndarray | None]:
-    with _reading(path), zipfile.ZipFile(path) as archive:
-        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        pairs = [("x", "y"), ("inputs", "labels"), (f"x_{split}", f"y_{split}")]
-        if len(members) == 1 and (alone := {"x", "inputs"} & set(members)):
-            return _npy(archive, members[alone.pop()], path), None
-        names = next((pair for pair in pairs if set(pair) <= set(members)), tuple(members)[:2])
-        if len(names) < 2:
-            seen = ", ".join(members) or "no array"
-            raise TaskError(f"{path} holds {seen}; save it as numpy.savez(path, x=inputs, y=labels)")
-        inputs, labels = (_npy(archive, members[name], path) for name in names)
-        return inputs, labels
+def _npz(path: Path, split: str) -> tuple[Any, np.ndarray | None, list[str]]:
+    with _reading(path):
+        if files.directory_size(path) > _DIRECTORY:
+            raise TaskError(f"{path} lists more arrays than any data set has; save it by numpy.savez")
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            end = f"_{split}"
+            if any(name.removesuffix(end) in _INPUTS for name in members if name.endswith(end)):
+                members = {n.removesuffix(end): i for n, i in members.items() if not n.endswith(_other(split))}
+            sizes = {name: _length(archive, info) for name, info in members.items()}
+            inputs, labels, notes = _roles(path, sizes)
+            read = [members[name] for name in (*inputs, *([labels] if labels else []))]
+            for info in read:
+                _honest(path, info)
+            _room(path, sum(info.file_size for info in read))
+            found = {name: _npy(archive, members[name], path) for name in inputs}
+            y = _npy(archive, members[labels], path) if labels else None
+    return found if len(found) > 1 else found[inputs[0]], y, notes
 
 
-def _npy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> np.ndarray:
-    """One array, read only if the size that its header claims is the size that the archive holds."""
+def _other(split: str) -> tuple[str, ...]:
+    return tuple(f"_{name}" for name in ("train", "test", "val", "valid", "validation") if name != split)
+
+
+def _is_beside(name: str) -> bool:
+    return "mask" in name.lower() or name in _BESIDE
+
+
+def _roles(path: Path, sizes: dict[str, int]) -> tuple[list[str], str | None, list[str]]:
+    """Which arrays are the inputs, which the labels, by their names; a note of what was guessed or left out."""
+    inputs = [name for name in sizes if name.lower() in _INPUTS]
+    labels = [name for name in sizes if name.lower() in _TARGETS]
+    beside = [name for name in sizes if _is_beside(name)]
+    others = [name for name in sizes if name not in (*inputs, *labels, *beside)]
+    notes: list[str] = []
+    if len(labels) > 1 or not sizes or not inputs + others:
+        seen = ", ".join(sizes) or "no array"
+        raise TaskError(f"{path} holds {seen}; save it as numpy.savez(path, x=inputs, y=labels)")
+    if not inputs:
+        alike = [name for name in others if not labels or sizes[name] == sizes[labels[0]]] or others[:1]
+        if labels and len(alike) > 1:
+            raise TaskError(f"{path} holds {', '.join(sizes)}: which are the inputs? save them under the name x")
+        inputs = alike[:1]
+        others.remove(inputs[0])
+    if not labels:
+        alike = [name for name in others if sizes[name] == sizes[inputs[0]]] or others[:1]
+        if len(alike) > 1 or (alike and beside):
+            raise TaskError(f"{path} holds {', '.join(sizes)}: which are the labels? save them under the name labels")
+        if not alike and inputs[0].lower() not in _INPUTS:
+            raise TaskError(f"{path} holds {', '.join(sizes)}; save it as numpy.savez(path, x=inputs, y=labels)")
+        if alike:
+            labels = alike
+            others.remove(alike[0])
+            notes.append(f"took {inputs[0]!r} for the inputs and {alike[0]!r} for the labels")
+    if others:
+        notes.append(f"left out {', '.join(map(repr, others[:6]))}")
+    return inputs + beside, labels[0] if labels else None, notes
+
+
+def _length(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
+    """How many rows an array claims to have; -1 where it says nothing that could be read."""
+    with archive.open(info) as file:
+        try:
+            version = npy.read_magic(file)
+            shape = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(file)[0]
+        except _BROKEN:
+            return -1
+    return int(shape[0]) if shape else 0
+
+
+def _honest(path: Path, info: zipfile.ZipInfo) -> None:
+    """Raise `TaskError` for an array that cannot be as large as it says."""
     name, size = info.filename, path.stat().st_size
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise TaskError(f"{path}: {name} is packed in a way numpy does not write; save it by numpy.savez")
     if info.compress_size > size or info.file_size > _DEFLATE * (info.compress_size + 1):
         raise TaskError(f"{path}: {name} claims {info.file_size:,} bytes in a file of {size:,}; save it again")
+
+
+def _npy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> np.ndarray:
+    """One array, read only if the size that its header claims is the size that the archive holds."""
+    name = info.filename
     with archive.open(info) as file:
         version = npy.read_magic(file)
         if version not in ((1, 0), (2, 0)):
@@ -271,7 +368,9 @@ def _npy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> np.ndar
     if claimed != info.file_size:
         raise TaskError(f"{path}: {name} claims {claimed:,} bytes {shape} and holds {info.file_size:,}; save it again")
     with archive.open(info) as file:
-        return npy.read_array(file, allow_pickle=False)
+        array = npy.read_array(file, allow_pickle=False)
+        file.read(1)  # the end: here the checksum is looked at
+    return array
 
 
 def _extra() -> tuple[Any, Any, Any]:
@@ -284,23 +383,29 @@ def _extra() -> tuple[Any, Any, Any]:
     return pyarrow, pyarrow.parquet, Image
 
 
-def _parquet(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _parquet(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     arrow, parquet, image = _extra()
-    with _reading(path), parquet.ParquetFile(path) as file:
+    with _reading(path), parquet.ParquetFile(path, page_checksum_verification=True) as file:
         size, rows, schema = path.stat().st_size, file.metadata.num_rows, file.schema_arrow
         if not 0 < rows <= 8 * size:  # less than a bit for a row is no data
             raise TaskError(f"{path} claims {rows:,} rows in {size:,} bytes; write it again")
         label = next((name for name in _LABELS if name in schema.names), None)
         if label is None:
             raise TaskError(f"{path} has columns {', '.join(schema.names)}, no label; name one of them 'label'")
-        labels = _numbers(file, [label], path)[:, 0]
+        groups = file.metadata
+        _room(path, sum(groups.row_group(k).total_byte_size for k in range(groups.num_row_groups)))
         pictures = [field.name for field in schema if _is_picture(arrow, field.type)]
+        if len(pictures) > 1:
+            raise TaskError(f"{path} has images in the columns {', '.join(pictures)}; keep one of them")
+        names = pictures or [name for name in schema.names if name != label and "label" not in name.lower()]
+        left = [name for name in schema.names if name not in (*names, label)]
+        notes = [f"took {label!r} for the labels, left out {', '.join(map(repr, left[:6]))}"] if left else []
+        labels = _numbers(file, [label], path)[:, 0]
         if pictures:
-            return _pictures(file, pictures[0], image, path), labels
-        names = [name for name in schema.names if name != label]
+            return _pictures(file, pictures[0], image, path), labels, notes
         if not names:
             raise TaskError(f"{path} has only the column {label}; add columns of inputs")
-        return _numbers(file, names, path).astype(np.float32), labels
+        return _numbers(file, names, path).astype(np.float32), labels, notes
 
 
 def _is_picture(arrow: Any, type: Any) -> bool:
@@ -314,6 +419,7 @@ def _numbers(file: Any, names: list[str], path: Path) -> np.ndarray:
         kind = file.schema_arrow.field(name).type
         if str(kind) not in ("bool", "halffloat", "float", "double") and "int" not in str(kind):
             raise TaskError(f"{path}: column {name} holds {kind}, not numbers; encode it (tokenize text) first")
+    _room(path, 8 * file.metadata.num_rows * len(names))
     table = file.read(columns=names)
     holes = [name for name in names if table[name].null_count]
     if holes:
@@ -323,12 +429,15 @@ def _numbers(file: Any, names: list[str], path: Path) -> np.ndarray:
 
 def _pictures(file: Any, column: str, image: Any, path: Path) -> UInt8[np.ndarray, "n c h w"]:
     parts, row, first = [], 0, None
-    for batch in file.iter_batches(batch_size=1024, columns=[column]):
+    for batch in file.iter_batches(batch_size=_ROWS, columns=[column]):
         decoded = []
         for entry in batch.column(0).to_pylist():
             blob = entry.get("bytes") if isinstance(entry, dict) else entry
             decoded.append(_picture(blob, image, first, f"{path}, row {row}"))
-            first, row = decoded[0].shape if first is None else first, row + 1
+            if first is None:
+                first = decoded[0].shape
+                _room(path, math.prod(first) * file.metadata.num_rows)
+            row += 1
         parts.append(np.stack(decoded))
     pixels = np.concatenate(parts)
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
@@ -352,6 +461,8 @@ def _picture(blob: bytes | None, image: Any, shape: Any, place: str) -> UInt8[np
     ):
         raise TaskError(f"{place} is {height} x {width} {picture.mode}, unlike {shape or '8-bit RGB or L'}; convert it")
     try:
+        if picture.format == "PNG":  # it carries checksums, which decoding alone does not look at
+            image.open(io.BytesIO(blob or b""), formats=("PNG",)).verify()
         pixels = np.asarray(picture.convert("L" if grey else "RGB"))
     except (OSError, ValueError, SyntaxError) as error:
         raise TaskError(f"{place} is an image that is broken or cut short; write it again") from error

@@ -32,6 +32,7 @@ __all__ = [
     "checked",
     "loose",
     "math_attention",
+    "prefixes",
     "squared_distance",
     "unfrozen",
 ]
@@ -335,8 +336,10 @@ class Net:
     def load(self, tensors: Mapping[str, Tensor]) -> Net:
         """The same architecture at the point that `tensors` names (parameters and persistent buffers).
 
-        A tied tensor may come under any of its names. The dtypes are those of `tensors`. Raises
-        `ArchitectureMismatch` for a missing, unexpected or misshapen tensor.
+        A tied tensor may come under any of its names, and under several if they hold the same numbers. A counter of
+        BatchNorm's batches that is missing is 0. The dtypes are those of `tensors`. Raises `ArchitectureMismatch` for a
+        missing, unexpected or misshapen tensor, and for a tied one with two values. A prefix that all names have is
+        left out.
         """
         if not isinstance(tensors, Mapping):
             raise WeightspaceError(
@@ -344,7 +347,7 @@ class Net:
             )
         picked = _pick(self, tensors)
         weights = Weights(_Renamed(tensors, {name: picked[name] for name in self.weights}))
-        state = Weights(_Renamed(tensors, {name: picked[name] for name in self.state}))
+        state = Weights(_Renamed(tensors, {name: picked.get(name) for name in self.state}))
         return Net(self.architecture, weights, state)
 
     def module(self) -> nn.Module:
@@ -569,13 +572,18 @@ def _place(target: torch.device | torch.dtype | str) -> torch.device | torch.dty
 
 
 class _Renamed(Mapping[str, Tensor]):
-    """`tensors` under other names, still read one at a time."""
+    """`tensors` under other names, still read one at a time; a name that is None is a counter that stands at 0."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], names: Mapping[str, str | None]) -> None:
         self._tensors, self._names = tensors, names
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[self._names[name]].detach()
+        source = self._names[name]
+        return self._counter() if source is None else self._tensors[source].detach()
+
+    def _counter(self) -> Tensor:
+        place = next((form[2] for form in _forms(self._tensors).values()), None)
+        return torch.zeros((), dtype=torch.long, device=place)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -585,7 +593,9 @@ class _Renamed(Mapping[str, Tensor]):
 
     def forms(self) -> dict[str, _Form]:
         forms = _forms(self._tensors)
-        return {name: forms[source] for name, source in self._names.items()}
+        blank = self._counter()
+        counter = (blank.shape, blank.dtype, blank.device)
+        return {name: counter if source is None else forms[source] for name, source in self._names.items()}
 
 
 _Form: TypeAlias = tuple[torch.Size, torch.dtype, torch.device]
@@ -660,7 +670,7 @@ def _aliases(module: nn.Module) -> dict[str, str]:
 
 
 def _pick(net: Net, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """The Net's own names -> the names under which `tensors` holds them."""
+    """The Net's own names -> the names under which `tensors` holds them; counters that it lacks are left out."""
     aliases = _aliases(net.architecture)
     wanted = {name: tensor.shape for name, tensor in net.tensors.items()}
     forms = _forms(tensors)
@@ -674,6 +684,16 @@ def _pick(net: Net, tensors: Mapping[str, Tensor]) -> dict[str, str]:
     missing = [name for name in wanted if name not in found and name not in counters]
     extra = [name for name in given if name not in aliases]
     if missing or extra:
+        under = [prefix for prefix in prefixes(net, given) if prefix]
+        if under and all(name.startswith(under[0]) for name in given):
+            inside = _Renamed(tensors, {name.removeprefix(under[0]): name for name in given})
+            return {owner: under[0] + name for owner, name in _pick(net, inside).items()}
+        if under and missing:
+            left = [name for name in given if not name.startswith(under[0])]
+            raise ArchitectureMismatch(
+                f"the tensors of this architecture are there under {', '.join(map(repr, under))}, "
+                f"beside {', '.join(left[:3])}; choose them, as checkpoint.read(path, weights={under[0][:-1]!r})"
+            )
         raise ArchitectureMismatch(_difference(wanted, {aliases.get(n, n): shape for n, shape in given.items()}))
     shapes = {owner: given[name] for owner, name in found.items()}
     for owner, name in found.items():
@@ -681,10 +701,41 @@ def _pick(net: Net, tensors: Mapping[str, Tensor]) -> dict[str, str]:
             raise ArchitectureMismatch(f"{name} holds {forms[name][1]}; give the weights in floating-point numbers")
     if any(shapes[owner] != wanted[owner] for owner in shapes):
         raise ArchitectureMismatch(_difference({o: wanted[o] for o in shapes}, shapes))
-    absent = [name for name in counters if name not in found]
-    if absent:
-        raise ArchitectureMismatch(f"missing: {', '.join(sorted(absent)[:3])}; save the whole state_dict()")
+    for name in given:
+        kept = found.get(aliases[name], name)
+        if name != kept and not _equal(forms[name], forms[kept], tensors, name, kept):
+            raise ArchitectureMismatch(
+                f"{name} and {kept} are one tensor in this architecture and differ here; "
+                "give the architecture that does not tie them, or weights in which they are equal"
+            )
     return found
+
+
+def prefixes(net: Net, names: Iterable[str]) -> list[str]:
+    """Under which prefixes a file that holds these names holds every tensor of the network: "", "model.", both."""
+    given, aliases = {*names}, _aliases(net.architecture)
+    called: dict[str, list[str]] = {name: [] for name in net.tensors if not name.endswith("num_batches_tracked")}
+    for name, owner in aliases.items():
+        if owner in called:
+            called[owner].append(name)
+    first = next(iter(called.values()), [])
+    starts = {n[: -len(own)]: None for n in given for own in first if n == own or n.endswith(f".{own}")}
+    return [start for start in sorted(starts) if all(any(start + n in given for n in called[o]) for o in called)]
+
+
+def _equal(one: _Form, other: _Form, tensors: Mapping[str, Tensor], name: str, kept: str) -> bool:
+    """Whether two tensors hold the same numbers, NaN in the same places; on the meta device, whether they could."""
+    if one[0] != other[0] or "meta" in (one[2].type, other[2].type):
+        return one[0] == other[0]
+    a, b = tensors[name].detach(), tensors[kept].detach()
+    if (a.data_ptr(), a.stride(), a.dtype) == (b.data_ptr(), b.stride(), b.dtype):
+        return True
+    wide = torch.complex128 if a.is_complex() or b.is_complex() else torch.float64
+    for p, q in zip(a.reshape(-1).split(_BLOCK), b.reshape(-1).split(_BLOCK), strict=True):
+        p, q = p.to(wide), q.to(p.device, wide)
+        if not bool(((p == q) | ((p != p) & (q != q))).all()):
+            return False
+    return True
 
 
 def _difference(expected: Mapping[str, torch.Size], seen: Mapping[str, torch.Size]) -> str:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import os
-import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +18,7 @@ from string import Template
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from weightspace import files
 from weightspace.net import WeightspaceError
 
 __all__ = ["FONT", "Card", "Figure", "Page", "Table", "as_text", "render", "save"]
@@ -78,14 +77,8 @@ def as_text(text: str) -> str:
 
 def save(pages: Sequence[Page], path: Path, *, title: str = "weightspace") -> None:
     """Write the pages as one file, whole or not at all. Raises `WeightspaceError`."""
-    text = render(pages, title=title)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        try:
-            temporary.write_text(text, encoding="utf-8", newline="\n")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        files.write(path, render(pages, title=title))
     except OSError as error:
         raise WeightspaceError(f"{path} cannot be written ({error.strerror}); choose another place") from error
 

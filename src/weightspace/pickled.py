@@ -8,7 +8,9 @@ from __future__ import annotations
 import io
 import math
 import pickletools
+import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -17,13 +19,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from weightspace import files
 from weightspace.entry import (
+    DIRECTORY,
     HEADER,
     PT2,
     SAFE,
     CheckpointError,
     Entry,
     Opened,
+    chosen,
     count,
     dense,
     is_size,
@@ -31,11 +36,14 @@ from weightspace.entry import (
     refusal,
     shape_of,
     some,
+    words,
 )
 
 __all__ = ["read_torch"]
 
-_NESTS = ("state_dict", "model_state_dict", "model")
+_BESIDE = {*"optimizer optimizers optimiser optim scheduler scaler sampler rng".split()}
+_DEEPEST, _MOST = 4, 10_000  # of mappings in mappings
+_FOREIGN = {".npy": "a file of numpy arrays (.npz)", "model.weights.h5": "a Keras network"}
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _ITEMSIZE = {
     **{"DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "BoolStorage": 1},
@@ -53,31 +61,66 @@ _KINDS = {
 }
 
 
-def read_torch(path: Path) -> Opened:
-    """The tensors of a file that `torch.save` wrote; raises `CheckpointError` before anything of it could run."""
+def read_torch(path: Path, wanted: str | None = None) -> Opened:
+    """The network in a file that `torch.save` wrote; of several, the one that `wanted` names.
+
+    Raises `CheckpointError`, before anything of the file could run.
+    """
     with path.open("rb") as file:
         zipped = file.read(4) == b"PK\3\4"
     try:
-        (_audit_zip if zipped else _audit_legacy)(path)
+        sums = _audit(path, zipped)
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except (CheckpointError, OSError):
         raise
+    except MemoryError as error:
+        raise refusal(path, "does not fit into the free memory", "use a larger machine") from error
     except Exception as error:
         why = str(error)[:200] or type(error).__name__
         raise refusal(path, f"damaged, or not a state dict that torch.save wrote ({why})") from error
-    return _unwrap(path, loaded)
+    return _unwrap(path, loaded, wanted, _Sums(path, sums))
 
 
-def _audit_zip(path: Path) -> None:
-    size = path.stat().st_size
+def _audit(path: Path, zipped: bool) -> set[tuple[int, int]] | None:
+    if zipped:
+        return _audit_zip(path)
+    _audit_legacy(path)
+    return None
+
+
+class _Sums:
+    """The checksums of the storages in a zip, which torch itself does not look at; a storage is looked at once."""
+
+    def __init__(self, path: Path, known: set[tuple[int, int]] | None) -> None:
+        self._path, self._known, self._seen = path, known, set[int]()
+
+    def check(self, name: str, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if self._known is None or storage.data_ptr() in self._seen:
+            return
+        raw: Any = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
+        if (storage.nbytes(), zlib.crc32(raw)) not in self._known:
+            raise refusal(self._path, f"tensor {name!r} is damaged, its checksum is another")
+        self._seen.add(storage.data_ptr())
+
+
+def _audit_zip(path: Path) -> set[tuple[int, int]] | None:
+    """Sizes and checksums of the records; None where the file was written without them."""
+    size, listed = path.stat().st_size, files.directory_size(path)
+    if listed > DIRECTORY:
+        raise refusal(path, f"a zip that lists its records in {listed:,} bytes (limit {DIRECTORY:,})", SAFE)
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
+        if not records:
+            raise refusal(path, "an empty zip")
         root = records[0].filename.split("/")[0] + "/"
         sizes = {record.filename.removeprefix(root): record.file_size for record in records}
         if "archive_format" in sizes or any(name.startswith("models/") for name in sizes):
             raise refusal(path, *PT2)
         if "constants.pkl" in sizes or any(name.startswith("code/") for name in sizes):
             raise refusal(path, "a TorchScript archive is code and was not opened", SAFE)
+        if foreign := next((what for ending, what in _FOREIGN.items() if _ends(records, ending)), None):
+            raise refusal(path, f"is {foreign}, no checkpoint of torch", "give safetensors or what torch.save wrote")
         unpacked = sum(record.file_size for record in records)
         if unpacked > size or any(record.compress_type != zipfile.ZIP_STORED for record in records):
             raise refusal(path, f"a compressed zip, {size:,} bytes that claim to be {unpacked:,}", SAFE)
@@ -88,12 +131,22 @@ def _audit_zip(path: Path) -> None:
         if not 0 < sizes.get("data.pkl", 0) <= HEADER:
             seen = sizes.get("data.pkl", 0)
             raise refusal(path, f"a zip with a data.pkl of {seen:,} bytes (wanted 1 to {HEADER:,})", SAFE)
+        summed = any(record.CRC for record in records)
+        if not summed:  # torch can be told not to compute them
+            archive.getinfo(root + "data.pkl").CRC = None  # type: ignore[assignment]
         audit = _Audit(path)
         audit.run(io.BytesIO(archive.read(root + "data.pkl")))
     for key, storage in audit.claimed.items():
         held = sizes.get(f"data/{key}", 0)
         if storage.nbytes > held:
             raise refusal(path, f"storage {key!r} claims {count(storage.nbytes)} bytes, its record has {held:,}")
+        if summed and storage.nbytes < held:
+            raise refusal(path, f"storage {key!r} claims {storage.nbytes:,} of the {held:,} bytes of its record")
+    return {(record.file_size, record.CRC) for record in records} if summed else None
+
+
+def _ends(records: list[zipfile.ZipInfo], ending: str) -> bool:
+    return any(record.filename.endswith(ending) for record in records)
 
 
 def _audit_legacy(path: Path) -> None:
@@ -137,6 +190,7 @@ class _Tuple(tuple[Any, ...]):
 
 
 _TENSOR, _MAPPING, _ORDERED, _OTHER = object(), object(), object(), object()
+_OPERATIONS, _CONTAINERS_MOST = 5_000_000, 1_000_000  # 100,000 tensors take 3,000,000 and 400,000
 _PLAIN = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"}
 _CONSTANT: dict[str, Callable[[], Any]] = {
     **{"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False},
@@ -155,21 +209,26 @@ class _Audit:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.claimed: dict[str, _Storage] = {}
+        self.made = 0
 
     def run(self, stream: io.BytesIO) -> Any:
         """The value of the next pickle in the stream; mappings and tensors in it are mere tokens."""
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
-        for opcode, value, _ in pickletools.genops(stream):
+        for number, (opcode, value, _) in enumerate(pickletools.genops(stream)):
             if opcode.name == "STOP":
                 break
+            if number > _OPERATIONS or self.made > _CONTAINERS_MOST:
+                raise ValueError("a pickle of more operations than any network takes")
             if opcode.name in _PLAIN:
                 self.stack.append(value)
             elif opcode.name in _CONSTANT:
                 self.stack.append(_CONSTANT[opcode.name]())
             else:
+                self.made += opcode.name.startswith("TUPLE")
                 self._step(opcode.name, value)
+            self.made += opcode.name == "EMPTY_LIST"
         return self.stack.pop()
 
     def _step(self, opcode: str, value: Any) -> None:
@@ -217,6 +276,8 @@ class _Audit:
         dtype = module == "torch" and isinstance(getattr(torch, kind, None), torch.dtype)
         if stored or dtype or name in (_REBUILD | _CONTAINERS | {_PARAMETER, _BYTES}):
             return _Global(name)
+        if module == "torch" and re.fullmatch(r"(q?u?int|b?float|complex|bits)\d\w*", kind):
+            raise refusal(self.path, f"holds numbers of {kind}, which this torch lacks", "convert them to float32")
         if name in _KINDS:
             raise refusal(self.path, f"holds {_KINDS[name]}", "save dense tensors as safetensors")
         called = f"{name.replace(' ', '.')!r:.80}"
@@ -265,31 +326,60 @@ class _Audit:
         return _TENSOR
 
 
-def _unwrap(path: Path, loaded: Any) -> Opened:
-    """The state dict in what was loaded; a training checkpoint's scalars become metadata, the rest a note."""
-    metadata: dict[str, str] = {}
-    notes: list[str] = []
-    while isinstance(loaded, dict) and len(notes) < 4:
-        scalars = {key: str(item) for key, item in loaded.items() if isinstance(item, (str, int, float))}
-        metadata |= {key: text for key, text in scalars.items() if isinstance(key, str)}
-        nest = next((nest for nest in _NESTS if isinstance(loaded.get(nest), dict)), None)
-        if nest is None:
-            break
-        left = [key for key in loaded if key != nest and key not in scalars]
-        notes.append(f"took {nest!r}" + (f", left out {some(left)}" if left else ""))
-        loaded = loaded[nest]
-    if not isinstance(loaded, dict) or not any(isinstance(item, Tensor) for item in loaded.values()):
+def _unwrap(path: Path, loaded: Any, wanted: str | None, sums: _Sums) -> Opened:
+    """The one network in what was loaded; scalars beside it become metadata, the rest a note."""
+    found = _networks(path, loaded) if isinstance(loaded, dict) else {}
+    if not found:
         seen = f"only {some(loaded) or 'an empty mapping'}" if isinstance(loaded, dict) else type(loaded).__name__
         raise refusal(path, f"no tensors under names, but {seen}", "save module.state_dict() alone")
-    for name, item in loaded.items():
-        if not isinstance(name, str) or not isinstance(item, (Tensor, str, int, float)):
+    taken = chosen(path, found, wanted)
+    tree, metadata, left = loaded, dict[str, str](), list[str]()
+    for depth, key in enumerate((*found[taken], None)):
+        scalars = {k: str(item) for k, item in tree.items() if isinstance(item, (str, int, float))}
+        metadata |= {k: text for k, text in scalars.items() if isinstance(k, str)}
+        beside = [k for k in tree if k != key and k not in scalars] if key is not None else _mappings(tree)
+        left += [".".join(map(str, (*found[taken][:depth], k))) for k in beside]
+        tree = tree[key] if key is not None else tree
+    for name, item in tree.items():
+        if not isinstance(name, str) or not isinstance(item, (Tensor, str, int, float, dict)):
             seen = f"entry {name!r:.80} is a {type(item).__name__}, wanted a tensor under a text name"
             raise refusal(path, seen, "save module.state_dict() alone")
-    named = {name: item for name, item in loaded.items() if isinstance(item, Tensor)}
+    named = {name: item for name, item in tree.items() if isinstance(item, Tensor)}
     for name, tensor in named.items():
         dense(path, name, tensor)
-    return {name: Entry(t.shape, t.dtype, partial(_own, t)) for name, t in named.items()}, metadata, notes
+    entries = {name: Entry(t.shape, t.dtype, partial(_own, t, name, sums)) for name, t in named.items()}
+    left.sort(key=lambda key: key not in found)  # what may have been meant comes first
+    took, lost = [f"took {taken!r}"] if taken else [], [f"left out {some(left)}"] if left else []
+    return Opened(entries, metadata, [", ".join(took + lost)] if took + lost else [], taken)
 
 
-def _own(tensor: Tensor) -> Tensor:
+def _mappings(tree: dict[Any, Any]) -> list[Any]:
+    return [key for key, item in tree.items() if isinstance(item, dict)]
+
+
+def _networks(path: Path, loaded: dict[Any, Any]) -> dict[str, tuple[Any, ...]]:
+    """The mappings of names to weights that are in a file, by dotted names: the keys that lead to each."""
+    levels: list[tuple[tuple[Any, ...], dict[Any, Any]]] = [((), loaded)]
+    seen: list[tuple[tuple[Any, ...], dict[Any, Any]]] = []
+    for keys, tree in levels:
+        if {"state", "param_groups"} <= tree.keys():  # of an optimiser, whatever it is called
+            continue
+        seen.append((keys, tree))
+        deeper = [key for key in _mappings(tree) if isinstance(key, str) and not words(key) & _BESIDE]
+        levels += [((*keys, key), tree[key]) for key in deeper if len(keys) < _DEEPEST]
+        if len(levels) > _MOST:
+            raise refusal(path, "mappings nested without end", "save module.state_dict() alone")
+    for kind in (_is_weight, torch.is_tensor):
+        found = {".".join(keys): keys for keys, tree in seen if any(map(kind, tree.values()))}
+        if found:
+            return found
+    return {}
+
+
+def _is_weight(item: Any) -> bool:
+    return isinstance(item, Tensor) and item.dim() > 0 and (item.is_floating_point() or item.is_complex())
+
+
+def _own(tensor: Tensor, name: str, sums: _Sums) -> Tensor:
+    sums.check(name, tensor)
     return tensor.detach().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)

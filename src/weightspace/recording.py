@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
+from weightspace import files
 from weightspace.activation import Gates
 from weightspace.net import WeightspaceError
 
@@ -75,22 +76,43 @@ class Recording:
         if not self._places:
             raise RecordingError(f"{file}: cut off before its first record; nothing in it can be read")
         self.header, self._start = self._load(self._places[0])
+        names = self.header.get("observables")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise RecordingError(f"{file}: its header is that of no recording; copy it again")
 
     def _load(self, place: tuple[int, int, int]) -> tuple[dict[str, Any], dict[str, Tensor]]:
         offset, length, crc = place
-        with self.file.open("rb") as stream:
-            stream.seek(offset)
-            block = stream.read(length)
+        try:
+            with self.file.open("rb") as stream:
+                stream.seek(offset)
+                block = stream.read(length)
+        except OSError as error:
+            raise RecordingError(f"{self.file}: cannot be read ({error.strerror})") from error
         if zlib.crc32(block) != crc:
             raise RecordingError(f"{self.file}: damaged at byte {offset}; copy it again")
-        return _unpacked(block)
+        try:
+            return _unpacked(block)
+        except RecordingError as error:
+            raise RecordingError(f"{self.file}: {error}; copy it again") from error
 
     def __len__(self) -> int:
         return max(0, len(self._places) - 1)
 
     def __getitem__(self, k: int) -> Record:
         tree, tensors = self._load(self._places[1:][k])
-        return Record(tree["step"], tree["seconds"], revived(tree["values"], tensors), tree["failed"])
+        step: Any
+        values: Any
+        seconds: Any
+        failed: Any
+        step, seconds, values, failed = [tree.get(field.name) for field in dataclasses.fields(Record)]
+        known = type(step) is int and step >= 0 and type(seconds) in (int, float) and isinstance(failed, dict)
+        if not known or not isinstance(values, dict) or not all(isinstance(text, str) for text in failed.values()):
+            raise RecordingError(f"{self.file}: record {k} lacks a field or holds one of another type; copy it again")
+        try:
+            return Record(step, float(seconds), {n: revived(v, tensors) for n, v in values.items()}, failed)
+        except (RecordingError, RecursionError) as error:
+            why = str(error) if isinstance(error, RecordingError) else "it is nested too deep"
+            raise RecordingError(f"{self.file}: record {k} cannot be read ({why}); copy it again") from error
 
     def __iter__(self) -> Iterator[Record]:
         return (self[k] for k in range(len(self)))
@@ -132,6 +154,7 @@ class Writer:
     def __init__(self, file: str | os.PathLike[str], header: dict[str, Any], start: Mapping[str, Tensor]) -> None:
         self.file = File(file)
         try:
+            files.refuse_dangling(self.file)
             self._stream = open(self.file, "r+b" if self.file.exists() else "x+b")
         except OSError as error:
             raise RecordingError(f"{file}: cannot be written ({error.strerror})") from error
@@ -143,7 +166,8 @@ class Writer:
 
     def _open(self, header: dict[str, Any], start: Mapping[str, Tensor]) -> Record | None:
         _lock(self._stream, self.file)
-        if os.fstat(self._stream.fileno()).st_size <= len(_MARK):
+        if self._begins():
+            self._stream.seek(0)
             self._stream.truncate(0)
             self._stream.write(_MARK)
             self._write(_packed(header, dict(start)))
@@ -156,6 +180,17 @@ class Writer:
         self._stream.seek(there.end)
         self.start = there.start
         return there[-1] if len(there) else None
+
+    def _begins(self) -> bool:
+        """Whether the file is new, or of a run that was killed before its first block was whole."""
+        head = self._stream.read(len(_MARK))
+        if len(head) < len(_MARK):
+            return _MARK.startswith(head)
+        try:
+            places, end, size = _scan(self._stream)
+        except ValueError:
+            return False
+        return not places and end <= size
 
     def append(self, record: Record) -> None:
         """Write a record. Raises `TypeError` for values that a record cannot hold, with the file as it was."""
@@ -206,16 +241,30 @@ def plain(value: Any, tensors: dict[str, Tensor], at: str) -> Any:
 
 
 def revived(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The value again, dataclasses as mappings, numbers as numbers."""
+    """The value again, dataclasses as mappings, numbers as numbers. Raises `RecordingError` for no such tree."""
     if isinstance(tree, list):
         return [revived(part, tensors) for part in tree]
     if not isinstance(tree, dict):
         return tree
     if _TENSOR in tree:
-        return tensors[tree[_TENSOR]]
+        return _named(tensors, tree[_TENSOR])
     if _GATES in tree:
-        return Gates(tensors[tree[_GATES]].numpy(), dict(tree["layers"]), tuple(tree["inexact"]))
+        return _gates(_named(tensors, tree[_GATES]), tree.get("layers"), tree.get("inexact"))
     return {key: revived(part, tensors) for key, part in tree.items()}
+
+
+def _named(tensors: Mapping[str, Tensor], name: Any) -> Tensor:
+    if not isinstance(name, str) or name not in tensors:
+        raise RecordingError(f"it has no tensor {name!r:.80}")
+    return tensors[name]
+
+
+def _gates(bits: Tensor, layers: Any, inexact: Any) -> Gates:
+    known = isinstance(layers, dict) and all(type(size) is int and size > 0 for size in layers.values())
+    known = known and isinstance(inexact, list) and all(name in layers for name in inexact if isinstance(name, str))
+    if not known or bits.dtype != torch.uint8 or bits.shape[1:] != (-(-sum(layers.values()) // 8),):
+        raise RecordingError("its gates do not fit the layers that they belong to")
+    return Gates(bits.numpy(), layers, tuple(map(str, inexact)))
 
 
 def _packed(tree: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
@@ -225,9 +274,9 @@ def _packed(tree: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
 def _unpacked(block: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         length = int.from_bytes(block[:8], "little")
-        tree = json.loads(json.loads(block[8 : 8 + length])["__metadata__"]["record"])
+        tree = files.parse(files.parse(block[8 : 8 + length])["__metadata__"]["record"])
         return dict(tree), safetensors.load(block)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise RecordingError(f"a record that cannot be read ({type(error).__name__})") from error
 
 
@@ -242,12 +291,31 @@ def _scan(stream: BinaryIO) -> tuple[list[tuple[int, int, int]], int, int]:
         stream.seek(end)
         length, crc = _HEAD.unpack(stream.read(_HEAD.size))
         if end + _HEAD.size + length > size:
+            if _told(stream, size) not in (None, length):
+                raise ValueError(f"damaged at byte {end}; copy it again")
             break
         places.append((end + _HEAD.size, length, crc))
         end += _HEAD.size + length
-    while places and end == size and not _whole(stream, places[-1]):
-        end, size = places.pop()[0] - _HEAD.size, size
+    if places and end == size and not _whole(stream, places[-1]):
+        end = places.pop()[0] - _HEAD.size
     return places, end, size
+
+
+def _told(stream: BinaryIO, size: int) -> int | None:
+    """How long the block that begins here says that it is, by its own header; None where that is cut off.
+
+    A length that is damaged looks like the end of a file that was cut off, and all that follows would be left out.
+    """
+    start = stream.tell()
+    count = int.from_bytes(stream.read(8), "little")
+    if start + 8 + count > size:
+        return None
+    try:
+        entries = files.parse(stream.read(count))
+        ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
+        return 8 + count + max(ends, default=0)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
 
 
 def _whole(stream: BinaryIO, place: tuple[int, int, int]) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightspace import checkpoint
+from weightspace import checkpoint, files
 from weightspace.envelope import Run, StructureError, StructureFunction
 from weightspace.model import Model, fresh
 from weightspace.net import Net
@@ -156,7 +156,10 @@ class _Kept:
         }  # fmt: skip
         self._at.mkdir(parents=True, exist_ok=True)
         if self._rows.exists():
-            seen = json.loads(self._rows.read_text())
+            try:
+                seen = files.unsealed(files.read_json(self._rows))
+            except (OSError, ValueError) as error:
+                raise StructureError(f"{self._rows} holds no sweeps ({error}); choose another folder") from error
             if seen.get("of") != self._of:
                 raise StructureError(f"{self._at} holds sweeps of {seen.get('of')}, not of {self._of}; choose another")
             self.runs = [Run(**row) for row in seen["runs"]]
@@ -180,9 +183,11 @@ class _Kept:
             checkpoint.save(tensors, self._last, force=True)
         else:
             self._last.unlink(missing_ok=True)
-        partial = self._rows.with_suffix(".tmp")
-        partial.write_text(json.dumps({"of": self._of, "runs": [asdict(run) for run in self.runs]}))
-        os.replace(partial, self._rows)
+        kept = {"of": self._of, "runs": [asdict(run) for run in self.runs]}
+        try:
+            files.write(self._rows, json.dumps(files.sealed(kept)))
+        except OSError as error:
+            raise StructureError(f"{self._rows} cannot be written ({error.strerror}); free space there") from error
 
 
 def _sweep(

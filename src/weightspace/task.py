@@ -68,6 +68,8 @@ class Task:
     `logits`. Raises `TaskError` for examples, labels, functions and networks that do not fit one another.
     """
 
+    notes: tuple[str, ...] = ()  # what of a file was left out or guessed
+
     def __init__(
         self,
         inputs: Any,

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from weightspace import files
 from weightspace.examples import each, leaves
 from weightspace.model import Model, fresh
 from weightspace.net import Net, WeightspaceError
@@ -450,11 +451,11 @@ class _Book:
 
     def _read(self, path: Path) -> None:
         try:
-            kept = json.loads(path.read_text())
+            kept = files.unsealed(files.read_json(path))
             about, tasks, rows = kept["about"], kept["tasks"], kept["lengths"]
             lengths = {_sorted(((*key,), int(seed))): float(length) for key, seed, length in rows}
-        except (ValueError, LookupError, TypeError) as error:
-            raise TransferError(f"{path} holds no lengths of codes; give another file, or none") from error
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise TransferError(f"{path} holds no lengths of codes ({error}); give another file, or none") from error
         for name, value in self.about.items():
             if about.get(name) != value:
                 raise TransferError(f"{path} was measured with another {name} ({about.get(name)}); give another file")
@@ -472,10 +473,11 @@ class _Book:
         self.lengths[_sorted(found)] = length
         if self.path is not None:
             rows = [[*row] for row in ((list(k), s, value) for (k, s), value in self.lengths.items())]
-            kept = json.dumps({"about": self.about, "tasks": self.tasks, "lengths": rows})
-            partial = self.path.with_name(f"{self.path.name}.partial")
-            partial.write_text(kept)
-            os.replace(partial, self.path)
+            kept = json.dumps(files.sealed({"about": self.about, "tasks": self.tasks, "lengths": rows}))
+            try:
+                files.write(self.path, kept)
+            except OSError as error:
+                raise TransferError(f"{self.path} cannot be written ({error.strerror}); free space there") from error
 
 
 def _sorted(found: tuple[Key, int]) -> tuple[Key, int]:

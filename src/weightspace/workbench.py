@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import warnings
 import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -22,6 +23,7 @@ from weightspace import architecture, checkpoint, datasets
 from weightspace.architecture import ArchitectureError, Stored
 from weightspace.compare import Comparison, Line, Progress, along, compare
 from weightspace.distance import euclidean
+from weightspace.files import FileNote
 from weightspace.net import Net
 from weightspace.symmetry import Element, Symmetry, SymmetryError, mean, reset_statistics
 from weightspace.symmetry.match import METHODS, apart
@@ -128,11 +130,17 @@ def sources(data: str) -> tuple[Task, Task | None]:
     if data in _NAMED and not path.exists():
         return _NAMED[data]("train"), _NAMED[data]("test")
     if path.is_dir() or _has_splits(path):
-        return datasets.read(path, split="train"), datasets.read(path, split="test")
+        return _told(datasets.read(path, split="train")), _told(datasets.read(path, split="test"))
     if path.exists():
-        return datasets.read(path), None
+        return _told(datasets.read(path)), None
     known = ", ".join(name for name in _NAMED if "_" not in name)
     raise ArchitectureError(f"--data {data}: no such file, and no data set of that name; known are {known}")
+
+
+def _told(task: Task) -> Task:
+    for note in task.notes:
+        warnings.warn(note, FileNote, stacklevel=3)
+    return task
 
 
 def splits(data: str, limit: int, seed: int) -> tuple[Task, Task]:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from weightspace.cli import moves, networks, questions
 from weightspace.cli.options import Debug, Force, Json, Seed
-from weightspace.cli.shown import answers_alone, print_json, progress
+from weightspace.cli.shown import answers_alone, note, noted, print_json, progress
+from weightspace.files import CHOSEN, FileNote
 from weightspace.text import console, printable
 
 __all__ = ["app", "main"]
@@ -26,6 +30,12 @@ _ABOUT = (
     "Exit codes: 0 done, 1 another verdict than the one expected, 2 a mistake (one line says which)."
 )
 _STOPPED = 130  # typer's code, and the shell's, for Ctrl-C
+_SIGNALS = ("SIGTERM", "SIGHUP")
+
+
+class _Stopped(BaseException):
+    """A signal that ends the process, raised so that what is half written is removed first."""
+
 
 app = typer.Typer(help=_ABOUT, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 for room in (networks, moves, questions):
@@ -36,14 +46,15 @@ for room in (networks, moves, questions):
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the exit code. A mistake is one line on stderr, never a traceback without --debug."""
     given = sys.argv[1:] if arguments is None else arguments
+    chosen = CHOSEN.set(None)
     try:
-        with warnings.catch_warnings():
-            if "--debug" not in given:
-                warnings.simplefilter("ignore")
+        with _signals(), _notes("--debug" in given):
             with answers_alone() if "--json" in given else nullcontext():
                 code = int(app(given, prog_name="weightspace", standalone_mode=False) or 0)
     except (KeyboardInterrupt, typer.Abort):
         code = _STOPPED
+    except _Stopped as stop:
+        return _fail("stopped; nothing was left half-written", 128 + int(stop.args[0]))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -51,7 +62,48 @@ def main(arguments: list[str] | None = None) -> int:
         if "--debug" in given:
             raise
         return _fail(_line(error), 2)
+    finally:
+        CHOSEN.reset(chosen)
     return _fail("stopped; nothing was left half-written", code) if code == _STOPPED else code
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the command as Ctrl-C does; one that is ignored (nohup) stays so."""
+
+    def stop(number: int, frame: object) -> None:
+        for other in before:
+            signal.signal(other, signal.SIG_IGN)  # no second one while what was half written is removed
+        raise _Stopped(number)
+
+    numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
+    own = threading.current_thread() is threading.main_thread()
+    before = {n: signal.getsignal(n) for n in numbers if own and signal.getsignal(n) is signal.SIG_DFL}
+    try:
+        for number in before:
+            signal.signal(number, stop)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _notes(debug: bool) -> Iterator[None]:
+    """Notes on files are kept for the answer; other warnings are not for a user, but with --debug."""
+    with warnings.catch_warnings(), noted():
+        if not debug:
+            warnings.simplefilter("ignore")
+        warnings.simplefilter("always", FileNote)
+        show = warnings.showwarning
+
+        def keep(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+            if not issubclass(category, FileNote):
+                return show(message, category, *place, **options)
+            note(str(message))
+
+        warnings.showwarning = keep
+        yield
 
 
 def _line(error: Exception) -> str:

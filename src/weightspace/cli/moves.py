@@ -18,6 +18,7 @@ from weightspace.cli.options import (
     Report,
     Seed,
     Trust,
+    Weights,
     missing,
     numbers,
     vacant,
@@ -57,6 +58,7 @@ def walk(
     as_json: Json = False,
     seed: Seed = 0,
     trust_code: Trust = False,
+    weights: Weights = None,
     debug: Debug = False,
 ) -> None:
     """Move a network without changing what it does: learn something new, prune, explore, or go to another network.
@@ -92,6 +94,7 @@ def capacity(
     as_json: Json = False,
     seed: Seed = 0,
     trust_code: Trust = False,
+    weights: Weights = None,
     debug: Debug = False,
 ) -> None:
     """How much room there is to learn something new without changing the outputs on what is to be kept."""
@@ -122,6 +125,7 @@ def perturb(
     as_json: Json = False,
     seed: Seed = 0,
     trust_code: Trust = False,
+    weights: Weights = None,
     debug: Debug = False,
 ) -> None:
     """Change every layer by a share of its norm: noise, rounding or zeros; with --data, predicted against measured."""
@@ -153,6 +157,7 @@ def stability(
     as_json: Json = False,
     seed: Seed = 0,
     trust_code: Trust = False,
+    weights: Weights = None,
     debug: Debug = False,
 ) -> None:
     """How much noise do the weights take? Measured, expected, modelled and proven, and which layer breaks first."""

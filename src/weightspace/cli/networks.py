@@ -20,6 +20,7 @@ from weightspace.cli.options import (
     Report,
     Seed,
     Trust,
+    Weights,
     vacant,
 )
 from weightspace.cli.shown import answer, opened, print_json
@@ -38,6 +39,7 @@ def read(
     as_json: Json = False,
     seed: Seed = 0,
     trust_code: Trust = False,
+    weights: Weights = None,
     debug: Debug = False,
 ) -> None:
     """Which moves of the weights leave the function alone? Print the symmetry group of an architecture."""
@@ -67,6 +69,7 @@ def compare(
     as_json: Json = False,
     seed: Seed = 0,
     trust_code: Trust = False,
+    weights: Weights = None,
     debug: Debug = False,
 ) -> None:
     """How far apart are two networks really? Distances and loss, as stored and after alignment, and a verdict."""
@@ -94,6 +97,7 @@ def align(
     as_json: Json = False,
     seed: Seed = 0,
     trust_code: Trust = False,
+    weights: Weights = None,
     debug: Debug = False,
 ) -> None:
     """Write a checkpoint with its units renumbered and rescaled to match another one: the same function, nearer."""
@@ -116,6 +120,7 @@ def merge(
     as_json: Json = False,
     seed: Seed = 0,
     trust_code: Trust = False,
+    weights: Weights = None,
     debug: Debug = False,
 ) -> None:
     """Average networks after aligning them, so that the average works: one network, no larger than each."""

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from weightspace.files import CHOSEN, refuse_dangling
+
 __all__ = [
-    "Arch", "Data", "Debug", "Example", "Force", "Json", "Limit", "Method", "Out", "Report", "Seed", "Trust", "missing",
-    "numbers", "vacant",
+    "Arch", "Data", "Debug", "Example", "Force", "Json", "Limit", "Method", "Out", "Report", "Seed", "Trust", "Weights",
+    "missing", "numbers", "vacant",
 ]  # fmt: skip
 
 Arch = Annotated[
@@ -45,6 +47,20 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn
 Trust = Annotated[
     bool, typer.Option("--trust-code", help="Open .pt2 files. They are programs: only for files that you trust.")
 ]
+
+
+def _choose(name: str | None) -> str | None:
+    if name is not None:
+        CHOSEN.set(name)
+    return name
+
+
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        callback=_choose, help="Which network, where a file holds several: ema, generator, or a folder's variant, fp16."
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -65,6 +81,10 @@ def vacant(path: Path | None, endings: tuple[str, ...], force: bool) -> None:
         raise WeightspaceError(f"{path}: the name of this output must end in {endings[0]}")
     if not path.parent.is_dir():
         raise missing(path)
+    try:
+        refuse_dangling(path)
+    except OSError as error:
+        raise WeightspaceError(f"{path}: {error.strerror}, or choose another name") from error
     if path.is_dir() or (path.exists() and not force):
         raise WeightspaceError(f"{path} exists; choose another name, or add --force to overwrite it")
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from weightspace.cli.options import Arch, Debug, Force, Json, Report, Seed, Trust, numbers, vacant
+from weightspace.cli.options import Arch, Debug, Force, Json, Report, Seed, Trust, Weights, numbers, vacant
 from weightspace.cli.shown import answer, progress
 from weightspace.text import say_certified, say_informed, say_paths, say_tasks, say_watched
 
@@ -31,23 +30,20 @@ def watch(
     as_json: Json = False,
     seed: Seed = 0,
     trust_code: Trust = False,
+    weights: Weights = None,
     debug: Debug = False,
 ) -> None:
     """Train a network and record which units each example goes through. For a loop of your own: `Recorder`."""
     vacant(out, (".rec",), force)
     vacant(report, (".html", ".htm"), force)
+    from weightspace.files import beside
     from weightspace.watching import watched
 
     options: dict[str, Any] = {"epochs": epochs, "rate": rate, "batch": batch, "every": every, "probe": probe}
-    beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        with progress() as step:
-            done = watched(
-                beside, data, arch=arch, limit=limit, trust_code=trust_code, seed=seed, progress=step, **options
-            )  # fmt: skip
-        beside.replace(out)
-    finally:
-        beside.unlink(missing_ok=True)
+    with beside(out) as growing, progress() as step:
+        done = watched(
+            growing, data, arch=arch, limit=limit, trust_code=trust_code, seed=seed, progress=step, **options
+        )  # fmt: skip
     answer(replace(done, out=str(out)), say_watched, as_json, report, "wayside:watch_page")
 
 
@@ -98,6 +94,7 @@ def inform(
     as_json: Json = False,
     seed: Seed = 0,
     trust_code: Trust = False,
+    weights: Weights = None,
     debug: Debug = False,
 ) -> None:
     """How many nats do the weights hold about the data, in which layers, and is it less than the labels take?
@@ -135,6 +132,7 @@ def tasks(
     as_json: Json = False,
     seed: Seed = 0,
     trust_code: Trust = False,
+    weights: Weights = None,
     debug: Debug = False,
 ) -> None:
     """How far apart are tasks? What is left to learn of each, in nats, when another is known; a map; the nearest.
@@ -176,6 +174,7 @@ def certify(
     as_json: Json = False,
     seed: Seed = 0,
     trust_code: Trust = False,
+    weights: Weights = None,
     debug: Debug = False,
 ) -> None:
     """How often will it err on new data, at most? A PAC-Bayes certificate, and what other bounds would say.

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from weightspace.compare import Progress
     from weightspace.workbench import Bench
 
-__all__ = ["answer", "answers_alone", "opened", "print_json", "progress"]
+__all__ = ["answer", "answers_alone", "note", "noted", "opened", "print_json", "progress"]
 
+_NOTES: ContextVar[list[str] | None] = ContextVar("notes", default=None)
 _ANSWERS: ContextVar[TextIO | None] = ContextVar("answers", default=None)  # where JSON goes; None: stdout
 
 
@@ -32,6 +33,33 @@ def answers_alone() -> Iterator[None]:
             yield
     finally:
         _ANSWERS.reset(token)
+
+
+@contextmanager
+def noted() -> Iterator[None]:
+    """Keep the notes on files for the answer, which tells them; where no answer comes, they are told on stderr."""
+    token = _NOTES.set([])
+    try:
+        yield
+    finally:
+        for text in _NOTES.get() or []:
+            print(f"weightspace: note: {printable(text)}", file=sys.stderr)
+        _NOTES.reset(token)
+
+
+def note(text: str) -> None:
+    """Keep a note for the answer, once."""
+    kept = _NOTES.get()
+    if kept is not None and text not in kept:
+        kept.append(text)
+
+
+def _told() -> list[str]:
+    """The notes kept so far, which are then told."""
+    kept = _NOTES.get() or []
+    told = list(kept)
+    kept.clear()
+    return told
 
 
 @contextmanager
@@ -98,10 +126,14 @@ def answer(
 
         room, _, function = page.partition(":")
         save([getattr(import_module(f"weightspace.{room}"), function)(done)], report)
+    told = _told()
     if as_json:
-        print_json(done.data())
+        found = done.data()
+        print_json({**found, "notes": [*found.get("notes", []), *told]} if told else found)
         return
     say(done)
+    for text in told:
+        console().print(f"Note: {printable(text)}", style="yellow", soft_wrap=True)
     if report:
         console().print(f"Report: {printable(str(report))}", soft_wrap=True)
 

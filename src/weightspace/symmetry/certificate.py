@@ -5,23 +5,25 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+from weightspace import files
 from weightspace.net import WeightspaceError
 from weightspace.symmetry.group import Axis, Block, Generator, Group, Place, SymmetryError
 
 __all__ = ["certificate", "load", "save"]
 
 _G = TypeVar("_G", bound=Group)
+_FORMAT = "weightspace.symmetry/1"
+_LARGEST = 100_000_000  # bytes
 
 
 def certificate(group: Group) -> dict[str, Any]:
     """Everything as plain data: axes, blocks, generators, architecture, verification."""
     return {
-        "format": "weightspace.symmetry/1",
+        "format": _FORMAT,
         "group": str(group),
         "fingerprint": group.fingerprint,
         "verified": group.verified,
@@ -44,33 +46,29 @@ def certificate(group: Group) -> dict[str, Any]:
 
 
 def save(group: Group, path: str | os.PathLike[str]) -> None:
-    """Write the certificate as JSON, whole or not at all."""
+    """Write the certificate as JSON with a digest of all that it says, whole or not at all."""
     target = Path(path)
     try:
-        descriptor, name = tempfile.mkstemp(dir=target.parent or Path(), prefix=f".{target.name}.", suffix=".tmp")
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                json.dump(certificate(group), file, indent=1)
-            os.chmod(name, 0o644)
-            os.replace(name, target)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        files.write(target, json.dumps(files.sealed(certificate(group)), indent=1))
     except OSError as error:
         raise WeightspaceError(f"cannot write {target}: {error.strerror}") from error
 
 
 def load(path: str | os.PathLike[str], into: type[_G]) -> _G:
-    """Read a certificate back; raises `SymmetryError` for a file that is none."""
+    """Read a certificate back; raises `SymmetryError` for a file that is none, or was changed since it was written.
+
+    A group that says "verified" was verified as it was saved: of one that was edited since, nothing is known.
+    """
     try:
-        data = json.loads(Path(path).read_text())
-        if data["format"] != "weightspace.symmetry/1":
-            raise ValueError(f"unknown format {data['format']!r}")
-        return _parse(data, into)
+        data = files.read_json(Path(path), _LARGEST)
+        if not isinstance(data, dict) or data.get("format") != _FORMAT:
+            raise ValueError("it does not say that it is one")
+        return _parse(files.unsealed(data), into)
     except OSError as error:
         raise SymmetryError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise SymmetryError(f"{path} is not a symmetry certificate ({error}); write one with group.save") from error
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise SymmetryError(f"{path} is not a symmetry certificate ({why}); write one with group.save") from error
 
 
 def _parse(data: dict[str, Any], into: type[_G]) -> _G:
@@ -83,9 +81,13 @@ def _parse(data: dict[str, Any], into: type[_G]) -> _G:
     ]
     blocks = [Block(**tuples(b)) for b in data["blocks"]]
     shapes = {name: tuple(shape) for name, shape in data["shapes"].items()}
-    _check_blocks(blocks, shapes, {a["name"]: a["size"] for a in data["axes"]})
+    axes = [Axis(**tuples(a)) for a in data["axes"]]
+    _check_blocks(blocks, shapes, {axis.name: axis.size for axis in axes})
+    met = {leaf for block in blocks for leaf in block.leaves}
+    if lost := [axis.name for axis in axes if axis.name not in met]:
+        raise ValueError(f"no tensor is indexed by its axis {lost[0]}")
     return into(
-        [Axis(**tuples(a)) for a in data["axes"]],
+        axes,
         blocks,
         generators,
         shapes,
