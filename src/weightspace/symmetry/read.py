@@ -8,7 +8,7 @@ an outer axis A (a family) if and only if A stands beside X, once, in every tens
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -170,10 +170,15 @@ def _by_block(group: Group, generator: Generator) -> np.ndarray:
 
 
 def _collapse(reading: Reading) -> None:
-    """Members of an axis that is also met without its key are all the same axis."""
+    """Members of an axis that is also met without its key, or that are all the same, are all the same axis."""
+    refused: set[tuple[Atom, Atom]] = set()
     while True:
+        refused = {(index.root(leaf), index.root(key)) for leaf, key in refused}
         lost = set()
         for labels in reading.all:
+            index.spread(labels.dims, refused)
+        for labels in reading.all:
+            lost |= {pair for leaf in index.leaves(labels.dims) for pair in _equal_members(leaf)}
             for block in index.blocks(labels.dims):
                 for leaf in {leaf for span in block for leaf in span.leaves}:
                     lost |= {(leaf, key) for key, _ in index.members(leaf)}
@@ -181,6 +186,15 @@ def _collapse(reading: Reading) -> None:
             return
         for leaf, key in lost:
             index.collapse(leaf, key)
+        refused |= lost
+
+
+def _equal_members(leaf: Atom) -> Iterator[tuple[Atom, Atom]]:
+    """Axes over which a leaf has a member for every index, and they are all one."""
+    held: dict[Atom, list[Atom]] = {}
+    for (key, _), child in index.members(leaf).items():
+        held.setdefault(key, []).append(index.root(child))
+    yield from ((leaf, key) for key, found in held.items() if len(found) == key.size and len({*found}) == 1)
 
 
 def _carriers(tables: list[list[tuple[index.Span, ...]]], held: set[Atom]) -> dict[Atom, set[Atom]]:

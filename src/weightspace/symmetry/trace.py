@@ -312,13 +312,20 @@ def follow(graph: Trace, outputs_move: bool = False) -> Reading:
             value = operator.attrgetter(str(node.target))(graph.graph)
             reading.values[node] = constant_labels(value) if isinstance(value, Tensor) else None
         elif node.op == "call_function":
-            reading.values[node] = _call(node, reading)
+            reading.values[node] = _call(node, reading, live)
         elif node.op == "output" and not outputs_move:
             _pin_outputs(node, reading)
+        _flag(node, reading)
     for value in reading.values.values():
         items = value if isinstance(value, tuple) else (value,)
         reading.all += [item for item in items if item is not None]
     return reading
+
+
+def _flag(node: fx.Node, reading: Reading) -> None:
+    value, labels = node.meta.get("val"), reading.values.get(node)
+    if isinstance(value, Tensor) and isinstance(labels, Labels):
+        labels.flags = value.dtype == torch.bool
 
 
 def _live(graph: Trace) -> set[fx.Node]:
@@ -368,11 +375,11 @@ def _pin_outputs(node: fx.Node, reading: Reading) -> None:
         value = reading.values.get(used)
         for labels in value if isinstance(value, tuple) else (value,):
             if labels is not None:
-                for d in labels.dims:
+                for d in (*labels.dims, labels.points or []):
                     index.pin(d, "output")
 
 
-def _call(node: fx.Node, reading: Reading) -> Outcome | None:
+def _call(node: fx.Node, reading: Reading, live: set[fx.Node]) -> Outcome | None:
     name = op_name(node)
     meta = node.meta.get("val")
     shapes = [_shape(v) for v in (meta if isinstance(meta, (list, tuple)) else [meta]) if isinstance(v, Tensor)]
@@ -382,7 +389,7 @@ def _call(node: fx.Node, reading: Reading) -> Outcome | None:
     if not shapes or name in _SILENT:
         return None
     overload = node.target if isinstance(node.target, torch._ops.OpOverload) else None
-    used = {int(u.args[1]) for u in node.users if u.target is operator.getitem}  # type: ignore[arg-type]
+    used = {int(u.args[1]) for u in node.users if u in live and u.target is operator.getitem}  # type: ignore[arg-type]
     tags = overload.tags if overload is not None else []
     call = Call(
         name,
