@@ -312,20 +312,13 @@ def follow(graph: Trace, outputs_move: bool = False) -> Reading:
             value = operator.attrgetter(str(node.target))(graph.graph)
             reading.values[node] = constant_labels(value) if isinstance(value, Tensor) else None
         elif node.op == "call_function":
-            reading.values[node] = _call(node, reading, live)
+            reading.values[node] = _call(node, reading)
         elif node.op == "output" and not outputs_move:
             _pin_outputs(node, reading)
-        _flag(node, reading)
     for value in reading.values.values():
         items = value if isinstance(value, tuple) else (value,)
         reading.all += [item for item in items if item is not None]
     return reading
-
-
-def _flag(node: fx.Node, reading: Reading) -> None:
-    value, labels = node.meta.get("val"), reading.values.get(node)
-    if isinstance(value, Tensor) and isinstance(labels, Labels):
-        labels.flags = value.dtype == torch.bool
 
 
 def _live(graph: Trace) -> set[fx.Node]:
@@ -367,7 +360,7 @@ def constant_labels(value: Tensor) -> Labels:
     for k in range(value.dim()):
         same = bool((value == value.narrow(k, 0, 1)).all())
         dims.append(index.dim(value.shape[k]) if same else index.dim(value.shape[k], "constant", constant=True))
-    return Labels(dims, uniform=bool((value == value.flatten()[0]).all()))
+    return Labels(dims, bool((value == value.flatten()[0]).all()), flags=value.dtype == torch.bool)
 
 
 def _pin_outputs(node: fx.Node, reading: Reading) -> None:
@@ -379,7 +372,7 @@ def _pin_outputs(node: fx.Node, reading: Reading) -> None:
                     index.pin(d, "output")
 
 
-def _call(node: fx.Node, reading: Reading, live: set[fx.Node]) -> Outcome | None:
+def _call(node: fx.Node, reading: Reading) -> Outcome | None:
     name = op_name(node)
     meta = node.meta.get("val")
     shapes = [_shape(v) for v in (meta if isinstance(meta, (list, tuple)) else [meta]) if isinstance(v, Tensor)]
@@ -389,7 +382,7 @@ def _call(node: fx.Node, reading: Reading, live: set[fx.Node]) -> Outcome | None
     if not shapes or name in _SILENT:
         return None
     overload = node.target if isinstance(node.target, torch._ops.OpOverload) else None
-    used = {int(u.args[1]) for u in node.users if u in live and u.target is operator.getitem}  # type: ignore[arg-type]
+    used = {int(u.args[1]) for u in node.users if u.target is operator.getitem and _felt(u)}  # type: ignore[arg-type]
     tags = overload.tags if overload is not None else []
     call = Call(
         name,
@@ -400,10 +393,24 @@ def _call(node: fx.Node, reading: Reading, live: set[fx.Node]) -> Outcome | None
         torch.Tag.reduction in tags,
     )
     outcome = apply_rule(call)
+    if isinstance(outcome, Labels) and isinstance(meta, Tensor):
+        outcome.flags = meta.dtype == torch.bool
     reading.all += call.hidden
     reading.notes += [note for note in call.notes if note not in reading.notes]
     _check(node, outcome, shapes)
     return outcome
+
+
+def _felt(node: fx.Node) -> bool:
+    """Whether an output of the graph depends on a node."""
+    seen, todo = {node}, [node]
+    while todo:
+        at = todo.pop()
+        if at.op == "output":
+            return True
+        todo += [user for user in at.users if user not in seen]
+        seen.update(at.users)
+    return False
 
 
 def _bind(node: fx.Node, overload: Any, reading: Reading) -> dict[str, Any]:
