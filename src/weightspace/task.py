@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from weightspace.examples import (
     Arrays,
@@ -410,7 +411,11 @@ def value_and_gradient(goal: Task | Callable[[Net], Tensor], net: Net) -> tuple[
 def carried(x: Any, net: Net) -> Any:
     """A copy of inputs on the device of a net, floating-point ones in its dtype: a network may write into its input."""
     device, dtype = net.device, net.dtype
-    return each(lambda t: t.to(device, dtype if t.is_floating_point() else t.dtype, copy=True), x)
+
+    def move(t: Any) -> Any:
+        return t.to(device, dtype if t.is_floating_point() else t.dtype, copy=True) if isinstance(t, Tensor) else t
+
+    return pytree.tree_map(move, dict(x) if isinstance(x, Mapping) else x)
 
 
 def logits(raw: Any) -> Tensor:

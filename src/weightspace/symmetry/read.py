@@ -13,20 +13,25 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from torch import nn
 
 from weightspace.net import Net
 from weightspace.symmetry import index
 from weightspace.symmetry.group import Axis, Block, Generator, Group, as_blocks
 from weightspace.symmetry.index import Atom
-from weightspace.symmetry.scale import place_slopes, scale_generators
+from weightspace.symmetry.probe import Probe
+from weightspace.symmetry.reach import Signs, signs_met, unreached
+from weightspace.symmetry.scale import Slope, place_slopes, scale_generators
 from weightspace.symmetry.sign import reduce_bits, sign_generators
-from weightspace.symmetry.trace import Reading, Trace, follow, trace
-from weightspace.symmetry.verify import Probe, verify
+from weightspace.symmetry.trace import Reading, SymmetryError, Trace, follow, masks, own_state, trace
+from weightspace.symmetry.verify import verify
 
 __all__ = ["Draft", "label", "read"]
 
 _G = TypeVar("_G", bound=Group)
+_MOST_HELD = 4
+_MOST_NAMES = 12
 
 
 def read(
@@ -43,35 +48,79 @@ def read(
     `check`: try every generator on random weights and inputs; None: unless the weights are on the meta device.
     `scales`: look for scales and signs too, under the same condition. `outputs_move`: leave the axes of the outputs
     free, to compare representations.
-    Raises `SymmetryError` where the module cannot be exported or a generator changes the function.
+    What the example does not reach, and scales that were found and did not hold, is said in the notes of the group.
+    Raises `SymmetryError` where the module cannot be exported or a permutation changes the function.
     """
     net = Net.of(net)
-    probe = Probe.of(net, example, seed=0) if check or net.device.type != "meta" else None
-    check = check is not False
-    graph = trace(probe.module, probe.example) if probe else trace(net.live(), example)
-    draft = _draft(graph, follow(graph, outputs_move), net)
+    if not check and net.device.type == "meta":
+        with own_state(net.dtype):
+            graph = trace(net.live(), example)
+            return _draft(graph, follow(graph, outputs_move), net).group(into, ())
+    with own_state(torch.float64):
+        probe = Probe.of(net, example, seed=0)
+        graph = probe.trace()
+        draft = _draft(graph, follow(graph, outputs_move), net)
+        return _tried(draft, graph, probe, into, check is not False, scales)
+
+
+def _tried(draft: Draft, graph: Trace, probe: Probe, into: type[_G], check: bool, scales: bool) -> _G:
+    """The group of a draft, with its scales and signs, every generator tried if `check`."""
     group = draft.group(into, ())
-    if probe is None:
-        return group
+    try:
+        probe.settle(graph)
+    except SymmetryError as error:
+        if check:
+            raise
+        draft.say(f"scales and signs were not looked for: {error}")
+        return draft.group(into, ())
     if check:
         verify(group, graph, draft.reading, draft.names, probe, ("permutation",))
     if not scales:
         return _sealed(group, into, check, ("permutation",))
-    slopes = place_slopes(group, graph, probe)
-    draft.drop(axis for axis, found in slopes.items() if not found)
-    generators = scale_generators(group, slopes)
-    generators += sign_generators(group, graph, draft.reading, draft.names, probe, slopes)
-    generators = _independent(group, generators)
+    try:
+        generators = _factors(draft, group, graph, probe)
+    except SymmetryError as error:
+        draft.say(f"scales and signs were not looked for: {error}")
+        return _sealed(draft.group(into, ()), into, check, ("permutation",))
     group = draft.group(into, generators)
-    if check:
-        verify(group, graph, draft.reading, draft.names, probe, ("scale", "sign"))
+    if check and generators:
+        broken = verify(group, graph, draft.reading, draft.names, probe, ("scale", "sign"))
+        for k in sorted(broken):
+            draft.say(f"a {generators[k].kind} of {generators[k].axis} holds for small moves only: left out")
+        group = draft.group(into, [g for k, g in enumerate(generators) if k not in broken])
     return _sealed(group, into, check, ("permutation", "scale", "sign"))
+
+
+def _factors(draft: Draft, group: Group, graph: Trace, probe: Probe) -> list[Generator]:
+    """Scales and signs. What a scale moves, and an operation does not follow at all sizes, is held: then once more."""
+    signs, still = signs_met(graph, probe), masks(graph, draft.state)
+    held: set[Any] = set()
+    for _ in range(_MOST_HELD):
+        slopes = place_slopes(group, graph, probe, held, still)
+        generators = scale_generators(group, slopes)
+        more = _unfollowed(draft, group, generators, graph, probe, signs) - held
+        if not more:
+            break
+        held |= more
+    draft.drop(axis for axis, found in slopes.items() if not found)
+    generators += sign_generators(group, graph, draft.reading, draft.names, probe, slopes, signs, still)
+    return _independent(group, generators)
+
+
+def _unfollowed(
+    draft: Draft, group: Group, generators: list[Generator], graph: Trace, probe: Probe, signs: Signs
+) -> set[Any]:
+    if not generators:
+        return set()
+    all_scales = draft.group(type(group), generators)
+    return unreached(graph, probe, all_scales.sample(3, ("scale",)), signs)
 
 
 def label(net: Net, example: Any) -> tuple[Trace, Draft]:
     """The graph of `net` on an example, and the axes in it; nothing is verified."""
-    graph = trace(net.live(), example)
-    return graph, _draft(graph, follow(graph), net)
+    with own_state(net.dtype):
+        graph = trace(net.live(), example)
+        return graph, _draft(graph, follow(graph), net)
 
 
 def _sealed(group: _G, into: type[_G], check: bool, kinds: tuple[str, ...]) -> _G:
@@ -104,6 +153,11 @@ class Draft:
         for name in axes:
             self.fixed.add(name)
             self.pinned.setdefault(name, "no effect on the output")
+
+    def say(self, note: str) -> None:
+        """Add a note to those of the reading."""
+        if note not in self.reading.notes:
+            self.reading.notes.append(note)
 
     def group(self, into: type[_G], generators: Iterable[Generator]) -> _G:
         """The group with these generators; every axis gets its kinds."""
@@ -142,8 +196,24 @@ def _draft(graph: Trace, reading: Reading, net: Net) -> Draft:
     blocks = [b for name, found in pieces.items() for b in as_blocks(name, reading.named[name].shape, found, names)]
     shapes = {name: labels.shape for name, labels in reading.named.items()}
     state = [name for name in net.state if name in shapes]
+    if apart := [name for name in net.tensors if name not in shapes and not name.endswith("num_batches_tracked")]:
+        reading.notes.append(f"not reached by the example, left alone: {_listed(apart, shapes)}")
     reasons = {names[leaf]: leaf.pin for leaf in order if leaf.pin is not None}
     return Draft(reading, names, axes, blocks, fixed, shapes, state, reasons, net.fingerprint)
+
+
+def _listed(names: list[str], others: Iterable[str]) -> str:
+    """Names of tensors; where there are many, the parts of the module that hold none of the others."""
+    if len(names) <= _MOST_NAMES:
+        return ", ".join(names)
+    taken = {prefix for name in others for prefix in _prefixes(name)}
+    parts = Counter(next((p for p in _prefixes(name) if p not in taken), name) for name in names)
+    return ", ".join(f"{part}.* ({n} tensors)" if part not in names else part for part, n in parts.items())
+
+
+def _prefixes(name: str) -> list[str]:
+    steps = name.split(".")[:-1]
+    return [".".join(steps[: k + 1]) for k in range(len(steps))]
 
 
 def _independent(group: Group, generators: list[Generator]) -> list[Generator]:
@@ -172,16 +242,17 @@ def _by_block(group: Group, generator: Generator) -> np.ndarray:
 def _collapse(reading: Reading) -> None:
     """Members of an axis that is also met without its key, or that are all the same, are all the same axis."""
     refused: set[tuple[Atom, Atom]] = set()
+    filled = [labels for labels in reading.all if 0 not in labels.shape]
     while True:
         refused = {(index.root(leaf), index.root(key)) for leaf, key in refused}
         lost = set()
-        for labels in reading.all:
+        for labels in filled:
             index.spread(labels.dims, refused)
-        for labels in reading.all:
-            lost |= {pair for leaf in index.leaves(labels.dims) for pair in _equal_members(leaf)}
+        for labels in filled:
             for block in index.blocks(labels.dims):
                 for leaf in {leaf for span in block for leaf in span.leaves}:
                     lost |= {(leaf, key) for key, _ in index.members(leaf)}
+            lost |= {pair for leaf in index.leaves(labels.dims) for pair in _equal_members(leaf)}
         if not lost:
             return
         for leaf, key in lost:
@@ -232,8 +303,9 @@ def _one_way(allowed: dict[Atom, set[Atom]]) -> dict[Atom, set[Atom]]:
 
 def _first_met(pieces: dict[str, list[tuple[index.Span, ...]]]) -> dict[Atom, tuple[str, int, int]]:
     order: dict[Atom, tuple[str, int, int]] = {}
-    for name, found in pieces.items():
-        for block in found:
+    vectors = {name for name, found in pieces.items() if all(sum(bool(s.leaves) for s in b) < 2 for b in found)}
+    for name in sorted(pieces, key=lambda name: name in vectors):
+        for block in pieces[name]:
             for d, span in enumerate(block):
                 for k, leaf in enumerate(span.leaves):
                     order.setdefault(leaf, (name, d, k))
@@ -241,7 +313,7 @@ def _first_met(pieces: dict[str, list[tuple[index.Span, ...]]]) -> dict[Atom, tu
 
 
 def _names(order: dict[Atom, tuple[str, int, int]]) -> dict[Atom, str]:
-    """`fc.weight[0]`: the first place where the axis is met; a number is added where that is not enough."""
+    """`fc.weight[0]`: the first matrix, or else the first vector, that the axis is met in, and a number if need be."""
     names: dict[Atom, str] = {}
     taken: Counter[str] = Counter()
     for leaf, (name, d, _) in order.items():

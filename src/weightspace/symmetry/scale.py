@@ -3,29 +3,31 @@
 Let place j of an axis be one occurrence of it in one tensor. Scaling the units x by exp(t_x e_j) at every place j
 leaves f alone, for all t, if and only if sum_j e_j <df/dw_j[x], w_j[x]> = 0 for every unit x and every output. One
 backward pass of a random projection of the outputs gives that row for all units, axes and places at once; the
-exponents e are the null space, reduced to simple fractions.
+exponents e are the null space, reduced to simple fractions. Values that have to stay (`held`) count as outputs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from weightspace.net import math_attention
 from weightspace.symmetry.group import Generator, Group, Place
-from weightspace.symmetry.trace import Trace, input_tensors
-from weightspace.symmetry.verify import Probe
+from weightspace.symmetry.probe import Probe
+from weightspace.symmetry.trace import SymmetryError, Trace, first_line, input_tensors
 
 __all__ = ["Slope", "place_slopes", "scale_generators"]
 
 _SPARE = 8
 _DEAD = 1e-11
 _MOST_PASSES = 24
+_MORE_DRAWS = 6
 
 
 @dataclass(frozen=True)
@@ -36,17 +38,36 @@ class Slope:
     size: float
 
 
-def place_slopes(group: Group, graph: Trace, probe: Probe) -> dict[str, dict[Place, Slope]]:
-    """axis -> place -> slope; places without effect are left out."""
+def place_slopes(
+    group: Group, graph: Trace, probe: Probe, held: Set[fx.Node] = frozenset(), masks: Set[str] = frozenset()
+) -> dict[str, dict[Place, Slope]]:
+    """axis -> place -> slope; places without effect are left out, and those in `masks`, which are never rescaled.
+
+    An axis that one draw of weights and inputs does not feel is looked for on others. Raises `SymmetryError` where
+    torch has no derivative.
+    """
     passes = 2
-    for axis in group.every:
-        if _still(group, axis.name):
-            continue
+    moving = [axis for axis in group.every if not _still(group, axis.name)]
+    for axis in moving:
         units = int(np.prod(group.sizes(axis)))
         passes = max(passes, -(-(len(group.places[axis.name]) + _SPARE) // units))
     rows: dict[Place, list[tuple[Tensor, float]]] = {}
     for seed in range(min(passes, _MOST_PASSES)):
-        _backward(group, graph, probe, seed, rows)
+        _backward(group, graph, probe, seed, rows, held)
+    slopes = _felt(group, rows, masks)
+    for seed in range(1, _MORE_DRAWS):
+        if all(slopes[axis.name] for axis in moving):
+            break
+        probe.draw(seed)
+        _backward(group, graph, probe, seed, rows, held, probe.inputs(seed, 100.0 if seed % 2 else 1.0))
+        probe.draw(0)
+        slopes = _felt(group, rows, masks)
+    return slopes
+
+
+def _felt(
+    group: Group, rows: dict[Place, list[tuple[Tensor, float]]], masks: Set[str]
+) -> dict[str, dict[Place, Slope]]:
     slopes: dict[str, dict[Place, Slope]] = {}
     for axis in group.every:
         if _still(group, axis.name):
@@ -55,7 +76,7 @@ def place_slopes(group: Group, graph: Trace, probe: Probe) -> dict[str, dict[Pla
         met = {
             p: Slope(torch.cat([v for v, _ in rows[p]]).numpy(), sum(s for _, s in rows[p]))
             for p in group.places[axis.name]
-            if p in rows
+            if p in rows and group.blocks[p.block].tensor not in masks
         }
         largest = max((slope.size for slope in met.values()), default=0.0)
         slopes[axis.name] = {p: slope for p, slope in met.items() if slope.size > _DEAD * largest}
@@ -68,7 +89,13 @@ def _still(group: Group, axis: str) -> bool:
 
 
 def _backward(
-    group: Group, graph: Trace, probe: Probe, seed: int, rows: dict[Place, list[tuple[Tensor, float]]]
+    group: Group,
+    graph: Trace,
+    probe: Probe,
+    seed: int,
+    rows: dict[Place, list[tuple[Tensor, float]]],
+    held: Set[fx.Node],
+    example: Any = None,
 ) -> None:
     leaves = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in probe.net.tensors.items()}
 
@@ -89,17 +116,34 @@ def _backward(
     for name, leaf in leaves.items():
         if leaf.requires_grad:
             leaf.register_post_accumulate_grad_hook(reduce(name))
-    inputs = input_tensors(probe.example if seed == 0 else probe.inputs(seed))
-    generator = torch.Generator().manual_seed(seed)
+    if example is None:
+        example = probe.example if seed == 0 else probe.inputs(seed)
+    kept: list[Tensor] = []
+
+    def watch(node: fx.Node, value: Any) -> None:
+        if node in held and isinstance(value, Tensor):
+            kept.append(value)
+
     with math_attention():
-        outputs = graph.run(leaves, inputs)
-    total = torch.zeros((), dtype=torch.float64)
+        outputs = graph.run(leaves, input_tensors(example), watch)
+        _project([*outputs, *kept], seed)
+
+
+def _project(outputs: list[Tensor], seed: int) -> None:
+    """Back from a random projection of the outputs, each in units of its own size; what is infinite is masked."""
+    generator = torch.Generator().manual_seed(seed)
+    total = torch.zeros((), dtype=torch.float64, device="cpu")
     for out in outputs:
-        if out.requires_grad:
-            weight = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out)
-            total = total + (weight * out).sum().cpu()
+        if out.requires_grad and out.is_floating_point():
+            weight = torch.randn(out.shape, generator=generator, dtype=torch.float64, device="cpu").to(out)
+            sound = out.isfinite()
+            size = torch.where(sound, out, 0.0).detach().abs().max().clamp(min=1e-300)
+            total = total + (torch.where(sound, out, 0.0) * weight).sum().div(size).cpu()
     if total.requires_grad:
-        total.backward()
+        try:
+            total.backward()
+        except (RuntimeError, NotImplementedError) as error:
+            raise SymmetryError(f"torch has no derivative here ({first_line(error)})") from error
 
 
 def scale_generators(group: Group, slopes: dict[str, dict[Place, Slope]]) -> list[Generator]:

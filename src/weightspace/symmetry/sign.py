@@ -3,13 +3,14 @@
 A slot is one occurrence of an axis in one tensor of the graph. For every operation that holds the axis, flips of random
 units at its input slots are tried against flips at its output slots: the patterns that the operation respects form a
 subspace of GF(2)^slots, whose annihilator is a set of linear equations. Their solutions, with the outputs and constants
-of the network at zero, are the sign generators. No table of odd and even functions is needed.
+of the network at zero, are the sign generators. No table of odd and even functions is needed. Operations on entries are
+asked at numbers of every size, since a clip is odd as long as it is not met.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, TypeAlias
@@ -21,14 +22,18 @@ from weightspace.net import math_attention
 from weightspace.symmetry import index
 from weightspace.symmetry.group import Block, Generator, Group, Place, as_blocks
 from weightspace.symmetry.index import Atom
-from weightspace.symmetry.trace import Reading, Trace, _evaluate, input_tensors
-from weightspace.symmetry.verify import Probe
+from weightspace.symmetry.probe import Probe
+from weightspace.symmetry.reach import Signs, elementwise, wide
+from weightspace.symmetry.trace import Reading, SymmetryError, Trace, evaluate, input_tensors
 
 __all__ = ["reduce_bits", "sign_generators"]
 
 Home: TypeAlias = tuple[Any, int]
 Slot: TypeAlias = tuple[Home, int, int]
 _MOST_SLOTS = 8
+_ELEMENTS = 256  # how many numbers an operation on entries is asked at, about
+_MOST_ROUNDS = 8
+_DECADES = 3.0
 
 
 @dataclass
@@ -36,6 +41,8 @@ class _Graph:
     """Values and blocks of every tensor in one run of the graph."""
 
     trace: Trace
+    signs: Signs
+    masks: Set[str]
     values: dict[Home, Tensor] = field(default_factory=dict)
     blocks: dict[Home, list[Block]] = field(default_factory=dict)
 
@@ -60,9 +67,11 @@ def sign_generators(
     names: Mapping[Atom, str],
     probe: Probe,
     slopes: Mapping[str, Mapping[Place, object]],
+    signs: Signs,
+    masks: Set[str] = frozenset(),
 ) -> list[Generator]:
-    """All sign generators of the axes that are met in more than one place."""
-    run = _record(graph, reading, names, probe)
+    """All sign generators of the axes that are met in more than one place; tensors in `masks` keep their signs."""
+    run = _record(graph, reading, names, probe, signs, masks)
     foreign = {name for atom, name in names.items() if index.root(atom).foreign}
     found = []
     for axis in group.every:
@@ -83,8 +92,10 @@ def _as_place(group: Group, slot: Slot) -> Place:
     return Place(group.blocks_of(name)[block][0], leaf)
 
 
-def _record(graph: Trace, reading: Reading, names: Mapping[Atom, str], probe: Probe) -> _Graph:
-    run = _Graph(graph)
+def _record(
+    graph: Trace, reading: Reading, names: Mapping[Atom, str], probe: Probe, signs: Signs, masks: Set[str]
+) -> _Graph:
+    run = _Graph(graph, signs, masks)
 
     def keep(node: fx.Node, value: Any) -> None:
         labels = reading.values.get(node)
@@ -116,6 +127,7 @@ def _solve(group: Group, run: _Graph, axis: str) -> list[list[Slot]]:
             equations += [1 << _number(variables, s) for s in run.slots(run.home(node), axis)]
         elif node.op == "call_function" and node.target is not operator.getitem:
             equations += _node_equations(group, run, node, axis, variables)
+    equations += [1 << k for (home, _, _), k in variables.items() if home[0] in run.masks]
     solutions = _null_space(equations, len(variables))
     own = {k: slot for slot, k in variables.items() if isinstance(slot[0][0], str)}
     mask = sum(1 << k for k in own)
@@ -150,51 +162,78 @@ def _node_equations(group: Group, run: _Graph, node: fx.Node, axis: str, variabl
 
 
 class _Op:
-    """One operation, evaluated under flips of random units at its input slots."""
+    """One operation, evaluated under flips of random units at its input slots.
+
+    In every round but the first its inputs have other sizes.
+    """
 
     def __init__(self, group: Group, run: _Graph, node: fx.Node, axis: str, inputs: list[Slot]) -> None:
         self.group, self.run, self.node, self.inputs = group, run, node, inputs
         shape = group.sizes(group[axis])
-        self.signs = 1.0 - 2.0 * (torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.5).double()
+        generator = torch.Generator().manual_seed(0)
+        flips = torch.rand(shape, generator=generator, device="cpu") < 0.5
+        self.signs = 1.0 - 2.0 * flips.double()
         self.signs[..., 0], self.signs[..., -1] = -1.0, 1.0
-        self._seen: dict[int, Any] = {}
+        self.rounds = [self.run.values, *self._elsewhere()]
+        self._seen: dict[tuple[int, int], Any] = {}
 
-    def value(self, pattern: int, home: Home) -> Tensor | None:
-        """One output of the operation with the input slots in `pattern` flipped."""
-        if pattern not in self._seen:
-            self._seen[pattern] = _apply(self.group, self.run, self.node, pattern, self.inputs, self.signs)
-        out = self._seen[pattern]
+    def _elsewhere(self) -> list[dict[Home, Tensor]]:
+        homes = dict.fromkeys(self.run.home(n) for n in self.node.all_input_nodes)
+        given = {home: self.run.values[home] for home in homes if home in self.run.values}
+        if not elementwise(self.node) or not any(v.is_floating_point() for v in given.values()):
+            return []
+        count = min(_MOST_ROUNDS, max(1, -(-_ELEMENTS // max(v.numel() for v in given.values()))))
+        return [
+            {home: self._wide(home, v, number) if v.is_floating_point() else v for home, v in given.items()}
+            for number in range(count)
+        ]
+
+    def _wide(self, home: Home, value: Tensor, seed: int) -> Tensor:
+        met = [self.run.signs[n] for n in self.node.all_input_nodes if self.run.home(n) == home and n in self.run.signs]
+        return value * wide(value, met[0] if met else (True, True), seed, _DECADES)
+
+    def value(self, pattern: int, home: Home, number: int) -> Tensor | None:
+        """One output of the operation with the input slots in `pattern` flipped, in that round."""
+        if (pattern, number) not in self._seen:
+            self._seen[pattern, number] = _apply(self, pattern, self.rounds[number])
+        out = self._seen[pattern, number]
         return out[home[1]] if out is not None and isinstance(out[home[1]], Tensor) else None
 
     def relevant(self, home: Home, block: Block) -> list[int]:
         """Input slots whose flip alone is felt in this block of the output."""
-        still = self.group.view(block, self.run.values[home].contiguous())
-        felt = []
-        for k in range(len(self.inputs)):
-            value = self.value(1 << k, home)
-            if value is None or not _same(self.group.view(block, value.contiguous()), still):
-                felt.append(k)
-        return felt
+        felt = set()
+        for number in range(len(self.rounds)):
+            still = self._still(home, block, number)
+            for k in range(len(self.inputs)):
+                value = self.value(1 << k, home, number)
+                if value is None or still is None or not _same(self.group.view(block, value.contiguous()), still):
+                    felt.add(k)
+        return sorted(felt)
+
+    def _still(self, home: Home, block: Block, number: int) -> Tensor | None:
+        value = self.run.values[home] if number == 0 else self.value(0, home, number)
+        return None if value is None else self.group.view(block, value.contiguous())
 
     def respected(self, home: Home, block: Block, relevant: list[int], own: list[Slot]) -> list[int]:
         """Patterns of flips (relevant inputs, then the block's own slots) under which the block keeps its values."""
-        still = self.group.view(block, self.run.values[home].contiguous())
-        if own and not still.is_floating_point():
+        if own and not self.run.values[home].is_floating_point():
             return [1 << len(relevant) + k for k in range(len(own))]  # flags and counts carry no sign
-        patterns = []
-        for p in _subsets(len(relevant)):
-            value = self.value(sum(1 << relevant[k] for k in range(len(relevant)) if p >> k & 1), home)
-            if value is None:
-                continue
-            got = self.group.view(block, value.contiguous())
-            for q in _subsets(len(own)):
-                flip = [own[k][2] for k in range(len(own)) if q >> k & 1]
-                wanted = still
-                for leaf in flip:
-                    wanted = wanted * self.group.spread(self.signs.to(still), block, leaf)
-                if (p or q) and _same(got, wanted):
-                    patterns.append(p | q << len(relevant))
+        patterns = [p | q << len(relevant) for p in _subsets(len(relevant)) for q in _subsets(len(own)) if p or q]
+        for number in range(len(self.rounds)):
+            patterns = [p for p in patterns if self._respects(p, home, block, relevant, own, number)]
         return patterns
+
+    def _respects(
+        self, pattern: int, home: Home, block: Block, relevant: list[int], own: list[Slot], number: int
+    ) -> bool:
+        flipped = sum(1 << relevant[k] for k in range(len(relevant)) if pattern >> k & 1)
+        value, wanted = self.value(flipped, home, number), self._still(home, block, number)
+        if value is None or wanted is None:
+            return False
+        for k, (_, _, leaf) in enumerate(own):
+            if pattern >> len(relevant) + k & 1:
+                wanted = wanted * self.group.spread(self.signs.to(wanted), block, leaf)
+        return _same(self.group.view(block, value.contiguous()), wanted)
 
 
 def _subsets(n: int) -> list[int]:
@@ -204,36 +243,32 @@ def _subsets(n: int) -> list[int]:
     return [*few, (1 << n) - 1]
 
 
-def _flip(group: Group, run: _Graph, home: Home, pattern: int, slots: list[Slot], signs: Tensor) -> Tensor:
-    value = run.values[home]
-    mine = [slot for k, slot in enumerate(slots) if slot[0] == home and pattern >> k & 1]
-    if not mine:
-        return value
-    if not value.is_floating_point():
+def _flip(op: _Op, home: Home, pattern: int, values: Mapping[Home, Tensor]) -> Tensor:
+    value = values[home]
+    mine = [slot for k, slot in enumerate(op.inputs) if slot[0] == home and pattern >> k & 1]
+    if not mine or not value.is_floating_point():
         return value
     value = value.contiguous().clone()
     for _, b, k in mine:
-        block = run.blocks[home][b]
-        group.view(block, value).mul_(group.spread(signs.to(value), block, k))
+        block = op.run.blocks[home][b]
+        op.group.view(block, value).mul_(op.group.spread(op.signs.to(value), block, k))
     return value
 
 
-def _apply(group: Group, run: _Graph, node: fx.Node, pattern: int, slots: list[Slot], signs: Tensor) -> Any:
+def _apply(op: _Op, pattern: int, values: Mapping[Home, Tensor]) -> list[Any] | None:
     flipped: dict[Home, Tensor] = {}
 
     def argument(n: fx.Node) -> Any:
-        home = run.home(n)
+        home = op.run.home(n)
         if home not in flipped:
-            if home not in run.values:
-                raise KeyError(home)
-            flipped[home] = _flip(group, run, home, pattern, slots, signs)
+            flipped[home] = _flip(op, home, pattern, values)
         return flipped[home]
 
     try:
         with torch.no_grad(), math_attention():
-            args, kwargs = fx.map_arg((node.args, node.kwargs), argument)
-            out = _evaluate(node, args, kwargs, lift=True)
-    except (KeyError, RuntimeError):
+            args, kwargs = fx.map_arg((op.node.args, op.node.kwargs), argument)
+            out = evaluate(op.node, args, kwargs, torch.float64)
+    except (KeyError, SymmetryError):
         return None
     return list(out) if isinstance(out, (tuple, list)) else [out]
 

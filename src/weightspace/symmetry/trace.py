@@ -11,7 +11,7 @@ import io
 import logging
 import operator
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -19,6 +19,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
 
 from weightspace.net import WeightspaceError, math_attention
 from weightspace.symmetry import index
@@ -83,7 +84,11 @@ class Trace:
 
         What is written into a value is what the nodes after it see.
         """
+        given_inputs = sum(isinstance(node.meta.get("val"), Tensor) for node in self.inputs)
+        if len(inputs) != given_inputs:
+            raise SymmetryError(f"the graph was read with {given_inputs} input tensors, got {len(inputs)}; give as many")
         feeds = [iter(inputs) for _ in points]
+        wide = _widest(points[0], self.constants) if lift else None
         env: dict[fx.Node, list[Any]] = {}
         last = self._last_uses()
         look = [partial(lambda k, n: env[n][k], k) for k in range(len(points))]
@@ -92,13 +97,13 @@ class Trace:
             if node.op == "placeholder":
                 env[node] = [self._placeholder(node, t, feed) for t, feed in zip(points, feeds, strict=True)]
             elif node.op == "get_attr":
-                env[node] = [operator.attrgetter(str(node.target))(self.graph)] * len(points)
+                env[node] = [_widened(operator.attrgetter(str(node.target))(self.graph), wide)] * len(points)
             elif node.op == "output":
                 env[node] = [fx.map_arg(node.args[0], at) for at in look]
             else:
                 both = [cast(Any, fx.map_arg)((node.args, node.kwargs), at) for at in look]
                 given = [args for args, _ in both]
-                env[node] = [_evaluate(node, args, kwargs, lift) for args, kwargs in both]
+                env[node] = [evaluate(node, args, kwargs, wide) for args, kwargs in both]
             yield node, given, env[node]
             for used in last.get(node, []):
                 env.pop(used, None)
@@ -124,22 +129,50 @@ class Trace:
         return last
 
 
-def _evaluate(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], lift: bool) -> Any:
-    target = node.target
-    if not callable(target):
-        raise SymmetryError(f"cannot evaluate {target}")
+def _widest(tensors: Mapping[str, Tensor], constants: Mapping[fx.Node, Tensor]) -> torch.dtype:
+    """The precision that a lifted run keeps: that of the point itself."""
+    found = (t.dtype for t in (*tensors.values(), *constants.values()) if t.is_floating_point())
+    return next(found, torch.float64)
+
+
+def _widened(value: Any, wide: torch.dtype | None) -> Any:
+    """A floating-point tensor or dtype below the precision `wide` in that precision."""
+    dtype = value.dtype if isinstance(value, Tensor) else value
+    if wide is None or not isinstance(dtype, torch.dtype) or not (dtype.is_floating_point or dtype.is_complex):
+        return value
+    target = wide.to_complex() if dtype.is_complex else wide
+    if torch.finfo(dtype).bits >= torch.finfo(target).bits:
+        return value
+    return value.to(target) if isinstance(value, Tensor) else target
+
+
+def evaluate(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], wide: torch.dtype | None) -> Any:
+    """The value of one node. `wide`: a precision below which nothing is cast or made; None: as the graph says.
+
+    Raises `SymmetryError`, naming the operation, where torch cannot do it.
+    """
     name = op_name(node)
-    if name == "batch_norm" and lift:
+    if wide is not None and name == "batch_norm":
         return _batch_norm(*args, **kwargs)
-    if name == "_native_batch_norm_legit_no_training" and lift:
+    if wide is not None and name == "_native_batch_norm_legit_no_training":
         return _batch_norm(*args[:5], False, *args[5:]), args[0].new_empty(0), args[0].new_empty(0)
-    if lift and name in ("_to_copy", "to") and isinstance(args[0], Tensor) and args[0].is_floating_point():
+    if wide is not None and name in ("_to_copy", "to") and isinstance(args[0], Tensor) and args[0].is_floating_point():
         wanted = kwargs.get("dtype") or next((a for a in args[1:] if isinstance(a, torch.dtype)), None)
         if wanted is not None and wanted.is_floating_point:
             return args[0]
     if name == "_assert_tensor_metadata":
         return None
-    return target(*args, **kwargs)
+    if name == "copy":  # has no derivative of its own
+        return args[1].to(args[0].dtype).expand(args[0].shape)
+    if not callable(node.target):
+        raise SymmetryError(f"cannot evaluate {node.target}")
+    if node.target is not torch.ops.aten.view.dtype:
+        args = tuple(_widened(a, wide) if isinstance(a, torch.dtype) else a for a in args)
+        kwargs = {k: _widened(v, wide) if isinstance(v, torch.dtype) else v for k, v in kwargs.items()}
+    try:
+        return node.target(*args, **kwargs)
+    except (RuntimeError, NotImplementedError, IndexError, TypeError) as error:
+        raise SymmetryError(f"{name} cannot be evaluated ({first_line(error)})") from error
 
 
 def _batch_norm(
@@ -182,6 +215,30 @@ def quiet() -> Iterator[None]:
         logging.disable(previous)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error of torch says, in 200 letters."""
+    text = next((text for text in str(error).splitlines() if text.strip()), type(error).__name__)
+    return text.strip()[:200]
+
+
+@contextlib.contextmanager
+def own_state(dtype: torch.dtype) -> Iterator[None]:
+    """Torch as reading needs it, whatever the caller has set: gradients on, no autocast, `dtype` the default one."""
+    before = torch.get_default_dtype()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        if torch.get_default_device().type == "meta":
+            stack.enter_context(torch.device("cpu"))
+        torch.set_default_dtype(dtype)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
+
+
 def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """An example as positional and keyword arguments of the module."""
     if isinstance(example, Mapping):
@@ -190,9 +247,8 @@ def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def input_tensors(example: Any) -> list[Tensor]:
-    """The tensors among the arguments, in order: what a graph is run on."""
-    args, kwargs = arguments(example)
-    return [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+    """The tensors among the arguments, nested ones too, in order: what a graph is run on."""
+    return [t for t in pytree.tree_leaves(arguments(example)) if isinstance(t, Tensor)]
 
 
 def trace(module: nn.Module, example: Any) -> Trace:
@@ -203,6 +259,8 @@ def trace(module: nn.Module, example: Any) -> Trace:
             exported = torch.export.export(module, args, kwargs, strict=False)
             if _needs_decomposition(exported.graph):
                 exported = exported.run_decompositions(_table())
+            if left := [op_name(node) for node in exported.graph.nodes if _of_functorch(node)]:
+                raise SymmetryError(f"the graph holds {left[0]}, of torch.func, which cannot be followed")
         except Exception as error:
             raise SymmetryError(_export_failure(module, error)) from error
     return _wrap(exported, module)
@@ -225,7 +283,7 @@ def _needs_decomposition(graph: fx.Graph) -> bool:
             continue
         name, tags = op_name(node), getattr(node.target, "tags", ())
         if not isinstance(node.target, torch._ops.OpOverload):
-            if isinstance(node.target, torch._ops.HigherOrderOperator):
+            if isinstance(node.target, torch._ops.HigherOrderOperator) or _of_functorch(node):
                 return True
             continue
         familiar = known(name) or torch.Tag.pointwise in tags or name in _SILENT
@@ -234,10 +292,14 @@ def _needs_decomposition(graph: fx.Graph) -> bool:
     return False
 
 
+def _of_functorch(node: fx.Node) -> bool:
+    """Whether it opens, closes or feeds a level of vmap or grad: half a graph of these would leave torch inside."""
+    return "functorch" in str(getattr(node.target, "__module__", ""))
+
+
 def _export_failure(module: nn.Module, error: Exception) -> str:
-    line = next((text for text in str(error).splitlines() if text.strip()), type(error).__name__)
     return (
-        f"{type(module).__name__} cannot be exported ({type(error).__name__}: {line.strip()[:200]}); check that the "
+        f"{type(module).__name__} cannot be exported ({type(error).__name__}: {first_line(error)}); check that the "
         "example is an input of this module and that its control flow does not depend on data"
     )
 
@@ -289,6 +351,9 @@ _SILENT = {
 }
 
 
+_TURNS = ("_to_copy", "to", "clone", "alias", "detach", "t", "transpose", "permute", "view", "unsqueeze", "expand")
+
+
 @dataclass
 class Reading:
     """Labels of every tensor in the graph. `named`: parameters and buffers; `all`: every tensor, hidden ones too."""
@@ -301,10 +366,10 @@ class Reading:
 
 def follow(graph: Trace, outputs_move: bool = False) -> Reading:
     """Carry labels from the placeholders to the outputs."""
-    live = _live(graph)
+    needed = live(graph)
     reading = Reading({}, {})
     for node in graph.nodes:
-        if node not in live and node.op != "output":
+        if node not in needed and node.op != "output":
             continue
         if node.op == "placeholder":
             reading.values[node] = _placeholder(graph, node, reading)
@@ -312,7 +377,7 @@ def follow(graph: Trace, outputs_move: bool = False) -> Reading:
             value = operator.attrgetter(str(node.target))(graph.graph)
             reading.values[node] = constant_labels(value) if isinstance(value, Tensor) else None
         elif node.op == "call_function":
-            reading.values[node] = _call(node, reading)
+            reading.values[node] = _call(node, reading, needed)
         elif node.op == "output" and not outputs_move:
             _pin_outputs(node, reading)
     for value in reading.values.values():
@@ -321,19 +386,50 @@ def follow(graph: Trace, outputs_move: bool = False) -> Reading:
     return reading
 
 
-def _live(graph: Trace) -> set[fx.Node]:
-    live: set[fx.Node] = set()
+def live(graph: Trace) -> set[fx.Node]:
+    """The nodes that an output depends on."""
+    found: set[fx.Node] = set()
     todo = [node for node in graph.nodes if node.op == "output"]
     while todo:
         for used in todo.pop().all_input_nodes:
-            if used not in live:
-                live.add(used)
+            if used not in found:
+                found.add(used)
                 todo.append(used)
-    return live
+    return found
+
+
+def masks(graph: Trace, state: Collection[str]) -> set[str]:
+    """Tensors among `state` that are multiplied into a parameter, entry by entry: they say which entries are there."""
+    found: set[str] = set()
+    for node in graph.nodes:
+        if node.op == "call_function" and op_name(node) in ("mul", "mul_"):
+            met = [_stored(graph, arg) for arg in node.args[:2]]
+            names = [name for name in met if name is not None]
+            if len(names) == 2 and sum(name in state for name in names) == 1:
+                found |= {name for name in names if name in state}
+    return found
+
+
+def _stored(graph: Trace, node: Any) -> str | None:
+    """The tensor of the point that a node is, cast or turned."""
+    while isinstance(node, fx.Node) and node.op == "call_function" and op_name(node) in _TURNS:
+        node = node.args[0]
+    return graph.sources.get(node) if isinstance(node, fx.Node) else None
+
+
+def used_outputs(node: fx.Node, needed: Collection[fx.Node]) -> set[int]:
+    """Which of several outputs the needed nodes take."""
+    return {int(u.args[1]) for u in node.users if u.target is operator.getitem and u in needed}  # type: ignore[arg-type]
 
 
 def _shape(value: Any) -> tuple[int, ...]:
-    return tuple(int(n) for n in value.shape)
+    try:
+        return tuple(int(n) for n in value.shape)
+    except Exception as error:  # sizes that only the data decide cannot be numbers
+        raise SymmetryError(
+            f"a size in the graph depends on the data ({tuple(map(str, value.shape))}), as after x[mask] or nonzero; "
+            "such a module cannot be read"
+        ) from error
 
 
 def _placeholder(graph: Trace, node: fx.Node, reading: Reading) -> Labels | None:
@@ -372,7 +468,7 @@ def _pin_outputs(node: fx.Node, reading: Reading) -> None:
                     index.pin(d, "output")
 
 
-def _call(node: fx.Node, reading: Reading) -> Outcome | None:
+def _call(node: fx.Node, reading: Reading, needed: set[fx.Node]) -> Outcome | None:
     name = op_name(node)
     meta = node.meta.get("val")
     shapes = [_shape(v) for v in (meta if isinstance(meta, (list, tuple)) else [meta]) if isinstance(v, Tensor)]
@@ -382,7 +478,7 @@ def _call(node: fx.Node, reading: Reading) -> Outcome | None:
     if not shapes or name in _SILENT:
         return None
     overload = node.target if isinstance(node.target, torch._ops.OpOverload) else None
-    used = {int(u.args[1]) for u in node.users if u.target is operator.getitem and _felt(u)}  # type: ignore[arg-type]
+    used = used_outputs(node, needed)
     tags = overload.tags if overload is not None else []
     call = Call(
         name,
@@ -399,18 +495,6 @@ def _call(node: fx.Node, reading: Reading) -> Outcome | None:
     reading.notes += [note for note in call.notes if note not in reading.notes]
     _check(node, outcome, shapes)
     return outcome
-
-
-def _felt(node: fx.Node) -> bool:
-    """Whether an output of the graph depends on a node."""
-    seen, todo = {node}, [node]
-    while todo:
-        at = todo.pop()
-        if at.op == "output":
-            return True
-        todo += [user for user in at.users if user not in seen]
-        seen.update(at.users)
-    return False
 
 
 def _bind(node: fx.Node, overload: Any, reading: Reading) -> dict[str, Any]:

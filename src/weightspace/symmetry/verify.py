@@ -1,107 +1,31 @@
 """Try every generator on random weights and inputs, in float64, on the live module.
 
-Weights get additive noise in every tensor, because fresh norms and zero biases are invariant under anything. No draw is
-the identity. The tolerance follows the lowest precision that the module itself uses.
+All is tried on the example itself too, on inputs 100 times as large and as small, and at the network's own weights. No
+draw is the identity. The tolerance follows the lowest precision that the module itself uses.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from weightspace.net import Net, Weights, math_attention
+from weightspace.net import math_attention
 from weightspace.symmetry import index
 from weightspace.symmetry.group import Axis, Element, Group, as_blocks
 from weightspace.symmetry.index import Atom
-from weightspace.symmetry.trace import (
-    Reading,
-    SymmetryError,
-    Trace,
-    arguments,
-    input_tensors,
-    op_name,
-    quiet,
-)
-from weightspace.task import carried
+from weightspace.symmetry.probe import Probe, usable
+from weightspace.symmetry.trace import Reading, SymmetryError, Trace, input_tensors, op_name
 
-__all__ = ["Probe", "verify"]
+__all__ = ["verify"]
 
-
-@dataclass
-class Probe:
-    """A float64 copy of a network at random weights: `module` and `net` share memory."""
-
-    net: Net
-    module: nn.Module
-    example: Any
-
-    @classmethod
-    def of(cls, net: Net, example: Any, seed: int) -> Probe:
-        """Noise on every tensor: on parameters of either sign, on buffers positive, so that variances stay so."""
-        net = Net(net.architecture, _fresh(net.weights), _fresh(net.state)).double()  # constants too
-        generator = torch.Generator().manual_seed(seed)
-        for name, tensor in net.tensors.items():
-            if tensor.is_floating_point():
-                _shake(tensor, generator, positive=name in net.state)
-        return cls(net, net.live(), randomised(example, generator))
-
-    def inputs(self, seed: int) -> Any:
-        """Another random input of the same form."""
-        return randomised(self.example, torch.Generator().manual_seed(seed))
-
-    def outputs(self) -> list[Tensor]:
-        """What the module answers now."""
-        args, kwargs = arguments(carried(self.example, self.net))
-        with torch.no_grad(), math_attention(), quiet():
-            return floating(self.module(*args, **kwargs))
-
-
-def _fresh(weights: Weights) -> Weights:
-    """A copy in float64; zero where the weights are on the meta device."""
-    zero = torch.zeros((), dtype=torch.float64)
-    new = Weights({n: zero.expand(t.shape) if t.is_floating_point() else t for n, t in weights.items()})
-    for name, tensor in weights.items():
-        if tensor.device.type != "meta":
-            new[name].copy_(tensor)
-    return new
-
-
-def _shake(tensor: Tensor, generator: torch.Generator, positive: bool) -> None:
-    fan_in = max(tensor.numel() // max(tensor.shape[0], 1), 1) if tensor.dim() > 1 else 25
-    noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
-    with torch.no_grad():
-        tensor.add_((noise.abs() if positive else noise).to(tensor.device), alpha=fan_in**-0.5)
-        if positive:
-            tensor.clamp_(min=0.05) if bool((tensor > -1e-12).all()) else None
-
-
-def randomised(example: Any, generator: torch.Generator) -> Any:
-    """The example with every floating-point tensor redrawn in float64; other inputs stay."""
-    if isinstance(example, Tensor):
-        if not example.is_floating_point():
-            return example
-        return torch.randn(example.shape, generator=generator, dtype=torch.float64).to(example.device)
-    if isinstance(example, Mapping):
-        return {key: randomised(value, generator) for key, value in example.items()}
-    if isinstance(example, (list, tuple)):
-        return type(example)(randomised(value, generator) for value in example)
-    return example
-
-
-def floating(tree: Any) -> list[Tensor]:
-    """Every floating-point tensor of a module's output, in order."""
-    if isinstance(tree, Tensor):
-        return [tree.detach()] if tree.is_floating_point() else []
-    if isinstance(tree, Mapping):
-        tree = tree.values()
-    elif not isinstance(tree, (list, tuple)):
-        tree = vars(tree).values() if hasattr(tree, "__dict__") else ()
-    return [t for item in tree for t in floating(item)]
+_FAR = (1.0, 100.0, 0.01)  # how large the inputs are that every element is tried on
+_SMALL = 1e-4  # of the largest output: what an output is measured against where it is smaller
+_AT_HOME = 1e-7  # the network's own weights may be badly conditioned
 
 
 def verify(
@@ -111,37 +35,79 @@ def verify(
     names: Mapping[Atom, str],
     probe: Probe,
     kinds: Iterable[str],
-) -> None:
-    """Raise `SymmetryError`, naming axis and operation, if a generator of the group changes the function."""
-    tolerance = 1e-4 if graph.low_precision else 1e-9
-    try:
-        before = probe.outputs()
-    except RuntimeError as error:
-        line = str(error).splitlines()[0]
-        raise SymmetryError(f"cannot be verified in float64 ({line}); read with verify=False") from error
-    if not before or not all(bool(t.isfinite().all()) for t in before):
-        raise SymmetryError("the output of the example is not finite on random weights; give another example")
-    if not _distance(before, probe.outputs()) <= tolerance:
-        raise SymmetryError(
-            "two calls on one input give different outputs: the module draws random numbers; leave them out"
-        )
-    for number, (axis, element) in enumerate(_generators(group, kinds)):
-        with _moved(element, probe):
-            change = _distance(before, probe.outputs())
-        if not change <= tolerance:
+) -> set[int]:
+    """Try every generator, then all at once on other inputs: the numbers of the scales and signs that do not hold.
+
+    They hold for small moves only, as where an operation jumps. Raises `SymmetryError`, naming axis and operation, if
+    a permutation changes the function, and where there are no outputs to compare.
+    """
+    tolerance = 1e-4 if graph.low_precision and probe.graph is None else 1e-9
+    broken: set[int] = set()
+
+    def try_all(example: Any) -> None:
+        before = probe.outputs(example)
+        for number, (axis, element) in enumerate(_generators(group, kinds, broken)):
+            with _moved(element, probe):
+                change = _distance(before, probe.outputs(example))
+            if change <= tolerance:
+                continue
+            if element.factors:
+                broken.update(element.factors)
+                continue
             where = _culprit(element, graph, reading, names, probe)
             raise SymmetryError(
                 f"moving {axis.name} ({axis.size} units, generator {number}) changes the function by {change:.1e}"
                 f"{where}; this operation is misread: report it, or read with verify=False at your own risk"
             )
 
+    before = probe.outputs()
+    if not before:
+        raise SymmetryError("the module gives no floating-point output; there is nothing to compare")
+    if not _distance(before, probe.outputs()) <= tolerance:
+        raise SymmetryError(
+            "two calls on one input give different outputs: the module draws random numbers; leave them out"
+        )
+    try_all(probe.example)
+    for example in _elsewhere(probe):
+        if not _holds(group, kinds, broken, probe, example, tolerance):
+            try_all(example)
+    probe.at_home()
+    if not _holds(group, kinds, broken, probe, probe.given, max(tolerance, _AT_HOME)):
+        try_all(probe.given)
+    probe.draw(0)
+    return broken
 
-def _generators(group: Group, kinds: Iterable[str]) -> Iterable[tuple[Axis, Element]]:
+
+def _elsewhere(probe: Probe) -> Iterator[Any]:
+    """The example itself, and inputs of other sizes."""
+    yield probe.given
+    if any(t.is_floating_point() for t in input_tensors(probe.given)):
+        for k, size in enumerate(_FAR):
+            yield probe.inputs(k + 1, size)
+
+
+def _holds(
+    group: Group, kinds: Iterable[str], broken: set[int], probe: Probe, example: Any, tolerance: float
+) -> bool:
+    """Whether one move of everything leaves the outputs on this input alone; where there are none, it does."""
+    try:
+        before = probe.outputs(example)
+    except SymmetryError:
+        return True
+    if not usable(before):
+        return True
+    element = group.sample(2, kinds)
+    factors = {k: f for k, f in element.factors.items() if k not in broken}
+    with _moved(Element(group, element.permutations, factors), probe):
+        return _distance(before, probe.outputs(example)) <= tolerance
+
+
+def _generators(group: Group, kinds: Iterable[str], broken: set[int]) -> Iterable[tuple[Axis, Element]]:
     for axis in group.axes:
         if "permutation" in kinds and "permutation" in axis.kinds:
             yield axis, group.sample(1, ("permutation",), [axis.name])
     for k, generator in enumerate(group.generators):
-        if generator.kind in kinds:
+        if generator.kind in kinds and k not in broken:
             element = group.sample(1, (generator.kind,), [generator.axis])
             yield group[generator.axis], Element(group, element.permutations, {k: element.factors[k]})
 
@@ -152,10 +118,12 @@ def _moved(element: Element, probe: Probe) -> Iterator[None]:
     tensors, touched = probe.net.tensors, _touched(element)
     for name in touched:
         tensors[name].copy_(element.move(name, tensors[name]))
-    yield
-    back = element.inverse()
-    for name in touched:
-        tensors[name].copy_(back.move(name, tensors[name]))
+    try:
+        yield
+    finally:
+        back = element.inverse()
+        for name in touched:
+            tensors[name].copy_(back.move(name, tensors[name]))
 
 
 def _touched(element: Element) -> set[str]:
@@ -167,8 +135,17 @@ def _touched(element: Element) -> set[str]:
 
 
 def _distance(before: list[Tensor], after: list[Tensor]) -> float:
-    scale = max(float(t.abs().max()) for t in before if t.numel()) or 1.0
-    return max(float((a - b).abs().max()) for a, b in zip(before, after, strict=True) if a.numel()) / scale
+    """The largest change of an output, in units of that output's size; infinite where what is infinite changes."""
+    sizes = [float(t[t.isfinite()].abs().max()) if bool(t.isfinite().any()) else 0.0 for t in before]
+    least = _SMALL * max(sizes, default=0.0) or 1.0
+    worst = 0.0
+    for a, b, size in zip(before, after, sizes, strict=True):
+        same = a == b  # infinities too
+        change = torch.where(same, 0.0, (a - b).abs())
+        worst = max([worst, *([float(change.max()) / max(size, least)] if a.numel() else [])])
+        if math.isnan(worst) or bool(change.isnan().any()):
+            return math.inf
+    return worst
 
 
 def _culprit(element: Element, graph: Trace, reading: Reading, names: Mapping[Atom, str], probe: Probe) -> str:
