@@ -15,6 +15,7 @@ from weightspace.symmetry.rules.call import (
     Call,
     Labels,
     Outcome,
+    follow_choices,
     follow_positions,
     fresh,
     pointwise,
@@ -45,6 +46,7 @@ def apply_rule(call: Call) -> Outcome:
     """Dimensions of the outputs of one call."""
     outcome = _ruled(call)
     follow_positions(call, outcome)
+    follow_choices(call, outcome)
     return outcome
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "MOVERS",
     "READERS",
     "RULES",
+    "follow_choices",
     "follow_positions",
     "fresh",
     "look_up",
@@ -33,7 +34,8 @@ class Labels:
 
     `uniform`: all its entries are equal, so that every view of it is fresh. `points`: its entries are indices of this
     dimension (where a largest entry stands), so that they are renumbered with it. `counts`: its entries are 0, 1, 2, ..
-    `flags`: its entries are true or false.
+    `flags`: its entries are true or false. `chosen`: dimensions of which an index was picked for every entry, by whom:
+    the tensor depends on them, though they are gone (the expert of a token).
     """
 
     dims: list[Dim]
@@ -41,6 +43,12 @@ class Labels:
     points: Dim | None = None
     counts: bool = False
     flags: bool = False
+    chosen: dict[int, Dim] = field(default_factory=dict)
+
+    @property
+    def full(self) -> Labels:
+        """The dimensions that are there and those that were chosen from."""
+        return Labels([*self.dims, *self.chosen.values()]) if self.chosen else self
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -121,6 +129,21 @@ def look_up(d: Dim, positions: Labels) -> None:
         return
     for pointed in (d, target or []):
         pin(pointed, "looked up by number")
+
+
+def follow_choices(call: Call, outcome: Outcome) -> None:
+    """What is looked up by positions depends on what they point at, and so does all that is made of it."""
+    chosen: dict[int, Dim] = {}
+    for name, value in call.args.items():
+        for item in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(item, Labels):
+                chosen |= item.chosen
+                if item.points is not None and name in READERS.get(call.op, ()):
+                    chosen[id(item)] = item.points
+    for label in outcome if isinstance(outcome, tuple) else (outcome,):
+        if label is not None and chosen:
+            label.chosen = {**label.chosen, **chosen}
+    call.hidden = [Labels([*label.dims, *chosen.values()]) for label in call.hidden]
 
 
 def follow_positions(call: Call, outcome: Outcome) -> None:
