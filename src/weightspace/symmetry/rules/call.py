@@ -14,8 +14,6 @@ __all__ = [
     "Labels",
     "Outcome",
     "broadcast",
-    "MOVERS",
-    "READERS",
     "RULES",
     "follow_choices",
     "follow_positions",
@@ -102,19 +100,22 @@ class Call:
 Rule: TypeAlias = Callable[[Call], Outcome]
 RULES: dict[str, Rule] = {}
 MOVERS: set[str] = set()
+KEEPERS: set[str] = set()
 READERS: dict[str, tuple[str, ...]] = {}
 
 
-def rule(*ops: str, moves: bool = False, reads: tuple[str, ...] = ()) -> Callable[[Rule], Rule]:
+def rule(*ops: str, moves: bool = False, keeps: bool = False, reads: tuple[str, ...] = ()) -> Callable[[Rule], Rule]:
     """Register a rule under the operator names it serves.
 
-    `moves`: entries of the first tensor come out as they are, so that positions stay positions. `reads`: arguments in
+    `moves`: entries of the first tensor come out as they are, so that positions stay positions; `keeps`: all of them,
+    in their order. `reads`: arguments in
     which the rule itself knows what positions mean. All others pin the dimension to which positions point.
     """
 
     def register(function: Rule) -> Rule:
         RULES.update(dict.fromkeys(ops, function))
-        MOVERS.update(ops if moves else ())
+        MOVERS.update(ops if moves or keeps else ())
+        KEEPERS.update(ops if keeps else ())
         READERS.update(dict.fromkeys(ops, reads))
         return function
 
@@ -132,14 +133,14 @@ def look_up(d: Dim, positions: Labels) -> None:
 
 
 def follow_choices(call: Call, outcome: Outcome) -> None:
-    """What is looked up by positions depends on what they point at, and so does all that is made of it."""
+    """What is read at positions depends on what they point at, and so does all that is made of it."""
     chosen: dict[int, Dim] = {}
     for name, value in call.args.items():
         for item in value if isinstance(value, (list, tuple)) else [value]:
             if isinstance(item, Labels):
                 chosen |= item.chosen
-                if item.points is not None and name in READERS.get(call.op, ()):
-                    chosen[id(item)] = item.points
+                if item.points is not None and call.op in MOVERS and name in READERS.get(call.op, ()):
+                    chosen[id(item.points)] = item.points  # one list is one choice, in one order
     for label in outcome if isinstance(outcome, tuple) else (outcome,):
         if label is not None and chosen:
             label.chosen = {**label.chosen, **chosen}
@@ -155,7 +156,7 @@ def follow_positions(call: Call, outcome: Outcome) -> None:
                 continue
             if call.op in MOVERS and item is call.tensors[0]:
                 for label in made:
-                    label.points = item.points
+                    label.points = item.points if call.op in KEEPERS else list(item.points)
             else:
                 pin(item.points, f"{call.op} uses positions")
     for label in made:

@@ -135,7 +135,7 @@ def glu(call: Call) -> Outcome:
     return Labels(broadcast([left, right]))
 
 
-@rule("embedding", reads=("indices",))
+@rule("embedding", moves=True, reads=("indices",))
 def embedding(call: Call) -> Outcome:
     """Rows are looked up by number."""
     weight, indices = call.tensor("weight"), call.tensor("indices")

@@ -12,7 +12,7 @@ from weightspace.symmetry.rules.call import Call, Labels, Outcome, broadcast, fr
 @rule(
     "clone", "_to_copy", "to", "contiguous", "alias", "detach", "lift_fresh", "lift_fresh_copy", "dropout", "type_as",
     "feature_dropout", "alpha_dropout", "native_dropout", "conj", "real", "positive", "_conj", "cumulative_identity",
-    "resolve_conj", "_conj_copy", "_conj_physical", "conj_physical", "requires_grad_", "data", moves=True,
+    "resolve_conj", "_conj_copy", "_conj_physical", "conj_physical", "requires_grad_", "data", keeps=True,
 )  # fmt: skip
 def same(call: Call) -> Outcome:
     """The first argument again."""
@@ -59,7 +59,7 @@ def _regroup(call: Call, factors: Dim, group: list[int], shape: tuple[int, ...],
 
 @rule(
     "view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_copy", "_reshape_alias",
-    "squeeze_copy", "unsqueeze_copy", "ravel", "view_as", "reshape_as", moves=True,
+    "squeeze_copy", "unsqueeze_copy", "ravel", "view_as", "reshape_as", keeps=True,
 )  # fmt: skip
 def reshape(call: Call) -> Outcome:
     """All of these are one rule: input dimensions and the shape of the output."""
