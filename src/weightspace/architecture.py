@@ -240,9 +240,8 @@ _INPUTS = {"input_ids": _tokens, "pixel_values": _images, "input_features": _spe
 def example_of(module: nn.Module) -> Any:
     """The input that the module itself brings: `example_input_array` (Lightning), or that of a transformers model.
 
-    Tokens, images or sound, whatever its main input is; tokens for a decoder, images beside a text, where it takes both.
-
-    Raises `ArchitectureError` where there is none.
+    Tokens, images or sound, whatever its main input is; with tokens for a decoder, or images beside a text, if it
+    takes both. Raises `ArchitectureError` where there is none.
     """
     own = getattr(module, "example_input_array", None)
     if own is not None:

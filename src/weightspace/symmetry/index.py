@@ -14,6 +14,7 @@ from math import gcd, prod
 from typing import TypeAlias
 
 __all__ = [
+    "MIXED",
     "Atom",
     "Dim",
     "Span",
@@ -28,6 +29,9 @@ __all__ = [
     "take",
     "unify",
 ]
+
+
+MIXED = "a view mixes its factors"
 
 
 class Atom:
@@ -293,7 +297,7 @@ def _cut_atom(atom: Atom, k: int) -> tuple[Dim, Dim] | None:
     return concat(pieces[: j + 1], atom.foreign), concat(pieces[j + 1 :], atom.foreign)
 
 
-def unify(one: Iterable[Atom], two: Iterable[Atom], reason: str = "a view mixes its factors") -> bool:
+def unify(one: Iterable[Atom], two: Iterable[Atom], reason: str = MIXED) -> bool:
     """Declare two dimensions of equal size to be indexed alike; pins both, and returns False, where it cannot."""
     a, b = flat(one), flat(two)
     if size(a) != size(b):

@@ -57,7 +57,8 @@ def plain_experts(module: nn.Module) -> Iterator[None]:
 
     What they use else has no float64, or loops over what the data chose.
     """
-    held = [(m, m.get_experts_implementation()) for m in module.modules() if _mixes(m)]
+    models: list[Any] = [m for m in module.modules() if _mixes(m)]
+    held = [(m, m.get_experts_implementation()) for m in models]
     try:
         for model, _ in held:
             model.set_experts_implementation("batched_mm")

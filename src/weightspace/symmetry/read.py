@@ -199,6 +199,8 @@ def _draft(graph: Trace, reading: Reading, net: Net) -> Draft:
     if apart := [name for name in net.tensors if name not in shapes and not name.endswith("num_batches_tracked")]:
         reading.notes.append(f"not reached by the example, left alone: {_listed(apart, shapes)}")
     reasons = {names[leaf]: leaf.pin for leaf in order if leaf.pin is not None}
+    if mixed := [name for name, reason in reasons.items() if reason == index.MIXED]:
+        reading.notes.append(f"{index.MIXED} elsewhere, {', '.join(mixed[:_MOST_NAMES])}: pinned")
     return Draft(reading, names, axes, blocks, fixed, shapes, state, reasons, net.fingerprint)
 
 

@@ -95,8 +95,7 @@ def _as_place(group: Group, slot: Slot) -> Place:
 
 
 def _record(
-    group: Group,
-    graph: Trace, reading: Reading, names: Mapping[Atom, str], probe: Probe, signs: Signs, masks: Set[str]
+    group: Group, graph: Trace, reading: Reading, names: Mapping[Atom, str], probe: Probe, signs: Signs, masks: Set[str]
 ) -> _Graph:
     run = _Graph(graph, signs, masks)
 
@@ -266,7 +265,8 @@ def _flip(op: _Op, home: Home, pattern: int, values: Mapping[Home, Tensor]) -> T
 
 def _spread(op: _Op, value: Tensor, block: Block, leaf: int) -> Tensor:
     """The flips, shaped for a block; along an outer axis of which an index was picked they are all alike."""
-    signs, over, at = op.signs.to(value), op.group[str(block.leaves[leaf])].over, []
+    signs, over = op.signs.to(value), op.group[str(block.leaves[leaf])].over
+    at: list[int] = []
     for k in reversed(range(len(over))):
         if over[k] in block.leaves:
             at.insert(0, block.leaves.index(over[k]))

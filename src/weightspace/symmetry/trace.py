@@ -35,6 +35,7 @@ _KEEP = (
     "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
     "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", "glu", "leaky_relu", "pixel_shuffle",
     "pixel_unshuffle", "gelu", "silu", "hardswish", "softplus", "elu", "mish", "var", "std",
+    "diag", "diag_embed", "channel_shuffle", "take_along_dim", "log_sigmoid", "prelu",
 )  # fmt: skip
 
 
@@ -90,7 +91,9 @@ class Trace:
         """
         given_inputs = sum(isinstance(node.meta.get("val"), Tensor) for node in self.inputs)
         if len(inputs) != given_inputs:
-            raise SymmetryError(f"the graph was read with {given_inputs} input tensors, got {len(inputs)}; give as many")
+            raise SymmetryError(
+                f"the graph was read with {given_inputs} input tensors, got {len(inputs)}; give as many"
+            )
         feeds = [iter(inputs) for _ in points]
         wide = _widest(points[0], self.constants) if lift else None
         env: dict[fx.Node, list[Any]] = {}
@@ -368,6 +371,9 @@ _SILENT = {
 _TURNS = ("_to_copy", "to", "clone", "alias", "detach", "t", "transpose", "permute", "view", "unsqueeze", "expand")
 
 
+_LISTED = 4096
+
+
 @dataclass
 class Reading:
     """Labels of every tensor in the graph. `named`: parameters and buffers; `all`: every tensor, hidden ones too."""
@@ -474,15 +480,18 @@ def _placeholder(graph: Trace, node: fx.Node, reading: Reading) -> Labels | None
 
 def constant_labels(value: Tensor) -> Labels:
     """A constant is pinned along every dimension in which its entries differ."""
+    listed = value.dim() == 1 and not value.is_floating_point() and value.device.type != "meta" and len(value) <= _LISTED
+    numbers = tuple(int(n) for n in value) if listed else None
     if value.numel() <= 1:
-        return fresh(_shape(value), uniform=True)
+        return Labels(fresh(_shape(value)).dims, uniform=True, numbers=numbers)
     if value.device.type == "meta":
         return Labels([index.dim(n, "constant", constant=True) for n in _shape(value)])
     dims = []
     for k in range(value.dim()):
         same = bool((value == value.narrow(k, 0, 1)).all())
         dims.append(index.dim(value.shape[k]) if same else index.dim(value.shape[k], "constant", constant=True))
-    return Labels(dims, bool((value == value.flatten()[0]).all()), flags=value.dtype == torch.bool)
+    same = bool((value == value.flatten()[0]).all())
+    return Labels(dims, same, flags=value.dtype == torch.bool, numbers=numbers)
 
 
 def _join_written(graph: Trace, reading: Reading) -> None:

@@ -18,6 +18,7 @@ __all__ = [
     "follow_choices",
     "follow_positions",
     "fresh",
+    "give_up",
     "look_up",
     "outputs",
     "pointwise",
@@ -33,7 +34,8 @@ class Labels:
     `uniform`: all its entries are equal, so that every view of it is fresh. `points`: its entries are indices of this
     dimension (where a largest entry stands), so that they are renumbered with it. `counts`: its entries are 0, 1, 2, ..
     `flags`: its entries are true or false. `chosen`: dimensions of which an index was picked for every entry, by whom:
-    the tensor depends on them, though they are gone (the expert of a token).
+    the tensor depends on them, though they are gone (the expert of a token). `numbers`: the entries of a list of
+    indices that stands in the code.
     """
 
     dims: list[Dim]
@@ -42,6 +44,7 @@ class Labels:
     counts: bool = False
     flags: bool = False
     chosen: dict[int, Dim] = field(default_factory=dict)
+    numbers: tuple[int, ...] | None = None
 
     @property
     def full(self) -> Labels:
@@ -158,10 +161,19 @@ def follow_positions(call: Call, outcome: Outcome) -> None:
                 for label in made:
                     label.points = item.points if call.op in KEEPERS else list(item.points)
             else:
-                pin(item.points, f"{call.op} uses positions")
+                give_up(call, [item.points], f"{call.op} computes with positions")
     for label in made:
         if label.points is not None:
             call.hide(*label.dims, label.points)
+
+
+def give_up(call: Call, dims: Iterable[Dim], reason: str) -> None:
+    """Pin dimensions that a rule cannot follow; a note says so, unless they could not move anyway."""
+    dims = [flat(d) for d in dims]
+    if any(leaf.pin is None for leaf in index.leaves(dims)) and reason not in call.notes:
+        call.notes.append(f"{reason}: pinned")
+    for d in dims:
+        pin(d, reason)
 
 
 def unknown(call: Call) -> Outcome:
@@ -223,11 +235,10 @@ def equal(call: Call) -> Outcome:
     pointer = next((t for t in tensors if t.points is not None), None)
     count = next((t for t in tensors if t.counts), None)
     if pointer is None or pointer.points is None or count is None or count.shape.count(1) < len(count.shape) - 1:
-        for tensor in tensors:
-            pin(tensor.points or [], f"{call.op} uses positions")
+        give_up(call, [t.points for t in tensors if t.points is not None], f"{call.op} computes with positions")
         return pointwise(call)
     if index.size(flat(pointer.points)) != max(count.shape):
-        pin(pointer.points, f"{call.op} uses positions")
+        give_up(call, [pointer.points], f"{call.op} computes with positions")
         return pointwise(call)
     meant = Labels([pointer.points if flat(d) else [] for d in count.dims])
     return Labels(broadcast([Labels(pointer.dims), meant]))

@@ -172,7 +172,8 @@ def attention(call: Call) -> Outcome:
     if call.get("is_causal", default=False):
         pin(q.dims[-2], "causal")
         pin(k.dims[-2], "causal")
-    for summed in ([], q.dims[-1], v.dims[-1]):
-        call.hide(*scores.dims, summed)
+    call.hide(*scores.dims)
+    call.hide(*scores.dims, q.dims[-1])
+    call.hide(*scores.dims, v.dims[-1])
     out = Labels([*lead, q.dims[-2], v.dims[-1]])
     return out if len(call.shapes) == 1 else (out, *(fresh(s) for s in call.shapes[1:]))

@@ -6,7 +6,7 @@ from typing import Any
 
 from weightspace.symmetry import index
 from weightspace.symmetry.index import Atom, Dim, cut, flat, member, pin, take, unify
-from weightspace.symmetry.rules.call import Call, Labels, Outcome, broadcast, fresh, look_up, rule, unknown
+from weightspace.symmetry.rules.call import Call, Labels, Outcome, broadcast, fresh, give_up, look_up, rule, unknown
 
 
 def segment(call: Call, source: Labels, axis: int, start: int, stop: int) -> Labels:
@@ -27,9 +27,8 @@ def segment(call: Call, source: Labels, axis: int, start: int, stop: int) -> Lab
             pair = cut(piece, offset)
             piece = None if pair is None else pair[side]
     if piece is None:
-        reason = f"{call.op} cuts inside a factor"
-        pin(d, reason)
-        call.notes.append(f"{call.op} [{start}:{stop}] cuts inside a factor: pinned")
+        reason = f"{call.op} [{start}:{stop}] cuts inside a factor"
+        give_up(call, [d], reason)
         piece = index.dim(stop - start, reason)
     return Labels([flat(piece) if k == axis else e for k, e in enumerate(source.dims)])
 
@@ -96,7 +95,7 @@ def slice_(call: Call) -> Outcome:
         return segment(call, source, axis, start, stop)
     pair = take(source.dims[axis], step) if n % step == 0 and start < step and stop > n - step else None
     if pair is None or not pair[1] or source.uniform:
-        pin(source.dims[axis], "strided slice")
+        give_up(call, [source.dims[axis]], f"{call.op} [{start}:{stop}:{step}] takes strides that do not divide")
         return Labels(_replace(source.dims, axis, index.dim(call.shapes[0][axis], "strided slice")), source.uniform)
     both = Labels([*source.dims[:axis], pair[0], pair[1], *source.dims[axis + 1 :]])
     return index_at(both, axis + 1, start, keep=False)
@@ -147,15 +146,22 @@ def embedding(call: Call) -> Outcome:
 def index_(call: Call) -> Outcome:
     """Indexed dimensions are what the indices point at, the others kept."""
     source = call.tensor("self")
-    dims = indexed(source, call.get("indices"))
+    picks = list(call.get("indices"))
+    only = [k for k, pick in enumerate(picks) if pick is not None]
+    if len(only) == 1 and picks[only[0]].numbers is not None and len(picks[only[0]].numbers) == 1:
+        at = picks[only[0]].numbers[0] % source.shape[only[0]]
+        return segment(call, source, only[0], at, at + 1)
+    dims = indexed(call, source, picks)
     return unknown(call) if len(dims) != len(call.shapes[0]) else Labels(_pin_unequal(dims, call.shapes[0]))
 
 
-def indexed(source: Labels, picks: list[Labels | None]) -> list[Dim]:
+def indexed(call: Call, source: Labels, picks: list[Labels | None]) -> list[Dim]:
     """The dimensions of `source[picks]`, None standing for a whole dimension."""
     picks = [*picks, *[None] * (len(source.dims) - len(picks))]
     chosen = {k: pick for k, pick in enumerate(picks) if pick is not None}
     for k, pick in chosen.items():
+        if pick.numbers is not None and len({*pick.numbers}) == len(pick.numbers):
+            give_up(call, [source.dims[k]], f"{call.op} takes a list of indices")
         look_up(source.dims[k], pick)
     looked = broadcast(list(chosen.values()))
     adjacent = [*chosen] == [*range(min(chosen), max(chosen) + 1)]
@@ -177,7 +183,19 @@ def index_select(call: Call) -> Outcome:
     return Labels(_replace(source.dims, axis, call.tensor("index").dims[0]))
 
 
-@rule("gather", "take_along_dim", moves=True, reads=("index", "indices"))
+@rule("take_along_dim", moves=True, reads=("indices",))
+def take_along(call: Call) -> Outcome:
+    """As gathering, after both are spread to one shape; over all, where no dimension is named."""
+    source, indices = call.tensor("self"), call.tensor("indices")
+    if call.get("dim") is None:
+        return unknown(call)
+    axis = call.axis("dim", rank=len(source.dims))
+    look_up(source.dims[axis], indices)
+    pair = [Labels(_replace(t.dims, axis, [])) for t in (source, indices)]
+    return Labels(_replace(broadcast(pair), axis, indices.dims[axis]))
+
+
+@rule("gather", moves=True, reads=("index",))
 def gather(call: Call) -> Outcome:
     """The gathered dimension is what the indices point at, the others unify where they are whole."""
     source, indices = call.tensor("self"), call.tensor("index", "indices")
@@ -189,6 +207,5 @@ def gather(call: Call) -> Outcome:
         if index.size(flat(d)) == index.size(flat(e)):
             unify(d, e)
         else:
-            pin(d, "gathered in part")
-            pin(e, "gathered in part")
+            give_up(call, [d, e], f"{call.op} takes a part of a dimension")
     return Labels(list(indices.dims))

@@ -12,6 +12,7 @@ from weightspace.symmetry.rules.call import (
     Outcome,
     broadcast,
     fresh,
+    give_up,
     look_up,
     outputs,
     pointwise,
@@ -98,7 +99,7 @@ def reduce(call: Call) -> Outcome:
     if call.op in ("max", "min") and len(call.tensors) == 2:
         return pointwise(call)
     rank = len(source.dims)
-    which = call.get("dim", "axis")
+    which = call.get("dim", "axis", default=-1 if call.op == "mode" else None)
     which = range(rank) if which is None or which == [] else which if isinstance(which, (list, tuple)) else [which]
     gone = {int(k) % max(rank, 1) for k in which}
     keep = bool(call.get("keepdim", default=False))
@@ -136,6 +137,8 @@ def directed(call: Call) -> Outcome:
     rank = len(source.dims)
     which = [-2, -1] if call.op in ("tril", "triu") else call.get("dim", "dims", default=list(range(rank)))
     for k in which if isinstance(which, (list, tuple)) else [which]:
+        if call.op in ("flip", "roll"):
+            give_up(call, [source.dims[int(k) % rank]], f"{call.op} takes indices elsewhere")
         pin(source.dims[int(k) % rank], f"{call.op} runs along it")
     dims = [
         flat(d) if index.size(flat(d)) == n else index.dim(n, f"{call.op} runs along it")

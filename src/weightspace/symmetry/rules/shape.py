@@ -6,7 +6,7 @@ from typing import Any
 
 from weightspace.symmetry import index
 from weightspace.symmetry.index import Dim, cut, flat, pin, take, unify
-from weightspace.symmetry.rules.call import Call, Labels, Outcome, broadcast, fresh, outputs, rule, unknown
+from weightspace.symmetry.rules.call import Call, Labels, Outcome, broadcast, fresh, give_up, outputs, rule, unknown
 
 
 @rule(
@@ -17,7 +17,8 @@ from weightspace.symmetry.rules.call import Call, Labels, Outcome, broadcast, fr
 def same(call: Call) -> Outcome:
     """The first argument again."""
     source = call.tensors[0]
-    return outputs(call, [Labels(list(source.dims), source.uniform, counts=source.counts) for _ in call.shapes])
+    same_as = {"uniform": source.uniform, "counts": source.counts, "numbers": source.numbers}
+    return outputs(call, [Labels(list(source.dims), **same_as) for _ in call.shapes])
 
 
 def view(call: Call, dims: list[Dim], shape: tuple[int, ...]) -> list[Dim]:
@@ -48,9 +49,8 @@ def _regroup(call: Call, factors: Dim, group: list[int], shape: tuple[int, ...],
     for k in reversed(group):
         pair = take(rest, shape[k])
         if pair is None:
-            reason = f"{call.op} mixes factors"
-            pin(factors, reason)
-            call.notes.append(f"{call.op} to {shape} mixes factors that do not divide: pinned")
+            reason = f"{call.op} to {shape} mixes factors that do not divide"
+            give_up(call, [factors], reason)
             for other in group:
                 out[other] = index.dim(shape[other], reason)
             return
@@ -220,6 +220,16 @@ def diag_embed(call: Call) -> Outcome:
     for k in sorted((i, j)):
         dims.insert(k, flat(source.dims[-1]))
     return Labels(dims)
+
+
+@rule("diag")
+def diag(call: Call) -> Outcome:
+    """A vector on the diagonal of a matrix, or the diagonal of one."""
+    vector = len(call.tensors[0].dims) == 1
+    offset = call.get("diagonal", default=0)
+    args = {"self": call.tensors[0], "offset": offset, "dim1": -2 if vector else 0, "dim2": -1 if vector else 1}
+    read = diag_embed if vector else diagonal
+    return read(Call(call.op, args, call.shapes, call.used, notes=call.notes))
 
 
 @rule("trace")

@@ -6,8 +6,8 @@ Writing into a part is reading that part, and being indexed alike with what is w
 from __future__ import annotations
 
 from weightspace.symmetry import index
-from weightspace.symmetry.index import flat, pin, unify
-from weightspace.symmetry.rules.call import Call, Labels, Outcome, broadcast, fresh, rule, unknown
+from weightspace.symmetry.index import flat, unify
+from weightspace.symmetry.rules.call import Call, Labels, Outcome, broadcast, fresh, give_up, rule, unknown
 from weightspace.symmetry.rules.part import gather, index_select, indexed, select, slice_
 from weightspace.symmetry.rules.shape import diagonal, expand
 
@@ -18,7 +18,7 @@ def _base(call: Call) -> Labels:
     return fresh(base.shape) if base.uniform else Labels(list(base.dims))
 
 
-def _assign(part: Labels, source: Labels | None, reason: str) -> None:
+def _assign(call: Call, part: Labels, source: Labels | None) -> None:
     """Dimensions of a part are those of what is written there, where that is not one value for all."""
     if source is None or source.uniform:
         return
@@ -29,8 +29,7 @@ def _assign(part: Labels, source: Labels | None, reason: str) -> None:
         if index.size(d) == index.size(e):
             unify(d, e)
         else:
-            pin(d, reason)
-            pin(e, reason)
+            give_up(call, [d, e], f"{call.op} writes into a part of a dimension")
 
 
 @rule("copy")
@@ -45,9 +44,9 @@ def piece(call: Call) -> Outcome:
     """A slice, an index or a diagonal is written over."""
     base, source = _base(call), call.tensor("src")
     read = {"select_scatter": select, "slice_scatter": slice_, "diagonal_scatter": diagonal}[call.op]
-    part = read(Call(call.op, {**call.args, "self": base, "src": None}, [source.shape], {0}))
+    part = read(Call(call.op, {**call.args, "self": base, "src": None}, [source.shape], {0}, notes=call.notes))
     assert isinstance(part, Labels)
-    _assign(part, source, f"{call.op} writes into a part")
+    _assign(call, part, source)
     return base
 
 
@@ -55,9 +54,9 @@ def piece(call: Call) -> Outcome:
 def rows(call: Call) -> Outcome:
     """Some indices of one dimension are written to: those at which positions point, or else it is pinned."""
     base = _base(call)
-    part = index_select(Call(call.op, {**call.args, "self": base}, call.shapes, {0}))
+    part = index_select(Call(call.op, {**call.args, "self": base}, call.shapes, {0}, notes=call.notes))
     assert isinstance(part, Labels)
-    _assign(part, call.get("source"), f"{call.op} writes into a part")
+    _assign(call, part, call.get("source"))
     return base
 
 
@@ -65,10 +64,10 @@ def rows(call: Call) -> Outcome:
 def scatter(call: Call) -> Outcome:
     """Of one dimension those indices are written to at which positions point; the others go with the positions'."""
     base = _base(call)
-    part = gather(Call(call.op, {**call.args, "self": base}, call.shapes, {0}))
+    part = gather(Call(call.op, {**call.args, "self": base}, call.shapes, {0}, notes=call.notes))
     assert isinstance(part, Labels)
     source = call.get("src", "value")
-    _assign(part, source if isinstance(source, Labels) else None, f"{call.op} writes into a part")
+    _assign(call, part, source if isinstance(source, Labels) else None)
     return base
 
 
@@ -78,14 +77,13 @@ def index_put(call: Call) -> Outcome:
     base, picks, values = _base(call), list(call.get("indices")), call.tensor("values")
     masks = [pick for pick in picks if pick is not None and pick.flags]
     if not masks:
-        _assign(Labels(indexed(base, picks)), values, f"{call.op} writes into a part")
+        _assign(call, Labels(indexed(call, base, picks)), values)
         return base
     if len(picks) != 1:
         return unknown(call)
     covered, rest = base.dims[: len(masks[0].dims)], base.dims[len(masks[0].dims) :]
     broadcast([Labels(covered), masks[0]])
     if values.shape[:-1] or values.shape[-1:] not in ((), (1,)):
-        for d in covered:
-            pin(d, f"{call.op} writes one value after the other")
-    _assign(Labels(rest), values, f"{call.op} writes into a part")
+        give_up(call, covered, f"{call.op} writes one value after the other")
+    _assign(call, Labels(rest), values)
     return base
