@@ -480,7 +480,9 @@ def _placeholder(graph: Trace, node: fx.Node, reading: Reading) -> Labels | None
 
 def constant_labels(value: Tensor) -> Labels:
     """A constant is pinned along every dimension in which its entries differ."""
-    listed = value.dim() == 1 and not value.is_floating_point() and value.device.type != "meta" and len(value) <= _LISTED
+    listed = (
+        value.dim() == 1 and not value.is_floating_point() and value.device.type != "meta" and len(value) <= _LISTED
+    )
     numbers = tuple(int(n) for n in value) if listed else None
     if value.numel() <= 1:
         return Labels(fresh(_shape(value)).dims, uniform=True, numbers=numbers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from weightspace.symmetry import index
@@ -17,8 +18,8 @@ from weightspace.symmetry.rules.call import Call, Labels, Outcome, broadcast, fr
 def same(call: Call) -> Outcome:
     """The first argument again."""
     source = call.tensors[0]
-    same_as = {"uniform": source.uniform, "counts": source.counts, "numbers": source.numbers}
-    return outputs(call, [Labels(list(source.dims), **same_as) for _ in call.shapes])
+    kept = [replace(source, dims=list(source.dims), points=None, chosen={}) for _ in call.shapes]
+    return outputs(call, kept)
 
 
 def view(call: Call, dims: list[Dim], shape: tuple[int, ...]) -> list[Dim]:
