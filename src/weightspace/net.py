@@ -45,7 +45,8 @@ class Weights(Mapping[str, Tensor]):
     """A vector of weight space: named tensors with the algebra of a vector space.
 
     Held flat, one buffer per (dtype, device); `w["fc.weight"]` is a view into it. Order and names are those of the
-    module's `named_parameters()`, a tied tensor once. `v + w`, `v - w`, `t * v`, `-v`, `v / t` are again Weights;
+    module's `named_parameters()`, a tied tensor once; in the buffer, tensors of an even size come first where pairs of
+    numbers would begin at an odd place. `v + w`, `v - w`, `t * v`, `-v`, `v / t` are again Weights;
     sums need the same names and shapes, or `ArchitectureMismatch` is raised.
     """
 
@@ -58,6 +59,7 @@ class Weights(Mapping[str, Tensor]):
         for name, (shape, dtype, device) in _forms(tensors).items():
             shapes[name] = shape
             plan.setdefault((dtype, device), []).append(name)
+        plan = {key: _laid_out(names, shapes) for key, names in plan.items()}
         flat = {}
         for (dtype, device), names in plan.items():
             size = sum(shapes[name].numel() for name in names)
@@ -85,7 +87,8 @@ class Weights(Mapping[str, Tensor]):
         plan: dict[tuple[torch.dtype, torch.device], list[str]] = {key: [] for key in self._flat}
         for name, view in self._views.items():
             plan[view.dtype, view.device].append(name)
-        return plan
+        shapes = self.shapes
+        return {key: _laid_out(names, shapes) for key, names in plan.items()}
 
     def _like(self, flat: dict[tuple[torch.dtype, torch.device], Tensor]) -> Weights:
         new = object.__new__(Weights)
@@ -230,6 +233,16 @@ class Weights(Mapping[str, Tensor]):
         if all(finite(flat) for flat in self._flat.values() if flat.is_floating_point()):
             return []
         return [name for name, view in self.items() if view.is_floating_point() and not view.isfinite().all()]
+
+
+def _laid_out(names: list[str], shapes: Mapping[str, torch.Size]) -> list[str]:
+    """The order of tensors in their buffer: as given, unless pairs would begin at an odd place, where they cannot be
+    seen as complex numbers; then tensors of an even size come first."""
+    start, odd_pairs = 0, False
+    for name in names:
+        odd_pairs |= start % 2 == 1 and shapes[name][-1:] == (2,)
+        start += shapes[name].numel()
+    return sorted(names, key=lambda name: shapes[name].numel() % 2) if odd_pairs else names
 
 
 def finite(numbers: Tensor) -> bool:

@@ -19,10 +19,12 @@ from torch.utils import _pytree as pytree
 
 from weightspace.net import Net, Weights, math_attention
 from weightspace.symmetry.pretrained import answer, plain_experts
-from weightspace.symmetry.trace import SymmetryError, Trace, arguments, first_line, input_tensors, quiet, trace
+from weightspace.symmetry.trace import SymmetryError, Trace, arguments, first_line, input_tensors, quiet, shifts, trace
 from weightspace.task import carried
 
 __all__ = ["Probe", "floating", "usable"]
+
+_BIAS = 0.2
 
 
 @dataclass
@@ -31,7 +33,8 @@ class Probe:
 
     `given`: the user's example in float64; `example`: what stands in for it. `alike`: which of its tensors are varied
     and not drawn, because the network does not take any number there. `graph`: what is evaluated where the module
-    itself insists on a lower precision, its casts skipped.
+    itself insists on a lower precision, its casts skipped. `added`: biases, which are drawn small, lest all examples
+    look alike after a few layers.
     """
 
     net: Net
@@ -42,6 +45,7 @@ class Probe:
     graph: Trace | None = None
     way: int = 0
     alike: set[int] = field(default_factory=set)
+    added: set[str] = field(default_factory=set)
 
     @classmethod
     def of(cls, net: Net, example: Any, seed: int) -> Probe:
@@ -78,6 +82,7 @@ class Probe:
     def settle(self, graph: Trace) -> None:
         """Find weights and inputs on which the outputs are numbers. Raises `SymmetryError` where there are none."""
         trouble: SymmetryError | None = None
+        self.added = shifts(graph)
         for self.way in range(len(_WAYS)):
             self.draw(0)
             for self.alike in self._choices():
@@ -130,6 +135,8 @@ class Probe:
                     own = self.user.tensors[name]
                     own = torch.zeros_like(tensor) if own.device.type == "meta" else own.to(tensor)
                     _WAYS[self.way](tensor, own, generator, name in self.net.state)
+                    if name in self.added and tensor.dim() < 2:
+                        tensor.mul_(_BIAS)
 
     def at_home(self) -> None:
         """The user's own weights, in place."""

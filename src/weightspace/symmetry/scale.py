@@ -26,8 +26,11 @@ __all__ = ["Slope", "place_slopes", "scale_generators"]
 
 _SPARE = 8
 _DEAD = 1e-11
+_NOISE = 1e-13  # of the largest slope anywhere: what rounding leaves where all cancels, as for a key's bias
 _MOST_PASSES = 24
-_MORE_DRAWS = 6
+_GIVEN_UP = 6
+_SAID = 1e-6
+_SIZES = (1.0, 1.0, 100.0, 1.0, 0.01, 1.0)  # how large the inputs of a pass are
 
 
 @dataclass(frozen=True)
@@ -43,32 +46,35 @@ def place_slopes(
 ) -> dict[str, dict[Place, Slope]]:
     """axis -> place -> slope; places without effect are left out, and those in `masks`, which are never rescaled.
 
-    An axis that one draw of weights and inputs does not feel is looked for on others. Raises `SymmetryError` where
-    torch has no derivative.
+    Every pass has weights and inputs of its own, until each axis has more rows that say something than places. Raises
+    `SymmetryError` where torch has no derivative.
     """
-    passes = 2
-    moving = [axis for axis in group.every if not _still(group, axis.name)]
-    for axis in moving:
-        units = int(np.prod(group.sizes(axis)))
-        passes = max(passes, -(-(len(group.places[axis.name]) + _SPARE) // units))
     rows: dict[Place, list[tuple[Tensor, float]]] = {}
-    for seed in range(min(passes, _MOST_PASSES)):
-        _backward(group, graph, probe, seed, rows, held)
-    slopes = _felt(group, rows, masks)
-    for seed in range(1, _MORE_DRAWS):
-        if all(slopes[axis.name] for axis in moving):
-            break
-        probe.draw(seed)
-        _backward(group, graph, probe, seed, rows, held, probe.inputs(seed, 100.0 if seed % 2 else 1.0))
+    try:
+        for seed in range(_MOST_PASSES):
+            probe.draw(seed)
+            _backward(group, graph, probe, seed, rows, held)
+            slopes = _felt(group, rows, masks)
+            if seed and all(_enough(slopes[a.name], seed) for a in group.every if not _still(group, a.name)):
+                break
+    finally:
         probe.draw(0)
-        slopes = _felt(group, rows, masks)
     return slopes
+
+
+def _enough(met: dict[Place, Slope], seed: int) -> bool:
+    """Whether the rows outnumber the places; an axis that a few draws do not feel is given up."""
+    if not met:
+        return seed >= _GIVEN_UP
+    said = sum(np.abs(slope.values) > _SAID * slope.size for slope in met.values())
+    return int((said > 0).sum()) >= len(met) + _SPARE
 
 
 def _felt(
     group: Group, rows: dict[Place, list[tuple[Tensor, float]]], masks: Set[str]
 ) -> dict[str, dict[Place, Slope]]:
     slopes: dict[str, dict[Place, Slope]] = {}
+    noise = _NOISE * max((sum(s for _, s in found) for found in rows.values()), default=0.0)
     for axis in group.every:
         if _still(group, axis.name):
             slopes[axis.name] = {}
@@ -79,7 +85,7 @@ def _felt(
             if p in rows and group.blocks[p.block].tensor not in masks
         }
         largest = max((slope.size for slope in met.values()), default=0.0)
-        slopes[axis.name] = {p: slope for p, slope in met.items() if slope.size > _DEAD * largest}
+        slopes[axis.name] = {p: slope for p, slope in met.items() if slope.size > max(_DEAD * largest, noise)}
     return slopes
 
 
@@ -95,7 +101,6 @@ def _backward(
     seed: int,
     rows: dict[Place, list[tuple[Tensor, float]]],
     held: Set[fx.Node],
-    example: Any = None,
 ) -> None:
     leaves = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in probe.net.tensors.items()}
 
@@ -116,8 +121,7 @@ def _backward(
     for name, leaf in leaves.items():
         if leaf.requires_grad:
             leaf.register_post_accumulate_grad_hook(reduce(name))
-    if example is None:
-        example = probe.example if seed == 0 else probe.inputs(seed)
+    example = probe.inputs(seed, _SIZES[seed % len(_SIZES)])
     kept: list[Tensor] = []
 
     def watch(node: fx.Node, value: Any) -> None:

@@ -24,7 +24,7 @@ from weightspace.symmetry.group import Block, Generator, Group, Place, as_blocks
 from weightspace.symmetry.index import Atom
 from weightspace.symmetry.probe import Probe
 from weightspace.symmetry.reach import Signs, elementwise, wide
-from weightspace.symmetry.trace import Reading, SymmetryError, Trace, evaluate, input_tensors
+from weightspace.symmetry.trace import Reading, SymmetryError, Trace, evaluate, input_tensors, op_name
 
 __all__ = ["reduce_bits", "sign_generators"]
 
@@ -32,7 +32,8 @@ Home: TypeAlias = tuple[Any, int]
 Slot: TypeAlias = tuple[Home, int, int]
 _MOST_SLOTS = 8
 _ELEMENTS = 256  # how many numbers an operation on entries is asked at, about
-_MOST_ROUNDS = 8
+_MOST_ROUNDS = 3
+_ALIKE = ("add", "sub", "mul", "div", "neg", "clone", "abs", "relu")  # what they do to signs is seen at any size
 _DECADES = 3.0
 _MASK = 1e3  # entries so many times larger than most are masked ones
 
@@ -188,7 +189,7 @@ class _Op:
     def _elsewhere(self) -> list[dict[Home, Tensor]]:
         homes = dict.fromkeys(self.run.home(n) for n in self.node.all_input_nodes)
         given = {home: self.run.values[home] for home in homes if home in self.run.values}
-        if not elementwise(self.node) or not any(v.is_floating_point() for v in given.values()):
+        if not elementwise(self.node) or op_name(self.node) in _ALIKE or not any(v.is_floating_point() for v in given.values()):
             return []
         count = min(_MOST_ROUNDS, max(1, -(-_ELEMENTS // max(v.numel() for v in given.values()))))
         return [

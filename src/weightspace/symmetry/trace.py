@@ -442,6 +442,19 @@ def masks(graph: Trace, state: Collection[str]) -> set[str]:
     return found
 
 
+def shifts(graph: Trace) -> set[str]:
+    """Tensors of the point that are added to something: biases."""
+    found: set[str | None] = set()
+    for node in graph.nodes:
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        adds = op_name(node) in ("add", "sub", "add_", "sub_", "addmm", "rsub")
+        for argument, value in zip(node.target._schema.arguments, node.args, strict=False):
+            if argument.name == "bias" or (adds and argument.name in ("self", "other")):
+                found.add(_stored(graph, value))
+    return {name for name in found if name is not None}
+
+
 def _stored(graph: Trace, node: Any) -> str | None:
     """The tensor of the point that a node is, cast or turned."""
     while isinstance(node, fx.Node) and node.op == "call_function" and op_name(node) in _TURNS:
