@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import io
 import math
 import os
@@ -216,21 +217,49 @@ def parse_example(text: str, seed: int = 0) -> Tensor:
     return torch.randn(sizes, generator=torch.Generator().manual_seed(seed))
 
 
+def _tokens(config: Any) -> Tensor:
+    """As many of the first token ids as two short texts hold."""
+    return torch.arange(16).reshape(2, 8).remainder(getattr(config, "vocab_size", None) or 16)
+
+
+def _images(config: Any) -> Tensor:
+    size = getattr(config, "image_size", _IMAGE)
+    size = size if isinstance(size, (list, tuple)) else [size] * 2
+    return torch.randn(2, getattr(config, "num_channels", 3), *size)
+
+
+def _spectra(config: Any) -> Tensor:
+    """Twice as many frames as positions, since the convolutions of an encoder of speech halve them."""
+    return torch.randn(2, getattr(config, "num_mel_bins", 80), 2 * getattr(config, "max_source_positions", 1500))
+
+
+def _sound(config: Any) -> Tensor:
+    """Long enough for sixteen frames."""
+    return torch.randn(2, 16 * math.prod(getattr(config, "conv_stride", [320])) + 400)
+
+
+_INPUTS = {"input_ids": _tokens, "pixel_values": _images, "input_features": _spectra, "input_values": _sound}
+
+
 def example_of(module: nn.Module) -> Any:
     """The input that the module itself brings: `example_input_array` (Lightning), or that of a transformers model.
 
-    Raises `ArchitectureError` where there is none.
+    Tokens, images or sound, whatever its main input is; with tokens for a decoder, or images beside a text, if it
+    takes both. Raises `ArchitectureError` where there is none.
     """
     own = getattr(module, "example_input_array", None)
     if own is not None:
         return own
-    config = getattr(module, "config", None)
-    if config is not None and getattr(module, "main_input_name", "") == "pixel_values":
-        size = getattr(config, "image_size", _IMAGE)
-        size = size if isinstance(size, (list, tuple)) else [size] * 2
-        return {"pixel_values": torch.randn(2, getattr(config, "num_channels", 3), *size)}
-    if config is not None and getattr(module, "main_input_name", "") == "input_ids":
-        return {"input_ids": torch.arange(16).reshape(2, 8).remainder(getattr(config, "vocab_size", 16))}
+    config, main = getattr(module, "config", None), getattr(module, "main_input_name", "")
+    if config is not None and main in _INPUTS:
+        taken = inspect.signature(module.forward).parameters
+        text, images = (getattr(config, name, config) for name in ("text_config", "vision_config"))
+        example = {main: _INPUTS[main](images if main == "pixel_values" else text)}
+        if main == "input_ids" and images is not config and "pixel_values" in taken:
+            example["pixel_values"] = _images(images)
+        if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in taken:
+            example["decoder_input_ids"] = _tokens(getattr(config, "decoder", config))
+        return example
     raise ArchitectureError("what does an input look like? give --data, or --example with a shape such as 2x3x32x32")
 
 

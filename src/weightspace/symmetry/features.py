@@ -48,6 +48,7 @@ def activation_terms(group: Group, a: Net, b: Net, x: Any) -> Terms:
         if labels is None or isinstance(labels, tuple):
             continue
         blocks = list(as_blocks(node.name, labels.shape, index.blocks(labels.dims), draft.names))
+        blocks = [block for block in blocks if group.whole(block)]
         if any(movable & set(block.leaves) for block in blocks):
             where[node] = blocks
     fixed, moving = (_standardised(group, graph, net, x, where) for net in (a, b))

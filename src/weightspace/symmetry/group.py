@@ -21,7 +21,7 @@ from weightspace.net import Net, Weights, checked
 from weightspace.symmetry.index import Atom, Span
 from weightspace.symmetry.trace import SymmetryError
 
-__all__ = ["Axis", "Block", "Element", "Generator", "Group", "Place", "SymmetryError", "as_blocks"]
+__all__ = ["Axis", "Block", "Element", "Generator", "Group", "Place", "SymmetryError", "as_blocks", "place_axes"]
 
 KINDS = ("permutation", "scale", "sign")
 
@@ -129,7 +129,7 @@ class Element:
                 value = torch.index_select(value, k, table, out=to)
                 continue
             at = [leaves.index(outer) for outer in self.group[name].over]
-            value = torch.gather(value, k, _place(table, [*at, k], value.dim()).expand(value.shape), out=to)
+            value = torch.gather(value, k, place_axes(table, [*at, k], value.dim()).expand(value.shape), out=to)
         return value if order or out is None else out.copy_(value)
 
     def _factor(self, block: int, leaf: int) -> Tensor | None:
@@ -185,7 +185,7 @@ class Element:
         return f"Element({moved} units permuted, {len(self.factors)} of {len(self.group.generators)} factors)"
 
 
-def _place(table: Tensor, at: list[int], rank: int) -> Tensor:
+def place_axes(table: Tensor, at: list[int], rank: int) -> Tensor:
     """A table whose dimensions are to stand at positions `at` of a tensor of `rank` dimensions."""
     order = sorted(range(len(at)), key=lambda i: at[i])
     shape = [1] * rank
@@ -305,11 +305,16 @@ class Group:
         sizes = [leaf if isinstance(leaf, int) else self[leaf].size for leaf in block.leaves]
         return tensor.as_strided(sizes, block.strides, tensor.storage_offset() + block.offset)
 
+    def whole(self, block: Block) -> bool:
+        """Whether every axis in a block stands beside its outer ones; an activation may have been picked from them."""
+        axes = [self._axes[leaf] for leaf in block.leaves if isinstance(leaf, str)]
+        return all(outer in block.leaves for axis in axes for outer in axis.over)
+
     def spread(self, table: Tensor, block: Block, leaf: int) -> Tensor:
         """A table on the axis at `leaf`, shaped to multiply the view of the block."""
         axis = self[str(block.leaves[leaf])]
         at = [block.leaves.index(outer) for outer in axis.over]
-        return _place(table, [*at, leaf], len(block.leaves))
+        return place_axes(table, [*at, leaf], len(block.leaves))
 
     def gather(self, values: Tensor, block: Block, leaf: int) -> Tensor:
         """Sum a view of the block over everything but the axis at `leaf` and its outer axes: a table on that axis."""

@@ -14,6 +14,7 @@ from math import gcd, prod
 from typing import TypeAlias
 
 __all__ = [
+    "MIXED",
     "Atom",
     "Dim",
     "Span",
@@ -24,9 +25,13 @@ __all__ = [
     "leaves",
     "member",
     "pin",
+    "spread",
     "take",
     "unify",
 ]
+
+
+MIXED = "a view mixes its factors"
 
 
 class Atom:
@@ -292,7 +297,7 @@ def _cut_atom(atom: Atom, k: int) -> tuple[Dim, Dim] | None:
     return concat(pieces[: j + 1], atom.foreign), concat(pieces[j + 1 :], atom.foreign)
 
 
-def unify(one: Iterable[Atom], two: Iterable[Atom], reason: str = "a view mixes its factors") -> bool:
+def unify(one: Iterable[Atom], two: Iterable[Atom], reason: str = MIXED) -> bool:
     """Declare two dimensions of equal size to be indexed alike; pins both, and returns False, where it cannot."""
     a, b = flat(one), flat(two)
     if size(a) != size(b):
@@ -410,6 +415,28 @@ def _divided(block: tuple[Span, ...]) -> list[tuple[Span, ...]]:
         return [block]
     at = [product(*(_at(span, key, i) for span in block)) for i in range(key.size)]
     return [piece for cut_block in at for one in cut_block for piece in _divided(one)]
+
+
+def spread(dims: list[Dim], refused: set[tuple[Atom, Atom]]) -> None:
+    """Where a tensor is cut at every index of an axis, all that stands beside may depend on that axis too.
+
+    `refused`: pairs of an atom and an axis of which it is known not to depend.
+    """
+    for block in product(*map(_spans, dims)):
+        _spread(block, refused)
+
+
+def _spread(block: tuple[Span, ...], refused: set[tuple[Atom, Atom]]) -> None:
+    held = [leaf for span in block for leaf in span.leaves]
+    keys = {key for leaf in held for key, _ in members(leaf)}
+    for key in [leaf for leaf in held if leaf in keys]:
+        for leaf in held:
+            if leaf is not key and (leaf, key) not in refused:
+                for i in range(key.size):
+                    member(leaf, key, i)
+        for i in range(key.size):
+            for piece in product(*(_at(span, key, i) for span in block)):
+                _spread(piece, refused)
 
 
 def _at(span: Span, key: Atom, i: int) -> list[Span]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from weightspace.net import Net, Weights, math_attention
+from weightspace.symmetry.pretrained import answer, plain_experts
 from weightspace.symmetry.trace import SymmetryError, Trace, arguments, first_line, input_tensors, quiet, shifts, trace
 from weightspace.task import carried
 
@@ -159,12 +160,12 @@ class Probe:
     def outputs(self, example: Any = None) -> list[Tensor]:
         """What the module answers now. Raises `SymmetryError` where it does not."""
         example = carried(self.example if example is None else example, self.net)
-        with torch.no_grad(), math_attention(), quiet():
+        with torch.no_grad(), math_attention(), quiet(), plain_experts(self.module):
             if self.graph is not None:
                 return [t for t in self.graph.run(self.net.tensors, input_tensors(example)) if t.is_floating_point()]
             args, kwargs = arguments(example)
             try:
-                return floating(self.module(*args, **kwargs))
+                return floating(answer(self.module(*args, **kwargs)))
             except (RuntimeError, NotImplementedError, IndexError, ValueError, TypeError) as error:
                 raise SymmetryError(
                     f"cannot be verified in float64 ({first_line(error)}); read with verify=False"

@@ -8,7 +8,7 @@ an outer axis A (a family) if and only if A stands beside X, once, in every tens
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -199,6 +199,8 @@ def _draft(graph: Trace, reading: Reading, net: Net) -> Draft:
     if apart := [name for name in net.tensors if name not in shapes and not name.endswith("num_batches_tracked")]:
         reading.notes.append(f"not reached by the example, left alone: {_listed(apart, shapes)}")
     reasons = {names[leaf]: leaf.pin for leaf in order if leaf.pin is not None}
+    if mixed := [name for name, reason in reasons.items() if reason == index.MIXED]:
+        reading.notes.append(f"{index.MIXED} elsewhere, {', '.join(mixed[:_MOST_NAMES])}: pinned")
     return Draft(reading, names, axes, blocks, fixed, shapes, state, reasons, net.fingerprint)
 
 
@@ -240,17 +242,32 @@ def _by_block(group: Group, generator: Generator) -> np.ndarray:
 
 
 def _collapse(reading: Reading) -> None:
-    """Members of an axis that is also met without its key are all the same axis."""
+    """Members of an axis that is also met without its key, or that are all the same, are all the same axis."""
+    refused: set[tuple[Atom, Atom]] = set()
+    filled = [labels for labels in reading.all if 0 not in labels.shape]
     while True:
+        refused = {(index.root(leaf), index.root(key)) for leaf, key in refused}
         lost = set()
-        for labels in reading.all:
+        for labels in filled:
+            index.spread(labels.dims, refused)
+        for labels in filled:
             for block in index.blocks(labels.dims):
                 for leaf in {leaf for span in block for leaf in span.leaves}:
                     lost |= {(leaf, key) for key, _ in index.members(leaf)}
+            lost |= {pair for leaf in index.leaves(labels.dims) for pair in _equal_members(leaf)}
         if not lost:
             return
         for leaf, key in lost:
             index.collapse(leaf, key)
+        refused |= lost
+
+
+def _equal_members(leaf: Atom) -> Iterator[tuple[Atom, Atom]]:
+    """Axes over which a leaf has a member for every index, and they are all one."""
+    held: dict[Atom, list[Atom]] = {}
+    for (key, _), child in index.members(leaf).items():
+        held.setdefault(key, []).append(index.root(child))
+    yield from ((leaf, key) for key, found in held.items() if len(found) == key.size and len({*found}) == 1)
 
 
 def _carriers(tables: list[list[tuple[index.Span, ...]]], held: set[Atom]) -> dict[Atom, set[Atom]]:

@@ -20,7 +20,7 @@ from torch import Tensor, fx
 
 from weightspace.net import math_attention
 from weightspace.symmetry import index
-from weightspace.symmetry.group import Block, Generator, Group, Place, as_blocks
+from weightspace.symmetry.group import Block, Generator, Group, Place, as_blocks, place_axes
 from weightspace.symmetry.index import Atom
 from weightspace.symmetry.probe import Probe
 from weightspace.symmetry.reach import Signs, elementwise, wide
@@ -35,6 +35,7 @@ _ELEMENTS = 256  # how many numbers an operation on entries is asked at, about
 _MOST_ROUNDS = 3
 _ALIKE = ("add", "sub", "mul", "div", "neg", "clone", "abs", "relu")  # what they do to signs is seen at any size
 _DECADES = 3.0
+_MASK = 1e3  # entries so many times larger than most are masked ones
 
 
 @dataclass
@@ -46,6 +47,7 @@ class _Graph:
     masks: Set[str]
     values: dict[Home, Tensor] = field(default_factory=dict)
     blocks: dict[Home, list[Block]] = field(default_factory=dict)
+    picked: dict[str, set[str]] = field(default_factory=dict)  # outer axes of which an activation holds one index
 
     def home(self, node: fx.Node) -> Home:
         if node.target is operator.getitem:
@@ -72,7 +74,7 @@ def sign_generators(
     masks: Set[str] = frozenset(),
 ) -> list[Generator]:
     """All sign generators of the axes that are met in more than one place; tensors in `masks` keep their signs."""
-    run = _record(graph, reading, names, probe, signs, masks)
+    run = _record(group, graph, reading, names, probe, signs, masks)
     foreign = {name for atom, name in names.items() if index.root(atom).foreign}
     found = []
     for axis in group.every:
@@ -94,7 +96,7 @@ def _as_place(group: Group, slot: Slot) -> Place:
 
 
 def _record(
-    graph: Trace, reading: Reading, names: Mapping[Atom, str], probe: Probe, signs: Signs, masks: Set[str]
+    group: Group, graph: Trace, reading: Reading, names: Mapping[Atom, str], probe: Probe, signs: Signs, masks: Set[str]
 ) -> _Graph:
     run = _Graph(graph, signs, masks)
 
@@ -113,6 +115,9 @@ def _record(
 
     with torch.no_grad(), math_attention():
         graph.run(probe.net.tensors, input_tensors(probe.example), keep)
+    for axis in group.every:
+        held = [set(block.leaves) for found in run.blocks.values() for block in found if axis.name in block.leaves]
+        run.picked[axis.name] = {outer for outer in axis.over if not all(outer in leaves for leaves in held)}
     return run
 
 
@@ -175,6 +180,9 @@ class _Op:
         flips = torch.rand(shape, generator=generator, device="cpu") < 0.5
         self.signs = 1.0 - 2.0 * flips.double()
         self.signs[..., 0], self.signs[..., -1] = -1.0, 1.0
+        for k, outer in enumerate(group[axis].over):
+            if outer in run.picked.get(axis, ()):
+                self.signs = self.signs.narrow(k, 0, 1).expand(shape)
         self.rounds = [self.run.values, *self._elsewhere()]
         self._seen: dict[tuple[int, int], Any] = {}
 
@@ -237,7 +245,7 @@ class _Op:
             return False
         for k, (_, _, leaf) in enumerate(own):
             if pattern >> len(relevant) + k & 1:
-                wanted = wanted * self.group.spread(self.signs.to(wanted), block, leaf)
+                wanted = wanted * _spread(self, wanted, block, leaf)
         return _same(self.group.view(block, value.contiguous()), wanted)
 
 
@@ -256,8 +264,20 @@ def _flip(op: _Op, home: Home, pattern: int, values: Mapping[Home, Tensor]) -> T
     value = value.contiguous().clone()
     for _, b, k in mine:
         block = op.run.blocks[home][b]
-        op.group.view(block, value).mul_(op.group.spread(op.signs.to(value), block, k))
+        op.group.view(block, value).mul_(_spread(op, value, block, k))
     return value
+
+
+def _spread(op: _Op, value: Tensor, block: Block, leaf: int) -> Tensor:
+    """The flips, shaped for a block; along an outer axis of which an index was picked they are all alike."""
+    signs, over = op.signs.to(value), op.group[str(block.leaves[leaf])].over
+    at: list[int] = []
+    for k in reversed(range(len(over))):
+        if over[k] in block.leaves:
+            at.insert(0, block.leaves.index(over[k]))
+        else:
+            signs = signs.select(k, 0)
+    return place_axes(signs, [*at, leaf], len(block.leaves))
 
 
 def _apply(op: _Op, pattern: int, values: Mapping[Home, Tensor]) -> list[Any] | None:
@@ -283,9 +303,17 @@ def _same(got: Any, wanted: Tensor) -> bool:
         return False
     if not got.is_floating_point():
         return torch.equal(got, wanted)
-    return torch.allclose(
-        got, wanted.to(got.dtype), rtol=1e-9, atol=1e-11 * float(wanted.abs().max() + 1e-300), equal_nan=True
-    )
+    return torch.allclose(got, wanted.to(got.dtype), rtol=1e-9, atol=1e-11 * _ordinary(wanted), equal_nan=True)
+
+
+def _ordinary(value: Tensor) -> float:
+    """The largest of a tensor's sizes, those aside that are a mask's: beside -1e38 nothing else would be felt."""
+    sizes = value.abs().double().nan_to_num(0.0, 0.0, 0.0)
+    largest = float(sizes.max()) if sizes.numel() else 0.0
+    if largest > _MASK:
+        met = sizes[sizes > 0]
+        largest = float(met[met <= _MASK * met.median()].max())
+    return largest + 1e-300
 
 
 def reduce_bits(rows: list[int]) -> list[int]:

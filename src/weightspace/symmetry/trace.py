@@ -18,11 +18,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from weightspace.net import WeightspaceError, math_attention
 from weightspace.symmetry import index
+from weightspace.symmetry.pretrained import answer_only, plain_experts
 from weightspace.symmetry.rules import Call, Labels, Outcome, apply_rule, fresh, known
 
 __all__ = ["Reading", "SymmetryError", "Trace", "follow", "trace"]
@@ -34,6 +35,7 @@ _KEEP = (
     "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
     "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", "glu", "leaky_relu", "pixel_shuffle",
     "pixel_unshuffle", "gelu", "silu", "hardswish", "softplus", "elu", "mish", "var", "std",
+    "diag", "diag_embed", "channel_shuffle", "take_along_dim", "log_sigmoid", "prelu",
 )  # fmt: skip
 
 
@@ -47,6 +49,8 @@ class Trace:
 
     `sources[node]` is the name of a parameter or persistent buffer; `constants[node]` a tensor that no checkpoint
     holds; all other placeholders are inputs. `derived`: whether it has the derivatives of the module (None: not tried).
+    holds; all other placeholders are inputs. `written`: names of tensors that a call changes, and what they become.
+    `beside`: what a model hands out of its inside, and is no output here.
     """
 
     graph: fx.GraphModule
@@ -56,6 +60,8 @@ class Trace:
     example: list[Tensor]
     low_precision: bool
     derived: bool | None = None
+    written: list[tuple[str, fx.Node]] = field(default_factory=list)
+    beside: dict[str, list[fx.Node]] = field(default_factory=dict)
 
     @property
     def nodes(self) -> list[fx.Node]:
@@ -257,7 +263,7 @@ def input_tensors(example: Any) -> list[Tensor]:
 def trace(module: nn.Module, example: Any) -> Trace:
     """Export `module` on one example; raises `SymmetryError` where export cannot follow the code."""
     args, kwargs = arguments(example)
-    with quiet(), torch.no_grad(), math_attention():
+    with quiet(), torch.no_grad(), math_attention(), plain_experts(module):
         try:
             exported = torch.export.export(module, args, kwargs, strict=False)
             if _needs_decomposition(exported.graph):
@@ -334,7 +340,17 @@ def _wrap(exported: Any, module: nn.Module) -> Trace:
         for n in exported.graph.nodes
         for v in [n.meta.get("val")]
     )
-    return Trace(exported.graph_module, sources, constants, inputs, example, low)
+    beside = answer_only(exported)
+    return Trace(exported.graph_module, sources, constants, inputs, example, low, _written(exported, canonical), beside)
+
+
+def _written(exported: Any, canonical: Mapping[str, str]) -> list[tuple[str, fx.Node]]:
+    nodes = {node.name: node for node in exported.graph.nodes}
+    return [
+        (canonical.get(spec.target, spec.target), nodes[spec.arg.name])
+        for spec in exported.graph_signature.output_specs
+        if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)
+    ]
 
 
 def _canonical_names(module: nn.Module) -> dict[str, str]:
@@ -355,6 +371,9 @@ _SILENT = {
 
 
 _TURNS = ("_to_copy", "to", "clone", "alias", "detach", "t", "transpose", "permute", "view", "unsqueeze", "expand")
+
+
+_LISTED = 4096
 
 
 @dataclass
@@ -381,12 +400,24 @@ def follow(graph: Trace, outputs_move: bool = False) -> Reading:
             reading.values[node] = constant_labels(value) if isinstance(value, Tensor) else None
         elif node.op == "call_function":
             reading.values[node] = _call(node, reading, needed)
-        elif node.op == "output" and not outputs_move:
-            _pin_outputs(node, reading)
+        elif node.op == "output":
+            _join_written(graph, reading)
+            if not outputs_move:
+                _pin_outputs(node, reading)
     for value in reading.values.values():
         items = value if isinstance(value, tuple) else (value,)
-        reading.all += [item for item in items if item is not None]
+        reading.all += [item.full for item in items if item is not None]
+    reading.notes += [
+        f"{name} is handed out beside the logits and no output: it is renumbered with the axes it holds"
+        for name, nodes in graph.beside.items()
+        if any(_moves(reading.values.get(node)) for node in nodes)
+    ]
     return reading
+
+
+def _moves(value: Outcome | None) -> bool:
+    held = [labels for labels in (value if isinstance(value, tuple) else (value,)) if labels is not None]
+    return any(leaf.pin is None for labels in held if 0 not in labels.shape for leaf in index.leaves(labels.dims))
 
 
 def live(graph: Trace) -> set[fx.Node]:
@@ -464,15 +495,29 @@ def _placeholder(graph: Trace, node: fx.Node, reading: Reading) -> Labels | None
 
 def constant_labels(value: Tensor) -> Labels:
     """A constant is pinned along every dimension in which its entries differ."""
+    listed = (
+        value.dim() == 1 and not value.is_floating_point() and value.device.type != "meta" and len(value) <= _LISTED
+    )
+    numbers = tuple(int(n) for n in value) if listed else None
     if value.numel() <= 1:
-        return fresh(_shape(value), uniform=True)
+        return Labels(fresh(_shape(value)).dims, uniform=True, numbers=numbers)
     if value.device.type == "meta":
         return Labels([index.dim(n, "constant", constant=True) for n in _shape(value)])
     dims = []
     for k in range(value.dim()):
         same = bool((value == value.narrow(k, 0, 1)).all())
         dims.append(index.dim(value.shape[k]) if same else index.dim(value.shape[k], "constant", constant=True))
-    return Labels(dims, uniform=bool((value == value.flatten()[0]).all()))
+    same = bool((value == value.flatten()[0]).all())
+    return Labels(dims, same, flags=value.dtype == torch.bool, numbers=numbers)
+
+
+def _join_written(graph: Trace, reading: Reading) -> None:
+    """What a tensor becomes is indexed as it was."""
+    for name, node in graph.written:
+        labels, before = reading.values.get(node), reading.named.get(name)
+        if isinstance(labels, Labels) and before is not None and labels.shape == before.shape and not labels.uniform:
+            for d, e in zip(labels.dims, before.dims, strict=True):
+                index.unify(d, e)
 
 
 def _pin_outputs(node: fx.Node, reading: Reading) -> None:
@@ -480,7 +525,7 @@ def _pin_outputs(node: fx.Node, reading: Reading) -> None:
         value = reading.values.get(used)
         for labels in value if isinstance(value, tuple) else (value,):
             if labels is not None:
-                for d in labels.dims:
+                for d in (*labels.dims, labels.points or []):
                     index.pin(d, "output")
 
 
@@ -505,6 +550,8 @@ def _call(node: fx.Node, reading: Reading, needed: set[fx.Node]) -> Outcome | No
         torch.Tag.reduction in tags,
     )
     outcome = apply_rule(call)
+    if isinstance(outcome, Labels) and isinstance(meta, Tensor):
+        outcome.flags = meta.dtype == torch.bool
     reading.all += call.hidden
     reading.notes += [note for note in call.notes if note not in reading.notes]
     _check(node, outcome, shapes)

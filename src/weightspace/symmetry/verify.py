@@ -174,6 +174,8 @@ def _carry(element: Element, value: Tensor, dims: list[index.Dim], names: Mappin
     group = element.group
     out = value.detach().clone().contiguous()
     for block in as_blocks("", tuple(value.shape), index.blocks(dims), names):
+        if not group.whole(block):
+            continue
         moved = element._gather(group.view(block, value.contiguous()), block.leaves)
         group.view(block, out).copy_(moved)
     return out

@@ -3,12 +3,24 @@
 One short function per family of operations, registered under the names of the operators of core ATen (and of the few
 composite ones that the trace keeps whole). A rule unifies what the operation forces to be indexed alike, pins what it
 mixes, and returns the dimensions of its outputs. An operation without a rule pins everything it touches, with a note.
+Tensors of positions (of a largest entry, of an order) carry the dimension to which they point: looking up by them, or
+writing at them, is indexed alike.
 """
 
 from __future__ import annotations
 
-from weightspace.symmetry.rules import contraction, part, reduction, shape
-from weightspace.symmetry.rules.call import RULES, Call, Labels, Outcome, fresh, pointwise, unknown
+from weightspace.symmetry.rules import contraction, part, reduction, shape, write
+from weightspace.symmetry.rules.call import (
+    RULES,
+    Call,
+    Labels,
+    Outcome,
+    follow_choices,
+    follow_positions,
+    fresh,
+    pointwise,
+    unknown,
+)
 
 __all__ = [
     "Call",
@@ -21,6 +33,7 @@ __all__ = [
     "part",
     "reduction",
     "shape",
+    "write",
 ]
 
 
@@ -31,6 +44,13 @@ def known(op: str) -> bool:
 
 def apply_rule(call: Call) -> Outcome:
     """Dimensions of the outputs of one call."""
+    outcome = _ruled(call)
+    follow_positions(call, outcome)
+    follow_choices(call, outcome)
+    return outcome
+
+
+def _ruled(call: Call) -> Outcome:
     if call.op in RULES:
         return RULES[call.op](call)
     if call.pointwise:

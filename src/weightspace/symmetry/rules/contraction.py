@@ -33,16 +33,18 @@ def matmul(call: Call) -> Outcome:
         if len(tensors) != 2 or not names or call.op == "addbmm":
             return unknown(call)
         left, right = tensors
-    out = Labels(_product(left, right))
+    out = Labels(_product(call, left, right))
     return Labels(broadcast([out, bias])) if isinstance(bias, Labels) and not bias.uniform else out
 
 
-def _product(left: Labels, right: Labels) -> list[Dim]:
+def _product(call: Call, left: Labels, right: Labels) -> list[Dim]:
+    """The terms of the sum are a tensor too: in w w^T a column stands beside two rows."""
     a, b = list(left.dims), list(right.dims)
     rows = [a[-2]] if len(a) > 1 else []
     columns = [b[-1]] if len(b) > 1 else []
     unify(a[-1], b[-2] if len(b) > 1 else b[-1])
     batch = broadcast([Labels(a[:-2]), Labels(b[:-2])])
+    call.hide(*batch, *rows, *columns, a[-1])
     return [*batch, *rows, *columns]
 
 
@@ -56,7 +58,23 @@ def bilinear(call: Call) -> Outcome:
     unify(two.dims[-1], weight.dims[2])
     if isinstance(bias, Labels):
         unify(bias.dims[0], weight.dims[0])
-    return Labels([*broadcast([Labels(one.dims[:-1]), Labels(two.dims[:-1])]), weight.dims[0]])
+    lead = broadcast([Labels(one.dims[:-1]), Labels(two.dims[:-1])])
+    call.hide(*lead, *weight.dims)
+    return Labels([*lead, weight.dims[0]])
+
+
+@rule("cdist", "_cdist_forward", "_euclidean_dist")
+def distances(call: Call) -> Outcome:
+    """Of every row of one matrix to every row of another."""
+    one, two = call.tensors
+    return Labels(_product(call, one, Labels([*two.dims[:-2], *two.dims[:-3:-1]])))
+
+
+@rule("outer", "ger")
+def outer(call: Call) -> Outcome:
+    """Every entry of one vector times every one of another."""
+    one, two = call.tensors
+    return Labels([one.dims[0], two.dims[0]])
 
 
 @rule("einsum")
@@ -81,7 +99,9 @@ def einsum(call: Call) -> Outcome:
             elif flat(d) or letter not in known:
                 known[letter] = d
     before, dots, after = output.partition("...")
-    middle = broadcast(spread) if dots else []
+    middle = broadcast(spread) if any(s.dims for s in spread) else []
+    call.hide(*middle, *known.values())
+    middle = middle if dots else []
     return Labels([*(known[c] for c in before), *middle, *(known[c] for c in after)])
 
 
@@ -101,6 +121,7 @@ def convolution(call: Call) -> Outcome:
     made = _grouped(call, channel, into, out, groups, transposed)
     if isinstance(bias, Labels) and not bias.uniform:
         unify(bias.dims[0], made)
+    call.hide(*lead, *((into, out) if transposed else (made, into)))
     dims = [*lead, flat(made)]
     if all(n == 1 for n in weight.shape[2:]) and call.shapes[0][-space:] == source.shape[-space:]:
         return Labels([*dims, *source.dims[-space:]])
@@ -152,5 +173,7 @@ def attention(call: Call) -> Outcome:
         pin(q.dims[-2], "causal")
         pin(k.dims[-2], "causal")
     call.hide(*scores.dims)
+    call.hide(*scores.dims, q.dims[-1])
+    call.hide(*scores.dims, v.dims[-1])
     out = Labels([*lead, q.dims[-2], v.dims[-1]])
     return out if len(call.shapes) == 1 else (out, *(fresh(s) for s in call.shapes[1:]))

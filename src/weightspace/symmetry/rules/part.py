@@ -6,33 +6,34 @@ from typing import Any
 
 from weightspace.symmetry import index
 from weightspace.symmetry.index import Atom, Dim, cut, flat, member, pin, take, unify
-from weightspace.symmetry.rules.call import Call, Labels, Outcome, broadcast, fresh, rule, unknown
+from weightspace.symmetry.rules.call import Call, Labels, Outcome, broadcast, fresh, give_up, look_up, rule, unknown
 
 
-def _segment(call: Call, source: Labels, axis: int, start: int, stop: int) -> Labels:
+def segment(call: Call, source: Labels, axis: int, start: int, stop: int) -> Labels:
     """The piece [start, stop) of one dimension."""
     d = flat(source.dims[axis])
     n = index.size(d)
     if source.uniform:
         return fresh([stop - start if k == axis else m for k, m in enumerate(source.shape)], uniform=True)
+    if stop <= start:
+        return fresh([0 if k == axis else m for k, m in enumerate(source.shape)], uniform=True)
     if (start, stop) == (0, n):
         return Labels(list(source.dims))
     if stop - start == 1 and all(a.viewed for a in d):
-        return _index_at(source, axis, start, keep=True)
+        return index_at(source, axis, start, keep=True)
     piece: Dim | None = d
     for offset, side in ((stop, 0), (start, 1)):
         if piece is not None and 0 < offset < index.size(piece):
             pair = cut(piece, offset)
             piece = None if pair is None else pair[side]
     if piece is None:
-        reason = f"{call.op} cuts inside a factor"
-        pin(d, reason)
-        call.notes.append(f"{call.op} [{start}:{stop}] cuts inside a factor: pinned")
+        reason = f"{call.op} [{start}:{stop}] cuts inside a factor"
+        give_up(call, [d], reason)
         piece = index.dim(stop - start, reason)
     return Labels([flat(piece) if k == axis else e for k, e in enumerate(source.dims)])
 
 
-def _index_at(source: Labels, axis: int, i: int, keep: bool) -> Labels:
+def index_at(source: Labels, axis: int, i: int, keep: bool) -> Labels:
     """One index of a dimension: its axes are pinned, the other atoms become members."""
     if source.uniform:
         shape = [1 if k == axis else n for k, n in enumerate(source.shape) if keep or k != axis]
@@ -64,23 +65,23 @@ def _address(d: Dim, i: int, keys: list[tuple[Atom, int]]) -> None:
             at -= index.size(piece)
 
 
-@rule("select", "select_copy")
+@rule("select", "select_copy", moves=True)
 def select(call: Call) -> Outcome:
     """One index of one dimension."""
     source = call.tensors[0]
     axis = call.axis("dim", rank=len(source.dims))
-    return _index_at(source, axis, int(call.get("index", default=0)) % source.shape[axis], keep=False)
+    return index_at(source, axis, int(call.get("index", default=0)) % source.shape[axis], keep=False)
 
 
-@rule("unbind", "unbind_copy")
+@rule("unbind", "unbind_copy", moves=True)
 def unbind(call: Call) -> Outcome:
     """Every index of one dimension."""
     source = call.tensors[0]
     axis = call.axis("dim", rank=len(source.dims))
-    return tuple(_index_at(source, axis, i, keep=False) for i in range(source.shape[axis]))
+    return tuple(index_at(source, axis, i, keep=False) for i in range(source.shape[axis]))
 
 
-@rule("slice", "slice_copy", "narrow")
+@rule("slice", "slice_copy", "narrow", moves=True)
 def slice_(call: Call) -> Outcome:
     """A run of indices; a step is factored out first, then one index of it is taken."""
     source = call.tensors[0]
@@ -88,16 +89,16 @@ def slice_(call: Call) -> Outcome:
     n, step = source.shape[axis], int(call.get("step", default=1))
     if call.op == "narrow":
         start = int(call.get("start")) % n
-        return _segment(call, source, axis, start, start + int(call.get("length")))
+        return segment(call, source, axis, start, start + int(call.get("length")))
     start, stop = (_clip(call.get(name), n, default) for name, default in (("start", 0), ("end", n)))
     if step == 1:
-        return _segment(call, source, axis, start, stop)
+        return segment(call, source, axis, start, stop)
     pair = take(source.dims[axis], step) if n % step == 0 and start < step and stop > n - step else None
     if pair is None or not pair[1] or source.uniform:
-        pin(source.dims[axis], "strided slice")
+        give_up(call, [source.dims[axis]], f"{call.op} [{start}:{stop}:{step}] takes strides that do not divide")
         return Labels(_replace(source.dims, axis, index.dim(call.shapes[0][axis], "strided slice")), source.uniform)
     both = Labels([*source.dims[:axis], pair[0], pair[1], *source.dims[axis + 1 :]])
-    return _index_at(both, axis + 1, start, keep=False)
+    return index_at(both, axis + 1, start, keep=False)
 
 
 def _clip(value: Any, n: int, default: int) -> int:
@@ -111,14 +112,14 @@ def _replace(dims: list[Dim], axis: int, d: Dim) -> list[Dim]:
 
 
 @rule("split", "split_with_sizes", "chunk", "tensor_split", "split_copy", "split_with_sizes_copy", "unsafe_split",
-      "unsafe_chunk", "unsafe_split_with_sizes")  # fmt: skip
+      "unsafe_chunk", "unsafe_split_with_sizes", moves=True)  # fmt: skip
 def split(call: Call) -> Outcome:
     """Consecutive runs of indices."""
     source = call.tensors[0]
     axis = call.axis("dim", rank=len(source.dims))
     offset, out = 0, []
     for shape in call.shapes:
-        out.append(_segment(call, source, axis, offset, offset + shape[axis]))
+        out.append(segment(call, source, axis, offset, offset + shape[axis]))
         offset += shape[axis]
     return tuple(out)
 
@@ -129,62 +130,82 @@ def glu(call: Call) -> Outcome:
     source = call.tensors[0]
     axis = call.axis("dim", rank=len(source.dims)) if call.get("dim") is not None else len(source.dims) - 1
     half = source.shape[axis] // 2
-    left, right = (_segment(call, source, axis, k * half, (k + 1) * half) for k in range(2))
+    left, right = (segment(call, source, axis, k * half, (k + 1) * half) for k in range(2))
     return Labels(broadcast([left, right]))
 
 
-@rule("embedding")
+@rule("embedding", moves=True, reads=("indices",))
 def embedding(call: Call) -> Outcome:
     """Rows are looked up by number."""
     weight, indices = call.tensor("weight"), call.tensor("indices")
-    pin(weight.dims[0], "looked up by number")
+    look_up(weight.dims[0], indices)
     return Labels([*indices.dims, weight.dims[1]])
 
 
-@rule("index", "_unsafe_index")
+@rule("index", "_unsafe_index", moves=True, reads=("indices",))
 def index_(call: Call) -> Outcome:
-    """Indexed dimensions are pinned, the others kept."""
+    """Indexed dimensions are what the indices point at, the others kept."""
     source = call.tensor("self")
     picks = list(call.get("indices"))
-    picks += [None] * (len(source.dims) - len(picks))
-    chosen = [k for k, p in enumerate(picks) if p is not None]
-    for k in chosen:
-        pin(source.dims[k], "looked up by number")
-    looked = broadcast([picks[k] for k in chosen])
-    if len(call.shapes[0]) != len(looked) + len(source.dims) - len(chosen):
-        return unknown(call)
-    adjacent = chosen == list(range(chosen[0], chosen[-1] + 1))
-    at = chosen[0] if adjacent else 0
+    only = [k for k, pick in enumerate(picks) if pick is not None]
+    if len(only) == 1 and picks[only[0]].numbers is not None and len(picks[only[0]].numbers) == 1:
+        at = picks[only[0]].numbers[0] % source.shape[only[0]]
+        return segment(call, source, only[0], at, at + 1)
+    dims = indexed(call, source, picks)
+    return unknown(call) if len(dims) != len(call.shapes[0]) else Labels(_pin_unequal(dims, call.shapes[0]))
+
+
+def indexed(call: Call, source: Labels, picks: list[Labels | None]) -> list[Dim]:
+    """The dimensions of `source[picks]`, None standing for a whole dimension."""
+    picks = [*picks, *[None] * (len(source.dims) - len(picks))]
+    chosen = {k: pick for k, pick in enumerate(picks) if pick is not None}
+    for k, pick in chosen.items():
+        if pick.numbers is not None and len({*pick.numbers}) == len(pick.numbers):
+            give_up(call, [source.dims[k]], f"{call.op} takes a list of indices")
+        look_up(source.dims[k], pick)
+    looked = broadcast(list(chosen.values()))
+    adjacent = [*chosen] == [*range(min(chosen), max(chosen) + 1)]
+    at = min(chosen) if adjacent else 0
     rest = [d for k, d in enumerate(source.dims) if k not in chosen]
-    dims = [*rest[:at], *looked, *rest[at:]]
-    return Labels(_pin_unequal(dims, call.shapes[0]))
+    return [*rest[:at], *looked, *rest[at:]]
 
 
 def _pin_unequal(dims: list[Dim], shape: tuple[int, ...]) -> list[Dim]:
     return [d if index.size(flat(d)) == n else index.dim(n, "looked up") for d, n in zip(dims, shape, strict=True)]
 
 
-@rule("index_select")
+@rule("index_select", moves=True, reads=("index",))
 def index_select(call: Call) -> Outcome:
     """As indexing one dimension."""
     source = call.tensor("self")
     axis = call.axis("dim", rank=len(source.dims))
-    pin(source.dims[axis], "looked up by number")
+    look_up(source.dims[axis], call.tensor("index"))
     return Labels(_replace(source.dims, axis, call.tensor("index").dims[0]))
 
 
-@rule("gather", "take_along_dim")
+@rule("take_along_dim", moves=True, reads=("indices",))
+def take_along(call: Call) -> Outcome:
+    """As gathering, after both are spread to one shape; over all, where no dimension is named."""
+    source, indices = call.tensor("self"), call.tensor("indices")
+    if call.get("dim") is None:
+        return unknown(call)
+    axis = call.axis("dim", rank=len(source.dims))
+    look_up(source.dims[axis], indices)
+    pair = [Labels(_replace(t.dims, axis, [])) for t in (source, indices)]
+    return Labels(_replace(broadcast(pair), axis, indices.dims[axis]))
+
+
+@rule("gather", moves=True, reads=("index",))
 def gather(call: Call) -> Outcome:
-    """The gathered dimension is pinned, the others unify where they are whole."""
+    """The gathered dimension is what the indices point at, the others unify where they are whole."""
     source, indices = call.tensor("self"), call.tensor("index", "indices")
     axis = call.axis("dim", rank=len(source.dims))
-    pin(source.dims[axis], "looked up by number")
+    look_up(source.dims[axis], indices)
     for k, (d, e) in enumerate(zip(source.dims, indices.dims, strict=True)):
         if k == axis:
             continue
         if index.size(flat(d)) == index.size(flat(e)):
             unify(d, e)
         else:
-            pin(d, "gathered in part")
-            pin(e, "gathered in part")
+            give_up(call, [d, e], f"{call.op} takes a part of a dimension")
     return Labels(list(indices.dims))

@@ -12,6 +12,8 @@ from weightspace.symmetry.rules.call import (
     Outcome,
     broadcast,
     fresh,
+    give_up,
+    look_up,
     outputs,
     pointwise,
     rule,
@@ -60,6 +62,15 @@ def batch_norm(call: Call) -> Outcome:
     return out if len(call.shapes) == 1 else (out, *(fresh(s) for s in call.shapes[1:]))
 
 
+@rule("prelu")
+def prelu(call: Call) -> Outcome:
+    """One slope for all, or one for every channel."""
+    source, slope = call.tensor("self"), call.tensor("weight")
+    if flat(slope.dims[0] if slope.dims else []):
+        unify(slope.dims[0], source.dims[1] if len(source.dims) > 1 else source.dims[0])
+    return Labels(list(source.dims))
+
+
 @rule("group_norm", "native_group_norm")
 def group_norm(call: Call) -> Outcome:
     """The channel is (group, channel in group); statistics live on (batch, group)."""
@@ -81,22 +92,24 @@ def group_norm(call: Call) -> Outcome:
 
 @rule("mean", "sum", "prod", "amax", "amin", "all", "any", "logsumexp", "norm", "linalg_vector_norm", "var", "std",
       "var_mean", "std_mean", "max", "min", "argmax", "argmin", "median", "nanmean", "nansum", "aminmax", "mode",
-      "count_nonzero")  # fmt: skip
+      "count_nonzero", "nanmedian")  # fmt: skip
 def reduce(call: Call) -> Outcome:
-    """Drop the dimensions; where positions are used, pin them."""
+    """Drop the dimensions; positions point at them."""
     source = call.tensors[0]
     if call.op in ("max", "min") and len(call.tensors) == 2:
         return pointwise(call)
     rank = len(source.dims)
-    which = call.get("dim", "axis")
+    which = call.get("dim", "axis", default=-1 if call.op == "mode" else None)
     which = range(rank) if which is None or which == [] else which if isinstance(which, (list, tuple)) else [which]
     gone = {int(k) % max(rank, 1) for k in which}
-    if call.op in ("argmax", "argmin") or (call.op in ("max", "min", "median", "mode") and 1 in call.used):
-        for k in gone:
-            pin(source.dims[k], "positions are used")
     keep = bool(call.get("keepdim", default=False))
     dims = [[] if k in gone else d for k, d in enumerate(source.dims) if keep or k not in gone]
-    return outputs(call, [Labels(list(dims)) for _ in call.shapes])
+    points = [atom for k in sorted(gone) for atom in flat(source.dims[k])]
+    places = Labels(list(dims), points=points)
+    if call.op in ("argmax", "argmin"):
+        return places
+    paired = call.op in ("max", "min", "median", "nanmedian", "mode") and 1 in call.used
+    return outputs(call, [places if paired and k == 1 else Labels(list(dims)) for k in range(len(call.shapes))])
 
 
 @rule("topk", "sort", "argsort", "kthvalue", "msort")
@@ -104,24 +117,34 @@ def order(call: Call) -> Outcome:
     """Values forget their order, positions do not."""
     source = call.tensors[0]
     axis = call.axis("dim", rank=len(source.dims)) if call.get("dim") is not None else len(source.dims) - 1
-    if call.op == "argsort" or 1 in call.used:
-        pin(source.dims[axis], "positions are used")
     dims = [
         index.dim(n, "ordered") if k == axis else d
         for k, (n, d) in enumerate(zip(call.shapes[0], source.dims, strict=False))
     ]
-    return outputs(call, [Labels(list(dims)) for _ in call.shapes])
+    if call.op == "kthvalue" and not call.get("keepdim", default=False):
+        dims = [d for k, d in enumerate(source.dims) if k != axis]
+    values, places = Labels(list(dims)), Labels(list(dims), points=flat(source.dims[axis]))
+    if call.op == "argsort":
+        return places
+    return values if len(call.shapes) == 1 else (values, places if 1 in call.used else values)
 
 
-@rule("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "flip", "roll", "tril", "triu")
+@rule("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "flip", "roll", "tril", "triu", "_fft_r2c", "_fft_c2c",
+      "_fft_c2r")  # fmt: skip
 def directed(call: Call) -> Outcome:
     """Pin only the dimensions along which the operation runs."""
     source = call.tensors[0]
     rank = len(source.dims)
     which = [-2, -1] if call.op in ("tril", "triu") else call.get("dim", "dims", default=list(range(rank)))
     for k in which if isinstance(which, (list, tuple)) else [which]:
+        if call.op in ("flip", "roll"):
+            give_up(call, [source.dims[int(k) % rank]], f"{call.op} takes indices elsewhere")
         pin(source.dims[int(k) % rank], f"{call.op} runs along it")
-    return outputs(call, [Labels([flat(d) for d in source.dims]) for _ in call.shapes])
+    dims = [
+        flat(d) if index.size(flat(d)) == n else index.dim(n, f"{call.op} runs along it")
+        for d, n in zip(source.dims, call.shapes[0], strict=True)
+    ]
+    return outputs(call, [Labels(list(dims)) for _ in call.shapes])
 
 
 @rule("diff")
@@ -157,13 +180,42 @@ _UPSAMPLINGS = [f"{stem}{end}" for end in ("", "_aa")
                              "_upsample_nearest_exact3d", "_upsample_bilinear2d", "_upsample_bicubic2d")]  # fmt: skip
 
 
-@rule(*_UPSAMPLINGS, "im2col", "unfold", "grid_sampler_2d", "col2im")
+@rule(*_UPSAMPLINGS)
 def upsample(call: Call) -> Outcome:
     """Batch and channel are kept, space is pinned."""
     source, shape = call.tensors[0], call.shapes[0]
-    if call.op in ("im2col", "unfold", "col2im", "grid_sampler_2d"):
-        return unknown(call)
     return Labels(pin_changed(source, shape, len(shape) - 2, "resampled"))
+
+
+@rule("im2col")
+def patches(call: Call) -> Outcome:
+    """(c, h, w) -> (c places in a patch, patches): channels are kept, space is pinned."""
+    source, shape = call.tensors[0], call.shapes[0]
+    *lead, channel = source.dims[:-2]
+    pin_changed(source, source.shape, 2, "cut into patches")
+    places = index.dim(shape[-2] // source.shape[-3], "cut into patches")
+    return Labels([*lead, [*flat(channel), *places], index.dim(shape[-1], "cut into patches")])
+
+
+@rule("unfold", "unfold_copy")
+def windows(call: Call) -> Outcome:
+    """Windows along one dimension, which is pinned, and places in a window in a new last one."""
+    source, shape = call.tensors[0], call.shapes[0]
+    axis = call.axis("dimension", rank=len(source.dims))
+    pin(source.dims[axis], "windows run along it")
+    dims = [index.dim(shape[k], "windows run along it") if k == axis else d for k, d in enumerate(source.dims)]
+    return Labels([*dims, index.dim(shape[-1], "windows run along it")], source.uniform)
+
+
+@rule("grid_sampler_2d", "grid_sampler_3d")
+def sampled(call: Call) -> Outcome:
+    """(batch, channel, space) at the points of a grid (batch, space, 2): space is pinned, the coordinates too."""
+    source, grid = call.tensor("input"), call.tensor("grid")
+    pin(grid.dims[-1], "coordinates")
+    for d in source.dims[2:]:
+        pin(d, "looked up by number")
+    batch = broadcast([Labels([source.dims[0]]), Labels([grid.dims[0]])])
+    return Labels([*batch, source.dims[1], *grid.dims[1:-1]])
 
 
 @rule("pixel_shuffle", "pixel_unshuffle")
@@ -191,8 +243,26 @@ def uniform(call: Call) -> Outcome:
     return fresh(call.shapes[0], uniform=True)
 
 
-@rule("arange", "linspace", "logspace", "eye", "tril_indices", "triu_indices", "hann_window", "rand", "randn",
-      "rand_like", "randn_like", "bernoulli", "multinomial", "one_hot")  # fmt: skip
+@rule("arange")
+def arange(call: Call) -> Outcome:
+    """0, 1, 2, .. in their places, where nothing else is asked for."""
+    made = valued(call)
+    assert isinstance(made, Labels)
+    made.counts = call.get("start", default=0) == 0 and call.get("step", default=1) == 1
+    return made
+
+
+@rule("one_hot", reads=("self",))
+def one_hot(call: Call) -> Outcome:
+    """A new last dimension, indexed by the entries: what positions point at."""
+    source, classes = call.tensors[0], call.shapes[0][-1]
+    new = index.dim(classes)
+    look_up(new, source)
+    return Labels([*source.dims, new])
+
+
+@rule("linspace", "logspace", "eye", "tril_indices", "triu_indices", "hann_window", "rand", "randn",
+      "rand_like", "randn_like", "bernoulli", "multinomial")  # fmt: skip
 def valued(call: Call) -> Outcome:
     """A tensor whose entries differ by position."""
     return Labels([index.dim(n, f"{call.op} counts positions", constant=True) for n in call.shapes[0]])

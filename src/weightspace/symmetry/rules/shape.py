@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from weightspace.symmetry import index
-from weightspace.symmetry.index import Dim, cut, flat, pin, take
-from weightspace.symmetry.rules.call import Call, Labels, Outcome, broadcast, fresh, outputs, rule, unknown
+from weightspace.symmetry.index import Dim, cut, flat, pin, take, unify
+from weightspace.symmetry.rules.call import Call, Labels, Outcome, broadcast, fresh, give_up, outputs, rule, unknown
 
 
 @rule(
     "clone", "_to_copy", "to", "contiguous", "alias", "detach", "lift_fresh", "lift_fresh_copy", "dropout", "type_as",
     "feature_dropout", "alpha_dropout", "native_dropout", "conj", "real", "positive", "_conj", "cumulative_identity",
-    "resolve_conj", "view_as_real_copy", "requires_grad_", "data",
+    "resolve_conj", "_conj_copy", "_conj_physical", "conj_physical", "requires_grad_", "data", keeps=True,
 )  # fmt: skip
 def same(call: Call) -> Outcome:
     """The first argument again."""
     source = call.tensors[0]
-    return outputs(call, [Labels(list(source.dims), source.uniform) for _ in call.shapes])
+    kept = [replace(source, dims=list(source.dims), points=None, chosen={}) for _ in call.shapes]
+    return outputs(call, kept)
 
 
 def view(call: Call, dims: list[Dim], shape: tuple[int, ...]) -> list[Dim]:
@@ -48,9 +50,8 @@ def _regroup(call: Call, factors: Dim, group: list[int], shape: tuple[int, ...],
     for k in reversed(group):
         pair = take(rest, shape[k])
         if pair is None:
-            reason = f"{call.op} mixes factors"
-            pin(factors, reason)
-            call.notes.append(f"{call.op} to {shape} mixes factors that do not divide: pinned")
+            reason = f"{call.op} to {shape} mixes factors that do not divide"
+            give_up(call, [factors], reason)
             for other in group:
                 out[other] = index.dim(shape[other], reason)
             return
@@ -59,17 +60,31 @@ def _regroup(call: Call, factors: Dim, group: list[int], shape: tuple[int, ...],
 
 @rule(
     "view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_copy", "_reshape_alias",
-    "squeeze_copy", "unsqueeze_copy", "ravel", "view_as", "reshape_as",
+    "squeeze_copy", "unsqueeze_copy", "ravel", "view_as", "reshape_as", keeps=True,
 )  # fmt: skip
 def reshape(call: Call) -> Outcome:
     """All of these are one rule: input dimensions and the shape of the output."""
     source, shape = call.tensors[0], call.shapes[0]
     if source.uniform:
         return fresh(shape, uniform=True)
-    return Labels(view(call, source.dims, shape))
+    return Labels(view(call, source.dims, shape), counts=source.counts)
 
 
-@rule("permute", "permute_copy")
+@rule("view_as_complex", "view_as_complex_copy")
+def as_complex(call: Call) -> Outcome:
+    """The last dimension holds the real and the imaginary part."""
+    source = call.tensors[0]
+    pin(source.dims[-1], "real and imaginary part")
+    return Labels(list(source.dims[:-1]), source.uniform)
+
+
+@rule("view_as_real", "view_as_real_copy")
+def as_real(call: Call) -> Outcome:
+    """A new last dimension of the real and the imaginary part."""
+    return Labels([*call.tensors[0].dims, index.dim(2, "real and imaginary part")])
+
+
+@rule("permute", "permute_copy", moves=True)
 def permute(call: Call) -> Outcome:
     """Reorder."""
     source = call.tensors[0]
@@ -77,7 +92,7 @@ def permute(call: Call) -> Outcome:
     return Labels([source.dims[k] for k in order], source.uniform)
 
 
-@rule("transpose", "transpose_copy", "swapaxes", "swapdims")
+@rule("transpose", "transpose_copy", "swapaxes", "swapdims", moves=True)
 def transpose(call: Call) -> Outcome:
     """Swap two."""
     source = call.tensors[0]
@@ -89,7 +104,7 @@ def transpose(call: Call) -> Outcome:
     return Labels([source.dims[k] for k in order], source.uniform)
 
 
-@rule("t", "t_copy", "numpy_T", "mT", "adjoint", "matrix_H")
+@rule("t", "t_copy", "numpy_T", "mT", "adjoint", "matrix_H", moves=True)
 def reverse(call: Call) -> Outcome:
     """Transpose of a matrix (the last two dimensions of a batch of them)."""
     source = call.tensors[0]
@@ -97,7 +112,7 @@ def reverse(call: Call) -> Outcome:
     return Labels(list(dims), source.uniform)
 
 
-@rule("movedim", "moveaxis")
+@rule("movedim", "moveaxis", moves=True)
 def movedim(call: Call) -> Outcome:
     """Move dimensions to new places."""
     source = call.tensors[0]
@@ -113,7 +128,7 @@ def movedim(call: Call) -> Outcome:
     return Labels([source.dims[k] for k in order], source.uniform)
 
 
-@rule("expand", "expand_copy", "broadcast_to", "expand_as")
+@rule("expand", "expand_copy", "broadcast_to", "expand_as", moves=True)
 def expand(call: Call) -> Outcome:
     """Copies along a dimension of size one: the tensor is constant there, so the new indices are free."""
     source, shape = call.tensors[0], call.shapes[0]
@@ -125,7 +140,7 @@ def expand(call: Call) -> Outcome:
     return Labels(dims, source.uniform)
 
 
-@rule("repeat", "tile")
+@rule("repeat", "tile", moves=True)
 def repeat(call: Call) -> Outcome:
     """Copies stand outside of the dimension."""
     source, shape = call.tensors[0], call.shapes[0]
@@ -135,7 +150,7 @@ def repeat(call: Call) -> Outcome:
     return Labels(dims, source.uniform)
 
 
-@rule("repeat_interleave")
+@rule("repeat_interleave", moves=True)
 def repeat_interleave(call: Call) -> Outcome:
     """Copies stand inside of the dimension."""
     source, shape = call.tensors[0], call.shapes[0]
@@ -148,9 +163,11 @@ def repeat_interleave(call: Call) -> Outcome:
 @rule("cat", "concat", "concatenate")
 def cat(call: Call) -> Outcome:
     """Concatenation on one dimension, the others unify."""
-    tensors = [t for t in call.get("tensors") if t.shape != (0,)]
-    rank = len(tensors[0].dims)
+    rank = len(call.shapes[0])
     axis = call.axis("dim", "axis", rank=rank)
+    tensors = [t for t in call.get("tensors") if t.shape != (0,) and t.shape[axis]]
+    if not tensors:
+        return fresh(call.shapes[0], uniform=True)
     tensors = [fresh(t.shape) if t.uniform else t for t in tensors]
     joined = index.concat([flat(t.dims[axis]) for t in tensors])
     rest = broadcast([Labels([[] if k == axis else d for k, d in enumerate(t.dims)]) for t in tensors])
@@ -166,6 +183,62 @@ def stack(call: Call) -> Outcome:
     dims = broadcast([t for t in tensors if not t.uniform] or tensors)
     dims.insert(axis, index.dim(len(tensors), "stacked"))
     return Labels(dims)
+
+
+@rule("channel_shuffle", "native_channel_shuffle", moves=True)
+def channel_shuffle(call: Call) -> Outcome:
+    """(groups, channels in a group) -> (channels in a group, groups)."""
+    source = call.tensors[0]
+    pair = take(source.dims[1], source.shape[1] // int(call.get("groups")))
+    if pair is None:
+        return unknown(call)
+    return Labels([source.dims[0], [*pair[1], *pair[0]], *source.dims[2:]])
+
+
+@rule("diagonal", "diagonal_copy")
+def diagonal(call: Call) -> Outcome:
+    """Two dimensions met at equal indices are one, and come last; beside the main diagonal both are pinned."""
+    source = call.tensors[0]
+    rank = len(source.dims)
+    i, j = (int(call.get(name, default=k)) % rank for k, name in enumerate(("dim1", "dim2")))
+    rest = [d for k, d in enumerate(source.dims) if k not in (i, j)]
+    if call.get("offset", default=0) or source.shape[i] != source.shape[j]:
+        for k in (i, j):
+            pin(source.dims[k], "a diagonal is taken")
+        return Labels([*rest, index.dim(call.shapes[0][-1], "a diagonal is taken")], source.uniform)
+    unify(source.dims[i], source.dims[j])
+    return Labels([*rest, source.dims[i]], source.uniform)
+
+
+@rule("diag_embed")
+def diag_embed(call: Call) -> Outcome:
+    """The last dimension, twice, in the two places where the diagonal goes."""
+    source, rank = call.tensors[0], len(call.shapes[0])
+    if call.get("offset", default=0):
+        return unknown(call)
+    i, j = (int(call.get(name, default=k)) % rank for k, name in ((-2, "dim1"), (-1, "dim2")))
+    dims = list(source.dims[:-1])
+    for k in sorted((i, j)):
+        dims.insert(k, flat(source.dims[-1]))
+    return Labels(dims)
+
+
+@rule("diag")
+def diag(call: Call) -> Outcome:
+    """A vector on the diagonal of a matrix, or the diagonal of one."""
+    vector = len(call.tensors[0].dims) == 1
+    offset = call.get("diagonal", default=0)
+    args = {"self": call.tensors[0], "offset": offset, "dim1": -2 if vector else 0, "dim2": -1 if vector else 1}
+    read = diag_embed if vector else diagonal
+    return read(Call(call.op, args, call.shapes, call.used, notes=call.notes))
+
+
+@rule("trace")
+def trace(call: Call) -> Outcome:
+    """Two dimensions met at equal indices, and summed."""
+    source = call.tensors[0]
+    unify(source.dims[0], source.dims[1])
+    return Labels([])
 
 
 @rule("constant_pad_nd", "pad")
