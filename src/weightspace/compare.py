@@ -40,7 +40,8 @@ __all__ = [
 ]
 
 SAME, RELATED = 1e-4, 0.7
-_OUTPUTS = 1e-3
+_OUTPUTS, _ROUNDING = 1e-3, 1e-5
+_VARIED = 0.1  # of how the outputs vary from example to example
 _SHOWN = 48
 
 Progress = Callable[[str, int, int], None]
@@ -48,7 +49,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Verdict:
-    """`kind` is "same", "related" or "independent"; `words` and `why` say it to a person, with the number seen."""
+    """`kind` is "same", "function", "related" or "independent"; `words` and `why` say it, with the number seen."""
 
     kind: str
     words: str
@@ -164,6 +165,8 @@ def judge(relative: float, precision: float = 0.0, outputs: float | None = None)
 
     - same: r <= max(1e-4, `precision`), the rounding of the dtype, and outputs (where data was given) that differ by
       at most max(1e-3, 10 `precision`) of their size;
+    - function: r is larger, and outputs were given and agree to rounding, max(1e-5, 10 `precision`) of their size: one
+      function on these examples, which the moves of the group do not explain;
     - related (fine-tuned from one another, or from one ancestor): r <= 0.7;
     - independent: the rest.
 
@@ -178,6 +181,9 @@ def judge(relative: float, precision: float = 0.0, outputs: float | None = None)
             return Verdict("same", "the same network, up to symmetry", f"{seen}{agree} (up to {most:g} is rounding)")
         why = f"{seen}, but the outputs by {outputs:.2g} of theirs, which is more than rounding"
         return Verdict("related", "related: one is a small change of the other", why)
+    if outputs is not None and outputs <= max(_ROUNDING, 10 * precision):
+        words = "the same function; no move of the group that was read joins them"
+        return Verdict("function", words, f"{seen}, and yet the outputs by {outputs:.1g} of theirs, which is rounding")
     if relative <= RELATED:
         words = "related: fine-tuned from one another, or from one ancestor"
         return Verdict("related", words, f"{seen} (up to {RELATED:g} is related, unrelated weights give 1.41)")
@@ -218,7 +224,7 @@ def compare(
         group=str(group),
         axes=len(group),
         notes=list(group.notes),
-        verdict=judge(relative, _precision(a, b), outputs.get("relative")),
+        verdict=judge(relative, _precision(a, b), _telling(outputs)),
         naive=euclidean(a, b),
         aligned=euclidean(a, moved),
         interval=(min(lower_bound(group, flat_a, flat_b), upper), upper),
@@ -277,9 +283,19 @@ def _layers(a: Net, b: Net, moved: Net) -> list[Layer]:
 
 def _outputs(a: Net, b: Net, task: Task) -> dict[str, float]:
     """How far the functions are: |f_a - f_b| / |f_a| over the data, and the share of predictions that differ."""
-    size = math.sqrt(float(task.outputs(a).double().flatten(1).square().sum(1).mean()))
+    f = task.outputs(a).double().flatten(1)
+    size, spread = (math.sqrt(float(x.square().sum(1).mean())) for x in (f, f - f.mean(0)))
     apart = functional(a, b, task)
-    return {"relative": apart / size if size else apart, "disagreement": functional(a, b, task, "disagreement")}
+    return {
+        "relative": apart / size if size else apart, "of_spread": apart / spread if spread else math.inf,
+        "disagreement": functional(a, b, task, "disagreement"),
+    }  # fmt: skip
+
+
+def _telling(outputs: dict[str, float]) -> float | None:
+    """How far outputs are apart, as far as that tells functions apart: constants agree in any network."""
+    relative = outputs.get("relative")
+    return None if relative is None or (relative <= _OUTPUTS and outputs["of_spread"] > _VARIED) else relative
 
 
 def along(
