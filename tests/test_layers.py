@@ -2,8 +2,8 @@ import ast
 from pathlib import Path
 
 HOUSE = Path(__file__).parents[1] / "src" / "weightspace"
-ROOMS = """net model | examples task digest datasets entry pickled checkpoint architecture | estimators operator spectral
-    activation crossing updates | symmetry.index symmetry.rules.call symmetry.rules.shape symmetry.rules.part
+ROOMS = """net model | examples task digest datasets entry pickled checkpoint architecture | estimators operator
+    spectral activation crossing updates | symmetry.index symmetry.rules.call symmetry.rules.shape symmetry.rules.part
     symmetry.rules.contraction symmetry.rules.reduction symmetry.rules symmetry.trace symmetry.group
     symmetry.verify symmetry.scale symmetry.sign symmetry.read symmetry.certificate symmetry.balance
     symmetry.canonical symmetry.assignment symmetry.ascent symmetry.relax symmetry.features symmetry.match

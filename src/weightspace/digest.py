@@ -22,7 +22,7 @@ import sys
 import sysconfig
 import types
 from collections.abc import Callable, Iterable, Mapping, Set
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -97,7 +97,8 @@ def _same(kept: Any, asked: Any) -> bool:
         return type(kept) is type(asked) and bool(kept == asked)
     if not isinstance(kept, list) or len(kept) != len(asked):
         return False
-    return all(isinstance(x, float) and bool(np.isclose(x, y, _TOLERANCE, 1e-9, True)) for x, y in zip(kept, asked))
+    pairs = zip(kept, asked, strict=True)
+    return all(isinstance(x, float) and bool(np.isclose(x, y, _TOLERANCE, 1e-9, True)) for x, y in pairs)
 
 
 class _Digest:
@@ -128,7 +129,7 @@ class _Digest:
             self.met[id(value)] = len(self.met)
             self.held.append(value)
         self.at.append(name)
-        _way(kind)(self, value)
+        _way(cast(Any, kind))(self, value)
         self.at.pop()
         return None
 
@@ -159,7 +160,7 @@ class _Digest:
     def _bytes(self, value: Tensor) -> None:
         try:
             flat = value.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-            self.hash.update(flat.view(torch.uint8).numpy())
+            self.hash.update(cast(Any, flat.view(torch.uint8).numpy()))
         except (RuntimeError, NotImplementedError, TypeError) as error:
             raise self.refuse(value) from error
 
@@ -290,12 +291,13 @@ class _Digest:
         attributes = {n: getattr(value, n) for n in _slots(kind) if hasattr(value, n)}
         self._attributes(kind, {**getattr(value, "__dict__", {}), **attributes})
         try:
-            registered = copyreg.dispatch_table.get(kind)  # type: ignore[attr-defined]
-            parts = registered(value) if registered else value.__reduce_ex__(4)  # refused by a state hidden in C
+            registered = copyreg.dispatch_table.get(kind)
+            parts: Any = registered(value) if registered else value.__reduce_ex__(4)  # refused by a state hidden in C
         except Exception as error:
             raise self.refuse(value) from error
         if registered or kind.__reduce_ex__ is not object.__reduce_ex__ or kind.__reduce__ is not object.__reduce__:
-            self._sequence([parts] if isinstance(parts, str) else [list(p) if hasattr(p, "__next__") else p for p in parts])
+            parts = (parts,) if isinstance(parts, str) else parts
+            self._sequence([list(part) if hasattr(part, "__next__") else part for part in parts])
 
     def _attributes(self, kind: type, attributes: Mapping[str, Any]) -> None:
         """All that an instance holds, but for what it remembers itself."""
@@ -333,8 +335,8 @@ _KINDS: tuple[tuple[Any, Callable[[_Digest, Any], None]], ...] = (
 )
 
 
-@functools.lru_cache(maxsize=None)
-def _way(kind: type) -> Callable[[_Digest, Any], None]:
+@functools.cache
+def _way(kind: Any) -> Callable[[_Digest, Any], None]:
     """How a kind of values is digested."""
     return next((put for kinds, put in _KINDS if issubclass(kind, kinds)), _Digest._instance)
 
@@ -383,7 +385,7 @@ def _is_installed(name: str | None) -> bool:
     return file is not None and os.path.abspath(file).startswith(_INSTALLED)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _own(kind: type) -> set[str]:
     """What instances of a class remember themselves: cached properties, fields that are not compared."""
     own = {n for c in kind.__mro__ for n, part in vars(c).items() if isinstance(part, functools.cached_property)}

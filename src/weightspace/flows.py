@@ -110,7 +110,8 @@ def flow(
     as they are. `max_trust`: a step that would go further in `relative_trust` is cut to this (of a goal, not of
     `prune`). `save`: every how many steps a network is kept; with `trail`, in that folder too, and a flow that was cut
     off goes on from there, if all that it depends on is the same: the network, the goal, the metric and their examples,
-    and every argument above but `limit` and, where `size` is a number and nothing is pruned, more `steps`. Drifts are root mean squares in units of the outputs. `prune` with Gauss-Newton repair
+    and every argument above but `limit` and, where `size` is a number and nothing is pruned, more `steps`.
+    Drifts are root mean squares in units of the outputs. `prune` with Gauss-Newton repair
     ignores `size` and makes at least two corrections a step; with descent, `size` is Adam's highest learning rate.
     Raises `FlowError`; what happens on the way ends the flow: see `why`.
     """
@@ -456,4 +457,3 @@ def _moved(net: Net, vector: Weights, length: float) -> Net:
 def _already(net: Net, mask: Weights) -> Weights:
     """Zero where the mask holds a zero: that was cut before."""
     return mask.shaped(((mask.flat() != 0) | (net.weights.flat() != 0)).to(mask.flat()))
-

@@ -60,7 +60,7 @@ def compare(
     report: Report = None,
     expect: Annotated[
         str | None,
-        typer.Option(help="Exit with 1 unless the verdict is same, function (or same), related (or these), independent."),
+        typer.Option(help="Exit 1 unless the verdict is same, function (or nearer), related (or nearer), independent."),
     ] = None,
     method: Method = "auto",
     limit: Limit = 2048,

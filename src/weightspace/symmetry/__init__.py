@@ -16,7 +16,7 @@ from weightspace.symmetry.canonical import Key, canonical
 from weightspace.symmetry.features import activation_terms
 from weightspace.symmetry.group import Axis, Element, Generator, Group, SymmetryError
 from weightspace.symmetry.match import Candidate, Match, match
-from weightspace.symmetry.merge import average, gather_round
+from weightspace.symmetry.merge import average, gather_round, lifted
 from weightspace.symmetry.read import read
 from weightspace.symmetry.repair import best_repaired, has_statistics, repair, reset_statistics
 from weightspace.task import Task
@@ -93,16 +93,25 @@ def mean(nets: Sequence[Net], group: Symmetry, data: Task | None = None, seed: i
 
     Networks are aligned to the first (with `data`: by the matcher whose measured barrier is lowest), then each to the
     mean of the others until next to none moves. With `data` the average is repaired (BatchNorm statistics; units
-    rescaled or layers refitted only if the loss falls), and the better of the two is kept. In the scales of the first.
+    rescaled or layers refitted only if the loss falls), and the better of the two is kept. In the scales and the dtypes
+    of the first: computed in float32 or better, whatever the dtypes of the networks, and rounded once at the end.
     """
     if not nets:
-        raise WeightspaceError("the mean of no networks; give at least one")
-    first = nets[0]
-    star = [first, *(group.align(net, to=first, data=data, seed=seed) for net in nets[1:])]
-    found = [star, gather_round(group, star, seed)] if len(nets) > 2 else [star]
+        raise WeightspaceError("the mean of no networks; give at least one network")
+    many = lifted(nets)
+    still = group.identity()
+    star = [still, *(group.match(net, many[0], data, seed=seed).element for net in many[1:])]
+    found = [star]
+    if len(nets) > 2:
+        near = gather_round(group, [g(net) for g, net in zip(star, many, strict=True)], seed)
+        found.append([g @ h for g, h in zip(near, star, strict=True)])
     if data is None:
-        return average(found[-1])
-    return best_repaired([(average(aligned), aligned) for aligned in found], data)
+        middle = average(g(net.double()) for g, net in zip(found[-1], many, strict=True))
+    else:
+        aligned = [[g(net) for g, net in zip(elements, many, strict=True)] for elements in found]
+        middle = best_repaired([(average(some), some) for some in aligned], data)
+    first = nets[0]
+    return Net(first.architecture, first.weights.replace(middle.weights), first.state.replace(middle.state))
 
 
 def _barrier(to: Net, data: Task, seed: int) -> Callable[[Net], float]:

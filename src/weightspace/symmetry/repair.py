@@ -8,10 +8,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from weightspace.examples import each, shape
-from weightspace.net import Net, Weights, WeightspaceError, checked
+from weightspace.net import Net, WeightspaceError, checked
+from weightspace.symmetry.merge import lifted
 from weightspace.symmetry.refit import NothingToMend, refit, rescale
 from weightspace.symmetry.trace import arguments, input_tensors
 from weightspace.task import Task
@@ -35,17 +36,20 @@ def reset_statistics(net: Net, task: Task) -> Net:
     """`net` with every running mean and variance replaced by those of the task's inputs.
 
     mean = sum_b n_b m_b / N and var = sum_b n_b (v_b + m_b^2) / N - mean^2 over batches b in training mode, the
-    variance unbiased as the norms keep it. Only the statistics change. Raises `WeightspaceError` for one example.
+    variance unbiased as the norms keep it, summed in float64; a network of half precision is run in float32. Only the
+    statistics change. Raises `WeightspaceError` for one example.
     """
     if not has_statistics(checked(net)):
         return net
+    own, (net,) = net, lifted([net])
     module = net.module()
     norms = _tracking(module)
     for norm in norms:
         norm.train()
         norm.momentum = 1.0  # type: ignore[assignment]
     total = 0
-    sums = [(torch.zeros_like(n.running_mean), torch.zeros_like(n.running_var)) for n in norms]  # type: ignore[arg-type]
+    kept: list[tuple[Tensor, Tensor]] = [(n.running_mean, n.running_var) for n in norms]  # type: ignore[misc]
+    sums = [(torch.zeros_like(m, dtype=torch.float64), torch.zeros_like(v, dtype=torch.float64)) for m, v in kept]
     with torch.no_grad():
         for x, _ in task.batches(net):
             size = _count(x)
@@ -59,15 +63,15 @@ def reset_statistics(net: Net, task: Task) -> Net:
                 raise WeightspaceError(f"{name} does not take inputs of shape {each(shape, x)}: {reason}") from error
             total += size
             for (mean, square), norm in zip(sums, norms, strict=True):
-                mean += size * norm.running_mean  # type: ignore[operator]
-                square += size * (norm.running_var + norm.running_mean**2)  # type: ignore[operator]
+                mean += size * norm.running_mean.double()  # type: ignore[operator]
+                square += size * (norm.running_var.double() + norm.running_mean.double() ** 2)  # type: ignore[operator]
     if not total:
         raise WeightspaceError("running statistics need batches of at least two examples; give more data")
     for (mean, square), norm in zip(sums, norms, strict=True):
         norm.running_mean.copy_(mean / total)  # type: ignore[operator]
         norm.running_var.copy_((square / total - (mean / total) ** 2).clamp(min=0))  # type: ignore[operator]
     buffers = dict(module.named_buffers())
-    return net.at(net.weights, Weights({name: buffers[name] for name in net.state}))
+    return own.at(own.weights, own.state.replace({name: buffers[name] for name in own.state}))
 
 
 def _count(x: Any) -> int:
