@@ -97,7 +97,7 @@ def _measured(
 ) -> None:
     def keep(row: Row) -> None:
         key = f"{name}/{lab.name}/{row.deficit}/{row.onset}+{row.length}/{row.seed}"
-        Record(out).add(key, {"accuracy": row.accuracy, "fisher": list(row.fisher)})
+        Record(out).add(key, {"accuracy": row.accuracy, "fisher": list(row.fisher), "of": row.of})
         print(f"{key}  {percent(row.accuracy)}", flush=True)
 
     known = rows(Record(out), name, lab.name)
@@ -114,7 +114,8 @@ def rows(record: Record, name: str, data: str) -> list[Row]:
         if key.startswith(f"{name}/{data}/"):
             deficit, window, seed = key.split("/")[2:]
             onset, length = window.split("+")
-            found.append(Row(deficit, int(onset), int(length), int(seed), row["accuracy"], tuple(row["fisher"])))
+            told = row["accuracy"], tuple(row["fisher"]), row.get("of", "")
+            found.append(Row(deficit, int(onset), int(length), int(seed), *told))
     return found
 
 

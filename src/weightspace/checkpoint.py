@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -85,6 +86,7 @@ _DTYPES = {
     **{"U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8},
     **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "C64": torch.complex64},
 }
+_TICK = 10_000_000  # nanoseconds; the clock of file systems is coarser than ours
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
@@ -384,7 +386,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def _safetensors(path: Path) -> Opened:
-    stamp = _stamp(path.stat())
+    stamp = _stamp(_settled(path))
     header, start = _header(path)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
@@ -415,7 +417,16 @@ def _entry(path: Path, name: str, claim: Any, start: int, stamp: tuple[int, ...]
 
 
 def _stamp(stat: os.stat_result) -> tuple[int, ...]:
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+    """What is other once a file is replaced or written over, whatever its size, and though its mtime be set back."""
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_dev
+
+
+def _settled(path: Path) -> os.stat_result:
+    """The file's stat, once its times are old enough that a later change must give it others."""
+    stat = path.stat()
+    if 0 <= (age := time.time_ns() - stat.st_ctime_ns) < _TICK:
+        time.sleep((_TICK - age) / 1e9)
+    return path.stat()
 
 
 def _fetch(path: Path, stamp: tuple[int, ...], start: int, shape: list[int], dtype: torch.dtype) -> Tensor:

@@ -41,7 +41,8 @@ __all__ = [
 ]
 
 SAME, RELATED = 1e-4, 0.7
-_OUTPUTS = 1e-3
+_OUTPUTS, _ROUNDING = 1e-3, 1e-5
+_VARIED = 0.1  # of how the outputs vary from example to example
 _SHOWN = 48
 
 Progress = Callable[[str, int, int], None]
@@ -49,7 +50,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Verdict:
-    """`kind` is "same", "related" or "independent"; `words` and `why` say it to a person, with the number seen."""
+    """`kind` is "same", "function", "related" or "independent"; `words` and `why` say it, with the number seen."""
 
     kind: str
     words: str
@@ -166,6 +167,8 @@ def judge(relative: float, precision: float = 0.0, outputs: float | None = None)
 
     - same: r <= max(1e-4, `precision`), the rounding of the dtype, and outputs (where data was given) that differ by
       at most max(1e-3, 10 `precision`) of their size;
+    - function: r is larger, and outputs were given and agree to rounding, max(1e-5, 10 `precision`) of their size: one
+      function on these examples, which the moves of the group do not explain;
     - related (fine-tuned from one another, or from one ancestor): r <= 0.7;
     - independent: the rest.
 
@@ -180,6 +183,9 @@ def judge(relative: float, precision: float = 0.0, outputs: float | None = None)
             return Verdict("same", "the same network, up to symmetry", f"{seen}{agree} (up to {most:g} is rounding)")
         why = f"{seen}, but the outputs by {outputs:.2g} of theirs, which is more than rounding"
         return Verdict("related", "related: one is a small change of the other", why)
+    if outputs is not None and outputs <= max(_ROUNDING, 10 * precision):
+        words = "the same function; no move of the group that was read joins them"
+        return Verdict("function", words, f"{seen}, and yet the outputs by {outputs:.1g} of theirs, which is rounding")
     if relative <= RELATED:
         words = "related: fine-tuned from one another, or from one ancestor"
         return Verdict("related", words, f"{seen} (up to {RELATED:g} is related, unrelated weights give 1.41)")
@@ -220,7 +226,7 @@ def compare(
         group=str(group),
         axes=len(group),
         notes=list(group.notes),
-        verdict=judge(relative, _precision(a, b), outputs.get("relative")),
+        verdict=judge(relative, _precision(a, b), _telling(outputs)),
         naive=euclidean(a, b),
         aligned=euclidean(a, moved),
         interval=(min(lower_bound(group, flat_a, flat_b), upper), upper),
@@ -278,14 +284,24 @@ def _layers(a: Net, b: Net, moved: Net) -> list[Layer]:
 
 
 def _outputs(a: Net, b: Net, task: Task) -> dict[str, float]:
-    """How far the functions are: |f_a - f_b| / |f_a| over the data, and, of classes, the share that differs."""
+    """How far the functions are: |f_a - f_b| over |f_a|, and over how far f_a varies on the data.
+
+    Of classes, also the share of predictions that differ.
+    """
     outputs = task.outputs(a)
-    size = math.sqrt(float(outputs.double().flatten(1).square().sum(1).mean()))
+    f = outputs.double().flatten(1)
+    size, spread = (math.sqrt(float(x.square().sum(1).mean())) for x in (f, f - f.mean(0)))
     apart = functional(a, b, task)
-    found = {"relative": apart / size if size else apart}
+    found = {"relative": apart / size if size else apart, "of_spread": apart / spread if spread else math.inf}
     if outputs.dim() > 1 and outputs.shape[-1] > 1 and (task.metric is None or classifies(task)):
         found["disagreement"] = functional(a, b, task, "disagreement")
     return found
+
+
+def _telling(outputs: dict[str, float]) -> float | None:
+    """How far outputs are apart, as far as that tells functions apart: constants agree in any network."""
+    relative = outputs.get("relative")
+    return None if relative is None or (relative <= _OUTPUTS and outputs["of_spread"] > _VARIED) else relative
 
 
 def along(

@@ -9,18 +9,17 @@ under `Adam` the optimiser of that name.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from weightspace.digest import changed, told
 from weightspace.distance import relative_distances
-from weightspace.examples import leaves
 from weightspace.geodesic import acceleration, kink
 from weightspace.goals import Goal, as_goal, covector, hold
 from weightspace.layered import compensated
@@ -112,9 +111,10 @@ def flow(
     as they are. `frozen`: so do weights that the module held by requires_grad=False, and they are not counted;
     with "move" they move. `max_trust`: a step that would go further in `relative_trust` is cut to this (of a goal,
     not of `prune`). `save`: every how many steps a network is kept; with `trail`, in that folder too, and a flow that
-    was cut off goes on from there. Drifts are root mean squares in units of the outputs. `prune` with Gauss-Newton
-    repair ignores `size` and makes at least two corrections a step; with descent, `size` is Adam's highest learning
-    rate.
+    was cut off goes on from there, if all that it depends on is the same: the network, the goal, the metric and their
+    examples, and every argument above but `limit` and, where `size` is a number and nothing is pruned, more `steps`.
+    Drifts are root mean squares in units of the outputs. `prune` with Gauss-Newton repair ignores `size` and makes at
+    least two corrections a step; with descent, `size` is Adam's highest learning rate.
     Raises `FlowError`; what happens on the way ends the flow: see `why`.
     """
     _sound(steps, size, budget, limit, max_trust, corrections, save, check)
@@ -145,9 +145,17 @@ def flow(
         metric = metric.begin()
     if isinstance(goal, Prune) and goal.repair == "gauss-newton":
         corrections = max(corrections, 2)
+    asked: dict[str, Any] = {
+        "network": net, "goal": goal, "metric": metric, "size": size, "budget": budget, "probe": probe,
+        "corrections": corrections, "accelerate": accelerate, "mask": mask, "max_trust": max_trust, "save": save,
+        "check": check, "steps": steps if callable(size) or isinstance(goal, Prune) else None,
+    }  # fmt: skip
     run = _Run(
         net, goal, metric, budget, probe, limit, corrections, accelerate, mask, max_trust, save, check, trail, progress
     )
+    if run.trail is not None:
+        run.resume(run.trail, {name: told(value) for name, value in asked.items()}, steps)
+    run.remember()
     if not isinstance(goal, Prune):
         return run.descend(goal, steps, size)
     return run.carve(goal, steps, size) if goal.repair == "descent" else run.prune(goal, steps)
@@ -197,13 +205,9 @@ class _Run:
         self.heldout = Pullback(probe, metric.output if isinstance(metric, Pullback) else "logits") if probe else None
         self.there = self.heldout.outputs(net) if self.heldout else None
         self.nets, self.log, self.trust, self.begun = [net], list[Record](), 1.0, 0
-        self._adam: Adam | None = None
+        self._adam = metric if isinstance(metric, Adam) else None
         self._saved: dict[str, Tensor] = {}
         self.trail = None if trail is None else Trail(trail, net)
-        if self.trail is not None:
-            self._resume(self.trail, f"{told(goal)} under {told(metric)}, budget {budget}, {corrections} corrections")
-        if isinstance(metric, Adam):
-            self._remember(metric)
 
     # -------------------------------------------------------------- descending
 
@@ -331,7 +335,7 @@ class _Run:
         """
         assert isinstance(self.metric, Pullback)
         why, group, adam = "steps", self._group(goal), Adam()
-        self._remember(adam)
+        self.remember(adam)
         near = hold(
             self.metric.task, self.start, "kl",
             batch=goal.batch, seed=goal.seed, temperature=_TEMPERATURE, augment=goal.augment,
@@ -413,21 +417,25 @@ class _Run:
         facts = {name: value for name, value in asdict(self.log[-1]).items() if name != "step" and value == value}
         self.trail.append(self.net, self.log[-1].step + 1, kept, **facts)
 
-    def _remember(self, adam: Adam) -> None:
+    def remember(self, adam: Adam | None = None) -> None:
         """Let the moments of `adam` be saved with the points, and those that were saved come back."""
-        self._adam = adam
+        self._adam = adam or self._adam
         state = {name.removeprefix("adam."): t for name, t in self._saved.items() if name.startswith("adam.")}
-        if state:
-            adam.restore(self.net, state)
+        if self._adam is not None and state:
+            self._adam.restore(self.net, state)
 
-    def _resume(self, trail: Trail, aim: str) -> None:
-        begun, before = trail[0], trail.index.get("toward")
+    def resume(self, trail: Trail, asked: dict[str, Any], steps: int) -> None:
+        """Go on from where a flow of the very same question was cut off."""
+        begun, before = trail[0], trail.index.get("asked")
         if float((begun - self.start).norm()) > 0 or float((begun.state - self.start.state).norm()) > 0:
             raise FlowError(f"{trail.folder}: the path there began at another network; choose another folder")
-        if before is None and len(trail) == 1:
-            trail.note(toward=aim)
-        elif before is not None and before != aim:
-            raise FlowError(f"{trail.folder}: the path there has another goal or metric; choose another folder")
+        if before is None and len(trail) == 1 and "toward" not in trail.index:
+            trail.note(asked=asked)
+        elif before is None:
+            raise FlowError(f"{trail.folder}: holds a path that no flow wrote, or an older one; choose another folder")
+        elif name := changed(before, asked):
+            kind = "goal or metric" if name in ("goal", "metric") else name
+            raise FlowError(f"{trail.folder}: the path there has another {kind}; choose another folder")
         self._saved = trail.resumed()
         if self._saved:
             self.nets, self.begun = list(trail), int(trail.facts(-1)["step"])
@@ -436,8 +444,9 @@ class _Run:
             if "cut" in self._saved:
                 weights = self.net.weights
                 self.cut = weights.shaped(self._saved["cut"].to(weights.flat()))
-        elif len(trail) > 1:
-            raise FlowError(f"{trail.folder}: holds a path that no flow wrote; choose another folder")
+        if self.begun > steps or (self.limit is not None and any(r.heldout > self.limit for r in self.log)):
+            what = f"{self.begun} steps" if self.begun > steps else f"steps beyond the limit {self.limit:g}"
+            raise FlowError(f"{trail.folder}: the path there has {what}; choose another folder")
 
     def _done(self, why: str) -> Flow:
         if self.net is not self.nets[-1]:
@@ -467,20 +476,3 @@ def _holding(net: Net, mask: Weights | None) -> Weights | None:
 def _already(net: Net, mask: Weights) -> Weights:
     """Zero where the mask holds a zero: that was cut before."""
     return mask.shaped(((mask.flat() != 0) | (net.weights.flat() != 0)).to(mask.flat()))
-
-
-def told(aim: Any) -> str:
-    """What a goal or a metric is, in words that are the same when a program is run again."""
-    if isinstance(aim, Task):
-        first = [t.detach().cpu().contiguous().numpy().tobytes() for t in leaves(aim.example(1))]
-        return f"{aim!r} {hashlib.sha256(b''.join(first)).hexdigest()[:12]}"
-    if isinstance(aim, Net):
-        return f"{aim!r} {float(aim.weights.norm()):.9g}"
-    if is_dataclass(aim) and not isinstance(aim, type):
-        parts = {f.name: told(getattr(aim, f.name)) for f in fields(aim) if f.repr and f.compare}
-        return f"{type(aim).__name__}({', '.join(f'{name}={part}' for name, part in parts.items())})"
-    if isinstance(aim, (tuple, list)):
-        return f"[{', '.join(map(told, aim))}]"
-    if isinstance(aim, Weights):
-        return f"{aim!r} {float(aim.norm()):.9g}"
-    return getattr(aim, "__qualname__", type(aim).__name__) if callable(aim) else repr(aim)

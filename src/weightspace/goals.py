@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +26,7 @@ import torch.nn.functional as F
 from scipy.optimize import nnls
 from torch import Tensor
 
+from weightspace.digest import DigestError, Frame, digest
 from weightspace.displacement import squared_gradients
 from weightspace.examples import each, leaves
 from weightspace.likelihood import law_of, likelihood
@@ -148,6 +148,7 @@ class Hold(Goal):
     temperature: float
     augment: Augment | None
     output: Callable[[Tensor], Tensor]
+    _kept: list[_Answers] = field(default_factory=list, repr=False, compare=False)
 
     def covector(self, net: Net, step: int) -> tuple[Weights, float]:
         """The gradient and the value on one batch."""
@@ -166,25 +167,74 @@ class Hold(Goal):
         return _descended(away, net)
 
     def _triples(self, net: Net, step: int) -> Iterator[tuple[Any, Tensor | None, Tensor]]:
-        """Inputs, labels, outputs of the anchor; asked for once and for all where the inputs stay."""
-        if self.augment is None and self.task.in_memory:
-            answers = self._answered.minibatch(self.batch, step, self.seed).batches()
-            some = self.task.minibatch(self.batch, step, self.seed).batches(net)
-            for (x, y), (_, before) in zip(some, answers, strict=True):
-                assert before is not None
-                yield x, y, before
+        """Inputs, labels, outputs of the anchor; asked for all at once where the inputs stay."""
+        plain = self.augment is None and self.task.in_memory
+        if plain and (frame := _frame(self.anchor, self.output)) is not None:
+            asked = frame, self.batch, step, self.seed
+            if not self._kept or (parts := self._kept[0].batches(self.anchor, *asked)) is None:
+                self._kept[:] = [_answers(self.task, self.anchor, self.output, frame)]
+                parts = self._kept[0].batches(self.anchor, *asked)
+            labels = self.task.minibatch(self.batch, step, self.seed).batches()
+            for (x, before), (_, y) in zip(parts or (), labels, strict=True):
+                yield carried(x, net), y, before
             return
         with torch.no_grad():
             for x, y in self.task.minibatch(self.batch, step, self.seed).batches(net):
                 seen = _changed(x, self.augment, self.seed, step)
                 yield seen, y, self.output(_forward(self.task, self.anchor, carried(seen, self.anchor)))
 
-    @cached_property
-    def _answered(self) -> Task:
-        """The task's inputs with the anchor's outputs for labels."""
-        with torch.no_grad():
-            parts = [self.output(_forward(self.task, self.anchor, x)) for x, _ in self.task.batches(self.anchor)]
-        return self.task.relabelled(torch.cat(parts))
+
+@dataclass(frozen=True)
+class _Answers:
+    """What an anchor says on the examples of a task; it depends on the anchor, on the inputs, and on what is picked.
+
+    `numbered` is the task with its rows for labels, `sums` of the inputs tell whether a row is what it was.
+    """
+
+    outputs: Tensor
+    numbered: Task
+    sums: Tensor
+    weights: list[Tensor]
+    frame: str
+
+    def batches(self, anchor: Net, frame: str, batch: int, step: int, seed: int) -> list[tuple[Any, Tensor]] | None:
+        """Inputs of a batch, and what the anchor said; None where it would say something else, changed in place."""
+        now = [*anchor.weights.buffers, *anchor.state.buffers]
+        if frame != self.frame or not all(torch.equal(w, b) for w, b in zip(self.weights, now, strict=True)):
+            return None
+        found = []
+        for x, index in self.numbered.minibatch(batch, step, seed).batches():
+            assert index is not None
+            if not torch.allclose(_row_sums(x), self.sums[index], 1e-9, 1e-9, equal_nan=True):
+                return None
+            found.append((x, self.outputs[index]))
+        return found
+
+
+def _answers(task: Task, anchor: Net, output: Callable[[Tensor], Tensor], frame: str) -> _Answers:
+    with torch.no_grad():
+        parts = [output(_forward(task, anchor, x)) for x, _ in task.batches(anchor)]
+    sums = torch.cat([_row_sums(x) for x, _ in task.batches()])
+    kept = [buffer.clone() for buffer in (*anchor.weights.buffers, *anchor.state.buffers)]
+    return _Answers(torch.cat(parts), task.relabelled(torch.arange(len(sums))), sums, kept, frame)
+
+
+def _row_sums(x: Any) -> Float[Tensor, " examples"]:
+    """One number for every example, other for other inputs: a random projection in float64."""
+    total = torch.zeros(())
+    for k, part in enumerate(leaves(x)):
+        rows = part.detach().flatten(1) if part.dim() > 1 else part.detach()[:, None]
+        generator = torch.Generator().manual_seed(k)
+        row = torch.randn(rows.shape[1], generator=generator, dtype=torch.float64).to(rows.device)
+        total = total + rows.double() @ row
+    return total.double()
+
+
+def _frame(net: Net, output: Callable[[Tensor], Tensor]) -> str | None:
+    try:
+        return digest(Frame(net), output)
+    except DigestError:
+        return None
 
 
 def hold(

@@ -19,6 +19,7 @@ from torch.func import jacrev, vmap
 from torch.utils._pytree import tree_flatten
 
 from weightspace.differentiable import called
+from weightspace.digest import DigestError, Frame, digest, shapes
 from weightspace.examples import each
 from weightspace.net import Net, WeightspaceError, math_attention
 from weightspace.symmetry.layer import Layer, layers, rows_met
@@ -89,12 +90,21 @@ def feed(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> tupl
     return fed, out.shape[1]
 
 
-_graphs: WeakKeyDictionary[nn.Module, dict[Any, Trace]] = WeakKeyDictionary()
+_graphs: WeakKeyDictionary[nn.Module, dict[str, Trace]] = WeakKeyDictionary()
 
 
 def graph_of(net: Net, x: Any) -> Trace:
-    """The graph of the architecture on inputs of these shapes, exported once."""
-    key = tuple((tuple(t.shape), t.dtype) for t in input_tensors(x)), net.dtype
+    """The graph of the architecture on inputs like these, exported once and kept as long as the architecture.
+
+    It depends on all of the network but the numbers in its weights and state (`digest.Frame`), on the names, order and
+    nesting of the inputs, their shapes, dtypes and devices, on values that are no tensors, and on torch's default dtype
+    and autocast. Where an attribute hides its state nothing is kept.
+    """
+    ambient = torch.get_default_dtype(), torch.is_autocast_enabled(net.device.type)
+    try:
+        key = digest(Frame(net), shapes(x), ambient)
+    except DigestError:
+        return trace(net.live(), x)
     seen = _graphs.setdefault(net.architecture, {})
     if key not in seen:
         seen[key] = trace(net.live(), x)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,7 +42,7 @@ class Modes:
         """lam / (value + lam) for every mode; 0 <= lam <= infinity."""
         return torch.from_numpy(self._shares(lam)).to(self.values)
 
-    @cached_property
+    @property
     def _numbers(self) -> tuple[np.ndarray, np.ndarray]:
         """Values and coefficients where a search for lam asks for them: in NumPy, whose calls cost a tenth."""
         return self.values.numpy(force=True).astype(float), self.coefficients.numpy(force=True).astype(float)

@@ -35,10 +35,17 @@ __all__ = [
     "prefixes",
     "squared_distance",
     "unfrozen",
+    "wide",
 ]
 
 _BLOCK = 1 << 18
 _POWER = 30
+_COMPUTED = {  # dtypes that torch copies and converts; the others are storage for kernels of their own
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex128, torch.complex64, torch.complex32,
+    torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.float8_e8m0fnu,
+    torch.int64, torch.int32, torch.int16, torch.int8, torch.bool,
+    torch.uint64, torch.uint32, torch.uint16, torch.uint8,
+}  # fmt: skip
 _frozen: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()
 
 
@@ -62,11 +69,16 @@ class Weights(Mapping[str, Tensor]):
     __slots__ = ("_flat", "_views")
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy `tensors` into flat buffers, one tensor at a time; a mapping with `shapes` and `dtypes` is read once."""
+        """Copy `tensors` into flat buffers, one tensor at a time; a mapping with `shapes` and `dtypes` is read once.
+
+        Raises `WeightspaceError` for dtypes with which torch does not compute, such as uint4.
+        """
         plan: dict[tuple[torch.dtype, torch.device], list[str]] = {}
         shapes: dict[str, torch.Size] = {}
         for name, (shape, dtype, device) in _forms(tensors).items():
             shapes[name] = shape
+            if dtype not in _COMPUTED:
+                raise WeightspaceError(f"{name} holds {dtype}, with which torch does not compute; convert it first")
             plan.setdefault((dtype, device), []).append(name)
         plan = {key: _laid_out(names, shapes) for key, names in plan.items()}
         flat = {}
@@ -151,7 +163,7 @@ class Weights(Mapping[str, Tensor]):
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Weights:
         """Apply an elementwise `function` to the flat buffers (a dtype or device change included)."""
-        return self._like({key: function(flat) for key, flat in self._flat.items()})
+        return self._like({key: _computed(function, flat) for key, flat in self._flat.items()})
 
     def clone(self) -> Weights:
         """A copy that shares nothing with this one."""
@@ -186,8 +198,8 @@ class Weights(Mapping[str, Tensor]):
     def _zip(self, other: Weights, function: Callable[[Tensor, Tensor], Tensor]) -> Weights:
         self.check(other)
         if self._flat.keys() == other._flat.keys() and self._plan() == other._plan():
-            return self._like({key: function(flat, other._flat[key]) for key, flat in self._flat.items()})
-        return Weights({name: function(self[name], other[name]) for name in self})
+            return self._like({key: _computed(function, flat, other._flat[key]) for key, flat in self._flat.items()})
+        return Weights({name: _computed(function, self[name], other[name]) for name in self})
 
     def __add__(self, other: Weights) -> Weights:
         if not isinstance(other, Weights):
@@ -213,12 +225,8 @@ class Weights(Mapping[str, Tensor]):
         return self.map(torch.neg)
 
     def lerp(self, other: Weights, t: float) -> Weights:
-        """(1 - t) self + t other; integer entries stay self's."""
-
-        def mix(x: Tensor, y: Tensor) -> Tensor:
-            return torch.lerp(x, y.to(x.dtype), t) if x.is_floating_point() else x
-
-        return self._zip(other, mix)
+        """(1 - t) self + t other in the dtypes of self, computed in float64 and rounded once; integers stay self's."""
+        return self._zip(other, lambda x, y: _lerp(x, y, t))
 
     def dot(self, other: Weights) -> Float[Tensor, ""]:
         """<v, w> = sum_i v_i w_i, summed in float64."""
@@ -256,6 +264,8 @@ def _laid_out(names: list[str], shapes: Mapping[str, torch.Size]) -> list[str]:
 
 def finite(numbers: Tensor) -> bool:
     """Whether there is no NaN and no infinity: in one pass, as both stay in a sum; in more where a sum overflows."""
+    if numbers.dtype.itemsize == 1:  # float8, which has no sums of its own
+        return all(bool(part.float().isfinite().all()) for part in numbers.flatten().split(_BLOCK))
     return bool(numbers.sum().isfinite() or numbers.isfinite().all())
 
 
@@ -625,11 +635,45 @@ def math_attention() -> Iterator[None]:
 
 def squared_distance(x: Tensor, y: Tensor) -> float:
     """|x - y|^2 in float64, a piece at a time."""
-    pieces = zip(x.detach().flatten().split(_BLOCK), y.detach().flatten().split(_BLOCK), strict=True)
+    x, y = (_real(t.detach().flatten()) for t in (x, y))
+    pieces = zip(x.split(_BLOCK), y.split(_BLOCK), strict=True)
     return sum(float((p.double() - q.double()).square_().sum()) for p, q in pieces)
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which numbers of `dtype` are summed so that the sum is rounded once: twice as wide, or float64."""
+    if dtype.is_complex:
+        return torch.complex64 if dtype == torch.complex32 else torch.complex128
+    return torch.float32 if dtype.itemsize < 4 else torch.float64
+
+
+def _lerp(x: Tensor, y: Tensor, t: float) -> Tensor:
+    if not (x.is_floating_point() or x.is_complex()):
+        return x
+    exact = torch.complex128 if x.is_complex() else torch.float64
+    if x.requires_grad or y.requires_grad or x.numel() <= _BLOCK:
+        return torch.lerp(x.to(exact), y.to(exact), t).to(x.dtype)
+    out = torch.empty_like(x)
+    for target, p, q in zip(*(z.reshape(-1).split(_BLOCK) for z in (out, x, y)), strict=True):
+        target.copy_(torch.lerp(p.to(exact), q.to(exact), t))
+    return out
+
+
+def _computed(function: Callable[..., Tensor], *numbers: Tensor) -> Tensor:
+    try:
+        return function(*numbers)
+    except NotImplementedError as error:
+        dtypes = " and ".join(dict.fromkeys(str(x.dtype) for x in numbers))
+        raise WeightspaceError(f"torch has no such arithmetic in {dtypes}; use .to(torch.float32) first") from error
+
+
+def _real(x: Tensor) -> Tensor:
+    """Complex numbers as twice as many real ones."""
+    return torch.view_as_real(x.resolve_conj()).flatten() if x.is_complex() else x
+
+
 def _dot(x: Tensor, y: Tensor) -> Tensor:
+    x, y = _real(x), _real(y)
     parts = [torch.dot(p.double(), q.double()) for p, q in zip(x.split(_BLOCK), y.split(_BLOCK), strict=True)]
     return torch.stack(parts).sum() if parts else x.new_zeros((), dtype=torch.float64)
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from weightspace.metric import Euclidean, Metric
-from weightspace.net import Net, Weights, WeightspaceError, checked, loose
+from weightspace.net import Net, WeightspaceError, checked, loose
 from weightspace.public import public
+from weightspace.symmetry.merge import average, lifted
 from weightspace.task import Task
 
 if TYPE_CHECKING:
@@ -81,14 +82,15 @@ class Path:
         `ArchitectureMismatch` unless all have the same tensors.
         """
         control = _alike(nets)
+        many = lifted(control)
 
         def casteljau(t: float) -> Net:
             if t in (0.0, 1.0):
                 return control[-int(t)]
-            points = control
+            points = many
             while len(points) > 1:
                 points = [x.lerp(y, t) for x, y in pairwise(points)]
-            return points[0]
+            return points[0] if many[0] is control[0] else _rounded(points[0], control[0])
 
         return cls(casteljau)
 
@@ -233,12 +235,12 @@ def curve(
     family = {"bezier": Path.bezier, "polychain": Path.through}.get(kind)
     if family is None or bends < 1:
         raise WeightspaceError(f"kind must be 'bezier' or 'polychain' and bends >= 1, got {kind!r} and {bends}")
-    straight = line(a, b)
+    one, other = lifted(_alike([a, b]))  # half precision overflows in the optimiser, and mixed sums carry no gradient
+    straight = line(one, other)
     control = [_trainable(straight(k / (bends + 1))) for k in range(1, bends + 1)]
     leaves = [flat for net in control for flat in net.weights.buffers if flat.requires_grad]
-    path = family([a, *control, a.lerp(b, 1.0)])  # b in the dtype of a: mixed sums carry no gradient
-    _train(leaves, path, _goals(task, batch, seed), steps, lr, seed, progress)
-    fixed = [net.at(net.weights.map(torch.Tensor.detach)) for net in control]
+    _train(leaves, family([one, *control, other]), _goals(task, batch, seed), steps, lr, seed, progress)
+    fixed = [_rounded(net.at(net.weights.map(torch.Tensor.detach)), a) for net in control]
     return family([a, *fixed, b])
 
 
@@ -273,27 +275,12 @@ def _train(
 def swa(nets: Path | Iterable[Net]) -> Net:
     """(1 / n) sum_k w_k, the mean of networks or of a path's marked points: weights and floating-point state.
 
-    Integer state is that of the first. Read one at a time, summed in float32 or better. Running statistics of
-    BatchNorm do not fit the mean network: re-estimate them from data. Raises `ArchitectureMismatch` unless
-    all have the same tensors. Izmailov et al., "Averaging weights leads to wider optima and better
-    generalization", 2018.
+    Integer state is that of the first, and so are the dtypes. Read one at a time, summed in float32 or better and
+    rounded once. Running statistics of BatchNorm do not fit the mean network: re-estimate them from data. Raises
+    `ArchitectureMismatch` unless all have the same tensors. Izmailov et al., "Averaging weights leads to wider optima
+    and better generalization", 2018.
     """
-    iterator = iter(nets)
-    first = next(iterator, None)
-    if first is None:
-        raise WeightspaceError("an average needs at least one network, got none")
-    weights, state = _sums(checked(first).weights), _sums(first.state)
-    n = 1
-    for net in iterator:
-        first.check(net)
-        n += 1
-        for total, vector in ((weights, net.weights), (state, net.state)):
-            for name in total:
-                total[name] += vector[name]
-    return first.at(
-        first.weights.replace({name: total / n for name, total in weights.items()}),
-        first.state.replace({name: total / n for name, total in state.items()}),
-    )
+    return average(nets)
 
 
 def value(observable: Callable[[Net], Any], net: Net, name: str = "observable") -> float:
@@ -334,6 +321,11 @@ def _goals(task: Callable[[Net], Any], batch: int, seed: int) -> Iterator[Callab
         yield task.take(batch, draw) if isinstance(task, Task) and batch < len(task) else task
 
 
+def _rounded(net: Net, like: Net) -> Net:
+    """`net` in the dtypes of `like`."""
+    return Net(like.architecture, like.weights.replace(net.weights), like.state.replace(net.state))
+
+
 def _trainable(net: Net) -> Net:
     """A copy whose floating-point weights gather gradients in their flat buffers, but where they are frozen."""
 
@@ -345,12 +337,3 @@ def _trainable(net: Net) -> Net:
         if flat.requires_grad:
             flat.register_hook(lambda slope, free=free: slope * free)
     return new
-
-
-def _sums(vector: Weights) -> dict[str, Tensor]:
-    """Floating-point tensors, to be added to, in float32 or better."""
-    return {
-        name: tensor.to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
-        for name, tensor in vector.items()
-        if tensor.is_floating_point()
-    }

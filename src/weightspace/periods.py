@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from weightspace.digest import DigestError, digest
 from weightspace.examples import each, leaves, line
 from weightspace.net import Net, WeightspaceError
 from weightspace.symmetry.trace import arguments
@@ -202,7 +203,10 @@ def _beside(module: nn.Module, x: Any) -> Any:
 
 @dataclass(frozen=True)
 class Row:
-    """One run: test accuracy at its end, and what `fisher` gave at the start and after every epoch, if it was asked."""
+    """One run: test accuracy at its end, and what `fisher` gave at the start and after every epoch, if it was asked.
+
+    `of`: the `digest` of all else that it depends on: training, deficit, restart, and what `fisher` is.
+    """
 
     deficit: str
     onset: int
@@ -210,6 +214,7 @@ class Row:
     seed: int
     accuracy: float
     fisher: tuple[float, ...] = ()
+    of: str = field(default="", repr=False, compare=False)
 
     @property
     def key(self) -> tuple[str, int, int, int]:
@@ -290,17 +295,24 @@ def critical_period(
     the last. `restart`: begin the schedule anew when the deficit is removed; without it, a long deficit also ends at a
     low rate, which costs something whatever the deficit is. `fisher`: a function of a Net, such as
     `fisher_trace(task)`, taken at the start and after every epoch of every run. `progress` is told every row as it is
-    measured; `rows` that are there are not measured again. Torch's global generator is left as it was. Raises
+    measured; `rows` that are there are not measured again, and those of another training, deficit of the same name,
+    `restart` or `fisher` are refused. Torch's global generator is left as it was. Raises
     `WeightspaceError` for windows before the start, an unknown deficit or one that changes shapes, and no seeds.
     """
     changes = [_deficit(deficit), *([] if control is None else [_deficit(control)])]
     names = _names(changes)
     _check(train, changes, onsets, lengths, seeds)
     windows = [(onset, length) for onset in dict.fromkeys(onsets) for length in dict.fromkeys(lengths)]
-    known = {row.key: row for row in rows}
+    of = {_NONE: _of(train, None, restart, fisher)}
+    of |= {name: _of(train, change, restart, fisher) for name, change in zip(names, changes, strict=True)}
+    known = {row.key: row for row in rows if row.deficit in of}
+    if other := [row for row in known.values() if not row.of or row.of != of[row.deficit]]:
+        what = "another training, deficit, restart or fisher" if other[0].of else "an unknown training"
+        raise WeightspaceError(f"the row {other[0].key} is of {what}; give rows of this one, or none")
     found: list[Row] = []
 
     def keep(row: Row) -> None:
+        row = row if row.of else replace(row, of=of[row.deficit])
         if row.key not in known and progress is not None:
             progress(row)
         found.append(known.setdefault(row.key, row))
@@ -319,6 +331,14 @@ def critical_period(
                     keep(Row(*key, *next(iter(seen.values()))))
     beside = names[1] if len(names) > 1 and names[1] != names[0] else None
     return CriticalPeriod(names[0], beside, restart, train.after, tuple(found))
+
+
+def _of(*parts: Any) -> str:
+    """The digest of what a row depends on; empty where it cannot be told, so that the row is not taken for another."""
+    try:
+        return digest(*parts)
+    except DigestError:
+        return ""
 
 
 def _names(changes: Sequence[Deficit]) -> list[str]:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from weightspace.digest import DigestError, digest
 from weightspace.goals import Goal, not_aliased
 from weightspace.goals import covector as covector_of
 from weightspace.kernel import KernelError, kernel
@@ -329,7 +330,7 @@ class Pullback:
         if self.mask is not None:
             raise PullbackError('the dual has no mask; take solver="gltr"')
         key = self._key(net)
-        if self._last.get("key") == key:
+        if key is not None and self._last.get("key") == key:
             return self._last["values"], self._last["vectors"], self._last["factor"]
         a = self.factor(net)
         if self.solver == "auto" and a.rows > _DUAL_ROWS:
@@ -349,16 +350,15 @@ class Pullback:
         values, vectors = torch.linalg.eigh(k / n)
         kept = values > _NULL * values[-1]
         self._last.clear()
-        self._last.update(
-            key=key, at=(net.weights, net.state, self.task), values=values[kept], vectors=vectors[:, kept], factor=a
-        )
+        self._last.update(key=key, values=values[kept], vectors=vectors[:, kept], factor=a)
         return values[kept], vectors[:, kept], a
 
-    def _key(self, net: Net) -> tuple[Any, ...]:
-        """Where a factorisation holds: these weights and statistics, unchanged since, this task, these outputs."""
-        buffers = [*net.weights.buffers, *net.state.buffers]
-        output = self.output if isinstance(self.output, str) else id(self.output)
-        return id(net.weights), id(net.state), *(b._version for b in buffers), id(self.task), output
+    def _key(self, net: Net) -> str | None:
+        """Where a factorisation holds: this network, these examples, these outputs; None where that cannot be told."""
+        try:
+            return digest(net, self.task, self.output)
+        except DigestError:
+            return None
 
     def _eigen(self, g: Tensor, values: Tensor, vectors: Tensor, a: Operator) -> Modes:
         """Modes A^T u_i / sqrt(value_i), and one more: what is left of g."""

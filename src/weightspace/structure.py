@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from weightspace import checkpoint, files
+from weightspace.digest import changed, digest, response, told
 from weightspace.envelope import Run, StructureError, StructureFunction
 from weightspace.model import Model, fresh
 from weightspace.net import Net
@@ -24,6 +25,7 @@ __all__ = ["Cost", "Run", "StructureError", "StructureFunction", "cost", "random
 
 BETAS = tuple(round(10 ** (k / 4), 4) for k in range(-8, 5))
 _WAYS = ("up", "down")
+_VERSION = 2  # of the files in a folder
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,10 @@ def structure_function(
     ended (from a fresh network where that one said nothing). `model`: what `fresh` draws networks from. `betas`: 13
     from .01 to 10 in equal ratios by default. `anchor`, `steps`, `batch`, `rate` and `draws` are those of `encode`.
     `calibrate`: also sweep the task with random labels, as costly again, for `efficiency`. `folder`: codes are kept
-    there one by one, and those that are there are not sought again. `progress(done, total)` counts steps. `cost` tells
-    all this before. Raises `StructureError` for betas or seeds that cannot be used and a folder of another sweep;
-    `TaskError` for examples and labels that do not fit.
+    there one by one, with the `digest` of the task, the network and the options, and those that are there are not
+    sought again. `progress(done, total)` counts steps. `cost` tells all this before. Raises `StructureError` for betas
+    or seeds that cannot be used and a folder of another task, network, option or order of betas; `TaskError` for
+    examples and labels that do not fit; `DigestError` for a `folder` and a loss that hides its state.
     """
     grid, chosen = _betas(betas), tuple(dict.fromkeys(seeds))
     if not chosen:
@@ -100,9 +103,10 @@ def structure_function(
         for seed in chosen:
             net = fresh(model, seed)
             for way in _WAYS:
-                kept = _Kept(folder, f"{name}-{seed}-{way}", net, some, options)
-                told = None if progress is None else _after(progress, done, total)
-                runs += _sweep(net, some, grid if way == "up" else grid[::-1], seed, way, options, kept, told)
+                order = grid if way == "up" else grid[::-1]
+                kept = _Kept(folder, f"{name}-{seed}-{way}", net, some, order, options)
+                after = None if progress is None else _after(progress, done, total)
+                runs += _sweep(net, some, order, seed, way, options, kept, after)
                 done += steps * len(grid)
         constants, n = _constants(fresh(model, chosen[0]), some)
         found.append(StructureFunction(tuple(runs), constants, n))
@@ -142,52 +146,74 @@ def _betas(betas: Sequence[float] | None) -> list[float]:
 
 
 class _Kept:
-    """The codes of one sweep on disk, and where the last of them ended."""
+    """The codes of one sweep on disk, and where the last of them ended.
 
-    def __init__(self, folder: Any, name: str, net: Net, task: Task, options: dict[str, Any]) -> None:
+    A code depends on the task, the network that the seed draws, the options of `encode`, and the betas before its own.
+    """
+
+    def __init__(
+        self, folder: Any, name: str, net: Net, task: Task, betas: Sequence[float], options: dict[str, Any]
+    ) -> None:
         self.runs: list[Run] = []
         self._net, self._at = net, None if folder is None else Path(folder)
         if self._at is None:
             return
-        self._rows, self._last = self._at / f"{name}.json", self._at / f"{name}.safetensors"
-        self._of = {
-            "weights": net.weights.numel, "examples": len(task), "architecture": type(net.architecture).__name__,
-            **{key: value for key, value in options.items() if key != "anchor"},
-        }  # fmt: skip
+        self._name, self._last = name, ""
+        self._of = {"version": _VERSION, **{key: told(value) for key, value in sorted(options.items())}}
+        self._of |= {"task": digest(task), "network": digest(net), "loss": response(task, net)}
         self._at.mkdir(parents=True, exist_ok=True)
         if self._rows.exists():
-            try:
-                seen = files.unsealed(files.read_json(self._rows))
-            except (OSError, ValueError) as error:
-                raise StructureError(f"{self._rows} holds no sweeps ({error}); choose another folder") from error
-            if seen.get("of") != self._of:
-                raise StructureError(f"{self._at} holds sweeps of {seen.get('of')}, not of {self._of}; choose another")
-            self.runs = [Run(**row) for row in seen["runs"]]
+            self._read(self._at, betas)
+
+    @property
+    def _rows(self) -> Path:
+        assert self._at is not None
+        return self._at / f"{self._name}.json"
+
+    def _read(self, at: Path, betas: Sequence[float]) -> None:
+        try:
+            seen = files.unsealed(files.read_json(self._rows))
+            of, last, runs = dict(seen["of"]), str(seen.get("last", "")), [Run(**row) for row in seen["runs"]]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise StructureError(f"{self._rows} holds no sweeps ({error}); choose another folder") from error
+        if name := changed(of, self._of):
+            values = of.get(name), self._of[name]
+            short = not any(isinstance(v, list) or len(str(v)) > 20 for v in values)
+            which = f"{name} {values[0]}, not {values[1]}" if short else f"another {name}"
+            raise StructureError(f"{at} holds sweeps of {which}; choose another folder")
+        if any(run.beta != beta for run, beta in zip(runs, betas, strict=False)) or Path(last).name != last:
+            raise StructureError(
+                f"{at} holds sweeps of other betas, and a code starts where the one before it ended; choose another"
+            )
+        self.runs, self._last = runs, last
 
     def start(self) -> Gaussian | None:
         """Where the last code ended."""
-        if self._at is None or not self._last.exists():
+        if self._at is None or not self._last:
             return None
-        tensors = checkpoint.read(self._last)
+        tensors = checkpoint.read(self._at / self._last)
         parts = [{n: tensors[f"{part}:{n}"] for n in self._net.weights} for part in ("mean", "log_variance")]
         mean, spread = (self._net.weights.replace(part) for part in parts)
         return Gaussian(self._net.at(mean), spread)
 
     def add(self, run: Run, last: Gaussian | None) -> None:
+        """Write a code down: first where it ended, under a name of its own, then that it is there."""
         self.runs.append(run)
         if self._at is None:
             return
+        before, self._last = self._last, ""
         if last is not None:
             tensors = {f"mean:{n}": w for n, w in last.net.weights.items()}
             tensors |= {f"log_variance:{n}": w for n, w in last.log_variance.items()}
-            checkpoint.save(tensors, self._last, force=True)
-        else:
-            self._last.unlink(missing_ok=True)
-        kept = {"of": self._of, "runs": [asdict(run) for run in self.runs]}
+            self._last = f"{self._name}-{len(self.runs):03d}.safetensors"
+            checkpoint.save(tensors, self._at / self._last, force=True)
+        kept = {"of": self._of, "last": self._last, "runs": [asdict(run) for run in self.runs]}
         try:
             files.write(self._rows, json.dumps(files.sealed(kept)))
         except OSError as error:
             raise StructureError(f"{self._rows} cannot be written ({error.strerror}); free space there") from error
+        if before and before != self._last:
+            (self._at / before).unlink(missing_ok=True)
 
 
 def _sweep(

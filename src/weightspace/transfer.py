@@ -16,7 +16,6 @@ Soatto, 2021).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import operator
@@ -33,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from weightspace import files
+from weightspace.digest import DigestError, Frame, changed, digest, response, told
 from weightspace.examples import each, leaves
 from weightspace.model import Model, fresh
 from weightspace.net import Net, WeightspaceError
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 __all__ = ["Cost", "Distance", "TaskMap", "TransferError", "cost", "task_distance", "task_distances"]
 
 Key: TypeAlias = tuple[str, ...]
+
+_VERSION = 2  # of the file
 
 
 class TransferError(WeightspaceError):
@@ -257,15 +259,17 @@ def task_distances(
 
     `targets`: only the pairs with one of these, and not those of two mere sources. Cost: n (n + 1) / 2 codes for every
     seed, or what of them is asked for, told beforehand by `cost`. `file`: every length is written there when it
-    is found; a run with the same file goes on, and finds what it needs of other tasks, seeds and pairs there. Raises
-    `TransferError` for fewer than two tasks, tasks of different inputs or losses, without labels, or with labels that
-    the network has no output for, and for a file of other settings.
+    is found; a run with the same file goes on, and finds what it needs of other tasks, seeds and pairs there. A length
+    depends on the examples, labels, metric and aggregate of its tasks, on the network that its seed draws, and on the
+    settings: the file knows their `digest`, and holds for these alone. Raises `TransferError` for fewer than two tasks,
+    tasks of different inputs or losses, without labels, or with labels that the network has no output for, and for a
+    file of other tasks, networks or settings; `DigestError` where a loss hides its state.
     """
     wanted, seeds = _wanted(tasks, targets), [*dict.fromkeys(seeds)]
     options = {"beta": beta, "steps": steps, "rate": rate, **options}
-    net, maker = _checked(tasks, model, task_id, seeds), _Maker(model, task_id)
-    digests = {} if file is None else {name: _digest(task) for name, task in tasks.items()}
-    book = _Book(file, {"task_id": task_id, **options}, net, digests)
+    _checked(tasks, model, task_id, seeds)
+    maker = _Maker(model, task_id)
+    book = _Book(file, {"task_id": task_id, **options}, tasks, model, seeds)
     for done, (seed, key) in enumerate(product(seeds, wanted)):
         if (key, seed) not in book:
             net, task = maker.placed([tasks[name] for name in key], seed)
@@ -338,7 +342,7 @@ class _Maker:
 
     def __init__(self, model: Model, task_id: bool) -> None:
         self.model, self.task_id = model, task_id
-        self._forms: dict[int, Net] = {}
+        self._forms: dict[tuple[int, str], Net] = {}
 
     def placed(self, tasks: Sequence[Task], seed: int) -> tuple[Net, Task]:
         """A fresh network, and the union of the tasks as it is to meet them."""
@@ -346,8 +350,10 @@ class _Maker:
         if heads > 1:
             net = _headed(net, tasks[0], heads, seed)
             tasks = [_told(task, k, heads, net.dtype) for k, task in enumerate(tasks)]
-        form = self._forms.setdefault(heads, net)
-        form.check(net)
+        try:
+            form = self._forms.setdefault((heads, digest(Frame(net))), net)
+        except DigestError:  # what cannot be told from another network is not shared
+            form = net
         return form.at(net.weights, net.state), reduce(operator.or_, tasks)
 
 
@@ -438,30 +444,52 @@ def _blamed(name: str) -> Iterator[None]:
 
 
 class _Book:
-    """Lengths by tasks and seed, written down as they are found; what is in the file already is read."""
+    """Lengths by tasks and seed, written down as they are found; what is in the file already is read.
+
+    `settings`, `tasks` and `networks` (by seed) say what the lengths depend on; `seen` is the loss of every task at the
+    networks that the seeds draw, which shows what no code does.
+    """
 
     def __init__(
-        self, file: str | os.PathLike[str] | None, settings: dict[str, Any], net: Net, tasks: dict[str, str]
+        self,
+        file: str | os.PathLike[str] | None,
+        settings: dict[str, Any],
+        tasks: Mapping[str, Task],
+        model: Model,
+        seeds: Sequence[int],
     ) -> None:
-        self.path = None if file is None else Path(file)
-        self.about = {**{k: repr(v) for k, v in sorted(settings.items())}, "network": net.fingerprint}
-        self.tasks, self.lengths = tasks, dict[tuple[Key, int], float]()
-        if self.path is not None and self.path.exists():
+        self.path, self.lengths = None if file is None else Path(file), dict[tuple[Key, int], float]()
+        if self.path is None:
+            return
+        nets = {seed: fresh(model, seed) for seed in seeds}
+        self.about: dict[str, dict[str, Any]] = {
+            "settings": {name: told(value) for name, value in sorted(settings.items())},
+            "tasks": {name: digest(task) for name, task in tasks.items()},
+            "networks": {str(seed): digest(net) for seed, net in nets.items()},
+            "seen": {f"{name} {seed}": response(task, nets[seed]) for name, task in tasks.items() for seed in seeds},
+        }
+        if self.path.exists():
             self._read(self.path)
 
     def _read(self, path: Path) -> None:
         try:
             kept = files.unsealed(files.read_json(path))
-            about, tasks, rows = kept["about"], kept["tasks"], kept["lengths"]
+            rows, version = kept["lengths"], kept.get("version")
             lengths = {_sorted(((*key,), int(seed))): float(length) for key, seed, length in rows}
+            about = {what: dict(kept[what]) for what in self.about} if version == _VERSION else {}
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise TransferError(f"{path} holds no lengths of codes ({error}); give another file, or none") from error
-        for name, value in self.about.items():
-            if about.get(name) != value:
-                raise TransferError(f"{path} was measured with another {name} ({about.get(name)}); give another file")
-        if changed := [name for name, digest in self.tasks.items() if tasks.get(name, digest) != digest]:
-            raise TransferError(f"{path} holds codes of another {changed[0]}; give another file")
-        self.tasks, self.lengths = {**tasks, **self.tasks}, lengths
+        if not about:
+            raise TransferError(f"{path} is of another version, which told less of what it holds; give another file")
+        if name := changed(about["settings"], self.about["settings"]):
+            before = about["settings"].get(name)
+            raise TransferError(f"{path} was measured with another {name} ({before}); give another file")
+        for what, words in (("tasks", ""), ("networks", "network for seed "), ("seen", "loss of task and seed ")):
+            asked = {name: value for name, value in self.about[what].items() if name in about[what]}
+            if name := changed(about[what], asked):
+                raise TransferError(f"{path} holds codes of another {words}{name}; give another file")
+            self.about[what] = about[what] | self.about[what]
+        self.lengths = lengths
 
     def __contains__(self, found: tuple[Key, int]) -> bool:
         return _sorted(found) in self.lengths
@@ -473,24 +501,15 @@ class _Book:
         self.lengths[_sorted(found)] = length
         if self.path is not None:
             rows = [[*row] for row in ((list(k), s, value) for (k, s), value in self.lengths.items())]
-            kept = json.dumps(files.sealed({"about": self.about, "tasks": self.tasks, "lengths": rows}))
+            kept = {"version": _VERSION, **self.about, "lengths": rows}
             try:
-                files.write(self.path, kept)
+                files.write(self.path, json.dumps(files.sealed(kept)))
             except OSError as error:
                 raise TransferError(f"{self.path} cannot be written ({error.strerror}); free space there") from error
 
 
 def _sorted(found: tuple[Key, int]) -> tuple[Key, int]:
     return tuple(sorted(found[0])), found[1]
-
-
-def _digest(task: Task) -> str:
-    seen = hashlib.sha256()
-    for x, y in task.batches():
-        for part in [*leaves(x), *([] if y is None else [y])]:
-            seen.update(repr((part.dtype, tuple(part.shape))).encode())
-            seen.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return seen.hexdigest()
 
 
 # ------------------------------------------------------------------ the map

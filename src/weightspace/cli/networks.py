@@ -61,7 +61,8 @@ def compare(
     example: Example = None,
     report: Report = None,
     expect: Annotated[
-        str | None, typer.Option(help="Exit with 1 unless the verdict is same, related (or same), independent.")
+        str | None,
+        typer.Option(help="Exit 1 unless the verdict is same, function (or nearer), related (or nearer), independent."),
     ] = None,
     method: Method = "auto",
     limit: Limit = 2048,
@@ -73,13 +74,14 @@ def compare(
     debug: Debug = False,
 ) -> None:
     """How far apart are two networks really? Distances and loss, as stored and after alignment, and a verdict."""
-    if expect not in (None, "same", "related", "independent"):
-        raise typer.BadParameter(f"{expect!r}; choose same, related or independent.", param_hint="--expect")
+    kinds = ("same", "function", "related", "independent")
+    if expect not in (None, *kinds):
+        raise typer.BadParameter(f"{expect!r}; choose same, function, related or independent.", param_hint="--expect")
     vacant(report, (".html", ".htm"), force)
     with opened(arch, [a, b], data, example, trust_code, seed, limit, method) as bench:
         found = bench.compare(a, b)
     answer(found, say_comparison, as_json, report, "report:comparison_page")
-    if expect and found.verdict.kind not in ((expect, "same") if expect == "related" else (expect,)):
+    if expect and found.verdict.kind not in ((expect,) if expect == kinds[-1] else kinds[: kinds.index(expect) + 1]):
         raise typer.Exit(1)
 
 

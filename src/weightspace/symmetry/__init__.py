@@ -16,7 +16,7 @@ from weightspace.symmetry.canonical import Key, canonical
 from weightspace.symmetry.features import activation_terms
 from weightspace.symmetry.group import Axis, Element, Generator, Group, SymmetryError
 from weightspace.symmetry.match import Candidate, Match, match
-from weightspace.symmetry.merge import average, gather_round
+from weightspace.symmetry.merge import average, gather_round, lifted
 from weightspace.symmetry.read import read
 from weightspace.symmetry.repair import best_repaired, has_statistics, repair, reset_statistics
 from weightspace.task import Task
@@ -93,24 +93,33 @@ def mean(nets: Sequence[Net], group: Symmetry, data: Task | None = None, seed: i
 
     Networks are aligned to the first (with `data`: by the matcher whose measured barrier is lowest), then each to the
     mean of the others until next to none moves. With `data` the average is repaired (BatchNorm statistics; units
-    rescaled or layers refitted only if the loss falls), and the better of the two is kept. In the scales of the first.
+    rescaled or layers refitted only if the loss falls), and the better of the two is kept. In the scales and the dtypes
+    of the first: computed in float32 or better, whatever the dtypes of the networks, and rounded once at the end.
     Frozen weights, which must be equal in all networks, stay as they are, and so do units that they index; with
     frozen="move" they are averaged as all others are.
     """
     if not nets:
-        raise WeightspaceError("the mean of no networks; give at least one")
+        raise WeightspaceError("the mean of no networks; give at least one network")
     nets = [unfrozen(checked(net), frozen) for net in nets]
-    first, still = nets[0], _still(nets)
-    group = group.without(still) if still else group
-    star = [first, *(group.align(net, to=first, data=data, seed=seed) for net in nets[1:])]
-    found = [star, gather_round(group, star, seed)] if len(nets) > 2 else [star]
-    if data is None:
-        return average(found[-1])
-    best = best_repaired([(average(aligned), aligned) for aligned in found], data)
-    if all(torch.equal(best.weights[name], first.weights[name]) for name in still):
-        return best
-    plain = average(found[-1])  # layers cannot be refitted around frozen ones
-    return reset_statistics(plain, data) if has_statistics(plain) else plain
+    frozen_names = _still(nets)
+    group = group.without(frozen_names) if frozen_names else group
+    many = lifted(nets)
+    still = group.identity()
+    star = [still, *(group.match(net, many[0], data, seed=seed).element for net in many[1:])]
+    found = [star]
+    if len(nets) > 2:
+        near = gather_round(group, [g(net) for g, net in zip(star, many, strict=True)], seed)
+        found.append([g @ h for g, h in zip(near, star, strict=True)])
+    plain = average(g(net.double()) for g, net in zip(found[-1], many, strict=True))
+    middle = plain
+    if data is not None:
+        aligned = [[g(net) for g, net in zip(elements, many, strict=True)] for elements in found]
+        middle = best_repaired([(average(some), some) for some in aligned], data)
+        if any(not torch.equal(middle.weights[name], many[0].weights[name]) for name in frozen_names):
+            # layers cannot be refitted around frozen ones
+            middle = reset_statistics(plain, data) if has_statistics(plain) else plain
+    first = nets[0]
+    return Net(first.architecture, first.weights.replace(middle.weights), first.state.replace(middle.state))
 
 
 def _still(nets: Sequence[Net]) -> frozenset[str]:

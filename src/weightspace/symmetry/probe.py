@@ -85,7 +85,7 @@ class Probe:
         self.added = shifts(graph)
         for self.way in range(len(_WAYS)):
             self.draw(0)
-            for self.alike in self._choices():
+            for self.alike in self._choices():  # noqa: B020
                 self.example = self.inputs(0)
                 try:
                     if usable(self.outputs()):

@@ -1,8 +1,8 @@
 """Operations that a probe meets at some sizes only, asked at all of them.
 
-A clip, a threshold, a rounding or the linear side of an ELU look homogeneous wherever the numbers of one run happen to
-lie. Here every operation whose inputs a move of scales changes is evaluated again at inputs of every size, and of either
-sign where either is met: it follows the move at all of them, or its inputs have to stay.
+A clip, a threshold, a rounding or the linear side of an ELU look homogeneous wherever the numbers of one run happen
+to lie. Here every operation whose inputs a move of scales changes is evaluated again at inputs of every size, and of
+either sign where either is met: it follows the move at all of them, or its inputs have to stay.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from weightspace.examples import each, shape
-from weightspace.net import Net, Weights, WeightspaceError, checked
+from weightspace.net import Net, WeightspaceError, checked
+from weightspace.symmetry.merge import lifted
 from weightspace.symmetry.refit import NothingToMend, refit, rescale
 from weightspace.symmetry.trace import arguments
 from weightspace.task import Task
@@ -40,11 +41,12 @@ def reset_statistics(net: Net, task: Task) -> Net:
 
     They are what training mode would give for all examples as one batch: every norm has the mean and the variance
     (unbiased, as the norms keep it) of all that enters it, the norms before it using theirs. They do not depend on the
-    batches. Only the statistics change. Cost: a pass where all examples fit into one batch, else a pass up to each
-    norm. Raises `WeightspaceError` where a norm meets one number alone.
+    batches; a network of half precision is run in float32. Only the statistics change. Cost: a pass where all examples
+    fit into one batch, else a pass up to each norm. Raises `WeightspaceError` where a norm meets one number alone.
     """
     if not has_statistics(checked(net)):
         return net
+    own, (net,) = net, lifted([net])
     module = net.module()
     met = _Met(_tracking(module))
     with torch.no_grad():
@@ -60,7 +62,7 @@ def reset_statistics(net: Net, task: Task) -> Net:
                 break
     met.write()
     buffers = dict(module.named_buffers())
-    return net.at(net.weights, Weights({name: buffers[name] for name in net.state}))
+    return own.at(own.weights, own.state.replace({name: buffers[name] for name in own.state}))
 
 
 class _Reached(Exception):

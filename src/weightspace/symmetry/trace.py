@@ -49,7 +49,7 @@ class Trace:
 
     `sources[node]` is the name of a parameter or persistent buffer; `constants[node]` a tensor that no checkpoint
     holds; all other placeholders are inputs. `derived`: whether it has the derivatives of the module (None: not tried).
-    holds; all other placeholders are inputs. `written`: names of tensors that a call changes, and what they become.
+    `written`: names of tensors that a call changes, and what they become.
     `beside`: what a model hands out of its inside, and is no output here.
     """
 
