@@ -5,7 +5,8 @@ HOUSE = Path(__file__).parents[1] / "src" / "weightspace"
 ROOMS = """public differentiable net model files | examples losses task digest datasets entry pickled checkpoint
     architecture | estimators operator spectral activation crossing updates | symmetry.index symmetry.rules.call
     symmetry.rules.shape symmetry.rules.part symmetry.rules.contraction symmetry.rules.reduction symmetry.rules.write
-    symmetry.rules symmetry.pretrained symmetry.trace symmetry.group symmetry.probe symmetry.verify symmetry.reach symmetry.scale symmetry.sign
+    symmetry.rules symmetry.pretrained symmetry.trace symmetry.group symmetry.probe symmetry.verify symmetry.reach
+    symmetry.scale symmetry.sign
     symmetry.read symmetry.certificate symmetry.balance symmetry.canonical symmetry.assignment symmetry.parity
     symmetry.ascent symmetry.relax symmetry.features symmetry.match symmetry.merge symmetry.layer symmetry.refit
     symmetry.repair symmetry | kernel displacement likelihood goals modes layered metric pullback geodesic distance

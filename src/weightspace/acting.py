@@ -13,6 +13,7 @@ from torch import Tensor
 
 from weightspace.examples import line
 from weightspace.net import WeightspaceError
+from weightspace.public import public
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -27,6 +28,7 @@ class GroupError(WeightspaceError):
     """Functions that are no group, tensors that a group does not act on, or a function that has no defect."""
 
 
+@public
 @dataclass(frozen=True)
 class FiniteGroup:
     """A finite group and its action on tensors: `actions[k]` is x -> g_k x, `table[i, j]` names g_i g_j, g_0 = 1.
@@ -189,6 +191,7 @@ def _both(act: Act, where: Tensor, axis: int) -> Act:
     return both
 
 
+@public
 class Matrices(Sequence[Tensor]):
     """rho(g_0), rho(g_1), ... on flattened tensors of a shape; each is made when it is asked for."""
 

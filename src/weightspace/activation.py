@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from weightspace.examples import leaves, stacked
 from weightspace.net import Net, WeightspaceError, checked, math_attention
+from weightspace.public import public
 from weightspace.task import Task
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ def _whole(label: str, z: Tensor) -> Tensor:
 # ------------------------------------------------------------------ gates
 
 
+@public
 @dataclass(frozen=True)
 class Gates:
     """P[i, u] in {0, 1}: whether unit u is on for example i, one bit each; a row of bytes an example.
@@ -181,6 +183,7 @@ class Gates:
         return Gates(self.bits[np.asarray(rows)], self.layers, self.inexact)
 
 
+@public
 def gates(task: Task, file: str | PathLike[str] | None = None) -> Callable[[Net], Gates]:
     """The function net -> which units are on for every example of `task`: p_i(u) = [z_u(x_i) > 0].
 
@@ -191,6 +194,7 @@ def gates(task: Task, file: str | PathLike[str] | None = None) -> Callable[[Net]
     Source: Image functions in neural networks: a perspective on generalization (anonymous, 2021).
     """
 
+    @public
     def gates(net: Net) -> Gates:
         kept: dict[str, np.ndarray] = {}
         layers: dict[str, int] = {}
@@ -277,6 +281,7 @@ def _pass(net: Net, task: Task, x: Any, functions: Mapping[Any, str], meet: Meet
 # ------------------------------------------------------------------ features
 
 
+@public
 def features(
     task: Task,
     of: str = "units",
@@ -295,6 +300,7 @@ def features(
     if dtype not in (torch.float16, torch.float32, torch.float64):
         raise WeightspaceError(f"activations are kept as float16, float32 or float64, not {dtype}")
 
+    @public
     def features(net: Net) -> dict[str, Tensor]:
         found: dict[str, _Sheet] = {}
         with _all_or_none(found.values()):
@@ -325,6 +331,7 @@ def _kept(
     return meet
 
 
+@public
 def inside(net: Net, task: Task, x: Any) -> dict[str, Tensor]:
     """What comes out of every ReLU-type function for a batch, and of the network ("outputs"), with its graph."""
     found: dict[str, Tensor] = {}
@@ -341,6 +348,7 @@ def inside(net: Net, task: Task, x: Any) -> dict[str, Tensor]:
 # ------------------------------------------------------------------ given gates
 
 
+@public
 @torch.no_grad()
 def forced(net: Net, gates: Gates, task: Task | None = None) -> Tensor:
     """f(x_i) along given gates: every unit gives p_i(u) z_u, whatever the sign of its pre-activation z_u.

@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from weightspace.dynamics import Recorder
+from weightspace.public import public
 from weightspace.recording import Record
 
 __all__ = ["lightning_callback", "mlflow", "scalars", "tensorboard", "trainer_callback", "wandb"]
 
 
+@public
 def trainer_callback(**options: Any) -> Any:
     """A `transformers.TrainerCallback` that records with `options`, those of `Recorder`; `callback.watch` is it."""
     from transformers import TrainerCallback
@@ -32,6 +34,7 @@ def trainer_callback(**options: Any) -> Any:
     return Watch()
 
 
+@public
 def lightning_callback(**options: Any) -> Any:
     """A `lightning.pytorch.Callback` that records with `options`, those of `Recorder`; `callback.watch` is it."""
     from lightning.pytorch import Callback
@@ -56,6 +59,7 @@ def lightning_callback(**options: Any) -> Any:
     return Watch()
 
 
+@public
 def scalars(record: Record) -> dict[str, float]:
     """The finite numbers of a record by dotted name."""
     found: dict[str, float] = {}
@@ -72,6 +76,7 @@ def scalars(record: Record) -> dict[str, float]:
     return found
 
 
+@public
 def tensorboard(writer: Any) -> Callable[[Record], None]:
     """For `on_record`: numbers to a `torch.utils.tensorboard.SummaryWriter`."""
 
@@ -82,11 +87,13 @@ def tensorboard(writer: Any) -> Callable[[Record], None]:
     return write
 
 
+@public
 def mlflow(client: Any) -> Callable[[Record], None]:
     """For `on_record`: numbers to the module `mlflow`, or what has its `log_metrics`."""
     return lambda record: client.log_metrics(scalars(record), step=record.step)
 
 
+@public
 def wandb(run: Any) -> Callable[[Record], None]:
     """For `on_record`: numbers to a run of `wandb`, or what has its `log`."""
     return lambda record: run.log(scalars(record), step=record.step)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from weightspace.estimators import Nystrom, lanczos, logdet
 from weightspace.operator import Operator
+from weightspace.public import public
 from weightspace.quadratic import Quadratic
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _DENSE = 512  # rows up to which a matrix is written out
 _STEPS, _LANCZOS = 30, 40
 
 
+@public
 @dataclass(frozen=True)
 class Attribution:
     """`logdet` with its Nystrom part `lower`, and `block`, that of A without what lies between groups of weights.
@@ -46,6 +48,7 @@ class Attribution:
     errors: tuple[float, float]
 
 
+@public
 class Scaled(Operator):
     """diag(root) A diag(root) in float64, which counts its `products`."""
 
@@ -71,6 +74,7 @@ class Scaled(Operator):
         super().__init__(len(root), len(root), times, matmat=times)
 
 
+@public
 def products(sizes: Sequence[int], *, rank: int | None, probes: int, blocks: bool) -> tuple[int, int]:
     """How many products `attributed` takes for groups of these sizes, and how many bytes, at most."""
     n = sum(sizes)
@@ -81,6 +85,7 @@ def products(sizes: Sequence[int], *, rank: int | None, probes: int, blocks: boo
     return k + probes * (_STEPS + _LANCZOS) + sum(parts), (4 * k + _LANCZOS) * n * 8
 
 
+@public
 def attributed(
     a: Operator,
     b: float,

@@ -38,6 +38,7 @@ from weightspace.entry import (
     some,
 )
 from weightspace.pickled import read_torch
+from weightspace.public import public
 
 __all__ = ["Checkpoint", "CheckpointError", "finite", "read", "save"]
 
@@ -90,6 +91,7 @@ _TICK = 10_000_000  # nanoseconds; the clock of file systems is coarser than our
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
+@public
 class Checkpoint(Mapping[str, Tensor]):
     """The map name -> tensor of a file: each access reads one tensor into fresh memory, in the file's dtype.
 
@@ -135,6 +137,7 @@ class Checkpoint(Mapping[str, Tensor]):
         return sum(entry.shape.numel() * entry.dtype.itemsize for entry in self._entries.values())
 
 
+@public
 def read(path: str | os.PathLike[str], *, weights: str | None = None) -> Checkpoint:
     """Open a checkpoint. No code of it is run, and no tensor is read before it is asked for.
 
@@ -207,6 +210,7 @@ def _unwrapped(entries: dict[str, Entry]) -> tuple[dict[str, Entry], str]:
     return bare, f"removed {some(sorted({p for n in entries for p in n.split('.')} & _WRAPPERS))} from the names"
 
 
+@public
 def finite(tensors: Mapping[str, Tensor]) -> None:
     """Raise `CheckpointError` naming the tensors that hold NaN or infinity; one tensor is read at a time."""
     bad = [name for name in tensors if not _is_finite(tensors[name])]
@@ -461,6 +465,7 @@ class _Plan(NamedTuple):
         return self.shape.numel() * self.dtype.itemsize
 
 
+@public
 def save(
     tensors: Mapping[str, Tensor],
     path: str | os.PathLike[str],

@@ -22,6 +22,7 @@ from torch import Tensor
 from weightspace.distance import euclidean, functional, layerwise, lower_bound, sliced
 from weightspace.net import Net
 from weightspace.path import line
+from weightspace.public import public
 from weightspace.symmetry import Axis, Match, Symmetry, reset_statistics
 from weightspace.symmetry.repair import has_statistics
 from weightspace.task import Task, accuracy, classifies
@@ -48,6 +49,7 @@ _SHOWN = 48
 Progress = Callable[[str, int, int], None]
 
 
+@public
 @dataclass(frozen=True)
 class Verdict:
     """`kind` is "same", "function", "related" or "independent"; `words` and `why` say it, with the number seen."""
@@ -57,6 +59,7 @@ class Verdict:
     why: str
 
 
+@public
 @dataclass(frozen=True)
 class Layer:
     """One tensor: |a|, |b| as stored; |a - b| / |a| as stored and after alignment; the cosine after alignment."""
@@ -70,6 +73,7 @@ class Layer:
     cosine: float
 
 
+@public
 @dataclass(frozen=True)
 class Line:
     """What is met on the straight line from a to b, as stored ("before") and after alignment, on held-out examples."""
@@ -99,6 +103,7 @@ class Line:
         return [said]
 
 
+@public
 @dataclass(frozen=True)
 class Units:
     """Cosines between the units of one axis of a (rows) and of b (columns): as stored, and matched."""
@@ -109,6 +114,7 @@ class Units:
     after: list[list[float]]
 
 
+@public
 @dataclass(frozen=True)
 class Comparison:
     """What is known about two networks of one architecture. `relative` is r of the module's formula, `aligned` is
@@ -162,6 +168,7 @@ class Comparison:
         return {key: value for key, value in asdict(self).items() if key != "units"}
 
 
+@public
 def judge(relative: float, precision: float = 0.0, outputs: float | None = None) -> Verdict:
     """The verdict on two networks at aligned relative distance r = `relative`.
 
@@ -193,6 +200,7 @@ def judge(relative: float, precision: float = 0.0, outputs: float | None = None)
     return Verdict("independent", words, f"{seen} (above {RELATED:g} is independent, unrelated weights give 1.41)")
 
 
+@public
 def compare(
     a: Net,
     b: Net,
@@ -304,6 +312,7 @@ def _telling(outputs: dict[str, float]) -> float | None:
     return None if relative is None or (relative <= _OUTPUTS and outputs["of_spread"] > _VARIED) else relative
 
 
+@public
 def along(
     a: Net,
     b: Net,

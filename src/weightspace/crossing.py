@@ -20,6 +20,7 @@ from torch import Tensor
 
 from weightspace.activation import Gates, features
 from weightspace.net import Net, WeightspaceError
+from weightspace.public import public
 from weightspace.task import Task
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ _BYTES = 1 << 26  # of the gates unpacked at once
 KINDS = ("count", "cosine", "jaccard", "hamming")
 
 
+@public
 def self_path(p: Paths, q: Paths, layer: str | None = None) -> Float[Tensor, " image"]:
     """s_i = p_i . q_i / (|p_i| |q_i|): how much of its path an example has kept. `layer`: one of `Gates`, or all.
 
@@ -50,6 +52,7 @@ def self_path(p: Paths, q: Paths, layer: str | None = None) -> Float[Tensor, " i
     return _share(*(torch.from_numpy(t) for t in (both, one, two)))
 
 
+@public
 def cross_path(
     p: Paths, q: Paths, layer: str | None = None, *, overlaps: tuple[Tensor, Tensor] | None = None
 ) -> Float[Tensor, "image image"]:
@@ -64,6 +67,7 @@ def cross_path(
     return _shares(_gram(x & y for x, y in _columns(p, q, layer=layer)), one, two)
 
 
+@public
 def overlap(p: Paths, kind: str = "count", layer: str | None = None) -> Float[Tensor, "image image"]:
     """How much the paths of every two examples share: "count" p_i . p_j, "cosine", "jaccard", or "hamming".
 
@@ -85,12 +89,14 @@ def overlap(p: Paths, kind: str = "count", layer: str | None = None) -> Float[Te
     return 1 - (size[:, None] + size - 2 * count) / units
 
 
+@public
 def self_features(a: Tensor, b: Tensor) -> Float[Tensor, " image"]:
     """`self_path` of activations: a_i . b_i / (|a_i| |b_i|). Raises `WeightspaceError` where shapes differ."""
     a, b = _matrices(a, b)
     return _share((a * b).sum(1), a.square().sum(1), b.square().sum(1))
 
 
+@public
 def cross_features(a: Tensor, b: Tensor) -> Float[Tensor, "image image"]:
     """`cross_path` of activations: C = (A * B)(A * B)^T / sqrt((A^2)(A^2)^T * (B^2)(B^2)^T), products by units."""
     a, b = _matrices(a, b)
@@ -98,6 +104,7 @@ def cross_features(a: Tensor, b: Tensor) -> Float[Tensor, "image image"]:
     return _shares(*(_lower(t, _floats(t.dtype)) for t in (both, one, two)))
 
 
+@public
 def shared_paths(p: Gates, log: bool = False) -> Float[Tensor, "image image"]:
     """The number of paths from input to output, one unit of every layer, that are open for both: prod_l p_i^l . p_j^l.
 
@@ -109,6 +116,7 @@ def shared_paths(p: Gates, log: bool = False) -> Float[Tensor, "image image"]:
     return total if log else total.exp().round()
 
 
+@public
 def dead(p: Gates) -> dict[str, float]:
     """Layer -> share of its units that are on for no example."""
     found = {}
@@ -118,6 +126,7 @@ def dead(p: Gates) -> dict[str, float]:
     return found
 
 
+@public
 def turnover(p: Paths, q: Paths, distance: float) -> float:
     """(1 - mean_i s_i) / distance: how much of the paths is given up for each unit of the way between two networks.
 
@@ -129,6 +138,7 @@ def turnover(p: Paths, q: Paths, distance: float) -> float:
     return float(1 - self_path(p, q).mean()) / distance
 
 
+@public
 def against_distance(p: Paths, inputs: Tensor, layer: str | None = None) -> dict[str, float]:
     """Spearman's rank correlation over pairs of examples of |x_i - x_j| with their overlap, of each kind.
 
@@ -140,6 +150,7 @@ def against_distance(p: Paths, inputs: Tensor, layer: str | None = None) -> dict
     return ranked(p, torch.cdist(x, x), layer)
 
 
+@public
 def ranked(p: Paths, far: Tensor, layer: str | None = None) -> dict[str, float]:
     """`against_distance` for distances (example, example) that are known."""
     i, j = torch.tril_indices(len(far), len(far), -1)
@@ -148,6 +159,7 @@ def ranked(p: Paths, far: Tensor, layer: str | None = None) -> dict[str, float]:
     return {kind: float(spearmanr(o, apart).statistic) if np.ptp(o) else math.nan for kind, o in close.items()}
 
 
+@public
 def early_to_mid(values: Sequence[float], first: int, second: int) -> float:
     """mean(values[:first]) / mean(values[first:second]): before the first decay of the rate, and until the second.
 
@@ -158,6 +170,7 @@ def early_to_mid(values: Sequence[float], first: int, second: int) -> float:
     return float(np.mean(values[:first]) / np.mean(values[first:second]))
 
 
+@public
 def features_since(task: Task, layers: Sequence[str] | None = None) -> Callable[[Net], dict[str, dict[str, float]]]:
     """The observable net -> layer -> mean similarity of activations with those at the last call, "self" and "cross".
 
@@ -166,6 +179,7 @@ def features_since(task: Task, layers: Sequence[str] | None = None) -> Callable[
     last: dict[str, Tensor] = {}
     look = features(task)
 
+    @public
     def since(net: Net) -> dict[str, dict[str, float]]:
         now = {layer: values for layer, values in look(net).items() if layers is None or layer in layers}
         found = {
@@ -182,6 +196,7 @@ def features_since(task: Task, layers: Sequence[str] | None = None) -> Callable[
     return since
 
 
+@public
 def off_diagonal(square: Tensor) -> float:
     """The mean over pairs of different examples. Raises `WeightspaceError` for one example."""
     n = len(square)
@@ -190,6 +205,7 @@ def off_diagonal(square: Tensor) -> float:
     return float((square.double().sum() - square.diagonal().double().sum()) / (n * (n - 1)))
 
 
+@public
 @dataclass(frozen=True)
 class Neighbours:
     """Which examples take the path most like an anchor's, over time.
@@ -205,6 +221,7 @@ class Neighbours:
     top: list[list[int]]
 
 
+@public
 def neighbours(
     history: Sequence[Paths], anchors: Sequence[int] = (5, 10, 15), candidates: int = 128, nearest: int = 6,
     layer: str | None = None,

@@ -35,6 +35,7 @@ from weightspace.examples import leaves as input_leaves
 from weightspace.likelihood import CurvatureError, OutputHessian, likelihood, output_hessian
 from weightspace.net import Net, Weights, WeightspaceError, checked, math_attention
 from weightspace.operator import Linearised, Operator, OperatorError, trusted
+from weightspace.public import public
 from weightspace.symmetry.trace import arguments
 from weightspace.task import Task, carried
 
@@ -57,6 +58,7 @@ _STEP, _SAME = 1e-6, 1e-3  # of the weights' norm; of the second derivative's
 Part = Callable[[Weights], Mapping[str, Tensor]]
 
 
+@public
 def gauss_newton(net: Net, task: Task, *, memory: int = _MEMORY) -> Operator:
     """G = sum_t J_t^T H_t J_t on `net.weights.flat()`, summed over the examples; its diagonal is exact.
 
@@ -76,6 +78,7 @@ def gauss_newton(net: Net, task: Task, *, memory: int = _MEMORY) -> Operator:
     return _operator(net, task, part, memory, lambda: curvature_diagonal(net, task))
 
 
+@public
 def fisher_information(
     net: Net, task: Task, draws: int | None = None, *, seed: int = 0, memory: int = _MEMORY
 ) -> Operator:
@@ -100,6 +103,7 @@ def fisher_information(
     return _operator(net, task, part, memory, None if draws else lambda: _squared(net, task, _likely))
 
 
+@public
 def hessian(net: Net, task: Task, *, memory: int = _MEMORY) -> Operator:
     """The Hessian of the loss in the weights, summed over the examples: exact, the derivative of the gradient.
 
@@ -117,6 +121,7 @@ def hessian(net: Net, task: Task, *, memory: int = _MEMORY) -> Operator:
     return _operator(net, task, part, memory, None)
 
 
+@public
 def curvature_diagonal(net: Net, task: Task, draws: int | None = None, *, seed: int = 0) -> Weights:
     """diag G, exact: a pass back for every output, and of each the squares of every example's gradient, added up.
 
@@ -149,6 +154,7 @@ def _squared(
     return net.weights.zeros().replace(total)
 
 
+@public
 def blocks(operator: Operator, weights: Weights, *, largest: int = 1024) -> dict[str, Tensor]:
     """Name -> the diagonal block (n, n) of a symmetric operator that is that tensor's, in float64.
 
@@ -171,6 +177,7 @@ def blocks(operator: Operator, weights: Weights, *, largest: int = 1024) -> dict
     return found
 
 
+@public
 def graph_bytes(net: Net, task: Task) -> int:
     """What the graphs of all batches would take, known from two examples."""
     x = carried(task.example(2), checked(net))

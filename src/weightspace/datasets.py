@@ -27,6 +27,7 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from weightspace import files
+from weightspace.public import public
 from weightspace.task import Task, TaskError
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ _BROKEN = (
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 
 
+@public
 def digits(split: str = "train", seed: int = 0, *, flat: bool = False, batch: int = 512) -> Task:
     """Handwritten digits 8x8 in [0, 1], 10 classes: 1347 to train on and 450 to test, embedded.
 
@@ -77,6 +79,7 @@ def digits(split: str = "train", seed: int = 0, *, flat: bool = False, batch: in
     return Task(images if flat else images.view(-1, 1, 8, 8), labels[order].astype(np.int64), batch=batch)
 
 
+@public
 def mnist(
     dir: str | os.PathLike[str] | None = None, split: str = "train", *, flat: bool = False, batch: int = 512
 ) -> Task:
@@ -87,6 +90,7 @@ def mnist(
     return _official("mnist", dir, split, flat, batch)
 
 
+@public
 def fashion_mnist(
     dir: str | os.PathLike[str] | None = None, split: str = "train", *, flat: bool = False, batch: int = 512
 ) -> Task:
@@ -97,6 +101,7 @@ def fashion_mnist(
     return _official("fashion-mnist", dir, split, flat, batch)
 
 
+@public
 def cifar10(
     dir: str | os.PathLike[str] | None = None, split: str = "train", *, flat: bool = False, batch: int = 512
 ) -> Task:
@@ -112,6 +117,7 @@ def cifar10(
     return _images(pixels, labels, "cifar10", flat, batch)
 
 
+@public
 def read(path: str | os.PathLike[str], *, split: str = "train", batch: int = 512) -> Task:
     """The task in a file: .npz, idx or idx.gz, parquet; or in a folder of mnist, fashion-mnist or cifar10.
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from weightspace import risk
 from weightspace.net import Net, Weights
 from weightspace.posterior import Gaussian, Noisy, stream
+from weightspace.public import public
 from weightspace.risk import RiskError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ _FLOOR = 1e-4  # least probability in the bounded cross-entropy
 _MEMORY = 0.9  # of the running error
 
 
+@public
 class Fit:
     """Q and P in units of P's deviation, on flat leaves: m, r, and log l^2 of every layer."""
 
@@ -90,11 +92,13 @@ def _layer(name: str) -> str:
     return name.rpartition(".")[0] or name
 
 
+@public
 def places(size: int) -> int:
     """How many variances a layer of so many weights may choose from: finer ones would cost more than they save."""
     return 1 + math.ceil((LARGEST - SMALLEST) * math.sqrt(max(size, 8) / 8))
 
 
+@public
 def on_grid(now: float, spread: float, size: int) -> float:
     """log l^2 on the grid: around the one learnt and the best one, log(spread / size), whatever makes KL least."""
     step = (LARGEST - SMALLEST) / (places(size) - 1)
@@ -103,6 +107,7 @@ def on_grid(now: float, spread: float, size: int) -> float:
     return min(logs, key=lambda v: spread * math.exp(-v) + size * v)
 
 
+@public
 def descend(
     fit: Fit,
     noisy: Noisy,
@@ -143,6 +148,7 @@ def descend(
         say(step + 1)
 
 
+@public
 def slopes(q: float, c: float) -> tuple[float, float]:
     """The derivatives of kl^-1(q, c) in q and in c."""
     q = min(max(q, 1e-6), 1 - 1e-6)
@@ -151,6 +157,7 @@ def slopes(q: float, c: float) -> tuple[float, float]:
     return (math.log(p / q) + math.log((1 - q) / (1 - p))) / down, 1 / down
 
 
+@public
 def expected_error(
     noisy: Noisy, x: Any, y: Tensor | None, pair: tuple[Weights, Weights], generator: torch.Generator
 ) -> Float[Tensor, ""]:

@@ -29,6 +29,7 @@ from weightspace.curvature import curvature_diagonal, gauss_newton
 from weightspace.langevin import learning_coefficient, loss_and_slope
 from weightspace.net import Net, WeightspaceError, checked
 from weightspace.posterior import encode
+from weightspace.public import public
 from weightspace.quadratic import Quadratic, positive
 from weightspace.task import Task
 
@@ -49,10 +50,12 @@ class InformationError(WeightspaceError):
     """A question about information that has no answer."""
 
 
+@public
 class Unconverged(UserWarning):
     """A network that is not at a minimum, of which the quadratic says little."""
 
 
+@public
 @dataclass(frozen=True)
 class Bracket:
     """(C_beta - L) / beta = 1/2 [sum (w - w_0)^2 / v + log det(I + V G / beta)] in nats, four times, in this order.
@@ -68,6 +71,7 @@ class Bracket:
     diagonal: float
 
 
+@public
 @dataclass(frozen=True)
 class Information:
     """`value`: KL(Q | P) in nats, the information in the weights, with its standard error; `loss`: E_Q L, in nats.
@@ -106,6 +110,7 @@ class Information:
         return plain({**asdict(self), "length": self.length})
 
 
+@public
 @dataclass(frozen=True)
 class Cost:
     """What `information` takes: `products`, each a pass forward and back over all examples or a little more.
@@ -120,6 +125,7 @@ class Cost:
         return f"{self.products:,} passes forward and back over the examples, and {self.bytes / 2**20:,.1f} MiB"
 
 
+@public
 def cost(
     net: Net,
     task: Task,
@@ -148,6 +154,7 @@ def cost(
     return Cost(many + _DRAWS, room)
 
 
+@public
 def information(
     net: Net,
     task: Task,
@@ -207,6 +214,7 @@ def information(
     return _sgld(known, seed, progress, **options)
 
 
+@public
 def plain(value: Any) -> Any:
     """As JSON takes it: lists for tuples, None for what is not finite."""
     if isinstance(value, Mapping):
@@ -216,6 +224,7 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+@public
 def flatness_bound(net: Net, task: Task, beta: float = 1.0) -> float:
     """K/2 [log |w|^2 + log tr G - log(K^2 beta)] nats, K weights: what a flat minimum can hold at most.
 

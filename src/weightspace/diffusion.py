@@ -25,6 +25,7 @@ from weightspace.fisher import gradient_noise
 from weightspace.net import Net, WeightspaceError, checked, math_attention
 from weightspace.operator import Operator
 from weightspace.path import Path
+from weightspace.public import public
 from weightspace.task import Task, value_and_gradient
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class DiffusionError(WeightspaceError):
 # ------------------------------------------------------------------ the action of a path
 
 
+@public
 @dataclass(frozen=True)
 class Action:
     """-log of a path's weight under a diffusion, in nats, split; up to a constant of the times and the dimension.
@@ -81,6 +83,7 @@ class Action:
         return {**asdict(self), "dynamic": self.dynamic, "total": self.total}
 
 
+@public
 @dataclass(frozen=True)
 class ActionCost:
     """Passes forward and back over the task, and bytes of weights held beside the path's own."""
@@ -89,12 +92,14 @@ class ActionCost:
     bytes: int
 
 
+@public
 def action_cost(path: Path | Sequence[Net], samples: int = 8) -> ActionCost:
     """What `action` will cost: two passes a point and one for every sample of the Hessian's trace."""
     net = path[0]
     return ActionCost(len(path) * (2 + samples), (3 + samples) * 8 * net.weights.numel)
 
 
+@public
 def action(
     path: Path | Sequence[Net],
     task: Goal,
@@ -143,6 +148,7 @@ def action(
     )
 
 
+@public
 def laplacian(net: Net, goal: Goal, samples: int = 8, seed: int = 0) -> Estimate:
     """lap L = tr H, H the Hessian of the goal: the mean of z . H z over signs z, and its standard error.
 
@@ -182,6 +188,7 @@ def _hessian(net: Net, goal: Goal) -> tuple[Operator, float]:
     return Operator(len(slope), len(slope), action), 1.0
 
 
+@public
 def sgd_temperature(net: Net, task: Task, rate: float, batch: int) -> float:
     """D = rate tr(Sigma) / (2 batch P): the isotropic noise of the same total power as that of SGD. A model of it.
 
@@ -194,6 +201,7 @@ def sgd_temperature(net: Net, task: Task, rate: float, batch: int) -> float:
     return positive("rate", rate) * noise / (2 * batch * net.weights.numel)
 
 
+@public
 def positive(name: str, value: float) -> float:
     """The value, if it is a positive finite number. Raises `DiffusionError` for others."""
     if not 0 < value < math.inf:
@@ -230,6 +238,7 @@ def _weighed(shares: list[float], values: list[float]) -> float:
 # ------------------------------------------------------------------ one dimension, exactly
 
 
+@public
 def path_integral(
     potential: Callable[[Tensor], Tensor],
     start: float,
@@ -253,6 +262,7 @@ def path_integral(
     return density * torch.exp(-(level[:-1] - level[-1]) / (2 * heat))
 
 
+@public
 def spectral_gap(
     potential: Callable[[Tensor], Tensor], temperature: float, grid: Float[Tensor, " n"], step: float = 1e-3
 ) -> float:

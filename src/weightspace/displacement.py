@@ -23,6 +23,7 @@ from weightspace.differentiable import called, told
 from weightspace.examples import each, normal, uniform
 from weightspace.kernel import derived_graph, examples_at
 from weightspace.net import Net, Weights, WeightspaceError, checked, math_attention
+from weightspace.public import public
 from weightspace.symmetry.layer import Layer, layers, rows_met
 from weightspace.symmetry.trace import SymmetryError, arguments, input_tensors
 from weightspace.task import Task, carried
@@ -36,6 +37,7 @@ _ROOM = 1 << 25
 _CACHE = 1 << 18  # numbers that stay near the processor
 
 
+@public
 @dataclass(frozen=True)
 class Displacement:
     """Expected displacement sqrt(E |df|^2) / |f| over all examples, `error` its standard error, and each layer's share.
@@ -48,6 +50,7 @@ class Displacement:
     shares: Mapping[str, float]
 
 
+@public
 def displacement(
     net: Net, task: Task, noise: float | Weights, *, draws: int = 8, seed: int = 0, names: list[str] | None = None
 ) -> Displacement:
@@ -85,6 +88,7 @@ def _sizes(net: Net, noise: float | Weights, names: list[str] | None) -> dict[st
     return {name: squares[name] for name in wanted if squares[name] > 0}
 
 
+@public
 def traces(
     net: Net, task: Task, names: list[str], *, draws: int = 8, seed: int = 0
 ) -> Iterator[tuple[dict[str, float], float]]:
@@ -104,6 +108,7 @@ def traces(
         yield total, math.sqrt(square)
 
 
+@public
 def squares(
     net: Net, task: Task, x: Any, cotangents: Sequence[Tensor], names: Sequence[str]
 ) -> list[dict[str, Float[Tensor, " examples"]]]:
@@ -206,6 +211,7 @@ def _add(total: dict[str, Tensor], own: set[str], layer: Layer, met: Tensor, slo
         total[layer.bias] = d.sum(1).square().sum(1)
 
 
+@public
 def squared_gradients(
     net: Net, task: Task, x: Any, cotangents: Sequence[Tensor], names: Sequence[str]
 ) -> dict[str, Tensor]:

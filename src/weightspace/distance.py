@@ -13,6 +13,7 @@ from torch import Tensor
 
 from weightspace.metric import by_layer
 from weightspace.net import Net, WeightspaceError, checked, squared_distance
+from weightspace.public import public
 from weightspace.symmetry.balance import unit_variances
 from weightspace.task import counted, labelled
 
@@ -39,6 +40,7 @@ _CHUNK = 1 << 20
 _LARGEST = 2048
 
 
+@public
 def euclidean(a: Net, b: Net) -> float:
     """|w_a - w_b| = sqrt(sum_i (w_a,i - w_b,i)^2) over the parameters, summed in float64.
 
@@ -48,6 +50,7 @@ def euclidean(a: Net, b: Net) -> float:
     return math.sqrt(sum(squared_distance(tensor, b.weights[name]) for name, tensor in a.weights.items()))
 
 
+@public
 @dataclass(frozen=True)
 class TensorDistance:
     """One tensor of two networks a and b.
@@ -65,6 +68,7 @@ class TensorDistance:
     cosine: float
 
 
+@public
 def layerwise(a: Net, b: Net) -> list[TensorDistance]:
     """How far every parameter tensor of b is from a's, in the order of the module, in float64.
 
@@ -90,6 +94,7 @@ def _exact(x: Tensor) -> Tensor:
     return x.detach().cpu().double()
 
 
+@public
 def relative_distances(
     a: Net, b: Net, granularity: str = "tensor", layers: str = "weights"
 ) -> dict[str, Float[Tensor, " parts"]]:
@@ -110,6 +115,7 @@ def relative_distances(
     return found
 
 
+@public
 def log_relative_trust(
     a: Net, b: Net, *, granularity: str = "tensor", layers: str = "weights", symmetric: bool = False
 ) -> float:
@@ -124,6 +130,7 @@ def log_relative_trust(
     return there + log_relative_trust(b, a, granularity=granularity, layers=layers) if symmetric else there
 
 
+@public
 def relative_trust(a: Net, b: Net, *, granularity: str = "tensor", layers: str = "weights") -> float:
     """prod_l (1 + d_l) - 1, the deep relative trust: a model of how far the outputs of b are from a's, in their size.
 
@@ -138,6 +145,7 @@ def relative_trust(a: Net, b: Net, *, granularity: str = "tensor", layers: str =
         return math.inf
 
 
+@public
 def functional(a: Net, b: Net, task: Task, kind: str = "l2") -> float:
     """d(f_a, f_b) over the inputs x of `task`; zero for networks that the task cannot tell apart.
 
@@ -188,6 +196,7 @@ def _divergence(p: Tensor, q: Tensor) -> Tensor:
 _KINDS = {"l2": _squared, "disagreement": _disagreement, "kl": _divergence}
 
 
+@public
 @dataclass(frozen=True)
 class Interval:
     """A number that is known to lie in [lower, upper]."""
@@ -202,6 +211,7 @@ class Interval:
         return f"[{self.lower:.3g}, {self.upper:.3g}]"
 
 
+@public
 def modulo(
     group: Symmetry, distance: Callable[[Net, Net], float] = euclidean, *, exact: bool = False
 ) -> Callable[[Net, Net], Interval]:
@@ -220,6 +230,7 @@ def modulo(
     too, is then as near as the outputs say, which only eps tells apart.
     """
 
+    @public
     def between(a: Net, b: Net) -> Interval:
         a.check(b)
         group.check(a)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from weightspace.distance import relative_trust
 from weightspace.net import Net, Weights, WeightspaceError
 from weightspace.path import Path
+from weightspace.public import public
 from weightspace.recording import Record, Recording, Writer, plain, revived
 from weightspace.trail import Trail
 
@@ -24,6 +25,7 @@ __all__ = ["Recorder"]
 Observable = Callable[[Net], Any]
 
 
+@public
 class Recorder:
     """Every `every` steps of a run: the step, the loss you tell, distances, and functions of the network.
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from weightspace.goals import input_gradient
 from weightspace.net import Net, WeightspaceError, checked
+from weightspace.public import public
 from weightspace.task import Task, logits
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class _Mean(nn.Module):
         return rows.logsumexp(0) - torch.tensor(float(len(self.members))).log()
 
 
+@public
 def ensemble(nets: Sequence[Net]) -> Net:
     """The network f(x) = log (1 / n) sum_k softmax f_k(x): whatever looks at a network looks at the ensemble.
 
@@ -53,6 +55,7 @@ def ensemble(nets: Sequence[Net]) -> Net:
     return Net.of(_Mean([net.live() for net in members]))
 
 
+@public
 def swag(points: Iterable[Net], n: int, seed: int = 0) -> list[Net]:
     """n networks drawn from the Gaussian of the points of a run: mean m, covariance (diag(s^2) + D D^T / (k - 1)) / 2.
 
@@ -79,6 +82,7 @@ def swag(points: Iterable[Net], n: int, seed: int = 0) -> list[Net]:
     return drawn
 
 
+@public
 def disagreement(nets: Sequence[Net], task: Task) -> float:
     """Mean over pairs of the share of examples that the two put into different classes, in [0, 1]."""
     with torch.no_grad():
@@ -89,6 +93,7 @@ def disagreement(nets: Sequence[Net], task: Task) -> float:
     return _mean([(a != b).double().mean() for a, b in combinations(classes, 2)])
 
 
+@public
 def coherence(nets: Sequence[Net], task: Task) -> float:
     """Mean over pairs and examples of cos(grad_x L(f_a), grad_x L(f_b)), in [-1, 1]: an attack on one fools the other.
 

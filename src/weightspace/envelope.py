@@ -26,6 +26,7 @@ from typing import Any
 
 from weightspace.description import plain
 from weightspace.net import WeightspaceError
+from weightspace.public import public
 
 __all__ = ["Check", "Run", "StructureError", "StructureFunction", "Transition"]
 
@@ -38,6 +39,7 @@ class StructureError(WeightspaceError):
     """A sweep that cannot be made, or taken up again."""
 
 
+@public
 @dataclass(frozen=True)
 class Run:
     """A code that a sweep found for `beta`: `loss` = E L with its standard error, `kl`, and the fraction right."""
@@ -56,6 +58,7 @@ class Run:
         return self.loss + self.beta * self.kl
 
 
+@public
 @dataclass(frozen=True)
 class Transition:
     """At `beta` the information of the shortest code falls from `before` to `after`, and its loss rises by `rise`.
@@ -75,6 +78,7 @@ class Transition:
         return "nothing more than a constant is learnt" if self.last else "what was learnt by heart is given up"
 
 
+@public
 @dataclass(frozen=True)
 class Check:
     """A law that the sweeps alone should obey: by how many nats it was `violated` at worst, and at which beta."""
@@ -86,6 +90,7 @@ class Check:
     law: str
 
 
+@public
 @dataclass(frozen=True)
 class StructureFunction:
     """What a task costs: `length(beta)`, `information(beta)`, `loss(t)`; nats, summed over its `examples`.

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from weightspace.acting import FiniteGroup, GroupError, Matrices
 from weightspace.examples import line
 from weightspace.net import Net, Weights
+from weightspace.public import public
 from weightspace.task import Task, logits
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ _EXACT = 1e-5
 # ------------------------------------------------------------------ of functions
 
 
+@public
 @dataclass(frozen=True)
 class Defect:
     """|f(g x) - g f(x)| / |f(x)| over all examples for every element; `mean` and `worst` leave out the identity."""
@@ -56,6 +58,7 @@ class Defect:
         return max(self.elements)
 
 
+@public
 def equivariance_defect(f: Any, x: Task | Tensor, group: FiniteGroup, on_output: FiniteGroup | None = None) -> Defect:
     """|f(g x) - g f(x)| / |f(x)| for every g; `on_output`: the same group as it acts on outputs, else as on inputs.
 
@@ -69,6 +72,7 @@ def equivariance_defect(f: Any, x: Task | Tensor, group: FiniteGroup, on_output:
     return _defect(f, x, group, acting)
 
 
+@public
 def invariance_defect(f: Any, x: Task | Tensor, group: FiniteGroup) -> Defect:
     """|f(g x) - f(x)| / |f(x)| for every g of the group; as `equivariance_defect`."""
     return _defect(f, x, group, None)
@@ -127,6 +131,7 @@ class Orbit(nn.Module):
         return seen.amax(0) if self.how == "max" else seen.mean(0)
 
 
+@public
 def invariant(f: Any, group: FiniteGroup, how: str = "mean") -> Any:
     """x -> mean_g f(g x), or the maximum over g of every output: invariant whatever f is.
 
@@ -149,6 +154,7 @@ def invariant(f: Any, group: FiniteGroup, how: str = "mean") -> Any:
 Rho: TypeAlias = "Matrices | Tensor | Sequence[Tensor] | None"
 
 
+@public
 def reynolds(
     weight: Float[Tensor, "*shape"], rho_in: Rho, rho_out: Rho = None, *, kernel: FiniteGroup | None = None
 ) -> Float[Tensor, "*shape"]:
@@ -168,6 +174,7 @@ def reynolds(
     return once
 
 
+@public
 def reynolds_defect(
     weight: Float[Tensor, "*shape"], rho_in: Rho, rho_out: Rho = None, *, kernel: FiniteGroup | None = None
 ) -> float:

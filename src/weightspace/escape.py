@@ -22,6 +22,7 @@ from weightspace.estimators import Estimate, lanczos
 from weightspace.net import Net
 from weightspace.operator import Operator
 from weightspace.path import Path
+from weightspace.public import public
 from weightspace.task import value_and_gradient
 
 __all__ = ["Crossing", "Rate", "kramers_rate", "minimum_action_path"]
@@ -34,6 +35,7 @@ _PROBES, _STEPS = 8, 60
 # ------------------------------------------------------------------ rates
 
 
+@public
 @dataclass(frozen=True)
 class Rate:
     """An escape rate: `log` = `prefactor` + `exponent`, the logarithm of it per unit of time; `error` of the logarithm.
@@ -57,6 +59,7 @@ class Rate:
         return asdict(self)
 
 
+@public
 def kramers_rate(
     barrier: float,
     temperature: float,
@@ -134,6 +137,7 @@ def _risen(h: Operator, scale: float, seed: int) -> Estimate:
 # ------------------------------------------------------------------ from one network to another
 
 
+@public
 @dataclass(frozen=True)
 class Crossing:
     """The path of least action between two networks as D -> 0: uphill against the gradient, over a saddle, and down.
@@ -168,6 +172,7 @@ class Crossing:
         return {**told, "barrier": self.barrier, "back": self.back}
 
 
+@public
 def minimum_action_path(
     a: Net,
     b: Net,

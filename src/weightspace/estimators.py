@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from weightspace.net import WeightspaceError, finite
+from weightspace.public import public
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -53,6 +54,7 @@ class OperatorError(WeightspaceError):
     """A vector of the wrong size, an operator that is not what a method needs, or numbers that are not finite."""
 
 
+@public
 @dataclass(frozen=True)
 class Estimate:
     """A number known up to `error` (its standard error), and how many products it cost."""
@@ -62,6 +64,7 @@ class Estimate:
     products: int
 
 
+@public
 @dataclass(frozen=True)
 class Cost:
     """How many products with a vector, and how many bytes beside what a product itself takes."""
@@ -70,6 +73,7 @@ class Cost:
     bytes: int
 
 
+@public
 @dataclass(frozen=True)
 class Bracket:
     """log det(I + A / scale) in its bounds: nystrom <= exact <= blocks <= diagonal; None for a bound not asked for.
@@ -106,6 +110,7 @@ def _times(a: Linear, v: Tensor) -> Tensor:
 # ------------------------------------------------------------------ traces
 
 
+@public
 def trace(a: Linear, method: str, products: int, seed: int) -> Estimate:
     """tr A from so many products: "hutchinson", "hutch++" or "xtrace".
 
@@ -178,6 +183,7 @@ def _range(y: Tensor) -> Tensor:
     return q @ u[:, s > 1e-10 * s.max()] if float(s.max()) else q[:, :0]
 
 
+@public
 def diagonal(a: Linear, samples: int, seed: int) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """diag A = E z * A z over signs z, and the standard error of every entry."""
     total, square = torch.zeros(a.rows, dtype=torch.float64), torch.zeros(a.rows, dtype=torch.float64)
@@ -194,6 +200,7 @@ def diagonal(a: Linear, samples: int, seed: int) -> tuple[Float[Tensor, " n"], F
 # ------------------------------------------------------------------ Krylov spaces
 
 
+@public
 @dataclass(frozen=True)
 class Krylov:
     """Q^T A Q = `matrix` (tridiagonal) on the orthonormal rows Q of `basis`, grown from a start of norm `size`.
@@ -207,6 +214,7 @@ class Krylov:
     rest: float = 0.0
 
 
+@public
 def lanczos(a: Linear, start: Tensor, steps: int, tolerance: float = 0.0, wanted: int = 0) -> Krylov:
     """The Krylov space of `start`, reorthogonalised in full, twice; it ends early where it is invariant.
 
@@ -258,6 +266,7 @@ def _settled(matrix: Tensor, rest: float, tolerance: float, wanted: int) -> bool
     return bool((rest * vectors[-1].abs()[-wanted:] <= tolerance * values.abs().max()).all())
 
 
+@public
 def eigenvalues(a: Linear, k: int, seed: int, dtype: torch.dtype, tolerance: float, steps: int) -> Float[Tensor, " k"]:
     """The k largest eigenvalues of a symmetric A, from below, each as often as it occurs.
 
@@ -350,6 +359,7 @@ class _Grown:
 # ------------------------------------------------------------------ log-determinants
 
 
+@public
 @dataclass(frozen=True)
 class Nystrom:
     """U diag(values) U^T <= A of a positive semidefinite A, U with orthonormal columns; `noise`: A's own rounding."""
@@ -363,6 +373,7 @@ class Nystrom:
         return float((self.values / scale).log1p().sum())
 
 
+@public
 def nystrom(a: Linear, rank: int, seed: int) -> Nystrom:
     """A S (S^T A S)^+ S^T A, S Gaussian of `rank` columns: as many products. Raises `OperatorError` if not A >= 0."""
     s = torch.linalg.qr(_gaussian(a.rows, rank, seed))[0]
@@ -388,6 +399,7 @@ def _nonnegative(least: float, allowed: float) -> None:
         )
 
 
+@public
 def logdet(
     a: Linear, scale: float, rank: int | None, samples: int, steps: int, seed: int
 ) -> tuple[Estimate, Nystrom | None]:
@@ -480,6 +492,7 @@ def _log_form(matrix: Tensor) -> tuple[float, float]:
     return float(vectors[0].square() @ values.clamp_min(1.0).log()), float(values[0])
 
 
+@public
 def bracket(estimate: Estimate, lower: float, parts: Iterable[Tensor], scale: float) -> Bracket:
     """The estimate between its bounds; `parts` are A's diagonal blocks, or the diagonals of such: matrices or vectors.
 
@@ -508,6 +521,7 @@ def bracket(estimate: Estimate, lower: float, parts: Iterable[Tensor], scale: fl
 # ------------------------------------------------------------------ what it costs
 
 
+@public
 def cost(
     what: str, n: int, *, samples: int = _SAMPLES, steps: int = _STEPS, rank: int | None = None, k: int = 10
 ) -> Cost:

@@ -23,6 +23,7 @@ from torch import Tensor
 from weightspace.displacement import squares
 from weightspace.likelihood import law_of, likelihood, nats
 from weightspace.net import Net, WeightspaceError, checked, math_attention
+from weightspace.public import public
 from weightspace.task import Task, gradient
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ _LABELS = ("model", "data", "all")
 _TOGETHER = 16  # passes back through one graph
 
 
+@public
 @dataclass(frozen=True)
 class FisherTrace:
     """tr F, or the part of it that belongs to one tensor; `error`: its standard error as a mean over the examples.
@@ -46,6 +48,7 @@ class FisherTrace:
     layers: Mapping[str, FisherTrace] = field(default_factory=dict)
 
 
+@public
 @dataclass(frozen=True)
 class GradientNoise:
     """`trace`: tr Sigma, Sigma the covariance of one example's gradient; `square`: |G|^2, G its mean. Both unbiased.
@@ -71,6 +74,7 @@ def fisher_trace(
 def fisher_trace(
     task: Task, *, draws: int = ..., seed: int = ..., labels: str = ..., by_layer: Literal[True]
 ) -> Callable[[Net], FisherTrace]: ...
+@public
 def fisher_trace(
     task: Task, *, draws: int = 1, seed: int = 0, labels: str = "model", by_layer: bool = False
 ) -> Callable[[Net], Any]:
@@ -88,6 +92,7 @@ def fisher_trace(
         raise WeightspaceError(f"draws is {draws}; give 1 or more labels an example")
     law_of(task)  # what is no likelihood is refused here
 
+    @public
     def fisher_trace(net: Net) -> float | FisherTrace:
         names, start = _learnt(checked(net)), 0
         parts: dict[str, list[Tensor]] = {name: [] for name in names}
@@ -115,6 +120,7 @@ def fisher_trace(
 def gradient_noise(task: Task, *, by_layer: Literal[False] = ...) -> Callable[[Net], float]: ...
 @overload
 def gradient_noise(task: Task, *, by_layer: Literal[True]) -> Callable[[Net], GradientNoise]: ...
+@public
 def gradient_noise(task: Task, *, by_layer: bool = False) -> Callable[[Net], Any]:
     """The function net -> tr Sigma / |G|^2, the simple noise scale of the loss; with `by_layer`, a `GradientNoise`.
 
@@ -124,6 +130,7 @@ def gradient_noise(task: Task, *, by_layer: bool = False) -> Callable[[Net], Any
     `WeightspaceError` for fewer than two examples, no labels, and outputs that are not finite.
     """
 
+    @public
     def gradient_noise(net: Net) -> float | GradientNoise:
         names, n, count = _learnt(checked(net)), 0, 0
         power, total = dict.fromkeys(names, 0.0), net.weights.zeros()

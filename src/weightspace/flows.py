@@ -27,6 +27,7 @@ from weightspace.metric import Adam, Metric
 from weightspace.net import Net, Weights, WeightspaceError, checked, loose, unfrozen
 from weightspace.path import Path
 from weightspace.pruning import Prune, share_at, tightened
+from weightspace.public import public
 from weightspace.pullback import Pullback
 from weightspace.symmetry import Symmetry
 from weightspace.task import Task
@@ -51,6 +52,7 @@ class FlowError(WeightspaceError):
     """A flow that cannot begin: a goal, a budget or a mask that makes no sense."""
 
 
+@public
 @dataclass(frozen=True)
 class Record:
     """One accepted step: its length, goal before it (NaN: not a number), drift measured and predicted, held-out."""
@@ -63,6 +65,7 @@ class Record:
     heldout: float
 
 
+@public
 class Flow(Path):
     """The path of a flow: marked points are the networks that were saved, `log` has a record for every step.
 
@@ -82,6 +85,7 @@ class Flow(Path):
         return f"Flow({len(self.log)} steps, stopped by {self.why}{last})"
 
 
+@public
 def flow(
     net: Net,
     goal: Aim,

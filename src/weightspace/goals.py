@@ -31,6 +31,7 @@ from weightspace.displacement import squared_gradients
 from weightspace.examples import each, leaves
 from weightspace.likelihood import law_of, likelihood
 from weightspace.net import Net, Weights, WeightspaceError, checked, math_attention
+from weightspace.public import public
 from weightspace.task import Task, carried, counted, labelled, logits, value_and_gradient
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class GoalError(WeightspaceError):
     """A goal that makes no sense, or that has no gradient in what it is asked about."""
 
 
+@public
 class Goal:
     """What a flow lowers, step by step. Goals add up and take factors."""
 
@@ -92,6 +94,7 @@ class Plain(Goal):
         return _swapped(value_and_gradient(self.function, net))
 
 
+@public
 def as_goal(aim: Any) -> Goal:
     """A task or a function of a network as a goal that adds up. Raises `GoalError` for anything else."""
     if isinstance(aim, Goal):
@@ -101,6 +104,7 @@ def as_goal(aim: Any) -> Goal:
     raise GoalError(f"a goal is a task or a function of a network, not a {type(aim).__name__}")
 
 
+@public
 def covector(goal: Goal | Task | Callable[[Net], Tensor], net: Net, step: int = 0) -> tuple[Weights, float]:
     """The gradient of any goal at the net, and its value."""
     return as_goal(goal).covector(net, step)
@@ -126,6 +130,7 @@ class Learn(Goal):
         return _swapped(value_and_gradient(some, net))
 
 
+@public
 def learn(task: Task, batch: int = 128, seed: int = 0, augment: Augment | None = None) -> Goal:
     """The task's loss, on `batch` examples at every step, in another order every epoch.
 
@@ -237,6 +242,7 @@ def _frame(net: Net, output: Callable[[Tensor], Tensor]) -> str | None:
         return None
 
 
+@public
 def hold(
     task: Task,
     anchor: Net,
@@ -265,6 +271,7 @@ def hold(
     return Hold(task, checked(anchor), distance, batch, seed, labels, temperature, augment, output)
 
 
+@public
 def not_aliased(net: Net, anchor: Net) -> None:
     """Raise `GoalError` where two networks share the memory of their weights."""
     mine = {t.untyped_storage().data_ptr() for t in net.weights.buffers}
@@ -329,6 +336,7 @@ class Ewc(Goal):
         return pull, float(pull.dot(away)) / 2
 
 
+@public
 def ewc(task: Task, net: Net, strength: float = 1.0, seed: int = 0) -> Goal:
     """strength / 2 sum_i F_i (w_i - w0_i)^2, F the diagonal of the Fisher information of `task` at `net`.
 
@@ -339,6 +347,7 @@ def ewc(task: Task, net: Net, strength: float = 1.0, seed: int = 0) -> Goal:
     return Ewc(net, fisher(task, net, seed), strength)
 
 
+@public
 def fisher(task: Task, net: Net, seed: int = 0) -> Weights:
     """F_i = E_x E_{y ~ p(.|x)} (d log p(y|x) / dw_i)^2: one label drawn from the network for every example.
 
@@ -383,6 +392,7 @@ class Gem(Goal):
         return wanted.shaped((g + torch.from_numpy(weights).to(a) @ a).to(wanted.flat())), value
 
 
+@public
 def gem(goal: Goal | Task | Callable[[Net], Tensor], memories: Sequence[Task], batch: int = 64, seed: int = 0) -> Goal:
     """`goal` with its gradient g replaced by argmin |v - g| over <v, g_k> >= 0, g_k the gradient of memory k.
 
@@ -409,6 +419,7 @@ class Drift(Goal):
         return net.weights.randn(self.seed), math.nan
 
 
+@public
 def drift(seed: int) -> Goal:
     """Explore: a random heading drawn from `seed`, kept as far as the metric allows."""
     if not 0 <= seed < 1 << 63:
@@ -433,6 +444,7 @@ class Toward(Goal):
         return _descended(self, net)
 
 
+@public
 def toward(other: Net) -> Goal:
     """|w - w_other|^2 / 2: go to another network (align it first)."""
     return Toward(checked(other))
@@ -462,6 +474,7 @@ class Spread(Goal):
         return _descended(coherence, net)
 
 
+@public
 def spread(others: Sequence[Net], task: Task, batch: int = 64, seed: int = 0) -> Goal:
     """mean over examples and others of cos(grad_x L(f), grad_x L(f_other)): networks that fool one another less.
 
@@ -473,6 +486,7 @@ def spread(others: Sequence[Net], task: Task, batch: int = 64, seed: int = 0) ->
     return Spread(tuple(checked(o) for o in others), task, batch, seed)
 
 
+@public
 def input_gradient(
     task: Task, net: Net, x: Any, y: Tensor | None, graph: bool = False
 ) -> Float[Tensor, "examples numbers"]:
@@ -505,6 +519,7 @@ class Harden(Goal):
         return _descended(lambda w: _mean([self.task.summed(_forward(self.task, w, x), y) for x, y in moved]), net)
 
 
+@public
 def harden(
     task: Task,
     radius: float,
@@ -523,6 +538,7 @@ def harden(
     return Harden(task, radius, steps, batch, seed, span)
 
 
+@public
 def attacked(
     task: Task, net: Net, x: Any, y: Tensor | None, radius: float, steps: int, span: tuple[float, float]
 ) -> Tensor:

@@ -22,6 +22,7 @@ from weightspace.differentiable import called
 from weightspace.digest import DigestError, Frame, digest, shapes
 from weightspace.examples import each
 from weightspace.net import Net, WeightspaceError, math_attention
+from weightspace.public import public
 from weightspace.symmetry.layer import Layer, layers, rows_met
 from weightspace.symmetry.trace import SymmetryError, Trace, arguments, input_tensors, trace
 from weightspace.task import Task, carried, logits
@@ -38,6 +39,7 @@ class KernelError(WeightspaceError):
     """A network whose kernel is not written out: weights that are used too often, or too many of them."""
 
 
+@public
 @dataclass(frozen=True)
 class Fed:
     """A layer on data: what the rows of its weight meet, and d(outputs)/d(its output), at every position."""
@@ -47,6 +49,7 @@ class Fed:
     slope: Float[Tensor, "examples outputs positions units"]
 
 
+@public
 def feed(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> tuple[list[Fed], int]:
     """Linear maps and convolutions whose weights are used once, on all examples; and how many outputs there are.
 
@@ -93,6 +96,7 @@ def feed(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> tupl
 _graphs: WeakKeyDictionary[nn.Module, dict[str, Trace]] = WeakKeyDictionary()
 
 
+@public
 def graph_of(net: Net, x: Any) -> Trace:
     """The graph of the architecture on inputs like these, exported once and kept as long as the architecture.
 
@@ -111,6 +115,7 @@ def graph_of(net: Net, x: Any) -> Trace:
     return seen[key]
 
 
+@public
 def derived_graph(net: Net, x: Any) -> Trace:
     """`graph_of`, if its derivatives are those of the module. Raises `SymmetryError` where they are not.
 
@@ -153,6 +158,7 @@ def _slopes(net: Net, x: Any, graph: Trace | None) -> list[Tensor]:
         return [found.detach(), *torch.autograd.grad(found, leaves, drawn, materialize_grads=True)]
 
 
+@public
 def examples_at(slope: Tensor, n: int, layer: Layer) -> int | None:
     """The dimension of a layer's output along which the examples lie: the first output reaches its first slice only."""
     for k in range(slope.dim() - 1) if layer.name == "linear" else (0,):
@@ -161,6 +167,7 @@ def examples_at(slope: Tensor, n: int, layer: Layer) -> int | None:
     return None
 
 
+@public
 def kernel(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> Float[Tensor, "rows rows"]:
     """K = J J^T in float64, rows example by example. Raises `KernelError` where it would not fit."""
     fed, outputs = feed(net, task, output)

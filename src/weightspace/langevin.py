@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from weightspace.net import Net, Weights, WeightspaceError, checked, math_attention
+from weightspace.public import public
 from weightspace.task import Task
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class LearningError(WeightspaceError):
     """Chains that cannot run, or ran away."""
 
 
+@public
 @dataclass(frozen=True)
 class LearningCoefficient:
     """lambda = `value` with its standard error over `chains`, each chain's own; `loss` = n L(w_0), `step` = e.
@@ -65,6 +67,7 @@ class LearningCoefficient:
         return {**asdict(self), "nats": self.nats}
 
 
+@public
 def learning_coefficient(
     net: Net,
     task: Task,
@@ -114,6 +117,7 @@ def learning_coefficient(
     )
 
 
+@public
 def loss_and_slope(
     net: Net, task: Task, at: Tensor | None = None, batches: Iterable[tuple[Any, Tensor | None]] | None = None
 ) -> tuple[float, Float[Tensor, " n"], int]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from weightspace.examples import normal, uniform
 from weightspace.losses import IGNORED, Loss, fitted, name_of
 from weightspace.net import WeightspaceError
+from weightspace.public import public
 from weightspace.task import Task, TaskError
 
 __all__ = ["CurvatureError", "OutputHessian", "law_of", "likelihood", "nats", "output_hessian"]
@@ -34,6 +35,7 @@ class CurvatureError(WeightspaceError):
     """A task or a network without the second derivatives that were asked for."""
 
 
+@public
 @dataclass(frozen=True)
 class OutputHessian:
     """H of the summed loss of a batch in its outputs f; H does not mix examples. All tensors are of the form of f.
@@ -48,6 +50,7 @@ class OutputHessian:
     scores: Scores | None = None
 
 
+@public
 def output_hessian(task: Task, f: Tensor, y: Tensor | None) -> OutputHessian:
     """H at the outputs f of a batch with labels y, which may be missing where H does not depend on them.
 
@@ -75,6 +78,7 @@ def output_hessian(task: Task, f: Tensor, y: Tensor | None) -> OutputHessian:
     return _by_autograd(task, f, y)
 
 
+@public
 def law_of(task: Task) -> str:
     """What labels are drawn from: "softmax", "classes" (outputs are log p), "gaussian", "bernoulli", "coins" (p).
 
@@ -90,6 +94,7 @@ def law_of(task: Task) -> str:
     return _LAWS[kind]
 
 
+@public
 def likelihood(task: Task, f: Tensor, y: Tensor | None, *, unit: bool = True) -> OutputHessian:
     """E_y s s^T, s = d(log p(y))/df, of the likelihood p that the loss belongs to; none where y says -100.
 
@@ -122,6 +127,7 @@ def likelihood(task: Task, f: Tensor, y: Tensor | None, *, unit: bool = True) ->
     return _diagonal(f, h, law)
 
 
+@public
 def nats(task: Task, f: Tensor) -> float:
     """How many times the loss of an example its -log p is, p the `likelihood` with `unit`."""
     loss, law = task.recognised, law_of(task)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from weightspace.net import Net, Weights, WeightspaceError
+from weightspace.public import public
 from weightspace.spectral import spectral_norm
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def _usable(net: Net, covector: Weights) -> None:
         raise WeightspaceError(f"the gradient has NaN or infinity in {bad[0]}; lower the step or check the loss")
 
 
+@public
 def by_layer(tensor: Tensor, granularity: str = "tensor") -> Float[Tensor, " parts"]:
     """|w_l| in float64: of the whole tensor, or of every neuron, which is a row of a tensor of two dimensions or more.
 
@@ -59,6 +61,7 @@ def by_layer(tensor: Tensor, granularity: str = "tensor") -> Float[Tensor, " par
     return torch.cat([pieces, rest], 1).double().norm(dim=1)
 
 
+@public
 @dataclass(frozen=True)
 class Euclidean:
     """|v|^2 = <v, v> = sum_i v_i^2, the same at every network: every weight counts alike."""
@@ -84,6 +87,7 @@ class Euclidean:
         return covector / -size if size else covector.zeros()
 
 
+@public
 @dataclass
 class Adam:
     """|v|^2 = sum_i sqrt(h_i) v_i^2, h the running mean of the squared covectors seen: steps as the optimiser Adam's.
@@ -143,6 +147,7 @@ class Adam:
         self._moments = state["mean"].to(like, copy=True), state["square"].to(like, copy=True)
 
 
+@public
 @dataclass(frozen=True)
 class Relative:
     """|v|_w = max_l |v_l| / |w_l| over the tensors, or over all neurons (rows): how large a change is to each layer.
@@ -179,6 +184,7 @@ class Relative:
         return covector.replace(found)
 
 
+@public
 @dataclass(frozen=True)
 class Spectral:
     """|v| = max_l |v_l|_2, the largest operator norm of the tensors, each as a matrix of its rows; |v_l| for vectors.

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from weightspace.net import Net, WeightspaceError
+from weightspace.public import public
 
 __all__ = ["Model", "ModelError", "fresh"]
 
@@ -20,6 +21,7 @@ class ModelError(WeightspaceError):
     """An architecture that does not say how its weights are drawn."""
 
 
+@public
 def fresh(model: Model, seed: int) -> Net:
     """A network of the model, its weights drawn from `seed` as its layers draw them; torch's generators are kept.
 

@@ -536,12 +536,14 @@ class Net:
 becomes(Net, nn.Module, Net.of)
 
 
+@public
 def loose(net: Net) -> Weights:
     """One where a weight may move, zero where it is frozen."""
     still = net.frozen
     return Weights({n: torch.zeros_like(w) if n in still else torch.ones_like(w) for n, w in net.weights.items()})
 
 
+@public
 def unfrozen(net: Net, frozen: str) -> Net:
     """The net, or its thawed form where frozen="move". Raises `WeightspaceError` for another word than "stay"."""
     if frozen not in ("stay", "move"):
@@ -640,6 +642,7 @@ def squared_distance(x: Tensor, y: Tensor) -> float:
     return sum(float((p.double() - q.double()).square_().sum()) for p, q in pieces)
 
 
+@public
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which numbers of `dtype` are summed so that the sum is rounded once: twice as wide, or float64."""
     if dtype.is_complex:
@@ -755,6 +758,7 @@ def _pick(net: Net, tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return found
 
 
+@public
 def prefixes(net: Net, names: Iterable[str]) -> list[str]:
     """Under which prefixes a file that holds these names holds every tensor of the network: "", "model.", both."""
     given, aliases = {*names}, _aliases(net.architecture)

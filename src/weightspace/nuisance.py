@@ -22,6 +22,7 @@ from torch import Tensor
 from weightspace.activation import inside
 from weightspace.estimators import Estimate
 from weightspace.net import Net, Weights, WeightspaceError, checked, math_attention
+from weightspace.public import public
 from weightspace.task import Task
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class NuisanceError(WeightspaceError):
     """A nuisance that is no change of the inputs, a noise that is not positive, or a layer that is not there."""
 
 
+@public
 @dataclass(frozen=True)
 class Nuisance:
     """A change of inputs: `act(x, t)`, differentiable in t (example, parameter), act(x, 0) = x; t ~ N(0, spread^2)."""
@@ -48,11 +50,13 @@ class Nuisance:
     spread: tuple[float, ...]
 
 
+@public
 def translation(pixels: float = 1.0) -> Nuisance:
     """Shifts of images along both axes, interpolated by cubics; what comes in from outside repeats the border."""
     return Nuisance("translation", lambda x, t: _warped(x, _unit(t), t), (pixels, pixels))
 
 
+@public
 def rotation(degrees: float = 10.0) -> Nuisance:
     """Turns of images about their centre, counter-clockwise; interpolated as `translation`."""
 
@@ -64,11 +68,13 @@ def rotation(degrees: float = 10.0) -> Nuisance:
     return Nuisance("rotation", act, (degrees,))
 
 
+@public
 def brightness(amount: float = 0.1) -> Nuisance:
     """x + t."""
     return Nuisance("brightness", lambda x, t: x + t.view(-1, *[1] * (x.dim() - 1)), (amount,))
 
 
+@public
 def contrast(share: float = 0.1) -> Nuisance:
     """(1 + t) x."""
     return Nuisance("contrast", lambda x, t: x * (1 + t.view(-1, *[1] * (x.dim() - 1))), (share,))
@@ -91,6 +97,7 @@ def _warped(x: Tensor, turn: Tensor, shift: Tensor) -> Tensor:
     return F.grid_sample(x, grid, mode="bicubic", padding_mode="border", align_corners=False)
 
 
+@public
 @dataclass(frozen=True)
 class Profile:
     """Layer -> nats about a nuisance (or the inputs), the mean over examples and its standard error.
@@ -109,12 +116,14 @@ class Profile:
         return {"nuisance": self.nuisance, "layers": layers, "units": dict(self.units)}
 
 
+@public
 def information_cost(net: Net, task: Task, *, layer: str | None = None, units: int = 64) -> int:
     """How many passes back of one example `effective_information` will make."""
     sizes = {name: z[0].numel() for name, z in _chosen(net, task, task.example(1), layer).items()}
     return len(task) * sum(min(units, size) for size in sizes.values())
 
 
+@public
 def effective_information(
     net: Net,
     task: Task,

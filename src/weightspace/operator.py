@@ -21,6 +21,7 @@ from weightspace import estimators
 from weightspace.differentiable import called, custom_functions, told
 from weightspace.estimators import Bracket, Cost, Estimate, Krylov, OperatorError, lanczos
 from weightspace.net import Net, math_attention
+from weightspace.public import public
 from weightspace.task import Task, TaskError, carried, logits
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ _HELD = 1 << 13  # outputs of a task whose graphs are kept
 _AGREE = 10.0  # square roots of rounding, relative, by which a product and its transpose may differ
 
 
+@public
 class Operator:
     """A linear map R^columns -> R^rows: v -> A v and u -> A^T u, and no matrix.
 
@@ -243,6 +245,7 @@ class Operator:
         return self.rows
 
 
+@public
 def cgls(
     operator: Operator, target: Tensor, shift: float = 0.0, steps: int = 20, tolerance: float = 1e-6
 ) -> Float[Tensor, " columns"]:
@@ -268,6 +271,7 @@ def cgls(
 Function = Callable[[Sequence[Tensor]], Tensor]
 
 
+@public
 class Linearised:
     """f around a point as a linear map: J v and J^T u from one graph.
 
@@ -321,6 +325,7 @@ def _missing(error: BaseException) -> str:
     return f"{told(error)}; write it by operations that have one"
 
 
+@public
 def tangent(f: Function, point: Sequence[Tensor], vector: Sequence[Tensor]) -> Tensor:
     """J v, forward. Raises `OperatorError` where an operation has no forward derivative."""
     with math_attention(), warnings.catch_warnings():
@@ -339,6 +344,7 @@ def tangent(f: Function, point: Sequence[Tensor], vector: Sequence[Tensor]) -> T
 _trusted: WeakKeyDictionary[nn.Module, tuple[bool, bool]] = WeakKeyDictionary()
 
 
+@public
 def trusted(net: Net, some: Iterable[Function], point: Sequence[Tensor]) -> tuple[bool, bool]:
     """Whether J is the transpose of J^T where it is taken from two passes back, and where it is taken forward.
 
@@ -386,6 +392,7 @@ def _opaque(names: Sequence[str]) -> str:
     )
 
 
+@public
 def jacobian(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> Operator:
     """J = d(outputs of all examples)/dw: rows are outputs example by example, columns weights.
 

@@ -25,6 +25,7 @@ from weightspace.examples import leaves
 from weightspace.model import fresh
 from weightspace.net import Net, checked
 from weightspace.posterior import Gaussian, Noisy
+from weightspace.public import public
 from weightspace.risk import RiskError
 from weightspace.task import METRICS, Task
 
@@ -34,6 +35,7 @@ _FRESH, _TAUGHT = 0.1, 0.01  # where deviations begin that are learnt
 _MC = 0.2  # the part of delta that pays for drawing weights
 
 
+@public
 @dataclass(frozen=True)
 class Family:
     """A bound by one inequality; `certificate` says whether it holds with probability 1 - delta, `note` why not."""
@@ -44,6 +46,7 @@ class Family:
     note: str = ""
 
 
+@public
 @dataclass(frozen=True)
 class Cost:
     """What `pac_bayes` will take: steps of `batch` examples forward and back, draws of (weights, example), memory.
@@ -62,6 +65,7 @@ class Cost:
         )
 
 
+@public
 @dataclass(frozen=True)
 class RiskBound:
     """With probability 1 - `delta` over the draw of the examples, networks w ~ Q err on at most `bound` of new ones.
@@ -117,6 +121,7 @@ class RiskBound:
         return {**kept, "verdict": self.verdict, "families": rows, "deviations": dict(self.deviations)}
 
 
+@public
 def pac_bayes(
     net: Net,
     task: Task,
@@ -205,6 +210,7 @@ def pac_bayes(
     )
 
 
+@public
 def cost(net: Net, task: Task, *, steps: int = 3000, batch: int = 500, draws: int = 500_000) -> Cost:
     """What `pac_bayes` takes with these arguments, known from sizes alone."""
     n, held = len(task), sum(leaf.numel() // len(leaf) * leaf.element_size() for leaf in leaves(task.example(1)))
@@ -212,6 +218,7 @@ def cost(net: Net, task: Task, *, steps: int = 3000, batch: int = 500, draws: in
     return Cost(steps, min(batch, n), -(-draws // n) * n, 16 * weights + n * held)
 
 
+@public
 def bounds_of(
     error: float,
     draws: int,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from weightspace.digest import DigestError, digest
 from weightspace.examples import each, leaves, line
 from weightspace.net import Net, WeightspaceError
+from weightspace.public import public
 from weightspace.symmetry.trace import arguments
 from weightspace.task import Task, accuracy
 
@@ -35,6 +36,7 @@ _NONE = "none"
 # ------------------------------------------------------------------ deficits
 
 
+@public
 def blur(size: int = 4) -> Deficit:
     """The mean of every size x size pixels, and back to the old size by bilinear interpolation."""
     if size < 1:
@@ -48,6 +50,7 @@ def blur(size: int = 4) -> Deficit:
     return _named(change, f"blur {size}")
 
 
+@public
 def noise(share: float = 1.0) -> Deficit:
     """(1 - share) x + share e, e Gaussian with the mean and the deviation of the batch; drawn anew for every batch."""
     if not 0 <= share <= 1:
@@ -59,6 +62,7 @@ def noise(share: float = 1.0) -> Deficit:
     return _named(change, f"noise {share:g}")
 
 
+@public
 def label_permutation(classes: int = 10, seed: int = 0) -> Deficit:
     """Every class takes the name of another, the same one throughout."""
     if classes < 2:
@@ -74,6 +78,7 @@ def label_permutation(classes: int = 10, seed: int = 0) -> Deficit:
     return _named(change, "label permutation")
 
 
+@public
 def vertical_flip() -> Deficit:
     """Images upside down."""
 
@@ -133,6 +138,7 @@ def _applied(change: Deficit, x: Any, y: Tensor) -> tuple[Any, Tensor]:
 # ------------------------------------------------------------------ training
 
 
+@public
 @dataclass(frozen=True)
 class Training:
     """How networks are trained: `module(seed)` makes one, `optimiser(parameters)` its optimiser.
@@ -201,6 +207,7 @@ def _beside(module: nn.Module, x: Any) -> Any:
 # ------------------------------------------------------------------ the measurement
 
 
+@public
 @dataclass(frozen=True)
 class Row:
     """One run: test accuracy at its end, and what `fisher` gave at the start and after every epoch, if it was asked.
@@ -222,6 +229,7 @@ class Row:
         return self.deficit, self.onset, self.length, self.seed
 
 
+@public
 @dataclass(frozen=True)
 class CriticalPeriod:
     """Accuracy by deficit and window. "none" is the network without a deficit, trained for as many epochs.
@@ -275,6 +283,7 @@ class CriticalPeriod:
         return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + f"\n\nThe schedule {ran}."
 
 
+@public
 def critical_period(
     train: Training,
     deficit: str | Deficit,

@@ -18,6 +18,7 @@ from weightspace.bounds import certificates
 from weightspace.displacement import Displacement, displacement
 from weightspace.distance import relative_trust
 from weightspace.net import Net, WeightspaceError, checked, unfrozen
+from weightspace.public import public
 from weightspace.symmetry.trace import SymmetryError
 from weightspace.task import Task, accuracy, classifies
 
@@ -28,6 +29,7 @@ _MOST = 10.0
 _HALVINGS, _BITS = 40, 16
 
 
+@public
 def perturb(
     net: Net,
     relative: float | None = None,
@@ -85,6 +87,7 @@ def _asked(relative: float | None, kind: str, bits: int | None, share: float | N
     return relative
 
 
+@public
 def movable(net: Net) -> list[str]:
     """Floating-point tensors that are not zero nor frozen, without the gains of norms (BatchNorm, LayerNorm, ..).
 
@@ -132,6 +135,7 @@ def _cut(w: Tensor, relative: float, share: float | None) -> Tensor:
 # ------------------------------------------------------------------ how long the function holds
 
 
+@public
 @dataclass(frozen=True)
 class Step:
     """Noise of one size: what was measured over the draws, and what was predicted.
@@ -151,6 +155,7 @@ class Step:
     with_data: float | None
 
 
+@public
 @dataclass(frozen=True)
 class Stability:
     """`steps`, one for every size of noise; the network's own `accuracy` and `loss`; shares of fragility; `refused`.
@@ -165,6 +170,7 @@ class Stability:
     refused: str | None
 
 
+@public
 def stability(
     net: Net,
     task: Task,
@@ -224,6 +230,7 @@ def _scorer(task: Task) -> Callable[[Net], tuple[float | None, float | None]]:
     return score
 
 
+@public
 def width(
     net: Net,
     task: Task,

@@ -29,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 from weightspace.differentiable import called
 from weightspace.kernel import graph_of
 from weightspace.net import Net, Weights, WeightspaceError, checked, math_attention
+from weightspace.public import public
 from weightspace.symmetry.layer import layers
 from weightspace.symmetry.trace import SymmetryError, arguments, input_tensors
 from weightspace.task import IGNORED, Task, carried, classifies
@@ -45,6 +46,7 @@ class PosteriorError(WeightspaceError):
     """A Gaussian, or a code of a task, that cannot be made."""
 
 
+@public(grad=False)
 @dataclass(frozen=True)
 class Gaussian:
     """N(mu, diag s^2): `net` stands at mu, `log_variance` is log s^2 of every weight."""
@@ -147,6 +149,7 @@ class _Map:
     single: bool
 
 
+@public
 class Noisy:
     """x -> f_w(x) with w ~ N(mu, diag s^2) drawn for every example, differentiable in mu and s^2.
 
@@ -220,6 +223,7 @@ def _read(net: Net, task: Task) -> dict[str, _Map]:
 # ------------------------------------------------------------------ the shortest code of a task
 
 
+@public(grad=False)
 @dataclass(frozen=True)
 class Code:
     """The Q found for E_Q L + beta KL(Q | P): `loss` = E_Q L and `kl`, in nats.
@@ -289,6 +293,7 @@ class _Fit:
         return p, p
 
 
+@public
 def encode(
     net: Net,
     task: Task,
@@ -392,6 +397,7 @@ def _count(task: Task) -> int:
     return total
 
 
+@public
 def stream(net: Net, task: Task, batch: int, seed: int) -> Iterator[tuple[Any, Tensor | None]]:
     """Batches without end; the whole task at every step where it is no larger than one."""
     whole = [*task.batches(net)] if batch >= len(task) else []

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from weightspace.net import Weights, WeightspaceError
+from weightspace.public import public
 
 if TYPE_CHECKING:
     from weightspace.symmetry.group import Group
@@ -24,6 +25,7 @@ class PruneError(WeightspaceError):
     """A sparsity, a structure or a repair that makes no sense, or one that would empty a layer."""
 
 
+@public
 @dataclass(frozen=True)
 class Prune:
     """A share of the weights to zero: of all matrices and kernels together, the smallest; biases and norms stay."""
@@ -36,6 +38,7 @@ class Prune:
     augment: Callable[[Any, torch.Generator], Any] | None = None
 
 
+@public
 def prune(
     sparsity: float,
     structure: str = "unstructured",
@@ -69,17 +72,20 @@ def prune(
     return Prune(sparsity, structure, repair, batch, seed, augment)
 
 
+@public
 def share_at(sparsity: float, done: float) -> float:
     """s (1 - (1 - done)^3): most goes early (To prune, or not to prune; Zhu, Gupta, 2017)."""
     return sparsity * (1 - (1 - min(1.0, done)) ** 3)
 
 
+@public
 def sparsity(mask: Mapping[str, Tensor]) -> float:
     """Share of zeros in the matrices and kernels of a mask or of weights."""
     matrices = [m for m in mask.values() if m.dim() > 1]
     return 1 - sum(int((m != 0).sum()) for m in matrices) / max(1, sum(m.numel() for m in matrices))
 
 
+@public
 def tightened(
     weights: Weights,
     goal: Prune,

@@ -31,6 +31,7 @@ from weightspace.layered import layer_modes
 from weightspace.modes import Cost, Modes, Step, Tradeoff, largest_shift, ratio, secular
 from weightspace.net import Net, Weights, WeightspaceError, loose
 from weightspace.operator import Operator, cgls, jacobian, lanczos
+from weightspace.public import public
 from weightspace.symmetry.trace import SymmetryError
 from weightspace.task import Task, logits
 
@@ -52,6 +53,7 @@ class PullbackError(WeightspaceError):
     """A metric that cannot be built on this task, or a step that was asked for and does not exist."""
 
 
+@public
 @dataclass(frozen=True)
 class Pullback:
     """G = J^T B^T B J / N of a task's inputs: what moving does to its outputs. Labels are not used.

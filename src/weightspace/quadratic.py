@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from weightspace.net import WeightspaceError
+from weightspace.public import public
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -40,6 +41,7 @@ class QuadraticError(WeightspaceError):
     """A Hessian that is none, or a number that has to be positive."""
 
 
+@public
 @dataclass(frozen=True)
 class Quadratic:
     """L(w* + d) = `loss` + 1/2 d^T H d, and `offset` = w* - w_0; `hessian` is H, or its diagonal as a vector.
@@ -172,6 +174,7 @@ def _summed(values: Tensor, group: Tensor) -> Tensor:
     return total.index_add_(0, group, values)
 
 
+@public
 def positive(name: str, value: float) -> float:
     """The value. Raises `QuadraticError` unless it is a positive number."""
     if not 0 < value < math.inf:

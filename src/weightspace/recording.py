@@ -29,6 +29,7 @@ from torch import Tensor
 from weightspace import files
 from weightspace.activation import Gates
 from weightspace.net import WeightspaceError
+from weightspace.public import public
 
 try:
     import fcntl
@@ -45,6 +46,7 @@ class RecordingError(WeightspaceError):
     """A file that holds no recording, or that cannot be written now."""
 
 
+@public
 @dataclass(frozen=True)
 class Record:
     """What was seen at one step: `values` by name, `failed` the observables that raised, with their message."""
@@ -55,6 +57,7 @@ class Record:
     failed: dict[str, str]
 
 
+@public
 class Recording:
     """The records of a file, each read when it is asked for: `len`, `recording[k]`, iteration.
 
@@ -144,6 +147,7 @@ class Recording:
         return steps, values
 
 
+@public
 class Writer:
     """Appends records to a file, which no other writer may have open.
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from weightspace.net import WeightspaceError
+from weightspace.public import public
 from weightspace.symmetry.assignment import assign
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ _OFFSET = 1e-4  # |x - mean|^2 / |mean|^2, below which float32 loses too much to
 _SAFE = 1e4  # sizes of numbers whose fourth powers float32 holds
 
 
+@public
 def cka(x: Float[Tensor, " n *p"], y: Float[Tensor, " m *q"], unbiased: bool = False) -> float:
     """<K, L> / |K| |L| of the centred Gram matrices, linear CKA: 1 for a rotation and scale of each other, 0 to 1.
 
@@ -51,6 +53,7 @@ def cka(x: Float[Tensor, " n *p"], y: Float[Tensor, " m *q"], unbiased: bool = F
     return float(_cka({"x": x}, {"y": y}, unbiased)[0, 0])
 
 
+@public
 def svcca(x: Float[Tensor, " n *p"], y: Float[Tensor, " m *q"], keep: float = 0.99) -> float:
     """The mean canonical correlation of the principal directions that hold a share `keep` of each variance, 0 to 1.
 
@@ -62,6 +65,7 @@ def svcca(x: Float[Tensor, " n *p"], y: Float[Tensor, " m *q"], keep: float = 0.
     return float(_pairs({"x": x}, {"y": y}, *_svcca(keep)))
 
 
+@public
 def pwcca(x: Float[Tensor, " n *p"], y: Float[Tensor, " m *q"]) -> float:
     """sum_i a_i r_i / sum_i a_i: canonical correlations r_i, weighted by what x's features show of the i-th direction.
 
@@ -72,6 +76,7 @@ def pwcca(x: Float[Tensor, " n *p"], y: Float[Tensor, " m *q"]) -> float:
     return float(similarity({"x": x}, {"y": y}, "pwcca"))
 
 
+@public
 def procrustes(x: Float[Tensor, " n *p"], y: Float[Tensor, " m *q"]) -> float:
     """min_Q |X - Y Q| over orthogonal Q, X and Y centred and of Frobenius norm one: sqrt(2 - 2 |X^T Y|_*).
 
@@ -81,6 +86,7 @@ def procrustes(x: Float[Tensor, " n *p"], y: Float[Tensor, " m *q"]) -> float:
     return float(similarity({"x": x}, {"y": y}, "procrustes"))
 
 
+@public
 def matched(
     x: Float[Tensor, " n *p"], y: Float[Tensor, " m *q"], signed: bool = True
 ) -> tuple[float, Int[Tensor, " units"]]:
@@ -93,6 +99,7 @@ def matched(
     return _match(_standardised(matrices[one]), _standardised(matrices[other]), signed)
 
 
+@public
 def similarity(
     first: dict[str, Tensor], second: dict[str, Tensor], measure: str = "cka"
 ) -> Float[Tensor, "first second"]:

@@ -17,6 +17,7 @@ import math
 from collections.abc import Sequence
 
 from weightspace.net import WeightspaceError
+from weightspace.public import public
 
 __all__ = [
     "CATONI",
@@ -46,11 +47,13 @@ class RiskError(WeightspaceError):
     """Numbers of which no bound can be made: a probability outside (0, 1), a loss outside [0, 1], no examples."""
 
 
+@public
 def kl_bernoulli(q: float, p: float) -> float:
     """kl(q || p) = q ln(q / p) + (1 - q) ln((1 - q) / (1 - p))."""
     return sum(_terms(_loss(q), _loss(p)))
 
 
+@public
 def kl_inverse(q: float, c: float) -> float:
     """The largest p with kl(q || p) <= c, rounded upward: kl(q || p) >= c for what is returned, or p is 1.
 
@@ -77,28 +80,33 @@ def kl_inverse(q: float, c: float) -> float:
     return p
 
 
+@public
 def maurer(q: float, nats: float, n: int, delta: float) -> float:
     """The L with kl(q || L) = (nats + ln(2 sqrt(n) / delta)) / n: Langford and Seeger's bound in Maurer's form."""
     return kl_inverse(q, _maurer(nats, n, delta))
 
 
+@public
 def langford(q: float, nats: float, n: int, delta: float) -> float:
     """The L with kl(q || L) = (nats + ln(n / delta)) / (n - 1), the form of Dziugaite and Roy."""
     _checked(nats, n, delta)
     return kl_inverse(q, (nats + math.log(n / delta)) / (n - 1)) if n > 1 else 1.0
 
 
+@public
 def pinsker(q: float, nats: float, n: int, delta: float) -> float:
     """L = q + sqrt((nats + ln(2 sqrt(n) / delta)) / 2n): `maurer` loosened by kl(q || p) >= 2 (p - q)^2."""
     return min(1.0, _loss(q) + math.sqrt(_maurer(nats, n, delta) / 2))
 
 
+@public
 def f_quad(q: float, nats: float, n: int, delta: float) -> float:
     """L = (sqrt(q + b) + sqrt(b))^2, b = (nats + ln(2 sqrt(n) / delta)) / 2n: for small q below `pinsker`."""
     half = _maurer(nats, n, delta) / 2
     return min(1.0, (math.sqrt(_loss(q) + half) + math.sqrt(half)) ** 2)
 
 
+@public
 def f_lambda(q: float, nats: float, n: int, delta: float, rate: float | None = None) -> float:
     """L = q / (1 - r/2) + (nats + ln(2 sqrt(n) / delta)) / (n r (1 - r/2)), true for all r = `rate` in (0, 2) at once.
 
@@ -111,6 +119,7 @@ def f_lambda(q: float, nats: float, n: int, delta: float, rate: float | None = N
     return min(1.0, q / (1 - rate / 2) + c / (rate * (1 - rate / 2)))
 
 
+@public
 def catoni(q: float, nats: float, n: int, delta: float, constants: Sequence[float] = CATONI) -> float:
     """L = (1 - exp(-c q - (nats + ln(K / delta)) / n)) / (1 - exp(-c)): least over the K `constants` c.
 
@@ -121,6 +130,7 @@ def catoni(q: float, nats: float, n: int, delta: float, constants: Sequence[floa
     return min(1.0, *(math.expm1(-c * _loss(q) - price) / math.expm1(-c) for c in constants))
 
 
+@public
 def constant(q: float, nats: float, n: int, delta: float) -> float:
     """The constant for which `catoni` is least where the loss is q > 0; for a q and nats that are guessed before."""
     _checked(nats, n, delta)
@@ -130,6 +140,7 @@ def constant(q: float, nats: float, n: int, delta: float) -> float:
     return math.log(p / q) - math.log((1 - p) / (1 - q))
 
 
+@public
 def mcallester(q: float, nats: float, n: int, delta: float, constants: Sequence[float] = LINEAR) -> float:
     """L = (q + b (nats + ln(K / delta)) / n) / (1 - 1/2b): least over the K `constants` b > 1/2, chosen before."""
     _checked(nats, n, delta, constants)
@@ -139,6 +150,7 @@ def mcallester(q: float, nats: float, n: int, delta: float, constants: Sequence[
     return min(1.0, *((_loss(q) + b * price) / (1 - 0.5 / b) for b in constants))
 
 
+@public
 def hold_out(errors: int, n: int, delta: float) -> float:
     """The largest p for which `errors` or fewer among n examples that a network has not met have probability delta.
 
@@ -156,6 +168,7 @@ def hold_out(errors: int, n: int, delta: float) -> float:
     return p
 
 
+@public
 def monte_carlo(mean: float, draws: int, delta: float) -> float:
     """An upper bound on an expectation: kl^-1(mean, ln(2 / delta) / m), m = `draws` independent values in [0, 1].
 
@@ -165,6 +178,7 @@ def monte_carlo(mean: float, draws: int, delta: float) -> float:
     return kl_inverse(mean, math.log(2 / delta) / draws)
 
 
+@public
 def grid_nats(variance: float, precision: float = 100.0, largest: float = 0.1) -> float:
     """What it costs to choose a prior's variance after the data, among c e^(-j/b), j = 1, 2, ..: 2 ln j + ln(pi^2/6).
 

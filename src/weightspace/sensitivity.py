@@ -21,6 +21,7 @@ from weightspace.examples import normal, uniform
 from weightspace.metric import Relative
 from weightspace.net import Net, Weights, WeightspaceError, checked, math_attention
 from weightspace.perturbation import movable
+from weightspace.public import public
 from weightspace.symmetry.trace import SymmetryError, arguments
 from weightspace.task import Task, carried, gradient
 
@@ -32,6 +33,7 @@ __all__ = ["Breakdown", "Sensitivities", "Trust", "breakdown", "sensitivities", 
 _STEPS = 24
 
 
+@public
 @dataclass(frozen=True)
 class Sensitivities:
     """`product`: no |f(x + dx) - f(x)| / |dx| exceeds it, if it is known; `jacobian`: |df/dx|_2, of every example.
@@ -46,6 +48,7 @@ class Sensitivities:
     depth: int
 
 
+@public
 def sensitivities(net: Net, task: Task, *, seed: int = 0) -> Sensitivities:
     """What the outputs feel of the inputs, as a product of operator norms and as the Jacobian's norm, and of weights.
 
@@ -83,6 +86,7 @@ def _jacobian_norms(net: Net, task: Task, seed: int) -> Tensor:
     return torch.cat(found)
 
 
+@public
 @dataclass(frozen=True)
 class Breakdown:
     """A step of relative size eta against the gradient: how much the gradient and the outputs have changed after it.
@@ -97,6 +101,7 @@ class Breakdown:
     model: float
 
 
+@public
 def breakdown(net: Net, task: Task, etas: Sequence[float] = (0.001, 0.01, 0.1)) -> list[Breakdown]:
     """How the gradient breaks down along itself, dW_l = -eta |W_l| g_l / |g_l|, for every eta.
 
@@ -116,6 +121,7 @@ def breakdown(net: Net, task: Task, etas: Sequence[float] = (0.001, 0.01, 0.1)) 
     return found
 
 
+@public
 @dataclass(frozen=True)
 class Trust:
     """How far a step on each example alone moves the network: `relative` trust, `displacement` of its own output.
@@ -134,6 +140,7 @@ class Trust:
         return self.relative.argsort(descending=True)
 
 
+@public
 def trust_per_example(net: Net, task: Task, rate: float = 0.01) -> Trust:
     """For every example i: g_i = gradient of its loss alone, dW = -rate g_i, prod_l (1 + rate |g_il| / |W_l|) - 1.
 

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weightspace.net import WeightspaceError
+from weightspace.public import public
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -32,6 +33,7 @@ _ABOVE, _TRIES, _POWERS = 1e-3, 60, (8, 120)
 _FINE, _COARSE, _WIDE = 8, 5, 96  # points of the grid for each tap, and from how many channels on fewer
 
 
+@public
 def spectral_norm(matrix: Float[Tensor, "rows columns"], *, tolerance: float = _TOLERANCE, seed: int = 0) -> float:
     """|W|_2 = sigma_1(W), never too large, too small by about `tolerance` of itself.
 
@@ -45,6 +47,7 @@ def spectral_norm(matrix: Float[Tensor, "rows columns"], *, tolerance: float = _
     return _krylov(*products, _start((w.shape[1], 1), w, seed), tolerance, _PAUSE)
 
 
+@public
 def convolution_norm(
     kernel: Float[Tensor, "units channels *taps"],
     size: tuple[int, ...],
@@ -76,6 +79,7 @@ def convolution_norm(
     return _krylov(forward, backward, _start((n, min(_MAPS, n)), w, seed), tolerance)
 
 
+@public
 def spectral_bound(matrix: Float[Tensor, "rows columns"]) -> float:
     """A number that |W|_2 does not exceed, larger by about a thousandth: mu I - W^T W has a Cholesky factor.
 
@@ -86,6 +90,7 @@ def spectral_bound(matrix: Float[Tensor, "rows columns"]) -> float:
     return _certified((w.T @ w if w.shape[0] >= w.shape[1] else w @ w.T)[None], guess)
 
 
+@public
 def convolution_bound(kernel: Float[Tensor, "units channels *taps"], groups: int = 1) -> float:
     """A number that |x -> conv(x, W)|_2 does not exceed for any size, padding, stride or dilation: `convolution_norm`.
 
@@ -107,6 +112,7 @@ def _short(w: Tensor) -> Tensor:
     return short if float(short.abs().max() if w.numel() else 0.0) < 1e30 else w
 
 
+@public
 def rough_bound(kernel: Float[Tensor, "rows columns *taps"], groups: int = 1) -> float:
     """A number that the norm of |W|, entries without their signs, does not exceed, nor |W|_2: one pass over W.
 

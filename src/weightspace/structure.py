@@ -19,6 +19,7 @@ from weightspace.envelope import Run, StructureError, StructureFunction
 from weightspace.model import Model, fresh
 from weightspace.net import Net
 from weightspace.posterior import Code, Gaussian, encode
+from weightspace.public import public
 from weightspace.task import IGNORED, Task
 
 __all__ = ["Cost", "Run", "StructureError", "StructureFunction", "cost", "random_labels", "structure_function"]
@@ -28,6 +29,7 @@ _WAYS = ("up", "down")
 _VERSION = 2  # of the files in a folder
 
 
+@public
 @dataclass(frozen=True)
 class Cost:
     """What sweeps take: so many `codes` of `steps` steps, each a pass over `batch` examples forward and back.
@@ -48,6 +50,7 @@ class Cost:
         )
 
 
+@public
 def cost(
     task: Task,
     model: Model,
@@ -65,6 +68,7 @@ def cost(
     return Cost(codes, steps, min(batch, len(task)), 2 * 4 * numbers)
 
 
+@public
 def structure_function(
     task: Task,
     model: Model,
@@ -119,6 +123,7 @@ def _after(progress: Callable[[int, int], None], before: int, total: int) -> Cal
     return lambda done: progress(before + done, total)
 
 
+@public
 def random_labels(task: Task, share: float = 1.0, seed: int = 0) -> Task:
     """The task with the labels of a share of its examples, drawn at random, drawn anew from all classes alike.
 

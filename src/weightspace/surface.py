@@ -11,6 +11,7 @@ import torch
 
 from weightspace.net import Net, Weights, WeightspaceError
 from weightspace.path import value
+from weightspace.public import public
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Grid", "Plane", "plane"]
 
 
+@public
 @dataclass(frozen=True)
 class Grid:
     """`values[name][j, i]` = observables[name](plane.net(u[i], v[j]))."""
@@ -27,6 +29,7 @@ class Grid:
     values: dict[str, Float[np.ndarray, "n n"]]
 
 
+@public
 @dataclass(frozen=True)
 class Plane:
     """w(u, v) = a + u e_1 + v e_2: the plane through three networks, in units of weight norm.
@@ -88,6 +91,7 @@ class Plane:
         return Grid(u, v, values)
 
 
+@public
 def plane(a: Net, b: Net, c: Net) -> Plane:
     """The plane through a, b and c.
 

@@ -29,6 +29,7 @@ from weightspace import checkpoint, files
 from weightspace.checkpoint import CheckpointError
 from weightspace.net import Net
 from weightspace.path import Path
+from weightspace.public import public
 
 __all__ = ["Trail"]
 
@@ -38,6 +39,7 @@ _SPARSE = 0.5
 _MASK, _VALUES, _DELTA, _SCALE = "::mask", "::values", "::delta", "::scale"
 
 
+@public
 class Trail:
     """The networks of a path on disk: `len`, `trail[k]`, iteration; `trail.path()` is the polyline through them."""
 

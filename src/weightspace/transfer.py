@@ -37,6 +37,7 @@ from weightspace.examples import each, leaves
 from weightspace.model import Model, fresh
 from weightspace.net import Net, WeightspaceError
 from weightspace.posterior import encode
+from weightspace.public import public
 from weightspace.task import Task, logits
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class TransferError(WeightspaceError):
 # ------------------------------------------------------------------ two tasks
 
 
+@public
 @dataclass(frozen=True)
 class Distance:
     """d(a -> b) = C(ab) - C(a) = `value`, in nats; `source` is C(a), `target` C(b), `joint` C(ab), each at this beta.
@@ -88,6 +90,7 @@ class Distance:
         return plain | told | {"spread": _plain(self.spread)}
 
 
+@public
 def task_distance(
     a: Task,
     b: Task,
@@ -120,6 +123,7 @@ def task_distance(
 # ------------------------------------------------------------------ many tasks
 
 
+@public
 @dataclass(frozen=True)
 class TaskMap:
     """The matrix of distances d(row -> column) between tasks, in nats: its diagonal is zero, and it is not symmetric.
@@ -241,6 +245,7 @@ class TaskMap:
         return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
+@public
 def task_distances(
     tasks: Mapping[str, Task],
     model: Model,
@@ -280,6 +285,7 @@ def task_distances(
     return TaskMap(tuple(tasks), codes, tuple(len(task) for task in tasks.values()), beta, task_id)
 
 
+@public
 @dataclass(frozen=True)
 class Cost:
     """What `task_distances` takes: the number of codes, of steps in all, of examples passed forward and back.
@@ -294,6 +300,7 @@ class Cost:
     bytes: int
 
 
+@public
 def cost(
     tasks: Mapping[str, Task],
     model: Model,

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from weightspace.differentiable import called
 from weightspace.net import Net, Weights, WeightspaceError, checked
+from weightspace.public import public
 from weightspace.task import Task, gradient
 
 __all__ = ["ImageFunction", "image_function"]
 
 
+@public
 @dataclass(frozen=True)
 class ImageFunction:
     """f_i: in every layer the linear map whose weights are the gradient of the loss of example i, `weights`."""
@@ -63,6 +65,7 @@ class ImageFunction:
         return {layer: _cosine(self.weights, other.weights, names) for layer, names in groups.items()}
 
 
+@public
 def image_function(net: Net, example: int, task: Task) -> ImageFunction:
     """The function that example `example` of `task` writes into every layer of `net`, in evaluation mode.
 

@@ -27,6 +27,7 @@ from weightspace.bounds.rule import Value, size
 from weightspace.bounds.walk import Walk
 from weightspace.kernel import graph_of
 from weightspace.net import Net, WeightspaceError, checked, math_attention
+from weightspace.public import public
 from weightspace.task import Task, carried
 
 __all__ = ["BoundError", "Certificate", "certificate", "certificates", "lipschitz"]
@@ -35,6 +36,7 @@ _START = 1e-12
 _SLACK = 1e-9
 
 
+@public
 @dataclass(frozen=True)
 class Certificate:
     """sqrt(mean_x |f_b(x) - f_a(x)|^2) <= `bound`, proven; `relative` = bound / sqrt(mean_x |f_a(x)|^2)."""
@@ -43,6 +45,7 @@ class Certificate:
     relative: float
 
 
+@public
 def certificate(a: Net, b: Net, task: Task, *, data: bool = True) -> Certificate:
     """A number that sqrt(mean_x |f_b(x) - f_a(x)|^2) does not exceed on the inputs of `task`.
 
@@ -57,6 +60,7 @@ def certificate(a: Net, b: Net, task: Task, *, data: bool = True) -> Certificate
     return _certificates(a, b, task, (data,))[0]
 
 
+@public
 def certificates(a: Net, b: Net, task: Task) -> tuple[Certificate, Certificate]:
     """`certificate` without the data and with it, for little more than the price of one."""
     without, with_data = _certificates(a, b, task, (False, True))
@@ -81,6 +85,7 @@ def _certificates(a: Net, b: Net, task: Task, modes: tuple[bool, ...]) -> list[C
     return [Certificate(apart / per, apart / norm if norm else math.inf) for apart in found]
 
 
+@public
 def lipschitz(net: Net, task: Task) -> float:
     """A number that |f(x + dx) - f(x)| / |dx| does not exceed: the product of the layers' operator norms, from above.
 

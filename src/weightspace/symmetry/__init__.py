@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from weightspace.net import Net, WeightspaceError, checked, unfrozen
+from weightspace.public import public
 from weightspace.symmetry import certificate
 from weightspace.symmetry.balance import balance
 from weightspace.symmetry.canonical import Key, canonical
@@ -29,6 +30,7 @@ _BARRIER_EXAMPLES = 1024
 _BARRIER_AT = (0.2, 0.4, 0.6, 0.8)
 
 
+@public
 class Symmetry(Group):
     """The symmetry group of an architecture, read off its graph and verified, with all that one does with it."""
 
@@ -88,6 +90,7 @@ class Symmetry(Group):
         return balance(self, net, tolerance)
 
 
+@public
 def mean(nets: Sequence[Net], group: Symmetry, data: Task | None = None, seed: int = 0, *, frozen: str = "stay") -> Net:
     """The average modulo the group: (1/n) sum_i g_i w_i, every g_i w_i nearest the mean of the others.
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from weightspace.net import Net, Weights, checked
+from weightspace.public import public
 from weightspace.symmetry.index import Atom, Span
 from weightspace.symmetry.trace import SymmetryError
 
@@ -29,6 +30,7 @@ KINDS = ("permutation", "scale", "sign")
 _G = TypeVar("_G", bound="Group")
 
 
+@public
 @dataclass(frozen=True)
 class Axis:
     """`size` units that move together wherever they are met.
@@ -43,6 +45,7 @@ class Axis:
     kinds: tuple[str, ...] = ()
 
 
+@public
 @dataclass(frozen=True)
 class Block:
     """A strided view of the tensor `tensor`: `leaves` are axis names, or sizes of indices that stay.
@@ -57,6 +60,7 @@ class Block:
     dims: tuple[int, ...]
 
 
+@public
 @dataclass(frozen=True)
 class Place:
     """Leaf number `leaf` of block number `block` of the group."""
@@ -65,6 +69,7 @@ class Place:
     leaf: int
 
 
+@public
 @dataclass(frozen=True)
 class Generator:
     """Factors f > 0 ("scale") or f = +-1 ("sign") on the units of an axis: each place is multiplied by f^exponent.
@@ -78,6 +83,7 @@ class Generator:
     evaluation: bool = False
 
 
+@public(grad=False)
 @dataclass(frozen=True)
 class Element:
     """One member g of the group. `permutations[axis]` has shape (outer sizes.., size): unit x of the result is unit
@@ -185,6 +191,7 @@ class Element:
         return f"Element({moved} units permuted, {len(self.factors)} of {len(self.group.generators)} factors)"
 
 
+@public
 def place_axes(table: Tensor, at: list[int], rank: int) -> Tensor:
     """A table whose dimensions are to stand at positions `at` of a tensor of `rank` dimensions."""
     order = sorted(range(len(at)), key=lambda i: at[i])
@@ -194,6 +201,7 @@ def place_axes(table: Tensor, at: list[int], rank: int) -> Tensor:
     return table.permute(order).reshape(shape)
 
 
+@public
 def as_blocks(
     tensor: str, shape: tuple[int, ...], found: Iterable[tuple[Span, ...]], names: Mapping[Atom, str]
 ) -> Iterator[Block]:
@@ -209,6 +217,7 @@ def as_blocks(
         yield Block(tensor, offset, strides, leaves, dims)
 
 
+@public
 class Group:
     """The symmetry group of an architecture, as data: axes, blocks, generators, and what could not be read.
 

@@ -11,6 +11,7 @@ from functools import partial
 from torch import Tensor
 
 from weightspace.net import Net, WeightspaceError, squared_distance
+from weightspace.public import public
 from weightspace.symmetry.ascent import Matching, Terms, coordinate_descent, weight_terms
 from weightspace.symmetry.balance import balancing, unit_variances
 from weightspace.symmetry.canonical import canonical_element
@@ -20,6 +21,7 @@ from weightspace.symmetry.relax import frank_wolfe
 __all__ = ["METHODS", "Candidate", "Match", "apart", "match"]
 
 
+@public
 @dataclass(frozen=True)
 class Candidate:
     """What one method reached: <a, g b> of the balanced weights, the measured barrier if there is data, seconds."""
@@ -30,6 +32,7 @@ class Candidate:
     seconds: float
 
 
+@public
 @dataclass(frozen=True)
 class Match:
     """The element g to apply, which method found it, why it was kept, and what the others reached."""
@@ -40,6 +43,7 @@ class Match:
     candidates: tuple[Candidate, ...] = field(default=())
 
 
+@public
 def match(
     group: Group,
     net: Net,
@@ -183,6 +187,7 @@ class _Search:
         return coordinate_descent(self.group, self.terms, start, self.seed)
 
 
+@public
 def apart(a: Net, b: Net, element: Element) -> float:
     """|a - g b|, a tensor at a time."""
     total = 0.0

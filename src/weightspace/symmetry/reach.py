@@ -96,9 +96,10 @@ def _asked(node: fx.Node, needed: set[fx.Node]) -> bool:
 def _flags(node: fx.Node, needed: set[fx.Node]) -> list[int]:
     """Outputs that are positions, flags or counts, and are used."""
     outputs = node.meta.get("val")
-    several = isinstance(outputs, (tuple, list))
-    used = used_outputs(node, needed) if several else {0}
-    return [k for k, t in enumerate(outputs if several else (outputs,)) if k in used and _counts(t)]
+    if not isinstance(outputs, (tuple, list)):
+        return [0] if _counts(outputs) else []
+    used = used_outputs(node, needed)
+    return [k for k, t in enumerate(outputs) if k in used and _counts(t)]
 
 
 def _counts(value: Any) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from weightspace.examples import each, shape
 from weightspace.net import Net, WeightspaceError, checked
+from weightspace.public import public
 from weightspace.symmetry.merge import lifted
 from weightspace.symmetry.refit import NothingToMend, refit, rescale
 from weightspace.symmetry.trace import arguments
@@ -36,6 +37,7 @@ def _tracking(module: nn.Module) -> list[nn.Module]:
     return [m for m in module.modules() if isinstance(m, _NORMS) and getattr(m, "running_mean", None) is not None]
 
 
+@public
 def reset_statistics(net: Net, task: Task) -> Net:
     """`net` with every running mean and variance replaced by those of the task's inputs.
 
@@ -171,6 +173,7 @@ def _together(net: Net, task: Task, met: _Met, module: nn.Module) -> Task:
     return whole if met.largest / len(some) * len(task) <= _ROOM else task
 
 
+@public
 def repair(net: Net, ends: list[Net], task: Task) -> Net:
     """`net`, an average of `ends`, with its layers and statistics mended on the task's inputs.
 

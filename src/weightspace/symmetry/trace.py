@@ -59,9 +59,9 @@ class Trace:
     inputs: list[fx.Node]
     example: list[Tensor]
     low_precision: bool
-    derived: bool | None = None
     written: list[tuple[str, fx.Node]] = field(default_factory=list)
     beside: dict[str, list[fx.Node]] = field(default_factory=dict)
+    derived: bool | None = None
 
     @property
     def nodes(self) -> list[fx.Node]:
