@@ -305,7 +305,7 @@ def test_what_aligns_merges_or_asks_for_room_has_a_page_too(here, capsys, words,
     ("relative", "precision", "outputs", "kind"),
     [(0.0, 0.0, None, "same"), (9e-5, 0.0, None, "same"), (2e-4, 0.0, None, "related"), (5e-3, 0.0078, None, "same"),
      (5e-5, 1e-7, 1e-5, "same"), (5e-5, 1e-7, 0.5, "related"), (0.69, 0.0, None, "related"),
-     (0.71, 0.0, None, "independent"), (1.41, 0.0, 1e-9, "independent")],
+     (0.71, 0.0, None, "independent"), (1.41, 0.0, 1e-9, "function"), (1.41, 0.0, 0.5, "independent")],
 )  # fmt: skip
 def test_judge(relative, precision, outputs, kind):
     verdict = compare.judge(relative, precision, outputs)

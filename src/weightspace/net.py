@@ -249,7 +249,7 @@ class Weights(Mapping[str, Tensor]):
         """Names of the tensors that hold NaN or infinity."""
         if all(finite(flat) for flat in self._flat.values() if flat.is_floating_point()):
             return []
-        return [name for name, view in self.items() if view.is_floating_point() and not view.isfinite().all()]
+        return [name for name, view in self.items() if view.is_floating_point() and not finite(view)]
 
 
 def _laid_out(names: list[str], shapes: Mapping[str, torch.Size]) -> list[str]:

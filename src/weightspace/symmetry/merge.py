@@ -39,7 +39,8 @@ def average(nets: Iterable[Net]) -> Net:
         first.check(net)
         for total, part in zip(sums, (net.weights, net.state), strict=True):
             for name in total:
-                total[name] += part[name].to(torch.promote_types(part[name].dtype, total[name].dtype))
+                more = part[name].to(wide(part[name].dtype))
+                total[name] = total[name].to(torch.promote_types(more.dtype, total[name].dtype)).add_(more)
     if first is None:
         raise WeightspaceError("the mean of no networks; give at least one network")
     weights, state = ({name: total / count for name, total in part.items()} for part in sums)

@@ -1,0 +1,604 @@
+"""Whatever is remembered, in memory or on disk, is of the same question, or is not used.
+
+`MEMORIES` names every memory of the house and the law that it stands under; the source is read for those that have
+none. A law changes one thing at a time that an answer depends on: the answer is then that of fresh objects, or refused.
+"""
+
+import ast
+import copy
+import json
+import re
+from dataclasses import replace
+from functools import partial, wraps
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import weightspace as ws
+from weightspace import checkpoint, crossing, digest, goals, periods
+from weightspace.digest import Frame
+from weightspace.kernel import graph_of, kernel
+from weightspace.net import Net, WeightspaceError
+from weightspace.task import Task
+
+HOUSE = Path(__file__).parents[1] / "src" / "weightspace"
+CACHES = {"lru_cache", "cache", "cached_property"}
+CONTAINERS = {
+    "dict",
+    "list",
+    "set",
+    "defaultdict",
+    "OrderedDict",
+    "WeakKeyDictionary",
+    "WeakValueDictionary",
+    "Counter",
+}
+CHANGES = {"setdefault", "update", "add", "append", "extend", "insert", "__setitem__"}
+RESUMED = {"folder", "file", "trail", "rows"}
+
+
+def memories(source):
+    """Names of what a module remembers: caches, containers that functions fill, attributes set late, resumed files."""
+    tree = ast.parse(source)
+    filled = {*_filled(tree)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and {_name(d) for d in node.decorator_list} & CACHES:
+            yield node.name
+    for node in tree.body:
+        for name in _bound(node):
+            if name in filled:
+                yield name
+        if isinstance(node, ast.FunctionDef):
+            yield from (f"{node.name}({name})" for name in _resumed(node))
+        if isinstance(node, ast.ClassDef):
+            yield from (f"{node.name}.{name}" for name in _of_class(node))
+
+
+def _of_class(node):
+    filled = {*_filled(node)}
+    kept = {name for part in node.body for name in _bound(part)}
+    for function in (f for f in node.body if isinstance(f, ast.FunctionDef)):
+        first = function.name in ("__init__", "__new__")
+        for part in ast.walk(function):
+            for target in getattr(part, "targets", [getattr(part, "target", None)]):
+                if isinstance(target, ast.Attribute) and _name(target.value) == "self":
+                    kept |= {target.attr} if first and _container(getattr(part, "value", None)) else set()
+                    late = not first and target.attr.startswith("_") and not isinstance(part, ast.AugAssign)
+                    kept, filled = (kept | {target.attr}, filled | {target.attr}) if late else (kept, filled)
+        if first and not node.name.startswith("_"):
+            yield from (f"__init__({name})" for name in _resumed(function))
+    yield from sorted(kept & filled)
+
+
+def _filled(tree):
+    """Names, and attributes, into which some function of the tree writes."""
+    for function in (f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and f.name != "__init__"):
+        for node in ast.walk(function):
+            targets = getattr(node, "targets", [getattr(node, "target", None)])
+            yield from (_last(t.value) for t in targets if isinstance(t, ast.Subscript))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in CHANGES:
+                yield _last(node.func.value)
+
+
+def _bound(node):
+    value = getattr(node, "value", None)
+    if isinstance(node, ast.Assign | ast.AnnAssign) and _container(value):
+        yield from (_last(t) for t in getattr(node, "targets", [getattr(node, "target", None)]))
+
+
+def _container(value):
+    if isinstance(value, ast.Dict | ast.List | ast.Set):
+        return True
+    if isinstance(value, ast.Call) and _name(value.func) == "field":
+        return any(k.arg == "default_factory" for k in value.keywords)
+    called = getattr(value.func, "value", value.func) if isinstance(value, ast.Call) else None
+    return called is not None and bool({_last(called), _name(value.func)} & CONTAINERS)
+
+
+def _resumed(function):
+    """Arguments that name what an earlier run may have left."""
+    arguments = [*function.args.args, *function.args.kwonlyargs]
+    kinds = {a.arg: ast.unparse(a.annotation) if a.annotation else "" for a in arguments}
+    named = [
+        name for name, kind in kinds.items() if name in RESUMED and not {"Tensor", "int"} & {*re.findall(r"\w+", kind)}
+    ]
+    return named if not function.name.startswith("_") or function.name == "__init__" else []
+
+
+def _name(node):
+    node = node.func if isinstance(node, ast.Call) else node
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+def _last(node):
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+# ------------------------------------------------------------------ the table
+
+BUILT = "filled while the object is made, from what it is made of"
+WITHIN = "of one call, whose arguments do not change"
+WRITTEN = "written, and not taken up by another run"
+MEMORIES = {
+    "kernel._graphs": "test_a_graph_is_of_these_inputs_and_this_architecture",
+    "pullback.Pullback._last": "test_a_factorisation_is_of_this_network_and_these_examples",
+    "pullback.Pullback._seen": "test_a_factorisation_is_of_this_network_and_these_examples",
+    "goals.Hold._kept": "test_an_anchor_is_asked_again_where_something_changed_in_place",
+    "structure.structure_function(folder)": "test_sweeps_in_a_folder_are_of_this_question",
+    "structure._Kept._last": "test_sweeps_in_a_folder_are_of_this_question",
+    "structure._Kept.runs": "test_sweeps_in_a_folder_are_of_this_question",
+    "transfer.task_distance(file)": "test_codes_in_a_file_are_of_this_question",
+    "transfer.task_distances(file)": "test_codes_in_a_file_are_of_this_question",
+    "transfer._Book.about": "test_codes_in_a_file_are_of_this_question",
+    "transfer._Maker._forms": "test_networks_of_other_forms_are_not_made_alike",
+    "inquiry.told_apart(file)": "test_codes_in_a_file_are_of_this_question",
+    "flows.flow(trail)": "test_a_path_in_a_folder_is_of_this_question",
+    "flows._Run._adam": "test_a_path_in_a_folder_is_of_this_question",
+    "flows._Run._saved": "test_a_path_in_a_folder_is_of_this_question",
+    "trail.Trail.__init__(folder)": "test_a_path_in_a_folder_is_of_this_question",
+    "trail.Trail.index": "test_a_path_in_a_folder_is_of_this_question",
+    "periods.critical_period(rows)": "test_rows_are_of_this_training",
+    "task._order": "test_caches_without_hidden_arguments",
+    "crossing._integers": "test_caches_without_hidden_arguments",
+    "digest._way": "test_caches_without_hidden_arguments",
+    "digest._code": "test_caches_without_hidden_arguments",
+    "digest._own": "test_caches_without_hidden_arguments",
+    "envelope.vertices": "test_caches_without_hidden_arguments",
+    "envelope.checks": "test_caches_without_hidden_arguments",
+    "dynamics.Recorder.__init__(file)": "a log that grows: tests/test_dynamics.py",
+    "recording.Writer.__init__(file)": "a log that grows: tests/test_dynamics.py",
+    "recording.Recording.__init__(file)": "reads what is there at every call",
+    "dynamics.Recorder._last": "the records of one run, in its order",
+    "dynamics.Recorder._nets": "the records of one run, in its order",
+    "dynamics.Recorder._start": "the records of one run, in its order",
+    "dynamics.Recorder.failures": "the records of one run, in its order",
+    "dynamics.Recorder.records": "the records of one run, in its order",
+    "watching.passages(file)": "reads what is there at every call",
+    "activation.gates(file)": WRITTEN,
+    "activation.features(folder)": WRITTEN,
+    "demo.run(folder)": WRITTEN,
+    "metric.Adam._moments": "what this metric has seen, which is what it is: begin() forgets",
+    "net.Weights._flat": "the numbers themselves",
+    "net.Weights._views": "the numbers themselves",
+    "task.Task._metric": "the default, by the dtype of the task's own labels",
+    "digest._Digest.at": WITHIN,
+    "digest._Digest.held": WITHIN,
+    "digest._Digest.met": WITHIN,
+    "pickled._Audit.claimed": WITHIN,
+    "symmetry.ascent.Matching.products": WITHIN,
+    "symmetry.balance._Slice._kept": WITHIN,
+    "symmetry.match._Search.found": WITHIN,
+    "symmetry.read.Draft.pinned": WITHIN,
+    "symmetry.rules.call.Call.hidden": WITHIN,
+    "symmetry.sign._Op._seen": WITHIN,
+    "symmetry.group.Element.factors": BUILT,
+    "symmetry.group.Group._blocks": BUILT,
+    "symmetry.rules.call.RULES": "a register that modules fill while they are imported",
+}
+
+
+def test_every_memory_stands_under_a_law():
+    rooms = {".".join(p.relative_to(HOUSE).with_suffix("").parts): p.read_text() for p in HOUSE.rglob("*.py")}
+    found = {f"{room}.{name}" for room, source in rooms.items() for name in memories(source)}
+    assert not found - MEMORIES.keys(), "a memory without a law: say what it depends on, and try it"
+    assert not MEMORIES.keys() - found, "a law for a memory that is gone"
+    assert not [law for law in MEMORIES.values() if law.startswith("test_") and law not in globals()]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "@functools.lru_cache\ndef f(x): ...",
+        "class A:\n    @cached_property\n    def f(self): ...",
+        "SEEN = {}\ndef f(x):\n    SEEN[x] = 1",
+        "SEEN: WeakKeyDictionary[A, B] = WeakKeyDictionary()\ndef f(x):\n    return SEEN.setdefault(x, 1)",
+        "class A:\n    seen = {}\n    def f(self, x):\n        self.seen[x] = 1",
+        "class A:\n    def __init__(self):\n        self.seen = []\n    def f(self, x):\n        self.seen.append(x)",
+        "class A:\n    seen: dict = field(default_factory=dict)\n    def f(self, x):\n        self.seen.update(x)",
+        "class A:\n    def f(self, x):\n        self._x = x",
+        "def f(task, folder=None): ...",
+    ],
+)
+def test_a_new_memory_is_seen(source):
+    assert len([*memories(source)]) == 1
+
+
+# ------------------------------------------------------------------ graphs
+
+
+class Two(nn.Module):
+    """Named inputs of one shape, an attribute, a constant and a function as an attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.p, self.q, self.o = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 3)
+        self.scale, self.function = 2.0, torch.tanh
+        self.register_buffer("shift", torch.ones(4), persistent=False)
+        self.level = torch.tensor(0.5)
+
+    def forward(self, a, b=None, c=None):
+        h = self.scale * self.p(a) + self.shift
+        h = h if b is None else h + 5 * self.q(b)
+        h = h if c is None else h - 0.1 * self.q(c).tanh()
+        return self.o(F.dropout(self.function(h), 0.5, self.training) + self.level)
+
+
+def _set(name, value):
+    return lambda net: setattr(net.architecture, name, value)
+
+
+INPLACE = {
+    "attribute": _set("scale", 3.0),
+    "function": _set("function", torch.sin),
+    "constant": lambda net: net.architecture.shift.mul_(3),
+    "attribute that is a tensor": lambda net: net.architecture.level.mul_(3),
+    "a part": lambda net: net.architecture.p.register_forward_hook(lambda m, args, out: 2 * out),
+    "weights": lambda net: net.weights["p.weight"].mul_(3),
+    "weights behind the version": lambda net: net.weights["p.weight"].data.mul_(3),
+}
+
+
+def fresh(net):
+    """The same network, of which nothing is remembered."""
+    return Net(copy.deepcopy(net.architecture), net.weights.clone(), net.state.clone())
+
+
+@pytest.mark.parametrize("change", INPLACE)
+def test_a_graph_is_of_these_inputs_and_this_architecture(change):
+    torch.manual_seed(0)
+    net, a, b = Net.of(Two()), torch.randn(5, 3), 3 * torch.randn(5, 3)
+    y = torch.arange(5) % 3
+    size = lambda net, x: float(kernel(net, Task(x, y)).norm())  # noqa: E731
+    before = size(net, {"a": a, "b": b})
+    for x in ({"b": b, "a": a}, {"a": a, "c": b}, {"a": a}, {"a": a[:, :3].double(), "b": b}):
+        assert size(net, x) == pytest.approx(size(fresh(net), x), rel=1e-5)
+    with torch.no_grad():
+        INPLACE[change](net)
+    after = size(net, {"a": a, "b": b})
+    assert after == pytest.approx(size(fresh(net), {"a": a, "b": b}), rel=1e-5)
+    assert abs(after - before) > 1e-3 * before
+    assert graph_of(net, {"a": a}) is graph_of(net, {"a": 2 * a}), "numbers are not part of the question"
+
+
+def test_a_graph_that_is_kept_by_too_little_is_noticed(monkeypatch):
+    monkeypatch.setattr("weightspace.kernel.digest", lambda frame, inputs, ambient: "always the same")
+    with pytest.raises(AssertionError):
+        test_a_graph_is_of_these_inputs_and_this_architecture("attribute")
+
+
+# ------------------------------------------------------------------ in memory
+
+
+def mlp(activation=nn.Tanh, width=6):
+    return nn.Sequential(nn.Linear(4, width), activation(), nn.Linear(width, 3))
+
+
+def data():
+    torch.manual_seed(0)
+    x = torch.randn(40, 4)
+    return x, torch.randint(0, 3, (40,)), (x[:, 0] > 0).long()
+
+
+@pytest.mark.parametrize("change", ["weights", "weights behind the version", "inputs", "inputs in an array", "part"])
+def test_a_factorisation_is_of_this_network_and_these_examples(change):
+    x, y, _ = data()
+    numbers = x[:5].numpy().copy()
+    net, task = Net.of(mlp()), Task(numbers, y[:5])
+    metric = ws.Pullback(task)
+    top = lambda m, n: float(m.spectrum(n, 1)[0])  # noqa: E731
+    before = top(metric, net)
+    assert top(metric, net) == before
+    with torch.no_grad():
+        if change == "inputs":
+            task.example(5).mul_(2)
+        elif change == "inputs in an array":
+            numbers *= 2
+        elif change == "part":
+            net.architecture[1].register_forward_hook(lambda m, args, out: out.sin())
+        else:
+            weights = net.weights["0.weight"]
+            (weights if change == "weights" else weights.data).mul_(3)
+    assert top(metric, net) == pytest.approx(top(ws.Pullback(Task(numbers, y[:5])), fresh(net)), rel=1e-6)
+    assert abs(top(metric, net) - before) > 1e-3 * before
+    other = replace(metric, output="fisher")
+    assert top(other, net) == pytest.approx(top(ws.Pullback(Task(numbers, y[:5]), "fisher"), fresh(net)), rel=1e-6)
+
+
+@pytest.mark.parametrize("change", ["anchor", "anchor behind the version", "inputs", "inputs in an array"])
+def test_an_anchor_is_asked_again_where_something_changed_in_place(change):
+    x, y, _ = data()
+    numbers = x.numpy().copy()
+    anchor, net, task = Net.of(mlp()), Net.of(mlp()), Task(numbers, y)
+    goal = goals.hold(task, anchor, batch=8)
+    before = goal.covector(net, 0)[1]
+    assert goal.covector(net, 0)[1] == before
+    with torch.no_grad():
+        if change == "inputs":
+            task.example(40).mul_(2)
+        elif change == "inputs in an array":
+            numbers *= 2
+        else:
+            weights = anchor.weights["0.weight"]
+            (weights if change == "anchor" else weights.data).mul_(3)
+    after = goal.covector(net, 0)[1]
+    assert after == pytest.approx(goals.hold(Task(numbers, y), anchor, batch=8).covector(net, 0)[1], rel=1e-6)
+    assert abs(after - before) > 1e-3 * before
+
+
+def test_caches_without_hidden_arguments():
+    """They depend on their arguments, which cannot change, and on nothing else; a changed copy is another object."""
+    from weightspace.task import _order
+
+    assert torch.equal(_order(7, 3), _order.__wrapped__(7, 3)) and not torch.equal(_order(7, 3), _order(7, 4))
+    assert (crossing._integers() is None) == (crossing._integers.__wrapped__() is None)
+    assert digest._way(dict) is digest._way.__wrapped__(dict) and digest._own(dict) == digest._own.__wrapped__(dict)
+    code = test_caches_without_hidden_arguments.__code__
+    assert digest._code(code) == digest._code.__wrapped__(code)
+    run = ws.structure.Run(0, "up", 1.0, 5.0, 0.0, 2.0, 0.5)
+    found = ws.StructureFunction((run,), ((0.0, 20.0),), 3)
+    other = replace(found, runs=(replace(run, loss=1.0),))
+    assert found.vertices != other.vertices and found.checks is not other.checks
+
+
+def test_networks_of_other_forms_are_not_made_alike():
+    """A model may choose its activation from the seed."""
+    from weightspace.transfer import _Maker
+
+    x, y, _ = data()
+    maker = _Maker(lambda: mlp(nn.Tanh if torch.initial_seed() == 0 else nn.ReLU), False)
+    nets = [maker.placed([Task(x, y)], seed)[0] for seed in (0, 1, 0)]
+    assert [str(net.architecture[1]) for net in nets] == ["Tanh()", "ReLU()", "Tanh()"]
+    assert nets[0].architecture is nets[2].architecture
+
+
+# ------------------------------------------------------------------ on disk
+
+
+def weighed(factor):
+    def loss(f, t):
+        return factor * F.cross_entropy(f, t, reduction="none")
+
+    return loss
+
+
+@wraps(F.cross_entropy)
+def disguised(f, t, factor=3.0):
+    return factor * F.cross_entropy(f, t, reduction="none")
+
+
+FACTOR = 2.0
+
+
+def by_global(f, t):
+    return FACTOR * F.cross_entropy(f, t, reduction="none")
+
+
+def shrunk():
+    module = mlp()
+    with torch.no_grad():
+        module[0].bias.zero_()
+    return module
+
+
+def questions():
+    """What is changed -> (task, model): the first is the question of the file."""
+    x, y, easy = data()
+    tasks = {
+        "nothing": Task(x, y),
+        "labels": Task(x, easy),
+        "two labels exchanged": Task(x, torch.cat([y[:1], y[2:3], y[1:2], y[3:]])) if y[1] != y[2] else Task(x, 2 - y),
+        "inputs": Task(3 * x.flip(0), y),
+        "one input by little": Task(x + 1e-3 * (torch.arange(40) == 7)[:, None], y),
+        "metric": Task(x, y, metric=weighed(2.0)),
+        "value in a closure": Task(x, y, metric=weighed(9.0)),
+        "value in a global": Task(x, y, metric=by_global),
+        "a name that is borrowed": Task(x, y, metric=disguised),
+        "settings of a loss": Task(x, y, loss=nn.CrossEntropyLoss(label_smoothing=0.1)),
+        "settings of a partial": Task(x, y, metric=partial(F.cross_entropy, reduction="none", label_smoothing=0.2)),
+        "output": Task(x, y, output=lambda raw: 2 * raw),
+    }
+    models = {"activation": partial(mlp, nn.ReLU), "width": partial(mlp, width=5), "first weights": shrunk}
+    return {name: (task, mlp) for name, task in tasks.items()} | {
+        name: (tasks["nothing"], model) for name, model in models.items()
+    }
+
+
+@pytest.mark.parametrize("change", questions())
+def test_sweeps_in_a_folder_are_of_this_question(tmp_path, change):
+    options = {"betas": (0.1,), "seeds": (0,), "steps": 4}
+
+    def sought(task, model, **more):
+        return [run.loss for run in ws.structure_function(task, model, **(options | more)).runs]
+
+    task, model = questions()["nothing"]
+    kept = sought(task, model, folder=tmp_path)
+    task, model = questions()[change]
+    if change == "nothing":
+        assert sought(task, model, folder=tmp_path) == kept
+        anchors = {"anchor": Net.of(mlp())}, {"betas": (0.05, 0.1)}
+        for more in ({"steps": 5}, {"batch": 8}, {"rate": 0.01}, {"draws": 3}, *anchors):
+            with pytest.raises(ws.structure.StructureError, match="holds sweeps of"):
+                sought(task, model, folder=tmp_path, **more)
+        rows = next(tmp_path.glob("task-0-up.json"))
+        rows.write_text(json.dumps({"of": {"steps": 4}, "runs": json.loads(rows.read_text())["runs"]}))
+        with pytest.raises(ws.structure.StructureError, match="holds sweeps of"):
+            sought(task, model, folder=tmp_path)
+        return
+    with pytest.raises(ws.structure.StructureError, match="holds sweeps of another (task|network|loss)"):
+        sought(task, model, folder=tmp_path)
+
+
+@pytest.mark.parametrize("change", questions())
+def test_codes_in_a_file_are_of_this_question(tmp_path, change):
+    file, options = tmp_path / "codes.json", {"seeds": (0,), "steps": 3}
+
+    def sought(task, model, **more):
+        pair = {"a": task, "b": task.relabelled(1 - data()[2]) if callable(task.metric) is False else task}
+        return ws.task_distances(pair, model, **(options | more)).codes
+
+    task, model = questions()["nothing"]
+    kept = sought(task, model, file=file)
+    task, model = questions()[change]
+    if change == "nothing":
+        assert sought(task, model, file=file) == kept
+        for more in ({"steps": 4}, {"beta": 2.0}, {"task_id": True}, {"anchor": Net.of(mlp())}, {"batch": 8}):
+            with pytest.raises(ws.transfer.TransferError, match="another"):
+                sought(task, model, file=file, **more)
+        written = json.loads(file.read_text())
+        file.write_text(json.dumps({"about": {}, "tasks": {}, "lengths": written["lengths"]}))
+        with pytest.raises(ws.transfer.TransferError, match="another version"):
+            sought(task, model, file=file)
+        return
+    with pytest.raises(ws.transfer.TransferError, match="holds codes of another"):
+        sought(task, model, file=file)
+
+
+def test_a_value_that_no_code_shows_is_seen_in_the_loss(tmp_path, monkeypatch):
+    """A loss that reads its factor from the environment: its code is the same, its values are not."""
+    monkeypatch.setenv("FACTOR", "1")
+
+    def hidden(f, t):
+        import os
+
+        return float(os.environ["FACTOR"]) * F.cross_entropy(f, t, reduction="none")
+
+    x, y, _ = data()
+    options = {"betas": (0.1,), "seeds": (0,), "steps": 2, "folder": tmp_path}
+    ws.structure_function(Task(x, y, metric=hidden), mlp, **options)
+    monkeypatch.setenv("FACTOR", "2")
+    with pytest.raises(ws.structure.StructureError, match="another loss"):
+        ws.structure_function(Task(x, y, metric=hidden), mlp, **options)
+
+
+def test_what_hides_its_state_is_refused(tmp_path):
+    x, y, _ = data()
+    with open("/dev/null") as file:
+        for hidden in (file, (k for k in range(3))):
+
+            def loss(f, t, hidden=hidden):
+                return F.cross_entropy(f, t, reduction="none")
+
+            with pytest.raises(digest.DigestError, match="whose state cannot be read"):
+                ws.structure_function(Task(x, y, metric=loss), mlp, betas=(0.1,), seeds=(0,), steps=2, folder=tmp_path)
+
+
+FLOWS = {
+    "nothing": {},
+    "labels": {"labels": "easy"},
+    "inputs": {"shift": 1.0},
+    "size": {"size": 0.01},
+    "size that is a function": {"size": lambda done: 0.2 - 0.1 * done},
+    "mask": {"masked": True},
+    "metric": {"metric": ws.Relative()},
+    "corrections": {"corrections": 2},
+    "max_trust": {"max_trust": 0.01},
+    "save": {"save": 1},
+    "probe": {"probe": True},
+    "seed of the batches": {"seed": 1},
+    "activation": {"model": partial(mlp, nn.ReLU)},
+    "fewer steps": {"steps": 2},
+    "more steps": {"steps": 7},
+}
+
+
+@pytest.mark.parametrize("change", FLOWS)
+def test_a_path_in_a_folder_is_of_this_question(tmp_path, change):
+    x, y, easy = data()
+
+    def flown(trail=None, **of):
+        torch.manual_seed(1)
+        net = Net.of(of.get("model", mlp)())
+        mask = net.weights.zeros().replace({"2.bias": torch.ones(3)}) if of.get("masked") else None
+        task = Task(x + of.get("shift", 0.0), easy if "labels" in of else y)
+        probe = Task(x[:5], y[:5]) if "probe" in of else None
+        options = {name: of[name] for name in ("corrections", "max_trust") if name in of}
+        return ws.flow(
+            net, ws.learn(task, 16, of.get("seed", 0)), of.get("metric", ws.Adam()), steps=of.get("steps", 4),
+            size=of.get("size", 0.05), save=of.get("save", 2), mask=mask, probe=probe, trail=trail, **options,
+        )  # fmt: skip
+
+    flown(tmp_path / "path")
+    if change in ("nothing", "more steps"):
+        found = flown(tmp_path / "path", **FLOWS[change])
+        assert ws.euclidean(found[-1], flown(**FLOWS[change])[-1]) < 1e-6
+        index = tmp_path / "path" / "index.json"
+        told = json.loads(index.read_text())
+        index.write_text(json.dumps({**{k: v for k, v in told.items() if k != "asked"}, "toward": "learn"}))
+        with pytest.raises(WeightspaceError, match="an older one"):
+            flown(tmp_path / "path", **FLOWS[change])
+        return
+    with pytest.raises(WeightspaceError, match="the path there has|another architecture"):
+        flown(tmp_path / "path", **FLOWS[change])
+
+
+@pytest.mark.parametrize("change", ["nothing", "training", "deficit", "restart", "fisher", "older"])
+def test_rows_are_of_this_training(change):
+    x, y, easy = data()
+    images = x.view(40, 1, 2, 2)
+
+    def training(labels):
+        module = lambda seed: nn.Sequential(nn.Flatten(), nn.Linear(4, 3))  # noqa: E731
+        return periods.Training(module, Task(images, labels), Task(images, y), after=1, batch=8)
+
+    def found(labels=y, size=1.0, **more):
+        return periods.critical_period(training(labels), periods.noise(size), [0], [1], control=None, **more).rows
+
+    def named(x, labels):
+        return -x, labels
+
+    rows = found()
+    if change == "nothing":
+        assert found(rows=rows) == rows
+        return
+    named.__name__ = rows[-1].deficit
+    asked = {
+        "training": lambda: found(labels=easy, rows=rows),
+        "restart": lambda: found(restart=True, rows=rows),
+        "fisher": lambda: found(fisher=lambda net: 1.0, rows=rows),
+        "older": lambda: found(rows=[replace(row, of="") for row in rows]),
+        "deficit": lambda: periods.critical_period(training(y), named, [0], [1], control=None, rows=rows),
+    }
+    with pytest.raises(WeightspaceError, match="give rows of this one"):
+        asked[change]()
+
+
+def test_a_file_that_keeps_its_size_and_its_date_is_not_read_on(tmp_path):
+    import os
+
+    file = tmp_path / "one.safetensors"
+    checkpoint.save({"w": torch.zeros(10)}, file)
+    found, stat = checkpoint.read(file), file.stat()
+    file.write_bytes(file.read_bytes()[:-40] + torch.ones(10).numpy().tobytes())
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(checkpoint.CheckpointError, match="changed"):
+        found["w"]
+
+
+# ------------------------------------------------------------------ the digest itself
+
+
+def test_a_digest_is_of_what_things_hold():
+    x, y, _ = data()
+    net = Net.of(mlp())
+    same = [
+        (Task(x, y), Task(x.clone(), y.clone())),
+        (Task(x, y, batch=3), Task(x, y, batch=40)),
+        (Task({"a": x, "b": x}, y), Task({"b": x, "a": x}, y)),
+        (net, Net.of(net.module())),
+        (weighed(2.0), weighed(2.0)),
+        (Frame(net), Frame(net + net.weights)),
+        ({1, "a", 2.0}, {2.0, 1, "a"}),
+    ]
+    for one, other in same:
+        assert digest.digest(one) == digest.digest(other)
+    other = [
+        (1, 1.0), (1, True), ("1", 1), ((1, 2), [1, 2]), ((1, (2, 3)), ((1, 2), 3)), (x, x.double()), (x, x.T),
+        (x, x.numpy()), (weighed(2.0), weighed(3.0)), (Task(x, y), Task(x, y, aggregate="sum")), (net, net.double()),
+        (Task({"a": x}, y), Task({"b": x}, y)), (partial(max, 1), partial(max, 2)), (lambda: 1, lambda: 2),
+        (nn.Dropout(0.1), nn.Dropout(0.2)), (nn.Dropout().eval(), nn.Dropout()), (slice(1), slice(2)),
+    ]  # fmt: skip
+    for one, two in other:
+        assert digest.digest(one) != digest.digest(two), (one, two)
