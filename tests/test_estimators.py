@@ -119,6 +119,42 @@ def test_the_largest_eigenvalues_are_found(power):
     assert not torch.allclose(few, found, rtol=1e-3), "a space of 12 dimensions is not enough"
 
 
+def diagonal(values) -> Operator:
+    return Operator(len(values), len(values), lambda v: values.to(v) * v)
+
+
+SPECTRA = {
+    "geometric": lambda n: 0.7 ** torch.arange(n, dtype=torch.float64),
+    "even": lambda n: 1 - torch.arange(n, dtype=torch.float64) / n,
+    "few": lambda n: torch.tensor([3.0, 2.0, 1.0, 0.5] + [0.0] * n, dtype=torch.float64)[:n],
+    "of both signs": lambda n: torch.cat([1 / torch.arange(1, n), torch.tensor([-3.0])]).double(),
+}
+
+
+@pytest.mark.parametrize("many", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("apart", [0.0, 1e-8])
+def test_an_eigenvalue_is_listed_as_often_as_it_occurs(spectrum, many, apart):
+    """Equal ones, and clusters that no Krylov space of a sensible size tells apart."""
+    for n, k in ((20, 3), (20, 30), (120, 10)):
+        values = SPECTRA[spectrum](n).repeat_interleave(many)[:n] * (1 + apart * torch.arange(n) % 5)
+        found = diagonal(values).eigenvalues(k)
+        assert torch.allclose(found, values.sort(descending=True).values[:k], rtol=1e-6, atol=1e-6)
+
+
+def test_one_start_alone_would_miss_them(monkeypatch):
+    grow = estimators._Grown.grow
+    monkeypatch.setattr(estimators._Grown, "grow", lambda *given: grow(*given) and False)
+    values = SPECTRA["geometric"](60).repeat_interleave(3)[:60]
+    assert not torch.allclose(diagonal(values).eigenvalues(6), values[:6], rtol=1e-3)
+
+
+def test_a_gap_of_any_width_is_looked_into():
+    """A second copy of the largest of many, which a random start hardly meets."""
+    values = torch.cat([torch.ones(2), 0.97 * torch.rand(4000, generator=torch.Generator().manual_seed(0))]).double()
+    assert torch.allclose(diagonal(values).eigenvalues(3)[:2], torch.ones(2).double(), atol=1e-6)
+
+
 def test_the_space_stays_orthonormal():
     a = decaying(200, 6.0)
     basis = lanczos(operator(a), torch.ones(200).double(), 60).basis

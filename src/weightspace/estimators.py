@@ -270,25 +270,31 @@ def _settled(matrix: Tensor, rest: float, tolerance: float, wanted: int) -> bool
 def eigenvalues(a: Linear, k: int, seed: int, dtype: torch.dtype, tolerance: float, steps: int) -> Float[Tensor, " k"]:
     """The k largest eigenvalues of a symmetric A, from below, each as often as it occurs.
 
-    The Krylov space of one start sees one vector of those that share an eigenvalue; what it did not see is orthogonal
-    to it. So a space is grown from one start until k values are settled, then from another start orthogonal to it, and
-    so on, until one finds nothing above the k-th. They are the eigenvalues of A on all that was grown.
+    The Krylov space of one start sees one vector of those that share an eigenvalue; the others are orthogonal to it.
+    So a space is grown from one start until k values are settled, their vectors are kept, another is grown from a start
+    orthogonal to these, and so on, until one finds nothing above the k-th.
     """
-    many, k = min(a.rows, 2 * steps), min(k, a.rows)
-    found = _Grown.begin(a.rows, many, dtype)
-    generator, known, more = torch.Generator().manual_seed(seed), -math.inf, True
+    limit, k = min(a.rows, steps), min(k, a.rows)
+    found = _Grown.begin(a.rows, min(a.rows, limit + k + limit), dtype)
+    generator, known, used, more = torch.Generator().manual_seed(seed), -math.inf, 0, True
     while more:
+        if used:
+            found.keep(k, tolerance)
         start = torch.randn(a.rows, generator=generator, dtype=torch.float64).to(dtype)
-        limit, before = (many if found.size else min(many, steps)), found.size
-        above = found.grow(a, start, limit, k, tolerance, known)
+        before = found.size
+        above = found.grow(a, start, 2 * limit - used if used else limit, k, tolerance, known)
+        used += found.size - before
         known = float(found.values(k)[0]) if found.size >= k else -math.inf
-        more = before < found.size < many and (above and k > 1 or found.size < k)
+        more = before < found.size < a.rows and used < 2 * limit and (above and k > 1 or found.size < k)
     return found.values(k).flip(0)
 
 
 @dataclass
 class _Grown:
-    """Orthonormal rows of several starts, and A on what they span; `ends`: what A adds to the last of every start."""
+    """Orthonormal rows, and A on what they span; `ends`: number of a row -> the size of what A adds to it from outside.
+
+    Those are the last row of a start, and all rows that were kept.
+    """
 
     space: Tensor
     matrix: Tensor
@@ -304,12 +310,30 @@ class _Grown:
         """The k largest eigenvalues, the smallest of them first."""
         return torch.linalg.eigvalsh(self.matrix[: self.size, : self.size])[-k:]
 
+    def keep(self, k: int, tolerance: float) -> None:
+        """The vectors of the k largest alone that are settled: beside half a vector nothing is found of its equals."""
+        values, vectors = torch.linalg.eigh(self.matrix[: self.size, : self.size])
+        away = self._away(vectors)
+        if float(away.max()) <= _INVARIANT * float(values.abs().max()):
+            return
+        settled = (away[-k:] <= tolerance * values.abs().max()).nonzero()[:, 0] + self.size - min(k, self.size)
+        self.space[: len(settled)] = vectors[:, settled].T.to(self.space) @ self.space[: self.size]
+        self.size = len(settled)
+        self.matrix.zero_()
+        self.matrix[: self.size, : self.size] = values[settled].diag()
+        self.ends = dict(enumerate(away[settled].tolist()))
+
+    def _away(self, vectors: Tensor) -> Tensor:
+        """|A y - theta y| of Ritz vectors."""
+        return torch.stack([rest * vectors[at] for at, rest in self.ends.items()]).norm(dim=0)
+
     def grow(self, a: Linear, start: Tensor, most: int, k: int, tolerance: float, known: float) -> bool:
         """Add the Krylov space of a start, until the k largest are settled and nothing above `known` is left in it.
 
         Whether there was something above.
         """
         first, (w, rest) = self.size, _orthogonal(start, self.space[: self.size])
+        most = min(first + most, len(self.space))
         before = float(torch.linalg.vector_norm(start, dtype=torch.float64))
         while rest > _INVARIANT * before and self.size < most:
             at, self.size = self.size, self.size + 1
@@ -331,7 +355,7 @@ class _Grown:
         if self.size < k:
             return False
         values, vectors = torch.linalg.eigh(self.matrix[: self.size, : self.size])
-        away = torch.stack([rest * vectors[at, -k:] for at, rest in self.ends.items()]).norm(dim=0)
+        away = self._away(vectors[:, -k:])
         if not bool((away <= tolerance * values.abs().max()).all()):
             return False
         return not first or self._told(first, tolerance, known, float(values.abs().max()))
@@ -533,8 +557,8 @@ def cost(
     if what == "diagonal":
         return Cost(samples, 8 * n * 6)
     if what == "eigenvalues":
-        most = min(n, 2 * steps)
-        return Cost(most, 8 * n * (most + 6) + 32 * most**2)
+        most = min(n, steps)
+        return Cost(2 * most, 8 * n * (2 * most + k + 6) + 32 * (2 * most + k) ** 2)
     if what == "logdet":
         r = _default_rank(n) if rank is None else min(rank, n)
         products = r + samples * min(steps, n)
