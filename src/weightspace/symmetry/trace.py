@@ -86,7 +86,9 @@ class Trace:
         """
         given_inputs = sum(isinstance(node.meta.get("val"), Tensor) for node in self.inputs)
         if len(inputs) != given_inputs:
-            raise SymmetryError(f"the graph was read with {given_inputs} input tensors, got {len(inputs)}; give as many")
+            raise SymmetryError(
+                f"the graph was read with {given_inputs} input tensors, got {len(inputs)}; give as many"
+            )
         feeds = [iter(inputs) for _ in points]
         wide = _widest(points[0], self.constants) if lift else None
         env: dict[fx.Node, list[Any]] = {}
@@ -351,7 +353,8 @@ _SILENT = {
 }
 
 
-_TURNS = ("_to_copy", "to", "clone", "alias", "detach", "t", "transpose", "permute", "view", "unsqueeze", "expand")
+_TURNS = ("_to_copy", "to", "clone", "alias", "detach", "t", "numpy_T", "mT", "transpose", "permute", "view",
+          "unsqueeze", "expand")  # fmt: skip
 
 
 @dataclass
