@@ -1,8 +1,8 @@
 """Operations that a probe meets at some sizes only, asked at all of them.
 
 A clip, a threshold, a rounding or the linear side of an ELU look homogeneous wherever the numbers of one run happen to
-lie. Here every operation whose inputs a move of scales changes is evaluated again at inputs of every size, and of either
-sign where either is met: it follows the move at all of them, or its inputs have to stay.
+lie. Here every operation whose inputs a move of scales changes is evaluated again at inputs of every size, and of
+either sign where either is met: it follows the move at all of them, or its inputs have to stay.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ def unreached(graph: Trace, probe: Probe, element: Element, signs: Signs) -> set
             if node.op != "call_function" or node not in needed or not _asked(node, needed):
                 continue
             given = list(_floats(node, *args))
-            if any(not torch.equal(a, b) for _, a, b in given) and _strained(node, args, values, signs, _flags(node, needed)):
+            if any(not torch.equal(a, b) for _, a, b in given) and _strained(
+                node, args, values, signs, _flags(node, needed)
+            ):
                 held |= {source for source, _, _ in given}
     return held
 
@@ -109,9 +111,7 @@ def _floats(node: fx.Node, args: tuple[Any, ...], moved: tuple[Any, ...]) -> Ite
             yield source, a, b
 
 
-def _strained(
-    node: fx.Node, args: list[tuple[Any, ...]], values: list[Any], signs: Signs, flags: list[int]
-) -> bool:
+def _strained(node: fx.Node, args: list[tuple[Any, ...]], values: list[Any], signs: Signs, flags: list[int]) -> bool:
     """Whether the operation treats the move alike at the sizes that were met, and otherwise elsewhere."""
     size = max((a.numel() for _, a, _ in _floats(node, *args)), default=1)
     rounds = min(_ROUNDS, max(2, -(-_ELEMENTS // max(size, 1))))

@@ -22,7 +22,7 @@ from weightspace.symmetry.group import Axis, Block, Generator, Group, as_blocks
 from weightspace.symmetry.index import Atom
 from weightspace.symmetry.probe import Probe
 from weightspace.symmetry.reach import Signs, signs_met, unreached
-from weightspace.symmetry.scale import Slope, place_slopes, scale_generators
+from weightspace.symmetry.scale import place_slopes, scale_generators
 from weightspace.symmetry.sign import reduce_bits, sign_generators
 from weightspace.symmetry.trace import Reading, SymmetryError, Trace, follow, masks, own_state, trace
 from weightspace.symmetry.verify import verify
