@@ -48,7 +48,8 @@ class Symmetry(Group):
 
         Positive scales and signs are looked for unless `scales=False`. `outputs_move` leaves the axes of the output
         free, to compare representations. A network on the meta device has no weights to verify with and is only read;
-        with `verify=True` they are drawn at random. Raises `SymmetryError`.
+        with `verify=True` they are drawn at random. What a model hands out of its inside beside `logits` (hidden
+        states, caches) is no output: it is renumbered along, and a note says so. Raises `SymmetryError`.
         """
         return read(net, example, into=cls, check=verify, scales=scales, outputs_move=outputs_move)
 

@@ -85,12 +85,18 @@ class Probe:
         self.added = shifts(graph)
         for self.way in range(len(_WAYS)):
             self.draw(0)
-            for self.alike in self._choices():  # noqa: B020
+            for alike in self._choices():
+                self.alike = alike
                 self.example = self.inputs(0)
                 try:
-                    if usable(self.outputs()):
+                    found = self.outputs()
+                    if not found:
+                        raise _Nothing("the module gives no floating-point output; there is nothing to compare")
+                    if usable(found):
                         self._draw_more()
                         return
+                except _Nothing:
+                    raise
                 except SymmetryError as error:
                     trouble = error
                     if self.graph is None and self._by_graph(graph):
@@ -146,7 +152,7 @@ class Probe:
                     tensor.copy_(self.user.tensors[name])
 
     def inputs(self, seed: int, size: float = 1.0) -> Any:
-        """Another random input of the same form: floating-point tensors are drawn or varied, the others stay."""
+        """Another random input of the same form: floating-point tensors are drawn, or shrunk at random; others stay."""
         generator = torch.Generator().manual_seed(seed)
         leaves, spec = pytree.tree_flatten(self.given)
         number = -1
@@ -154,7 +160,7 @@ class Probe:
             number += isinstance(value, Tensor)
             if isinstance(value, Tensor) and value.is_floating_point():
                 noise = torch.randn(value.shape, generator=generator, dtype=torch.float64, device="cpu").to(value)
-                leaves[k] = size * (value * (0.5 * noise).exp() if number in self.alike else noise)
+                leaves[k] = size * (value * (-0.5 * noise.abs()).exp() if number in self.alike else noise)
         return pytree.tree_unflatten(leaves, spec)
 
     def outputs(self, example: Any = None) -> list[Tensor]:
@@ -170,6 +176,10 @@ class Probe:
                 raise SymmetryError(
                     f"cannot be verified in float64 ({first_line(error)}); read with verify=False"
                 ) from error
+
+
+class _Nothing(SymmetryError):
+    """No outputs at all, whatever the inputs."""
 
 
 def _doubled(value: Any) -> Any:

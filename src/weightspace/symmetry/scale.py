@@ -19,7 +19,7 @@ from torch import Tensor, fx
 
 from weightspace.net import math_attention
 from weightspace.symmetry.group import Generator, Group, Place
-from weightspace.symmetry.probe import Probe
+from weightspace.symmetry.probe import Probe, usable
 from weightspace.symmetry.trace import SymmetryError, Trace, first_line, input_tensors
 
 __all__ = ["Slope", "place_slopes", "scale_generators"]
@@ -107,7 +107,7 @@ def _backward(
     def reduce(name: str) -> Any:
         def hook(leaf: Tensor) -> None:
             assert leaf.grad is not None
-            product = leaf.grad.mul_(leaf.detach())
+            product = leaf.grad * leaf.detach()  # not in place: on one example a gradient may be that of a value too
             leaf.grad = None  # one gradient is alive at a time
             for number, block in group.blocks_of(name):
                 value = group.view(block, product)
@@ -121,7 +121,6 @@ def _backward(
     for name, leaf in leaves.items():
         if leaf.requires_grad:
             leaf.register_post_accumulate_grad_hook(reduce(name))
-    example = probe.inputs(seed, _SIZES[seed % len(_SIZES)])
     kept: list[Tensor] = []
 
     def watch(node: fx.Node, value: Any) -> None:
@@ -129,7 +128,12 @@ def _backward(
             kept.append(value)
 
     with math_attention():
-        outputs = graph.run(leaves, input_tensors(example), watch)
+        outputs: list[Tensor] = []
+        for size in dict.fromkeys((_SIZES[seed % len(_SIZES)], 1.0)):
+            kept.clear()
+            outputs = graph.run(leaves, input_tensors(probe.inputs(seed, size)), watch)
+            if usable(outputs):
+                break
         _project([*outputs, *kept], seed)
 
 

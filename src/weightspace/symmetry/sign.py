@@ -170,7 +170,7 @@ def _node_equations(group: Group, run: _Graph, node: fx.Node, axis: str, variabl
 class _Op:
     """One operation, evaluated under flips of random units at its input slots.
 
-    In every round but the first its inputs have other sizes.
+    In every round but the first its inputs have other sizes, and in every other round the other units are flipped.
     """
 
     def __init__(self, group: Group, run: _Graph, node: fx.Node, axis: str, inputs: list[Slot]) -> None:
@@ -205,10 +205,14 @@ class _Op:
         met = [self.run.signs[n] for n in self.node.all_input_nodes if self.run.home(n) == home and n in self.run.signs]
         return value * wide(value, met[0] if met else (True, True), seed, _DECADES)
 
+    def flips(self, number: int) -> Tensor:
+        """The sign of every unit of the axis, in that round."""
+        return self.signs if number % 2 == 0 else -self.signs
+
     def value(self, pattern: int, home: Home, number: int) -> Tensor | None:
         """One output of the operation with the input slots in `pattern` flipped, in that round."""
         if (pattern, number) not in self._seen:
-            self._seen[pattern, number] = _apply(self, pattern, self.rounds[number])
+            self._seen[pattern, number] = _apply(self, pattern, number)
         out = self._seen[pattern, number]
         return out[home[1]] if out is not None and isinstance(out[home[1]], Tensor) else None
 
@@ -245,7 +249,7 @@ class _Op:
             return False
         for k, (_, _, leaf) in enumerate(own):
             if pattern >> len(relevant) + k & 1:
-                wanted = wanted * _spread(self, wanted, block, leaf)
+                wanted = wanted * _spread(self, self.flips(number).to(wanted), block, leaf)
         return _same(self.group.view(block, value.contiguous()), wanted)
 
 
@@ -256,21 +260,21 @@ def _subsets(n: int) -> list[int]:
     return [*few, (1 << n) - 1]
 
 
-def _flip(op: _Op, home: Home, pattern: int, values: Mapping[Home, Tensor]) -> Tensor:
-    value = values[home]
+def _flip(op: _Op, home: Home, pattern: int, number: int) -> Tensor:
+    value = op.rounds[number][home]
     mine = [slot for k, slot in enumerate(op.inputs) if slot[0] == home and pattern >> k & 1]
     if not mine or not value.is_floating_point():
         return value
     value = value.contiguous().clone()
     for _, b, k in mine:
         block = op.run.blocks[home][b]
-        op.group.view(block, value).mul_(_spread(op, value, block, k))
+        op.group.view(block, value).mul_(_spread(op, op.flips(number).to(value), block, k))
     return value
 
 
-def _spread(op: _Op, value: Tensor, block: Block, leaf: int) -> Tensor:
+def _spread(op: _Op, signs: Tensor, block: Block, leaf: int) -> Tensor:
     """The flips, shaped for a block; along an outer axis of which an index was picked they are all alike."""
-    signs, over = op.signs.to(value), op.group[str(block.leaves[leaf])].over
+    over = op.group[str(block.leaves[leaf])].over
     at: list[int] = []
     for k in reversed(range(len(over))):
         if over[k] in block.leaves:
@@ -280,13 +284,13 @@ def _spread(op: _Op, value: Tensor, block: Block, leaf: int) -> Tensor:
     return place_axes(signs, [*at, leaf], len(block.leaves))
 
 
-def _apply(op: _Op, pattern: int, values: Mapping[Home, Tensor]) -> list[Any] | None:
+def _apply(op: _Op, pattern: int, number: int) -> list[Any] | None:
     flipped: dict[Home, Tensor] = {}
 
     def argument(n: fx.Node) -> Any:
         home = op.run.home(n)
         if home not in flipped:
-            flipped[home] = _flip(op, home, pattern, values)
+            flipped[home] = _flip(op, home, pattern, number)
         return flipped[home]
 
     try:

@@ -370,7 +370,8 @@ _SILENT = {
 }
 
 
-_TURNS = ("_to_copy", "to", "clone", "alias", "detach", "t", "transpose", "permute", "view", "unsqueeze", "expand")
+_TURNS = ("_to_copy", "to", "clone", "alias", "detach", "t", "numpy_T", "mT", "transpose", "permute", "view",
+          "unsqueeze", "expand")  # fmt: skip
 
 
 _LISTED = 4096

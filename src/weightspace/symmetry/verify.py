@@ -61,8 +61,6 @@ def verify(
             )
 
     before = probe.outputs()
-    if not before:
-        raise SymmetryError("the module gives no floating-point output; there is nothing to compare")
     if not _distance(before, probe.outputs()) <= tolerance:
         raise SymmetryError(
             "two calls on one input give different outputs: the module draws random numbers; leave them out"
