@@ -121,7 +121,7 @@ def lipschitz(net: Net, task: Task) -> float:
     """
     norms: dict[tuple[fx.Node, str], float] = {}
     start, worst = 1e-12, 0.0
-    for x, _ in task.batches(checked(net)):
+    for x, _ in task.recut(checked(net)):
         _, far = _batch(net, net, task, x, _Walk(graph_of(net, x), True, norms), start)
         worst = max(worst, far.apart / start)
     return worst
@@ -130,7 +130,7 @@ def lipschitz(net: Net, task: Task) -> float:
 def _through(a: Net, b: Net, task: Task, data: bool, norms: dict[tuple[fx.Node, str], float]) -> tuple[float, float]:
     """Over all batches, squares added: a bound on how far the outputs are apart, and their norm in a."""
     apart = norm = 0.0
-    for x, _ in task.batches(a):
+    for x, _ in task.recut(a):
         out, far = _batch(a, b, task, x, _Walk(graph_of(a, x), data, norms))
         apart, norm = math.hypot(apart, far.apart), math.hypot(norm, float(out.double().norm()))
     return apart, norm
