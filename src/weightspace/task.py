@@ -22,6 +22,7 @@ from weightspace.examples import (
     Loader,
     TaskError,
     each,
+    forget,
     leaves,
     mixed,
     mixed_labels,
@@ -310,6 +311,7 @@ class Task:
         if isinstance(self._source, Arrays):
             some = self._source.pick(slice(n))
             return Arrays(some.inputs, self._marked(some.labels))
+        forget(self._source)
         xs: list[Any] = []
         ys: list[Any] = []
         seen = 0
