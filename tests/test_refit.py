@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -175,3 +177,57 @@ def test_the_mean_with_data_is_repaired():
     group = Symmetry.of(a, data.example(2))
     copies = [a, *(group.sample(seed=seed)(a) for seed in (1, 2))]
     assert gap(mean(copies, group, data=data), a, data) < 1e-6
+
+
+# running statistics
+
+
+class Deep(nn.Module):
+    """Norms behind norms, one of them met twice, and one of each example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.n = nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4)
+        self.b, self.m, self.i = nn.Conv1d(4, 4, 1), nn.BatchNorm1d(4), nn.InstanceNorm1d(4, track_running_stats=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.n(self.a(x)).relu()
+        return self.i(self.m(self.b(self.m(self.b(h)).relu()).relu())).mean(2)
+
+
+def statistics(net: Net, x: Tensor, batch: int) -> dict[str, Tensor]:
+    return dict(reset_statistics(net, Task(x, torch.zeros(len(x)).long(), batch=batch)).state)
+
+
+@pytest.mark.parametrize("batch", [1, 5, 12, 13])
+@pytest.mark.parametrize("room", [0, 1 << 26])
+def test_statistics_are_those_of_training_on_all_examples_at_once(batch, room, monkeypatch):
+    """However the examples are cut, a last batch of one included, and where they do not fit into one batch."""
+    monkeypatch.setattr(importlib.import_module("weightspace.symmetry.repair"), "_ROOM", room)
+    torch.manual_seed(0)
+    module = Deep().double()
+    x = torch.randn(13, 2, 7, dtype=torch.float64) * torch.arange(1, 14)[:, None, None] / 5
+    found = statistics(Net.of(module), x, batch)
+    for norm in (module.n, module.m, module.i):
+        norm.momentum = 1.0
+    module.train()(x)
+    for name, value in module.named_buffers():
+        if "running" in name:
+            assert torch.allclose(found[name], value, rtol=1e-9, atol=1e-12), name
+        else:
+            assert int(found[name]) == 0, "nothing but the statistics changes"
+
+
+def test_statistics_keep_their_digits_where_the_mean_is_large():
+    torch.manual_seed(0)
+    net = Net.of(nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16)))
+    x = torch.randn(40, 8) + 3000
+    h = torch.nn.functional.linear(x, net.weights["0.weight"], net.weights["0.bias"]).double()
+    for batch in (7, 40):
+        assert torch.allclose(statistics(net, x, batch)["1.running_var"].double(), h.var(0), rtol=1e-3)
+
+
+def test_statistics_of_one_number_are_refused():
+    net = Net.of(nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4)))
+    with pytest.raises(WeightspaceError, match="two numbers for each channel"):
+        statistics(net, torch.ones(1, 8), 4)

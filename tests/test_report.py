@@ -11,9 +11,14 @@ import os
 import re
 
 import pytest
+import torch
+from torch import nn
 
 from weightspace import compare, page, report
-from weightspace.net import WeightspaceError
+from weightspace.distance import functional
+from weightspace.net import Net, WeightspaceError
+from weightspace.symmetry import Symmetry
+from weightspace.task import Task
 from weightspace.workbench import Aligned, Merged, Score
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -212,3 +217,23 @@ def test_the_same_numbers_give_the_same_file(tmp_path):
 def test_a_command_of_two_lines_keeps_both():
     text = page.render([page.Page("a", "b", "c", command="one <x>\ntwo")])
     assert '<pre class="command">one &lt;x&gt;\ntwo</pre>' in text
+
+
+@pytest.mark.parametrize(("outputs", "kind"), [(1, "regression"), (3, "regression"), (3, "classes")])
+def test_only_classes_are_predicted(outputs, kind):
+    """One output, or labels that are numbers, have no largest output that two networks could disagree on."""
+    torch.manual_seed(0)
+    a, b = (Net.of(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, outputs))) for _ in range(2))
+    x = torch.randn(20, 4)
+    task = Task(x, torch.randn(20, outputs) if kind == "regression" else torch.arange(20) % 3)
+    found = compare.compare(a, b, Symmetry.of(a, x[:2]), align_on=task, measure_on=task, points=3)
+    told = " ".join([found.verdict.why, *found.remarks(), str(report.comparison_page(found))])
+    assert "The outputs differ by" in told
+    assert ("predictions" in told) == (kind == "classes")
+
+
+def test_one_output_has_no_classes_to_disagree_on():
+    a = Net.of(nn.Linear(4, 1))
+    for kind in ("disagreement", "kl"):
+        with pytest.raises(WeightspaceError, match="name no classes"):
+            functional(a, a, Task(torch.randn(5, 4)), kind)

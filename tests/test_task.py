@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
 
+from weightspace.distance import functional
 from weightspace.net import Net, WeightspaceError
 from weightspace.task import METRICS, Task, TaskError, accuracy, gradient, logits
 
@@ -506,6 +507,109 @@ class Stream(IterableDataset):
 
     def __iter__(self):
         return iter(self.rows)
+
+
+class Noisy(Dataset):
+    """Noise is added to an example each time that it is read, as random crops are."""
+
+    def __init__(self, x, y, share=1.0):
+        self.x, self.y, self.share = x, y, share
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        return self.x[i] + (torch.rand(()) < self.share) * torch.randn(WIDTH, dtype=torch.float64), self.y[i]
+
+
+class Shuffling(IterableDataset):
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def __iter__(self):
+        yield from ((self.x[i], self.y[i]) for i in torch.randperm(len(self.x)).tolist())
+
+
+class Growing(Batches):
+    def __iter__(self):
+        self.batches = [*self.batches, self.batches[-1]]
+        return iter(self.batches)
+
+
+class Drawing(torch.utils.data.Sampler):
+    def __iter__(self):
+        return iter(torch.randperm(SIZE).tolist())
+
+    def __len__(self):
+        return SIZE
+
+
+def unsteady():
+    x, y = draw(SIZE)
+    data = TensorDataset(x, y)
+    batches = torch.utils.data.BatchSampler(torch.utils.data.RandomSampler(data), 4, False)
+    return {
+        "a random batch_sampler": Task(DataLoader(data, batch_sampler=batches)),
+        "a sampler of one's own": Task(DataLoader(data, 4, sampler=Drawing())),
+        "augmentation": Task(DataLoader(Noisy(x, y), 4)),
+        "augmentation of a few": Task(DataLoader(Noisy(x, y, 0.3), 4)),
+        "augmentation in a dataset": Task(Noisy(x, y), batch=4),
+        "a stream that shuffles": Task(DataLoader(Shuffling(x, y), 4)),
+        "a stream, read by the task": Task(Shuffling(x, y), batch=4),
+        "a random collate_fn": Task(
+            DataLoader(data, 4, collate_fn=lambda rows: (x[: len(rows)] + torch.rand(()), y[: len(rows)]))
+        ),
+        "labels drawn anew": Task(DataLoader(data, 4, collate_fn=lambda rows: (x[:4], torch.randint(5, (4,))))),
+        "more at each pass": Task(Growing([(x[:9], y[:9]), (x[9:], y[9:])])),
+        "part of a union": Task(x, y) | Task(DataLoader(Noisy(x, y), 4)),
+        "batches in another order": Task(Turning([(x[:9], y[:9]), (x[9:], y[9:])])),
+    }
+
+
+class Turning(Batches):
+    """The same batches, the last one first at every second pass."""
+
+    def __iter__(self):
+        self.batches = self.batches[::-1]
+        return iter(self.batches)
+
+
+@pytest.mark.parametrize("name", unsteady())
+def test_data_that_differ_from_pass_to_pass_are_refused(net, name):
+    """Two networks would be compared on different examples: not at distance 0 from itself, but an error."""
+    torch.manual_seed(0)
+    task = unsteady()[name]
+    with pytest.raises(TaskError, match="differ from pass to pass.*random sampler") as told:
+        for _ in range(3):
+            functional(net, net, task)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("name", ["a random batch_sampler", "augmentation", "augmentation in a dataset"])
+def test_examples_that_are_held_stay(net, name):
+    torch.manual_seed(0)
+    task = unsteady()[name]
+    task.outputs(net)
+    held = task.mapped(lambda x: x)
+    assert len(held) == SIZE and functional(net, net, held) == 0 and float(held(net)) == float(held(net))
+
+
+def test_examples_drawn_from_unsteady_data_are_told(net):
+    torch.manual_seed(0)
+    task = unsteady()["augmentation"]
+    task.take(5, seed=0)
+    with pytest.warns(UserWarning, match="differ from pass to pass"):
+        task.take(5, seed=0)
+
+
+def test_steady_data_are_read_as_often_as_one_likes(net):
+    x, y = draw(SIZE)
+    hole = torch.where(x > 2, math.nan, x)
+    for source in (DataLoader(TensorDataset(hole, y), 4), TensorDataset(hole, y), Stream(hole, y)):
+        task = Task(source, batch=4)
+        next(task.batches())  # a pass that is not finished
+        for _ in range(2):
+            assert sum(len(part) for part, _ in task.batches()) == SIZE
 
 
 def test_tokens_come_as_keywords_from_dicts_and_hub_datasets():

@@ -78,8 +78,17 @@ class Passes:
             "that networks would meet different examples"
         )
         if not loose:
-            raise TaskError(f"{said}; give the dataset without them, or task.take(n), which holds n examples")
+            raise TaskError(f"{said}; give others, or task.mapped(lambda x: x), which holds what is read once")
         warnings.warn(said, stacklevel=2)
+
+
+def forget(source: Any) -> None:
+    """Compare later passes over a source with the next one."""
+    for part in getattr(source, "parts", [source]):
+        if isinstance(part, Loader):
+            part.passes = Passes()
+        elif isinstance(part, Items):
+            part.passes.clear()
 
 
 def digest(x: Any, y: Tensor | None) -> int:

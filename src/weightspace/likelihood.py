@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weightspace.examples import normal, uniform
+from weightspace.examples import line, normal, uniform
 from weightspace.losses import IGNORED, Loss, fitted, name_of
 from weightspace.net import WeightspaceError
 from weightspace.public import public
@@ -284,6 +284,12 @@ def _by_autograd(task: Task, f: Tensor, y: Tensor) -> OutputHessian:
         if not slope.requires_grad:  # a loss that is linear in the outputs
             return torch.zeros_like(f)
         return torch.autograd.grad(slope, leaf, u.to(f), retain_graph=True, materialize_grads=True)[0]
+
+    try:
+        action(torch.zeros_like(f))
+    except RuntimeError as error:
+        name = name_of(task.metric)
+        raise CurvatureError(f"{name} has no second derivative in the outputs: {line(error)}") from error
 
     def roots() -> Iterator[Root]:
         size = f[0].numel()

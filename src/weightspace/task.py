@@ -25,6 +25,7 @@ from weightspace.examples import (
     Loader,
     TaskError,
     each,
+    forget,
     leaves,
     mixed,
     mixed_labels,
@@ -127,6 +128,20 @@ class Task:
             yield (x if net is None else carried(x, net)), self._marked(y)
         if x is None:
             raise TaskError("no examples: the data is empty, or an iterable that can be read only once")
+
+    def recut(self, net: Net, size: int = 512) -> Iterator[tuple[Any, Tensor | None]]:
+        """`batches`, cut anew into so many examples each, where what is said of a batch is more than a sum over it."""
+        kept: list[tuple[Any, Tensor | None]] = []
+        for x, y in self.batches(net):
+            if kept and each(_form, x) != each(_form, kept[0][0]):  # padded to another length
+                yield from _joined(kept)
+                kept = []
+            kept.append((x, y))
+            if sum(len(leaves(x)[0]) for x, _ in kept) >= size:
+                *whole, rest = _parts(_joined(kept), size)
+                yield from whole
+                kept = [rest]
+        yield from _joined(kept)
 
     def _marked(self, y: Tensor | None) -> Tensor | None:
         """Labels with one mark for positions that do not count."""
@@ -303,6 +318,7 @@ class Task:
         if isinstance(self._source, Arrays):
             some = self._source.pick(slice(n))
             return Arrays(some.inputs, self._marked(some.labels))
+        forget(self._source)
         xs: list[Any] = []
         ys: list[Any] = []
         seen = 0
@@ -567,6 +583,26 @@ _TERMS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 _EVEN = {"bernoulli": 0.0, "probabilities": 0.5}  # the output that says that both classes are as likely
+
+
+def _form(x: Tensor) -> Any:
+    return tuple(x.shape[1:]), x.dtype
+
+
+def _joined(parts: list[tuple[Any, Tensor | None]]) -> list[tuple[Any, Tensor | None]]:
+    """Batches as one; none of none."""
+    if len(parts) < 2:
+        return parts
+    ys = [y for _, y in parts if y is not None]
+    return [(each(stacked, *(x for x, _ in parts)), stacked(*ys) if ys else None)]
+
+
+def _parts(whole: list[tuple[Any, Tensor | None]], size: int) -> list[tuple[Any, Tensor | None]]:
+    """A batch in parts of so many examples; the last holds 1 to `size`."""
+    (x, y) = whole[0]
+    starts = range(0, len(leaves(x)[0]), size)
+    rows = [slice(k, k + size) for k in starts]
+    return [(each(lambda t, r=r: t[r], x), None if y is None else y[r]) for r in rows]
 
 
 def _flat(y: Tensor) -> bool:

@@ -93,7 +93,7 @@ def lipschitz(net: Net, task: Task) -> float:
     the inputs of `task`. Of the function, not of its rounding. Raises `BoundError` as `certificate`.
     """
     walk, worst = Walk(checked(net), net, True, _START), 0.0
-    for x, _ in task.batches(net):
+    for x, _ in task.recut(net):
         graph = graph_of(net, x)
         with torch.no_grad(), math_attention():
             values = walk.batch((graph, graph), (x, x))
@@ -105,7 +105,7 @@ def lipschitz(net: Net, task: Task) -> float:
 def through(a: Net, b: Net, task: Task, walks: list[Walk]) -> tuple[list[float], float, float]:
     """Over all batches, squares added: for every walk a bound on how far the outputs are apart; |f_a|, |f_b - f_a|."""
     found, norm, moved = [0.0 for _ in walks], 0.0, 0.0
-    for x, _ in task.batches():
+    for x, _ in task.recut():
         inputs = carried(x, a), carried(x, b)
         graphs = graph_of(a, inputs[0]), graph_of(b, inputs[1])
         with torch.no_grad(), math_attention():

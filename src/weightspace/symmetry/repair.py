@@ -165,6 +165,7 @@ def _together(net: Net, task: Task, met: _Met, module: nn.Module) -> Task:
     if not task.in_memory or task.batch >= len(task):
         return task
     some = task.take(2)
+    some.batch = 2
     for x, _ in some.batches(net):
         _run(net, module, x, met)
     met.known.clear()

@@ -1,0 +1,366 @@
+"""Nothing depends on how the examples are cut into batches: a law over every public function that takes a task.
+
+The table of the public functions is read from the modules themselves, so that a function without an entry here fails.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+import weightspace as ws
+from weightspace import (
+    crossing,
+    description,
+    displacement,
+    examples,
+    goals,
+    kernel,
+    langevin,
+    nuisance,
+    pac,
+    structure,
+    task,
+    transfer,
+)  # fmt: skip
+from weightspace.likelihood import law_of
+
+N, DOUBLE = 13, torch.float64
+FEW = {"steps": 6, "draws": 2}
+WAYS = ("one at a time", "batches of 3", "loader of 7", "uneven stream")
+
+
+class Mlp(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.n, self.b = nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 5)
+        self.m, self.o = nn.BatchNorm1d(5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.o(self.m(self.b(self.n(self.a(x)).relu())).relu())
+
+
+class Tokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.e, self.o = nn.Embedding(6, 4), nn.Linear(4, 6)
+
+    def forward(self, x):
+        return self.o(torch.tanh(self.e(x) + self.e(x).cumsum(1) / 3))
+
+
+class Uneven(IterableDataset):
+    """Batches of 5, 1 and the rest."""
+
+    def __init__(self, x, y):
+        self.parts = [(x[a:b], y[a:b]) for a, b in ((0, 5), (5, 6), (6, len(x)))]
+
+    def __iter__(self):
+        return iter(self.parts)
+
+
+def cut(x, y, way, **how):
+    if way == "loader of 7":
+        return ws.Task(DataLoader(TensorDataset(x, y), batch_size=7), **how)
+    if way == "uneven stream":
+        return ws.Task(DataLoader(Uneven(x, y), batch_size=None), **how)
+    return ws.Task(x, y, batch={"whole": 512, "one at a time": 1, "batches of 3": 3}[way], **how)
+
+
+def classes(way="whole", **how):
+    """Inputs that grow, so that the last of them weigh most."""
+    x = torch.randn(N, 4, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
+    return cut(x * torch.arange(1, N + 1)[:, None] / 5, torch.arange(N) % 3, way, **how)
+
+
+def texts(way="whole", **how):
+    """Texts whose labelled parts are of every length; token 5 pads them."""
+    x = torch.randint(0, 5, (N, 6), generator=torch.Generator().manual_seed(2))
+    y = (2 * x + 1) % 5
+    for k in range(N):
+        x[k, 1 + k % 6 :], y[k, 1 + k % 6 :] = 5, -100
+    return cut(x, y, way, **how)
+
+
+def network(kind=Mlp, seed=0):
+    torch.manual_seed(seed)
+    net = ws.Net.of(kind().double())
+    return ws.perturb(net, 0.3, seed=seed + 1) if kind is Tokens else ws.reset_statistics(net, classes())
+
+
+def flat(found):
+    """All numbers of an answer as one vector."""
+    if isinstance(found, torch.Tensor):
+        return found.detach().double().flatten()
+    if isinstance(found, ws.Net):
+        return torch.cat([found.weights.flat().double(), *(t.double().flatten() for t in found.state.values())])
+    if isinstance(found, ws.Weights):
+        return found.flat().double()
+    if isinstance(found, dict):
+        return torch.cat([flat(v) for v in found.values()])
+    if isinstance(found, (list, tuple)):
+        return torch.cat([flat(v) for v in found])
+    return torch.tensor([float(found)], dtype=DOUBLE)
+
+
+def group(net):
+    return ws.Symmetry.of(net, classes().example(2))
+
+
+def goal(make):
+    return lambda a, b, t: [*goals.covector(make(a, b, t), a + 0.1 * a.weights.randn(3))]
+
+
+def trust(a, b, t):
+    found = ws.trust_per_example(a, t)
+    return [found.relative, found.displacement, found.loss]
+
+
+def stable(a, b, t):
+    found = ws.stability(a, t, (0.1,), draws=2)
+    return [found.steps[0].moved, found.steps[0].loss, found.steps[0].expected, found.displacement.shares]
+
+
+def sensitive(a, b, t):
+    found = ws.sensitivities(a, t)
+    return [found.jacobian, found.weights]
+
+
+def flowed(a, b, t):
+    return ws.flow(a, t, ws.Pullback(t, damping=0.1), steps=2, size=0.05)[-1]
+
+
+def observed(a, b, t):
+    return {name: gate for name, gate in ws.features(t, dtype=DOUBLE)(a).items()}
+
+
+def two(t):
+    return {"a": t, "b": t.relabelled((t.labels() + 1) % 3)}
+
+
+# every public function that takes a task -> numbers, of (net, another net, task)
+CLASSES = {
+    "task.Task.toward": lambda a, b, t: t.toward(two(t)["b"], 0.3)(a),
+    "task.accuracy": lambda a, b, t: ws.accuracy(t)(a),
+    "task.classifies": lambda a, b, t: task.classifies(t),
+    "task.gradient": lambda a, b, t: ws.gradient(t, a),
+    "task.value_and_gradient": lambda a, b, t: [*task.value_and_gradient(t, a)],
+    "symmetry.Symmetry.match": lambda a, b, t: group(a).match(b, a, t).element(b),
+    "symmetry.Symmetry.align": lambda a, b, t: group(a).align(b, a, t),
+    "symmetry.mean": lambda a, b, t: ws.mean([a, b], group(a), t),
+    "symmetry.repair": lambda a, b, t: ws.repair(a, [a, b], t),
+    "symmetry.reset_statistics": lambda a, b, t: ws.reset_statistics(b, t),
+    "pullback.Pullback.__init__": lambda a, b, t: [
+        ws.Pullback(t).norm(a, b - a), ws.Pullback(t).drift(a, b), ws.Pullback(t, output="fisher").drift(a, b)
+    ],
+    "pullback.Pullback.capacity": lambda a, b, t: ws.Pullback(t).capacity(a, two(t)["b"]),
+    "pullback.Pullback.tradeoff": lambda a, b, t: ws.Pullback(t).tradeoff(a, two(t)["b"], n=5).progress.tolist(),
+    "distance.functional": lambda a, b, t: [ws.functional(a, b, t, k) for k in ("l2", "kl", "disagreement")],
+    "bounds.certificate": lambda a, b, t: ws.certificate(a, b, t).relative,
+    "bounds.certificates": lambda a, b, t: [c.relative for c in ws.bounds.certificates(a, b, t)],
+    "bounds.lipschitz": lambda a, b, t: ws.lipschitz(a, t),
+    "displacement.displacement": lambda a, b, t: displacement.displacement(a, t, 0.1).relative,
+    "displacement.traces": lambda a, b, t: [list(d.values()) for d, _ in displacement.traces(a, t, ["a.weight"])],
+    "perturbation.stability": stable,
+    "perturbation.width": lambda a, b, t: ws.width(a, t, 0.2, draws=2, precision=0.2),
+    "sensitivity.breakdown": lambda a, b, t: [[s.gradient, s.outputs] for s in ws.breakdown(a, t, (0.01,))],
+    "sensitivity.sensitivities": sensitive,
+    "sensitivity.trust_per_example": trust,
+    "fisher.fisher_trace": lambda a, b, t: [
+        ws.fisher_trace(t, labels=k, draws=2)(a) for k in ("model", "data", "all")
+    ],
+    "fisher.gradient_noise": lambda a, b, t: (lambda g: [g.trace, g.square])(ws.gradient_noise(t, by_layer=True)(a)),
+    "likelihood.law_of": lambda a, b, t: len(law_of(t)),
+    "curvature.curvature_diagonal": lambda a, b, t: [ws.curvature_diagonal(a, t, d) for d in (None, 2)],
+    "curvature.fisher_information": lambda a, b, t: [
+        ws.fisher_information(a, t, d) @ b.weights.flat() for d in (None, 2)
+    ],
+    "curvature.gauss_newton": lambda a, b, t: ws.gauss_newton(a, t) @ b.weights.flat(),
+    "curvature.hessian": lambda a, b, t: ws.hessian(a, t) @ b.weights.flat(),
+    "posterior.encode": lambda a, b, t: ws.encode(a, t, **FEW).length,
+    "langevin.learning_coefficient": lambda a, b, t: ws.learning_coefficient(a, t, chains=2, draws=4, burn=2).value,
+    "langevin.loss_and_slope": lambda a, b, t: [*langevin.loss_and_slope(a, t)],
+    "description.cost": lambda a, b, t: description.cost(a, t, "variational").products,
+    "description.flatness_bound": lambda a, b, t: ws.flatness_bound(a, t),
+    "description.information": lambda a, b, t: ws.information(a, t, blocks=False).value,
+    "description.learning_coefficient": "langevin.learning_coefficient",
+    "structure.cost": lambda a, b, t: structure.cost(t, a).steps,
+    "structure.random_labels": lambda a, b, t: ws.random_labels(t, 0.5).labels(),
+    "structure.structure_function": lambda a, b, t: [
+        r.loss for r in ws.structure_function(t, a, (0.1, 1.0), seeds=(0,), **FEW).runs
+    ],
+    "scores.task2vec": lambda a, b, t: ws.task2vec(a, t).values,
+    "scores.transfer_scores": lambda a, b, t: ws.scores.transfer_scores(two(t), {"a": a, "b": b}),
+    "transfer.cost": lambda a, b, t: transfer.cost(two(t), a).steps,
+    "transfer.task_distance": lambda a, b, t: ws.task_distance(*two(t).values(), a, seeds=(0,), steps=4).value,
+    "transfer.task_distances": lambda a, b, t: [
+        *ws.task_distances(two(t), a, seeds=(0,), steps=4).lengths.values()
+    ],
+    "nuisance.information_cost": lambda a, b, t: nuisance.information_cost(a, t),
+    "pac.cost": lambda a, b, t: pac.cost(a, t).steps,
+    "pac.pac_bayes": lambda a, b, t: ws.pac_bayes(PLAIN, t, steps=5, draws=100).bound,
+    "activation.features": observed,
+    "activation.gates": lambda a, b, t: (lambda p: [p[layer].double() for layer in p.layers])(ws.gates(t)(a)),
+    "activation.forced": lambda a, b, t: ws.forced(a, ws.gates(t)(b), t),
+    "crossing.features_since": lambda a, b, t: (lambda f: [f(n) for n in (a, b)][1])(crossing.features_since(t)),
+    "updates.image_function": lambda a, b, t: ws.image_function(a, 2, t).isolated(t),
+    "updates.ImageFunction.isolated": "updates.image_function",
+    "diffusion.sgd_temperature": lambda a, b, t: ws.sgd_temperature(a, t, 0.1, 5),
+    "goals.covector": goal(lambda a, b, t: t),
+    "goals.ewc": goal(lambda a, b, t: ws.ewc(t, b)),
+    "goals.fisher": lambda a, b, t: goals.fisher(t, a),
+    "goals.gem": goal(lambda a, b, t: ws.gem(two(t)["b"], [t], batch=N)),
+    "goals.harden": goal(lambda a, b, t: ws.harden(t, 0.1, batch=N)),
+    "goals.hold": goal(
+        lambda a, b, t: sum(ws.hold(t, b, d, batch=N, labels=0.5) for d in ("squared", "kl", "bhattacharyya"))
+    ),
+    "goals.learn": goal(lambda a, b, t: ws.learn(t, batch=N)),
+    "goals.spread": goal(lambda a, b, t: ws.spread([b], t, batch=N)),
+    "flows.flow": flowed,
+    "ensembles.coherence": lambda a, b, t: ws.coherence([a, b], t),
+    "ensembles.disagreement": lambda a, b, t: ws.disagreement([a, b], t),
+    "operator.jacobian": lambda a, b, t: ws.jacobian(a, t) @ b.weights.flat(),
+    "kernel.kernel": lambda a, b, t: kernel.kernel(a, t),
+}  # fmt: skip
+
+OF_ONE_BATCH = {  # these are given a batch, or give batches
+    "displacement.squares", "displacement.squared_gradients", "likelihood.output_hessian", "curvature.output_hessian",
+    "likelihood.likelihood", "likelihood.nats", "posterior.stream", "posterior.Noisy.__init__", "activation.inside",
+    "activation.Gates.__init__", "goals.attacked", "goals.input_gradient", "kernel.feed",
+}  # fmt: skip
+ELSEWHERE = {
+    "curvature.graph_bytes": "an estimate from two examples, of the number of them",
+    "equivariance.equivariance_defect": "tested with its groups",
+    "equivariance.invariance_defect": "tested with its groups",
+    "nuisance.effective_information": "tested with its nuisances",
+    "periods.Training.__init__": "shuffles for itself",
+}
+TEXTS = {
+    "task.accuracy", "task.gradient", "task.value_and_gradient", "fisher.fisher_trace", "fisher.gradient_noise",
+    "curvature.curvature_diagonal", "curvature.fisher_information", "curvature.gauss_newton", "curvature.hessian",
+    "distance.functional", "langevin.loss_and_slope", "posterior.encode", "goals.ewc", "goals.fisher", "goals.hold",
+    "goals.covector", "description.flatness_bound", "structure.random_labels", "displacement.displacement",
+    "perturbation.width", "langevin.learning_coefficient",
+}  # fmt: skip
+
+
+def plain():
+    torch.manual_seed(3)
+    return ws.Net.of(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).double())
+
+
+PLAIN = plain()
+SLOW = {"symmetry.Symmetry.match", "symmetry.mean", "symmetry.repair"}  # asked of two ways to cut
+
+
+def off(found, whole):
+    found, whole = flat(found), flat(whole)
+    assert found.shape == whole.shape and whole.isfinite().all()
+    return float((found - whole).norm() / whole.norm().clamp_min(1e-12))
+
+
+def asked(name, kind, way, **how):
+    a, b = (network(Mlp if kind is classes else Tokens, seed) for seed in (0, 1))
+    entry = CLASSES[name]
+    return (CLASSES[entry] if isinstance(entry, str) else entry)(a, b, kind(way, **how))
+
+
+@pytest.mark.filterwarnings("ignore::weightspace.description.Unconverged")
+@pytest.mark.parametrize("name", CLASSES)
+def test_one_answer_however_the_examples_are_cut(name):
+    whole = asked(name, classes, "whole")
+    for way in WAYS[1::2] if name in SLOW else WAYS:
+        assert off(asked(name, classes, way), whole) < 1e-6, way
+
+
+@pytest.mark.parametrize("name", sorted(TEXTS))
+def test_texts_of_uneven_length_too(name):
+    whole = asked(name, texts, "whole")
+    for way in WAYS:
+        assert off(asked(name, texts, way), whole) < 1e-6, way
+
+
+def public():
+    """room.function of all that states a Task among its arguments."""
+    for room in ws._CONTENTS:
+        module = importlib.import_module(f"weightspace.{room}")
+        for name in getattr(module, "__all__", ()):
+            thing = getattr(module, name)
+            inside = vars(thing) if inspect.isclass(thing) else {}
+            methods = {f"{name}.{k}": m for k, m in inside.items() if not k.startswith("_") or k == "__init__"}
+            for label, function in (methods if inspect.isclass(thing) else {name: thing}).items():
+                function = getattr(function, "__func__", function)
+                if callable(function) and takes_a_task(function):
+                    yield f"{room}.{label}"
+
+
+def takes_a_task(function):
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return any("Task" in str(p.annotation) for p in parameters)
+
+
+def test_every_public_function_of_a_task_has_an_entry():
+    there, told = {*public()}, {*CLASSES, *OF_ONE_BATCH, *ELSEWHERE}
+    assert there - told == set(), "say in this file what the function gives, that the law may be asked of it"
+    assert told - there == set(), "what is no longer there has no entry"
+
+
+def test_the_law_sees_batches_that_weigh_alike(monkeypatch):
+    """Planted: a mean of the means of batches."""
+    right = ws.Task._distances
+    monkeypatch.setattr(ws.Task, "_distances", lambda t, net: ((d.mean()[None], 1) for d, _ in right(t, net)))
+    value = ws.Task.__call__
+    assert abs(float(value(classes("batches of 3"), network())) - float(value(classes(), network()))) > 1e-4
+
+
+def test_the_law_sees_numbers_that_belong_to_batches(monkeypatch):
+    """Planted: every batch counts its examples from 0."""
+    right = examples.uniform
+    monkeypatch.setattr(displacement, "uniform", lambda s, d, seed, start, *o: right(s, d, seed, 0, *o))
+    name = "displacement.displacement"
+    assert off(asked(name, classes, "batches of 3"), asked(name, classes, "whole")) > 1e-4
+
+
+def test_the_law_sees_padding_that_counts(monkeypatch):
+    """Planted: a text weighs by its examples and not by its labelled positions."""
+    right = goals._positions
+    monkeypatch.setattr(goals, "_positions", lambda d, f, y: (right(d, f, y)[0], len(f)))
+    net, other = network(Tokens), network(Tokens, 1)
+    value = goals.covector(ws.hold(texts(), other, "kl", batch=N), net)[1]
+    counted = math.prod(texts().labels().shape) - int((texts().labels() == -100).sum())
+    monkeypatch.undo()
+    assert value == pytest.approx(goals.covector(ws.hold(texts(), other, "kl", batch=N), net)[1] * counted / N)
+
+
+def test_what_stands_at_padded_positions_counts_nowhere():
+    """Other tokens there change nothing of what is said of the labelled ones."""
+    net, other = network(Tokens), network(Tokens, 1)
+    t = texts()
+    x, y = t.example(N), t.labels()
+    moved = ws.Task(torch.where(y == -100, x.flip(0) % 5, x), y)
+    for name in sorted(TEXTS - {"posterior.encode", "langevin.learning_coefficient", "structure.random_labels"} - HELD):
+        assert off(CLASSES[name](net, other, moved), CLASSES[name](net, other, t)) < 1e-9, name
+
+
+HELD = {"displacement.displacement"}  # looks at all outputs: it knows of no labels
+
+
+def test_random_numbers_are_uniform_and_normal():
+    u = torch.stack([*examples.uniform((4000, 3), 5, 1, 0)])
+    assert abs(float(u.mean()) - 0.5) < 0.005 and abs(float(u.std()) - 12**-0.5) < 0.005
+    rows = examples.normal(u).permute(0, 2, 1).reshape(15, -1)
+    assert float((torch.corrcoef(rows) - torch.eye(15)).abs().max()) < 0.07
+    assert float((rows.square().mean() - 1).abs()) < 0.02
+    late = torch.stack([*examples.uniform((10, 3), 5, 1, 3990)])
+    assert torch.equal(late, u[:, 3990:]) and not torch.equal(
+        late, torch.stack([*examples.uniform((10, 3), 5, 2, 3990)])
+    )
