@@ -60,13 +60,14 @@ class _Canon:
     def __init__(self, group: Group, net: Net, key: Key) -> None:
         self.group, self.key = group, key
         self.element = balancing(group, net.tensors, tolerance=1e-13, sweeps=5000)
-        self.start = net.weights.map(lambda f: f.double() if f.is_floating_point() else f)
+        self.start = {n: net.tensors[n] for n in group.telling(net)}
+        self.start = {n: t.double() if t.is_floating_point() else t for n, t in self.start.items()}
         self.tensors: dict[str, Tensor] = {}
         self._apply(self.element)
         self.fixed: set[str] = set()
 
     def _apply(self, element: Element) -> None:
-        self.tensors = {n: element.move(n, self.start[n]) for n in self.group.tensors if n in self.start}
+        self.tensors = {n: element.move(n, tensor) for n, tensor in self.start.items()}
 
     def run(self) -> Element:
         signed = [g.axis for g in self.group.generators if g.kind == "sign"]
