@@ -26,6 +26,7 @@ __all__ = ["balance", "balancing", "unit_variances"]
 
 _ROOM = 1 << 21  # numbers
 _MOST_STEPS, _NEWTON = 2000, 8
+_ROUNDING = 1e-13
 
 
 def balancing(group: Group, tensors: Mapping[str, Tensor], tolerance: float = 1e-5, sweeps: int = 500) -> Element:
@@ -36,7 +37,7 @@ def balancing(group: Group, tensors: Mapping[str, Tensor], tolerance: float = 1e
         slice_.level()
         step = slice_.sweep()
         left = step / max(1 - step / before, 0.01) if before else 0.0  # a geometric series of steps
-        if left < tolerance:
+        if left < tolerance or step < _ROUNDING:
             break
         before = step
     slice_.rest()

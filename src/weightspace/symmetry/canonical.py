@@ -206,7 +206,10 @@ class _Canon:
         """Sort keys of shape (outer.., units, columns), the first column the most significant; None: not yet known."""
         if key == "norm":
             places = [p for p in self.group.places[axis.name] if self.group.blocks[p.block].tensor in self.tensors]
-            return sum((self._rows(p).square().sum(-1) for p in places), torch.zeros(())).sqrt()[..., None]
+            squares = [self._rows(p).square() for p in places]
+            # units that nothing enters, or nothing reads, all have norm one: the fourth powers tell them apart
+            powers = [sum((s.pow(n).sum(-1) for s in squares), torch.zeros(())) for n in (1, 2)]
+            return torch.stack([power.sqrt() for power in powers], -1)
         own = self._own(axis)
         if key == "mean":
             total = sum((self._sorted_sum(p) for p in own), torch.zeros(()))
