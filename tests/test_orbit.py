@@ -234,6 +234,14 @@ def test_pruned_and_idle_units_have_one_scale(share):
         assert apart(net, group.align(group.sample(4)(net), to=net)) < EXACT
 
 
+def test_scales_without_a_least_norm_are_refused():
+    """With eps = 0 the layer, the variance and the gain shrink together."""
+    net = generic(plain(nn.BatchNorm1d(7, eps=0.0)))
+    group = ws.Symmetry.of(net, torch.randn(5, 8, dtype=torch.float64))
+    with pytest.raises(ws.WeightspaceError, match="no point of least norm"):
+        group.balance(net)
+
+
 def test_a_low_rank_pair_that_was_just_begun():
     net, group, _ = registered("lora")
     fresh = net.at(net.weights.replace({"up": torch.zeros_like(net.weights["up"])}))

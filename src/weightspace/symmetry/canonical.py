@@ -4,7 +4,7 @@ Every hidden unit x has a vector v_x, the entries of the tensors that produce it
 leading dimension). Units are sorted by a key f(v_x), after scales are balanced and signs fixed:
 
     "first"   the first coordinate, ties broken by the second, and so on
-    "norm"    |v_x| over every place of the unit, incoming and outgoing
+    "norm"    |v_x| over every place of the unit, incoming and outgoing; ties by the sum of fourth powers
     "mean"    the mean of v_x
     "linear"  <v*, v_x> for one fixed pseudo-random v*
     callable  any function of the rows V (units x coordinates), one number per unit
@@ -59,7 +59,7 @@ def canonical_element(group: Group, net: Net, key: Key = "norm") -> Element:
 class _Canon:
     def __init__(self, group: Group, net: Net, key: Key) -> None:
         self.group, self.key = group, key
-        self.element = balancing(group, net.tensors, tolerance=1e-13, sweeps=5000)
+        self.element = balancing(group, net.tensors, tolerance=1e-13, sweeps=2000, strict=True)
         self.start = {n: net.tensors[n] for n in group.telling(net)}
         self.start = {n: t.double() if t.is_floating_point() else t for n, t in self.start.items()}
         self.tensors: dict[str, Tensor] = {}
