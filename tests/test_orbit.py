@@ -7,6 +7,7 @@ the mean of copies is the function.
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from itertools import product
 
@@ -354,7 +355,7 @@ def test_a_match_that_forgets_a_sign_is_caught(monkeypatch):
         return element(self, tables, {k: f for k, f in flips.items() if k != max(flips)})
 
     monkeypatch.setattr(Matching, "_element", forgetful)
-    monkeypatch.setattr("weightspace.symmetry.match._ALIKE", -1.0)
+    monkeypatch.setattr(sys.modules["weightspace.symmetry.match"], "_ALIKE", -1.0)
     with pytest.raises(AssertionError):
         for seed in range(3):
             check_choice(net, group.sample(seed, ("sign",))(net), group)
