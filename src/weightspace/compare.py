@@ -24,6 +24,7 @@ from weightspace.net import Net
 from weightspace.path import line
 from weightspace.public import public
 from weightspace.symmetry import Axis, Match, Symmetry, reset_statistics
+from weightspace.symmetry.balance import unit_variances
 from weightspace.symmetry.repair import has_statistics
 from weightspace.task import Task, accuracy, classifies
 
@@ -140,6 +141,7 @@ class Comparison:
     line: Line | None = None
     outputs: dict[str, float] = field(default_factory=dict)
     units: Units | None = None
+    slice: str = "scales balanced"
 
     def rows(self) -> list[tuple[str, str, str]]:
         """What changes by alignment: label, as stored, aligned."""
@@ -153,7 +155,7 @@ class Comparison:
         """The sentences below the table."""
         low, high = self.interval
         said = [
-            f"Distance modulo the symmetry, scales balanced: certainly between {low:.4g} and {high:.4g}.",
+            f"Distance modulo the symmetry, {self.slice}: certainly between {low:.4g} and {high:.4g}.",
             f"{self.in_place:.0%} of the units stay in their place. Matched by {self.method}: {self.why}.",
             f"Symmetry of {self.architecture} ({self.numbers:,} weights): {self.group}.",
         ]
@@ -248,6 +250,7 @@ def compare(
         line=along(a, b, low.element(b), measure_on, align_on, points, progress) if measure_on else None,
         outputs=outputs,
         units=_units(group, flat_a, stored, flat_b),
+        slice="scales balanced" + ", running variances counted in the gains" * (unit_variances(group, a) is not a),
     )
 
 

@@ -129,7 +129,7 @@ class Task:
         if x is None:
             raise TaskError("no examples: the data is empty, or an iterable that can be read only once")
 
-    def recut(self, net: Net, size: int = 512) -> Iterator[tuple[Any, Tensor | None]]:
+    def recut(self, net: Net | None = None, size: int = 512) -> Iterator[tuple[Any, Tensor | None]]:
         """`batches`, cut anew into so many examples each, where what is said of a batch is more than a sum over it."""
         kept: list[tuple[Any, Tensor | None]] = []
         for x, y in self.batches(net):

@@ -87,7 +87,7 @@ class Symmetry(Group):
         return canonical(self, net, key)
 
     def balance(self, net: Net, tolerance: float = 1e-10) -> Net:
-        """`net` at the point of least norm that positive scales reach: the same function."""
+        """`net` at the point of least norm that positive scales reach, statistics counted: the same function."""
         return balance(self, net, tolerance)
 
 

@@ -371,8 +371,8 @@ _SMALL = 1 << 23  # numbers
 
 
 def weight_terms(group: Group, a: Net, b: Net, onto: Element | None = None, into: Element | None = None) -> Terms:
-    """Terms of onto(a) and into(b), whose scales must be balanced: every parameter that an axis touches."""
-    names = [name for name in group.tensors if name in a.weights]
+    """Terms of onto(a) and into(b), whose scales must be balanced: all that tells where they stand."""
+    names = group.telling(a)
     numbers = [k for k, block in enumerate(group.blocks) if block.tensor in set(names)]
     signs: dict[tuple[int, int], set[int]] = {}
     for k, generator in enumerate(group.generators):
@@ -383,7 +383,7 @@ def weight_terms(group: Group, a: Net, b: Net, onto: Element | None = None, into
         {leaf: frozenset(signs.get((n, leaf), ())) for leaf in range(len(group.blocks[n].leaves))} for n in numbers
     ]
     fixed, moving = _Made(names, _reader(a, onto)), _Made(names, _reader(b, into))
-    small = sum(a.weights[name].numel() for name in names) <= _SMALL
+    small = sum(math.prod(group.shapes[name]) for name in names) <= _SMALL
     pair = (dict(fixed), dict(moving)) if small else (fixed, moving)
     return Terms([group.blocks[n] for n in numbers], list(parities), *pair)
 
@@ -405,8 +405,10 @@ class _Made(Mapping[str, Tensor]):
 
 
 def _reader(net: Net, element: Element | None) -> Callable[[str], Tensor]:
+    tensors = net.tensors
+
     def make(name: str) -> Tensor:
-        tensor = net.weights[name].detach().float()
+        tensor = tensors[name].detach().float()
         return (tensor if element is None else element.move(name, tensor)).contiguous()
 
     return make

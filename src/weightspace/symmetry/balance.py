@@ -20,32 +20,45 @@ import torch
 from torch import Tensor, nn
 
 from weightspace.net import Net
-from weightspace.symmetry.group import Element, Generator, Group, Place
+from weightspace.symmetry.group import Element, Generator, Group, Place, SymmetryError
 
 __all__ = ["balance", "balancing", "unit_variances"]
 
 _ROOM = 1 << 21  # numbers
 _MOST_STEPS, _NEWTON = 2000, 8
+_ROUNDING, _LOST = 1e-13, 1e-5
 
 
-def balancing(group: Group, tensors: Mapping[str, Tensor], tolerance: float = 1e-5, sweeps: int = 500) -> Element:
-    """The element of positive scales that takes `weights` to the balanced slice."""
+def balancing(
+    group: Group, tensors: Mapping[str, Tensor], tolerance: float = 1e-5, sweeps: int = 500, strict: bool = False
+) -> Element:
+    """The element of positive scales that takes `tensors` to the balanced slice.
+
+    `strict`: raise `SymmetryError` where no such point is reached, because scales together shrink without end what
+    none of them shrinks alone (BatchNorm with eps = 0).
+    """
     slice_ = _Slice(group, tensors)
-    before = math.inf
+    before = step = math.inf
     for _ in range(sweeps):
         slice_.level()
         step = slice_.sweep()
         left = step / max(1 - step / before, 0.01) if before else 0.0  # a geometric series of steps
-        if left < tolerance:
+        if left < tolerance or step < _ROUNDING:
             break
         before = step
+    else:
+        if strict and step > _LOST:
+            raise SymmetryError(
+                f"the scales have no point of least norm: after {sweeps} sweeps a step is still {step:.1e}; several "
+                "scales together shrink some weights without end. Read the group with scales=False"
+            )
     slice_.rest()
     return Element(group, {}, {k: t.exp() for k, t in slice_.logs.items()})
 
 
 def balance(group: Group, net: Net, tolerance: float = 1e-5) -> Net:
     """The same function on the balanced slice."""
-    return balancing(group, net.tensors, tolerance)(net)
+    return balancing(group, net.tensors, tolerance, strict=True)(net)
 
 
 def unit_variances(group: Group, net: Net) -> Net:

@@ -4,7 +4,7 @@ Every hidden unit x has a vector v_x, the entries of the tensors that produce it
 leading dimension). Units are sorted by a key f(v_x), after scales are balanced and signs fixed:
 
     "first"   the first coordinate, ties broken by the second, and so on
-    "norm"    |v_x| over every place of the unit, incoming and outgoing
+    "norm"    |v_x| over every place of the unit, incoming and outgoing; ties by the sum of fourth powers
     "mean"    the mean of v_x
     "linear"  <v*, v_x> for one fixed pseudo-random v*
     callable  any function of the rows V (units x coordinates), one number per unit
@@ -59,14 +59,15 @@ def canonical_element(group: Group, net: Net, key: Key = "norm") -> Element:
 class _Canon:
     def __init__(self, group: Group, net: Net, key: Key) -> None:
         self.group, self.key = group, key
-        self.element = balancing(group, net.tensors, tolerance=1e-13, sweeps=5000)
-        self.start = net.weights.map(lambda f: f.double() if f.is_floating_point() else f)
+        self.element = balancing(group, net.tensors, tolerance=1e-13, sweeps=2000, strict=True)
+        self.start = {n: net.tensors[n] for n in group.telling(net)}
+        self.start = {n: t.double() if t.is_floating_point() else t for n, t in self.start.items()}
         self.tensors: dict[str, Tensor] = {}
         self._apply(self.element)
         self.fixed: set[str] = set()
 
     def _apply(self, element: Element) -> None:
-        self.tensors = {n: element.move(n, self.start[n]) for n in self.group.tensors if n in self.start}
+        self.tensors = {n: element.move(n, tensor) for n, tensor in self.start.items()}
 
     def run(self) -> Element:
         signed = [g.axis for g in self.group.generators if g.kind == "sign"]
@@ -205,7 +206,10 @@ class _Canon:
         """Sort keys of shape (outer.., units, columns), the first column the most significant; None: not yet known."""
         if key == "norm":
             places = [p for p in self.group.places[axis.name] if self.group.blocks[p.block].tensor in self.tensors]
-            return sum((self._rows(p).square().sum(-1) for p in places), torch.zeros(())).sqrt()[..., None]
+            squares = [self._rows(p).square() for p in places]
+            # units that nothing enters, or nothing reads, all have norm one: the fourth powers tell them apart
+            powers = [sum((s.pow(n).sum(-1) for s in squares), torch.zeros(())) for n in (1, 2)]
+            return torch.stack([power.sqrt() for power in powers], -1)
         own = self._own(axis)
         if key == "mean":
             total = sum((self._sorted_sum(p) for p in own), torch.zeros(()))

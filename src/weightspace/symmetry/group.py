@@ -217,6 +217,16 @@ def as_blocks(
         yield Block(tensor, offset, strides, leaves, dims)
 
 
+def _rank(rows: Iterable[int]) -> int:
+    """Of bit rows, modulo two."""
+    basis: list[int] = []
+    for row in rows:
+        for other in basis:
+            row = min(row, row ^ other)
+        basis += [row] if row else []
+    return len(basis)
+
+
 @public
 class Group:
     """The symmetry group of an architecture, as data: axes, blocks, generators, and what could not be read.
@@ -308,6 +318,19 @@ class Group:
         """Dimensions of a tensor that some axis indexes."""
         moving = {axis.name for axis in self.axes}
         return {d for _, b in self.blocks_of(name) for leaf, d in zip(b.leaves, b.dims, strict=True) if leaf in moving}
+
+    def telling(self, net: Net) -> list[str]:
+        """Tensors that tell where a network stands in its orbit: parameters that move, and the buffers of an axis of
+        which the parameters alone do not tell the order or the signs (a sign between two frozen factors)."""
+        shown = {place: self.blocks[place.block].tensor in net.weights for met in self.places.values() for place in met}
+        only: set[str] = set()
+        for axis in self.axes:
+            places = self.places[axis.name]
+            signs = [dict(g.exponents) for g in self.generators if (g.axis, g.kind) == (axis.name, "sign")]
+            rows = [sum(1 << i for i, p in enumerate(places) if p in met and shown[p]) for met in signs]
+            if _rank(rows) < len(rows) or not any(shown[p] for p in places):
+                only |= {self.blocks[p.block].tensor for p in places}
+        return [name for name in self.tensors if name in net.weights or name in only]
 
     def view(self, block: Block, tensor: Tensor) -> Tensor:
         """The block of a contiguous tensor, one dimension per leaf."""

@@ -15,7 +15,7 @@ from weightspace.public import public
 from weightspace.symmetry.ascent import Matching, Terms, coordinate_descent, weight_terms
 from weightspace.symmetry.balance import balancing, unit_variances
 from weightspace.symmetry.canonical import canonical_element
-from weightspace.symmetry.group import Element, Group
+from weightspace.symmetry.group import Element, Group, SymmetryError
 from weightspace.symmetry.relax import frank_wolfe
 
 __all__ = ["METHODS", "Candidate", "Match", "apart", "match"]
@@ -169,9 +169,12 @@ class _Search:
                 break
         return best
 
-    def canonical_start(self) -> Element:
-        """The permutations and signs between the canonical forms, on the balanced slice."""
-        into, onto = (canonical_element(self.group, net) for net in self.pair)
+    def canonical_start(self) -> Element | None:
+        """The permutations and signs between the canonical forms, on the balanced slice; None if there are none."""
+        try:
+            into, onto = (canonical_element(self.group, net) for net in self.pair)
+        except SymmetryError:
+            return None
         return _isometry(self.onto @ onto.inverse() @ into @ self.into.inverse())
 
     def _activations(self) -> Element:
