@@ -71,6 +71,8 @@ def _certificates(a: Net, b: Net, task: Task, modes: tuple[bool, ...]) -> list[C
     first = Walk(a, b, modes[0])
     walks = [first, *(Walk(a, b, mode, None, first.operators, first.still) for mode in modes[1:])]
     found, norm, moved = through(a, b, task, walks)
+    if not math.isfinite(moved):
+        raise BoundError("the outputs are not finite, so nothing is known of them; compare in a wider dtype")
     for apart in found:
         if not moved <= apart * (1 + _SLACK):
             raise BoundError(
