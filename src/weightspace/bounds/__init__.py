@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from weightspace.bounds.rounding import BoundError
+from weightspace.bounds.rounding import Arithmetic, BoundError
 from weightspace.bounds.rule import Value, size
 from weightspace.bounds.walk import Walk
 from weightspace.kernel import graph_of
@@ -66,6 +66,9 @@ def certificates(a: Net, b: Net, task: Task) -> tuple[Certificate, Certificate]:
 def _certificates(a: Net, b: Net, task: Task, modes: tuple[bool, ...]) -> list[Certificate]:
     checked(a).check(checked(b))
     for net in (a, b):
+        for buffer in net.weights.buffers:
+            if buffer.is_floating_point():
+                Arithmetic.of(buffer.dtype)
         if bad := net.weights.unusable():
             raise WeightspaceError(f"NaN or infinity in {bad[0]}; a network of finite weights has a certificate")
     first = Walk(a, b, modes[0])
