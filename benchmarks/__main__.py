@@ -22,6 +22,7 @@ from benchmarks import (
     paths,
     planted,
     representation,
+    rules,
     spectral,
     steps,
 )
@@ -42,6 +43,7 @@ _TABLES = {
     "representation": representation.summary,
     "paths": paths.summary,
     "curvature": curvature.summary,
+    "rules": rules.summary,
 }
 _RESULTS = {"matchers": "align"}
 

@@ -282,6 +282,11 @@ def _leaky(r: random.Random, op: Any) -> Drawn:
     return Drawn(op.default, (Moving(_shape(r)), _number(r)))
 
 
+@draw("celu")
+def _celu(r: random.Random, op: Any) -> Drawn:
+    return Drawn(op.default, (Moving(_shape(r)), abs(_number(r))))
+
+
 @draw("elu")
 def _elu(r: random.Random, op: Any) -> Drawn:
     return Drawn(op.default, (Moving(_shape(r)), _number(r), _number(r), abs(_number(r))))
@@ -553,10 +558,11 @@ for _name, _make in _SHAPED.items():
 def run(draws: int = 10_000, names: Iterable[str] = (), results: Path = measure.RESULTS) -> list[dict[str, Any]]:
     """A row for every rule; those of other rules stay as they were measured before."""
     wanted = list(names) or list(DRAWS)
-    kept = {row["rule"]: row for row in measure.kept("rules", results) or []}
+    kept: dict[str, dict[str, Any]] = {}
     for name in wanted:
         seen = [once(name, k) for k in range(draws)]
         bounded = [s.ratio for s in seen if not s.refused]
+        kept = {row["rule"]: row for row in measure.kept("rules", results) or []}
         kept[name] = {
             "rule": name,
             "draws": draws,

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from weightspace.bounds.rounding import BoundError
+from weightspace.bounds.rounding import Arithmetic, BoundError
 from weightspace.bounds.rule import Value, size
 from weightspace.bounds.walk import Walk
 from weightspace.kernel import graph_of
@@ -70,11 +70,16 @@ def certificates(a: Net, b: Net, task: Task) -> tuple[Certificate, Certificate]:
 def _certificates(a: Net, b: Net, task: Task, modes: tuple[bool, ...]) -> list[Certificate]:
     checked(a).check(checked(b))
     for net in (a, b):
+        for buffer in net.weights.buffers:
+            if buffer.is_floating_point():
+                Arithmetic.of(buffer.dtype)
         if bad := net.weights.unusable():
             raise WeightspaceError(f"NaN or infinity in {bad[0]}; a network of finite weights has a certificate")
     first = Walk(a, b, modes[0])
     walks = [first, *(Walk(a, b, mode, None, first.operators, first.still) for mode in modes[1:])]
     found, norm, moved = through(a, b, task, walks)
+    if not math.isfinite(moved):
+        raise BoundError("the outputs are not finite, so nothing is known of them; compare in a wider dtype")
     for apart in found:
         if not moved <= apart * (1 + _SLACK):
             raise BoundError(

@@ -59,8 +59,9 @@ def _affine(call: Call, x: Value, w: Value, bias: Value | None, how: _Map) -> Fa
         still = 0.0 if bias is None else positions * bias.at(p)
         return (call.bound(key, lambda: how.rough(weight)) + loose) * x.at(p) + still
 
+    beside = 0.0 if bias is None else max(point, positions * bias.at(1), positions * bias.at(2))
     return call.found(
-        op_a * far.norm + point, off, apart, terms=how.terms + 2, stores=_STORES, size_at=products, products=True
+        op_a * far.norm + point, off, apart, terms=how.terms + 2, size_at=products, beside=beside, products=True
     )
 
 
@@ -138,8 +139,8 @@ def _matmul(call: Call) -> Far:
     inner = left.a.shape[-1]
     if not left.still and right.still and right.a.dim() == 2:
         return _affine(call, left, _turned(right), None, _linear_map(inner))
-    return call.found(*product(left, right), terms=inner, stores=_STORES, products=True,
-                      size_at=lambda p: left.at(p) * right.at(p))  # fmt: skip
+    found = product(left, right)
+    return call.found(*found, terms=inner, products=True, size_at=lambda p: left.at(p) * right.at(p))
 
 
 def product(x: Value, y: Value) -> tuple[float, float, float]:

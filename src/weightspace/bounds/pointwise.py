@@ -14,9 +14,9 @@ from weightspace.bounds.rule import Call, Far, rule
 __all__ = ["GELU", "GELU_TANH", "MISH", "SELU", "SILU"]
 
 GELU = 0.5 * (1 + math.erf(1)) + math.exp(-1) / math.sqrt(math.pi)  # at sqrt 2
-GELU_TANH = 1.1289952872230
-SILU = 1.0998393200000
-MISH = 1.0883830000000
+GELU_TANH = 1.1289930686588
+SILU = 1.0998393201289
+MISH = 1.0884981612518
 SELU = 1.0507009873554805 * 1.6732632423543772
 _SMOOTH = 16  # roundings inside of an elementary function
 _OVERFLOW = 80.0  # exp of more does not fit float32
@@ -98,6 +98,15 @@ def _elu(call: Call) -> Far:
     if inner < 0:
         raise BoundError(f"no bound is known for elu with input_scale={inner}, which grows without limit")
     return lipschitz(call, max(abs(scale), abs(alpha * scale * inner)))
+
+
+@rule("celu", "self", "alpha")
+def _celu(call: Call) -> Far:
+    """x above zero, alpha (exp(x / alpha) - 1) below: of slope 1 at most where alpha > 0."""
+    alpha = float(call.plain["alpha"])
+    if alpha <= 0:
+        raise BoundError(f"no bound is known for celu with alpha={alpha}, which grows without limit")
+    return lipschitz(call, 1.0)
 
 
 @rule("clamp hardtanh relu6 clamp_min clamp_max", "self", "min max min_val max_val")

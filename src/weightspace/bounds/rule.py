@@ -173,18 +173,20 @@ class Call:
         terms: float,
         stores: float = 2,
         size_at: Callable[[int], float] | None = None,
+        beside: float = 0.0,
         products: bool = False,
     ) -> Far:
         """The result of a rule: what `terms` roundings inside and `stores` roundings of the result add.
 
         `size_at(point)`: the norm of the absolute values that are added up, if that is more than the result's.
+        `beside`: the norm of what is added at the end, so that the sum before it is rounded by itself.
         """
         norm = size(self.out) if self.data else norm
         if self.exact:
             return Far(norm, off, apart)
 
         def kept(point: int) -> float:
-            return norm + (off if point else 0.0) + (apart if point == 2 else 0.0)
+            return beside + norm + (off if point else 0.0) + (apart if point == 2 else 0.0)
 
         more = self.slip(terms, size_at or kept, stores, kept, products)
         return Far(norm if self.data else norm + more[0], off + more[1], apart + more[2])
