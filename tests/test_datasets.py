@@ -215,6 +215,104 @@ def test_npz_files(tmp_path, names, save):
         assert len(datasets.read(tmp_path / "d.npz", split="test")) == 2
 
 
+TEXT = {"input_ids", "attention_mask"}
+IDS = np.arange(42).reshape(6, 7)
+MASK = IDS % 2
+ROLES = {
+    "labels by their name": (
+        {"input_ids": IDS, "attention_mask": MASK, "labels": IDS},
+        {"input_ids", "attention_mask"},
+    ),
+    "in any order": ({"labels": IDS, "attention_mask": MASK, "input_ids": IDS}, TEXT),
+    "a mask of another name": ({"x": IDS, "padding_mask": IDS > 3, "y": IDS}, {"x", "padding_mask"}),
+    "types": ({"input_ids": IDS, "token_type_ids": IDS, "targets": IDS}, {"input_ids", "token_type_ids"}),
+    "inputs of no usual name": ({"label": IDS, "pixels": IDS}, None),
+    "capitals": ({"X": IDS, "Y": IDS}, None),
+}
+
+
+@pytest.mark.parametrize("name", ROLES)
+def test_arrays_are_taken_for_what_they_are_called(tmp_path, name):
+    arrays, inputs = ROLES[name]
+    np.savez(tmp_path / "d.npz", **arrays)
+    task = datasets.read(tmp_path / "d.npz")
+    assert torch.equal(task.labels(), torch.from_numpy(IDS))
+    batch = next(iter(task.batches()))[0]
+    assert isinstance(batch, torch.Tensor) if inputs is None else {*batch} == inputs
+    assert not task.notes
+
+
+def test_inputs_and_a_mask_alone_have_no_labels(tmp_path):
+    np.savez(tmp_path / "d.npz", input_ids=IDS, attention_mask=MASK)
+    assert next(iter(datasets.read(tmp_path / "d.npz").batches()))[1] is None
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("x", "y", "labels"), "holds x, y, labels"),
+        (("a", "b", "c"), "which are the labels"),
+        (("a", "b", "y"), "which are the inputs"),
+        (("x", "mask", "z"), "which are the labels"),
+        (("mask", "y"), "holds mask, y"),
+    ],
+)
+def test_arrays_that_could_be_either_are_refused(tmp_path, names, words):
+    np.savez(tmp_path / "d.npz", **dict.fromkeys(names, IDS))
+    refused(words, datasets.read, tmp_path / "d.npz")
+
+
+def test_what_is_guessed_or_left_out_is_noted(tmp_path):
+    np.savez(tmp_path / "d.npz", first=IDS, second=IDS[:, 0], names=np.zeros(2))
+    guessed, left = datasets.read(tmp_path / "d.npz").notes
+    assert "'first' for the inputs and 'second' for the labels" in guessed and "left out 'names'" in left
+    found = datasets.read(table(tmp_path / "d.parquet", a=[0.5, 1.0], coarse_label=[5, 6], fine_label=[1, 2]))
+    assert found.example(2).tolist() == [[0.5], [1.0]] and found.labels().tolist() == [1, 2]
+    assert "left out 'coarse_label'" in found.notes[0]
+    refused("images in the columns a, b", datasets.read, table(tmp_path / "e.parquet", a=[b"x"], b=[b"x"], y=[1]))
+
+
+@pytest.mark.parametrize("kind", ["npz", "idx", "parquet", "images"])
+def test_what_unpacks_to_too_much_is_refused_before_it_is_unpacked(tmp_path, monkeypatch, kind):
+    """By default, too much is more than 4 times the file and 256 MiB; a user can raise it."""
+    path, zeros = tmp_path / (IMAGES + ".gz" if kind == "idx" else "d.npz"), np.zeros((40, 1000), np.uint8)
+    if kind == "npz":
+        np.savez_compressed(path, x=zeros, y=np.arange(40))
+    elif kind == "idx":
+        path.write_bytes(gzip.compress(idx(zeros.reshape(40, 25, 40))))
+        (tmp_path / LABELS).write_bytes(idx(np.arange(40, dtype=np.uint8)))
+    elif kind == "parquet":
+        table(path, **{f"c{k}": zeros[0] for k in range(40)}, label=zeros[0])
+    else:
+        pytest.importorskip("PIL")
+        table(path, image=[encode(np.zeros((25, 40, 3), np.uint8))] * 40, label=list(range(40)))
+    assert len(datasets.read(path)) in (40, 1000)
+    monkeypatch.setenv("WEIGHTSPACE_UNPACKED", "30000")
+    refused("unpacks from .* set WEIGHTSPACE_UNPACKED=", datasets.read, path)
+    monkeypatch.setenv("WEIGHTSPACE_UNPACKED", "1000000")
+    assert len(datasets.read(path)) in (40, 1000)
+    monkeypatch.delenv("WEIGHTSPACE_UNPACKED")
+    if kind in ("npz", "idx"):
+        monkeypatch.setattr(datasets, "_UNPACKED", 30_000)
+        refused("unpacks from .* set WEIGHTSPACE_UNPACKED=", datasets.read, path)
+
+
+def test_a_pointer_or_a_page_in_place_of_data_is_named(tmp_path):
+    for text, words in (("version https://git-lfs.github.com/spec/v1", "git-lfs pointer"), ("<html>", "web page")):
+        (tmp_path / "d.npz").write_text(text)
+        refused(words, datasets.read, tmp_path / "d.npz")
+
+
+def test_memory_that_is_full_is_not_called_damage(tmp_path, monkeypatch):
+    np.savez(tmp_path / "d.npz", x=IDS, y=IDS[:, 0])
+
+    def full(*arguments, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(datasets.npy, "read_array", full)
+    refused("does not fit into the free memory", datasets.read, tmp_path / "d.npz")
+
+
 def test_npz_bytes_are_scaled_and_a_regression_stays_one(tmp_path):
     np.savez(tmp_path / "d.npz", x=pixels(4, (2, 2)), y=np.linspace(0, 1, 4))
     task = datasets.read(str(tmp_path / "d.npz"))

@@ -103,11 +103,8 @@ class Recording:
 
     def __getitem__(self, k: int) -> Record:
         tree, tensors = self._load(self._places[1:][k])
-        step: Any
-        values: Any
-        seconds: Any
-        failed: Any
-        step, seconds, values, failed = [tree.get(field.name) for field in dataclasses.fields(Record)]
+        fields: list[Any] = [tree.get(field.name) for field in dataclasses.fields(Record)]
+        step, seconds, values, failed = fields
         known = type(step) is int and step >= 0 and type(seconds) in (int, float) and isinstance(failed, dict)
         if not known or not isinstance(values, dict) or not all(isinstance(text, str) for text in failed.values()):
             raise RecordingError(f"{self.file}: record {k} lacks a field or holds one of another type; copy it again")

@@ -21,8 +21,8 @@ _LARGEST = 100_000_000  # bytes
 
 
 def certificate(group: Group) -> dict[str, Any]:
-    """Everything as plain data: axes, blocks, generators, architecture, verification."""
-    return {
+    """Everything as plain data: axes, blocks, generators, architecture, verification; and a digest of all that."""
+    told = {
         "format": _FORMAT,
         "group": str(group),
         "fingerprint": group.fingerprint,
@@ -43,13 +43,14 @@ def certificate(group: Group) -> dict[str, Any]:
         "notes": list(group.notes),
         "pinned": group.pinned,
     }
+    return files.sealed(told)
 
 
 def save(group: Group, path: str | os.PathLike[str]) -> None:
     """Write the certificate as JSON with a digest of all that it says, whole or not at all."""
     target = Path(path)
     try:
-        files.write(target, json.dumps(files.sealed(certificate(group)), indent=1))
+        files.write(target, json.dumps(certificate(group), indent=1))
     except OSError as error:
         raise WeightspaceError(f"cannot write {target}: {error.strerror}") from error
 
