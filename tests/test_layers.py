@@ -7,8 +7,8 @@ ROOMS = """net model | examples task datasets entry pickled checkpoint architect
     symmetry.rules.contraction symmetry.rules.reduction symmetry.rules symmetry.trace symmetry.group
     symmetry.probe symmetry.verify symmetry.reach symmetry.scale symmetry.sign symmetry.read symmetry.certificate
     symmetry.balance symmetry.canonical symmetry.assignment symmetry.ascent symmetry.relax symmetry.features
-    symmetry.match symmetry.merge symmetry.layer symmetry.refit symmetry.repair symmetry | goals kernel modes layered metric
-    pullback geodesic distance representation bounds displacement perturbation sensitivity fisher likelihood
+    symmetry.match symmetry.merge symmetry.layer symmetry.refit symmetry.repair symmetry | goals kernel modes layered
+    metric pullback geodesic distance representation bounds displacement perturbation sensitivity fisher likelihood
     curvature posterior quadratic langevin attribution description envelope structure transfer scores risk
     descent pac acting equivariance nuisance | path diffusion escape trail recording surface ensembles pruning
     flows optim dynamics adapters periods | compare workbench walk page report watching wayside trial inquiry
