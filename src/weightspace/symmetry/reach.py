@@ -98,7 +98,8 @@ def _flags(node: fx.Node, needed: set[fx.Node]) -> list[int]:
     outputs = node.meta.get("val")
     several = isinstance(outputs, (tuple, list))
     used = used_outputs(node, needed) if several else {0}
-    return [k for k, t in enumerate(outputs if several else (outputs,)) if k in used and _counts(t)]
+    items: list[Any] = list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
+    return [k for k, t in enumerate(items) if k in used and _counts(t)]
 
 
 def _counts(value: Any) -> bool:
