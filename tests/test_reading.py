@@ -313,9 +313,9 @@ def test_a_head_that_the_example_does_not_reach_is_named():
     note = "not reached by the example, left alone: "
     assert Symmetry.of(TwoHeads(), normal(9, 5)).notes == (f"{note}z.weight, z.bias",)
     assert Symmetry.of(TwoHeads(), (normal(9, 5), "z")).notes == (f"{note}y.weight, y.bias",)
-    many = nn.ModuleDict({"used": nn.Linear(5, 7), "spare": nn.Sequential(*[nn.Linear(7, 7) for _ in range(9)])})
-    many.forward = lambda x: many["used"](x)
-    assert Symmetry.of(many, normal(9, 5)).notes == (f"{note}spare.* (18 tensors)",)
+    many = Two(lambda s, x: s.b(torch.relu(s.a(x))))
+    many.m = nn.Sequential(*[nn.Linear(7, 7) for _ in range(9)])
+    assert Symmetry.of(many, normal(9, 5)).notes == (f"{note}t, m.* (18 tensors)",)
 
 
 class Masked(nn.Linear):
