@@ -25,6 +25,12 @@ DOUBLE, N = torch.float64, 13
 WEIGHTS = torch.tensor([0.3, 2.0, 1.1], dtype=DOUBLE)
 
 
+def named(value):
+    """The same name in every process, for a test's address."""
+    plain = value.func if isinstance(value, partial) else value
+    return value if isinstance(value, str) else getattr(plain, "__name__", type(plain).__name__)
+
+
 def network(outputs=3, last=None):
     torch.manual_seed(0)
     parts = [nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, outputs), *([last] if last else [])]
@@ -305,7 +311,7 @@ class Written(nn.Module):
         return self.o(z.flatten(1))
 
 
-@pytest.mark.parametrize("make", [*(partial(Recurrent, k) for k in (nn.GRU, nn.LSTM, nn.RNN)), Written], ids=str)
+@pytest.mark.parametrize("make", [*(partial(Recurrent, k) for k in (nn.GRU, nn.LSTM, nn.RNN)), Written], ids=named)
 def test_importance_of_networks_that_cannot_be_batched(make):
     """One example after the other: the squares of gradients that autograd gives of each alone."""
     torch.manual_seed(0)
@@ -325,7 +331,7 @@ def test_importance_of_networks_that_cannot_be_batched(make):
 # labels beside outputs
 
 
-@pytest.mark.parametrize("loss", [nn.MSELoss(), F.mse_loss, nn.L1Loss(), nn.HuberLoss()], ids=str)
+@pytest.mark.parametrize("loss", [nn.MSELoss(), F.mse_loss, nn.L1Loss(), nn.HuberLoss()], ids=named)
 def test_each_output_stands_beside_its_own_label(loss):
     """Outputs (n, 1) and labels (n,), and the other way round: no label meets the output of another example."""
     module, y = network(1), REAL[:, 0]
@@ -373,7 +379,7 @@ def test_accuracy_knows_what_an_output_says():
     (nn.CosineEmbeddingLoss(), "CosineEmbeddingLoss failed"),
     (nn.CrossEntropyLoss(torch.zeros(3, dtype=DOUBLE)), "add up to 0"),
     (nn.CrossEntropyLoss(torch.ones(2, dtype=DOUBLE)), "CrossEntropyLoss failed"),
-], ids=str)  # fmt: skip
+], ids=named)  # fmt: skip
 def test_what_cannot_be_a_mean_over_examples_is_refused(loss, words):
     y = REAL if "Entropy" not in str(loss) else CLASSES
     with pytest.raises(TaskError, match=words) as told:
