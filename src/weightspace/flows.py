@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Flow", "FlowError", "Record", "flow"]
 
-Aim: TypeAlias = "Task | Callable[[Net], Tensor] | Goal | Prune"
-Size: TypeAlias = "float | Callable[[float], float]"
+Aim: TypeAlias = Task | Callable[[Net], Tensor] | Goal | Prune
+Size: TypeAlias = float | Callable[[float], float]
 
 _HALVINGS, _BISECTIONS = 8, 40
 _GROW, _TRUST = 1.5, 2.0

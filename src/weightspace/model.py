@@ -35,7 +35,11 @@ def fresh(model: Model, seed: int) -> Net:
             return net.load(_drawn(net.module()).state_dict())
         if not callable(model):
             raise ModelError(f"a model is a module, a Net, or a function that makes one, not {type(model).__name__}")
-        return Net.of(model())
+        try:
+            made = model()
+        except TypeError as error:
+            raise ModelError(f"the function that makes the model takes no arguments: {error}") from error
+        return Net.of(made)
 
 
 @torch.no_grad()

@@ -405,6 +405,7 @@ def jacobian(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> 
     weights, state = net.weights, dict(net.state)
     flat = weights.flat()
     batches = [x for x, _ in task.batches(net)]
+    task.fits(net)
 
     def at(x: Any) -> Function:
         def f(w: Sequence[Tensor]) -> Tensor:

@@ -329,6 +329,7 @@ def encode(
     fit = _begin(net, anchor, variance, start)
     task = task.mapped(lambda x: x)
     task.batch = batch
+    task.fits(net)
     noisy, n = Noisy(net, task), _count(task)
     generator = torch.Generator(device=fit.mean.device).manual_seed(seed)
     optimiser = torch.optim.Adam(

@@ -22,6 +22,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 __all__ = ["CallError", "WeightspaceError", "becomes", "public", "settled"]
 
@@ -136,6 +137,7 @@ class _Parameter:
     where: str
     exact: frozenset[type]
     members: tuple[Any, ...]
+    seed: bool
 
 
 _Plan: TypeAlias = tuple[list[_Parameter | None], dict[str, _Parameter]]
@@ -151,9 +153,12 @@ def _as_meant(plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tup
 
 
 def _argument(parameter: _Parameter | None, value: Any) -> Any:
-    if parameter is None or type(value) in parameter.exact:
+    if parameter is None:
         return value
-    return _taken(parameter.members, value, parameter.where)
+    found = value if type(value) in parameter.exact else _taken(parameter.members, value, parameter.where)
+    if parameter.seed and isinstance(found, int) and found < 0:
+        raise CallError(f"{parameter.where} takes a whole number from 0, got {found}")
+    return found
 
 
 def becomes(kind: type, source: type, by: Callable[[Any], Any]) -> None:
@@ -182,7 +187,7 @@ def _plan(function: Callable[..., Any]) -> _Plan:
         if any(member is not Any and member is not object for member in members):
             members += [type(None)] if p.default is None else []
             exact = frozenset(m for m in members if isinstance(m, type) and typing.get_origin(m) is None)
-            named[name] = _Parameter(f"{where}: {name}", exact, tuple(dict.fromkeys(members)))
+            named[name] = _Parameter(f"{where}: {name}", exact, tuple(dict.fromkeys(members)), name == "seed")
         if p.kind is not p.KEYWORD_ONLY:
             positional.append(named.get(name))
     return positional, named
@@ -256,7 +261,7 @@ def _fit(kind: Any, value: Any, where: str) -> tuple[bool, Any]:
     if origin is typing.Literal:
         return isinstance(value, tuple({type(choice) for choice in typing.get_args(kind)})), value
     if origin is Callable or kind is Callable:
-        return callable(value), value
+        return _calls(typing.get_args(kind)[:1], value), value
     if origin is type:
         return isinstance(value, type), value
     if kind in (int, float, bool):
@@ -269,6 +274,17 @@ def _fit(kind: Any, value: Any, where: str) -> tuple[bool, Any]:
         return isinstance(value, kind) and not (isinstance(value, type) and kind is not type), value
     except TypeError:  # a protocol that cannot be asked
         return True, value
+
+
+def _calls(taken: tuple[Any, ...], value: Any) -> bool:
+    """Whether a value is a function of such arguments. A class is one only where it takes none, as a factory; a module
+    is a function of tensors, and of no network or number."""
+    arguments = taken[0] if taken else ...
+    if isinstance(value, type):
+        return arguments == []
+    if isinstance(value, Module):
+        return arguments is ... or all(argument is Any for argument in arguments)
+    return callable(value)
 
 
 def _as_number(kind: type, value: Any) -> tuple[bool, Any]:
@@ -298,13 +314,14 @@ def _as_collection(origin: type, inside: tuple[Any, ...], value: Any, where: str
         return isinstance(value, origin), value
     if isinstance(value, np.ndarray | Tensor) and value.ndim == 1 and inside[:1] in ((int,), (float,)):
         value = value.tolist()
-    if isinstance(value, str | Mapping) and origin is not Iterable:
-        return False, value
+    if isinstance(value, str | Mapping | Module | np.ndarray | Tensor) and (origin is not Iterable or inside != (Any,)):
+        return isinstance(value, Tensor) and inside[:1] == (Tensor,), value
     if isinstance(value, Iterator) and origin is Iterable:
         take = functools.partial(_taken, tuple(_members(inside[0] if inside else Any)))
         return True, (take(item, f"an item of {where}") for item in value)
     if not isinstance(value, list | tuple):
-        return isinstance(value, origin), value
+        another = isinstance(value, tuple(source for _, source, _ in _CONVERSIONS))  # loaders are no networks
+        return isinstance(value, origin) and not another, value
     items = _items(origin, inside, value, where)
     if items is None:
         return False, value

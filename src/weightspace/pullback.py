@@ -130,7 +130,12 @@ class Pullback:
         if isinstance(anchor, Net) and anchor.weights is not net.weights:
             not_aliased(net, anchor)
         reference = self.outputs(anchor) if isinstance(anchor, Net) else anchor
-        moved = self.outputs(net) - reference
+        outputs = self.outputs(net)
+        if reference.shape != outputs.shape:
+            raise PullbackError(
+                f"the anchor's outputs are {tuple(reference.shape)}, the network's {tuple(outputs.shape)}"
+            )
+        moved = outputs - reference
         away = self._turn(self._mix_of(reference), len(self.task))(moved.flatten())
         return float(away.double().norm())
 

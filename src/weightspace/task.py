@@ -159,6 +159,11 @@ class Task:
         with blamed(lambda: f"{name} does not take inputs of shape {each(shape, x)}"):
             return net(x)
 
+    @torch.no_grad()
+    def fits(self, net: Net) -> None:
+        """Raise `TaskError` unless the network takes the first example."""
+        self.forward(net, carried(self.example(1), net))
+
     def _distances(self, net: Net) -> Iterator[tuple[Tensor, int]]:
         """A batch's distances and their number; a 0-d tensor stands for their mean."""
         for x, y in self.batches(net):
