@@ -537,3 +537,44 @@ def test_a_rewriting_left_out_is_seen(op, monkeypatch):
     else:
         with pytest.raises(ws.WeightspaceError, match="not the change of the first"):
             ws.hessian(normed("weight_norm"), Task(drawn(5, 4), drawn(5, 3, seed=1), aggregate="sum"))
+
+
+class Mixing(nn.Module):
+    """Examples meet, in one of the ways in which they do."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.first, self.last, self.way = nn.Linear(5, 6), nn.Linear(6, 3), way
+        self.norm = nn.BatchNorm1d(6, track_running_stats=False)
+        self.memory = nn.GRU(6, 6)
+
+    def forward(self, x):
+        h = self.first(x)
+        if self.way == "centred":
+            h = torch.tanh(h - h.mean(0))
+        elif self.way == "attention":
+            h = torch.softmax(h @ h.T, -1) @ h
+        elif self.way == "recurrence":  # over the examples, as without batch_first
+            h = self.memory(h[:, None])[0][:, 0]
+        elif self.way == "statistics":
+            h = self.norm(h)
+        return self.last(h)
+
+
+@pytest.mark.parametrize("way", ["centred", "attention", "recurrence", "statistics", "apart"])
+@pytest.mark.parametrize("question", ["diagonal", "trace", "noise", "ewc", "displacement"])
+def test_gradients_of_examples_that_meet_are_refused(way, question):
+    torch.manual_seed(0)
+    net, task = ws.Net.of(Mixing(way).eval()), ws.Task(torch.randn(12, 5), torch.randint(0, 3, (12,)))
+    ask = {
+        "diagonal": lambda: ws.curvature_diagonal(net, task),
+        "trace": lambda: ws.fisher_trace(task, labels="all")(net),
+        "noise": lambda: ws.gradient_noise(task)(net),
+        "ewc": lambda: ws.ewc(task, net),
+        "displacement": lambda: ws.displacement.displacement(net, task, 0.1),
+    }[question]
+    if way == "apart":
+        ask()
+        return
+    with pytest.raises(ws.WeightspaceError, match="one example"):
+        ask()

@@ -141,6 +141,7 @@ MEMORIES = {
     "trail.Trail.__init__(folder)": "test_a_path_in_a_folder_is_of_this_question",
     "trail.Trail.index": "test_a_path_in_a_folder_is_of_this_question",
     "periods.critical_period(rows)": "test_rows_are_of_this_training",
+    "task.Task._share": "test_a_loss_has_the_settings_and_labels_of_now",
     "task._order": "test_caches_without_hidden_arguments",
     "crossing._integers": "test_caches_without_hidden_arguments",
     "digest._way": "test_caches_without_hidden_arguments",
@@ -326,6 +327,27 @@ def test_an_anchor_is_asked_again_where_something_changed_in_place(change):
     after = goal.covector(net, 0)[1]
     assert after == pytest.approx(goals.hold(Task(numbers, y), anchor, batch=8).covector(net, 0)[1], rel=1e-6)
     assert abs(after - before) > 1e-3 * before
+
+
+@pytest.mark.parametrize("change", ["weight", "label_smoothing", "ignore_index", "labels"])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_loss_has_the_settings_and_labels_of_now(change, parts):
+    x, y, _ = data()
+    loss, net = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0])), Net.of(mlp())
+    task = Task(x, y, loss=loss, batch=7)
+    task = task if parts == 1 else task | Task(x, y, loss=loss, batch=7)
+    before = float(task(net)), ws.curvature_diagonal(net, task)
+    if change == "weight":
+        loss.weight.mul_(torch.tensor([3.0, 1.0, 1.0]))
+    elif change == "labels":
+        y.copy_((y + 1) % 3)
+    else:
+        setattr(loss, change, {"label_smoothing": 0.5, "ignore_index": 1}[change])
+    value = float(loss(net(torch.cat([x] * parts)), torch.cat([y] * parts)))
+    assert float(task(net)) == pytest.approx(value, rel=1e-5) and abs(value - before[0]) > 1e-4
+    fresh = Task(torch.cat([x] * parts), torch.cat([y] * parts), loss=loss)
+    diagonal = ws.curvature_diagonal(net, task).flat()
+    assert torch.allclose(diagonal, ws.curvature_diagonal(net, fresh).flat(), rtol=1e-4, atol=1e-6)
 
 
 def test_caches_without_hidden_arguments():

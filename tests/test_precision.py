@@ -153,3 +153,21 @@ def test_the_wide_dtype_of_every_dtype():
         assert wide(dtype) == torch.float32
     assert wide(torch.float32) == wide(torch.float64) == torch.float64
     assert wide(torch.complex32) == torch.complex64 and wide(torch.complex64) == torch.complex128
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_members_of_half_precision_are_combined_in_float_and_rounded_once(dtype):
+    torch.manual_seed(0)
+    base, x = Net.of(nn.Sequential(nn.Linear(5, 50), nn.ReLU(), nn.Linear(50, 3))), torch.randn(40, 5).to(dtype)
+    nets = [ws.perturb(base, 0.2, seed=k).to(dtype) for k in range(7)]
+    right = (
+        torch.stack([net(x).double().log_softmax(-1) for net in nets]).logsumexp(0) - torch.tensor(7.0).double().log()
+    )
+    found = ws.ensemble(nets)(x)
+    assert found.dtype is dtype
+    assert float((found.double() - right).abs().max()) < 0.51 * torch.finfo(dtype).eps * 2 ** float(
+        right.abs().max().log2().floor()
+    )
+    exact = ws.swag([net.to(torch.float32) for net in nets], 3)
+    for drawn, other in zip(ws.swag(nets, 3), exact, strict=True):
+        assert drawn.dtype is dtype and torch.equal(drawn.weights.flat(), other.weights.flat().to(dtype))

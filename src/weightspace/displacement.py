@@ -20,12 +20,12 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from weightspace.differentiable import called, told
-from weightspace.examples import each, normal, uniform
+from weightspace.examples import each, leaves, normal, uniform
 from weightspace.kernel import derived_graph, examples_at
 from weightspace.net import Net, Weights, WeightspaceError, checked, math_attention
 from weightspace.public import public
 from weightspace.symmetry.layer import Layer, layers, rows_met
-from weightspace.symmetry.trace import SymmetryError, arguments, input_tensors
+from weightspace.symmetry.trace import SymmetryError, arguments, first_line, input_tensors
 from weightspace.task import Task, carried
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Displacement", "displacement", "squared_gradients", "squares", "traces"]
 
 _ROOM = 1 << 25
+_ALIKE = 10
 _CACHE = 1 << 18  # numbers that stay near the processor
 
 
@@ -118,11 +119,36 @@ def squares(
     cost a pass back together; all other tensors a gradient for every example.
     """
     x = carried(x, net)
+    _by_itself(net, task, x)
     totals: list[dict[str, Tensor]] = [{} for _ in cotangents]
     done = _of_layers(net, task, x, cotangents, set(names), totals)
     if rest := [name for name in names if name not in done]:
         _of_rest(net, task, x, cotangents, rest, totals)
     return [{name: total[name] for name in names} for total in totals]
+
+
+@torch.no_grad()
+def _by_itself(net: Net, task: Task, x: Any) -> None:
+    """Raise `WeightspaceError` where the outputs on an example depend on the other: it has no gradient of its own."""
+    if len(leaves(x)[0]) < 2:
+        return
+    pair = each(lambda t: torch.stack([t[0], t[-1]]), x)
+    why = "the outputs on one example depend on the examples beside it"
+    with math_attention():
+        try:
+            together = task.forward(net, pair)
+            apart = [task.forward(net, each(lambda t, k=k: t[k : k + 1], pair)) for k in (0, 1)]
+        except (WeightspaceError, ValueError) as error:
+            apart, why = [], f"the network does not take one example alone ({first_line(error)})"
+    if apart:
+        alone = torch.cat(apart)
+        rounding = _ALIKE * torch.finfo(together.dtype).eps ** 0.5 * together.abs().max().clamp_min(1e-30)
+        if alone.shape == together.shape and not bool(((alone - together).abs() > rounding).any()):
+            return
+    raise WeightspaceError(
+        f"{why}, so that none has a gradient of its own: batch statistics, attention or a recurrence over the examples "
+        "(batch_first=True is missing), or random numbers"
+    )
 
 
 @dataclass(frozen=True)
@@ -217,6 +243,7 @@ def squared_gradients(
 ) -> dict[str, Tensor]:
     """Name -> sum over every u and example i of (J_il^T u_i)^2, entry by entry: `squares`, not summed over entries."""
     x = carried(x, net)
+    _by_itself(net, task, x)
     total: dict[str, Tensor] = {}
     for fed in _layers_met(net, task, x, cotangents, set(names)):
         total.update({name: torch.zeros_like(net.weights[name]) for name in fed.own})

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weightspace.goals import input_gradient
-from weightspace.net import Net, WeightspaceError, checked
+from weightspace.net import Net, WeightspaceError, checked, wide
 from weightspace.public import public
 from weightspace.task import Task, logits
 
@@ -33,8 +33,8 @@ class _Mean(nn.Module):
         outputs = [logits(member(*args, **kwargs)) for member in self.members]
         if outputs[0].dim() < 2 or outputs[0].shape[-1] < 2:
             raise WeightspaceError(f"outputs of shape {tuple(outputs[0].shape)} are no classes; average them yourself")
-        rows = torch.stack([f.log_softmax(-1) for f in outputs])
-        return rows.logsumexp(0) - torch.tensor(float(len(self.members))).log()
+        rows = torch.stack([f.to(wide(f.dtype)).log_softmax(-1) for f in outputs])  # rounded once, at the end
+        return (rows.logsumexp(0) - math.log(len(self.members))).to(outputs[0].dtype)
 
 
 @public
@@ -65,7 +65,8 @@ def swag(points: Iterable[Net], n: int, seed: int = 0) -> list[Net]:
     Source: A simple baseline for Bayesian uncertainty in deep learning (Maddox et al., 2019).
     """
     nets = _pair(list(points))
-    rows = torch.stack([net.weights.flat() for net in nets])
+    flat = torch.stack([net.weights.flat() for net in nets])
+    rows = flat.to(wide(flat.dtype))
     mean, away = rows.mean(0), rows - rows.mean(0)
     deviation = away.square().mean(0).sqrt()
     last, drawn = nets[-1], []
@@ -77,7 +78,7 @@ def swag(points: Iterable[Net], n: int, seed: int = 0) -> list[Net]:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + k)
         one, other = (torch.randn(size, generator=generator).to(mean) for size in (len(mean), len(rows)))
         low = away.T @ other / math.sqrt(len(rows) - 1)
-        weights = last.weights.shaped(mean + (deviation * one + low) / math.sqrt(2))
+        weights = last.weights.shaped((mean + (deviation * one + low) / math.sqrt(2)).to(flat.dtype))
         drawn.append(last.at(weights.replace(still) if still else weights))
     return drawn
 

@@ -199,7 +199,7 @@ def _reduction(function: Any) -> str | None:
     if isinstance(function, partial) and "reduction" in function.keywords:
         return function.keywords["reduction"]
     try:
-        parameter = inspect.signature(function).parameters.get("reduction")
+        parameter = inspect.signature(function, follow_wrapped=False).parameters.get("reduction")
     except (TypeError, ValueError):
         return None
     return parameter.default if parameter is not None and isinstance(parameter.default, str) else None

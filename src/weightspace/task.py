@@ -24,6 +24,7 @@ from weightspace.examples import (
     Joined,
     Loader,
     TaskError,
+    digest,
     each,
     forget,
     leaves,
@@ -88,10 +89,10 @@ class Task:
             raise TaskError(f"batch is {batch}; give 1 or more examples")
         self._metric = _known(loss or metric, METRICS, "metric")
         self.aggregate = _known(aggregate, (*_TERMS, "linf"), "aggregate") or "mean"
-        self.recognised: Loss | None = Loss.of(self._metric) if callable(self._metric) else None
-        self._ignored = None if self.recognised is None else self.recognised.ignored
-        self._beside, self._share = Beside(), dict[str, float]()
+        self._beside, self._share = Beside(), dict[int, float]()
         self.batch, self.output = batch, output or logits
+        if callable(self._metric):
+            Loss.of(self._metric)  # settings that cannot be are refused here
         self._source = read_source(inputs, labels, batch)
         if isinstance(self._source, Arrays):
             self._metric = self.metric
@@ -104,6 +105,11 @@ class Task:
             if labels is not None:
                 self._metric = "squared" if labels.is_floating_point() else "cross-entropy"
         return self._metric
+
+    @property
+    def recognised(self) -> Loss | None:
+        """What is known of a loss that is a function, with the settings that it has now."""
+        return Loss.of(self._metric) if callable(self._metric) else None
 
     def __len__(self) -> int:
         """The number of inputs; a loader that does not tell it is read once to count them."""
@@ -124,6 +130,8 @@ class Task:
             checked(net)
         x = None
         self._beside = Beside()
+        if all(isinstance(part, Arrays) for part in getattr(self._source, "parts", [self._source])):
+            self._share.clear()  # labels may have been changed in place
         for x, y in self._source.batches(self.batch):
             yield (x if net is None else carried(x, net)), self._marked(y)
         if x is None:
@@ -145,9 +153,10 @@ class Task:
 
     def _marked(self, y: Tensor | None) -> Tensor | None:
         """Labels with one mark for positions that do not count."""
-        if y is None or self._ignored is None or y.is_floating_point():
+        loss = self.recognised
+        if y is None or loss is None or loss.ignored is None or y.is_floating_point():
             return y
-        return y.masked_fill(y == self._ignored, IGNORED)
+        return y.masked_fill(y == loss.ignored, IGNORED)
 
     def forward(self, net: Net, x: Any) -> Tensor:
         """The outputs of a batch. Raises `TaskError` where the network does not take it."""
@@ -194,13 +203,14 @@ class Task:
         loss = self.recognised
         if loss is None or y is None or not loss.weighs(y):
             return 1.0
-        if "share" not in self._share:
+        key = digest(loss.settings["weight"], torch.tensor(loss.ignored or IGNORED))
+        if key not in self._share:
             masses = [loss.masses(y) for y in map(self._marked, self._labels()) if y is not None]
             whole, count = sum(float(m.sum()) for m in masses), sum(map(len, masses))
             if count and not whole > 0:
                 raise TaskError(f"{loss.name}: the weights of all labels that are there add up to {whole:g}")
-            self._share["share"] = count / whole if count else 1.0
-        return self._share["share"]
+            self._share[key] = count / whole if count else 1.0
+        return self._share[key]
 
     def _labels(self) -> Iterator[Tensor | None]:
         return (y for _, y in self._source.batches(self.batch))
