@@ -314,8 +314,10 @@ def _as_collection(origin: type, inside: tuple[Any, ...], value: Any, where: str
         return isinstance(value, origin), value
     if isinstance(value, np.ndarray | Tensor) and value.ndim == 1 and inside[:1] in ((int,), (float,)):
         value = value.tolist()
-    if isinstance(value, str | Mapping | Module | np.ndarray | Tensor) and (origin is not Iterable or inside != (Any,)):
-        return isinstance(value, Tensor) and inside[:1] == (Tensor,), value
+    if isinstance(value, Mapping):
+        return origin is Iterable and inside[:1] in ((), (str,), (Any,)), value
+    if isinstance(value, str | Module | np.ndarray | Tensor):
+        return isinstance(value, Tensor) and inside[:1] in ((Tensor,), (Any,)), value
     if isinstance(value, Iterator) and origin is Iterable:
         take = functools.partial(_taken, tuple(_members(inside[0] if inside else Any)))
         return True, (take(item, f"an item of {where}") for item in value)
