@@ -114,14 +114,11 @@ def mean(nets: Sequence[Net], group: Symmetry, data: Task | None = None, seed: i
     if len(nets) > 2:
         near = gather_round(group, [g(net) for g, net in zip(star, many, strict=True)], seed)
         found.append([g @ h for g, h in zip(near, star, strict=True)])
-    plain = average(g(net.double()) for g, net in zip(found[-1], many, strict=True))
-    middle = plain
-    if data is not None:
+    if data is None:
+        middle = average(g(net.double()) for g, net in zip(found[-1], many, strict=True))
+    else:
         aligned = [[g(net) for g, net in zip(elements, many, strict=True)] for elements in found]
         middle = best_repaired([(average(some), some) for some in aligned], data)
-        if any(not torch.equal(middle.weights[name], many[0].weights[name]) for name in frozen_names):
-            # layers cannot be refitted around frozen ones
-            middle = reset_statistics(plain, data) if has_statistics(plain) else plain
     first = nets[0]
     return Net(first.architecture, first.weights.replace(middle.weights), first.state.replace(middle.state))
 

@@ -180,7 +180,7 @@ def repair(net: Net, ends: list[Net], task: Task) -> Net:
 
     Running statistics are re-estimated where there are any. Units may be rescaled (`rescale`) or layers refitted
     (`refit`) to what the ends say on average; the way with the lowest loss is kept, each tried on four fifths of the
-    examples and judged on the last.
+    examples and judged on the last. Where weights are frozen, statistics alone are mended.
     """
     return best_repaired([(net, ends)], task)
 
@@ -196,7 +196,9 @@ def best_repaired(averages: list[tuple[Net, list[Net]]], task: Task) -> Net:
     fit, judge = some.split(0.8, seed=0) if len(some) >= _FEW else (some, some)
     ways: list[Callable[[Task], Net]] = []
     for net, ends in averages:
-        ways += [partial(_as_it_is, net), partial(rescale, net, ends), partial(refit, net, ends)]
+        ways += [partial(_as_it_is, net)]
+        if not any(some.frozen for some in (net, *ends)):  # layers cannot be refitted around frozen ones
+            ways += [partial(rescale, net, ends), partial(refit, net, ends)]
     found: list[tuple[float, int]] = []
     for k, way in enumerate(ways):
         with suppress(NothingToMend), torch.no_grad():
