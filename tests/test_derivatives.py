@@ -419,6 +419,20 @@ def test_embeddings(how):
     assert torch.allclose(net(task.example(5)), torch_own(task.example(5)), atol=1e-6)
 
 
+def test_a_shortened_row_moves_as_if_its_factor_were_a_constant():
+    """As in torch, which writes shortened rows into the table: beside the plain table of these rows."""
+    net, task = embedded(max_norm=1.0)
+    plain, _ = embedded()
+    table = net.weights["0.weight"]
+    factor = 1 / table.norm(dim=1, keepdim=True).clamp_min(1)
+    assert float(factor.min()) < 0.9 and float(factor.max()) == 1
+    there = plain.at(net.weights.replace({"0.weight": table * factor}))
+    moved = net.weights.zeros().replace({"2.weight": drawn(3, 12), "0.weight": drawn(6, 3)})
+    shorter = moved.replace({"0.weight": moved["0.weight"] * factor})
+    along = operator.jacobian(there, task) @ shorter.flat()
+    assert torch.allclose(operator.jacobian(net, task) @ moved.flat(), along, atol=1e-6)
+
+
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 @pytest.mark.parametrize("how", [{}, {"padding_idx": 1}, {"include_last_offset": True}, {"max_norm": 1.0}], ids=str)
 def test_bags_are_those_of_torch(mode, how):

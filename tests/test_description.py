@@ -14,6 +14,7 @@ from torch.func import functional_call, jacrev
 from weightspace import attribution
 from weightspace.description import Unconverged, cost, flatness_bound, information
 from weightspace.net import Net, WeightspaceError
+from weightspace.operator import Operator
 from weightspace.quadratic import Quadratic
 from weightspace.task import Task
 
@@ -225,3 +226,12 @@ def test_mistakes_are_told_in_one_line(words, wrong):
     with pytest.raises(WeightspaceError, match=words) as seen:
         wrong()
     assert "\n" not in str(seen.value)
+
+
+def test_the_error_of_what_is_known_is_how_far_draws_are_apart():
+    half = torch.randn(16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    a = Operator(16, 16, lambda v: half @ (half.T @ v))
+    found = [attribution._sampled(a, 0.05, [6, 10], 3, 4, False, 10 * seed) for seed in range(16)]
+    sums = torch.tensor([sum(one.known) for one in found])
+    errors = torch.tensor([one.errors[1] for one in found])
+    assert float(sums.std()) == pytest.approx(float(errors.square().mean().sqrt()), rel=0.5)

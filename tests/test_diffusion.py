@@ -170,6 +170,16 @@ def test_the_action_of_a_path_is_that_of_its_points():
     assert seen == [1, 2, 3] and action_cost(path, 6).passes == 3 * 8 and action_cost(path).bytes > 0
 
 
+def test_the_error_of_an_action_is_how_far_draws_are_apart():
+    half = torch.randn(8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    a = half @ half.T
+    goal = lambda net: net.weights["w"] @ a @ net.weights["w"] / 2  # noqa: E731
+    points = [point(*row) for row in half[:3].tolist()]
+    found = [action(points, goal, 0.1, [0.0, 1.0, 5.0], samples=4, seed=10 * k) for k in range(60)]
+    values, errors = (torch.tensor([getattr(f, name) for f in found]) for name in ("entropic", "error"))
+    assert float(values.std()) == pytest.approx(float(errors.square().mean().sqrt()), rel=0.3)
+
+
 def test_the_temperature_is_that_of_a_step_s_noise():
     """A step's mean squared deviation, an example's over the batch, is 2 D for a weight and unit of time."""
     net, goal, rate, batch = mlp(), task(25), 0.1, 5
@@ -231,6 +241,17 @@ def test_operators_give_the_rate_of_their_matrices():
     assert abs(found.log - exact.log) < max(4 * found.error, 1e-3) and found.exponent == -6
     with pytest.raises(DiffusionError, match="a direction that falls"):
         kramers_rate(1.0, 1.0, *(Operator(40, 40, lambda v: low.to(v) @ v) for _ in range(2)))
+
+
+def test_the_error_of_a_rate_is_how_far_draws_are_apart():
+    generator = torch.Generator().manual_seed(0)
+    turns = [torch.linalg.qr(torch.randn(12, 12, generator=generator, dtype=torch.float64))[0] for _ in range(2)]
+    values = torch.linspace(1, 9, 12).double(), torch.cat([torch.tensor([-2.0]), torch.linspace(0.5, 4, 11)]).double()
+    low, high = (turn @ v.diag() @ turn.T for turn, v in zip(turns, values, strict=True))
+    both = [Operator(12, 12, lambda v, h=h: h.to(v) @ v) for h in (low, high)]
+    found = [kramers_rate(3.0, 0.5, *both, scale=1e-4, seed=seed) for seed in range(40)]
+    logs, errors = (torch.tensor([getattr(f, name) for f in found]) for name in ("log", "error"))
+    assert float(logs.std()) == pytest.approx(float(errors.square().mean().sqrt()), rel=0.4)
 
 
 def surface(net: Net) -> torch.Tensor:

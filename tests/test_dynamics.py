@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from weightspace.datasets import digits
 from weightspace.distance import relative_trust
 from weightspace.dynamics import Recorder
 from weightspace.net import Net, WeightspaceError
-from weightspace.recording import Recording, RecordingError
+from weightspace.recording import Record, Recording, RecordingError, Writer
 from weightspace.task import accuracy
 
 TRAIN, PROBE = digits("train", flat=True), digits("test", flat=True).take(40)
@@ -320,3 +321,13 @@ def test_inside_of_lightning(tmp_path):
     seen = Recording(tmp_path / "run.rec")
     assert [record.step for record in seen] == [0, 2, 4] and seen.series("loss")[0] == [2, 4]
     assert list(seen[0].values["gates"].layers) == ["net.2"]
+
+
+def test_tensors_that_share_memory_are_recorded_each_as_it_is(tmp_path):
+    whole = torch.arange(12.0).view(3, 4)
+    seen = {"whole": whole, "again": whole, "row": whole[1], "turned": whole.T, "some": whole[:, ::2], "list": [whole]}
+    with contextlib.closing(Writer(tmp_path / "run.rec", {"observables": ["seen"]}, {})) as writer:
+        writer.append(Record(0, 0.0, {"seen": seen}, {}))
+    found = Recording(tmp_path / "run.rec")[0].values["seen"]
+    assert found.pop("list")[0].equal(seen.pop("list")[0]) and found.keys() == seen.keys()
+    assert all(torch.equal(found[name], seen[name]) for name in seen)

@@ -280,3 +280,16 @@ def test_mistakes_are_one_line(act, words):
     with pytest.raises(OperatorError) as error:
         act(operator(decaying(20)))
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 30.0])
+def test_a_quadratic_form_lies_between_its_quadratures(spread):
+    generator = torch.Generator().manual_seed(0)
+    turn = torch.linalg.qr(torch.randn(20, 20, generator=generator, dtype=torch.float64))[0]
+    values = 1 + spread * torch.linspace(0, 1, 20, dtype=torch.float64).square()
+    b = turn @ values.diag() @ turn.T
+    z = torch.randint(0, 2, (20,), generator=generator).double() * 2 - 1
+    exact = float((turn.T @ z).square() @ values.log()) / 20
+    for steps in range(1, 9):
+        above, below, _ = estimators._quadratures(lanczos(Operator(20, 20, lambda v: b @ v), z, steps), 1e-12)
+        assert below - 1e-6 <= exact <= above + 1e-12

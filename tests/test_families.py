@@ -6,6 +6,7 @@ the group keeps the logits. Whatever stays has a reason, and what an operation m
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 import weightspace as ws
 from weightspace.architecture import example_of
-from weightspace.symmetry.pretrained import answer, beside
+from weightspace.symmetry.pretrained import answer, beside, plain_experts
 
 t = pytest.importorskip("transformers", reason="transformers is not installed (the [hf] extra)")
 
@@ -212,3 +213,32 @@ def test_the_example_of_a_family_is_an_input_of_it(make):
     model = make().eval()
     with torch.no_grad():
         model(**example_of(model))
+
+
+class Mixing(nn.Module):
+    """What a mixture of experts brings, by which it is known."""
+
+    def __init__(self, how: str, *parts: nn.Module) -> None:
+        super().__init__()
+        self.how, self.parts = how, nn.ModuleList(parts)
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return True
+
+    def get_experts_implementation(self) -> str:
+        return self.how
+
+    def set_experts_implementation(self, how: str) -> None:
+        self.how = how
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_experts_are_summed_as_their_owner_said_afterwards(fails):
+    model = Mixing("grouped_mm", Mixing("eager"), nn.Linear(2, 2), Mixing("batched_mm"))
+    ways = [part.how for part in model.modules() if isinstance(part, Mixing)]
+    with contextlib.suppress(KeyError), plain_experts(model):
+        assert {part.how for part in model.modules() if isinstance(part, Mixing)} == {"batched_mm"}
+        if fails:
+            raise KeyError
+    assert [part.how for part in model.modules() if isinstance(part, Mixing)] == ways

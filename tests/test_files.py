@@ -117,6 +117,16 @@ def test_what_others_write_now_stays(tmp_path):
     assert living.exists() and not theirs.exists() and not away.exists() and all(path.exists() for path in others)
 
 
+@pytest.mark.parametrize("here", [True, False])
+def test_the_number_of_a_process_means_nothing_on_another_machine(tmp_path, here):
+    process = subprocess.Popen(["true"])
+    process.wait()
+    left = tmp_path / f".a.{files._place() if here else '00000000'}-{process.pid}-00000000.tmp"
+    left.touch()
+    files.write(tmp_path / "b", "text")
+    assert left.exists() is not here
+
+
 @pytest.mark.parametrize("name", [name for name in WRITERS if name != "shards"])
 def test_a_link_that_leads_nowhere_is_not_written_through(tmp_path, name):
     target = {"path": "path", "checkpoint": "x.safetensors", "group": "group.json", "page": "x.html", "plain": "x"}[
@@ -164,6 +174,17 @@ def test_what_is_sealed_is_what_was_written():
     for other in ({**sealed, "b": [1, 2.5]}, {**sealed, "c": 1}, {**sealed, "digest": "0"}, tree, [sealed]):
         with pytest.raises(ValueError, match="digest|mapping"):
             files.unsealed(other)
+
+
+def test_the_order_in_which_a_mapping_is_told_is_no_change():
+    """Other programs write the same JSON in another order."""
+
+    def turned(tree):
+        return {k: turned(v) for k, v in reversed(tree.items())} if isinstance(tree, dict) else tree
+
+    tree = {"b": [1, 2.5, None], "a": {"x": "y", "u": {"w": 1, "v": 2}}}
+    assert files.unsealed(turned(files.sealed(tree))) == tree
+    assert files.sealed(tree)["digest"] == files.sealed(turned(tree))["digest"]
 
 
 SLOW = """

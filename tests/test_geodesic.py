@@ -206,6 +206,24 @@ def test_kinks_are_named_and_refused_unless_forced():
     assert len(flow(net, old(8, seed=1), metric, steps=2, size=0.05, accelerate="force").log) == 2
 
 
+BENT = [
+    nn.ELU(0.5), nn.ELU(1.0), nn.ELU(2.0), nn.ELU(-1.0), nn.CELU(0.5), nn.SELU(), nn.GELU(), nn.SiLU(), nn.Mish(),
+    nn.LeakyReLU(0.1), nn.LeakyReLU(3.0), nn.ReLU6(), nn.Softshrink(0.0), nn.Hardshrink(0.0), nn.PReLU(), nn.Tanh(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("function", BENT, ids=repr)
+def test_a_slope_that_jumps_at_zero_is_a_kink(function):
+    here = torch.tensor([-1e-9, 1e-9], dtype=torch.float64, requires_grad=True)
+    left, right = torch.autograd.grad(function.double()(here).sum(), here)[0].tolist()
+    torch.manual_seed(0)
+    net = Net.of(nn.Sequential(nn.Linear(20, 4), function, nn.Linear(4, 3)).double())
+    if abs(left - right) > 1e-6:
+        assert kink(net, Pullback(old()))
+    elif isinstance(function, nn.Tanh | nn.GELU | nn.SiLU | nn.Mish) or getattr(function, "alpha", 0) == 1:
+        assert kink(net, Pullback(old())) is None
+
+
 def test_a_flow_with_acceleration_drifts_less():
     net, kept = wide(), old()
     ends = [

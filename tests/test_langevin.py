@@ -83,6 +83,18 @@ def test_a_metric_changes_the_pace_and_not_the_value():
     assert found.step == pytest.approx(0.2, rel=0.5)
 
 
+@pytest.mark.parametrize("pull", [1e-3, 30.0, 1e3])
+@pytest.mark.parametrize("metric", [(1.0, 1.0, 1.0), (0.1, 1.0, 30.0)])
+def test_the_step_is_a_fifth_over_the_largest_curvature_in_units_of_the_metric(pull, metric):
+    net, task = regular(3)
+    x, root = task.example(N), torch.tensor(metric, dtype=torch.float64).sqrt()
+    curved = 2 * x.T @ x / math.log(N) + pull * torch.eye(3, dtype=torch.float64)
+    top = float(torch.linalg.eigvalsh(curved / root / root[:, None])[-1])
+    given = net.weights.shaped(root.square())
+    found = learning_coefficient(net, task, chains=2, draws=2, burn=0, pull=pull, metric=given)
+    assert found.step == pytest.approx(0.2 / top, rel=0.02)
+
+
 def test_chains_repeat_themselves_and_count_their_steps():
     net, task = regular(2)
     seen = []

@@ -240,6 +240,29 @@ def test_the_likelihood_is_that_of_the_loss(name):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("name", LAWS)
+def test_the_label_drawn_for_an_example_does_not_depend_on_its_batch(name):
+    loss, y, outputs, last = TORCH[name]
+    task = ws.Task(inputs(), y, loss=loss)
+    f, marked = network(outputs, last)(inputs()).detach(), task.labels()
+
+    def drawn(a: int, b: int) -> torch.Tensor:
+        return torch.stack([*likelihood(task, f[a:b], marked[a:b]).scores(5, 0, a)], 1)
+
+    assert torch.equal(torch.cat([drawn(0, 5), drawn(5, 6), drawn(6, N)]), drawn(0, N))
+
+
+@pytest.mark.parametrize("batch", [3, 4, 5, N])
+def test_a_mean_of_others_is_over_the_labels_that_there_are(batch):
+    """A function of the user that knows torch's mark, and gives one number for a batch."""
+    module, y = network(3, None), torch.arange(N) % 3
+    y[[0, 1, 6, 11]] = -100
+    task = ws.Task(inputs(), y, loss=lambda f, y: F.cross_entropy(f, y), batch=batch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert float(task(ws.Net.of(module))) == pytest.approx(float(F.cross_entropy(module(inputs()), y)), rel=1e-9)
+
+
 @pytest.mark.parametrize("name", [n for n in TORCH if n not in LAWS and "positions" not in n])
 def test_what_is_no_likelihood_is_refused_by_its_name(name):
     loss, y, outputs, last = TORCH[name]

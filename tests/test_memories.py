@@ -8,7 +8,7 @@ import ast
 import copy
 import json
 import re
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial, wraps
 from pathlib import Path
 
@@ -624,3 +624,88 @@ def test_a_digest_is_of_what_things_hold():
     ]  # fmt: skip
     for one, two in other:
         assert digest.digest(one) != digest.digest(two), (one, two)
+
+
+@dataclass
+class Apart:
+    """A field that is not compared, and is no memory of the instance."""
+
+    level: float = field(compare=False)
+
+
+def keyword(level):
+    def f(x, *, by=level):
+        return by * x
+
+    return f
+
+
+def positional(level):
+    def f(x, by=level):
+        return by * x
+
+    return f
+
+
+def attribute(level):
+    def f(x):
+        return f.level * x
+
+    f.level = level
+    return f
+
+
+PLACES = {
+    "closure": lambda level: lambda x: level * x,
+    "default": positional,
+    "default of a keyword": keyword,
+    "attribute of a function": attribute,
+    "partial": lambda level: partial(F.elu, alpha=level),
+    "field": Apart,
+    "slot": lambda level: slice(level),
+    "class": lambda level: type("A", (), {"level": level}),
+    "bound": lambda level: Apart(level).__eq__,
+    "module": nn.Softshrink,
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_number_counts_wherever_it_is_held(place):
+    one, again, other = (digest.digest(PLACES[place](level)) for level in (2.0, 2.0, 3.0))
+    assert one == again != other
+
+
+def test_the_same_bytes_in_another_form_are_another_question():
+    x, y = torch.arange(1, 97, dtype=torch.float32).view(8, 12), torch.arange(8) % 3
+    forms = [x, x.view(8, 3, 4), x.view(8, 12, 1), x.view(8, 4, 3), x.view(torch.int32), x.view(torch.float64)]
+    for held in (
+        lambda t: t,
+        lambda t: t.numpy(),
+        lambda t: Task(t, y),
+        lambda t: Task({"a": t, "b": x}, y),
+        lambda t: Task(t, y, batch=3),
+        lambda t: ws.Weights({"w": t}),
+        lambda t: [t],
+    ):
+        assert len({digest.digest(held(t)) for t in forms}) == len(forms)
+
+
+class Copied(nn.Module):
+    """Of a class of its own, to which Python adds what it learns of it while it copies."""
+
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.parametrize("look", [digest.digest, copy.copy, copy.deepcopy, lambda kept: kept.__reduce_ex__(4)])
+@pytest.mark.parametrize("base", [Apart, Copied])
+def test_a_thing_that_was_looked_at_is_the_same_thing(look, base):
+    kind = type("Fresh", (base,), {"__module__": __name__})
+    kept = kind(2.0) if base is Apart else kind()
+    before = digest.digest(kept)
+    look(kept)
+    assert digest.digest(kept) == before
+    other = type("Fresh", (base,), {"__module__": __name__})  # as another process has it
+    one = other(2.0) if base is Apart else other()
+    look(one)
+    assert digest.digest(one) == before

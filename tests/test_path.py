@@ -415,3 +415,13 @@ def test_steepest_of_no_or_a_broken_gradient():
         metric.steepest(net, net.weights * math.nan)
     with pytest.raises(ArchitectureMismatch):
         metric.norm(net, Weights({"w": torch.ones(3)}))
+
+
+@pytest.mark.parametrize("times", [None, [0, 1, 3.5, 7, 10], [0, 0.1, 0.3, 0.35, 1], [0, 1e-9, 1 / 3, 2 / 3, 1]])
+def test_a_path_read_backwards_meets_its_points_to_the_last_bit(times):
+    nets = [Net.of(nn.Linear(3, 2)) for _ in range(5)]
+    path = Path.through(nets, times)
+    for met, net in zip(path.reversed(), reversed(nets), strict=True):
+        assert torch.equal(met.weights.flat(), net.weights.flat())
+    for met, net in zip(path.reversed().reversed(), nets, strict=True):
+        torch.testing.assert_close(met.weights.flat(), net.weights.flat(), rtol=1e-6, atol=1e-6)

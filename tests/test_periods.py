@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from weightspace.datasets import digits
 from weightspace.fisher import fisher_trace
@@ -160,6 +161,21 @@ def test_traces_follow_every_epoch_and_change_nothing():
     assert [len(row.fisher) for row in seen.rows] == [3, 5, 5, 5]
     assert seen.fisher("none")[:3] == pytest.approx(seen.rows[0].fisher) and not plain.fisher("none")
     assert seen.fisher("none")[0] == seen.fisher("noise 1")[0] != seen.fisher("noise 1")[2]
+
+
+@pytest.mark.parametrize("last", [nn.Identity, lambda: nn.BatchNorm1d(3)])
+def test_training_does_not_depend_on_the_parts_in_which_a_task_gives_its_examples(last):
+    x, y = torch.randn(30, 4, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 3
+    whole = Task(x, y)
+    forms = [whole, Task(x, y, batch=7), Task(x[:11], y[:11]) | Task(x[11:], y[11:]), Task(TensorDataset(x, y))]
+    for size in (12, 30):
+        ends = []
+        for form in forms:
+            run = training(module=lambda seed: nn.Sequential(nn.Linear(4, 3), last()), train=form, batch=size)
+            *_, module = run.run(0, None, (0, 0), 2)
+            ends.append(module[0].weight.detach())
+        for end in ends[1:]:
+            torch.testing.assert_close(end, ends[0], rtol=1e-5, atol=1e-6)
 
 
 def test_the_control_may_be_the_deficit():

@@ -188,6 +188,20 @@ def test_a_value_that_is_differentiated_follows_the_callers_grad_mode():
         assert not TASK(net).requires_grad and not net(X).requires_grad
 
 
+@pytest.mark.parametrize("quiet", [torch.no_grad, torch.inference_mode])
+def test_a_tensor_that_is_asked_for_without_gradients_holds_no_graph(quiet):
+    """Whatever the function needed on its way; and none is of inference mode, which no derivative may meet."""
+
+    @public
+    def doubled(net):
+        return 2 * net.weights.map(lambda w: w.clone().requires_grad_()).flat()
+
+    assert doubled(A).requires_grad
+    with quiet():
+        found = doubled(A)
+    assert not found.requires_grad and not found.is_inference()
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_the_training_flag_of_a_module_is_its_owners(training):
     module = public_calls.normed().train(training)

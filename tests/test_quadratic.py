@@ -50,6 +50,13 @@ def test_the_covariance_has_the_length_that_is_said_and_none_is_shorter(beta, va
         assert float(slope.abs().max()) < 1e-10
 
 
+@pytest.mark.parametrize("beta", [0.2, 1.0, 7.0])
+@pytest.mark.parametrize("variance", VARIANCES, ids=("small", "wide", "each"))
+def test_what_the_weights_hold_adds_up_to_the_divergence(beta, variance):
+    for q in (case(), case(rank=2), case().factorised):
+        assert float(q.nats(variance, beta).sum()) == pytest.approx(q.kl(variance, beta), abs=1e-10)
+
+
 def test_a_minimiser_of_numbers_finds_the_same_code():
     q, beta, v = case(3), 0.7, torch.full((5,), 0.8, dtype=torch.float64)
     rows, columns = torch.tril_indices(5, 5)

@@ -322,3 +322,18 @@ def test_mistakes_get_one_clear_line():
         with pytest.raises(WeightspaceError, match=message) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("level", [1.0, 0.1, 1 / 3, -7.7, 1e-3, 1e3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_neuron_that_says_nothing_is_like_none(level, dtype):
+    """Whatever it says all the time, and whatever rounding leaves of that: beside another such neuron too."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(37, 4, generator=generator).to(dtype) for _ in range(2))
+
+    def beside(level):
+        still = torch.full((37, 1), level, dtype=dtype)
+        return matched(torch.cat([x, still], 1), torch.cat([y, still], 1))
+
+    (found, order), (silent, same) = beside(level), beside(0.0)
+    assert found == pytest.approx(silent, abs=1e-6) and torch.equal(order, same)

@@ -145,6 +145,14 @@ def test_the_grid_is_a_distribution():
     assert risk.grid_nats(math.exp(-6)) == pytest.approx(2 * math.log(369.74) + math.log(math.pi**2 / 6), abs=1e-4)
 
 
+def test_no_variance_below_the_top_of_the_grid_costs_less_than_its_first_point():
+    """Those between the top and the first point are paid for like the first; below it, less variance costs more."""
+    least = risk.grid_nats(0.1 * math.exp(-1 / 100))
+    nats = [risk.grid_nats(0.1 * math.exp(-k / 1000)) for k in range(1, 100)]
+    assert least == pytest.approx(math.log(math.pi**2 / 6)) and nats == sorted(nats)
+    assert min(nats) == pytest.approx(least)
+
+
 @pytest.mark.parametrize("delta", [0.0, 1.0, -0.1, 2.0, math.nan])
 @pytest.mark.parametrize("family", [*FAMILIES, lambda q, nats, n, d: risk.hold_out(3, n, d)])
 def test_delta_is_a_probability(family, delta):

@@ -416,6 +416,16 @@ def test_draws_have_the_mean_and_the_spread_of_a_run():
         swag(points[:1], 3)
 
 
+@pytest.mark.parametrize("k", [2, 3, 5])
+def test_draws_of_few_points_have_the_variance_that_is_said(k):
+    torch.manual_seed(0)
+    points = [Net.of(nn.Linear(3, 2)) for _ in range(k)]
+    rows = torch.stack([net.weights.flat() for net in points])
+    away = (rows - rows.mean(0)).square().sum()
+    drawn = torch.stack([net.weights.flat() for net in swag(points, 800, seed=3)])
+    assert float(drawn.var(0).sum()) == pytest.approx(float(away / k + away / (k - 1)) / 2, rel=0.1)
+
+
 def test_how_alike_networks_are():
     nets, t = [net(s) for s in range(3)], task()
     assert disagreement([nets[0], nets[0]], t) == 0 and coherence([nets[0], nets[0]], t) == pytest.approx(1)

@@ -40,7 +40,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 _BOUND = ("_parameters", "_buffers", "_modules")
 _MADE = {"__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "_abc_impl", "__firstlineno__",
          "__static_attributes__", "__dataclass_params__", "__dataclass_fields__", "__orig_bases__", "__parameters__",
-         "__annotate_func__", "__annotations_cache__"}  # fmt: skip
+         "__annotate_func__", "__annotations_cache__", "__slotnames__"}  # fmt: skip
 _TOLERANCE = 1e-5
 
 

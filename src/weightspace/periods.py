@@ -183,19 +183,24 @@ class Training:
     def _step(
         self, module: nn.Module, optimiser: torch.optim.Optimizer, change: Deficit | None, step: int, seed: int
     ) -> float:
+        """A step down the mean over all labels of a batch, in however many parts the task gives it."""
         optimiser.zero_grad()
-        total = 0.0
-        parts = [*self.train.minibatch(self.batch, step, seed).batches()]
-        for x, y in parts:
+        terms: list[Tensor] = []
+        count = 0
+        for x, y in self.train.minibatch(self.batch, step, seed).recut(size=self.batch):
             if y is None:
                 raise WeightspaceError("the task to train on has no labels; give Task(inputs, labels)")
             x, y = (x, y) if change is None else _applied(change, x, y)
             args, kwargs = arguments(_beside(module, x))
-            loss = self.train.loss(self.train.output(module(*args, **kwargs)), y) / len(parts)
-            loss.backward()
-            total += float(loss.detach())
+            term, some = self.train.summed(self.train.output(module(*args, **kwargs)), y)
+            terms.append(term)
+            count += some
+        if not count:
+            raise WeightspaceError("no example of a batch has a label; leave those without one out")
+        loss = sum(terms[1:], terms[0]) / count
+        loss.backward()
         optimiser.step()
-        return total
+        return float(loss.detach())
 
 
 def _beside(module: nn.Module, x: Any) -> Any:
