@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import weightspace as ws
-from weightspace import checkpoint, crossing, digest, goals, periods
+from weightspace import checkpoint, crossing, digest, files, goals, periods
+from weightspace.bounds import rounding
 from weightspace.digest import Frame
 from weightspace.kernel import graph_of, kernel
 from weightspace.net import Net, WeightspaceError
@@ -141,7 +142,32 @@ MEMORIES = {
     "trail.Trail.__init__(folder)": "test_a_path_in_a_folder_is_of_this_question",
     "trail.Trail.index": "test_a_path_in_a_folder_is_of_this_question",
     "periods.critical_period(rows)": "test_rows_are_of_this_training",
-    "task.Task._share": "test_a_loss_has_the_settings_and_labels_of_now",
+    "curvature._seen": "test_a_verdict_on_derivatives_is_of_this_form_of_inputs",
+    "operator.back": "of one linearisation, whose graph is kept",
+    "operator._trusted": "test_a_verdict_on_derivatives_is_of_this_form_of_inputs",
+    "net._frozen": "the flags of an architecture, which is a copy of its own and does not change",
+    "differentiable._seen": "the modules of an architecture, which is a copy of its own and does not change",
+    "differentiable._norms": "the modules of an architecture, which is a copy of its own and does not change",
+    "differentiable._original": "torch's own functions, while they are replaced",
+    "examples.Passes.seen": "the first pass, beside which the others are held: tests/test_cutting.py",
+    "files.sweep(folder)": WRITTEN,
+    "operator.Linearised._forward": WITHIN,
+    "bounds.rounding._of": "test_caches_without_hidden_arguments",
+    "bounds.rule.Call.known": WITHIN,
+    "bounds.twins.Twins._first": WITHIN,
+    "bounds.walk._Batch.env": WITHIN,
+    "bounds.walk._Batch.given": WITHIN,
+    "bounds.walk._Batch.learnt": WITHIN,
+    "bounds.walk._Batch.own": WITHIN,
+    "symmetry.canonical._Parities.rows": WITHIN,
+    "symmetry.parity._Elimination.pivots": WITHIN,
+    "losses.Loss.settings": BUILT,
+    "task.Task._beside": "the batches of one pass",
+    "bounds.rule.RULES": "a register that modules fill while they are imported",
+    "public._CONVERSIONS": "a register that modules fill while they are imported",
+    "symmetry.rules.call.KEEPERS": "a register that modules fill while they are imported",
+    "symmetry.rules.call.MOVERS": "a register that modules fill while they are imported",
+    "symmetry.rules.call.READERS": "a register that modules fill while they are imported",
     "task._order": "test_caches_without_hidden_arguments",
     "crossing._integers": "test_caches_without_hidden_arguments",
     "digest._way": "test_caches_without_hidden_arguments",
@@ -357,12 +383,52 @@ def test_caches_without_hidden_arguments():
     assert torch.equal(_order(7, 3), _order.__wrapped__(7, 3)) and not torch.equal(_order(7, 3), _order(7, 4))
     assert (crossing._integers() is None) == (crossing._integers.__wrapped__() is None)
     assert digest._way(dict) is digest._way.__wrapped__(dict) and digest._own(dict) == digest._own.__wrapped__(dict)
+    half = rounding._of(torch.float16, 0.0)
+    assert half == rounding._of.__wrapped__(torch.float16, 0.0) and half != rounding._of(torch.bfloat16, 0.0)
     code = test_caches_without_hidden_arguments.__code__
     assert digest._code(code) == digest._code.__wrapped__(code)
     run = ws.structure.Run(0, "up", 1.0, 5.0, 0.0, 2.0, 0.5)
     found = ws.StructureFunction((run,), ((0.0, 20.0),), 3)
     other = replace(found, runs=(replace(run, loss=1.0),))
     assert found.vertices != other.vertices and found.checks is not other.checks
+
+
+class Forgetful(torch.autograd.Function):
+    """x^2, whose derivative is right and does not know that it depends on x."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx, slope):
+        return 2 * ctx.saved_tensors[0].detach() * slope
+
+
+class OneOrOther(nn.Module):
+    """A plain way for input a, and one whose second derivative is wrong for input b."""
+
+    def __init__(self):
+        super().__init__()
+        self.p = nn.Linear(3, 2)
+
+    def forward(self, a=None, b=None):
+        return self.p(a).square() if b is None else Forgetful.apply(self.p(b))
+
+
+def test_a_verdict_on_derivatives_is_of_this_form_of_inputs():
+    """What was found right with some inputs is tried again with others, which may go another way."""
+    torch.manual_seed(0)
+    net, x, y = ws.Net.of(OneOrOther().double()), torch.randn(5, 3, dtype=torch.float64), torch.arange(5) % 2
+    plain, other = ws.Task({"a": x}, y), ws.Task({"b": x}, y)
+    right = ws.hessian(net, plain).dense()
+    ws.jacobian(net, plain).dense()
+    with pytest.raises(ws.WeightspaceError, match="second derivative"):
+        ws.hessian(net, other).dense()
+    j = ws.jacobian(net, other)
+    torch.testing.assert_close(j.dense(), j.T.dense().T)
+    torch.testing.assert_close(ws.hessian(net, plain).dense(), right)
 
 
 def test_networks_of_other_forms_are_not_made_alike():
@@ -445,7 +511,8 @@ def test_sweeps_in_a_folder_are_of_this_question(tmp_path, change):
             with pytest.raises(ws.structure.StructureError, match="holds sweeps of"):
                 sought(task, model, folder=tmp_path, **more)
         rows = next(tmp_path.glob("task-0-up.json"))
-        rows.write_text(json.dumps({"of": {"steps": 4}, "runs": json.loads(rows.read_text())["runs"]}))
+        old = {"of": {"steps": 4}, "runs": files.unsealed(files.read_json(rows))["runs"]}
+        rows.write_text(json.dumps(files.sealed(old)))
         with pytest.raises(ws.structure.StructureError, match="holds sweeps of"):
             sought(task, model, folder=tmp_path)
         return
@@ -470,7 +537,7 @@ def test_codes_in_a_file_are_of_this_question(tmp_path, change):
             with pytest.raises(ws.transfer.TransferError, match="another"):
                 sought(task, model, file=file, **more)
         written = json.loads(file.read_text())
-        file.write_text(json.dumps({"about": {}, "tasks": {}, "lengths": written["lengths"]}))
+        file.write_text(json.dumps(files.sealed({"about": {}, "tasks": {}, "lengths": written["lengths"]})))
         with pytest.raises(ws.transfer.TransferError, match="another version"):
             sought(task, model, file=file)
         return
@@ -547,8 +614,9 @@ def test_a_path_in_a_folder_is_of_this_question(tmp_path, change):
         found = flown(tmp_path / "path", **FLOWS[change])
         assert ws.euclidean(found[-1], flown(**FLOWS[change])[-1]) < 1e-6
         index = tmp_path / "path" / "index.json"
-        told = json.loads(index.read_text())
-        index.write_text(json.dumps({**{k: v for k, v in told.items() if k != "asked"}, "toward": "learn"}))
+        told = files.unsealed(files.read_json(index))
+        old = {**{k: v for k, v in told.items() if k != "asked"}, "toward": "learn"}
+        index.write_text(json.dumps(files.sealed(old)))
         with pytest.raises(WeightspaceError, match="an older one"):
             flown(tmp_path / "path", **FLOWS[change])
         return

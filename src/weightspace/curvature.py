@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import groupby, islice
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from torch.autograd import grad
 from torch.autograd.graph import saved_tensors_hooks
 
 from weightspace.differentiable import called, custom_functions, told
+from weightspace.digest import DigestError, Frame, digest, form, shapes
 from weightspace.displacement import squared_gradients
 from weightspace.examples import leaves as input_leaves
 from weightspace.likelihood import CurvatureError, OutputHessian, likelihood, output_hessian
@@ -210,7 +211,7 @@ class _Linear:
         f, point = _function(net, task, x, self.names), [net.weights[name] for name in self.names]
         two = _function(net, task, task.example(2), self.names)
         try:
-            back = trusted(net, [two, f], point)[0]
+            back = trusted(net, [two, f], point, form(net, task.example(1)))[0]
             with counted or contextlib.nullcontext():
                 self.map = Linearised(f, point, not back)
                 if back:
@@ -256,15 +257,17 @@ class _Bent:
         return dict(zip(self.leaves, found, strict=True))
 
 
-_seen: WeakSet[nn.Module] = WeakSet()
+_seen: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
 
 def _compared(net: Net, task: Task) -> None:
-    """Compare the derivative of the gradient with its differences, once for every architecture, on two examples.
+    """Compare the derivative of the gradient with its differences, on two examples.
 
+    Once for every architecture, form of its inputs, and loss.
     In float64, for a step so short that it crosses no kink. Raises `CurvatureError`.
     """
-    if net.architecture in _seen:
+    kept, this = _seen.setdefault(net.architecture, set()), _question(net, task)
+    if this is not None and this in kept:
         return
     wide = net.double()
     for x, y in (next(task.take(2).batches()), next(task.batches())):  # a network may not take two examples alone
@@ -292,7 +295,15 @@ def _compared(net: Net, task: Task) -> None:
             f"the second derivative is not the change of the first: {told_of} has a derivative that cannot be "
             "differentiated; take gauss_newton, or write it by operations of torch"
         )
-    _seen.add(net.architecture)
+    if this is not None:
+        kept.add(this)
+
+
+def _question(net: Net, task: Task) -> str | None:
+    try:
+        return digest(Frame(net), shapes(task.example(1)), task.metric, task.output)
+    except DigestError:
+        return None
 
 
 def _differentiated(outputs: Any, inputs: Sequence[Tensor], along: Any = None, **how: bool) -> Sequence[Tensor]:

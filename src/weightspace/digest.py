@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from weightspace.net import Net, Weights, WeightspaceError
 from weightspace.task import Task
 
-__all__ = ["DigestError", "Frame", "changed", "digest", "response", "shapes", "told"]
+__all__ = ["DigestError", "Frame", "changed", "digest", "form", "response", "shapes", "told"]
 
 _PLAIN = {type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.layout}
 _FLAT = (Tensor, np.ndarray, np.generic, tuple, range, slice)  # no cycle passes through these alone
@@ -72,6 +72,17 @@ def shapes(x: Any) -> Any:
     if isinstance(x, (tuple, list)):
         return (type(x), *map(shapes, x))
     return x
+
+
+def form(net: Net, x: Any) -> str | None:
+    """Under what a verdict on an architecture is kept: all of it but its numbers, and the form of its inputs.
+
+    None where an attribute hides its state, so that nothing can be kept.
+    """
+    try:
+        return digest(Frame(net), shapes(x))
+    except DigestError:
+        return None
 
 
 def response(task: Task, net: Net) -> list[float]:

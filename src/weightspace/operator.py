@@ -19,6 +19,7 @@ from torch.func import jvp
 
 from weightspace import estimators
 from weightspace.differentiable import called, custom_functions, told
+from weightspace.digest import form
 from weightspace.estimators import Bracket, Cost, Estimate, Krylov, OperatorError, lanczos
 from weightspace.net import Net, math_attention
 from weightspace.public import public
@@ -341,19 +342,21 @@ def tangent(f: Function, point: Sequence[Tensor], vector: Sequence[Tensor]) -> T
     return found[1].detach()
 
 
-_trusted: WeakKeyDictionary[nn.Module, tuple[bool, bool]] = WeakKeyDictionary()
+_trusted: WeakKeyDictionary[nn.Module, dict[str | None, tuple[bool, bool]]] = WeakKeyDictionary()
 
 
 @public
-def trusted(net: Net, some: Iterable[Function], point: Sequence[Tensor]) -> tuple[bool, bool]:
+def trusted(net: Net, some: Iterable[Function], point: Sequence[Tensor], of: str | None) -> tuple[bool, bool]:
     """Whether J is the transpose of J^T where it is taken from two passes back, and where it is taken forward.
 
     torch's forward mode follows what is computed under no_grad, and a derivative written in Python may follow nothing.
-    Tried once for every architecture, by |J^T r|^2 = <r, J J^T r>, on the first of `some` that can be computed: a
-    network may not take two examples alone. Raises `OperatorError` where neither is.
+    Tried once for every architecture and form `of` its inputs (`digest.form`), by |J^T r|^2 = <r, J J^T r>, on the
+    first of `some` that can be computed: a network may not take two examples alone. Raises `OperatorError` where
+    neither is.
     """
-    if net.architecture in _trusted:
-        return _trusted[net.architecture]
+    kept = _trusted.setdefault(net.architecture, {})
+    if of in kept:
+        return kept[of]
     f, back = _first(some, point)
     drawn = torch.randn(back.outputs.shape, generator=torch.Generator().manual_seed(1)).to(back.outputs)
     along = [torch.zeros_like(w) if g is None else g for g, w in zip(back.pull(drawn), back.point, strict=True)]
@@ -373,7 +376,8 @@ def trusted(net: Net, some: Iterable[Function], point: Sequence[Tensor]) -> tupl
     if not any(verdict):
         names = custom_functions(back.outputs)
         raise OperatorError(_opaque(names) if names or not why else why[0])
-    _trusted[net.architecture] = verdict
+    if of is not None:
+        kept[of] = verdict
     return verdict
 
 
@@ -419,7 +423,8 @@ def jacobian(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> 
         sizes = [at(x)([flat]).numel() for x in batches]
     held: dict[int, Linearised] = {}
     keep = sum(sizes) <= _HELD
-    back, forward = trusted(net, [at(carried(task.example(2), net)), at(batches[0])], [flat])
+    some = [at(carried(task.example(2), net)), at(batches[0])]
+    back, forward = trusted(net, some, [flat], form(net, task.example(1)))
 
     def linear(k: int) -> Linearised:
         """A batch; those of a small task are kept."""

@@ -305,7 +305,7 @@ def _as_number(kind: type, value: Any) -> tuple[bool, Any]:
 def _as_collection(origin: type, inside: tuple[Any, ...], value: Any, where: str) -> tuple[bool, Any]:
     """A list, tuple, mapping or iterable, its items converted; a generator is converted as it is read."""
     if issubclass(origin, Mapping):
-        if not isinstance(value, Mapping) or len(inside) != 2:
+        if not isinstance(value, dict) or len(inside) != 2:  # a mapping of another kind may read a file for each item
             return isinstance(value, Mapping), value
         take = functools.partial(_taken, tuple(_members(inside[1])))
         found = {name: take(item, f"{where}[{name!r}]") for name, item in value.items()}

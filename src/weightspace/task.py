@@ -170,8 +170,9 @@ class Task:
 
     @torch.no_grad()
     def fits(self, net: Net) -> None:
-        """Raise `TaskError` unless the network takes the first example."""
-        self.forward(net, carried(self.example(1), net))
+        """Raise `TaskError` unless the network takes the first batch."""
+        x, _ = next(self.batches(net))
+        self.forward(net, x)
 
     def _distances(self, net: Net) -> Iterator[tuple[Tensor, int]]:
         """A batch's distances and their number; a 0-d tensor stands for their mean."""

@@ -57,7 +57,7 @@ class Trace:
     sources: dict[fx.Node, str]
     constants: dict[fx.Node, Tensor]
     inputs: list[fx.Node]
-    example: list[Tensor]
+    example: list[Any]
     low_precision: bool
     written: list[tuple[str, fx.Node]] = field(default_factory=list)
     beside: dict[str, list[fx.Node]] = field(default_factory=dict)
