@@ -75,7 +75,8 @@ class Lab:
 def removal(lab: Lab, out: Path, seeds: Sequence[int]) -> None:
     """A deficit from the beginning, removed at t0; two runs a seed and deficit are followed by their Fisher trace."""
     _measured(lab, out, "removal", (0,), (0, lab.size.followed), seeds, fisher=lab.fisher)
-    _measured(lab, out, "removal", (0,), lab.size.removal, seeds)
+    others = tuple(length for length in lab.size.removal if length not in (0, lab.size.followed))
+    _measured(lab, out, "removal", (0,), others, seeds)
 
 
 def windows(lab: Lab, out: Path, seeds: Sequence[int]) -> None:
@@ -100,7 +101,8 @@ def _measured(
         Record(out).add(key, {"accuracy": row.accuracy, "fisher": list(row.fisher), "of": row.of})
         print(f"{key}  {percent(row.accuracy)}", flush=True)
 
-    known = rows(Record(out), name, lab.name)
+    traced = "fisher" in how  # a row with a trace is of another question than one without
+    known = [row for row in rows(Record(out), name, lab.name) if bool(row.fisher) == traced]
     critical_period(lab.training, blur(4), onsets, lengths, seeds=seeds, rows=known, progress=keep, **how)
 
 

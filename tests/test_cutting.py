@@ -240,6 +240,9 @@ ELSEWHERE = {
     "equivariance.invariance_defect": "tested with its groups",
     "nuisance.effective_information": "tested with its nuisances",
     "periods.Training.__init__": "shuffles for itself",
+    "path.Path.along": "calls the task, or what else it is given, at every point",
+    "path.Path.barrier": "calls the task, or what else it is given, at every point",
+    "path.curve": "draws batches of its own, as `learn` does",
 }
 TEXTS = {
     "task.accuracy", "task.gradient", "task.value_and_gradient", "fisher.fisher_trace", "fisher.gradient_noise",

@@ -35,6 +35,7 @@ def module() -> nn.Module:
 
 
 NET = ws.Net.of(module())
+TASK = ws.Task(torch.zeros(2, next(NET.module().parameters()).shape[1]), torch.tensor([0, 1]))
 GROUP = ws.Symmetry.of(NET, X)
 
 
@@ -280,7 +281,7 @@ def write_pictures(path: Path) -> None:
 
 
 def write_codes(path: Path) -> None:
-    transfer._Book(path, {"beta": 1}, NET, {"a": "0"})[("a",), 0] = 1.5
+    transfer._Book(path, {"beta": 1}, {"a": TASK}, NET, (0,))[("a",), 0] = 1.5
 
 
 def read_task(path: Path):
@@ -294,7 +295,7 @@ def read_recording(path: Path):
 
 
 def read_codes(path: Path):
-    book = transfer._Book(path, {"beta": 1}, NET, {"a": "0"})
+    book = transfer._Book(path, {"beta": 1}, {"a": TASK}, NET, (0,))
     return {f"{key}": torch.tensor(length) for key, length in book.lengths.items()}
 
 
@@ -364,7 +365,7 @@ def test_damage_is_refused_or_does_no_harm(originals, name, edits):
 
 JSON = {
     "group": lambda path: ws.Symmetry.load(path),
-    "codes": lambda path: transfer._Book(path, {"beta": 1}, NET, {"a": "0"}),
+    "codes": lambda path: transfer._Book(path, {"beta": 1}, {"a": TASK}, NET, (0,)),
     "index of shards": lambda path: ws.checkpoint.read(path),
     "index of a path": lambda path: list(ws.Trail(path.parent, NET)),
 }

@@ -268,6 +268,7 @@ def test_numbers_go_to_other_logs():
 
 def test_inside_the_trainer_of_transformers(tmp_path):
     transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")  # which its Trainer needs
     config = transformers.BertConfig(
         vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, num_labels=2
     )

@@ -94,7 +94,6 @@ OTHERS = [
     pytest.param(t5, [STREAM, UNITS, UNITS, (2,), (5, 2), (5, 2)], id="T5"),
     pytest.param(xlnet, [STREAM, UNITS, *ATTENTION], id="XLNet"),
     pytest.param(falcon, [STREAM, UNITS, (2,)], id="Falcon"),
-    pytest.param(rwkv, [STREAM, UNITS, (10,)], id="Rwkv"),
 ]
 
 
@@ -135,6 +134,16 @@ def test_a_family_is_read_with_all_that_it_promises(make, promised):
     reasons = [group.pinned.get(axis.name) for axis in group.every if not axis.kinds]
     assert all(reasons)
     assert not [note for note in group.notes if "is not known" in note]
+
+
+def test_a_family_that_writes_into_its_weights_is_read_and_not_called():
+    """A call would leave other weights behind: what it reads is found all the same, and the call is refused."""
+    model = settled(rwkv)
+    x = inputs(model)
+    group = ws.Symmetry.of(model, x, scales=False)
+    assert not Counter([STREAM, UNITS, (10,)]) - sizes(group)
+    with pytest.raises(ws.WeightspaceError, match="writes into its own weights"):
+        ws.Net.of(model)(x)
 
 
 def test_scales_and_signs_of_experts_are_those_of_one_feed_forward_layer():

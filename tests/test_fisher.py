@@ -232,7 +232,7 @@ def test_where_no_gradient_is_seen_the_scale_is_infinite():
     (lambda: fisher_trace(Task(torch.zeros(3, 5), metric="cross-entropy"), labels="data")(net()), "has no labels"),
     (lambda: fisher_trace(task())(net() + math.nan * net().weights), "NaN or infinity"),
     (lambda: fisher_trace(Task(torch.zeros(3, 5), torch.zeros(3, 2).long()))(net()), "do not fit outputs"),
-    (lambda: fisher_trace(task())(nn.Linear(5, 3)), "Net"),
+    (lambda: fisher_trace(task())("net.pt"), "Net"),
     (lambda: fisher_trace(task())(Net.of(nn.Softmax(-1))), "no weights"),
     (lambda: fisher_trace(Task(torch.zeros(3, 5), metric="cross-entropy"))(Net.of(FLAT)), "axis of classes"),
     (lambda: gradient_noise(Task(torch.zeros(3, 5)))(net()), "has no labels"),

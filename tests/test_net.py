@@ -399,7 +399,7 @@ def test_check_compares_parameters_and_state():
 
 
 def test_what_is_no_module_is_refused():
-    with pytest.raises(WeightspaceError, match="expected a torch.nn.Module, got dict"):
+    with pytest.raises(WeightspaceError, match="Module or a Net, got a dict"):
         Net.of({})
     module = make(mlp)
     module.cache = module(torch.ones(1, 3))  # a non-leaf tensor cannot be copied

@@ -242,7 +242,7 @@ def test_a_module_is_taken_for_its_net(name):
 
 AS_TASK = {
     "accuracy": lambda t: ws.accuracy(t)(A),
-    "drift": lambda t: ws.Pullback(t).drift(A, B),
+    "hold": lambda t: ws.gradient(ws.hold(t, A), B),
     "barrier": lambda t: ws.line(A, B).barrier(t),
     "align": lambda t: GROUP.align(B, to=A, data=t),
     "functional": lambda t: ws.functional(A, B, t),

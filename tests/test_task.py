@@ -781,9 +781,10 @@ def test_a_task_that_does_not_fit_the_net(net, name):
 
 def test_other_misfits_are_named(net):
     x, y = draw(6)
+    assert float(Task(x, y)(net.module())) == float(Task(x, y)(net))
+    with pytest.raises(WeightspaceError, match="Net"):
+        Task(x, y)(net.tensors)
     # where signatures are checked, as in tests, the wrong type is a TypeError before it is a TaskError
-    with pytest.raises((TaskError, TypeError), match=r"Net"):
-        Task(x, y)(net.module())
     with pytest.raises((TaskError, TypeError), match="loss"):
         Task(x, y, loss="l1")
     with pytest.raises(TaskError, match="batches of different shape"):

@@ -235,7 +235,8 @@ def test_tasks_that_have_no_distance():
     refused("b has no labels, and a distance is one of labels", a=a, b=Task(x))
     refused("b: labels 0..7 outside the 4 outputs of the network", a=a, b=Task(x, y + 4 * (y == 3)))
     refused("b: no examples: the data is empty", a=a, b=Task(DataLoader(TensorDataset(x[:0], y[:0]), 4)))
-    refused("b is a Tensor; give Task", a=a, b=x)
+    with pytest.raises(WeightspaceError, match=r"tasks\['b'\] takes a Task, got a Tensor; give Task"):
+        task_distances({"a": a, "b": x}, mlp, seeds=(0,))
     refused("b: two tasks of different metric, cross-entropy and squared", a=a, b=Task(x, torch.randn(N, 4)))
     refused(
         "b: the loss of a fresh network is nan; look for NaN and infinity in the inputs", a=a, b=Task(x * math.inf, y)

@@ -15,6 +15,7 @@ import dis
 import enum
 import functools
 import hashlib
+import inspect
 import logging
 import operator
 import os
@@ -251,6 +252,8 @@ class _Digest:
     # -------------------------------------------------------------- code
 
     def _function(self, value: types.FunctionType) -> None:
+        if hasattr(value, "_public"):  # what `@public` wraps, not the wrapper
+            value = inspect.unwrap(value)
         if _is_named(value):
             return self.tell("function", value.__module__, value.__qualname__)
         self.tell("function", value.__qualname__)

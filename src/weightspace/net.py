@@ -323,7 +323,7 @@ class Net:
             except (WeightspaceError, NotImplementedError, torch.OutOfMemoryError):
                 raise
             except (RuntimeError, TypeError, IndexError) as error:
-                name, seen = type(self.architecture).__name__, _shapes((*values, *kwargs.values()))
+                name, seen = type(self.architecture).__name__, _shapes(values, kwargs)
                 raise InputError(f"{name} does not take inputs of shape {seen}: {_first_line(error)}") from error
         if any(was is not None and t._version != was for t, was in zip(point, before, strict=True)):
             name = type(self.architecture).__name__
@@ -558,9 +558,12 @@ def checked(value: Any) -> Net:
     raise WeightspaceError(f"expected a Net, got {type(value).__name__}; give Net.of(module)")
 
 
-def _shapes(values: tuple[Any, ...]) -> str:
-    seen = [str(tuple(v.shape)) if isinstance(v, Tensor) else type(v).__name__ for v in values]
-    return seen[0] if len(seen) == 1 else f"({', '.join(seen)})"
+def _shapes(values: tuple[Any, ...], named: Mapping[str, Any]) -> str:
+    def shape(value: Any) -> str:
+        return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+    alone = shape(values[0]) if len(values) == 1 else f"({', '.join(map(shape, values))})"
+    return f"{{{', '.join(f'{name!r}: {shape(value)}' for name, value in named.items())}}}" if named else alone
 
 
 def _first_line(error: BaseException) -> str:

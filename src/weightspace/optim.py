@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from weightspace.net import WeightspaceError
-from weightspace.public import public
 
 __all__ = ["Fromage", "Lamb"]
 
@@ -90,7 +89,6 @@ class _Relative(Optimizer):
         return found
 
 
-@public
 class Fromage(_Relative):
     """W <- (W - lr |W| g / |g|) / sqrt(1 + lr^2) for every tensor, or every neuron, W with gradient g.
 
@@ -131,7 +129,6 @@ class Fromage(_Relative):
         return [-g for g in gradients] if group["maximize"] else gradients
 
 
-@public
 class Lamb(_Relative):
     """W <- W - lr |W| u / |u|, with u = m / (sqrt(v) + eps) + weight_decay W, for every tensor W.
 

@@ -84,8 +84,17 @@ def public(target: Any = None, *, grad: bool = True) -> Any:
         elif isinstance(member, property) and member.fget is not None and grad:
             setattr(target, name, member.getter(_called(member.fget, True)))
         elif inspect.isfunction(member):
-            setattr(target, name, _called(member, grad or name == "__init__"))
+            made = _called(member, grad or name == "__init__")
+            setattr(target, name, _at_home(made, member) if name == "__init__" else made)
     return target
+
+
+def _at_home(call: Any, function: types.FunctionType) -> Any:
+    """The wrapper among the names of the function's module, where checkers of dataclasses look annotations up."""
+    own = {name: globals()[name] for name in call.__code__.co_names if name in globals()}
+    names = {**function.__globals__, **own}
+    home = types.FunctionType(call.__code__, names, closure=call.__closure__)
+    return functools.update_wrapper(home, call, updated=("__dict__",))
 
 
 def _called(function: Callable[..., Any], grad: bool, alone: bool = False) -> Callable[..., Any]:
@@ -241,11 +250,15 @@ def _taken(members: tuple[Any, ...], value: Any, where: str) -> Any:
     for kind, source, by in _CONVERSIONS:
         if isinstance(value, source) and kind in members and not _fits_exactly(members, value):
             return by(value)
+    inside: CallError | None = None
     for member in members:
-        done, found = _fit(member, value, where)
+        try:
+            done, found = _fit(member, value, where)
+        except CallError as error:  # of an item; another alternative may take it
+            inside, done = inside or error, False
         if done:
             return found
-    raise CallError(f"{where} takes {_either(members)}, got {_seen(value)}{_hint(members, value)}")
+    raise inside or CallError(f"{where} takes {_either(members)}, got {_seen(value)}{_hint(members, value)}")
 
 
 def _fits_exactly(members: tuple[Any, ...], value: Any) -> bool:
@@ -309,7 +322,7 @@ def _as_collection(origin: type, inside: tuple[Any, ...], value: Any, where: str
             return isinstance(value, Mapping), value
         take = functools.partial(_taken, tuple(_members(inside[1])))
         found = {name: take(item, f"{where}[{name!r}]") for name, item in value.items()}
-        return True, value if all(found[name] is value[name] for name in found) else found
+        return True, value if all(found[name] is item for name, item in value.items()) else found
     if not issubclass(origin, Iterable):
         return isinstance(value, origin), value
     if isinstance(value, np.ndarray | Tensor) and value.ndim == 1 and inside[:1] in ((int,), (float,)):

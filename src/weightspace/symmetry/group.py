@@ -388,7 +388,7 @@ class Group:
     def _count(self, axis: Axis) -> Tensor:
         return torch.arange(axis.size).expand(self.sizes(axis)).clone()
 
-    def sample(self, seed: int, kinds: Iterable[str] = KINDS, axes: Iterable[str] | None = None) -> Element:
+    def sample(self, seed: int, kinds: str | Iterable[str] = KINDS, axes: Iterable[str] | None = None) -> Element:
         """A random element: uniform permutations (no row the identity), log-normal scales, random signs."""
         generator = torch.Generator().manual_seed(seed)
         chosen = {a.name for a in self.axes} if axes is None else set(axes)
