@@ -76,7 +76,8 @@ def removal(lab: Lab, out: Path, seeds: Sequence[int]) -> None:
     """A deficit from the beginning, removed at t0; two runs a seed and deficit are followed by their Fisher trace."""
     _measured(lab, out, "removal", (0,), (0, lab.size.followed), seeds, fisher=lab.fisher)
     others = tuple(length for length in lab.size.removal if length not in (0, lab.size.followed))
-    _measured(lab, out, "removal", (0,), others, seeds)
+    if others:
+        _measured(lab, out, "removal", (0,), others, seeds)
 
 
 def windows(lab: Lab, out: Path, seeds: Sequence[int]) -> None:
