@@ -353,3 +353,23 @@ def test_bad_use_is_refused_in_one_line(act, words):
     with pytest.raises((PullbackError, WeightspaceError, RuntimeError)) as error:
         act(task, net, g)
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("output", ["logits", "fisher"])
+@pytest.mark.parametrize("solver", ["dual", "gltr", "layer"])
+def test_padding_counts_nowhere(solver, output):
+    """Positions labelled -100 may be added to a text, and what moving does to its outputs is what it was."""
+    torch.manual_seed(0)
+    net = Net.of(nn.Sequential(nn.Embedding(11, 6), nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5)).double())
+    v, x, y = net.weights.randn(0), torch.randint(1, 11, (6, 4)), torch.randint(0, 5, (6, 4))
+    y[:3, 3] = -100
+    padded = torch.nn.functional.pad(x, (0, 3)), torch.nn.functional.pad(y, (0, 3), value=-100)
+
+    def measured(batch, x, y):
+        metric = Pullback(Task(x, y, batch=batch), output=output, solver=solver)
+        return [float(metric.norm(net, v)), metric.drift(net + 0.1 * v, net), *metric.spectrum(net, 2).tolist()]
+
+    right = measured(6, x, y)
+    assert measured(6, *padded) == pytest.approx(right, rel=1e-9)
+    assert measured(4, *padded) == pytest.approx(right, rel=1e-9)
+    assert measured(6, padded[0], padded[1].clamp(min=0)) != pytest.approx(right, rel=1e-2)

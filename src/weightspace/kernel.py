@@ -25,7 +25,7 @@ from weightspace.net import Net, WeightspaceError, math_attention
 from weightspace.public import public
 from weightspace.symmetry.layer import Layer, layers, rows_met
 from weightspace.symmetry.trace import SymmetryError, Trace, arguments, input_tensors, trace
-from weightspace.task import Task, carried, logits
+from weightspace.task import Task, carried, counted, logits
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -69,6 +69,7 @@ def feed(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> tupl
             elif node in found and found[node].plain(given[0]):
                 kept.append((found[node], given[0], values[0]))
         out = output(raw if not isinstance(raw, (tuple, list)) or len(raw) > 1 else raw[0])
+        out = counted(out, task.positions())
         out = out.reshape(len(out), -1)
         nodes = [z for _, _, z in kept]
 
@@ -203,7 +204,7 @@ def _of_rest(
     net: Net, task: Task, output: Callable[[Any], Tensor], rest: dict[str, Tensor], rows: int
 ) -> Iterator[Tensor]:
     """Weights of norms, embeddings, gates, and those used more than once: their rows of J one tensor at a time."""
-    x = carried(task.example(len(task)), net)
+    x, y = carried(task.example(len(task)), net), task.positions()
     for name, tensor in rest.items():
         if rows * tensor.numel() > _ROOM:
             raise KernelError(
@@ -211,12 +212,15 @@ def _of_rest(
                 f'{rows} rows; take solver="gltr" or fewer examples'
             )
 
-        def f(value: Tensor, one: Any, name: str = name) -> Tensor:
+        def f(value: Tensor, one: Any, label: Tensor | None, name: str = name) -> Tensor:
             args, kwargs = arguments(each(lambda t: t[None], one))
-            return output(called(net.architecture, {**net.tensors, name: value}, args, kwargs)).flatten()
+            out = output(called(net.architecture, {**net.tensors, name: value}, args, kwargs))
+            return (out if label is None else counted(out, label[None])).flatten()
 
         with math_attention():
-            block = vmap(jacrev(f), in_dims=(None, 0), chunk_size=_chunk(rows, tensor))(tensor.detach(), x)
+            block = vmap(jacrev(f), in_dims=(None, 0, None if y is None else 0), chunk_size=_chunk(rows, tensor))(
+                tensor.detach(), x, y
+            )
         flat = block.detach().reshape(rows, -1)
         yield (flat @ flat.T).double()
 

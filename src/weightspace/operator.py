@@ -23,7 +23,7 @@ from weightspace.digest import form
 from weightspace.estimators import Bracket, Cost, Estimate, Krylov, OperatorError, lanczos
 from weightspace.net import Net, math_attention
 from weightspace.public import public
-from weightspace.task import Task, TaskError, carried, logits
+from weightspace.task import Task, TaskError, carried, counted, logits
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -404,33 +404,34 @@ def jacobian(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> 
     out. Nothing is stored but a batch at a time, and the graphs of all where these are small. J v then costs about a
     pass forward and back, else a pass forward and its tangent; J^T u one pass forward and back. The net is in
     evaluation mode: running statistics are constants. Raises `OperatorError` for outputs that do not depend on the
-    weights, and for an operation whose derivative torch has only once.
+    weights, and for an operation whose derivative torch has only once. Positions of a sequence that are labelled -100
+    have rows of zeros.
     """
     weights, state = net.weights, dict(net.state)
     flat = weights.flat()
-    batches = [x for x, _ in task.batches(net)]
+    batches = [*task.batches(net)]
     task.fits(net)
 
-    def at(x: Any) -> Function:
+    def at(x: Any, y: Tensor | None) -> Function:
         def f(w: Sequence[Tensor]) -> Tensor:
             args, kwargs = ((), dict(x)) if isinstance(x, dict) else (x if isinstance(x, tuple) else (x,), {})
-            out = output(called(net.architecture, {**weights.shaped(w[0]), **state}, args, kwargs))
+            out = counted(output(called(net.architecture, {**weights.shaped(w[0]), **state}, args, kwargs)), y)
             return out.reshape(len(out), -1)
 
         return f
 
     with torch.no_grad(), math_attention():
-        sizes = [at(x)([flat]).numel() for x in batches]
+        sizes = [at(*batch)([flat]).numel() for batch in batches]
     held: dict[int, Linearised] = {}
     keep = sum(sizes) <= _HELD
-    some = [at(carried(task.example(2), net)), at(batches[0])]
+    some = [at(carried(task.example(2), net), None), at(*batches[0])]
     back, forward = trusted(net, some, [flat], form(net, task.example(1)))
 
     def linear(k: int) -> Linearised:
         """A batch; those of a small task are kept."""
         if k in held:
             return held[k]
-        found = Linearised(at(batches[k]), [flat], not back)
+        found = Linearised(at(*batches[k]), [flat], not back)
         if keep:
             held[k] = found
         return found
@@ -438,7 +439,7 @@ def jacobian(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> 
     def push(v: Tensor) -> Tensor:
         along = [v.to(flat)]
         ahead = forward and not keep
-        parts = (tangent(at(x), [flat], along) if ahead else linear(k).push(along) for k, x in enumerate(batches))
+        parts = (tangent(at(*b), [flat], along) if ahead else linear(k).push(along) for k, b in enumerate(batches))
         return torch.cat([part.flatten() for part in parts])
 
     def pull(u: Tensor) -> Tensor:

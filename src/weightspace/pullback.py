@@ -33,7 +33,7 @@ from weightspace.net import Net, Weights, WeightspaceError, loose
 from weightspace.operator import Operator, cgls, jacobian, lanczos
 from weightspace.public import public
 from weightspace.symmetry.trace import SymmetryError
-from weightspace.task import Task, logits
+from weightspace.task import Task, counted, logits
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -56,7 +56,9 @@ class PullbackError(WeightspaceError):
 @public
 @dataclass(frozen=True)
 class Pullback:
-    """G = J^T B^T B J / N of a task's inputs: what moving does to its outputs. Labels are not used.
+    """G = J^T B^T B J / N of a task's inputs: what moving does to its outputs.
+
+    Labels are not used, but that positions of a sequence that they mark with -100 count nowhere.
 
     `output`: "logits", "fisher", "hellinger", or a function of what the network returns. `solver`: "dual" (exact; up to
     1500 rows = examples x outputs), "gltr" (Krylov, any size), "layer" (what every layer is given; its null space keeps
@@ -92,7 +94,7 @@ class Pullback:
     def outputs(self, net: Net) -> Float[Tensor, "examples outputs"]:
         """What the metric looks at: the outputs of all examples, flat."""
         with torch.no_grad():
-            parts = [self.picked(self.task.raw(net, x)) for x, _ in self.task.batches(net)]
+            parts = [counted(self.picked(self.task.raw(net, x)), y) for x, y in self.task.batches(net)]
         self._seen["classes"] = parts[0].shape[-1] if parts[0].dim() > 1 else 1
         found = torch.cat([part.reshape(len(part), -1) for part in parts])
         if not found.isfinite().all():

@@ -321,6 +321,12 @@ class Task:
             raise TaskError("the task has no labels; give Task(inputs, labels)")
         return stacked(*parts)
 
+    def positions(self) -> Tensor | None:
+        """The labels, where they are of positions of a sequence, some of which do not count; else None."""
+        found = [y for _, y in self.batches()]
+        parts = [y for y in found if y is not None and y.dim() > 1 and not y.is_floating_point()]
+        return stacked(*parts) if len(parts) == len(found) else None
+
     def _with(self, source: Any, metric: Any = None, aggregate: Any = None) -> Task:
         new = copy.copy(self)
         new._source, new._metric = source, metric or self._metric
