@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,6 @@ import torch.nn.functional as F
 from architectures import CASES, noisy
 from torch import nn
 
-from benchmarks import rules
 from weightspace.bounds import BoundError, certificate, lipschitz, maps, pointwise
 from weightspace.bounds.rounding import Arithmetic, gamma
 from weightspace.bounds.rule import RULES, Far, Value, bind, number
@@ -18,6 +19,10 @@ from weightspace.bounds.walk import known
 from weightspace.net import Net, WeightspaceError
 from weightspace.perturbation import perturb
 from weightspace.task import Task
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks import rules
 
 DOUBLE = torch.float64
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
