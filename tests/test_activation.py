@@ -108,6 +108,27 @@ def test_gates_and_features_may_lie_in_files(tmp_path):
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".npy"] * 7
 
 
+def test_each_network_keeps_what_was_said_of_it_whatever_comes_into_its_file(tmp_path):
+    """A second network through the same file, or none of it, changes nothing of the first."""
+    t, nets = images(), [mixed(seed) for seed in (0, 1)]
+    look, felt = gates(t, tmp_path / "gates.npy"), features(t, folder=tmp_path)
+    for net, found, kept in [(net, look(net), felt(net)) for net in nets]:
+        assert np.array_equal(found.bits, gates(t)(net).bits)
+        assert all(torch.equal(kept[name], value) for name, value in features(t)(net).items())
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    bad = nets[0].at(nets[0].weights * math.nan)
+    for again in (look, felt):
+        with pytest.raises(WeightspaceError, match="NaN in the units"):
+            again(bad)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_place_that_is_not_there_is_named(tmp_path):
+    for look in (gates(images(), tmp_path / "no" / "g.npy"), features(images(), folder=tmp_path / "no")):
+        with pytest.raises(WeightspaceError, match="cannot be written .No such file.*check the path"):
+            look(chain())
+
+
 def test_smooth_functions_have_gates_by_sign_and_say_so():
     torch.manual_seed(0)
     net = Net.of(nn.Sequential(nn.Flatten(), nn.Linear(16, 5), nn.GELU(), nn.Linear(5, 5), nn.SiLU()).double())

@@ -8,11 +8,11 @@ a number from the second call on: "fc1.relu", "block.act#2".
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from weightspace import files
 from weightspace.examples import leaves, stacked
 from weightspace.net import Net, WeightspaceError, checked, math_attention
 from weightspace.public import public
@@ -200,7 +201,7 @@ def gates(task: Task, file: str | PathLike[str] | None = None) -> Callable[[Net]
         layers: dict[str, int] = {}
         smooth: list[str] = []
         sheets: list[_Sheet] = []
-        with _all_or_none(sheets):
+        with ExitStack() as places:
             for x, _ in task.batches(checked(net)):
                 size = len(leaves(x)[0])
                 _pass(net, task, x, _UNITS, _noted(kept, smooth, size))
@@ -210,7 +211,7 @@ def gates(task: Task, file: str | PathLike[str] | None = None) -> Callable[[Net]
                     raise WeightspaceError(f"{name} has no gates: no ReLU, GELU, SiLU or the like is called in it")
                 if not sheets:
                     layers.update(found)
-                    sheets.append(_Sheet(file, len(task), -(-sum(found.values()) // 8)))
+                    sheets.append(_Sheet(places, file, len(task), -(-sum(found.values()) // 8)))
                 elif found != layers:
                     raise WeightspaceError("the layers differ from batch to batch; give examples of one shape")
                 sheets[0].add(np.packbits(np.concatenate(list(kept.values()), 1), axis=1))
@@ -231,14 +232,25 @@ def _noted(kept: dict[str, np.ndarray], smooth: list[str], size: int) -> Meet:
 
 
 class _Sheet:
-    """A matrix filled from the top, in memory or in a .npy file: written and not mapped, so that no memory is held."""
+    """A matrix filled from the top, in memory or in a .npy file: written and not mapped, so that no memory is held.
 
-    def __init__(self, file: str | PathLike[str] | None, rows: int, wide: int, dtype: Any = np.uint8) -> None:
+    The file comes whole and in place of an older one, which those that it was mapped for keep; `places` says when.
+    """
+
+    def __init__(
+        self, places: ExitStack, file: str | PathLike[str] | None, rows: int, wide: int, dtype: Any = np.uint8
+    ) -> None:
         self.file, self.row = file, 0
         self.whole = np.empty((rows, wide), dtype) if file is None else None
         if file is not None:
-            empty = np.lib.format.open_memmap(file, "w+", dtype, (rows, wide))
-            self.stream = open(file, "r+b")
+            try:
+                path = places.enter_context(files.beside(Path(file)))
+                empty = np.lib.format.open_memmap(path, "w+", dtype, (rows, wide))
+                self.stream = places.enter_context(open(path, "r+b"))
+            except OSError as error:
+                raise WeightspaceError(
+                    f"{file}: cannot be written ({error.strerror or error}); check the path"
+                ) from error
             self.stream.seek(empty.offset)
 
     def add(self, values: np.ndarray) -> None:
@@ -248,28 +260,11 @@ class _Sheet:
             self.whole[self.row : self.row + len(values)] = values
         self.row += len(values)
 
-    def drop(self) -> None:
-        """No half of a file stays."""
-        if self.file is not None:
-            self.stream.close()
-            os.unlink(self.file)
-
     def done(self) -> np.ndarray:
         if self.whole is None and self.file is not None:
-            self.stream.close()
             self.whole = np.load(self.file, mmap_mode="r+")
         assert self.whole is not None
         return self.whole
-
-
-@contextmanager
-def _all_or_none(sheets: Iterable[_Sheet]) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        for sheet in sheets:
-            sheet.drop()
-        raise
 
 
 @torch.no_grad()
@@ -303,9 +298,9 @@ def features(
     @public
     def features(net: Net) -> dict[str, Tensor]:
         found: dict[str, _Sheet] = {}
-        with _all_or_none(found.values()):
+        with ExitStack() as places:
             for x, _ in task.batches(checked(net)):
-                _pass(net, task, x, functions, _kept(found, folder, len(task), len(leaves(x)[0]), dtype))
+                _pass(net, task, x, functions, _kept(found, places, folder, len(task), len(leaves(x)[0]), dtype))
         if not found:
             raise WeightspaceError(f"{type(net.architecture).__name__} has no layers of this kind: {of}")
         return {label: torch.from_numpy(sheet.done()).to(dtype) for label, sheet in found.items()}
@@ -314,7 +309,12 @@ def features(
 
 
 def _kept(
-    found: dict[str, _Sheet], folder: str | PathLike[str] | None, total: int, size: int, dtype: torch.dtype
+    found: dict[str, _Sheet],
+    places: ExitStack,
+    folder: str | PathLike[str] | None,
+    total: int,
+    size: int,
+    dtype: torch.dtype,
 ) -> Meet:
     plain = {torch.float16: np.float16, torch.float32: np.float32, torch.float64: np.float64}
 
@@ -324,7 +324,7 @@ def _kept(
         if label not in found:
             safe = "".join(c if c.isalnum() else "-" for c in label)
             file = None if folder is None else f"{folder}/{len(found):03d}-{safe}.npy"
-            found[label] = _Sheet(file, total, values.shape[1], plain[dtype])
+            found[label] = _Sheet(places, file, total, values.shape[1], plain[dtype])
         found[label].add(values.numpy())
         return out
 
