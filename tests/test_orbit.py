@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from architectures import CASES, noisy
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 import weightspace as ws
 from weightspace.compare import compare
@@ -37,8 +38,9 @@ def apart(a: ws.Net, b: ws.Net) -> float:
 
 
 def tensors(out) -> Tensor:
-    out = getattr(out, "logits", out)
-    return out["logits"] if isinstance(out, dict) else out
+    """All that is computed, in one vector."""
+    found = pytree.tree_leaves(getattr(out, "logits", out))
+    return torch.cat([t.double().flatten() for t in found if isinstance(t, Tensor) and t.is_floating_point()])
 
 
 def change(a: ws.Net, b: ws.Net, x) -> float:
