@@ -8,6 +8,7 @@ a number from the second call on: "fc1.relu", "block.act#2".
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from weightspace import files
 from weightspace.examples import leaves, stacked
 from weightspace.net import Net, WeightspaceError, checked, math_attention
 from weightspace.public import public
-from weightspace.task import Task
+from weightspace.task import Task, carried
 
 if TYPE_CHECKING:
     from jaxtyping import Bool
@@ -141,13 +142,14 @@ class Gates:
 
     `layers`: layer -> number of its units, in the order in which the network runs them; `p[layer]` is Bool[image, unit]
     and `len(p)` the number of examples. `bits` may lie in a file. `inexact`: layers whose function has no kink (GELU,
-    SiLU and the like), where on means a positive pre-activation.
+    SiLU and the like), where on means a positive pre-activation. `examples`: what tells whether two are of the same.
     """
 
     bits: np.ndarray
     layers: dict[str, int]
     inexact: tuple[str, ...] = ()
     task: Task | None = field(default=None, compare=False, repr=False)
+    examples: np.ndarray | None = field(default=None, compare=False, repr=False)  # a number for each, by its inputs
 
     def __len__(self) -> int:
         return len(self.bits)
@@ -181,7 +183,19 @@ class Gates:
 
     def take(self, rows: Sequence[int] | Tensor) -> Gates:
         """Those of some examples."""
-        return Gates(self.bits[np.asarray(rows)], self.layers, self.inexact)
+        some = np.asarray(rows)
+        examples = None if self.examples is None else self.examples[some]
+        return Gates(self.bits[some], self.layers, self.inexact, examples=examples)
+
+    def check(self, examples: np.ndarray | None) -> None:
+        """Raise `WeightspaceError` where these gates are known to be of other examples than those of these numbers."""
+        if self.examples is None or examples is None or np.array_equal(self.examples, examples):
+            return
+        first = int(np.flatnonzero(self.examples != examples)[0])
+        raise WeightspaceError(
+            f"paths of other examples: number {first} has other inputs in the two; take the gates of one task (where "
+            "others are meant, compare p.everything())"
+        )
 
 
 @public
@@ -201,10 +215,14 @@ def gates(task: Task, file: str | PathLike[str] | None = None) -> Callable[[Net]
         layers: dict[str, int] = {}
         smooth: list[str] = []
         sheets: list[_Sheet] = []
+        examples: list[np.ndarray] = []
+        checked(net)
+        _steady(task)
         with ExitStack() as places:
-            for x, _ in task.batches(checked(net)):
+            for x, _ in task.batches():
                 size = len(leaves(x)[0])
-                _pass(net, task, x, _UNITS, _noted(kept, smooth, size))
+                examples.append(_numbers(x))
+                _pass(net, task, carried(x, net), _UNITS, _noted(kept, smooth, size))
                 found = {name: z.shape[1] for name, z in kept.items()}
                 if not found:
                     name = type(net.architecture).__name__
@@ -216,9 +234,23 @@ def gates(task: Task, file: str | PathLike[str] | None = None) -> Callable[[Net]
                     raise WeightspaceError("the layers differ from batch to batch; give examples of one shape")
                 sheets[0].add(np.packbits(np.concatenate(list(kept.values()), 1), axis=1))
                 kept.clear()
-        return Gates(sheets[0].done(), layers, tuple(dict.fromkeys(smooth)), task)
+        return Gates(sheets[0].done(), layers, tuple(dict.fromkeys(smooth)), task, np.concatenate(examples))
 
     return gates
+
+
+def _steady(task: Task) -> None:
+    """Look at data that are read once only a second time, so that those drawn anew at every pass are refused."""
+    if not task.in_memory:
+        next(task.batches())
+
+
+def _numbers(x: Any) -> np.ndarray:
+    """A number for every example of a batch, that other inputs would change, whatever the batch and the precision."""
+    parts = [part.detach().cpu() for part in leaves(x)]
+    plain = [part.float() if part.is_floating_point() else part for part in parts]
+    rows = [part.reshape(len(part), -1).contiguous().view(torch.uint8).numpy() for part in plain if part.numel()]
+    return np.array([zlib.crc32(b"".join(row[i].data for row in rows)) for i in range(len(parts[0]))], np.uint32)
 
 
 def _noted(kept: dict[str, np.ndarray], smooth: list[str], size: int) -> Meet:
@@ -298,6 +330,7 @@ def features(
     @public
     def features(net: Net) -> dict[str, Tensor]:
         found: dict[str, _Sheet] = {}
+        _steady(task)
         with ExitStack() as places:
             for x, _ in task.batches(checked(net)):
                 _pass(net, task, x, functions, _kept(found, places, folder, len(task), len(leaves(x)[0]), dtype))
@@ -359,6 +392,7 @@ def forced(net: Net, gates: Gates, task: Task | None = None) -> Tensor:
     other examples, or of functions without a kink (GELU, SiLU), which no gate makes linear.
     Source: as `gates`; its equation 9.
     """
+    checked(net)
     task = task or gates.task
     if task is None:
         raise WeightspaceError("these gates do not remember their examples; give task=")
@@ -366,13 +400,15 @@ def forced(net: Net, gates: Gates, task: Task | None = None) -> Tensor:
         raise WeightspaceError(f"layer {gates.inexact[0]} has no kink, so that no gate makes it linear; take ReLU")
     if len(task) != len(gates):
         raise WeightspaceError(f"gates of {len(gates)} examples do not fit a task of {len(task)}")
-    outputs, row = [], 0
-    for x, _ in task.batches(checked(net)):
+    outputs, examples, row = [], list[np.ndarray](), 0
+    for x, _ in task.batches():
         size, met = len(leaves(x)[0]), list[str]()
-        outputs.append(_pass(net, task, x, _UNITS, _given(gates, slice(row, row + size), met)))
+        examples.append(_numbers(x))
+        outputs.append(_pass(net, task, carried(x, net), _UNITS, _given(gates, slice(row, row + size), met)))
         if len(met) < len(gates.layers):
             raise WeightspaceError(f"the network has no layer {next(n for n in gates.layers if n not in met)}")
         row += size
+    gates.check(np.concatenate(examples))
     return stacked(*outputs)
 
 
