@@ -12,6 +12,7 @@ from architectures import CASES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 from weightspace import crossing
 from weightspace.activation import Gates, features, forced, gates
@@ -106,6 +107,65 @@ def test_gates_and_features_may_lie_in_files(tmp_path):
     kept = features(t, folder=tmp_path)(net)
     assert all(torch.equal(kept[name], value) for name, value in features(t)(net).items())
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".npy"] * 7
+
+
+def test_each_network_keeps_what_was_said_of_it_whatever_comes_into_its_file(tmp_path):
+    """A second network through the same file, or none of it, changes nothing of the first."""
+    t, nets = images(), [mixed(seed) for seed in (0, 1)]
+    look, felt = gates(t, tmp_path / "gates.npy"), features(t, folder=tmp_path)
+    for net, found, kept in [(net, look(net), felt(net)) for net in nets]:
+        assert np.array_equal(found.bits, gates(t)(net).bits)
+        assert all(torch.equal(kept[name], value) for name, value in features(t)(net).items())
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    bad = nets[0].at(nets[0].weights * math.nan)
+    for again in (look, felt):
+        with pytest.raises(WeightspaceError, match="NaN in the units"):
+            again(bad)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+class Noisy(Dataset):
+    """Noise is added to an example each time that it is read, as random crops are."""
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, i):
+        return torch.randn(1, 4, 4, dtype=torch.float64), i % 3
+
+
+@pytest.mark.parametrize("look", [gates, features])
+def test_data_that_differ_from_pass_to_pass_have_neither(look):
+    """Each look takes the data for a task of its own: between two of them nothing could tell."""
+    for data in (Noisy(), DataLoader(Noisy(), 8), DataLoader(Noisy(), 20)):
+        with pytest.raises(WeightspaceError, match="differ from pass to pass"):
+            look(data)(chain())
+
+
+def test_paths_are_compared_of_the_same_examples_alone():
+    """Cut otherwise or in another precision they are the same, in another order or a number changed they are not."""
+    net, t = chain(), images()
+    x, p = t.example(len(t)), gates(t)(net)
+    other = x.clone()
+    other[3, 0, 1, 2] += 1
+    same = Task(x, batch=3), Task(x.float()), Task(list(zip(x, torch.zeros(len(x)), strict=True)), batch=7)
+    for q in (gates(task)(net) for task in same):
+        assert torch.equal(q.everything(), p.everything()) and float(self_path(p, q).min()) == 1
+        assert torch.equal(self_path(p.take([2, 1]), q.take([2, 1])), torch.ones(2, dtype=torch.float64))
+    for task in (Task(x.flip(0)), Task(other)):
+        q = gates(task)(net)
+        for ask in (lambda q=q: self_path(p, q), lambda q=q: cross_path(p, q), lambda task=task: forced(net, p, task)):
+            with pytest.raises(WeightspaceError, match="paths of other examples"):
+                ask()
+        assert len(self_path(p.everything(), q.everything())) == len(x)
+    with pytest.raises(WeightspaceError, match="paths of other examples"):
+        self_path(p.take([0, 1]), p.take([1, 0]))
+
+
+def test_a_place_that_is_not_there_is_named(tmp_path):
+    for look in (gates(images(), tmp_path / "no" / "g.npy"), features(images(), folder=tmp_path / "no")):
+        with pytest.raises(WeightspaceError, match="cannot be written .No such file.*check the path"):
+            look(chain())
 
 
 def test_smooth_functions_have_gates_by_sign_and_say_so():

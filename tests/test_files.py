@@ -41,6 +41,14 @@ def recorded(folder: Path) -> None:
             watch.step(loss=1.0)
 
 
+def looked(folder: Path) -> None:
+    ws.gates(ws.Task(torch.ones(2, 4)), folder / "gates.npy")(nn.Sequential(nn.Linear(4, 5), nn.ReLU()))
+
+
+def felt(folder: Path) -> None:
+    ws.features(ws.Task(torch.ones(2, 4)), folder=folder)(nn.Sequential(nn.Linear(4, 5), nn.ReLU()))
+
+
 GROUP = ws.Symmetry.of(ws.Net.of(module()), torch.zeros(2, 4))
 WRITERS = {
     "path": flown,
@@ -48,6 +56,8 @@ WRITERS = {
     "shards": lambda folder: ws.checkpoint.save({n: torch.ones(3) for n in "abc"}, folder, force=True, shard=12),
     "group": lambda folder: GROUP.save(folder / "group.json"),
     "page": lambda folder: save([Page("a", "b", "c")], folder / "x.html"),
+    "gates": looked,
+    "features": felt,
     "plain": lambda folder: files.write(folder / "x", "text"),
 }
 
@@ -129,9 +139,8 @@ def test_the_number_of_a_process_means_nothing_on_another_machine(tmp_path, here
 
 @pytest.mark.parametrize("name", [name for name in WRITERS if name != "shards"])
 def test_a_link_that_leads_nowhere_is_not_written_through(tmp_path, name):
-    target = {"path": "path", "checkpoint": "x.safetensors", "group": "group.json", "page": "x.html", "plain": "x"}[
-        name
-    ]
+    target = {"path": "path", "checkpoint": "x.safetensors", "group": "group.json", "page": "x.html", "plain": "x"}
+    target = {**target, "gates": "gates.npy", "features": "000-1.npy"}[name]
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / target).symlink_to(tmp_path / "nowhere")
     with pytest.raises((ws.WeightspaceError, FileNotFoundError), match="it is a link to .*nowhere"):

@@ -585,6 +585,40 @@ def test_data_that_differ_from_pass_to_pass_are_refused(net, name):
     assert "\n" not in str(told.value)
 
 
+class Rewinding:
+    """A loader that is its own position, as those of readers of video are: a new pass ends the one before."""
+
+    def __init__(self, x, y):
+        self.x, self.y, self.at = x, y, SIZE
+
+    def __iter__(self):
+        self.at, moved = 0, 0
+        while self.at < SIZE:
+            moved, self.at = self.at, self.at + 4
+            yield self.x[moved : self.at], self.y[moved : self.at]
+
+
+def one_pass_at_a_time():
+    x, y = draw(SIZE)
+    return {
+        "workers that stay": DataLoader(TensorDataset(x, y), 4, num_workers=1, persistent_workers=True),
+        "a position of its own": Rewinding(x, y),
+    }
+
+
+@pytest.mark.parametrize("name", one_pass_at_a_time())
+def test_a_loader_that_serves_one_pass_at_a_time_gives_what_its_tensors_give(net, name):
+    torch.manual_seed(0)
+    task, held = Task(one_pass_at_a_time()[name]), Task(*draw(SIZE))
+    other = net + 0.1 * net.weights.randn(0)
+    for kind in ("l2", "disagreement", "kl"):
+        assert functional(net, other, task, kind) == pytest.approx(functional(net, other, held, kind), rel=1e-12)
+    if name == "workers that stay":  # the weights of all labels are asked for in the midst of a pass
+        loss = nn.CrossEntropyLoss(weight=torch.arange(1.0, CLASSES + 1, dtype=torch.float64))
+        weighed = Task(one_pass_at_a_time()[name], loss=loss)
+        assert float(weighed(net)) == pytest.approx(float(Task(*draw(SIZE), loss=loss)(net)), rel=1e-12)
+
+
 @pytest.mark.parametrize("name", ["a random batch_sampler", "augmentation", "augmentation in a dataset"])
 def test_examples_that_are_held_stay(net, name):
     torch.manual_seed(0)

@@ -8,11 +8,12 @@ a number from the second call on: "fc1.relu", "block.act#2".
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,10 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from weightspace import files
 from weightspace.examples import leaves, stacked
 from weightspace.net import Net, WeightspaceError, checked, math_attention
 from weightspace.public import public
-from weightspace.task import Task
+from weightspace.task import Task, carried
 
 if TYPE_CHECKING:
     from jaxtyping import Bool
@@ -140,13 +142,14 @@ class Gates:
 
     `layers`: layer -> number of its units, in the order in which the network runs them; `p[layer]` is Bool[image, unit]
     and `len(p)` the number of examples. `bits` may lie in a file. `inexact`: layers whose function has no kink (GELU,
-    SiLU and the like), where on means a positive pre-activation.
+    SiLU and the like), where on means a positive pre-activation. `examples`: what tells whether two are of the same.
     """
 
     bits: np.ndarray
     layers: dict[str, int]
     inexact: tuple[str, ...] = ()
     task: Task | None = field(default=None, compare=False, repr=False)
+    examples: np.ndarray | None = field(default=None, compare=False, repr=False)  # a number for each, by its inputs
 
     def __len__(self) -> int:
         return len(self.bits)
@@ -180,7 +183,19 @@ class Gates:
 
     def take(self, rows: Sequence[int] | Tensor) -> Gates:
         """Those of some examples."""
-        return Gates(self.bits[np.asarray(rows)], self.layers, self.inexact)
+        some = np.asarray(rows)
+        examples = None if self.examples is None else self.examples[some]
+        return Gates(self.bits[some], self.layers, self.inexact, examples=examples)
+
+    def check(self, examples: np.ndarray | None) -> None:
+        """Raise `WeightspaceError` where these gates are known to be of other examples than those of these numbers."""
+        if self.examples is None or examples is None or np.array_equal(self.examples, examples):
+            return
+        first = int(np.flatnonzero(self.examples != examples)[0])
+        raise WeightspaceError(
+            f"paths of other examples: number {first} has other inputs in the two; take the gates of one task (where "
+            "others are meant, compare p.everything())"
+        )
 
 
 @public
@@ -200,24 +215,42 @@ def gates(task: Task, file: str | PathLike[str] | None = None) -> Callable[[Net]
         layers: dict[str, int] = {}
         smooth: list[str] = []
         sheets: list[_Sheet] = []
-        with _all_or_none(sheets):
-            for x, _ in task.batches(checked(net)):
+        examples: list[np.ndarray] = []
+        checked(net)
+        _steady(task)
+        with ExitStack() as places:
+            for x, _ in task.batches():
                 size = len(leaves(x)[0])
-                _pass(net, task, x, _UNITS, _noted(kept, smooth, size))
+                examples.append(_numbers(x))
+                _pass(net, task, carried(x, net), _UNITS, _noted(kept, smooth, size))
                 found = {name: z.shape[1] for name, z in kept.items()}
                 if not found:
                     name = type(net.architecture).__name__
                     raise WeightspaceError(f"{name} has no gates: no ReLU, GELU, SiLU or the like is called in it")
                 if not sheets:
                     layers.update(found)
-                    sheets.append(_Sheet(file, len(task), -(-sum(found.values()) // 8)))
+                    sheets.append(_Sheet(places, file, len(task), -(-sum(found.values()) // 8)))
                 elif found != layers:
                     raise WeightspaceError("the layers differ from batch to batch; give examples of one shape")
                 sheets[0].add(np.packbits(np.concatenate(list(kept.values()), 1), axis=1))
                 kept.clear()
-        return Gates(sheets[0].done(), layers, tuple(dict.fromkeys(smooth)), task)
+        return Gates(sheets[0].done(), layers, tuple(dict.fromkeys(smooth)), task, np.concatenate(examples))
 
     return gates
+
+
+def _steady(task: Task) -> None:
+    """Look at data that are read once only a second time, so that those drawn anew at every pass are refused."""
+    if not task.in_memory:
+        next(task.batches())
+
+
+def _numbers(x: Any) -> np.ndarray:
+    """A number for every example of a batch, that other inputs would change, whatever the batch and the precision."""
+    parts = [part.detach().cpu() for part in leaves(x)]
+    plain = [part.float() if part.is_floating_point() else part for part in parts]
+    rows = [part.reshape(len(part), -1).contiguous().view(torch.uint8).numpy() for part in plain if part.numel()]
+    return np.array([zlib.crc32(b"".join(row[i].data for row in rows)) for i in range(len(parts[0]))], np.uint32)
 
 
 def _noted(kept: dict[str, np.ndarray], smooth: list[str], size: int) -> Meet:
@@ -231,14 +264,25 @@ def _noted(kept: dict[str, np.ndarray], smooth: list[str], size: int) -> Meet:
 
 
 class _Sheet:
-    """A matrix filled from the top, in memory or in a .npy file: written and not mapped, so that no memory is held."""
+    """A matrix filled from the top, in memory or in a .npy file: written and not mapped, so that no memory is held.
 
-    def __init__(self, file: str | PathLike[str] | None, rows: int, wide: int, dtype: Any = np.uint8) -> None:
+    The file comes whole and in place of an older one, which those that it was mapped for keep; `places` says when.
+    """
+
+    def __init__(
+        self, places: ExitStack, file: str | PathLike[str] | None, rows: int, wide: int, dtype: Any = np.uint8
+    ) -> None:
         self.file, self.row = file, 0
         self.whole = np.empty((rows, wide), dtype) if file is None else None
         if file is not None:
-            empty = np.lib.format.open_memmap(file, "w+", dtype, (rows, wide))
-            self.stream = open(file, "r+b")
+            try:
+                path = places.enter_context(files.beside(Path(file)))
+                empty = np.lib.format.open_memmap(path, "w+", dtype, (rows, wide))
+                self.stream = places.enter_context(open(path, "r+b"))
+            except OSError as error:
+                raise WeightspaceError(
+                    f"{file}: cannot be written ({error.strerror or error}); check the path"
+                ) from error
             self.stream.seek(empty.offset)
 
     def add(self, values: np.ndarray) -> None:
@@ -248,28 +292,11 @@ class _Sheet:
             self.whole[self.row : self.row + len(values)] = values
         self.row += len(values)
 
-    def drop(self) -> None:
-        """No half of a file stays."""
-        if self.file is not None:
-            self.stream.close()
-            os.unlink(self.file)
-
     def done(self) -> np.ndarray:
         if self.whole is None and self.file is not None:
-            self.stream.close()
             self.whole = np.load(self.file, mmap_mode="r+")
         assert self.whole is not None
         return self.whole
-
-
-@contextmanager
-def _all_or_none(sheets: Iterable[_Sheet]) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        for sheet in sheets:
-            sheet.drop()
-        raise
 
 
 @torch.no_grad()
@@ -303,9 +330,10 @@ def features(
     @public
     def features(net: Net) -> dict[str, Tensor]:
         found: dict[str, _Sheet] = {}
-        with _all_or_none(found.values()):
+        _steady(task)
+        with ExitStack() as places:
             for x, _ in task.batches(checked(net)):
-                _pass(net, task, x, functions, _kept(found, folder, len(task), len(leaves(x)[0]), dtype))
+                _pass(net, task, x, functions, _kept(found, places, folder, len(task), len(leaves(x)[0]), dtype))
         if not found:
             raise WeightspaceError(f"{type(net.architecture).__name__} has no layers of this kind: {of}")
         return {label: torch.from_numpy(sheet.done()).to(dtype) for label, sheet in found.items()}
@@ -314,7 +342,12 @@ def features(
 
 
 def _kept(
-    found: dict[str, _Sheet], folder: str | PathLike[str] | None, total: int, size: int, dtype: torch.dtype
+    found: dict[str, _Sheet],
+    places: ExitStack,
+    folder: str | PathLike[str] | None,
+    total: int,
+    size: int,
+    dtype: torch.dtype,
 ) -> Meet:
     plain = {torch.float16: np.float16, torch.float32: np.float32, torch.float64: np.float64}
 
@@ -324,7 +357,7 @@ def _kept(
         if label not in found:
             safe = "".join(c if c.isalnum() else "-" for c in label)
             file = None if folder is None else f"{folder}/{len(found):03d}-{safe}.npy"
-            found[label] = _Sheet(file, total, values.shape[1], plain[dtype])
+            found[label] = _Sheet(places, file, total, values.shape[1], plain[dtype])
         found[label].add(values.numpy())
         return out
 
@@ -359,6 +392,7 @@ def forced(net: Net, gates: Gates, task: Task | None = None) -> Tensor:
     other examples, or of functions without a kink (GELU, SiLU), which no gate makes linear.
     Source: as `gates`; its equation 9.
     """
+    checked(net)
     task = task or gates.task
     if task is None:
         raise WeightspaceError("these gates do not remember their examples; give task=")
@@ -366,13 +400,15 @@ def forced(net: Net, gates: Gates, task: Task | None = None) -> Tensor:
         raise WeightspaceError(f"layer {gates.inexact[0]} has no kink, so that no gate makes it linear; take ReLU")
     if len(task) != len(gates):
         raise WeightspaceError(f"gates of {len(gates)} examples do not fit a task of {len(task)}")
-    outputs, row = [], 0
-    for x, _ in task.batches(checked(net)):
+    outputs, examples, row = [], list[np.ndarray](), 0
+    for x, _ in task.batches():
         size, met = len(leaves(x)[0]), list[str]()
-        outputs.append(_pass(net, task, x, _UNITS, _given(gates, slice(row, row + size), met)))
+        examples.append(_numbers(x))
+        outputs.append(_pass(net, task, carried(x, net), _UNITS, _given(gates, slice(row, row + size), met)))
         if len(met) < len(gates.layers):
             raise WeightspaceError(f"the network has no layer {next(n for n in gates.layers if n not in met)}")
         row += size
+    gates.check(np.concatenate(examples))
     return stacked(*outputs)
 
 

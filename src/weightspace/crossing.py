@@ -362,6 +362,8 @@ def _same(p: Paths, q: Paths, layer: str | None) -> int:
     sizes = [(_count(t), _width(t, layer)) for t in (p, q)]
     if sizes[0] != sizes[1]:
         raise WeightspaceError(f"paths of {sizes[0]} and {sizes[1]} (examples, units) cannot be compared")
+    if isinstance(p, Gates) and isinstance(q, Gates):
+        p.check(q.examples)
     return sizes[0][0]
 
 

@@ -11,11 +11,12 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from weightspace.examples import each
 from weightspace.metric import by_layer
 from weightspace.net import Net, WeightspaceError, checked, squared_distance
 from weightspace.public import public
 from weightspace.symmetry.balance import unit_variances
-from weightspace.task import counted, labelled
+from weightspace.task import carried, counted, labelled
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -158,8 +159,9 @@ def functional(a: Net, b: Net, task: Task, kind: str = "l2") -> float:
     """
     if kind not in _KINDS:
         raise WeightspaceError(f"kind must be one of {', '.join(_KINDS)}, got {kind!r}")
-    one = task.take(1)
-    shape, other = one.outputs(a).shape, one.outputs(b).shape
+    one = each(lambda x: x[:1], next(task.batches())[0])
+    with torch.no_grad():
+        shape, other = (task.forward(net, carried(one, net)).shape for net in (a, b))
     if shape != other:
         raise WeightspaceError(
             f"outputs of shape {tuple(shape[1:])} and {tuple(other[1:])} have no distance; "
@@ -169,12 +171,12 @@ def functional(a: Net, b: Net, task: Task, kind: str = "l2") -> float:
         raise WeightspaceError(f'outputs of shape {tuple(shape[1:])} name no classes; their distance is kind="l2"')
     total, count = 0.0, 0
     with torch.no_grad():
-        for (x, y), (z, _) in zip(task.batches(a), task.batches(b), strict=True):
-            p, q = (counted(_exact(task.output(net(v))), y) for net, v in ((a, x), (b, z)))
-            each = _KINDS[kind](p, q)
+        for x, y in task.batches():  # one pass for both: of some loaders no two can go on at once
+            p, q = (counted(_exact(task.output(net(carried(x, net)))), y) for net in (a, b))
+            apart = _KINDS[kind](p, q)
             if kind != "l2" and p.dim() > 2:
-                each = each[labelled(p, y)]
-            total, count = total + float(each.sum()), count + each.numel()
+                apart = apart[labelled(p, y)]
+            total, count = total + float(apart.sum()), count + apart.numel()
     if not count:
         raise WeightspaceError("no position of the task has a label: all are -100")
     return math.sqrt(total / count) if kind == "l2" else total / count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import os
@@ -214,7 +215,10 @@ def arrays(inputs: Any, labels: Any) -> Arrays:
 
 
 def in_order(loader: data.DataLoader[Any]) -> data.DataLoader[Any]:
-    """The same batches without shuffling."""
+    """The same batches without shuffling, by workers of each pass: those that stay serve one pass at a time."""
+    if loader.persistent_workers:
+        loader = copy.copy(loader)
+        vars(loader).update(persistent_workers=False, _iterator=None)
     sampler = loader.sampler
     if not isinstance(sampler, (data.RandomSampler, data.SubsetRandomSampler, data.WeightedRandomSampler)):
         return loader
