@@ -23,7 +23,8 @@ from scipy.optimize import linear_sum_assignment
 
 import weightspace as ws
 from benchmarks import measure, zoo
-from weightspace.symmetry import ascent
+from weightspace.linear import assignment
+from weightspace.symmetry.align import ascent
 from weightspace.symmetry.balance import balancing
 
 
@@ -65,7 +66,7 @@ def compare(name: str, pair: tuple[int, int], a: ws.Net, b: ws.Net, repeats: int
             matching.run(0)
         return matching.objective()
 
-    solvers = {"plain": dense, "ours": ascent.assign}
+    solvers = {"plain": dense, "ours": assignment.assign}
     contestants = {key: (lambda key=key, s=solver: descend(key, s)) for key, solver in solvers.items()}
     runs = measure.in_turns(contestants, repeats)
     plain, ours = runs["plain"], runs["ours"]

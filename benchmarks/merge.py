@@ -19,7 +19,7 @@ from torch import nn
 
 import weightspace as ws
 from benchmarks import measure, peers, zoo
-from weightspace.symmetry.merge import average
+from weightspace.net.average import average
 
 SIZE = 5
 COLUMNS = {

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from benchmarks import measure, peers
-from weightspace import optim
+from weightspace.metric import optim
 
 SIZES = (784, 1536, 1536, 1536, 1536, 784, 10)
 RATE = 1e-3

@@ -26,7 +26,7 @@ from architectures import CASES, noisy
 from test_orbit import KINDS, apart, change
 
 import weightspace as ws
-from weightspace.compare import compare
+from weightspace.commands.compare import compare
 
 
 def one(a: ws.Net, group: ws.Symmetry, x: Any, kinds: tuple[str, ...], seed: int) -> dict[str, float]:

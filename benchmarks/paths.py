@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 import weightspace as ws
 from benchmarks import measure
-from weightspace import crossing
 from weightspace.demo import digits_cnn
+from weightspace.inside import path_overlap
 
 EXAMPLES, UNITS, ON = 2000, 4096, 0.3
 PROBES, EVERY, STEPS = 512, 50, 1000
@@ -49,11 +49,11 @@ def by_rows(p: Tensor, q: Tensor, many: int) -> Tensor:
 
 def without_integers(p: Tensor, q: Tensor) -> Tensor:
     """Ours where torch has no integer kernels."""
-    kept, crossing._integers = crossing._integers, lambda: None  # type: ignore[assignment]
+    kept, path_overlap._integers = path_overlap._integers, lambda: None  # type: ignore[assignment]
     try:
         return ws.cross_path(p, q)
     finally:
-        crossing._integers = kept
+        path_overlap._integers = kept
 
 
 def pairs(repeats: int = 7, examples: int = EXAMPLES, units: int = UNITS) -> list[dict[str, Any]]:

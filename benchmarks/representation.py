@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import measure, peers
-from weightspace.representation import cka
+from weightspace.inside.representation import cka
 
 SIZES = ((2000, 4096), (6000, 512))
 

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, fx
 
 from benchmarks import measure
-from weightspace.bounds.rounding import Arithmetic, BoundError
-from weightspace.bounds.rule import Far, Value, size
-from weightspace.bounds.walk import apply, known
+from weightspace.trust.bounds.rounding import Arithmetic, BoundError
+from weightspace.trust.bounds.rule import Far, Value, size
+from weightspace.trust.bounds.walk import apply, known
 
 OPS: Any = torch.ops.aten
 DTYPES = (torch.float64, torch.float32, torch.float32, torch.float32, torch.bfloat16, torch.float16)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import weightspace as ws
 from benchmarks import measure
-from weightspace.spectral import spectral_bound, spectral_norm
+from weightspace.linear.norms import spectral_bound, spectral_norm
 
 SIZE = 2048
 

@@ -25,7 +25,7 @@ from torch.func import functional_call, jacrev, jvp, vjp, vmap
 
 import weightspace as ws
 from benchmarks import measure, peers
-from weightspace.pullback import Pullback
+from weightspace.metric.pullback import Pullback
 
 BETA, LENGTH = 1.0, 0.3
 SEARCH, SEARCH_RATE = 200, 1e-3

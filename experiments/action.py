@@ -20,7 +20,7 @@ from torch import nn
 import weightspace as ws
 from experiments.nets import tensors
 from experiments.record import Job, Record, conduct, number, percent, table
-from weightspace.diffusion import laplacian
+from weightspace.path.diffusion import laplacian
 
 RATES, BATCH, POINTS = (0.1, 0.5), 16, 30
 GRID_RATES, GRID_BATCHES = (0.03, 0.1, 0.3, 1.0), (8, 32, 128)

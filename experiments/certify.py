@@ -21,7 +21,7 @@ import weightspace as ws
 from experiments.continual import jitter
 from experiments.nets import CACHE, kept, tensors
 from experiments.record import RESULTS, Job, Record, measure, number, parse, parser, percent, table, tell
-from weightspace import risk
+from weightspace.risk import inequalities
 
 # rows of the paper: hidden layers; certificate, error of the stochastic network on training and test data, KL
 ROWS: dict[str, tuple[int, ...]] = {
@@ -181,7 +181,7 @@ def _taught(lab: Lab, seed: int, deviation: float | None) -> dict[str, Any]:
 
 def _alone(task: ws.Task) -> dict[str, Any]:
     """Catoni's bound with one constant, from an error and a divergence that were guessed before the data were seen."""
-    return {"family": "catoni", "constants": (risk.constant(GUESS[0], GUESS[1], len(task), DELTA),)}
+    return {"family": "catoni", "constants": (inequalities.constant(GUESS[0], GUESS[1], len(task), DELTA),)}
 
 
 def _features(whole: ws.Net, task: ws.Task) -> ws.Task:

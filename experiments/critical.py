@@ -19,8 +19,8 @@ from torch import nn
 
 import weightspace as ws
 from experiments.record import RESULTS, Record, parse, parser, percent, table, tell
-from weightspace.periods import CriticalPeriod, Row, Training, blur, critical_period
-from weightspace.wayside import period_figure
+from weightspace.pages.critical_periods import period_figure
+from weightspace.training.critical_periods import CriticalPeriod, Row, Training, blur, critical_period
 
 BLUR, FLIP, NONE = "blur 4", "vertical flip", "none"
 EPOCHS = (0, 1, 2, 3, 4, 5, 7, 10, 20, 39, 40, 59, 79)

@@ -19,7 +19,7 @@ from experiments.freedom import Pixels, fooling
 from experiments.nets import tensors
 from experiments.record import Job, Record, number, percent, table
 from experiments.residual import Block, Lab, shifted
-from weightspace.datasets import STATISTICS
+from weightspace.task.datasets import STATISTICS
 
 MEMBERS, RADII = 3, (2 / 255, 4 / 255, 8 / 255)
 SURROGATE = 90  # seed of the network that nobody knows

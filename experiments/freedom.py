@@ -20,8 +20,8 @@ from torch import Tensor, nn
 import weightspace as ws
 from experiments.invariant import Lab, _turned
 from experiments.record import Job, Record, conduct, number, percent, table
-from weightspace.goals import attacked
-from weightspace.pruning import sparsity
+from weightspace.flows.attacks import attacked
+from weightspace.flows.pruning import sparsity
 
 SIZES = (25, 50, 100, 200)
 MEMBERS, RADII, ATTACK = 5, (0.05, 0.1), 20

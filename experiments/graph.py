@@ -17,7 +17,7 @@ import weightspace as ws
 from experiments.reading import Lab, fresh, joined, learnt, pruned, rights
 from experiments.record import Job, Record, number, percent, table
 from experiments.texts import TASKS
-from weightspace.pruning import sparsity
+from weightspace.flows.pruning import sparsity
 
 LETTERS = {name[0]: name for name in TASKS}
 ORDERS = ("siy", "iys", "ysi")

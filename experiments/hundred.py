@@ -24,7 +24,7 @@ from experiments.continual import adam
 from experiments.nets import tensors
 from experiments.record import Job, Record, number, percent, table
 from experiments.residual import FULL, QUICK, SMALL, Lab, residual, shifted
-from weightspace.datasets import STATISTICS
+from weightspace.task.datasets import STATISTICS
 
 EPOCHS = 4  # of every task; three times as many of all at once
 BATCH, REHEARSED = 32, 32

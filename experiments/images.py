@@ -25,8 +25,8 @@ import weightspace as ws
 from experiments.nets import tensors
 from experiments.record import RESULTS, Job, Record, measure, number, parse, parser, percent, table, tell
 from experiments.residual import Size, residual, shifted
-from weightspace import crossing
-from weightspace.activation import Gates
+from weightspace.inside import path_overlap
+from weightspace.inside.units import Gates
 
 KINDS = ("mlp", "alexnet", "vgg", "resnet")
 PROBES, TESTED, ANCHORS, CANDIDATES, PAIRS = 256, 2000, (5, 10, 15), 128, 300
@@ -118,7 +118,7 @@ def learnt(lab: Lab, seed: int) -> tuple[ws.Recorder, nn.Module]:
     watch = ws.Recorder(
         module, every, points=every, tell=None, learnt=ws.gates(lab.probe), held=ws.gates(lab.held),
         right=ws.accuracy(lab.tested), right_learnt=ws.accuracy(lab.probe),
-        activations=crossing.features_since(lab.probe),
+        activations=path_overlap.features_since(lab.probe),
     )  # fmt: skip
     for _ in range(plan.epochs):
         module.train()
@@ -143,14 +143,14 @@ def seen(lab: Lab, seed: int) -> dict[str, Any]:
     held_gates: list[Gates] = [record.values["held"] for record in records]
     layers = list(learnt_gates[0].layers)
     pairs = list(zip(learnt_gates, learnt_gates[1:], strict=False))
-    overlaps = [crossing.overlap(p) for p in learnt_gates]
+    overlaps = [path_overlap.overlap(p) for p in learnt_gates]
     cross = [ws.cross_path(p, q, overlaps=(overlaps[t], overlaps[t + 1])) for t, (p, q) in enumerate(pairs)]
-    by_layer = {layer: [crossing.off_diagonal(ws.cross_path(p, q, layer)) for p, q in pairs] for layer in layers}
+    by_layer = {layer: [path_overlap.off_diagonal(ws.cross_path(p, q, layer)) for p, q in pairs] for layer in layers}
     shown = layers[len(layers) // 2]
-    near = crossing.neighbours(
+    near = path_overlap.neighbours(
         learnt_gates, ANCHORS, min(CANDIDATES, len(lab.probe)), layer=layers[min(1, len(layers) - 1)]
     )
-    whole = [crossing.off_diagonal(c) for c in cross]
+    whole = [path_overlap.off_diagonal(c) for c in cross]
     return {
         "layers": layers,
         "units": [learnt_gates[0].layers[layer] for layer in layers],
@@ -174,7 +174,7 @@ def seen(lab: Lab, seed: int) -> dict[str, Any]:
             layer: [record.values["activations"][layer]["cross"] for record in records[1:]] for layer in layers
         },
         "flips": [float((p.everything() != q.everything()).double().mean()) for p, q in pairs],
-        "dead": [mean(crossing.dead(p).values()) for p in learnt_gates],
+        "dead": [mean(path_overlap.dead(p).values()) for p in learnt_gates],
         "distance": {layer: against(lab, learnt_gates[-1], layer) for layer in (layers[0], shown, layers[-1])},
         "distance_start": {layer: against(lab, learnt_gates[0], layer) for layer in (layers[0], shown, layers[-1])},
         "scatter": scatter(lab, learnt_gates[-1], shown),
@@ -185,7 +185,7 @@ def seen(lab: Lab, seed: int) -> dict[str, Any]:
         "matrix_held": matrix(held_gates),
         "old": old_paths(lab, watch, learnt_gates, lab.probe),
         "old_held": old_paths(lab, watch, held_gates, lab.held),
-        "ratio": crossing.early_to_mid(whole, plan.decays[0], plan.decays[1]),
+        "ratio": path_overlap.early_to_mid(whole, plan.decays[0], plan.decays[1]),
         "seconds": seconds,
         "overhead": watch.overhead,
     }
@@ -197,7 +197,7 @@ def given_up(row: dict[str, Any]) -> list[float]:
 
 
 def against(lab: Lab, found: Gates, layer: str) -> dict[str, float]:
-    return crossing.against_distance(found, lab.probe.example(len(lab.probe)), layer)
+    return path_overlap.against_distance(found, lab.probe.example(len(lab.probe)), layer)
 
 
 def scatter(lab: Lab, found: Gates, layer: str) -> list[list[float]]:
@@ -205,7 +205,7 @@ def scatter(lab: Lab, found: Gates, layer: str) -> list[list[float]]:
     x = lab.probe.example(len(lab.probe)).flatten(1)
     i, j = torch.randint(len(x), (2, PAIRS), generator=torch.Generator().manual_seed(0))
     i, j = i[i != j], j[i != j]
-    return [(x[i] - x[j]).norm(dim=1).tolist(), crossing.overlap(found, layer=layer)[i, j].tolist()]
+    return [(x[i] - x[j]).norm(dim=1).tolist(), path_overlap.overlap(found, layer=layer)[i, j].tolist()]
 
 
 def matrix(history: Sequence[Gates]) -> list[list[float]]:

@@ -23,7 +23,7 @@ import weightspace as ws
 from experiments.continual import jitter
 from experiments.nets import tensors
 from experiments.record import RESULTS, Job, Record, conduct, number, percent, table
-from weightspace.pruning import tightened
+from weightspace.flows.pruning import tightened
 
 SPARSITIES = (0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.991, 0.994)
 MEMORY, STAGES = 2000, 10

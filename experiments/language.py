@@ -25,7 +25,7 @@ from experiments.graph import tables as graph_tables
 from experiments.reading import BATCH, RATE, REHEARSED, STEPS, Lab, joined, learnt, pruned, reader, remembered, rights
 from experiments.record import RESULTS, Job, Record, measure, number, parse, parser, percent, table, tell
 from experiments.texts import MASKS, TASKS, Filler
-from weightspace.pruning import sparsity, tightened
+from weightspace.flows.pruning import sparsity, tightened
 
 SPARSITIES, CUTS = (0.2, 0.4, 0.6, 0.8), ("one shot", "layer", "descent")
 FITTED, FIT = 500, 5e-4  # steps and highest rate of the head that fills in, and of the encoder with it

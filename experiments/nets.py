@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from weightspace import Net, Symmetry, Task, checkpoint, datasets
+from weightspace import Net, Symmetry, Task
+from weightspace.checkpoint import reader, writer
+from weightspace.task import data_files, datasets
 
 CACHE = Path(__file__).parent / ".cache"
 _TRAIN, _TEST = 10_000, 2_000  # of larger data sets
@@ -124,10 +126,10 @@ def kept(folder: Path, like: Net, make: Callable[[], list[Net]]) -> list[Net]:
     if not (folder / "done").exists():
         folder.mkdir(parents=True, exist_ok=True)
         for k, net in enumerate(make()):
-            checkpoint.save(net.tensors, folder / f"{k:02}.safetensors", force=True)
+            writer.save(net.tensors, folder / f"{k:02}.safetensors", force=True)
         (folder / "done").touch()
         files = sorted(folder.glob("*.safetensors"))
-    return [like.load(checkpoint.read(file)) for file in files]
+    return [like.load(reader.read(file)) for file in files]
 
 
 class Lab:
@@ -141,7 +143,7 @@ class Lab:
             self.train, self.test = (datasets.digits(split) for split in ("train", "test"))
         else:
             splits = ("train", _TRAIN), ("test", _TEST)
-            self.train, self.test = (_some(datasets.read(data, split=s), n) for s, n in splits)
+            self.train, self.test = (_some(data_files.read(data, split=s), n) for s, n in splits)
         self._groups: dict[str, Symmetry] = {}
 
     @cached_property

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 import weightspace as ws
 from experiments.nets import tensors
 from experiments.record import Job, Record, conduct, number, percent, table
-from weightspace import nuisance
-from weightspace.equivariance import reynolds_defect
+from weightspace.codes import nuisance
+from weightspace.equivariance.equivariance import reynolds_defect
 
 NUISANCES = {
     "translation, 1 pixel": nuisance.translation(),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import weightspace as ws
 from experiments.record import Job, Record, conduct, number, percent, table
-from weightspace import risk
+from weightspace.risk import inequalities
 
 SETS, EXAMPLES, DELTA = 8, 160, 0.05
 STARTS = ("one start", "own starts")
@@ -59,7 +59,8 @@ def _row(lab: Lab, start: str, seed: int) -> dict[str, Any]:
     nats = {name: [c.posterior.kl(p) for c, p in zip(codes, told[name], strict=True)] for name in PRIORS}
     right = sum(c.right for c in codes) / len(codes)
     bounds = [
-        risk.maurer(1 - c.right, kl, EXAMPLES, DELTA) for c, kl in zip(codes, nats["the other codes"], strict=True)
+        inequalities.maurer(1 - c.right, kl, EXAMPLES, DELTA)
+        for c, kl in zip(codes, nats["the other codes"], strict=True)
     ]
     tests = [1 - ws.accuracy(lab.test)(p.net) for p in told["the other codes"]]
     return {

@@ -23,7 +23,7 @@ import weightspace as ws
 from experiments.images import perceptron
 from experiments.nets import tensors
 from experiments.record import RESULTS, Job, Record, measure, number, parse, parser, table, tell
-from weightspace import crossing
+from weightspace.inside import path_overlap
 
 SIZE, EPOCHS, DECAYS = 400, 30, (15, 22)
 AXES: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -59,7 +59,7 @@ def learnt(kind: str, how: Mapping[str, Any], seed: int, quick: bool = False) ->
     optimiser = torch.optim.SGD(module.parameters(), how["rate"], momentum=0.9, weight_decay=how["decay"])
     falls = torch.optim.lr_scheduler.MultiStepLR(optimiser, list(DECAYS), 0.1)
     seen, last = [], ws.gates(train)(ws.Net.of(module))
-    overlaps = crossing.overlap(last)
+    overlaps = path_overlap.overlap(last)
     for _ in range(EPOCHS):
         module.train()
         for rows in torch.randperm(len(x), generator=generator).split(how["batch"]):
@@ -68,12 +68,12 @@ def learnt(kind: str, how: Mapping[str, Any], seed: int, quick: bool = False) ->
             optimiser.step()
         falls.step()
         now = ws.gates(train)(ws.Net.of(module))
-        there = crossing.overlap(now)
-        seen.append(crossing.off_diagonal(ws.cross_path(last, now, overlaps=(overlaps, there))))
+        there = path_overlap.overlap(now)
+        seen.append(path_overlap.off_diagonal(ws.cross_path(last, now, overlaps=(overlaps, there))))
         last, overlaps = now, there
     net = ws.Net.of(module)
     errors = [1 - ws.accuracy(task)(net) for task in (train.relabelled(labels), test)]
-    return {**how, "seen": seen, "ratio": crossing.early_to_mid(seen, *DECAYS), "errors": errors}
+    return {**how, "seen": seen, "ratio": path_overlap.early_to_mid(seen, *DECAYS), "errors": errors}
 
 
 def jobs(kind: str, seed: int, quick: bool) -> Iterator[Job]:

@@ -11,7 +11,7 @@ import torch
 import weightspace as ws
 from experiments.continual import cycle
 from experiments.texts import TASKS, Reader, Texts
-from weightspace.examples import each
+from weightspace.net.inputs import each
 
 CACHE = Path(__file__).parent / ".cache" / "language"
 BATCH = 16

@@ -24,8 +24,8 @@ from torch import nn
 import weightspace as ws
 from experiments.nets import tensors
 from experiments.record import Job, Record, measured, number, parse, parser, percent, table
-from weightspace.description import Unconverged
-from weightspace.structure import Run, StructureFunction
+from weightspace.codes.structure_functions import Run, StructureFunction
+from weightspace.codes.weight_information import Unconverged
 
 LABELS = {"true": 0.0, "half random": 0.5, "random": 1.0}
 BETAS = (0.01, 0.03, 0.1, 0.2, 0.4, 0.7, 1.0, 2.0, 3.0, 5.0)

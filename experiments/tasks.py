@@ -24,8 +24,8 @@ from torch import Tensor, nn
 import weightspace as ws
 from experiments.nets import tensors
 from experiments.record import RESULTS, Job, Record, measure, number, parse, parser, percent, table, tell
-from weightspace.scores import headless, transfer_scores
-from weightspace.transfer import TaskMap
+from weightspace.codes.scores import headless, transfer_scores
+from weightspace.codes.task_map import TaskMap
 
 FAMILIES = {
     "digits": (("A", "A2", "rotA", "B"), ("A2", "A", "rotA", "B"), ("sub", "A", "rotA", "B"),

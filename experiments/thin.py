@@ -17,7 +17,7 @@ import weightspace as ws
 from experiments.invariant import _cosine, _zeros
 from experiments.record import Job, Record, number, percent, table
 from experiments.residual import Lab
-from weightspace.pruning import sparsity, tightened
+from weightspace.flows.pruning import sparsity, tightened
 
 SHARE = 0.93
 BATCH, TEACHING, RATE, STAGES = 128, 4, 3e-3, 8  # of a descent: examples, epochs, highest rate; stages of the others

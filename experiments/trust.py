@@ -24,9 +24,9 @@ from torch import nn
 import weightspace as ws
 from experiments.nets import tensors
 from experiments.record import Job, Record, conduct, number, percent, table
-from weightspace.displacement import displacement
-from weightspace.distance import euclidean
-from weightspace.perturbation import movable
+from weightspace.metric.distance import euclidean
+from weightspace.trust.expected_displacement import displacement
+from weightspace.trust.perturbation import movable
 
 DEPTHS, WIDTH, DRAWS = ("2", "6", "16", "16, He"), 64, 40
 ETAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)

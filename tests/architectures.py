@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weightspace.net import Net
+from weightspace.net.net import Net
 
 __all__ = ["CASES", "Case", "Expected", "identity", "keep", "noisy", "turn"]
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import importlib
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,20 @@ import torch
 from torch import Tensor, nn
 
 import weightspace as ws
-from weightspace.public import settled
+from weightspace.net.state import settled
+
+
+def public_files() -> dict[str, Any]:
+    """Every file of which a wing hands on names: its last name -> the module."""
+    found = {}
+    for wing in ws._CONTENTS:
+        package = importlib.import_module(f"weightspace.{wing}")
+        tree = ast.parse(Path(str(package.__file__)).read_text())
+        for node in (n for n in ast.walk(tree) if isinstance(n, ast.Dict)):
+            for file in (ast.literal_eval(key) for key in node.keys if key):
+                if not file.startswith("weightspace."):
+                    found[file.split(".")[-1]] = importlib.import_module(f"weightspace.{wing}.{file}")
+    return found
 
 
 def module(seed: int = 0) -> nn.Module:

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from weightspace import crossing
-from weightspace.activation import Gates, features, forced, gates
-from weightspace.crossing import (
+from weightspace.inside import path_overlap
+from weightspace.inside.image_functions import image_function
+from weightspace.inside.path_overlap import (
     against_distance,
     cross_features,
     cross_path,
@@ -29,10 +29,12 @@ from weightspace.crossing import (
     shared_paths,
     turnover,
 )
-from weightspace.distance import relative_trust
-from weightspace.net import Net, WeightspaceError
-from weightspace.task import Task, accuracy
-from weightspace.updates import image_function
+from weightspace.inside.units import Gates, features, forced, gates
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.net import Net
+from weightspace.task.classification import accuracy
+from weightspace.task.task import Task
+from weightspace.trust.relative import relative_trust
 
 
 class Mixed(nn.Module):
@@ -360,8 +362,8 @@ def test_a_planted_bit_is_seen():
 def test_products_of_bytes_are_those_of_numbers(whole, monkeypatch):
     """Over several blocks of rows and chunks of units; the way without integer kernels too."""
     if not whole:
-        monkeypatch.setattr(crossing, "_integers", lambda: None)
-    monkeypatch.setattr(crossing, "_CHUNK", 300)
+        monkeypatch.setattr(path_overlap, "_integers", lambda: None)
+    monkeypatch.setattr(path_overlap, "_CHUNK", 300)
     p, q = paths(600, 1000), paths(600, 1000, 1)
     exact = (p & q).double() @ (p & q).double().T
     assert torch.equal(overlap(p & q).double(), exact)
@@ -385,7 +387,7 @@ def test_layers_of_packed_gates():
 def test_overlaps_of_every_kind():
     p = paths()
     a, b = p[2].double(), p[5].double()
-    told = {kind: float(overlap(p, kind)[2, 5]) for kind in crossing.KINDS}
+    told = {kind: float(overlap(p, kind)[2, 5]) for kind in path_overlap.KINDS}
     union = float(((a + b) > 0).sum())
     assert told == {
         "count": float(a @ b), "cosine": pytest.approx(float(a @ b / (a.norm() * b.norm()))),
@@ -467,10 +469,10 @@ def test_paths_must_be_of_one_kind():
 
 def test_paths_tell_of_training(tmp_path):
     """On digits the paths of trained networks are closer together than those of fresh ones."""
-    from weightspace.datasets import digits
-    from weightspace.flows import flow
-    from weightspace.goals import learn
-    from weightspace.metric import Adam
+    from weightspace.flows.goals import learn
+    from weightspace.flows.stepper import flow
+    from weightspace.metric.metric import Adam
+    from weightspace.task.datasets import digits
 
     train, probe = digits("train", flat=True), digits("test", flat=True).take(100)
     torch.manual_seed(0)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from weightspace.symmetry.assignment import DUALS_FROM, AssignmentError, assign, assign_many, duals
+from weightspace.linear.assignment import DUALS_FROM, AssignmentError, assign, assign_many, duals
 
 
 def value(gain: np.ndarray, pi: np.ndarray) -> float:

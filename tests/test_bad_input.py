@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from weightspace import checkpoint
+from weightspace.checkpoint import reader
 from weightspace.cli import main
 
 ARCH = ("--arch", "badnets:mlp")
@@ -407,7 +407,7 @@ def test_killed_while_writing_leaves_the_old_file(here):
         assert process.stdout.readline() == b"writing\n", process.stderr.read()
         process.kill()
     assert (here / "out.safetensors").read_bytes() == (here / "a.safetensors").read_bytes()
-    checkpoint.read(here / "out.safetensors")
+    reader.read(here / "out.safetensors")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
@@ -460,12 +460,11 @@ def test_words_that_are_not_understood(here, capsys, words):
 
 
 def test_mistakes_of_ours_say_so(here, capsys, monkeypatch):
-    from weightspace.workbench import Bench
 
     def broken(*args, **kwargs):
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr(Bench, "compare", broken)
+    monkeypatch.setattr("weightspace.commands.compare.compare_files", broken)
     code = main(["compare", "a.safetensors", "b.safetensors", *ARCH, *EXAMPLE])
     _, err = capsys.readouterr()
     assert code == 2 and "unexpected ZeroDivisionError: oops" in err and "--debug" in err and "Traceback" not in err

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from weightspace.net import Net, Weights
-from weightspace.symmetry import Symmetry
+from weightspace.net.net import Net
+from weightspace.net.weights import Weights
 from weightspace.symmetry.balance import _common, _Slice, balance
+from weightspace.symmetry.symmetry import Symmetry
 
 
 def deep(layers: int, width: int = 6) -> Net:

@@ -12,13 +12,15 @@ import torch.nn.functional as F
 from architectures import CASES, noisy
 from torch import nn
 
-from weightspace.bounds import BoundError, certificate, lipschitz, maps, pointwise
-from weightspace.bounds.rounding import Arithmetic, gamma
-from weightspace.bounds.rule import RULES, Far, Value, bind, number
-from weightspace.bounds.walk import known
-from weightspace.net import Net, WeightspaceError
-from weightspace.perturbation import perturb
-from weightspace.task import Task
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.net import Net
+from weightspace.task.task import Task
+from weightspace.trust.bounds import maps, pointwise
+from weightspace.trust.bounds.certificate import certificate, lipschitz
+from weightspace.trust.bounds.rounding import Arithmetic, BoundError, gamma
+from weightspace.trust.bounds.rule import RULES, Far, Value, bind, number
+from weightspace.trust.bounds.walk import known
+from weightspace.trust.perturbation import perturb
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 

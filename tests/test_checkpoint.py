@@ -22,8 +22,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from weightspace.checkpoint import Checkpoint, CheckpointError, finite, read, save
-from weightspace.net import Net
+from weightspace.checkpoint.reader import Checkpoint, finite, read
+from weightspace.checkpoint.refusal import CheckpointError
+from weightspace.checkpoint.writer import save
+from weightspace.net.net import Net
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int64, torch.int8, torch.bool]
 NEW = [torch.uint16, torch.float8_e4m3fn]

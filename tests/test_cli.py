@@ -18,15 +18,19 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from weightspace import checkpoint, compare, datasets, demo
-from weightspace.architecture import ArchitectureError, Stored, find, parse_example
+from weightspace import demo
+from weightspace.checkpoint import reader, writer
+from weightspace.checkpoint.architecture import ArchitectureError, Stored, find, parse_example
 from weightspace.cli import main
-from weightspace.distance import relative_trust
-from weightspace.net import Net
-from weightspace.symmetry import Symmetry
-from weightspace.task import Task, accuracy
-from weightspace.trail import Trail
-from weightspace.workbench import Bench, splits
+from weightspace.commands import compare
+from weightspace.commands.workspace import splits
+from weightspace.net.net import Net
+from weightspace.path.trail import Trail
+from weightspace.symmetry.symmetry import Symmetry
+from weightspace.task import classification, datasets
+from weightspace.task.classification import accuracy
+from weightspace.task.task import Task
+from weightspace.trust.relative import relative_trust
 
 ARCH = "tinynets:mlp"
 COMMANDS = "read compare align merge walk capacity perturb stability watch paths inform tasks certify demo".split()
@@ -61,7 +65,7 @@ def play(tmp_path_factory):
     nets["disguised"] = group.sample(seed=3)(nets["a"])
     nets["near"] = nets["a"] + 0.1 * float(nets["a"].weights.norm()) / 15 * nets["a"].weights.randn(0)
     for name, net in nets.items():
-        checkpoint.save(net.tensors, folder / f"{name}.safetensors", metadata={"who": name})
+        writer.save(net.tensors, folder / f"{name}.safetensors", metadata={"who": name})
     return folder
 
 
@@ -173,15 +177,13 @@ def test_align_keeps_the_function_and_comes_nearer(here, capsys, play):
     out = here / "out.safetensors"
     words = ("align", "b.safetensors", "--to", "a.safetensors", "--arch", ARCH, "--data", "data.npz", "-o", out)
     seen = run_json(capsys, *words)
-    a, b, moved = (
-        Net.of(mlp()).load(checkpoint.read(p)) for p in (play / "a.safetensors", play / "b.safetensors", out)
-    )
+    a, b, moved = (Net.of(mlp()).load(reader.read(p)) for p in (play / "a.safetensors", play / "b.safetensors", out))
     x = torch.randn(50, 6)
     torch.testing.assert_close(moved(x), b(x), rtol=1e-4, atol=1e-4)
     assert float((moved - a).norm()) == pytest.approx(seen["after"], rel=1e-6)
     assert float((b - a).norm()) == pytest.approx(seen["before"], rel=1e-6)
     assert seen["after"] < seen["before"] and seen["function"] < 1e-5 and seen["moved"] > 0.5
-    assert checkpoint.read(out).metadata["who"] == "b"
+    assert reader.read(out).metadata["who"] == "b"
 
 
 def test_align_undoes_a_planted_disguise(here, capsys, play):
@@ -197,7 +199,7 @@ def test_align_undoes_a_planted_disguise(here, capsys, play):
 def test_align_keeps_dtypes_and_names(here, capsys, play, dtype):
     for name in ("a", "b"):
         tensors = {k: v.to(dtype) for k, v in load_file(play / f"{name}.safetensors").items()}
-        checkpoint.save(tensors, here / f"{name}.safetensors", metadata={"note": "kept"})
+        writer.save(tensors, here / f"{name}.safetensors", metadata={"note": "kept"})
     out = here / "out.safetensors"
     words = ("align", here / "b.safetensors", "--to", here / "a.safetensors", "--arch", ARCH, "--example", "2x6")
     seen = run_json(capsys, *words, "-o", out)
@@ -213,7 +215,7 @@ def test_merge_averages_modulo_symmetry(here, capsys, play):
     words = ("merge", "a.safetensors", "b.safetensors", "disguised.safetensors", "--arch", ARCH, "--data", "data.npz")
     seen = run_json(capsys, *words, "-o", out)
     _, measure_on = splits(str(play / "data.npz"), 2048, 0)
-    merged = Net.of(mlp()).load(checkpoint.read(out))
+    merged = Net.of(mlp()).load(reader.read(out))
     assert accuracy(measure_on)(merged) == pytest.approx(seen["aligned"]["accuracy"])
     assert float(measure_on(merged)) == pytest.approx(seen["aligned"]["loss"], rel=1e-5)
     assert seen["aligned"]["loss"] < seen["naive"]["loss"]
@@ -247,7 +249,7 @@ def test_ensemble_is_the_mean_of_probabilities(here, capsys, play):
     seen = run_json(capsys, *words)
     _, task = splits(str(play / "data.npz"), 2048, 0)
     x, y = next(task.batches())
-    nets = [Net.of(mlp()).load(checkpoint.read(play / f"{n}.safetensors")) for n in "ab"]
+    nets = [Net.of(mlp()).load(reader.read(play / f"{n}.safetensors")) for n in "ab"]
     p = sum(net(x).softmax(-1) for net in nets) / 2
     assert seen["ensemble"]["loss"] == pytest.approx(float(-p[range(len(y)), y].log().mean()), rel=1e-4)
 
@@ -257,7 +259,7 @@ def test_batchnorm_statistics_are_reset_and_it_is_said(here, capsys):
 
     for seed, name in ((0, "p"), (1, "q")):
         torch.manual_seed(seed)
-        checkpoint.save(Batched().state_dict(), here / f"{name}.safetensors")
+        writer.save(Batched().state_dict(), here / f"{name}.safetensors")
     words = (here / "p.safetensors", here / "q.safetensors", "--arch", "tinynets:Batched")
     out = ok(capsys, "compare", *words, "--data", "data.npz")
     assert "BatchNorm statistics were re-estimated" in out
@@ -266,7 +268,7 @@ def test_batchnorm_statistics_are_reset_and_it_is_said(here, capsys):
 
 
 def test_files_of_one_name_are_told_apart(here, capsys, play):
-    checkpoint.save(load_file(play / "b.safetensors"), here / "a.safetensors")
+    writer.save(load_file(play / "b.safetensors"), here / "a.safetensors")
     seen = run_json(capsys, "compare", "a.safetensors", here / "a.safetensors", "--arch", ARCH, "--example", "2x6")
     assert seen["names"] == ["a.safetensors", str(here / "a.safetensors")]
 
@@ -315,7 +317,7 @@ def test_judge(relative, precision, outputs, kind):
 
 def test_relative_distance_does_not_depend_on_order_scale_or_sides(play):
     x = torch.from_numpy(np.load(play / "data.npz")["x"])
-    a, b = (Net.of(mlp()).load(checkpoint.read(play / f"{n}.safetensors")) for n in "ab")
+    a, b = (Net.of(mlp()).load(reader.read(play / f"{n}.safetensors")) for n in "ab")
     group = Symmetry.of(a, x[:2])
     r = compare.compare(a, b, group).relative
     assert compare.compare(b, a, group).relative == pytest.approx(r, rel=1e-2)
@@ -323,10 +325,10 @@ def test_relative_distance_does_not_depend_on_order_scale_or_sides(play):
 
 
 def test_line_agrees_with_path(play):
-    from weightspace.path import line
+    from weightspace.path.path import line
 
     align_on, measure_on = splits(str(play / "data.npz"), 2048, 0)
-    a, b = (Net.of(mlp()).load(checkpoint.read(play / f"{n}.safetensors")) for n in "ab")
+    a, b = (Net.of(mlp()).load(reader.read(play / f"{n}.safetensors")) for n in "ab")
     seen = compare.along(a, b, a, measure_on, align_on)
     assert seen.barrier["before"] == pytest.approx(line(a, b).barrier(measure_on), rel=1e-6)
     assert seen.barrier["after"] == pytest.approx(0, abs=1e-9)
@@ -516,7 +518,7 @@ def test_ctrl_c_is_one_line(here, capsys, monkeypatch):
     def stopped(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Bench, "compare", stopped)
+    monkeypatch.setattr("weightspace.commands.compare.compare_files", stopped)
     code, out, err = run(capsys, "compare", "a.safetensors", "b.safetensors", "--arch", ARCH, "--example", "2x6")
     assert code == 130 and out == "" and err.splitlines()[-1].startswith("weightspace: stopped")
 
@@ -539,12 +541,12 @@ def test_walk_prunes_and_keeps_what_the_network_does(here, capsys):
                          here / "sparse.safetensors", "--arch", ARCH, "--steps", 6, "--json")  # fmt: skip
     assert code == 0, err
     found = json.loads(out)
-    end = Net.of(mlp()).load(checkpoint.read(here / "sparse.safetensors"))
+    end = Net.of(mlp()).load(reader.read(here / "sparse.safetensors"))
     assert zeros(end) == pytest.approx(0.5, abs=0.01) and found["sparsity"] == pytest.approx(zeros(end))
     assert found["used"] <= found["budget"] and found["why"] == "steps"
     (_, before, after) = found["scores"][0]
     assert after["accuracy"] > before["accuracy"] - 0.05
-    assert checkpoint.read(here / "sparse.safetensors").metadata["who"] == "a"
+    assert reader.read(here / "sparse.safetensors").metadata["who"] == "a"
     (here / "sparse.safetensors").unlink()
 
 
@@ -583,7 +585,7 @@ def test_walk_into_a_folder_goes_on_from_there_and_shows_where_it_went(here, cap
     code, out, err = run(capsys, "walk", "a.safetensors", *options, "-o", folder, "--steps", 12, "--report", page)
     assert code == 0 and str(page) in out.replace("\n", ""), err
     template = Net.of(mlp())
-    points = Trail(folder, template.load(checkpoint.read("a.safetensors")))
+    points = Trail(folder, template.load(reader.read("a.safetensors")))
     steps = [points.facts(k)["step"] for k in range(len(points))]
     assert steps == sorted(set(steps)) and steps[0] == 0 and steps[-1] == 12
     text = page.read_text()
@@ -672,9 +674,9 @@ def test_perturb_writes_what_it_says(here, capsys, options):
                           *options)  # fmt: skip
     assert code == 0, err
     found = json.loads(text)
-    before, after = (Net.of(mlp()).load(checkpoint.read(path)) for path in ("a.safetensors", out))
+    before, after = (Net.of(mlp()).load(reader.read(path)) for path in ("a.safetensors", out))
     assert found["model"] == pytest.approx(relative_trust(before, after)) and found["measured"] > 0
-    assert found["scores"][0]["accuracy"] > 0.5 and checkpoint.read(out).metadata["who"] == "a"
+    assert found["scores"][0]["accuracy"] > 0.5 and reader.read(out).metadata["who"] == "a"
     if options[0] == "--relative":
         assert found["largest"] == pytest.approx(0.1, rel=1e-4)
         assert 0.2 < found["measured"] / found["expected"] < 5
@@ -754,7 +756,7 @@ def test_demo(tmp_path, capsys, monkeypatch):
                   "independent"):  # fmt: skip
         assert words in out
     monkeypatch.chdir(folder)
-    a, merged = (Net.of(demo.digits_cnn()).load(checkpoint.read(f"{n}.safetensors")) for n in ("a", "merged"))
+    a, merged = (Net.of(demo.digits_cnn()).load(reader.read(f"{n}.safetensors")) for n in ("a", "merged"))
     right = accuracy(datasets.digits("test"))
     assert right(a) > 0.9 and right(merged) > 0.6
 
@@ -777,7 +779,7 @@ def test_training_repeats_and_leaves_the_global_generator_alone():
 
 
 def test_paths_are_not_names_of_the_machine():
-    files = list(Path(compare.__file__).parent.rglob("*.py"))
+    files = list(Path(weightspace.__file__).parent.rglob("*.py"))
     assert len(files) > 50
     for file in files:
         text = file.read_text()
@@ -785,4 +787,4 @@ def test_paths_are_not_names_of_the_machine():
 
 
 def test_task_of_soft_labels_has_no_ensemble_of_classes():
-    assert not compare.classifies(Task(torch.randn(4, 2), torch.randn(4, 1)))
+    assert not classification.classifies(Task(torch.randn(4, 2), torch.randn(4, 1)))

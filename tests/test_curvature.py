@@ -14,12 +14,22 @@ import torch.nn.functional as F
 from architectures import CASES, noisy
 from torch import Tensor, nn
 
-from weightspace import curvature
-from weightspace.curvature import blocks, curvature_diagonal, fisher_information, gauss_newton, graph_bytes, hessian
-from weightspace.likelihood import CurvatureError, output_hessian
-from weightspace.net import Net, Weights, WeightspaceError, math_attention
-from weightspace.operator import OperatorError
-from weightspace.task import Task, TaskError
+from weightspace.curvature import curvature
+from weightspace.curvature.curvature import (
+    blocks,
+    curvature_diagonal,
+    fisher_information,
+    gauss_newton,
+    graph_bytes,
+    hessian,
+)
+from weightspace.curvature.outputs import CurvatureError, output_hessian
+from weightspace.linear.estimate import OperatorError
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.net import Net, math_attention
+from weightspace.net.weights import Weights
+from weightspace.task.examples import TaskError
+from weightspace.task.task import Task
 
 PRODUCTS = (
     *(

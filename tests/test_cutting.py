@@ -5,31 +5,31 @@ The table of the public functions is read from the modules themselves, so that a
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import math
 
 import pytest
 import torch
+from public_calls import public_files
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import weightspace as ws
-from weightspace import (
-    crossing,
-    description,
-    displacement,
-    examples,
-    goals,
-    kernel,
+from weightspace.codes import (
     langevin,
     nuisance,
-    pac,
-    structure,
-    task,
-    transfer,
-)  # fmt: skip
-from weightspace.likelihood import law_of
+    sweep,
+    transfer,  # fmt: skip
+    weight_information,
+)
+from weightspace.curvature import gradients, tangent_kernel
+from weightspace.curvature.outputs import law_of
+from weightspace.flows import anchors
+from weightspace.inside import path_overlap
+from weightspace.risk import pac_bound
+from weightspace.task import classification, examples
+from weightspace.task import goal as goals
+from weightspace.trust import expected_displacement
 
 N, DOUBLE = 13, torch.float64
 FEW = {"steps": 6, "draws": 2}
@@ -147,10 +147,10 @@ def two(t):
 # every public function that takes a task -> numbers, of (net, another net, task)
 CLASSES = {
     "task.Task.toward": lambda a, b, t: t.toward(two(t)["b"], 0.3)(a),
-    "task.accuracy": lambda a, b, t: ws.accuracy(t)(a),
-    "task.classifies": lambda a, b, t: task.classifies(t),
-    "task.gradient": lambda a, b, t: ws.gradient(t, a),
-    "task.value_and_gradient": lambda a, b, t: [*task.value_and_gradient(t, a)],
+    "classification.accuracy": lambda a, b, t: ws.accuracy(t)(a),
+    "classification.classifies": lambda a, b, t: classification.classifies(t),
+    "goal.gradient": lambda a, b, t: ws.gradient(t, a),
+    "goal.value_and_gradient": lambda a, b, t: [*goals.value_and_gradient(t, a)],
     "symmetry.Symmetry.match": lambda a, b, t: group(a).match(b, a, t).element(b),
     "symmetry.Symmetry.align": lambda a, b, t: group(a).align(b, a, t),
     "symmetry.mean": lambda a, b, t: ws.mean([a, b], group(a), t),
@@ -162,11 +162,11 @@ CLASSES = {
     "pullback.Pullback.capacity": lambda a, b, t: ws.Pullback(t).capacity(a, two(t)["b"]),
     "pullback.Pullback.tradeoff": lambda a, b, t: ws.Pullback(t).tradeoff(a, two(t)["b"], n=5).progress.tolist(),
     "distance.functional": lambda a, b, t: [ws.functional(a, b, t, k) for k in ("l2", "kl", "disagreement")],
-    "bounds.certificate": lambda a, b, t: ws.certificate(a, b, t).relative,
-    "bounds.certificates": lambda a, b, t: [c.relative for c in ws.bounds.certificates(a, b, t)],
-    "bounds.lipschitz": lambda a, b, t: ws.lipschitz(a, t),
-    "displacement.displacement": lambda a, b, t: displacement.displacement(a, t, 0.1).relative,
-    "displacement.traces": lambda a, b, t: [list(d.values()) for d, _ in displacement.traces(a, t, ["a.weight"])],
+    "certificate.certificate": lambda a, b, t: ws.certificate(a, b, t).relative,
+    "certificate.certificates": lambda a, b, t: [c.relative for c in ws.bounds.certificates(a, b, t)],
+    "certificate.lipschitz": lambda a, b, t: ws.lipschitz(a, t),
+    "expected_displacement.displacement": lambda a, b, t: expected_displacement.displacement(a, t, 0.1).relative,
+    "gradients.traces": lambda a, b, t: [list(d.values()) for d, _ in gradients.traces(a, t, ["a.weight"])],
     "perturbation.stability": stable,
     "perturbation.width": lambda a, b, t: ws.width(a, t, 0.2, draws=2, precision=0.2),
     "sensitivity.breakdown": lambda a, b, t: [[s.gradient, s.outputs] for s in ws.breakdown(a, t, (0.01,))],
@@ -176,7 +176,7 @@ CLASSES = {
         ws.fisher_trace(t, labels=k, draws=2)(a) for k in ("model", "data", "all")
     ],
     "fisher.gradient_noise": lambda a, b, t: (lambda g: [g.trace, g.square])(ws.gradient_noise(t, by_layer=True)(a)),
-    "likelihood.law_of": lambda a, b, t: len(law_of(t)),
+    "outputs.law_of": lambda a, b, t: len(law_of(t)),
     "curvature.curvature_diagonal": lambda a, b, t: [ws.curvature_diagonal(a, t, d) for d in (None, 2)],
     "curvature.fisher_information": lambda a, b, t: [
         ws.fisher_information(a, t, d) @ b.weights.flat() for d in (None, 2)
@@ -186,13 +186,13 @@ CLASSES = {
     "posterior.encode": lambda a, b, t: ws.encode(a, t, **FEW).length,
     "langevin.learning_coefficient": lambda a, b, t: ws.learning_coefficient(a, t, chains=2, draws=4, burn=2).value,
     "langevin.loss_and_slope": lambda a, b, t: [*langevin.loss_and_slope(a, t)],
-    "description.cost": lambda a, b, t: description.cost(a, t, "variational").products,
-    "description.flatness_bound": lambda a, b, t: ws.flatness_bound(a, t),
-    "description.information": lambda a, b, t: ws.information(a, t, blocks=False).value,
+    "weight_information.cost": lambda a, b, t: weight_information.cost(a, t, "variational").products,
+    "weight_information.flatness_bound": lambda a, b, t: ws.flatness_bound(a, t),
+    "weight_information.information": lambda a, b, t: ws.information(a, t, blocks=False).value,
     "description.learning_coefficient": "langevin.learning_coefficient",
-    "structure.cost": lambda a, b, t: structure.cost(t, a).steps,
-    "structure.random_labels": lambda a, b, t: ws.random_labels(t, 0.5).labels(),
-    "structure.structure_function": lambda a, b, t: [
+    "sweep.cost": lambda a, b, t: sweep.cost(t, a).steps,
+    "sweep.random_labels": lambda a, b, t: ws.random_labels(t, 0.5).labels(),
+    "sweep.structure_function": lambda a, b, t: [
         r.loss for r in ws.structure_function(t, a, (0.1, 1.0), seeds=(0,), **FEW).runs
     ],
     "scores.task2vec": lambda a, b, t: ws.task2vec(a, t).values,
@@ -203,52 +203,56 @@ CLASSES = {
         *ws.task_distances(two(t), a, seeds=(0,), steps=4).lengths.values()
     ],
     "nuisance.information_cost": lambda a, b, t: nuisance.information_cost(a, t),
-    "pac.cost": lambda a, b, t: pac.cost(a, t).steps,
-    "pac.pac_bayes": lambda a, b, t: ws.pac_bayes(PLAIN, t, steps=5, draws=100).bound,
-    "activation.features": observed,
-    "activation.gates": lambda a, b, t: (lambda p: [p[layer].double() for layer in p.layers])(ws.gates(t)(a)),
-    "activation.forced": lambda a, b, t: ws.forced(a, ws.gates(t)(b), t),
-    "crossing.features_since": lambda a, b, t: (lambda f: [f(n) for n in (a, b)][1])(crossing.features_since(t)),
-    "updates.image_function": lambda a, b, t: ws.image_function(a, 2, t).isolated(t),
-    "updates.ImageFunction.isolated": "updates.image_function",
+    "pac_bound.cost": lambda a, b, t: pac_bound.cost(a, t).steps,
+    "pac_bound.pac_bayes": lambda a, b, t: ws.pac_bayes(PLAIN, t, steps=5, draws=100).bound,
+    "units.features": observed,
+    "units.gates": lambda a, b, t: (lambda p: [p[layer].double() for layer in p.layers])(ws.gates(t)(a)),
+    "units.forced": lambda a, b, t: ws.forced(a, ws.gates(t)(b), t),
+    "path_overlap.features_since": lambda a, b, t: (lambda f: [f(n) for n in (a, b)][1])(
+        path_overlap.features_since(t)
+    ),
+    "image_functions.image_function": lambda a, b, t: ws.image_function(a, 2, t).isolated(t),
+    "image_functions.ImageFunction.isolated": "image_functions.image_function",
     "diffusion.sgd_temperature": lambda a, b, t: ws.sgd_temperature(a, t, 0.1, 5),
-    "goals.covector": goal(lambda a, b, t: t),
-    "goals.ewc": goal(lambda a, b, t: ws.ewc(t, b)),
-    "goals.fisher": lambda a, b, t: goals.fisher(t, a),
+    "goal.covector": goal(lambda a, b, t: t),
+    "anchors.ewc": goal(lambda a, b, t: ws.ewc(t, b)),
+    "anchors.fisher": lambda a, b, t: anchors.fisher(t, a),
     "goals.gem": goal(lambda a, b, t: ws.gem(two(t)["b"], [t], batch=N)),
-    "goals.harden": goal(lambda a, b, t: ws.harden(t, 0.1, batch=N)),
-    "goals.hold": goal(
+    "attacks.harden": goal(lambda a, b, t: ws.harden(t, 0.1, batch=N)),
+    "anchors.hold": goal(
         lambda a, b, t: sum(ws.hold(t, b, d, batch=N, labels=0.5) for d in ("squared", "kl", "bhattacharyya"))
     ),
     "goals.learn": goal(lambda a, b, t: ws.learn(t, batch=N)),
     "goals.spread": goal(lambda a, b, t: ws.spread([b], t, batch=N)),
-    "flows.flow": flowed,
+    "stepper.flow": flowed,
     "ensembles.coherence": lambda a, b, t: ws.coherence([a, b], t),
     "ensembles.disagreement": lambda a, b, t: ws.disagreement([a, b], t),
-    "operator.jacobian": lambda a, b, t: ws.jacobian(a, t) @ b.weights.flat(),
-    "kernel.kernel": lambda a, b, t: kernel.kernel(a, t),
+    "linearised.jacobian": lambda a, b, t: ws.jacobian(a, t) @ b.weights.flat(),
+    "tangent_kernel.kernel": lambda a, b, t: tangent_kernel.kernel(a, t),
 }  # fmt: skip
 
 OF_ONE_BATCH = {  # these are given a batch, or give batches
-    "displacement.squares", "displacement.squared_gradients", "likelihood.output_hessian", "curvature.output_hessian",
-    "likelihood.likelihood", "likelihood.nats", "posterior.stream", "posterior.Noisy.__init__", "activation.inside",
-    "activation.Gates.__init__", "goals.attacked", "goals.input_gradient", "kernel.feed",
+    "gradients.squares", "gradients.squared_gradients", "outputs.output_hessian", "curvature.output_hessian",
+    "outputs.likelihood", "outputs.nats", "posterior.stream", "posterior.Noisy.__init__", "units.unit_outputs",
+    "units.Gates.__init__", "attacks.attacked", "attacks.input_gradient", "on_data.feed",
 }  # fmt: skip
 ELSEWHERE = {
     "curvature.graph_bytes": "an estimate from two examples, of the number of them",
     "equivariance.equivariance_defect": "tested with its groups",
     "equivariance.invariance_defect": "tested with its groups",
     "nuisance.effective_information": "tested with its nuisances",
-    "periods.Training.__init__": "shuffles for itself",
+    "critical_periods.Training.__init__": "shuffles for itself",
     "path.Path.along": "calls the task, or what else it is given, at every point",
     "path.Path.barrier": "calls the task, or what else it is given, at every point",
     "path.curve": "draws batches of its own, as `learn` does",
 }
 TEXTS = {
-    "task.accuracy", "task.gradient", "task.value_and_gradient", "fisher.fisher_trace", "fisher.gradient_noise",
+    "classification.accuracy", "goal.gradient", "goal.value_and_gradient", "fisher.fisher_trace",
+    "fisher.gradient_noise",
     "curvature.curvature_diagonal", "curvature.fisher_information", "curvature.gauss_newton", "curvature.hessian",
-    "distance.functional", "langevin.loss_and_slope", "posterior.encode", "goals.ewc", "goals.fisher", "goals.hold",
-    "goals.covector", "description.flatness_bound", "structure.random_labels", "displacement.displacement",
+    "distance.functional", "langevin.loss_and_slope", "posterior.encode", "anchors.ewc", "anchors.fisher",
+    "anchors.hold",
+    "goal.covector", "weight_information.flatness_bound", "sweep.random_labels", "expected_displacement.displacement",
     "perturbation.width", "langevin.learning_coefficient",
 }  # fmt: skip
 
@@ -274,7 +278,7 @@ def asked(name, kind, way, **how):
     return (CLASSES[entry] if isinstance(entry, str) else entry)(a, b, kind(way, **how))
 
 
-@pytest.mark.filterwarnings("ignore::weightspace.description.Unconverged")
+@pytest.mark.filterwarnings("ignore::weightspace.codes.weight_information.Unconverged")
 @pytest.mark.parametrize("name", CLASSES)
 def test_one_answer_however_the_examples_are_cut(name):
     whole = asked(name, classes, "whole")
@@ -291,8 +295,7 @@ def test_texts_of_uneven_length_too(name):
 
 def public():
     """room.function of all that states a Task among its arguments."""
-    for room in ws._CONTENTS:
-        module = importlib.import_module(f"weightspace.{room}")
+    for room, module in public_files().items():
         for name in getattr(module, "__all__", ()):
             thing = getattr(module, name)
             inside = vars(thing) if inspect.isclass(thing) else {}
@@ -328,15 +331,15 @@ def test_the_law_sees_batches_that_weigh_alike(monkeypatch):
 def test_the_law_sees_numbers_that_belong_to_batches(monkeypatch):
     """Planted: every batch counts its examples from 0."""
     right = examples.uniform
-    monkeypatch.setattr(displacement, "uniform", lambda s, d, seed, start, *o: right(s, d, seed, 0, *o))
-    name = "displacement.displacement"
+    monkeypatch.setattr(expected_displacement, "uniform", lambda s, d, seed, start, *o: right(s, d, seed, 0, *o))
+    name = "expected_displacement.displacement"
     assert off(asked(name, classes, "batches of 3"), asked(name, classes, "whole")) > 1e-4
 
 
 def test_the_law_sees_padding_that_counts(monkeypatch):
     """Planted: a text weighs by its examples and not by its labelled positions."""
-    right = goals._positions
-    monkeypatch.setattr(goals, "_positions", lambda d, f, y: (right(d, f, y)[0], len(f)))
+    right = anchors._positions
+    monkeypatch.setattr(anchors, "_positions", lambda d, f, y: (right(d, f, y)[0], len(f)))
     net, other = network(Tokens), network(Tokens, 1)
     value = goals.covector(ws.hold(texts(), other, "kl", batch=N), net)[1]
     counted = math.prod(texts().labels().shape) - int((texts().labels() == -100).sum())
@@ -350,11 +353,11 @@ def test_what_stands_at_padded_positions_counts_nowhere():
     t = texts()
     x, y = t.example(N), t.labels()
     moved = ws.Task(torch.where(y == -100, x.flip(0) % 5, x), y)
-    for name in sorted(TEXTS - {"posterior.encode", "langevin.learning_coefficient", "structure.random_labels"} - HELD):
+    for name in sorted(TEXTS - {"posterior.encode", "langevin.learning_coefficient", "sweep.random_labels"} - HELD):
         assert off(CLASSES[name](net, other, moved), CLASSES[name](net, other, t)) < 1e-9, name
 
 
-HELD = {"displacement.displacement"}  # looks at all outputs: it knows of no labels
+HELD = {"expected_displacement.displacement"}  # looks at all outputs: it knows of no labels
 
 
 def test_random_numbers_are_uniform_and_normal():

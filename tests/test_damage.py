@@ -24,7 +24,8 @@ from safetensors.torch import save as packed
 from torch import nn
 
 import weightspace as ws
-from weightspace import files, transfer
+from weightspace.checkpoint import files
+from weightspace.codes import transfer
 
 X, Y = torch.randn(20, 6, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 3
 
@@ -193,8 +194,8 @@ def test_without_its_sums_a_point_would_be_another_network(tmp_path, good, monke
     data = bytearray(point.read_bytes())
     data[-2] ^= 1
     point.write_bytes(data)
-    monkeypatch.setattr("weightspace.trail._sum", lambda tensor: "")
-    monkeypatch.setattr("weightspace.trail._Summed.__getitem__", lambda self, name: self._file[name])
+    monkeypatch.setattr("weightspace.path.trail._sum", lambda tensor: "")
+    monkeypatch.setattr("weightspace.path.trail._Summed.__getitem__", lambda self, name: self._file[name])
     assert float((ws.Trail(tmp_path / "used", NET)[1] - ws.Trail(good, NET)[1]).norm()) > 0
 
 

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from weightspace import datasets
-from weightspace.task import Task, TaskError
+from weightspace.task import data_files, datasets, formats
+from weightspace.task.examples import TaskError
+from weightspace.task.task import Task
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -102,12 +103,12 @@ def test_a_folder_is_given_or_found(folder, monkeypatch):
 
 
 def test_a_folder_is_read_by_its_name(folder):
-    assert torch.equal(whole(datasets.read(folder))[0], whole(datasets.mnist(folder))[0])
-    assert len(datasets.read(folder, split="test")) == 3
+    assert torch.equal(whole(data_files.read(folder))[0], whole(datasets.mnist(folder))[0])
+    assert len(data_files.read(folder, split="test")) == 3
     fashion = folder.rename(folder.parent / "Fashion-MNIST")
-    assert torch.equal(whole(datasets.read(fashion))[0], whole(datasets.fashion_mnist(fashion))[0])
-    refused("not a folder of mnist", datasets.read, folder.parent)
-    refused("no split", datasets.read, fashion, split="all")
+    assert torch.equal(whole(data_files.read(fashion))[0], whole(datasets.fashion_mnist(fashion))[0])
+    refused("not a folder of mnist", data_files.read, folder.parent)
+    refused("no split", data_files.read, fashion, split="all")
 
 
 def test_official_files_that_are_not_there_or_not_official(folder):
@@ -127,7 +128,7 @@ def test_official_test_images_are_standard(name):
     x, y = whole(load(DATA, split="test"))
     assert x.shape == (10_000, 1, 28, 28) and sorted(set(y.tolist())) == list(range(10))
     assert abs(float(x.mean())) < 0.02 and abs(float(x.std()) - 1) < 0.02
-    by_path = datasets.read(DATA / name / "t10k-images-idx3-ubyte.gz").take(7)
+    by_path = data_files.read(DATA / name / "t10k-images-idx3-ubyte.gz").take(7)
     mean, deviation = datasets.STATISTICS[name]
     torch.testing.assert_close((by_path.example(7) - mean[0]) / deviation[0], x[:7])
 
@@ -153,7 +154,7 @@ def test_idx_files_of_every_type(tmp_path, code, pack):
     array = np.arange(-6, 6).reshape(2, 3, 2).astype(dtype)
     (tmp_path / "a-images-idx3-x").write_bytes(pack(idx(array, code)))
     (tmp_path / "a-labels-idx1-x.gz").write_bytes(gzip.compress(idx(np.arange(2, dtype=np.uint8))))
-    x, y = whole(datasets.read(tmp_path / "a-images-idx3-x"))
+    x, y = whole(data_files.read(tmp_path / "a-images-idx3-x"))
     expected = array[:, None] / np.float32(255) if code == 0x08 else array[:, None]
     assert np.allclose(x.numpy(), expected) and y.tolist() == [0, 1]
     assert x.dtype == (torch.float32 if code == 0x08 else torch.from_numpy(array.astype(dtype[1:])).dtype)
@@ -188,15 +189,15 @@ def test_idx_files_that_are_broken(tmp_path, name):
     body, message = broken_idx()[name]
     (tmp_path / IMAGES).write_bytes(body)
     (tmp_path / LABELS).write_bytes(idx(np.arange(2, dtype=np.uint8)))
-    refused(message, datasets.read, tmp_path / IMAGES)
+    refused(message, data_files.read, tmp_path / IMAGES)
 
 
 def test_idx_labels_must_be_beside(tmp_path):
     (tmp_path / IMAGES).write_bytes(idx(pixels()))
-    refused(f"has no {LABELS}", datasets.read, tmp_path / IMAGES)
+    refused(f"has no {LABELS}", data_files.read, tmp_path / IMAGES)
     (tmp_path / LABELS).write_bytes(idx(np.arange(5, dtype=np.uint8)))
-    refused("not named as images", datasets.read, tmp_path / LABELS)
-    assert len(datasets.read(tmp_path / IMAGES)) == 5
+    refused("not named as images", data_files.read, tmp_path / LABELS)
+    assert len(data_files.read(tmp_path / IMAGES)) == 5
 
 
 # npz
@@ -209,10 +210,10 @@ def test_npz_files(tmp_path, names, save):
     others = {"x_test": x[:2], "y_test": y[:2]} if names[0] == "x_train" else {}
     arrays = {**others, **dict(zip(names, (x, y), strict=True)), "a": np.zeros(1)}
     save(tmp_path / "d.npz", **arrays)
-    found, labels = whole(datasets.read(tmp_path / "d.npz", batch=4))
+    found, labels = whole(data_files.read(tmp_path / "d.npz", batch=4))
     assert np.array_equal(found, x) and found.dtype == torch.float64 and labels.tolist() == list(range(6))
     if others:
-        assert len(datasets.read(tmp_path / "d.npz", split="test")) == 2
+        assert len(data_files.read(tmp_path / "d.npz", split="test")) == 2
 
 
 TEXT = {"input_ids", "attention_mask"}
@@ -235,7 +236,7 @@ ROLES = {
 def test_arrays_are_taken_for_what_they_are_called(tmp_path, name):
     arrays, inputs = ROLES[name]
     np.savez(tmp_path / "d.npz", **arrays)
-    task = datasets.read(tmp_path / "d.npz")
+    task = data_files.read(tmp_path / "d.npz")
     assert torch.equal(task.labels(), torch.from_numpy(IDS))
     batch = next(iter(task.batches()))[0]
     assert isinstance(batch, torch.Tensor) if inputs is None else {*batch} == inputs
@@ -244,7 +245,7 @@ def test_arrays_are_taken_for_what_they_are_called(tmp_path, name):
 
 def test_inputs_and_a_mask_alone_have_no_labels(tmp_path):
     np.savez(tmp_path / "d.npz", input_ids=IDS, attention_mask=MASK)
-    assert next(iter(datasets.read(tmp_path / "d.npz").batches()))[1] is None
+    assert next(iter(data_files.read(tmp_path / "d.npz").batches()))[1] is None
 
 
 @pytest.mark.parametrize(
@@ -259,17 +260,17 @@ def test_inputs_and_a_mask_alone_have_no_labels(tmp_path):
 )
 def test_arrays_that_could_be_either_are_refused(tmp_path, names, words):
     np.savez(tmp_path / "d.npz", **dict.fromkeys(names, IDS))
-    refused(words, datasets.read, tmp_path / "d.npz")
+    refused(words, data_files.read, tmp_path / "d.npz")
 
 
 def test_what_is_guessed_or_left_out_is_noted(tmp_path):
     np.savez(tmp_path / "d.npz", first=IDS, second=IDS[:, 0], names=np.zeros(2))
-    guessed, left = datasets.read(tmp_path / "d.npz").notes
+    guessed, left = data_files.read(tmp_path / "d.npz").notes
     assert "'first' for the inputs and 'second' for the labels" in guessed and "left out 'names'" in left
-    found = datasets.read(table(tmp_path / "d.parquet", a=[0.5, 1.0], coarse_label=[5, 6], fine_label=[1, 2]))
+    found = data_files.read(table(tmp_path / "d.parquet", a=[0.5, 1.0], coarse_label=[5, 6], fine_label=[1, 2]))
     assert found.example(2).tolist() == [[0.5], [1.0]] and found.labels().tolist() == [1, 2]
     assert "left out 'coarse_label'" in found.notes[0]
-    refused("images in the columns a, b", datasets.read, table(tmp_path / "e.parquet", a=[b"x"], b=[b"x"], y=[1]))
+    refused("images in the columns a, b", data_files.read, table(tmp_path / "e.parquet", a=[b"x"], b=[b"x"], y=[1]))
 
 
 @pytest.mark.parametrize("kind", ["npz", "idx", "parquet", "images"])
@@ -286,21 +287,21 @@ def test_what_unpacks_to_too_much_is_refused_before_it_is_unpacked(tmp_path, mon
     else:
         pytest.importorskip("PIL")
         table(path, image=[encode(np.zeros((25, 40, 3), np.uint8))] * 40, label=list(range(40)))
-    assert len(datasets.read(path)) in (40, 1000)
+    assert len(data_files.read(path)) in (40, 1000)
     monkeypatch.setenv("WEIGHTSPACE_UNPACKED", "30000")
-    refused("unpacks from .* set WEIGHTSPACE_UNPACKED=", datasets.read, path)
+    refused("unpacks from .* set WEIGHTSPACE_UNPACKED=", data_files.read, path)
     monkeypatch.setenv("WEIGHTSPACE_UNPACKED", "1000000")
-    assert len(datasets.read(path)) in (40, 1000)
+    assert len(data_files.read(path)) in (40, 1000)
     monkeypatch.delenv("WEIGHTSPACE_UNPACKED")
     if kind in ("npz", "idx"):
-        monkeypatch.setattr(datasets, "_UNPACKED", 30_000)
-        refused("unpacks from .* set WEIGHTSPACE_UNPACKED=", datasets.read, path)
+        monkeypatch.setattr(formats, "_UNPACKED", 30_000)
+        refused("unpacks from .* set WEIGHTSPACE_UNPACKED=", data_files.read, path)
 
 
 def test_a_pointer_or_a_page_in_place_of_data_is_named(tmp_path):
     for text, words in (("version https://git-lfs.github.com/spec/v1", "git-lfs pointer"), ("<html>", "web page")):
         (tmp_path / "d.npz").write_text(text)
-        refused(words, datasets.read, tmp_path / "d.npz")
+        refused(words, data_files.read, tmp_path / "d.npz")
 
 
 def test_memory_that_is_full_is_not_called_damage(tmp_path, monkeypatch):
@@ -309,13 +310,13 @@ def test_memory_that_is_full_is_not_called_damage(tmp_path, monkeypatch):
     def full(*arguments, **options):
         raise MemoryError
 
-    monkeypatch.setattr(datasets.npy, "read_array", full)
-    refused("does not fit into the free memory", datasets.read, tmp_path / "d.npz")
+    monkeypatch.setattr(formats.npy, "read_array", full)
+    refused("does not fit into the free memory", data_files.read, tmp_path / "d.npz")
 
 
 def test_npz_bytes_are_scaled_and_a_regression_stays_one(tmp_path):
     np.savez(tmp_path / "d.npz", x=pixels(4, (2, 2)), y=np.linspace(0, 1, 4))
-    task = datasets.read(str(tmp_path / "d.npz"))
+    task = data_files.read(str(tmp_path / "d.npz"))
     assert np.allclose(task.example(4), pixels(4, (2, 2)) / 255) and task.metric == "squared"
 
 
@@ -365,24 +366,24 @@ def broken_npz():
 def test_npz_files_that_are_broken(tmp_path, name):
     body, message = broken_npz()[name]
     (tmp_path / "d.npz").write_bytes(body)
-    refused(message, datasets.read, tmp_path / "d.npz")
+    refused(message, data_files.read, tmp_path / "d.npz")
 
 
 def test_objects_in_npz_are_refused_and_not_run(tmp_path, monkeypatch):
     monkeypatch.setattr(Bomb, "mark", tmp_path / "ran", raising=False)
     np.savez(tmp_path / "d.npz", x=np.array([Bomb(), Bomb()], dtype=object), y=np.arange(2))
-    refused("holds Python objects", datasets.read, tmp_path / "d.npz")
+    refused("holds Python objects", data_files.read, tmp_path / "d.npz")
     (tmp_path / "d.pkl").write_bytes(pickle.dumps(Bomb()))
-    refused("no known kind", datasets.read, tmp_path / "d.pkl")
+    refused("no known kind", data_files.read, tmp_path / "d.pkl")
     assert not Bomb.mark.exists()
 
 
 def test_what_is_no_data_file(tmp_path):
-    refused("does not exist", datasets.read, tmp_path / "none.npz")
+    refused("does not exist", data_files.read, tmp_path / "none.npz")
     (tmp_path / "empty").touch()
-    refused("is empty", datasets.read, tmp_path / "empty")
+    refused("is empty", data_files.read, tmp_path / "empty")
     (tmp_path / "table.csv").write_text("x,y\n1,2\n")
-    refused("no known kind", datasets.read, tmp_path / "table.csv")
+    refused("no known kind", data_files.read, tmp_path / "table.csv")
 
 
 # parquet
@@ -408,18 +409,18 @@ def test_parquet_of_images(tmp_path, form, label):
     colour = pixels(4, (6, 5, 3))
     images = [{"bytes": encode(picture, form), "path": None} for picture in colour]
     columns = {"image": images, label: [3, 1, 0, 2], "exact": [True] * 4}
-    x, y = whole(datasets.read(table(tmp_path / "d.parquet", **columns)))
+    x, y = whole(data_files.read(table(tmp_path / "d.parquet", **columns)))
     assert np.allclose(x, colour.transpose(0, 3, 1, 2) / 255) and y.tolist() == [3, 1, 0, 2]
 
 
 def test_parquet_of_grey_images_as_plain_bytes(tmp_path):
     grey = pixels(3, (4, 7))
-    x, _ = whole(datasets.read(table(tmp_path / "d", img=[encode(g) for g in grey], label=[0, 1, 2])))
+    x, _ = whole(data_files.read(table(tmp_path / "d", img=[encode(g) for g in grey], label=[0, 1, 2])))
     assert np.allclose(x[:, 0], grey / 255)
 
 
 def test_parquet_of_numbers(tmp_path):
-    task = datasets.read(table(tmp_path / "d", b=[1, 2, 3], score=[0.5, 0.25, 1.0], a=[True, False, True]))
+    task = data_files.read(table(tmp_path / "d", b=[1, 2, 3], score=[0.5, 0.25, 1.0], a=[True, False, True]))
     x, y = whole(task)
     assert x.tolist() == [[1, 1], [2, 0], [3, 1]] and x.dtype == torch.float32
     assert y.tolist() == [0.5, 0.25, 1.0] and task.metric == "squared"
@@ -433,7 +434,7 @@ def test_cifar10_is_standardised(tmp_path):
     x, _ = whole(datasets.cifar10(tmp_path))
     mean, deviation = np.array([0.4914, 0.4822, 0.4465]), np.array([0.2470, 0.2435, 0.2616])
     assert np.allclose(x.permute(0, 2, 3, 1), (colour / 255 - mean) / deviation, atol=1e-5)
-    assert torch.equal(whole(datasets.read(tmp_path / "cifar10"))[0], x)
+    assert torch.equal(whole(data_files.read(tmp_path / "cifar10"))[0], x)
     table(tmp_path / "cifar10" / "test.parquet", image=[encode(pixels(1, (8, 8))[0])], label=[0])
     refused(r"not images of \(3, 32, 32\)", datasets.cifar10, tmp_path, split="test")
 
@@ -476,7 +477,7 @@ BROKEN_PARQUET = {
 @pytest.mark.parametrize("name", BROKEN_PARQUET)
 def test_parquet_files_that_are_broken(tmp_path, name):
     columns, message = BROKEN_PARQUET[name]
-    refused(message, datasets.read, table(tmp_path / "d.parquet", **columns()))
+    refused(message, data_files.read, table(tmp_path / "d.parquet", **columns()))
 
 
 def test_parquet_files_that_are_cut_or_lie(tmp_path):
@@ -484,9 +485,9 @@ def test_parquet_files_that_are_cut_or_lie(tmp_path):
     body = path.read_bytes()
     for broken in (body[:-20], body[: len(body) // 2], body[:4], b"PAR1" + b"\xff" * 40 + b"PAR1"):
         path.write_bytes(broken)
-        refused("broken or cut short", datasets.read, path)
+        refused("broken or cut short", data_files.read, path)
     few = table(tmp_path / "few.parquet", a=np.zeros(1_000_000), label=np.zeros(1_000_000))
-    refused("claims 1,000,000 rows in", datasets.read, few)
+    refused("claims 1,000,000 rows in", data_files.read, few)
 
 
 def test_parquet_without_the_extra_says_how_to_install(tmp_path, monkeypatch):
@@ -494,4 +495,4 @@ def test_parquet_without_the_extra_says_how_to_install(tmp_path, monkeypatch):
     for name in ("pyarrow", "PIL"):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, name, None)
-            refused(r"pip install 'weightspace\[data\]'", datasets.read, tmp_path / "d.parquet")
+            refused(r"pip install 'weightspace\[data\]'", data_files.read, tmp_path / "d.parquet")

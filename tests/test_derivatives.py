@@ -17,10 +17,11 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import weightspace as ws
-from weightspace import differentiable, operator
-from weightspace.curvature import curvature_diagonal
-from weightspace.net import Net
-from weightspace.task import Task
+from weightspace.curvature import linearised
+from weightspace.curvature.curvature import curvature_diagonal
+from weightspace.net import differentiable
+from weightspace.net.net import Net
+from weightspace.task.task import Task
 
 DOUBLE = torch.float64
 
@@ -60,7 +61,7 @@ def slope(net: Net, task: Task) -> Tensor:
 
 def adjoint(net: Net, task: Task) -> float:
     """How far J is from the transpose of J'."""
-    j = operator.jacobian(net, task)
+    j = linearised.jacobian(net, task)
     v, u = drawn(j.columns), drawn(j.rows, seed=1)
     return abs(float((j @ v) @ u - v @ (j.T @ u))) / float((j @ v).norm() * u.norm() + 1e-300)
 
@@ -68,7 +69,7 @@ def adjoint(net: Net, task: Task) -> float:
 def check(net: Net, task: Task) -> None:
     """Every law on one network and one task, whose metric is squared."""
     v = net.weights.randn(3)
-    j = operator.jacobian(net, task)
+    j = linearised.jacobian(net, task)
     moved = change(lambda n: task.outputs(n).flatten(), net, v)
     assert torch.allclose(j @ v.flat(), moved, rtol=1e-5, atol=1e-6 * float(moved.abs().max()))
     assert adjoint(net, task) < 1e-10
@@ -153,7 +154,7 @@ def test_operations(name):
 @pytest.mark.parametrize("name", ONCE)
 def test_an_operation_with_one_derivative_is_named(name):
     net, task = around(ONCE[name])
-    for ask in (operator.jacobian, ws.gauss_newton, ws.hessian):
+    for ask in (linearised.jacobian, ws.gauss_newton, ws.hessian):
         with pytest.raises(ws.WeightspaceError, match=name):
             ask(net, task)
 
@@ -267,7 +268,7 @@ def test_what_a_pass_back_leaves_out_is_left_out_everywhere(name):
     flat = module(task.example(3)).flatten()
     rows = [torch.autograd.grad(f, [*module.parameters()], retain_graph=True, materialize_grads=True) for f in flat]
     j = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
-    assert torch.allclose(operator.jacobian(net, task).dense(), j, atol=1e-12)
+    assert torch.allclose(linearised.jacobian(net, task).dense(), j, atol=1e-12)
     assert torch.allclose(ws.gauss_newton(net, task).dense(), 2 * j.T @ j, atol=1e-10)
     assert torch.allclose(curvature_diagonal(net, task).flat(), 2 * j.square().sum(0), atol=1e-10)
     assert torch.allclose(ws.Pullback(task).spectrum(net, 3), torch.linalg.eigvalsh(j @ j.T / 3).flip(0)[:3], rtol=1e-6)
@@ -278,10 +279,10 @@ def test_what_a_pass_back_leaves_out_is_left_out_everywhere(name):
 @pytest.mark.parametrize("forward", [True, False])
 def test_large_tasks_too(forward, monkeypatch):
     """Where no graph is kept, a tangent is taken only if it is the transpose."""
-    monkeypatch.setattr(operator, "_HELD", 0)
+    monkeypatch.setattr(linearised, "_HELD", 0)
     net, task = around(torch.sin if forward else counted)
-    j = operator.jacobian(net, task)
-    assert [*operator._trusted[net.architecture].values()] == [(True, forward)]
+    j = linearised.jacobian(net, task)
+    assert [*linearised._trusted[net.architecture].values()] == [(True, forward)]
     assert adjoint(net, task) < 1e-12 and torch.allclose(j.dense(), j.T.dense().T, atol=1e-12)
 
 
@@ -289,7 +290,7 @@ def test_large_tasks_too(forward, monkeypatch):
 def test_a_derivative_that_cannot_be_differentiated_is_named(op):
     net, task = around(op.apply)
     assert torch.isfinite(slope(net, task)).all()
-    for ask in (operator.jacobian, ws.gauss_newton, ws.hessian):
+    for ask in (linearised.jacobian, ws.gauss_newton, ws.hessian):
         with pytest.raises(ws.WeightspaceError, match=op.__name__):
             ask(net, task)
     with pytest.raises(ws.WeightspaceError, match="Forgetful"):
@@ -304,7 +305,7 @@ def test_a_gradient_that_torch_cannot_give_is_an_error_in_one_line():
         return out + kept
 
     net, task = around(overwritten)
-    for ask in (slope, operator.jacobian, ws.gauss_newton, curvature_diagonal):
+    for ask in (slope, linearised.jacobian, ws.gauss_newton, curvature_diagonal):
         with pytest.raises(ws.WeightspaceError, match="inplace") as caught:
             ask(net, task)
         assert "\n" not in str(caught.value)
@@ -405,7 +406,7 @@ def embedded(**how) -> tuple[Net, Task]:
 def test_embeddings(how):
     net, task = embedded(**how)
     before = net.weights.clone()
-    j = operator.jacobian(net, task)
+    j = linearised.jacobian(net, task)
     assert torch.allclose(j.dense(), j.T.dense().T, atol=1e-12) and adjoint(net, task) < 1e-12
     rows = j.dense()[:, :3].norm()
     assert (float(rows) == 0) == ("padding_idx" in how)
@@ -429,8 +430,8 @@ def test_a_shortened_row_moves_as_if_its_factor_were_a_constant():
     there = plain.at(net.weights.replace({"0.weight": table * factor}))
     moved = net.weights.zeros().replace({"2.weight": drawn(3, 12), "0.weight": drawn(6, 3)})
     shorter = moved.replace({"0.weight": moved["0.weight"] * factor})
-    along = operator.jacobian(there, task) @ shorter.flat()
-    assert torch.allclose(operator.jacobian(net, task) @ moved.flat(), along, atol=1e-6)
+    along = linearised.jacobian(there, task) @ shorter.flat()
+    assert torch.allclose(linearised.jacobian(net, task) @ moved.flat(), along, atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
@@ -486,7 +487,7 @@ def layered(way: str) -> Net:
 
 QUESTIONS = {
     "gradient": lambda net, task: ws.gradient(task, net).flat(),
-    "Jacobian": lambda net, task: operator.jacobian(net, task).dense(),
+    "Jacobian": lambda net, task: linearised.jacobian(net, task).dense(),
     "Gauss-Newton": lambda net, task: ws.gauss_newton(net, task).dense(),
     "diagonal": lambda net, task: ws.curvature_diagonal(net, task).flat(),
     "Hessian": lambda net, task: ws.hessian(net, task).dense(),
@@ -546,7 +547,7 @@ def test_torch_is_wrong_where_another_way_is_taken():
 def test_a_rewriting_left_out_is_seen(op, monkeypatch):
     monkeypatch.setattr(differentiable, "_WRITTEN", {k: f for k, f in differentiable._WRITTEN.items() if k is not op})
     if op is F.embedding:
-        monkeypatch.setattr(operator, "trusted", lambda *args: (False, True))
+        monkeypatch.setattr(linearised, "trusted", lambda *args: (False, True))
         assert adjoint(*embedded(padding_idx=0)) > 1e-3
     else:
         with pytest.raises(ws.WeightspaceError, match="not the change of the first"):

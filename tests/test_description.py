@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
-from weightspace import attribution
-from weightspace.description import Unconverged, cost, flatness_bound, information
-from weightspace.net import Net, WeightspaceError
-from weightspace.operator import Operator
-from weightspace.quadratic import Quadratic
-from weightspace.task import Task
+from weightspace.codes import attribution
+from weightspace.codes.quadratic import Quadratic
+from weightspace.codes.weight_information import Unconverged, cost, flatness_bound, information
+from weightspace.linear.operator import Operator
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.net import Net
+from weightspace.task.task import Task
 
 N, D = 40, 5
 

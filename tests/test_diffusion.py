@@ -9,8 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from weightspace.curvature import hessian
-from weightspace.diffusion import (
+from weightspace.curvature.curvature import hessian
+from weightspace.linear.operator import Operator
+from weightspace.net.errors import ArchitectureMismatch, WeightspaceError
+from weightspace.net.net import Net
+from weightspace.path.barrier import kramers_rate, minimum_action_path
+from weightspace.path.diffusion import (
     Action,
     DiffusionError,
     action,
@@ -20,11 +24,9 @@ from weightspace.diffusion import (
     sgd_temperature,
     spectral_gap,
 )
-from weightspace.escape import kramers_rate, minimum_action_path
-from weightspace.net import ArchitectureMismatch, Net, WeightspaceError
-from weightspace.operator import Operator
-from weightspace.path import Path, line
-from weightspace.task import Task, gradient
+from weightspace.path.path import Path, line
+from weightspace.task.goal import gradient
+from weightspace.task.task import Task
 
 HEAT, TIME = 0.25, 2.0
 

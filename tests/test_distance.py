@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from weightspace.distance import Interval, euclidean, functional, layerwise, lower_bound, modulo
-from weightspace.net import ArchitectureMismatch, Net, WeightspaceError
-from weightspace.symmetry import Symmetry
-from weightspace.symmetry.group import Axis, Block, Generator, Place
-from weightspace.task import Task
+from weightspace.metric.distance import euclidean, functional, layerwise
+from weightspace.net.errors import ArchitectureMismatch, WeightspaceError
+from weightspace.net.net import Net
+from weightspace.symmetry.axis import Axis, Block, Generator, Place
+from weightspace.symmetry.quotient import Interval, lower_bound, modulo
+from weightspace.symmetry.symmetry import Symmetry
+from weightspace.task.task import Task
 
 laws = settings(max_examples=8, deadline=None)
 seeds = st.integers(0, 10**6)
@@ -255,7 +257,7 @@ def test_a_large_dimension_is_compared_by_its_norms(monkeypatch):
     for dims in ({0}, {0, 1}):
         group = Dims((5, 4), dims, signs=False)
         full = lower_bound(group, Net.of(Bare(x)), Net.of(Bare(y)))
-        monkeypatch.setattr("weightspace.distance._LARGEST", 2)
+        monkeypatch.setattr("weightspace.symmetry.quotient._LARGEST", 2)
         cheap = lower_bound(group, Net.of(Bare(x)), Net.of(Bare(y)))
         monkeypatch.undo()
         assert 0 < cheap < full <= group.least(x, y) + 1e-9

@@ -16,15 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from weightspace import adapters
-from weightspace.activation import Gates, gates
-from weightspace.crossing import self_path
-from weightspace.datasets import digits
-from weightspace.distance import relative_trust
-from weightspace.dynamics import Recorder
-from weightspace.net import Net, WeightspaceError
-from weightspace.recording import Record, Recording, RecordingError, Writer
-from weightspace.task import accuracy
+from weightspace.inside.path_overlap import self_path
+from weightspace.inside.units import Gates, gates
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.net import Net
+from weightspace.task.classification import accuracy
+from weightspace.task.datasets import digits
+from weightspace.training import adapters
+from weightspace.training.recorder import Recorder
+from weightspace.training.recording import Record, Recording, RecordingError, Writer
+from weightspace.trust.relative import relative_trust
 
 TRAIN, PROBE = digits("train", flat=True), digits("test", flat=True).take(40)
 X, Y = TRAIN.example(200), TRAIN.take(200).labels()
@@ -289,7 +290,7 @@ def test_inside_the_trainer_of_transformers(tmp_path):
 
 
 def _task(data):
-    from weightspace.task import Task
+    from weightspace.task.task import Task
 
     return Task({"input_ids": torch.stack([row["input_ids"] for row in data])})
 

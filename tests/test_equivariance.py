@@ -11,18 +11,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from weightspace import digits
-from weightspace.acting import FiniteGroup, GroupError
-from weightspace.equivariance import (
-    GroupConv,
-    GroupPool,
+from weightspace.equivariance.equivariance import (
     equivariance_defect,
     invariance_defect,
     invariant,
     reynolds,
     reynolds_defect,
 )
-from weightspace.net import Net
-from weightspace.task import Task, accuracy
+from weightspace.equivariance.finite_group import FiniteGroup, GroupError
+from weightspace.equivariance.layers import GroupConv, GroupPool
+from weightspace.net.net import Net
+from weightspace.task.classification import accuracy
+from weightspace.task.task import Task
 
 GROUPS = {
     "circle": (FiniteGroup.shifts(6), (6,)),

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from weightspace import estimators
-from weightspace.estimators import Estimate, bracket, cost, lanczos, nystrom
-from weightspace.operator import Operator, OperatorError
+from weightspace.linear import determinants, krylov, traces
+from weightspace.linear.determinants import bracket, cost, nystrom
+from weightspace.linear.estimate import Estimate, OperatorError
+from weightspace.linear.krylov import lanczos
+from weightspace.linear.operator import Operator
 
 TRACES = ("hutchinson", "hutch++", "xtrace")
 
@@ -143,8 +145,8 @@ def test_an_eigenvalue_is_listed_as_often_as_it_occurs(spectrum, many, apart):
 
 
 def test_one_start_alone_would_miss_them(monkeypatch):
-    grow = estimators._Grown.grow
-    monkeypatch.setattr(estimators._Grown, "grow", lambda *given: grow(*given) and False)
+    grow = krylov._Grown.grow
+    monkeypatch.setattr(krylov._Grown, "grow", lambda *given: grow(*given) and False)
     values = SPECTRA["geometric"](60).repeat_interleave(3)[:60]
     assert not torch.allclose(diagonal(values).eigenvalues(6), values[:6], rtol=1e-3)
 
@@ -170,7 +172,7 @@ def test_log_determinants_are_right_within_their_errors(scale, rounded):
     a = decaying(150)
     wanted, parts = exact(a, scale), [a[:70, :70], a[70:, 70:].diagonal()]
     for seed in range(6):
-        found, part = estimators.logdet(Counted(a, rounded), scale, 20, 6, 20, seed)
+        found, part = determinants.logdet(Counted(a, rounded), scale, 20, 6, 20, seed)
         assert abs(found.value - wanted) < 3.5 * found.error + 1e-6 * wanted
         assert found.error < 0.1 * wanted
         whole = bracket(found, part.logdet(scale), parts, scale)
@@ -179,14 +181,14 @@ def test_log_determinants_are_right_within_their_errors(scale, rounded):
 
 def test_the_preconditioner_pays():
     a = decaying(200, 3.0)
-    with_it, without = (estimators.logdet(operator(a), 1e-2, rank, 6, 20, 0)[0] for rank in (60, 0))
+    with_it, without = (determinants.logdet(operator(a), 1e-2, rank, 6, 20, 0)[0] for rank in (60, 0))
     assert with_it.error < 0.3 * without.error
 
 
 def test_too_few_steps_are_part_of_the_error():
     a = decaying(150)
     for steps in (1, 2, 4):
-        found, _ = estimators.logdet(operator(a), 1e-4, 0, 40, steps, 0)
+        found, _ = determinants.logdet(operator(a), 1e-4, 0, 40, steps, 0)
         assert abs(found.value - exact(a, 1e-4)) < 3 * found.error
     assert found.error > 0.02 * found.value
 
@@ -218,11 +220,11 @@ def test_a_wrong_estimate_leaves_its_bracket(planted):
 # ------------------------------------------------------------------ what it costs
 
 WAYS = {
-    "trace": [("trace", {"samples": 30}, lambda a, m=m: estimators.trace(a, m, 30, 0)) for m in TRACES],
-    "diagonal": [("diagonal", {"samples": 20}, lambda a: estimators.diagonal(a, 20, 0))],
-    "eigenvalues": [("eigenvalues", {"steps": 40}, lambda a: estimators.eigenvalues(a, 8, 0, torch.float64, 1e-6, 40))],
+    "trace": [("trace", {"samples": 30}, lambda a, m=m: traces.trace(a, m, 30, 0)) for m in TRACES],
+    "diagonal": [("diagonal", {"samples": 20}, lambda a: traces.diagonal(a, 20, 0))],
+    "eigenvalues": [("eigenvalues", {"steps": 40}, lambda a: krylov.eigenvalues(a, 8, 0, torch.float64, 1e-6, 40))],
     "logdet": [
-        ("logdet", {"rank": r, "samples": 3, "steps": 10}, lambda a, r=r: estimators.logdet(a, 0.1, r, 3, 10, 0))
+        ("logdet", {"rank": r, "samples": 3, "steps": 10}, lambda a, r=r: determinants.logdet(a, 0.1, r, 3, 10, 0))
         for r in (0, 30, None)
     ],
 }
@@ -291,5 +293,5 @@ def test_a_quadratic_form_lies_between_its_quadratures(spread):
     z = torch.randint(0, 2, (20,), generator=generator).double() * 2 - 1
     exact = float((turn.T @ z).square() @ values.log()) / 20
     for steps in range(1, 9):
-        above, below, _ = estimators._quadratures(lanczos(Operator(20, 20, lambda v: b @ v), z, steps), 1e-12)
+        above, below, _ = determinants._quadratures(lanczos(Operator(20, 20, lambda v: b @ v), z, steps), 1e-12)
         assert below - 1e-6 <= exact <= above + 1e-12

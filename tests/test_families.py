@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 import weightspace as ws
-from weightspace.architecture import example_of
-from weightspace.symmetry.pretrained import answer, beside, plain_experts
+from weightspace.checkpoint.architecture import example_of
+from weightspace.graph.pretrained import answer, beside, plain_experts
 
 t = pytest.importorskip("transformers", reason="transformers is not installed (the [hf] extra)")
 

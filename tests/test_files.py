@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 import weightspace as ws
-from weightspace import files, watching
+from weightspace.checkpoint import files
 from weightspace.cli import main
-from weightspace.page import Page, save
+from weightspace.pages.page import Page, save
 
-SOURCES = Path(files.__file__).parent
+SOURCES = Path(files.__file__).parents[1]
 
 
 def module() -> nn.Module:
@@ -212,7 +212,7 @@ def test_every_signal_that_ends_a_command_is_one_line(tmp_path, monkeypatch, cap
         os.kill(os.getpid(), number)
         time.sleep(5)
 
-    monkeypatch.setattr(watching, "watched", stopped)
+    monkeypatch.setattr("weightspace.commands.watch.watched", stopped)
     handler = signal.getsignal(number)
     assert main(["watch", "-o", str(tmp_path / "x.rec")]) == code
     assert capsys.readouterr().err.splitlines()[-1] == "weightspace: stopped; nothing was left half-written"

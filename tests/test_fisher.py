@@ -11,10 +11,13 @@ import torch.nn.functional as F
 from architectures import CASES, Apply, noisy
 from torch import nn
 
-from weightspace import Path, displacement, line
-from weightspace.fisher import fisher_trace, gradient_noise
-from weightspace.net import Net, WeightspaceError
-from weightspace.task import Task, gradient
+from weightspace import Path, line
+from weightspace.curvature import gradients
+from weightspace.curvature.fisher import fisher_trace, gradient_noise
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.net import Net
+from weightspace.task.goal import gradient
+from weightspace.task.task import Task
 
 SHAPES = ("mlp", "cnn_bn", "tied_residual", "shared_layer", "mha", "lstm", "siamese", "embedding_mean", "resnet_gn4")
 
@@ -63,7 +66,7 @@ def test_squares_are_those_of_every_example_s_gradient(name):
     a, x = noisy(CASES[name], 0), CASES[name].example(1)
     t = Task(x)
     u = torch.randn(t.outputs(a).shape, dtype=torch.float64)
-    found = displacement.squares(a, t, x, [u, 2 * u], list(a.weights))
+    found = gradients.squares(a, t, x, [u, 2 * u], list(a.weights))
     for k in range(len(u)):
         g = gradient(lambda b, k=k: (t.forward(b, x)[k] * u[k]).sum(), a)
         for layer in a.weights:
@@ -116,13 +119,13 @@ def test_the_data_s_labels_give_the_empirical_fisher():
 
 def test_a_wrong_trace_is_seen(monkeypatch):
     """Bias left out of every layer: the oracle and the formula say so."""
-    right = displacement._add
+    right = gradients._add
 
     def wrong(total, own, layer, met, slope):
         right(total, own, layer, met, slope)
         total[layer.bias] = 0 * total[layer.bias]
 
-    monkeypatch.setattr(displacement, "_add", wrong)
+    monkeypatch.setattr(gradients, "_add", wrong)
     t = Task(CASES["mlp"].example(1), metric="cross-entropy")
     a = noisy(CASES["mlp"], 0)
     assert fisher_trace(t, labels="all")(a) < 0.99 * sum(dense(a, t, True).values())

@@ -8,14 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from weightspace.flows import FlowError, flow
-from weightspace.goals import drift, learn, toward
-from weightspace.metric import Euclidean
-from weightspace.net import Net, WeightspaceError
-from weightspace.path import Path
-from weightspace.pruning import prune
-from weightspace.pullback import Pullback
-from weightspace.task import Task, accuracy, gradient
+from weightspace.flows.goals import drift, learn, toward
+from weightspace.flows.pruning import prune
+from weightspace.flows.result import FlowError
+from weightspace.flows.stepper import flow
+from weightspace.metric.metric import Euclidean
+from weightspace.metric.pullback import Pullback
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.net import Net
+from weightspace.path.path import Path
+from weightspace.task.classification import accuracy
+from weightspace.task.goal import gradient
+from weightspace.task.task import Task
 
 
 def net(seed: int = 0, width: int = 24) -> Net:

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import weightspace as ws
-from weightspace import posterior
-from weightspace.flows import Flow
-from weightspace.net import Net
+from weightspace.codes import posterior
+from weightspace.flows.result import Flow
+from weightspace.net.net import Net
 
 FROZEN = {"a layer": ("0.",), "parts of layers": ("0.weight", "2.bias"), "the last layer": ("4.",)}
 X = torch.randn(48, 4, generator=torch.Generator().manual_seed(0))
@@ -210,6 +210,6 @@ def test_questions_that_only_read_do_not_care():
 
 
 def test_a_flow_that_forgot_them_is_seen(monkeypatch):
-    monkeypatch.setattr("weightspace.flows._holding", lambda net, mask: mask)
+    monkeypatch.setattr("weightspace.flows.stepper._holding", lambda net, mask: mask)
     net = network()
     assert not stays(net, ws.flow(net, ws.learn(TASK), ws.Adam(), steps=2, size=0.01)[-1])

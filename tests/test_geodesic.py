@@ -6,15 +6,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from weightspace.flows import FlowError, flow
-from weightspace.geodesic import GeodesicError, acceleration, kink
-from weightspace.goals import drift
-from weightspace.kernel import KernelError
-from weightspace.layered import compensated, moments
-from weightspace.net import Net
-from weightspace.pruning import prune
-from weightspace.pullback import Pullback, PullbackError
-from weightspace.task import Task, gradient
+from weightspace.curvature.tangent_kernel import KernelError
+from weightspace.flows.goals import drift
+from weightspace.flows.pruning import prune
+from weightspace.flows.result import FlowError
+from weightspace.flows.stepper import flow
+from weightspace.metric.geodesic import GeodesicError, acceleration, kink
+from weightspace.metric.per_layer import compensated, moments
+from weightspace.metric.pullback import Pullback, PullbackError
+from weightspace.net.net import Net
+from weightspace.task.goal import gradient
+from weightspace.task.task import Task
 
 
 def wide(kind: type[nn.Module] = nn.Tanh, seed: int = 0) -> Net:

@@ -9,27 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weightspace.flows import flow
-from weightspace.goals import (
-    Goal,
-    GoalError,
-    attacked,
-    covector,
-    drift,
-    ewc,
-    fisher,
-    gem,
-    harden,
-    hold,
-    input_gradient,
-    learn,
-    spread,
-    toward,
-)
-from weightspace.metric import Adam, Euclidean
-from weightspace.net import Net, WeightspaceError
-from weightspace.pullback import Pullback
-from weightspace.task import Task, gradient
+from weightspace.flows.anchors import ewc, fisher, hold
+from weightspace.flows.attacks import attacked, harden, input_gradient
+from weightspace.flows.goals import drift, gem, learn, spread, toward
+from weightspace.flows.stepper import flow
+from weightspace.metric.metric import Adam, Euclidean
+from weightspace.metric.pullback import Pullback
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.net import Net
+from weightspace.task.goal import Goal, GoalError, covector, gradient
+from weightspace.task.task import Task
 
 
 def net(seed: int = 0) -> Net:
@@ -244,7 +233,7 @@ def test_input_gradients_are_those_of_each_example():
 
 
 def test_spreading_lowers_the_coherence():
-    from weightspace.ensembles import coherence
+    from weightspace.flows.ensembles import coherence
 
     a, t = net(), task(n=60)
     start = a + 0.05 * a.weights.randn(1)

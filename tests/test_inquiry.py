@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 import weightspace as ws
-from weightspace import checkpoint, inquiry
-from weightspace.architecture import ArchitectureError
+from weightspace.checkpoint import writer
+from weightspace.checkpoint.architecture import ArchitectureError
 from weightspace.cli import main
+from weightspace.commands import inform, tasks
 
 ARCH = ["--arch", "smallnets:mlp"]
 
@@ -42,7 +43,7 @@ def play(tmp_path_factory):
     start = ws.Net.of(mlp())
     net = ws.flow(start, ws.learn(ws.Task(x, y), 60, 0), ws.Adam(), steps=400, size=0.02, save=10**6)[-1]
     for name, one in (("start", start), ("net", net)):
-        checkpoint.save(one.tensors, folder / f"{name}.safetensors")
+        writer.save(one.tensors, folder / f"{name}.safetensors")
     np.savez(folder / "data.npz", x=x.numpy(), y=y.numpy())
     other = torch.randn(200, 5)
     np.savez(folder / "new.npz", x=other.numpy(), y=(other[:, :3] + 0.1 * other[:, 2:]).argmax(1).numpy())
@@ -112,13 +113,13 @@ def test_tasks_are_told_apart_and_a_run_goes_on(here, capsys):
 
 
 def test_words_after_colons_change_a_task():
-    y = inquiry.named_task("digits:0-2", 1 << 40, 0).labels()
+    y = tasks.named_task("digits:0-2", 1 << 40, 0).labels()
     assert y.unique().tolist() == [0, 1, 2]
-    y = inquiry.named_task("digits:3,8", 50, 0).labels()
+    y = tasks.named_task("digits:3,8", 50, 0).labels()
     assert len(y) == 50 and y.unique().tolist() == [3, 8]
-    stands, turned = (inquiry.named_task(f"digits:0-4{word}", 30, 1) for word in ("", ":rotated"))
+    stands, turned = (tasks.named_task(f"digits:0-4{word}", 30, 1) for word in ("", ":rotated"))
     assert torch.equal(turned.example(30), stands.example(30).rot90(1, (-2, -1)))
-    plain, drawn = (inquiry.named_task(f"digits:0-4{word}", 300, 1) for word in ("", ":random"))
+    plain, drawn = (tasks.named_task(f"digits:0-4{word}", 300, 1) for word in ("", ":random"))
     assert torch.equal(plain.example(300), drawn.example(300))
     a, b = (task.labels() for task in (plain, drawn))
     assert b.unique().tolist() == [0, 1, 2, 3, 4] and 0.05 < float((a == b).double().mean()) < 0.4
@@ -184,10 +185,10 @@ def test_a_mistake_is_one_line(here, capsys, words, message):
 
 def test_named_tasks_of_no_data_set():
     with pytest.raises(ArchitectureError, match="no such file, and no data set"):
-        inquiry.named_task("nowhere", 10, 0)
+        tasks.named_task("nowhere", 10, 0)
 
 
 def test_nats_of_labels():
     task = ws.Task(torch.zeros(4, 2), torch.tensor([0, 0, 1, 1]))
-    assert inquiry._entropy(task) == pytest.approx(4 * math.log(2))
-    assert inquiry._entropy(ws.Task(torch.zeros(4, 2), torch.zeros(4, 1))) is None
+    assert inform._entropy(task) == pytest.approx(4 * math.log(2))
+    assert inform._entropy(ws.Task(torch.zeros(4, 2), torch.zeros(4, 1))) is None

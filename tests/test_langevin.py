@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from weightspace.langevin import LearningCoefficient, learning_coefficient
-from weightspace.net import Net, WeightspaceError
-from weightspace.task import Task
+from weightspace.codes.langevin import LearningCoefficient, learning_coefficient
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.net import Net
+from weightspace.task.task import Task
 
 N = 100
 

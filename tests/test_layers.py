@@ -1,49 +1,132 @@
 import ast
+import importlib
+import warnings
 from pathlib import Path
 
+import pytest
+
+import weightspace as ws
+
 HOUSE = Path(__file__).parents[1] / "src" / "weightspace"
-ROOMS = """public differentiable net model files | examples losses task digest datasets entry pickled checkpoint
-    architecture | estimators operator spectral activation crossing updates | symmetry.index symmetry.rules.call
-    symmetry.rules.shape symmetry.rules.part symmetry.rules.contraction symmetry.rules.reduction symmetry.rules.write
-    symmetry.rules symmetry.pretrained symmetry.trace symmetry.group symmetry.probe symmetry.verify symmetry.reach
-    symmetry.scale symmetry.sign
-    symmetry.read symmetry.certificate symmetry.balance symmetry.canonical symmetry.assignment symmetry.parity
-    symmetry.ascent symmetry.relax symmetry.features symmetry.match symmetry.merge symmetry.layer symmetry.refit
-    symmetry.repair symmetry | kernel displacement likelihood goals modes layered metric pullback geodesic distance
-    representation bounds.rounding bounds.rule bounds.twins bounds.pointwise bounds.maps bounds.norms bounds.shapes
-    bounds.sums bounds.walk bounds perturbation sensitivity fisher curvature posterior quadratic langevin attribution
-    description envelope structure transfer scores risk descent pac acting equivariance nuisance |
-    path diffusion escape trail recording surface ensembles pruning
-    flows optim dynamics adapters periods | compare workbench walk page report watching wayside trial inquiry
-    answers demo text cli.options cli.shown cli.networks cli.moves cli.questions cli __main__"""
-ORDER = ROOMS.replace("|", "").split()
-LATE = {("symmetry", "path")}  # a barrier is measured along a path; but for this, only commands import late
+WINGS = """contents net checkpoint linear task graph inside equivariance curvature metric codes path trust risk symmetry
+    training flows commands pages demo cli __main__"""
+FILES = {
+    "net": "differentiable errors state public plain weights names net average inputs model",
+    "checkpoint": "files refusal locate pickled reader architecture writer",
+    "linear": "assignment estimate krylov norms traces determinants operator",
+    "task": "examples formats losses measures outputs task classification datasets data_files digest goal",
+    "graph": """atoms pretrained rules.call rules.contraction rules.part rules.shape rules.reduction rules.write rules
+        trace follow layer on_data""",
+    "inside": "image_functions representation units path_overlap",
+    "equivariance": "finite_group equivariance layers",
+    "curvature": "gradients linearised outputs curvature fisher tangent_kernel",
+    "metric": "distance metric optim steps per_layer pullback geodesic",
+    "codes": """langevin nuisance posterior quadratic attribution scores structure_functions sweep task_map transfer
+        weight_information""",
+    "path": "path diffusion barrier loss_plane trail",
+    "trust": """bounds.rounding bounds.rule bounds.maps bounds.norms bounds.pointwise bounds.shapes bounds.sums
+        bounds.twins bounds.walk bounds.certificate expected_displacement relative perturbation sensitivity""",
+    "risk": "inequalities fit pac_bound",
+    "symmetry": """axis group balance canonical probe reach scale sign verify read saved align.parity align.ascent
+        align.relax align.merge align.refit align.repair align.match align.features symmetry quotient""",
+    "training": "critical_periods recording recorder adapters",
+    "flows": "batches anchors attacks ensembles goals pruning result stepper",
+    "commands": """progress paths workspace capacity certify compare align inform merge perturb stability tasks walk
+        watch""",
+    "pages": """page style certify compare align critical_periods inform merge paths stability tasks walk capacity
+        watch""",
+    "cli": """options words show align capacity certify compare inform merge paths perturb read stability tasks walk
+        watch""",
+}
+PARTS = {"graph.rules": "rules.", "trust.bounds": "bounds.", "symmetry.align": "align."}  # wings of wings
+ORDER = [
+    name
+    for wing in WINGS.split()
+    for name in ([f"{wing}.{file}" for file in FILES[wing].split()] if wing in FILES else []) + [wing]
+]
+
+
+def sources():
+    files = {".".join(p.relative_to(HOUSE).with_suffix("").parts): p for p in HOUSE.rglob("*.py")}
+    return {name.removesuffix(".__init__"): p.read_text() for name, p in files.items() if name != "__init__"}
 
 
 def test_imports_run_one_way():
-    files = {".".join(p.relative_to(HOUSE).with_suffix("").parts): p for p in HOUSE.rglob("*.py")}
-    sources = {name.removesuffix(".__init__"): p.read_text() for name, p in files.items() if name != "__init__"}
-    assert sorted(sources) == sorted(ORDER), "a module without a room, or a room without its module"
-    assert not {n.split(".")[-1] for n in sources} & {"utils", "core", "common", "base", "helpers"}
-    assert not [bad for name, source in sources.items() for bad in backwards(name, source)]
+    found = sources()
+    assert sorted(found) == sorted({*ORDER, *PARTS}), "a file without a place in the order, or a place without its file"
+    assert not {n.split(".")[-1] for n in found} & {"utils", "core", "common", "base", "helpers"}
+    assert not [bad for name, source in found.items() if name in ORDER for bad in backwards(name, source)]
+
+
+def test_wings_have_no_cycle_between_them():
+    """Each wing imports from wings before it alone: files in order could still go back and forth."""
+    order = WINGS.split()
+    for name, source in sources().items():
+        for used in {u.partition(".")[0] for node in imports(ast.parse(source)) for u in _used(node)}:
+            assert order.index(used) <= order.index(name.partition(".")[0]), f"{name} imports {used}"
 
 
 def test_a_wrong_import_is_seen():
-    assert [*backwards("net", "from weightspace.symmetry import read")] == ["net imports symmetry.read"]
-    assert [*backwards("task", "from weightspace import cli, net")] == ["task imports cli"]
-    assert [*backwards("path", "def f():\n    from weightspace.net import Net")] == ["path imports net"]
+    assert [*backwards("net.net", "from weightspace.symmetry import read")] == ["net.net imports symmetry.read"]
+    assert [*backwards("task.task", "from weightspace import cli")] == ["task.task imports cli"]
+    late = "def f():\n    from weightspace.net.net import Net"
+    assert [*backwards("path.path", late)] == ["path.path imports net.net"]
     for other in ("from . import net", "import weightspace.net"):
-        assert [*backwards("path", other)] == ["path imports ?"]
+        assert [*backwards("path.path", other)] == ["path.path imports ?"]
+
+
+def test_a_wing_holds_its_sentence_and_a_table_of_names():
+    for wing in WINGS.split():
+        if not (HOUSE / wing).is_dir() or wing == "cli":
+            continue
+        sentence, *rest = ast.parse((HOUSE / wing / "__init__.py").read_text()).body
+        assert ast.unparse(sentence).strip("'\"").count(".") == 1, wing
+        if rest:
+            assert [type(node) for node in rest] == [ast.ImportFrom, ast.Assign], wing
+            assert ast.unparse(rest[1]).startswith("__getattr__, __dir__, __all__ = handed_on(__name__, {"), wing
+
+
+@pytest.mark.parametrize("wing", ws._CONTENTS)
+def test_every_name_that_is_handed_on_is_there_and_hides_no_file(wing):
+    """An import of the file would put the module in the place of the function."""
+    package = importlib.import_module(f"weightspace.{wing}")
+    files = {path.stem for path in (HOUSE / wing).iterdir()}
+    assert not files & {*package.__all__} and not {*ws._CONTENTS} & {*package.__all__}
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+    for name in ws._CONTENTS[wing]:
+        assert getattr(ws, name) is getattr(package, name)
+
+
+def test_names_of_the_last_release_warn_and_lead_to_the_same():
+    for old in ws._MOVED:
+        with pytest.warns(DeprecationWarning, match=f"weightspace.{old} is now in weightspace."):
+            module = getattr(ws, old)
+        for file in ws._MOVED[old].split():
+            there = importlib.import_module(f"weightspace.{file}")
+            assert all(getattr(module, name) is getattr(there, name) for name in there.__all__)
+        with pytest.warns(DeprecationWarning, match="take its names from there"):
+            importlib.reload(importlib.import_module(f"weightspace.{old}"))
+        with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+            _ = module.nothing
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ws.optim.Fromage is ws.metric.Fromage
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("weightspace.nothing")
+
+
+def imports(tree):
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
 def backwards(name, source):
-    tree, home = ast.parse(source), name.partition(".")[0]
-    functions = (f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and home != "cli")
+    tree, wing = ast.parse(source), name.partition(".")[0]
+    functions = (f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and wing != "cli")
     late = {node for function in functions for node in ast.walk(function)}
-    for node in (n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)):
+    for node in imports(tree):
         for used in _used(node):
-            early = used in ORDER[: ORDER.index(name)] and node not in late
-            if not early and not (node in late and (name, used) in LATE):
+            if used not in ORDER[: ORDER.index(name)] or node in late:
                 yield f"{name} imports {used}"
 
 

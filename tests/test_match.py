@@ -9,14 +9,15 @@ import pytest
 import torch
 from architectures import CASES
 
-from weightspace.net import Net, WeightspaceError
-from weightspace.symmetry import Symmetry
-from weightspace.symmetry.ascent import Matching, coordinate_descent, weight_terms
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.net import Net
+from weightspace.symmetry.align.ascent import Matching, coordinate_descent, weight_terms
 from weightspace.symmetry.balance import balancing
-from weightspace.task import Task
+from weightspace.symmetry.symmetry import Symmetry
+from weightspace.task.task import Task
 
-ascent = sys.modules["weightspace.symmetry.ascent"]
-match = sys.modules["weightspace.symmetry.match"]
+ascent = sys.modules["weightspace.symmetry.align.ascent"]
+match = sys.modules["weightspace.symmetry.align.match"]
 KINDS = ["mlp", "mlp_tanh", "resnet_gn4", "mha", "grouped_conv", "tied_residual"]
 
 

@@ -18,12 +18,18 @@ import torch.nn.functional as F
 from torch import nn
 
 import weightspace as ws
-from weightspace import checkpoint, crossing, digest, files, goals, periods
-from weightspace.bounds import rounding
-from weightspace.digest import Frame
-from weightspace.kernel import graph_of, kernel
-from weightspace.net import Net, WeightspaceError
-from weightspace.task import Task
+from weightspace.checkpoint import files, reader, refusal, writer
+from weightspace.curvature.tangent_kernel import kernel
+from weightspace.flows import anchors
+from weightspace.graph.on_data import graph_of
+from weightspace.inside import path_overlap
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.net import Net
+from weightspace.task import digest
+from weightspace.task.digest import Frame
+from weightspace.task.task import Task
+from weightspace.training import critical_periods
+from weightspace.trust.bounds import rounding
 
 HOUSE = Path(__file__).parents[1] / "src" / "weightspace"
 CACHES = {"lru_cache", "cache", "cached_property"}
@@ -124,86 +130,86 @@ BUILT = "filled while the object is made, from what it is made of"
 WITHIN = "of one call, whose arguments do not change"
 WRITTEN = "written, and not taken up by another run"
 MEMORIES = {
-    "kernel._graphs": "test_a_graph_is_of_these_inputs_and_this_architecture",
-    "pullback.Pullback._last": "test_a_factorisation_is_of_this_network_and_these_examples",
-    "pullback.Pullback._seen": "test_a_factorisation_is_of_this_network_and_these_examples",
-    "goals.Hold._kept": "test_an_anchor_is_asked_again_where_something_changed_in_place",
+    "graph.on_data._graphs": "test_a_graph_is_of_these_inputs_and_this_architecture",
+    "metric.pullback.Pullback._last": "test_a_factorisation_is_of_this_network_and_these_examples",
+    "metric.pullback.Pullback._seen": "test_a_factorisation_is_of_this_network_and_these_examples",
+    "flows.anchors.Hold._kept": "test_an_anchor_is_asked_again_where_something_changed_in_place",
     "structure.structure_function(folder)": "test_sweeps_in_a_folder_are_of_this_question",
-    "structure._Kept._last": "test_sweeps_in_a_folder_are_of_this_question",
-    "structure._Kept.runs": "test_sweeps_in_a_folder_are_of_this_question",
+    "codes.sweep._Kept._last": "test_sweeps_in_a_folder_are_of_this_question",
+    "codes.sweep._Kept.runs": "test_sweeps_in_a_folder_are_of_this_question",
     "transfer.task_distance(file)": "test_codes_in_a_file_are_of_this_question",
     "transfer.task_distances(file)": "test_codes_in_a_file_are_of_this_question",
-    "transfer._Book.about": "test_codes_in_a_file_are_of_this_question",
-    "transfer._Maker._forms": "test_networks_of_other_forms_are_not_made_alike",
+    "codes.transfer._Book.about": "test_codes_in_a_file_are_of_this_question",
+    "codes.transfer._Maker._forms": "test_networks_of_other_forms_are_not_made_alike",
     "inquiry.told_apart(file)": "test_codes_in_a_file_are_of_this_question",
     "flows.flow(trail)": "test_a_path_in_a_folder_is_of_this_question",
-    "flows._Run._adam": "test_a_path_in_a_folder_is_of_this_question",
-    "flows._Run._saved": "test_a_path_in_a_folder_is_of_this_question",
+    "flows.stepper._Run._adam": "test_a_path_in_a_folder_is_of_this_question",
+    "flows.stepper._Run._saved": "test_a_path_in_a_folder_is_of_this_question",
     "trail.Trail.__init__(folder)": "test_a_path_in_a_folder_is_of_this_question",
-    "trail.Trail.index": "test_a_path_in_a_folder_is_of_this_question",
+    "path.trail.Trail.index": "test_a_path_in_a_folder_is_of_this_question",
     "periods.critical_period(rows)": "test_rows_are_of_this_training",
-    "curvature._seen": "test_a_verdict_on_derivatives_is_of_this_form_of_inputs",
+    "curvature.curvature._seen": "test_a_verdict_on_derivatives_is_of_this_form_of_inputs",
     "operator.back": "of one linearisation, whose graph is kept",
-    "operator._trusted": "test_a_verdict_on_derivatives_is_of_this_form_of_inputs",
-    "net._frozen": "the flags of an architecture, which is a copy of its own and does not change",
-    "differentiable._seen": "the modules of an architecture, which is a copy of its own and does not change",
-    "differentiable._norms": "the modules of an architecture, which is a copy of its own and does not change",
-    "differentiable._original": "torch's own functions, while they are replaced",
-    "examples.Passes.seen": "the first pass, beside which the others are held: tests/test_cutting.py",
+    "curvature.linearised._trusted": "test_a_verdict_on_derivatives_is_of_this_form_of_inputs",
+    "net.net._frozen": "the flags of an architecture, which is a copy of its own and does not change",
+    "net.differentiable._seen": "the modules of an architecture, which is a copy of its own and does not change",
+    "net.differentiable._norms": "the modules of an architecture, which is a copy of its own and does not change",
+    "net.differentiable._original": "torch's own functions, while they are replaced",
+    "task.examples.Passes.seen": "the first pass, beside which the others are held: tests/test_cutting.py",
     "files.sweep(folder)": WRITTEN,
-    "operator.Linearised._forward": WITHIN,
-    "bounds.rounding._of": "test_caches_without_hidden_arguments",
-    "bounds.rule.Call.known": WITHIN,
-    "bounds.twins.Twins._first": WITHIN,
-    "bounds.walk._Batch.env": WITHIN,
-    "bounds.walk._Batch.given": WITHIN,
-    "bounds.walk._Batch.learnt": WITHIN,
-    "bounds.walk._Batch.own": WITHIN,
+    "curvature.linearised.Linearised._forward": WITHIN,
+    "trust.bounds.rounding._of": "test_caches_without_hidden_arguments",
+    "trust.bounds.rule.Call.known": WITHIN,
+    "trust.bounds.twins.Twins._first": WITHIN,
+    "trust.bounds.walk._Batch.env": WITHIN,
+    "trust.bounds.walk._Batch.given": WITHIN,
+    "trust.bounds.walk._Batch.learnt": WITHIN,
+    "trust.bounds.walk._Batch.own": WITHIN,
     "symmetry.canonical._Parities.rows": WITHIN,
-    "symmetry.parity._Elimination.pivots": WITHIN,
-    "losses.Loss.settings": BUILT,
-    "task.Task._beside": "the batches of one pass",
-    "bounds.rule.RULES": "a register that modules fill while they are imported",
-    "public._CONVERSIONS": "a register that modules fill while they are imported",
-    "symmetry.rules.call.KEEPERS": "a register that modules fill while they are imported",
-    "symmetry.rules.call.MOVERS": "a register that modules fill while they are imported",
-    "symmetry.rules.call.READERS": "a register that modules fill while they are imported",
-    "task._order": "test_caches_without_hidden_arguments",
-    "crossing._integers": "test_caches_without_hidden_arguments",
-    "digest._way": "test_caches_without_hidden_arguments",
-    "digest._code": "test_caches_without_hidden_arguments",
-    "digest._own": "test_caches_without_hidden_arguments",
+    "symmetry.align.parity._Elimination.pivots": WITHIN,
+    "task.losses.Loss.settings": BUILT,
+    "task.task.Task._beside": "the batches of one pass",
+    "trust.bounds.rule.RULES": "a register that modules fill while they are imported",
+    "net.public._CONVERSIONS": "a register that modules fill while they are imported",
+    "graph.rules.call.KEEPERS": "a register that modules fill while they are imported",
+    "graph.rules.call.MOVERS": "a register that modules fill while they are imported",
+    "graph.rules.call.READERS": "a register that modules fill while they are imported",
+    "task.task._order": "test_caches_without_hidden_arguments",
+    "inside.path_overlap._integers": "test_caches_without_hidden_arguments",
+    "task.digest._way": "test_caches_without_hidden_arguments",
+    "task.digest._code": "test_caches_without_hidden_arguments",
+    "task.digest._own": "test_caches_without_hidden_arguments",
     "envelope.vertices": "test_caches_without_hidden_arguments",
     "envelope.checks": "test_caches_without_hidden_arguments",
     "dynamics.Recorder.__init__(file)": "a log that grows: tests/test_dynamics.py",
     "recording.Writer.__init__(file)": "a log that grows: tests/test_dynamics.py",
     "recording.Recording.__init__(file)": "reads what is there at every call",
-    "dynamics.Recorder._last": "the records of one run, in its order",
-    "dynamics.Recorder._nets": "the records of one run, in its order",
-    "dynamics.Recorder._start": "the records of one run, in its order",
-    "dynamics.Recorder.failures": "the records of one run, in its order",
-    "dynamics.Recorder.records": "the records of one run, in its order",
+    "training.recorder.Recorder._last": "the records of one run, in its order",
+    "training.recorder.Recorder._nets": "the records of one run, in its order",
+    "training.recorder.Recorder._start": "the records of one run, in its order",
+    "training.recorder.Recorder.failures": "the records of one run, in its order",
+    "training.recorder.Recorder.records": "the records of one run, in its order",
     "watching.passages(file)": "reads what is there at every call",
     "activation.gates(file)": WRITTEN,
     "activation.features(folder)": WRITTEN,
     "demo.run(folder)": WRITTEN,
-    "metric.Adam._moments": "what this metric has seen, which is what it is: begin() forgets",
-    "net.Weights._flat": "the numbers themselves",
-    "net.Weights._views": "the numbers themselves",
-    "task.Task._metric": "the default, by the dtype of the task's own labels",
-    "digest._Digest.at": WITHIN,
-    "digest._Digest.held": WITHIN,
-    "digest._Digest.met": WITHIN,
-    "pickled._Audit.claimed": WITHIN,
-    "symmetry.ascent.Matching.products": WITHIN,
+    "metric.metric.Adam._moments": "what this metric has seen, which is what it is: begin() forgets",
+    "net.weights.Weights._flat": "the numbers themselves",
+    "net.weights.Weights._views": "the numbers themselves",
+    "task.task.Task._metric": "the default, by the dtype of the task's own labels",
+    "task.digest._Digest.at": WITHIN,
+    "task.digest._Digest.held": WITHIN,
+    "task.digest._Digest.met": WITHIN,
+    "checkpoint.pickled._Audit.claimed": WITHIN,
+    "symmetry.align.ascent.Matching.products": WITHIN,
     "symmetry.balance._Slice._kept": WITHIN,
-    "symmetry.match._Search.found": WITHIN,
+    "symmetry.align.match._Search.found": WITHIN,
     "symmetry.read.Draft.pinned": WITHIN,
-    "symmetry.rules.call.Call.hidden": WITHIN,
+    "graph.rules.call.Call.hidden": WITHIN,
     "symmetry.sign._Op._seen": WITHIN,
     "symmetry.group.Element.factors": BUILT,
     "symmetry.group.Group._blocks": BUILT,
-    "symmetry.rules.call.RULES": "a register that modules fill while they are imported",
+    "graph.rules.call.RULES": "a register that modules fill while they are imported",
 }
 
 
@@ -291,7 +297,7 @@ def test_a_graph_is_of_these_inputs_and_this_architecture(change):
 
 
 def test_a_graph_that_is_kept_by_too_little_is_noticed(monkeypatch):
-    monkeypatch.setattr("weightspace.kernel.digest", lambda frame, inputs, ambient: "always the same")
+    monkeypatch.setattr("weightspace.graph.on_data.digest", lambda frame, inputs, ambient: "always the same")
     with pytest.raises(AssertionError):
         test_a_graph_is_of_these_inputs_and_this_architecture("attribute")
 
@@ -339,7 +345,7 @@ def test_an_anchor_is_asked_again_where_something_changed_in_place(change):
     x, y, _ = data()
     numbers = x.numpy().copy()
     anchor, net, task = Net.of(mlp()), Net.of(mlp()), Task(numbers, y)
-    goal = goals.hold(task, anchor, batch=8)
+    goal = anchors.hold(task, anchor, batch=8)
     before = goal.covector(net, 0)[1]
     assert goal.covector(net, 0)[1] == before
     with torch.no_grad():
@@ -351,7 +357,7 @@ def test_an_anchor_is_asked_again_where_something_changed_in_place(change):
             weights = anchor.weights["0.weight"]
             (weights if change == "anchor" else weights.data).mul_(3)
     after = goal.covector(net, 0)[1]
-    assert after == pytest.approx(goals.hold(Task(numbers, y), anchor, batch=8).covector(net, 0)[1], rel=1e-6)
+    assert after == pytest.approx(anchors.hold(Task(numbers, y), anchor, batch=8).covector(net, 0)[1], rel=1e-6)
     assert abs(after - before) > 1e-3 * before
 
 
@@ -378,10 +384,10 @@ def test_a_loss_has_the_settings_and_labels_of_now(change, parts):
 
 def test_caches_without_hidden_arguments():
     """They depend on their arguments, which cannot change, and on nothing else; a changed copy is another object."""
-    from weightspace.task import _order
+    from weightspace.task.task import _order
 
     assert torch.equal(_order(7, 3), _order.__wrapped__(7, 3)) and not torch.equal(_order(7, 3), _order(7, 4))
-    assert (crossing._integers() is None) == (crossing._integers.__wrapped__() is None)
+    assert (path_overlap._integers() is None) == (path_overlap._integers.__wrapped__() is None)
     assert digest._way(dict) is digest._way.__wrapped__(dict) and digest._own(dict) == digest._own.__wrapped__(dict)
     half = rounding._of(torch.float16, 0.0)
     assert half == rounding._of.__wrapped__(torch.float16, 0.0) and half != rounding._of(torch.bfloat16, 0.0)
@@ -433,7 +439,7 @@ def test_a_verdict_on_derivatives_is_of_this_form_of_inputs():
 
 def test_networks_of_other_forms_are_not_made_alike():
     """A model may choose its activation from the seed."""
-    from weightspace.transfer import _Maker
+    from weightspace.codes.transfer import _Maker
 
     x, y, _ = data()
     maker = _Maker(lambda: mlp(nn.Tanh if torch.initial_seed() == 0 else nn.ReLU), False)
@@ -631,10 +637,12 @@ def test_rows_are_of_this_training(change):
 
     def training(labels):
         module = lambda seed: nn.Sequential(nn.Flatten(), nn.Linear(4, 3))  # noqa: E731
-        return periods.Training(module, Task(images, labels), Task(images, y), after=1, batch=8)
+        return critical_periods.Training(module, Task(images, labels), Task(images, y), after=1, batch=8)
 
     def found(labels=y, size=1.0, **more):
-        return periods.critical_period(training(labels), periods.noise(size), [0], [1], control=None, **more).rows
+        return critical_periods.critical_period(
+            training(labels), critical_periods.noise(size), [0], [1], control=None, **more
+        ).rows
 
     def named(x, labels):
         return -x, labels
@@ -649,7 +657,7 @@ def test_rows_are_of_this_training(change):
         "restart": lambda: found(restart=True, rows=rows),
         "fisher": lambda: found(fisher=lambda net: 1.0, rows=rows),
         "older": lambda: found(rows=[replace(row, of="") for row in rows]),
-        "deficit": lambda: periods.critical_period(training(y), named, [0], [1], control=None, rows=rows),
+        "deficit": lambda: critical_periods.critical_period(training(y), named, [0], [1], control=None, rows=rows),
     }
     with pytest.raises(WeightspaceError, match="give rows of this one"):
         asked[change]()
@@ -659,11 +667,11 @@ def test_a_file_that_keeps_its_size_and_its_date_is_not_read_on(tmp_path):
     import os
 
     file = tmp_path / "one.safetensors"
-    checkpoint.save({"w": torch.zeros(10)}, file)
-    found, stat = checkpoint.read(file), file.stat()
+    writer.save({"w": torch.zeros(10)}, file)
+    found, stat = reader.read(file), file.stat()
     file.write_bytes(file.read_bytes()[:-40] + torch.ones(10).numpy().tobytes())
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    with pytest.raises(checkpoint.CheckpointError, match="changed"):
+    with pytest.raises(refusal.CheckpointError, match="changed"):
         found["w"]
 
 

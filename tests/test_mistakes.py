@@ -11,13 +11,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from weightspace import architecture
-from weightspace.compare import compare
-from weightspace.distance import euclidean
-from weightspace.files import FileNote
-from weightspace.net import ArchitectureMismatch, Net, WeightspaceError
-from weightspace.symmetry import Symmetry, SymmetryError, repair, reset_statistics
-from weightspace.task import Task
+from weightspace.checkpoint import architecture
+from weightspace.checkpoint.files import FileNote
+from weightspace.commands.compare import compare
+from weightspace.metric.distance import euclidean
+from weightspace.net.errors import ArchitectureMismatch, SymmetryError, WeightspaceError
+from weightspace.net.net import Net
+from weightspace.symmetry.align import repair
+from weightspace.symmetry.align.repair import reset_statistics
+from weightspace.symmetry.symmetry import Symmetry
+from weightspace.task.task import Task
 
 SOURCE = Path(__file__).parents[1] / "src"
 
@@ -133,7 +136,7 @@ def test_statistics_of_data_that_does_not_fit():
         reset_statistics(net, Task(torch.randn(30, 5)))
 
 
-@pytest.mark.filterwarnings("ignore::weightspace.files.FileNote")
+@pytest.mark.filterwarnings("ignore::weightspace.checkpoint.files.FileNote")
 @pytest.mark.parametrize("prefix", ["model.", "net.body."])
 def test_a_prefix_that_all_names_have_is_taken_off(tmp_path, prefix):
     net = Net.of(mlp())

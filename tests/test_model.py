@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 import weightspace as ws
-from weightspace.model import ModelError
+from weightspace.net.model import ModelError
 
 
 def build():

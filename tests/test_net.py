@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
-from weightspace.net import ArchitectureMismatch, Net, Weights, WeightspaceError
+from weightspace.net.errors import ArchitectureMismatch, WeightspaceError
+from weightspace.net.net import Net
+from weightspace.net.weights import Weights
 
 SHAPES = [(3, 2), (4,), (), (2, 1, 3), (0, 5)]
 laws = settings(max_examples=25, deadline=None)

@@ -11,8 +11,7 @@ from torch import nn
 from torch.func import functional_call, jacrev
 
 from weightspace import digits
-from weightspace.net import Net, WeightspaceError
-from weightspace.nuisance import (
+from weightspace.codes.nuisance import (
     Nuisance,
     NuisanceError,
     brightness,
@@ -22,7 +21,9 @@ from weightspace.nuisance import (
     rotation,
     translation,
 )
-from weightspace.task import Task
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.net import Net
+from weightspace.task.task import Task
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:

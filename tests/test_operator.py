@@ -10,9 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from weightspace.net import Net
-from weightspace.operator import Operator, OperatorError, cgls, jacobian, lanczos
-from weightspace.task import Task
+from weightspace.curvature.linearised import jacobian
+from weightspace.linear.estimate import OperatorError
+from weightspace.linear.krylov import lanczos
+from weightspace.linear.operator import Operator, cgls
+from weightspace.net.net import Net
+from weightspace.task.task import Task
 
 
 def matrix(rows: int, columns: int, seed: int = 0) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import weightspace as ws
-from weightspace import optim
+from weightspace.metric import optim
 
 PATHS = {"single": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
 SHAPES = [(7, 5), (7,), (3, 2, 3, 3), (), (300, 300)]

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import weightspace as ws
-from weightspace.compare import compare
-from weightspace.symmetry.ascent import Matching
+from weightspace.commands.compare import compare
+from weightspace.symmetry.align.ascent import Matching
+from weightspace.symmetry.align.parity import best_value, chosen_signs
 from weightspace.symmetry.balance import _Slice, balance, unit_variances
-from weightspace.symmetry.parity import best_value, chosen_signs
 
 EXACT = 1e-6
 KINDS = [("permutation",), ("scale",), ("sign",), ("permutation", "scale", "sign")]
@@ -293,7 +293,7 @@ def test_signs_of_a_unit_against_all_choices(number):
 
 
 def test_signs_too_entangled_to_eliminate_are_still_consistent(monkeypatch):
-    monkeypatch.setattr("weightspace.symmetry.parity._WIDEST", 0)
+    monkeypatch.setattr("weightspace.symmetry.align.parity._WIDEST", 0)
     terms = {p: torch.randn(40, generator=torch.Generator().manual_seed(i)) for i, p in enumerate(SETS[-1])}
     reached = best_value(terms)
     torch.testing.assert_close(total(terms, chosen_signs(terms)), reached)
@@ -357,7 +357,7 @@ def test_a_match_that_forgets_a_sign_is_caught(monkeypatch):
         return element(self, tables, {k: f for k, f in flips.items() if k != max(flips)})
 
     monkeypatch.setattr(Matching, "_element", forgetful)
-    monkeypatch.setattr(sys.modules["weightspace.symmetry.match"], "_ALIKE", -1.0)
+    monkeypatch.setattr(sys.modules["weightspace.symmetry.align.match"], "_ALIKE", -1.0)
     with pytest.raises(AssertionError):
         for seed in range(3):
             check_choice(net, group.sample(seed, ("sign",))(net), group)

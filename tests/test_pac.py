@@ -11,11 +11,14 @@ import torch
 from torch import nn
 
 import weightspace as ws
-from weightspace import descent, pac, risk
-from weightspace.net import Net, Weights, WeightspaceError
-from weightspace.posterior import Gaussian, Noisy
-from weightspace.risk import RiskError
-from weightspace.task import Task
+from weightspace.codes.posterior import Gaussian, Noisy
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.net import Net
+from weightspace.net.weights import Weights
+from weightspace.risk import fit as fitting
+from weightspace.risk import inequalities, pac_bound
+from weightspace.risk.inequalities import RiskError
+from weightspace.task.task import Task
 
 QUICK = {"steps": 150, "batch": 100, "draws": 4000}
 
@@ -47,7 +50,7 @@ def spread(a: Net, deviation: float) -> Gaussian:
 
 
 @pytest.fixture(scope="module")
-def found() -> pac.RiskBound:
+def found() -> pac_bound.RiskBound:
     return ws.pac_bayes(net(), blobs(), test=blobs(500, seed=9), **QUICK)
 
 
@@ -56,7 +59,9 @@ def found() -> pac.RiskBound:
 
 def test_the_bound_is_made_of_what_is_said(found):
     assert found.nats == pytest.approx(found.posterior.kl(found.prior)) and found.grid > 0
-    bound = risk.maurer(risk.monte_carlo(found.error, found.draws, 0.01), found.nats + found.grid, 300, 0.04)
+    bound = inequalities.maurer(
+        inequalities.monte_carlo(found.error, found.draws, 0.01), found.nats + found.grid, 300, 0.04
+    )
     assert found.bound == pytest.approx(bound, rel=1e-12) and found.family == "kl"
     assert found.error < found.error_bound < found.bound < 0.25
     assert found.test_error is not None and found.test_error < found.bound
@@ -70,7 +75,7 @@ def test_families_stand_side_by_side(found):
     refused = [row for row in found.families if not row.certificate]
     assert [row.name for row in refused] == ["catoni, best constant", "kl, mean of the draws"]
     assert all(row.note and row.bound < found.bound for row in refused)
-    assert bounds["hold-out"] == found.hold_out == risk.hold_out(round(300 * found.centre_error), 300, 0.05)
+    assert bounds["hold-out"] == found.hold_out == inequalities.hold_out(round(300 * found.centre_error), 300, 0.05)
 
 
 def test_it_is_data(found):
@@ -84,10 +89,10 @@ def test_the_prior_stands_at_the_initialisation_with_variances_on_the_grid(found
     assert set(found.deviations) == {"0", "2"}
     for layer, size in (("0", 30), ("2", 14)):
         place = (2 * math.log(found.deviations[layer]) - math.log(1e-8)) / (
-            -math.log(1e-8) / (descent.places(size) - 1)
+            -math.log(1e-8) / (fitting.places(size) - 1)
         )
-        assert place == pytest.approx(round(place), abs=1e-6) and 0 <= round(place) < descent.places(size)
-    assert found.grid == pytest.approx(math.log(descent.places(30)) + math.log(descent.places(14)))
+        assert place == pytest.approx(round(place), abs=1e-6) and 0 <= round(place) < fitting.places(size)
+    assert found.grid == pytest.approx(math.log(fitting.places(30)) + math.log(fitting.places(14)))
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -96,10 +101,10 @@ def test_the_error_of_the_last_layer_is_integrated(classes):
     a, t = net(classes), blobs(200, apart=1.0, classes=classes)
     noisy, q = Noisy(a, t), spread(a, 0.5)
     generator = torch.Generator().manual_seed(0)
-    counted, m = pac._drawn(noisy, t, q, 200, 1, generator)
+    counted, m = pac_bound._drawn(noisy, t, q, 200, 1, generator)
     pair = a.weights, q.log_variance.map(torch.exp)
     (x, y), *_ = t.batches(a)
-    smooth = sum(float(descent.expected_error(noisy, x, y, pair, generator)) for _ in range(200)) / 200
+    smooth = sum(float(fitting.expected_error(noisy, x, y, pair, generator)) for _ in range(200)) / 200
     assert m == 40_000 and counted == pytest.approx(smooth, abs=4 * math.sqrt(0.25 / m))
 
 
@@ -109,15 +114,15 @@ def test_draws_are_those_of_networks_from_the_posterior(make):
     a = taught(make(), t)
     noisy, group = Noisy(a, t), 1 if make is net else 16
     sampled = torch.tensor([1 - ws.accuracy(t)(spread(a, 0.2).sample(seed)) for seed in range(150)])
-    found, m = pac._drawn(noisy, t, spread(a, 0.2), 100, group, torch.Generator().manual_seed(0))
+    found, m = pac_bound._drawn(noisy, t, spread(a, 0.2), 100, group, torch.Generator().manual_seed(0))
     assert noisy.exact == (make is net) and m == (6000 if make is net else 375)
     assert abs(found - float(sampled.mean())) < 0.02
-    wider = pac._drawn(noisy, t, spread(a, 0.8), 100, group, torch.Generator().manual_seed(0))[0]
+    wider = pac_bound._drawn(noisy, t, spread(a, 0.8), 100, group, torch.Generator().manual_seed(0))[0]
     assert wider > float(sampled.mean()) + 0.04, "draws of another deviation are seen"
 
 
 def test_units_of_the_deviation_leave_the_divergence_alone():
-    fit = descent.Fit(net(), ws.fresh(net(), 5), 0.2)
+    fit = fitting.Fit(net(), ws.fresh(net(), 5), 0.2)
     with torch.no_grad():
         fit.r += torch.randn_like(fit.r)
     q, p, deviations = fit.rounded()
@@ -129,20 +134,24 @@ def test_units_of_the_deviation_leave_the_divergence_alone():
 
 def test_rounding_takes_the_cheaper_variance():
     size, spread = 50, 50 * 0.031**2
-    taken = descent.on_grid(-5.0, spread, size)
+    taken = fitting.on_grid(-5.0, spread, size)
     nats = lambda v: (spread * math.exp(-v) + size * v) / 2  # noqa: E731
-    step = -math.log(1e-8) / (descent.places(size) - 1)
+    step = -math.log(1e-8) / (fitting.places(size) - 1)
     assert nats(taken) <= min(nats(taken + step), nats(taken - step))
     assert nats(taken) - nats(math.log(spread / size)) < 1
 
 
 def test_slopes_are_those_of_the_inverse():
     for q, c in ((0.03, 0.05), (0.4, 0.2), (1e-4, 1e-3)):
-        a, b = descent.slopes(q, c)
+        a, b = fitting.slopes(q, c)
         h = 1e-6
-        assert a == pytest.approx((risk.kl_inverse(q + h, c) - risk.kl_inverse(q - h, c)) / (2 * h), rel=1e-3)
-        assert b == pytest.approx((risk.kl_inverse(q, c + h) - risk.kl_inverse(q, c - h)) / (2 * h), rel=1e-3)
-    assert all(map(math.isfinite, [*descent.slopes(0.0, 1e-3), *descent.slopes(1.0, 1e-3), *descent.slopes(0.5, 1e3)]))
+        assert a == pytest.approx(
+            (inequalities.kl_inverse(q + h, c) - inequalities.kl_inverse(q - h, c)) / (2 * h), rel=1e-3
+        )
+        assert b == pytest.approx(
+            (inequalities.kl_inverse(q, c + h) - inequalities.kl_inverse(q, c - h)) / (2 * h), rel=1e-3
+        )
+    assert all(map(math.isfinite, [*fitting.slopes(0.0, 1e-3), *fitting.slopes(1.0, 1e-3), *fitting.slopes(0.5, 1e3)]))
 
 
 # ------------------------------------------------------------------ what is promised
@@ -158,7 +167,7 @@ def test_random_labels_are_never_certified():
         a = taught(net(width=40), task, 80, 0.05)
         found = ws.pac_bayes(a, task, prior=ws.fresh(a, 1), deviation=0.05, **{**QUICK, "steps": 2})
         promised.append(found.bound)
-        unpaid.append(risk.maurer(found.error, 0.0, 60, 0.05))
+        unpaid.append(inequalities.maurer(found.error, 0.0, 60, 0.05))
     assert min(promised) >= 0.5 and min(unpaid) < 0.5
 
 
@@ -192,7 +201,7 @@ def test_a_taught_prior_is_a_hold_out_bound_and_says_so():
         seen=first,
         deviation=0.01,
         family="catoni",
-        constants=(risk.constant(0.02, 1.0, 300, 0.05),),
+        constants=(inequalities.constant(0.02, 1.0, 300, 0.05),),
         **QUICK,
     )
     assert {r.name: r.note for r in alone.families}["catoni"] == "one constant" and alone.bound < found.bound
@@ -225,7 +234,7 @@ def test_cost_and_progress():
     said: list[tuple[int, int]] = []
     ws.pac_bayes(net(), blobs(), **QUICK, progress=lambda done, total: said.append((done, total)))
     assert said == [(k + 1, 164) for k in range(164)]
-    cost = pac.cost(net(), blobs(), **QUICK)
+    cost = pac_bound.cost(net(), blobs(), **QUICK)
     assert (cost.steps, cost.batch, cost.draws) == (150, 100, 4200) and cost.bytes > 16 * 44 * 4
     assert str(cost).startswith("150 steps of 100 examples and 4,200 draws, 0 MiB")
 
@@ -282,5 +291,5 @@ def test_mistakes_get_one_line(message):
 
 def test_a_prior_of_other_examples_is_taken():
     with pytest.raises(RiskError):
-        pac._check_apart({"certified": T, "prior's": T.take(1)})
-    pac._check_apart({"certified": T, "prior's": blobs(40, seed=1), "test": None})
+        pac_bound._check_apart({"certified": T, "prior's": T.take(1)})
+    pac_bound._check_apart({"certified": T, "prior's": blobs(40, seed=1), "test": None})

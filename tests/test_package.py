@@ -17,7 +17,7 @@ from conftest import UNCHECKED
 from torch import nn
 
 import weightspace as ws
-from weightspace.surface import Plane
+from weightspace.path.loss_plane import Plane
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))

@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from weightspace.metric import Euclidean
-from weightspace.net import ArchitectureMismatch, Net, Weights, WeightspaceError
-from weightspace.path import Path, curve, line, swa
-from weightspace.surface import plane
-from weightspace.task import Task
+from weightspace.metric.metric import Euclidean
+from weightspace.net.errors import ArchitectureMismatch, WeightspaceError
+from weightspace.net.net import Net
+from weightspace.net.weights import Weights
+from weightspace.path.loss_plane import plane
+from weightspace.path.path import Path, curve, line, swa
+from weightspace.task.task import Task
 
 laws = settings(max_examples=10, deadline=None)
 seeds = st.integers(0, 10**6)

@@ -10,10 +10,14 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from weightspace.datasets import digits
-from weightspace.fisher import fisher_trace
-from weightspace.net import Net, WeightspaceError
-from weightspace.periods import (
+from weightspace.curvature.fisher import fisher_trace
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.net import Net
+from weightspace.pages.critical_periods import period_figure
+from weightspace.task.classification import accuracy
+from weightspace.task.datasets import digits
+from weightspace.task.task import Task
+from weightspace.training.critical_periods import (
     DEFICITS,
     CriticalPeriod,
     Row,
@@ -24,8 +28,6 @@ from weightspace.periods import (
     noise,
     vertical_flip,
 )
-from weightspace.task import Task, accuracy
-from weightspace.wayside import period_figure
 
 TRAIN, TEST = digits("train").take(128, seed=0), digits("test").take(100, seed=0)
 

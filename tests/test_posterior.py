@@ -7,8 +7,8 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 import weightspace as ws
-from weightspace.net import WeightspaceError
-from weightspace.posterior import Noisy, PosteriorError
+from weightspace.codes.posterior import Noisy, PosteriorError
+from weightspace.net.errors import WeightspaceError
 
 
 def mlp(seed=0, inputs=6, hidden=5, outputs=3):
@@ -85,7 +85,7 @@ def test_kl_is_that_of_torch():
 
 @pytest.mark.parametrize("variance", [None, 0.3])
 def test_the_gradient_of_the_kl_is_exact(variance):
-    from weightspace.posterior import _begin
+    from weightspace.codes.posterior import _begin
 
     fit = _begin(ws.Net.of(mlp()), ws.Net.of(mlp(1)), variance, None)
     for leaf in (fit.mean, fit.log_variance):

@@ -6,9 +6,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import weightspace as ws
-from weightspace.net import Net, Weights, WeightspaceError, finite, wide
-from weightspace.symmetry.merge import average
-from weightspace.task import Task
+from weightspace.net.average import average
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.net import Net
+from weightspace.net.weights import Weights, finite, wide
+from weightspace.task.task import Task
 
 LOW = (torch.bfloat16, torch.float16)
 ULP = {torch.float32: 2**-23, torch.bfloat16: 2**-7, torch.float16: 2**-10, torch.float8_e4m3fn: 2**-3}

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import inspect
 
 import numpy as np
 import public_calls
 import pytest
 import torch
-from public_calls import CALLS, GROUP, A, B, C, X, numbers
+from public_calls import CALLS, GROUP, A, B, C, X, numbers, public_files
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import weightspace as ws
-from weightspace.public import CallError, public, settled
+from weightspace.net.errors import CallError
+from weightspace.net.public import public
+from weightspace.net.state import settled
 
-pytestmark = pytest.mark.filterwarnings("ignore::weightspace.description.Unconverged")
+pytestmark = pytest.mark.filterwarnings("ignore::weightspace.codes.weight_information.Unconverged")
 M, M2, M3 = (public_calls.module(seed) for seed in range(3))
 TASK, Y = public_calls.task(), torch.arange(len(X)) % 3
 LOADER = DataLoader(TensorDataset(X, Y), batch_size=7)
 
 # callables of public rooms whose results hold no number that a mode could change, or which are contexts
-UNMARKED = {
-    "net": {"Weights", "checked", "finite", "math_attention", "squared_distance"},
-    "task": {"carried", "classifies", "logits"},
-}
+UNMARKED = {"Weights", "checked", "finite", "math_attention", "squared_distance", "carried", "classifies", "logits"}
 
 
 @contextlib.contextmanager
@@ -84,9 +82,8 @@ MATRICES = ["net(x)", "align with data", "canonical", "mean", "functional", "ker
 
 def public_members():
     """(room, name, callable) of everything that a user may call."""
-    for room in ws._CONTENTS:
-        module = importlib.import_module(f"weightspace.{room}")
-        for name in {*ws._CONTENTS[room], *getattr(module, "__all__", [])} - UNMARKED.get(room, set()):
+    for room, module in public_files().items():
+        for name in {*getattr(module, "__all__", [])} - UNMARKED:
             member = getattr(module, name)
             if getattr(member, "__module__", "").startswith("weightspace"):
                 yield room, name, member

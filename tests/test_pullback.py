@@ -11,13 +11,16 @@ import torch
 from test_operator import NETS, case, explicit
 from torch import Tensor, nn
 
-from weightspace.flows import flow
-from weightspace.kernel import KernelError, feed, kernel
-from weightspace.net import Net, WeightspaceError
-from weightspace.pruning import prune
-from weightspace.pullback import Pullback, PullbackError
-from weightspace.symmetry import Symmetry
-from weightspace.task import Task, gradient
+from weightspace.curvature.tangent_kernel import KernelError, kernel
+from weightspace.flows.pruning import prune
+from weightspace.flows.stepper import flow
+from weightspace.graph.on_data import feed
+from weightspace.metric.pullback import Pullback, PullbackError
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.net import Net
+from weightspace.symmetry.symmetry import Symmetry
+from weightspace.task.goal import gradient
+from weightspace.task.task import Task
 
 OUTPUTS = ("logits", "fisher", "hellinger")
 
@@ -94,9 +97,9 @@ def test_a_linear_map_whose_weight_is_a_buffer_is_held(bias):
 
 
 def test_a_kernel_that_would_not_fit_is_refused(monkeypatch):
-    import weightspace.kernel
+    from weightspace.curvature import tangent_kernel
 
-    monkeypatch.setattr(weightspace.kernel, "_ROOM", 10)
+    monkeypatch.setattr(tangent_kernel, "_ROOM", 10)
     net, task = case("norm")
     with pytest.raises(KernelError, match="gltr"):
         kernel(net, task)

@@ -7,8 +7,8 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from weightspace.net import WeightspaceError
-from weightspace.quadratic import Quadratic
+from weightspace.codes.quadratic import Quadratic
+from weightspace.net.errors import WeightspaceError
 
 
 def case(seed: int = 0, n: int = 5, rank: int | None = None) -> Quadratic:

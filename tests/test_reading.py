@@ -15,8 +15,10 @@ from torch import nn
 from torch.nn.utils import prune
 
 import weightspace as ws
-from weightspace.net import Net, Weights
-from weightspace.symmetry import Symmetry, SymmetryError
+from weightspace.net.errors import SymmetryError
+from weightspace.net.net import Net
+from weightspace.net.weights import Weights
+from weightspace.symmetry.symmetry import Symmetry
 
 reach = importlib.import_module("weightspace.symmetry.reach")
 reading = importlib.import_module("weightspace.symmetry.read")

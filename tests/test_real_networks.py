@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weightspace.net import Net
-from weightspace.symmetry import Symmetry
+from weightspace.net.net import Net
+from weightspace.symmetry.symmetry import Symmetry
 
 READ_IN = 5.0  # seconds of processor time; tests allow three times as much
 SCALES_IN = 20.0

@@ -8,11 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from weightspace.net import Net, WeightspaceError
-from weightspace.symmetry import Symmetry, mean, repair, reset_statistics
-from weightspace.symmetry.merge import average
-from weightspace.symmetry.refit import refit, rescale
-from weightspace.task import Task
+from weightspace.net.average import average
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.net import Net
+from weightspace.symmetry.align import repair
+from weightspace.symmetry.align.refit import refit, rescale
+from weightspace.symmetry.align.repair import reset_statistics
+from weightspace.symmetry.symmetry import Symmetry, mean
+from weightspace.task.task import Task
 
 
 class Residual(nn.Module):
@@ -203,7 +206,7 @@ def statistics(net: Net, x: Tensor, batch: int) -> dict[str, Tensor]:
 @pytest.mark.parametrize("room", [0, 1 << 26])
 def test_statistics_are_those_of_training_on_all_examples_at_once(batch, room, monkeypatch):
     """However the examples are cut, a last batch of one included, and where they do not fit into one batch."""
-    monkeypatch.setattr(importlib.import_module("weightspace.symmetry.repair"), "_ROOM", room)
+    monkeypatch.setattr(importlib.import_module("weightspace.symmetry.align.repair"), "_ROOM", room)
     torch.manual_seed(0)
     module = Deep().double()
     x = torch.randn(13, 2, 7, dtype=torch.float64) * torch.arange(1, 14)[:, None, None] / 5

@@ -12,20 +12,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from weightspace.bounds import BoundError, certificate, certificates, lipschitz, maps
-from weightspace.displacement import displacement, traces
-from weightspace.distance import log_relative_trust, modulo, relative_distances, relative_trust
-from weightspace.flows import FlowError, flow
-from weightspace.goals import learn
-from weightspace.metric import Adam, Euclidean, Relative, Spectral, by_layer
-from weightspace.net import Net, WeightspaceError
-from weightspace.perturbation import movable, perturb, stability, width
-from weightspace.pullback import Pullback
-from weightspace.sensitivity import breakdown, sensitivities, trust_per_example
-from weightspace.spectral import convolution_bound, convolution_norm, spectral_bound, spectral_norm
-from weightspace.symmetry import Symmetry
-from weightspace.symmetry.trace import SymmetryError
-from weightspace.task import Task, accuracy, gradient
+from weightspace.curvature.gradients import traces
+from weightspace.flows.goals import learn
+from weightspace.flows.result import FlowError
+from weightspace.flows.stepper import flow
+from weightspace.linear.norms import convolution_bound, convolution_norm, spectral_bound, spectral_norm
+from weightspace.metric.metric import Adam, Euclidean, Relative, Spectral, by_layer
+from weightspace.metric.pullback import Pullback
+from weightspace.net.errors import SymmetryError, WeightspaceError
+from weightspace.net.net import Net
+from weightspace.symmetry.quotient import modulo
+from weightspace.symmetry.symmetry import Symmetry
+from weightspace.task.classification import accuracy
+from weightspace.task.goal import gradient
+from weightspace.task.task import Task
+from weightspace.trust.bounds import maps
+from weightspace.trust.bounds.certificate import certificate, certificates, lipschitz
+from weightspace.trust.bounds.rounding import BoundError
+from weightspace.trust.expected_displacement import displacement
+from weightspace.trust.perturbation import movable, perturb, stability, width
+from weightspace.trust.relative import log_relative_trust, relative_distances, relative_trust
+from weightspace.trust.sensitivity import breakdown, sensitivities, trust_per_example
 
 GRAINS = ("tensor", "neuron")
 

@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weightspace import representation
-from weightspace.net import WeightspaceError
-from weightspace.representation import cka, matched, procrustes, pwcca, similarity, svcca
+from weightspace.inside import representation
+from weightspace.inside.representation import cka, matched, procrustes, pwcca, similarity, svcca
+from weightspace.net.errors import WeightspaceError
 
 laws = settings(max_examples=12, deadline=None)
 seeds = st.integers(0, 10**6)

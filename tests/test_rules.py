@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import weightspace as ws
-from weightspace.compare import compare
-from weightspace.symmetry import index
-from weightspace.symmetry.rules import call, write
+from weightspace.commands.compare import compare
+from weightspace.graph import atoms
+from weightspace.graph.rules import call, write
 
 
 class Units(nn.Module):
@@ -344,7 +344,7 @@ def test_a_choice_that_is_forgotten_makes_too_small_a_group(monkeypatch):
 
 
 def test_axes_that_are_not_spread_make_too_small_a_group(monkeypatch):
-    monkeypatch.setattr(index, "spread", lambda dims, refused: None)
+    monkeypatch.setattr(atoms, "spread", lambda dims, refused: None)
     torch.manual_seed(0)
     group = ws.Symmetry.of(Maps(by_number), torch.randn(2, 6, 4), scales=False)
     assert sizes(group)[5, 3] < 2

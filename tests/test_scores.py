@@ -10,9 +10,10 @@ import torch
 from scipy.optimize import minimize
 from torch import nn
 
-from weightspace.net import Net
-from weightspace.scores import ScoreError, headless, logme, task2vec, transfer_scores
-from weightspace.task import Task, gradient
+from weightspace.codes.scores import ScoreError, headless, logme, task2vec, transfer_scores
+from weightspace.net.net import Net
+from weightspace.task.goal import gradient
+from weightspace.task.task import Task
 
 LOG = math.log(2 * math.pi)
 

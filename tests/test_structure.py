@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from weightspace.net import WeightspaceError
-from weightspace.structure import Run, StructureError, StructureFunction, cost, random_labels, structure_function
-from weightspace.task import Task
+from weightspace.codes.structure_functions import Run, StructureError, StructureFunction
+from weightspace.codes.sweep import cost, random_labels, structure_function
+from weightspace.net.errors import WeightspaceError
+from weightspace.task.task import Task
 
 LOG = 500 * math.log(10)
 # loss and KL of codes of 500 digits: with their labels, half of them random, all random

@@ -17,8 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from weightspace.net import Net, Weights, WeightspaceError
-from weightspace.symmetry import Symmetry, SymmetryError
+from weightspace.net.errors import SymmetryError, WeightspaceError
+from weightspace.net.net import Net
+from weightspace.net.weights import Weights
+from weightspace.symmetry.symmetry import Symmetry
 
 LETTERS = {"permutation": "P", "scale": "R", "sign": "S"}
 EXACT, FAULT = 1e-9, 1e-3

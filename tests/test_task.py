@@ -14,9 +14,15 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
 
-from weightspace.distance import functional
-from weightspace.net import Net, WeightspaceError
-from weightspace.task import METRICS, Task, TaskError, accuracy, gradient, logits
+from weightspace.metric.distance import functional
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.net import Net
+from weightspace.task.classification import accuracy
+from weightspace.task.examples import TaskError
+from weightspace.task.goal import gradient
+from weightspace.task.measures import METRICS
+from weightspace.task.outputs import logits
+from weightspace.task.task import Task
 
 CLASSES, WIDTH, SIZE = 5, 6, 23
 AGGREGATES = {

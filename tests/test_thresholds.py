@@ -74,7 +74,7 @@ def test_a_symmetry_that_is_nearly_one_is_refused():
     """A rule says of an operation that it takes every entry alone; in truth a thousandth of the neighbour is
     mixed in. Renumbering then changes the function by far more than rounding, and the group is refused; where the
     error is 0 it is read. A tolerance of a tenth would let it pass."""
-    from weightspace.symmetry.rules.call import pointwise, rule
+    from weightspace.graph.rules.call import pointwise, rule
 
     rule("nearly_cubed")(lambda call: pointwise(call))
     torch.manual_seed(0)
@@ -106,7 +106,7 @@ def test_statistics_outside_of_a_triangle():
 def test_langford_divides_by_one_less(n):
     """The bound L solves kl(q | L) = (nats + ln(n / delta)) / (n - 1); found here by bisection. With n for
     n - 1 the promise is broken for few examples."""
-    from weightspace import risk
+    from weightspace.risk import inequalities
 
     q, nats, delta = 0.1, 3.0, 0.05
     wanted = (nats + math.log(n / delta)) / (n - 1)
@@ -115,7 +115,7 @@ def test_langford_divides_by_one_less(n):
         middle = (low + high) / 2
         kl = q * math.log(q / middle) + (1 - q) * math.log((1 - q) / (1 - middle))
         low, high = (middle, high) if kl < wanted else (low, middle)
-    assert risk.langford(q, nats, n, delta) == pytest.approx(high, rel=1e-9)
+    assert inequalities.langford(q, nats, n, delta) == pytest.approx(high, rel=1e-9)
 
 
 @pytest.mark.parametrize("way", ["replaced", "written over"])

@@ -9,18 +9,21 @@ import pytest
 import torch
 from torch import nn
 
-from weightspace.checkpoint import CheckpointError
-from weightspace.distance import functional
-from weightspace.ensembles import coherence, disagreement, ensemble, swag
-from weightspace.flows import FlowError, flow
-from weightspace.goals import learn
-from weightspace.metric import Adam, Euclidean
-from weightspace.net import Net, WeightspaceError
-from weightspace.path import Path
-from weightspace.pruning import PruneError, prune, sparsity
-from weightspace.pullback import Pullback
-from weightspace.task import Task, accuracy
-from weightspace.trail import Trail
+from weightspace.checkpoint.refusal import CheckpointError
+from weightspace.flows.ensembles import coherence, disagreement, ensemble, swag
+from weightspace.flows.goals import learn
+from weightspace.flows.pruning import PruneError, prune, sparsity
+from weightspace.flows.result import FlowError
+from weightspace.flows.stepper import flow
+from weightspace.metric.distance import functional
+from weightspace.metric.metric import Adam, Euclidean
+from weightspace.metric.pullback import Pullback
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.net import Net
+from weightspace.path.path import Path
+from weightspace.path.trail import Trail
+from weightspace.task.classification import accuracy
+from weightspace.task.task import Task
 
 
 def net(seed: int = 0, width: int = 24) -> Net:

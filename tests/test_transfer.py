@@ -10,11 +10,13 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import weightspace.transfer as transfer
-from weightspace.net import Net, WeightspaceError
-from weightspace.posterior import encode
-from weightspace.task import Task
-from weightspace.transfer import TaskMap, TransferError, cost, scaling, stress, task_distance, task_distances
+from weightspace.codes import transfer
+from weightspace.codes.posterior import encode
+from weightspace.codes.task_map import TaskMap, TransferError, scaling, stress
+from weightspace.codes.transfer import cost, task_distance, task_distances
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.net import Net
+from weightspace.task.task import Task
 
 N, SIDES = 60, 4
 QUICK = {"steps": 100, "rate": 0.08, "draws": 4}

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import weightspace as ws
-from weightspace.compare import compare, judge
+from weightspace.commands.compare import compare, judge
 
 ORDER = [2, 0, 3, 1]
 

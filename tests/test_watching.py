@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from weightspace.activation import gates
 from weightspace.cli import main
-from weightspace.crossing import cross_path, off_diagonal, self_path
-from weightspace.datasets import digits
-from weightspace.dynamics import Recorder
-from weightspace.fisher import fisher_trace
-from weightspace.recording import Recording
+from weightspace.curvature.fisher import fisher_trace
+from weightspace.inside.path_overlap import cross_path, off_diagonal, self_path
+from weightspace.inside.units import gates
+from weightspace.task.datasets import digits
+from weightspace.training.recorder import Recorder
+from weightspace.training.recording import Recording
 
 RUN = ("watch", "-o", "run.rec", "--epochs", "4", "--probe", "20", "--limit", "300")
 

@@ -6,93 +6,198 @@ of networks; a group moves the weights and leaves the function alone.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import Any
 
+from weightspace.contents import OldNames, handed_on, moved
+
 _CONTENTS = {
     # a point, a vector
-    "net": ["Net", "Weights", "WeightspaceError", "ArchitectureMismatch"],
-    "model": ["fresh"],
-    # what we look through
-    "task": ["Task", "accuracy", "gradient"],
-    "datasets": ["digits", "mnist", "fashion_mnist", "cifar10"],
+    "net": ["ArchitectureMismatch", "fresh", "Net", "Weights", "WeightspaceError"],
+    # points in files
     "checkpoint": ["Checkpoint", "CheckpointError"],
-    # the group
-    "symmetry": ["Symmetry", "SymmetryError", "mean", "repair", "reset_statistics"],
-    # how far
-    "metric": ["Adam", "Euclidean", "Relative", "Spectral"],
-    "pullback": ["Pullback"],
-    "distance": ["euclidean", "functional", "layerwise", "log_relative_trust", "modulo", "relative_trust"],
-    "representation": ["cka", "svcca", "pwcca", "procrustes", "similarity"],
-    # how far the weights move before the function breaks
-    "bounds": ["certificate", "lipschitz"],
-    "displacement": [],
-    "perturbation": ["perturb", "stability", "width"],
-    "sensitivity": ["breakdown", "sensitivities", "trust_per_example"],
-    "fisher": ["fisher_trace", "gradient_noise"],
-    "likelihood": [],
-    "curvature": ["curvature_diagonal", "fisher_information", "gauss_newton", "hessian"],
-    "spectral": ["spectral_norm", "spectral_bound"],
-    # what the weights know
-    "posterior": ["Code", "Gaussian", "encode"],
-    "quadratic": ["Quadratic"],
-    "langevin": ["learning_coefficient"],
-    "attribution": [],
-    "description": ["flatness_bound", "information"],
-    "envelope": ["StructureFunction"],
-    "structure": ["random_labels", "structure_function"],
-    "scores": ["logme", "task2vec"],
-    "transfer": ["task_distance", "task_distances"],
-    # what moves the inputs
-    "acting": ["FiniteGroup"],
-    "equivariance": ["GroupConv", "GroupPool", "equivariance_defect", "invariance_defect", "invariant", "reynolds"],
-    "nuisance": ["effective_information"],
-    # what can be promised on new data
-    "risk": ["kl_inverse"],
-    "descent": [],
-    "pac": ["RiskBound", "pac_bayes"],
-    # what moves the inputs
-    # what happens inside
-    "activation": ["features", "forced", "gates"],
-    "crossing": ["cross_features", "cross_path", "self_features", "self_path"],
-    "updates": ["image_function"],
-    # curves of networks
-    "path": ["Path", "curve", "line", "swa"],
-    "diffusion": ["action", "sgd_temperature"],
-    "escape": ["kramers_rate", "minimum_action_path"],
-    "surface": ["Plane", "plane"],
-    "goals": ["drift", "ewc", "gem", "harden", "hold", "learn", "spread", "toward"],
-    "pruning": ["prune"],
-    "flows": ["Flow", "flow"],
-    "ensembles": ["coherence", "disagreement", "ensemble", "swag"],
-    "trail": ["Trail"],
-    "optim": [],
-    # a training run watched
-    "dynamics": ["Recorder"],
-    "recording": ["Recording"],
-    "adapters": [],
-    "periods": ["critical_period"],
+    # what we look through
+    "task": ["accuracy", "cifar10", "digits", "fashion_mnist", "gradient", "mnist", "Task"],
     # linear maps known by their action
-    "estimators": [],
-    "operator": ["Operator", "jacobian"],
-    "kernel": [],
+    "linear": ["Operator", "spectral_bound", "spectral_norm"],
+    # what is computed, node by node
+    "graph": [],
+    # what happens inside
+    "inside": [
+        "cka",
+        "cross_features",
+        "cross_path",
+        "features",
+        "forced",
+        "gates",
+        "image_function",
+        "procrustes",
+        "pwcca",
+        "self_features",
+        "self_path",
+        "similarity",
+        "svcca",
+    ],
+    # what moves the inputs
+    "equivariance": [
+        "equivariance_defect",
+        "FiniteGroup",
+        "GroupConv",
+        "GroupPool",
+        "invariance_defect",
+        "invariant",
+        "reynolds",
+    ],
+    # derivatives
+    "curvature": [
+        "curvature_diagonal",
+        "fisher_information",
+        "fisher_trace",
+        "gauss_newton",
+        "gradient_noise",
+        "hessian",
+        "jacobian",
+    ],
+    # how far, and which way
+    "metric": ["Adam", "Euclidean", "euclidean", "functional", "layerwise", "Pullback", "Relative", "Spectral"],
+    # what the weights know
+    "codes": [
+        "Code",
+        "effective_information",
+        "encode",
+        "flatness_bound",
+        "Gaussian",
+        "information",
+        "learning_coefficient",
+        "logme",
+        "Quadratic",
+        "random_labels",
+        "structure_function",
+        "StructureFunction",
+        "task2vec",
+        "task_distance",
+        "task_distances",
+    ],
+    # curves of networks
+    "path": [
+        "action",
+        "curve",
+        "kramers_rate",
+        "line",
+        "minimum_action_path",
+        "Path",
+        "Plane",
+        "plane",
+        "sgd_temperature",
+        "swa",
+        "Trail",
+    ],
+    # how far the weights move before the function breaks
+    "trust": [
+        "breakdown",
+        "certificate",
+        "lipschitz",
+        "log_relative_trust",
+        "perturb",
+        "relative_trust",
+        "sensitivities",
+        "stability",
+        "trust_per_example",
+        "width",
+    ],
+    # what can be promised on new data
+    "risk": ["kl_inverse", "pac_bayes", "RiskBound"],
+    # the group
+    "symmetry": ["mean", "modulo", "repair", "reset_statistics", "Symmetry", "SymmetryError"],
+    # a training run watched
+    "training": ["critical_period", "Recorder", "Recording"],
+    # steps along what a goal asks for
+    "flows": [
+        "coherence",
+        "disagreement",
+        "drift",
+        "ensemble",
+        "ewc",
+        "Flow",
+        "flow",
+        "gem",
+        "harden",
+        "hold",
+        "learn",
+        "prune",
+        "spread",
+        "swag",
+        "toward",
+    ],
 }
-_HOME = {name: room for room, names in _CONTENTS.items() for name in names}
-_ROOMS = [room for room in _CONTENTS if room not in _HOME]
+_SHOWN = """
+    Net Weights Task Checkpoint Symmetry Path Trail Operator Recorder WeightspaceError fresh digits accuracy
+    gradient mean modulo repair Euclidean Relative Spectral Adam Pullback line curve plane swa flow prune learn hold
+    ewc drift ensemble certificate perturb stability relative_trust gates features self_path cross_path fisher_trace
+    hessian gauss_newton information structure_function task_distance task_distances pac_bayes
+""".split()  # what the sentence above needs; the others live in their wing, and are found here too
+_MOVED = {  # modules of the last release -> where their names are
+    "acting": "equivariance.finite_group",
+    "activation": "inside.units",
+    "adapters": "training.adapters",
+    "attribution": "codes.attribution",
+    "bounds": "trust.bounds.certificate",
+    "crossing": "inside.path_overlap",
+    "datasets": "task.datasets task.data_files task.formats",
+    "descent": "risk.fit",
+    "description": "codes.weight_information net.plain",
+    "diffusion": "path.diffusion",
+    "displacement": "trust.expected_displacement curvature.gradients",
+    "distance": "metric.distance trust.relative symmetry.quotient",
+    "dynamics": "training.recorder",
+    "ensembles": "flows.ensembles",
+    "envelope": "codes.structure_functions",
+    "escape": "path.barrier",
+    "estimators": "linear.determinants linear.estimate linear.krylov linear.traces",
+    "fisher": "curvature.fisher",
+    "goals": "flows.goals task.goal flows.anchors flows.attacks flows.batches",
+    "kernel": "curvature.tangent_kernel graph.on_data",
+    "langevin": "codes.langevin",
+    "likelihood": "curvature.outputs",
+    "model": "net.model",
+    "nuisance": "codes.nuisance",
+    "operator": "linear.operator curvature.linearised",
+    "pac": "risk.pac_bound",
+    "periods": "training.critical_periods",
+    "perturbation": "trust.perturbation",
+    "posterior": "codes.posterior",
+    "pruning": "flows.pruning",
+    "pullback": "metric.pullback",
+    "quadratic": "codes.quadratic",
+    "recording": "training.recording",
+    "representation": "inside.representation",
+    "scores": "codes.scores",
+    "sensitivity": "trust.sensitivity",
+    "spectral": "linear.norms",
+    "structure": "codes.sweep",
+    "surface": "path.loss_plane",
+    "trail": "path.trail",
+    "transfer": "codes.transfer codes.task_map",
+    "updates": "inside.image_functions",
+}
 
-__all__ = sorted([*_HOME, *_ROOMS])
+__all__ = sorted([*_CONTENTS, *_SHOWN, "demo", "optim"])
 __version__ = "0.1.0"
+
+_named, *_ = handed_on(__name__, {f"weightspace.{wing}": names for wing, names in _CONTENTS.items()})
+if not any(isinstance(finder, OldNames) for finder in sys.meta_path):
+    sys.meta_path.append(OldNames(_MOVED))
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        value = getattr(import_module(f"weightspace.{_HOME[name]}"), name)
-    elif name in _ROOMS:
-        value = import_module(f"weightspace.{name}")
-    else:
-        raise AttributeError(f"module 'weightspace' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    if name in _CONTENTS or name == "demo":
+        return import_module(f"weightspace.{name}")
+    if name == "optim":
+        return import_module("weightspace.metric.optim")
+    if name in _MOVED:
+        return moved(name, _MOVED[name])
+    return _named(name)
 
 
 def __dir__() -> list[str]:

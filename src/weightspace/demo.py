@@ -18,23 +18,40 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from weightspace import checkpoint, datasets, page, report
-from weightspace.answers import certified_page, informed_page, tasks_page
-from weightspace.compare import Progress
-from weightspace.inquiry import certified, informed, told_apart
-from weightspace.net import Net, WeightspaceError
-from weightspace.page import Card, Page
-from weightspace.task import Task, accuracy
-from weightspace.trial import trial, trial_page
-from weightspace.walk import walk
-from weightspace.watching import passages, watched
-from weightspace.wayside import paths_page, walk_page
-from weightspace.workbench import Bench
+from weightspace.checkpoint import writer
+from weightspace.commands.align import align
+from weightspace.commands.certify import certified
+from weightspace.commands.compare import compare_files
+from weightspace.commands.inform import informed
+from weightspace.commands.merge import merge
+from weightspace.commands.paths import passages
+from weightspace.commands.progress import Progress
+from weightspace.commands.stability import trial
+from weightspace.commands.tasks import told_apart
+from weightspace.commands.walk import walk
+from weightspace.commands.watch import watched
+from weightspace.commands.workspace import Workspace
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.net import Net
+from weightspace.pages.align import align_page
+from weightspace.pages.certify import certified_page
+from weightspace.pages.compare import comparison_page
+from weightspace.pages.inform import informed_page
+from weightspace.pages.merge import merge_page
+from weightspace.pages.page import Card, Page, save
+from weightspace.pages.paths import paths_page
+from weightspace.pages.stability import trial_page
+from weightspace.pages.tasks import tasks_page
+from weightspace.pages.walk import walk_page
+from weightspace.task import datasets
+from weightspace.task.classification import accuracy
+from weightspace.task.task import Task
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = ["STEPS", "Stage", "digits_cnn", "run", "train"]
+
 
 _ARCH, _DATA = "weightspace.demo:digits_cnn", "digits"
 _EPOCHS, _BATCH, _RATE = 20, 128, 3e-3
@@ -84,7 +101,7 @@ class Stage:
     """Where the steps play: the folder, the open bench, who listens, and the numbers for `--json`."""
 
     folder: Path
-    bench: Bench
+    bench: Workspace
     console: Console | None
     progress: Progress
     seed: int
@@ -118,11 +135,11 @@ def trained(stage: Stage) -> Sequence[Page]:
     scores = {}
     for name, seed in (("a", stage.seed), ("b", stage.seed + 1)):
         net = train(seed, data, lambda: stage.progress("training two networks", next(ticks), 2 * _EPOCHS), _EPOCHS)
-        checkpoint.save(net.tensors, stage.path(f"{name}.safetensors"), force=True)
+        writer.save(net.tensors, stage.path(f"{name}.safetensors"), force=True)
         scores[name] = right(net)
         if name == "a":
             copy = stage.bench.group.sample(seed=stage.seed + 2)(net)
-            checkpoint.save(copy.tensors, stage.path("disguised.safetensors"), force=True)
+            writer.save(copy.tensors, stage.path("disguised.safetensors"), force=True)
     stage.numbers["accuracy"] = scores
     stage.say(f"  a.safetensors: {scores['a']:.1%} of test digits right.  b.safetensors: {scores['b']:.1%}.")
     return ()
@@ -132,19 +149,19 @@ def disguised(stage: Stage) -> Sequence[Page]:
     """A copy whose units were renumbered and rescaled is recognised."""
     stage.title("1. Same or not? A copy of a whose hidden units were renumbered and rescaled at random")
     words = stage.command(_words("compare", "a.safetensors", "disguised.safetensors"))
-    found = stage.bench.compare(stage.path("a.safetensors"), stage.path("disguised.safetensors"))
+    found = compare_files(stage.bench, stage.path("a.safetensors"), stage.path("disguised.safetensors"))
     stage.say(f"  Weights as stored: {found.relative_naive:.2f} of their norm apart, as if unrelated (1.41).")
     stage.say(f"  Once the units are matched: {found.relative:.0e} apart.")
     stage.say(f"  Verdict: {found.verdict.words}.", style="green")
     stage.numbers["disguised"] = found.data()
-    return [report.comparison_page(found, "A disguised copy", words)]
+    return [comparison_page(found, "A disguised copy", words)]
 
 
 def compared(stage: Stage) -> Sequence[Page]:
     """The two seeds are independent, and nearer than they look."""
     stage.title("2. Compare a and b, trained from different seeds")
     words = stage.command(_words("compare", "a.safetensors", "b.safetensors"))
-    found = stage.bench.compare(stage.path("a.safetensors"), stage.path("b.safetensors"))
+    found = compare_files(stage.bench, stage.path("a.safetensors"), stage.path("b.safetensors"))
     line = found.line
     assert line is not None
     half = {which: values[len(values) // 2] for which, values in line.accuracy.items()}
@@ -155,7 +172,7 @@ def compared(stage: Stage) -> Sequence[Page]:
         f"{line.barrier['after']:.2f}: two seeds found much the same solution, with its units in another order.",
     )
     stage.numbers["compare"] = found.data()
-    return [report.comparison_page(found, "Compare", words)]
+    return [comparison_page(found, "Compare", words)]
 
 
 def aligned(stage: Stage) -> Sequence[Page]:
@@ -163,13 +180,13 @@ def aligned(stage: Stage) -> Sequence[Page]:
     stage.title("3. Align b to a: the same function, written so that its units stand where those of a stand")
     words = stage.command(_words("align", "b.safetensors", "--to a.safetensors", out="b_aligned.safetensors"))
     a, b, out = (stage.path(f"{name}.safetensors") for name in ("a", "b", "b_aligned"))
-    done = stage.bench.align(b, a, out, force=True)
+    done = align(stage.bench, b, a, out, force=True)
     stage.say(
         f"  {done.moved:.0%} of the units moved; the outputs changed by {done.function:.0e} of their size (rounding).",
         f"  Distance to a: {done.before:.1f} before, {done.after:.1f} now.",
     )
     stage.numbers["align"] = done.data()
-    return [report.align_page(done, "Align", words)]
+    return [align_page(done, "Align", words)]
 
 
 def merged(stage: Stage) -> Sequence[Page]:
@@ -177,12 +194,12 @@ def merged(stage: Stage) -> Sequence[Page]:
     stage.title("4. Merge a and b: one network that is the average of both")
     words = stage.command(_words("merge", "a.safetensors", "b.safetensors", out="merged.safetensors"))
     paths = [stage.path(f"{name}.safetensors") for name in ("a", "b")]
-    done = stage.bench.merge(paths, stage.path("merged.safetensors"), force=True)
+    done = merge(stage.bench, paths, stage.path("merged.safetensors"), force=True)
     for score in done.scores():
         name = Path(score.name).name if score in done.singles else score.name
         stage.say(f"  {name:<34}{score.accuracy or 0:>7.1%}", style="green" if score is done.aligned else None)
     stage.numbers["merge"] = done.data()
-    return [report.merge_page(done, "Merge", words)]
+    return [merge_page(done, "Merge", words)]
 
 
 def pruned(stage: Stage) -> Sequence[Page]:
@@ -388,12 +405,12 @@ def run(
     if console:
         console.print("Hidden units of a network can be renumbered and rescaled without changing what it computes.")
         console.print("weightspace reads off which moves are free, and undoes them before it compares or averages.")
-    bench = Bench.open(_ARCH, [], _DATA, seed=seed, progress=progress)
+    bench = Workspace.open(_ARCH, [], _DATA, seed=seed, progress=progress)
     stage = Stage(folder, bench, console, progress, seed)
     stage.say(f"Free moves of this network (S: renumber, R+: rescale): {bench.group}")
     pages = [section for step in STEPS for section in step(stage)]
     progress("writing the report", 0, 0)
-    page.save([overview(stage.numbers), *pages], target, title="weightspace demo")
+    save([overview(stage.numbers), *pages], target, title="weightspace demo")
     where = target.resolve()
     stage.say("", f"Files and commands to try yourself: cd {shlex.quote(str(folder))}")
     stage.say(f"Report with figures, open it in a browser: {where}", style="bold")

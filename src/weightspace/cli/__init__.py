@@ -7,20 +7,35 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from weightspace.cli import moves, networks, questions
+from weightspace.checkpoint.files import CHOSEN, FileNote
+from weightspace.cli import (
+    align,
+    capacity,
+    certify,
+    compare,
+    inform,
+    merge,
+    paths,
+    perturb,
+    read,
+    stability,
+    tasks,
+    walk,
+    watch,
+)  # fmt: skip
 from weightspace.cli.options import Debug, Force, Json, Seed
-from weightspace.cli.shown import answers_alone, note, noted, print_json, progress
-from weightspace.files import CHOSEN, FileNote
-from weightspace.text import console, printable
+from weightspace.cli.show import answers_alone, note, noted, print_json, progress
+from weightspace.cli.words import console, printable
 
 __all__ = ["app", "main"]
+
 
 _ABOUT = (
     "Read a network's symmetry; compare, align, merge, move and shake checkpoints of one architecture.\n\n"
@@ -29,6 +44,13 @@ _ABOUT = (
     "measure or average.\n\n"
     "Exit codes: 0 done, 1 another verdict than the one expected, 2 a mistake (one line says which)."
 )
+_PANELS: dict[str, list[Callable[..., None]]] = {  # of --help, in its order
+    "Look": [read.read, compare.compare],
+    "Align and merge": [align.align, merge.merge],
+    "Move": [walk.walk, perturb.perturb],
+    "Measure": [capacity.capacity, stability.stability, inform.inform, tasks.tasks, certify.certify],
+    "Watch a run": [watch.watch, paths.paths],
+}
 _STOPPED = 130  # typer's code, and the shell's, for Ctrl-C
 _SIGNALS = ("SIGTERM", "SIGHUP")
 
@@ -38,9 +60,9 @@ class _Stopped(BaseException):
 
 
 app = typer.Typer(help=_ABOUT, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for room in (networks, moves, questions):
-    for name in room.__all__:
-        app.command()(getattr(room, name))
+for panel, commands in _PANELS.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -108,7 +130,7 @@ def _notes(debug: bool) -> Iterator[None]:
 
 def _line(error: Exception) -> str:
     """What to tell: the message of an error that a user can mend; of any other, its kind as well."""
-    from weightspace.net import WeightspaceError
+    from weightspace.net.errors import WeightspaceError
 
     if hasattr(error, "format_message"):  # typer's own: an unknown option, a missing argument
         context = getattr(error, "ctx", None)
@@ -145,7 +167,7 @@ def weightspace(
     """All commands; no options of its own but the version."""
 
 
-@app.command()
+@app.command(rich_help_panel="Look")
 def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write to.")] = Path("weightspace-demo"),
     force: Force = False,

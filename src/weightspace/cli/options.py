@@ -7,12 +7,27 @@ from typing import Annotated
 
 import typer
 
-from weightspace.files import CHOSEN, refuse_dangling
+from weightspace.checkpoint.files import CHOSEN, refuse_dangling
 
 __all__ = [
-    "Arch", "Data", "Debug", "Example", "Force", "Json", "Limit", "Method", "Out", "Report", "Seed", "Trust", "Weights",
-    "missing", "numbers", "vacant",
-]  # fmt: skip
+    "Arch",
+    "Data",
+    "Debug",
+    "Example",
+    "Force",
+    "Json",
+    "Limit",
+    "Method",
+    "Out",
+    "Report",
+    "Seed",
+    "Trust",
+    "Weights",
+    "missing",
+    "numbers",
+    "vacant",
+]
+
 
 Arch = Annotated[
     str | None,
@@ -66,14 +81,14 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 def missing(path: Path) -> Exception:
     """The error of an output whose folder is not there."""
-    from weightspace.net import WeightspaceError
+    from weightspace.net.errors import WeightspaceError
 
     return WeightspaceError(f"{path}: the folder {path.parent} does not exist; create it first")
 
 
 def vacant(path: Path | None, endings: tuple[str, ...], force: bool) -> None:
     """Refuse an output path before any work is done for it."""
-    from weightspace.net import WeightspaceError
+    from weightspace.net.errors import WeightspaceError
 
     if path is None or (path.is_dir() and endings == (".safetensors",)):
         return

@@ -19,10 +19,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from weightspace.net import Net
-from weightspace.symmetry.group import Element, Generator, Group, Place, SymmetryError
+from weightspace.net.errors import SymmetryError
+from weightspace.net.net import Net
+from weightspace.symmetry.axis import Generator, Place
+from weightspace.symmetry.group import Element, Group
 
 __all__ = ["balance", "balancing", "unit_variances"]
+
 
 _ROOM = 1 << 21  # numbers
 _MOST_STEPS, _NEWTON = 2000, 8

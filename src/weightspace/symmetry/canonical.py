@@ -23,11 +23,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightspace.net import Net, WeightspaceError
+from weightspace.net.errors import SymmetryError, WeightspaceError
+from weightspace.net.net import Net
+from weightspace.symmetry.axis import Axis, Place
 from weightspace.symmetry.balance import balancing
-from weightspace.symmetry.group import Axis, Element, Group, Place, SymmetryError
+from weightspace.symmetry.group import Element, Group
 
 __all__ = ["Key", "canonical", "canonical_element"]
+
 
 Key: TypeAlias = str | Callable[[Tensor], Tensor]
 _KEYS = ("first", "norm", "mean", "linear")

@@ -17,12 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from weightspace.net import Net, Weights, math_attention
-from weightspace.symmetry.pretrained import answer, plain_experts
-from weightspace.symmetry.trace import SymmetryError, Trace, arguments, first_line, input_tensors, quiet, shifts, trace
-from weightspace.task import carried
+from weightspace.graph.follow import shifts
+from weightspace.graph.pretrained import answer, plain_experts
+from weightspace.graph.trace import Trace, quiet, trace
+from weightspace.net.errors import SymmetryError, first_line
+from weightspace.net.inputs import arguments, carried, input_tensors
+from weightspace.net.net import Net, math_attention
+from weightspace.net.weights import Weights
 
 __all__ = ["Probe", "floating", "usable"]
+
 
 _BIAS = 0.2
 

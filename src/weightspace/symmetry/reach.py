@@ -13,12 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from weightspace.net import math_attention
+from weightspace.graph.follow import live, used_outputs
+from weightspace.graph.trace import Trace, evaluate, op_name
+from weightspace.net.errors import SymmetryError
+from weightspace.net.inputs import input_tensors
+from weightspace.net.net import math_attention
 from weightspace.symmetry.group import Element
 from weightspace.symmetry.probe import Probe
-from weightspace.symmetry.trace import SymmetryError, Trace, evaluate, input_tensors, live, op_name, used_outputs
 
 __all__ = ["Signs", "elementwise", "signs_met", "unreached", "wide"]
+
 
 Signs = dict[fx.Node, tuple[bool, bool]]
 

@@ -16,18 +16,22 @@ import numpy as np
 import torch
 from torch import nn
 
-from weightspace.net import Net
-from weightspace.symmetry import index
-from weightspace.symmetry.group import Axis, Block, Generator, Group, as_blocks
-from weightspace.symmetry.index import Atom
+from weightspace.graph import atoms
+from weightspace.graph.atoms import Atom
+from weightspace.graph.follow import Reading, follow, masks
+from weightspace.graph.trace import Trace, own_state, trace
+from weightspace.net.errors import SymmetryError
+from weightspace.net.net import Net
+from weightspace.symmetry.axis import Axis, Block, Generator
+from weightspace.symmetry.group import Group, as_blocks
 from weightspace.symmetry.probe import Probe
 from weightspace.symmetry.reach import Signs, signs_met, unreached
 from weightspace.symmetry.scale import place_slopes, scale_generators
 from weightspace.symmetry.sign import reduce_bits, sign_generators
-from weightspace.symmetry.trace import Reading, SymmetryError, Trace, follow, masks, own_state, trace
 from weightspace.symmetry.verify import verify
 
 __all__ = ["Draft", "label", "read"]
+
 
 _G = TypeVar("_G", bound=Group)
 _MOST_HELD = 4
@@ -181,8 +185,8 @@ class Draft:
 
 def _draft(graph: Trace, reading: Reading, net: Net) -> Draft:
     _collapse(reading)
-    pieces = {name: index.blocks(labels.dims) for name, labels in reading.named.items()}
-    tables = [index.blocks(labels.dims) for labels in reading.all]
+    pieces = {name: atoms.blocks(labels.dims) for name, labels in reading.named.items()}
+    tables = [atoms.blocks(labels.dims) for labels in reading.all]
     held = {leaf for found in pieces.values() for block in found for span in block for leaf in span.leaves}
     carriers = _carriers(tables, held)
     order = _first_met(pieces)
@@ -199,8 +203,8 @@ def _draft(graph: Trace, reading: Reading, net: Net) -> Draft:
     if apart := [name for name in net.tensors if name not in shapes and not name.endswith("num_batches_tracked")]:
         reading.notes.append(f"not reached by the example, left alone: {_listed(apart, shapes)}")
     reasons = {names[leaf]: leaf.pin for leaf in order if leaf.pin is not None}
-    if mixed := [name for name, reason in reasons.items() if reason == index.MIXED]:
-        reading.notes.append(f"{index.MIXED} elsewhere, {', '.join(mixed[:_MOST_NAMES])}: pinned")
+    if mixed := [name for name, reason in reasons.items() if reason == atoms.MIXED]:
+        reading.notes.append(f"{atoms.MIXED} elsewhere, {', '.join(mixed[:_MOST_NAMES])}: pinned")
     return Draft(reading, names, axes, blocks, fixed, shapes, state, reasons, net.fingerprint)
 
 
@@ -246,31 +250,31 @@ def _collapse(reading: Reading) -> None:
     refused: set[tuple[Atom, Atom]] = set()
     filled = [labels for labels in reading.all if 0 not in labels.shape]
     while True:
-        refused = {(index.root(leaf), index.root(key)) for leaf, key in refused}
+        refused = {(atoms.root(leaf), atoms.root(key)) for leaf, key in refused}
         lost = set()
         for labels in filled:
-            index.spread(labels.dims, refused)
+            atoms.spread(labels.dims, refused)
         for labels in filled:
-            for block in index.blocks(labels.dims):
+            for block in atoms.blocks(labels.dims):
                 for leaf in {leaf for span in block for leaf in span.leaves}:
-                    lost |= {(leaf, key) for key, _ in index.members(leaf)}
-            lost |= {pair for leaf in index.leaves(labels.dims) for pair in _equal_members(leaf)}
+                    lost |= {(leaf, key) for key, _ in atoms.members(leaf)}
+            lost |= {pair for leaf in atoms.leaves(labels.dims) for pair in _equal_members(leaf)}
         if not lost:
             return
         for leaf, key in lost:
-            index.collapse(leaf, key)
+            atoms.collapse(leaf, key)
         refused |= lost
 
 
 def _equal_members(leaf: Atom) -> Iterator[tuple[Atom, Atom]]:
     """Axes over which a leaf has a member for every index, and they are all one."""
     held: dict[Atom, list[Atom]] = {}
-    for (key, _), child in index.members(leaf).items():
-        held.setdefault(key, []).append(index.root(child))
+    for (key, _), child in atoms.members(leaf).items():
+        held.setdefault(key, []).append(atoms.root(child))
     yield from ((leaf, key) for key, found in held.items() if len(found) == key.size and len({*found}) == 1)
 
 
-def _carriers(tables: list[list[tuple[index.Span, ...]]], held: set[Atom]) -> dict[Atom, set[Atom]]:
+def _carriers(tables: list[list[tuple[atoms.Span, ...]]], held: set[Atom]) -> dict[Atom, set[Atom]]:
     allowed: dict[Atom, set[Atom]] = {}
     for table in tables:
         for block in table:
@@ -303,7 +307,7 @@ def _one_way(allowed: dict[Atom, set[Atom]]) -> dict[Atom, set[Atom]]:
     return allowed
 
 
-def _first_met(pieces: dict[str, list[tuple[index.Span, ...]]]) -> dict[Atom, tuple[str, int, int]]:
+def _first_met(pieces: dict[str, list[tuple[atoms.Span, ...]]]) -> dict[Atom, tuple[str, int, int]]:
     order: dict[Atom, tuple[str, int, int]] = {}
     vectors = {name for name, found in pieces.items() if all(sum(bool(s.leaves) for s in b) < 2 for b in found)}
     for name in sorted(pieces, key=lambda name: name in vectors):
@@ -326,8 +330,8 @@ def _names(order: dict[Atom, tuple[str, int, int]]) -> dict[Atom, str]:
 
 
 def _unused(
-    pieces: dict[str, list[tuple[index.Span, ...]]],
-    tables: list[list[tuple[index.Span, ...]]],
+    pieces: dict[str, list[tuple[atoms.Span, ...]]],
+    tables: list[list[tuple[atoms.Span, ...]]],
     reading: Reading,
 ) -> set[Atom]:
     """Leaves that only ever stand in one whole tensor: rows that a slice threw away."""

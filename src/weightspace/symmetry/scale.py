@@ -17,12 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from weightspace.net import math_attention
-from weightspace.symmetry.group import Generator, Group, Place
+from weightspace.graph.trace import Trace
+from weightspace.net.errors import SymmetryError, first_line
+from weightspace.net.inputs import input_tensors
+from weightspace.net.net import math_attention
+from weightspace.symmetry.axis import Generator, Place
+from weightspace.symmetry.group import Group
 from weightspace.symmetry.probe import Probe, usable
-from weightspace.symmetry.trace import SymmetryError, Trace, first_line, input_tensors
 
 __all__ = ["Slope", "place_slopes", "scale_generators"]
+
 
 _SPARE = 8
 _DEAD = 1e-11

@@ -18,15 +18,20 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, fx
 
-from weightspace.net import math_attention
-from weightspace.symmetry import index
-from weightspace.symmetry.group import Block, Generator, Group, Place, as_blocks, place_axes
-from weightspace.symmetry.index import Atom
+from weightspace.graph import atoms
+from weightspace.graph.atoms import Atom
+from weightspace.graph.follow import Reading
+from weightspace.graph.trace import Trace, evaluate, op_name
+from weightspace.net.errors import SymmetryError
+from weightspace.net.inputs import input_tensors
+from weightspace.net.net import math_attention
+from weightspace.symmetry.axis import Block, Generator, Place
+from weightspace.symmetry.group import Group, as_blocks, place_axes
 from weightspace.symmetry.probe import Probe
 from weightspace.symmetry.reach import Signs, elementwise, wide
-from weightspace.symmetry.trace import Reading, SymmetryError, Trace, evaluate, input_tensors, op_name
 
 __all__ = ["reduce_bits", "sign_generators"]
+
 
 Home: TypeAlias = tuple[Any, int]
 Slot: TypeAlias = tuple[Home, int, int]
@@ -75,7 +80,7 @@ def sign_generators(
 ) -> list[Generator]:
     """All sign generators of the axes that are met in more than one place; tensors in `masks` keep their signs."""
     run = _record(group, graph, reading, names, probe, signs, masks)
-    foreign = {name for atom, name in names.items() if index.root(atom).foreign}
+    foreign = {name for atom, name in names.items() if atoms.root(atom).foreign}
     found = []
     for axis in group.every:
         if len(slopes.get(axis.name, {})) < 2 or axis.name in foreign:
@@ -111,7 +116,7 @@ def _record(
             if isinstance(item, Tensor) and label is not None:
                 home = (run.home(node)[0], i)
                 run.values[home] = item
-                run.blocks[home] = list(as_blocks("", tuple(item.shape), index.blocks(label.dims), names))
+                run.blocks[home] = list(as_blocks("", tuple(item.shape), atoms.blocks(label.dims), names))
 
     with torch.no_grad(), math_attention():
         graph.run(probe.net.tensors, input_tensors(probe.example), keep)

@@ -14,14 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from weightspace.net import math_attention
-from weightspace.symmetry import index
-from weightspace.symmetry.group import Axis, Element, Group, as_blocks
-from weightspace.symmetry.index import Atom
+from weightspace.graph import atoms
+from weightspace.graph.atoms import Atom
+from weightspace.graph.follow import Reading
+from weightspace.graph.trace import Trace, op_name
+from weightspace.net.errors import SymmetryError
+from weightspace.net.inputs import input_tensors
+from weightspace.net.net import math_attention
+from weightspace.symmetry.axis import Axis
+from weightspace.symmetry.group import Element, Group, as_blocks
 from weightspace.symmetry.probe import Probe, usable
-from weightspace.symmetry.trace import Reading, SymmetryError, Trace, input_tensors, op_name
 
 __all__ = ["verify"]
+
 
 _FAR = (1.0, 100.0, 0.01)  # how large the inputs are that every element is tried on
 _SMALL = 1e-4  # of the largest output: what an output is measured against where it is smaller
@@ -168,10 +173,10 @@ def _culprit(element: Element, graph: Trace, reading: Reading, names: Mapping[At
     return ""
 
 
-def _carry(element: Element, value: Tensor, dims: list[index.Dim], names: Mapping[Atom, str]) -> Tensor:
+def _carry(element: Element, value: Tensor, dims: list[atoms.Dim], names: Mapping[Atom, str]) -> Tensor:
     group = element.group
     out = value.detach().clone().contiguous()
-    for block in as_blocks("", tuple(value.shape), index.blocks(dims), names):
+    for block in as_blocks("", tuple(value.shape), atoms.blocks(dims), names):
         if not group.whole(block):
             continue
         moved = element._gather(group.view(block, value.contiguous()), block.leaves)

@@ -1,0 +1,53 @@
+"""Text for people: the console, tables, and what a terminal can print."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from weightspace.commands.align import Aligned
+    from weightspace.commands.compare import Comparison
+
+__all__ = ["console", "printable"]
+
+
+_PIPED = 120
+
+
+def printable(text: str) -> str:
+    """Text without control characters: names come from files, and a terminal obeys what it is sent."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def console() -> Console:
+    """Standard output, on which `[red]` is text; as wide as the terminal, or 120 columns in a pipe."""
+    out = Console(markup=False, highlight=False, emoji=False)
+    if not out.is_terminal:
+        out.width = _PIPED
+    return out
+
+
+def make_table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    return table
+
+
+def say_notes(out: Console, notes: list[str]) -> None:
+    for note in notes:
+        out.print(f"Note: {printable(note)}", style="yellow")
+
+
+def say_change(out: Console, done: Comparison | Aligned) -> None:
+    """What alignment changed, and the sentences about it."""
+    table = make_table("", "as stored", "aligned")
+    for row in done.rows():
+        table.add_row(*row)
+    out.print(table)
+    for line in done.remarks():
+        out.print(printable(line))

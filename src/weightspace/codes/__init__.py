@@ -1,0 +1,37 @@
+"""What the weights know about their data: what it costs to write them down, in nats."""
+
+from weightspace.contents import handed_on
+
+__getattr__, __dir__, __all__ = handed_on(
+    __name__,
+    {
+        "posterior": ["Code", "encode", "Gaussian", "Noisy", "PosteriorError", "stream"],
+        "quadratic": ["positive", "Quadratic", "QuadraticError"],
+        "langevin": ["learning_coefficient", "LearningCoefficient", "LearningError", "loss_and_slope"],
+        "attribution": ["attributed", "Attribution", "products", "Scaled"],
+        "weight_information": [
+            "Bracket",
+            "flatness_bound",
+            "Information",
+            "information",
+            "InformationError",
+            "Unconverged",
+        ],
+        "structure_functions": ["Check", "Run", "StructureError", "StructureFunction", "Transition"],
+        "sweep": ["random_labels", "structure_function"],
+        "scores": ["Embedding", "headless", "logme", "ScoreError", "task2vec", "transfer_scores"],
+        "transfer": ["task_distance", "task_distances"],
+        "task_map": ["Distance", "TaskMap", "TransferError"],
+        "nuisance": [
+            "brightness",
+            "contrast",
+            "effective_information",
+            "information_cost",
+            "Nuisance",
+            "NuisanceError",
+            "Profile",
+            "rotation",
+            "translation",
+        ],
+    },
+)

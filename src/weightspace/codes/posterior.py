@@ -1,0 +1,432 @@
+"""Gaussians on weight space: a network known only so far, what it does, and what it costs to write it down.
+
+    Q = N(mu, diag s^2),  P = N(w_0, diag l^2)
+    KL(Q | P) = 1/2 sum_i [(s_i^2 + (mu_i - w_0i)^2) / l_i^2 - 1 - log(s_i^2 / l_i^2)]
+    C_beta = min_Q E_{w ~ Q} L(w) + beta KL(Q | P),   L = sum over the examples of the task's distances, in nats
+
+Outputs are drawn with weights of their own for every example. A linear map z = W x + b of one position has z ~ N(mu x +
+mu_b, s^2 x^2 + s_b^2), independent over units; where one weight meets several positions (pixels, tokens) one matrix of
+noise is shared by the batch and gets random signs for every example and unit, so that each example alone has weights
+from Q. All other weights are drawn once a batch. Every example's output has its exact distribution.
+Sources: Keeping neural networks simple by minimizing the description length of the weights (Hinton, van Camp, 1993);
+Variational dropout and the local reparameterization trick (Kingma, Salimans, Welling, 2015); Flipout (Wen, Vicol, Ba,
+Tran, Grosse, 2018).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from weightspace.graph.layer import layers
+from weightspace.graph.on_data import graph_of
+from weightspace.net.differentiable import called
+from weightspace.net.errors import SymmetryError, WeightspaceError
+from weightspace.net.inputs import arguments, carried, input_tensors
+from weightspace.net.net import Net, checked, math_attention
+from weightspace.net.public import public
+from weightspace.net.weights import Weights
+from weightspace.task.classification import classifies
+from weightspace.task.losses import IGNORED
+from weightspace.task.task import Task
+
+__all__ = ["Code", "Gaussian", "Noisy", "PosteriorError", "encode", "stream"]
+
+
+_MAPS: dict[Any, str] = {F.linear: "linear", F.conv1d: "conv1d", F.conv2d: "conv2d", F.conv3d: "conv3d"}
+_TINY = 1e-20
+_WARM = 0.5
+_START = 0.1  # deviation of a weight at the start, as a share of its tensor's root mean square
+
+
+class PosteriorError(WeightspaceError):
+    """A Gaussian, or a code of a task, that cannot be made."""
+
+
+@public(grad=False)
+@dataclass(frozen=True)
+class Gaussian:
+    """N(mu, diag s^2): `net` stands at mu, `log_variance` is log s^2 of every weight."""
+
+    net: Net
+    log_variance: Weights
+
+    def __post_init__(self) -> None:
+        checked(self.net).weights.check(self.log_variance)
+        if bad := self.net.weights.unusable() or self.log_variance.unusable():
+            raise PosteriorError(f"NaN or infinity in {bad[0]}; a Gaussian has finite means and variances")
+
+    def sample(self, seed: int) -> Net:
+        """A network drawn from it."""
+        noise = self.net.weights.randn(seed).flat()
+        return self.net.at(
+            self.net.weights.shaped(self.net.weights.flat() + (self.log_variance.flat() / 2).exp() * noise)
+        )
+
+    def kl(self, prior: Gaussian) -> float:
+        """KL(self | prior) in nats, in float64. Raises `ArchitectureMismatch` for another space."""
+        return sum(self.kl_by_tensor(prior).values())
+
+    def kl_by_tensor(self, prior: Gaussian) -> dict[str, float]:
+        """Name -> its part of KL(self | prior)."""
+        self.net.weights.check(prior.net.weights)
+        parts = {}
+        for name, mean in self.net.weights.items():
+            s, ell = self.log_variance[name].double(), prior.log_variance[name].double()
+            far = (mean.double() - prior.net.weights[name].double()).square()
+            parts[name] = float(((s - ell).exp() + far * (-ell).exp() - 1 - s + ell).sum()) / 2
+        return parts
+
+
+# ------------------------------------------------------------------ outputs of uncertain weights
+
+
+class _Drawn(TorchFunctionMode):
+    """Calls of linear maps and convolutions with a weight whose variance is known give a draw of their output."""
+
+    def __init__(self, known: Mapping[int, tuple[Tensor, Tensor | None]], generator: torch.Generator) -> None:
+        super().__init__()
+        self._known, self._generator = known, generator
+        self.last: tuple[Tensor, Tensor, Tensor] | None = None  # of linear maps of one position: draw, mean, variance
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func not in _MAPS or not self._known:
+            return func(*args, **kwargs)
+        names = ("input", "weight", "bias")
+        given: list[Any] = [args[k] if k < len(args) else kwargs.get(n) for k, n in enumerate(names)]
+        if id(given[1]) not in self._known:
+            return func(*args, **kwargs)
+        x, weight, bias = given
+        rest = {k: v for k, v in kwargs.items() if k not in names}
+        variance, of_bias = self._known[id(weight)]
+
+        def apply(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+            out: Tensor = func(x, w, b, *args[3:], **rest)
+            return out
+
+        with torch._C.DisableTorchFunctionSubclass():
+            mean = apply(x, weight, bias)
+            if x.dim() == 2 and func is F.linear:
+                spread = apply(x.square(), variance, of_bias)
+                drawn = mean + (spread + _TINY).sqrt() * self._normal(mean)
+                self.last = drawn, mean, spread
+                return drawn
+            at = 1 if func is not F.linear else -1
+            out = mean + self._signs(mean, at) * apply(self._signs(x, at) * x, variance.sqrt() * self._normal(weight))
+            if of_bias is None:
+                return out
+            own = self._normal(mean.new_empty(len(mean), len(of_bias))) * of_bias.sqrt()
+            return out + own.view(_form(out, at, own.shape[1]))
+
+    def _normal(self, like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=self._generator, dtype=like.dtype, device=like.device)
+
+    def _signs(self, like: Tensor, at: int) -> Tensor:
+        """Signs for every example and unit, the same at all positions."""
+        shape = (len(like), like.shape[at])
+        drawn = torch.randint(0, 2, shape, generator=self._generator, device=like.device).to(like.dtype) * 2 - 1
+        return drawn.view(_form(like, at, shape[1]))
+
+
+def _form(like: Tensor, at: int, units: int) -> tuple[int, ...]:
+    """(examples, 1, .., units, .., 1), units in the dimension `at`."""
+    form = [len(like), *[1] * (like.dim() - 1)]
+    form[at] = units
+    return tuple(form)
+
+
+@dataclass(frozen=True)
+class _Map:
+    """A linear map or convolution whose weight is used once: its bias, and whether it has one position an example."""
+
+    bias: str | None
+    single: bool
+
+
+@public
+class Noisy:
+    """x -> f_w(x) with w ~ N(mu, diag s^2) drawn for every example, differentiable in mu and s^2.
+
+    `exact` says whether the examples of one batch have independent weights too (all weights in linear maps of one
+    position), so that a batch is as many draws of a pair of weights and an example.
+    """
+
+    def __init__(self, net: Net, task: Task) -> None:
+        """The layers are read off the graph on two examples of the task."""
+        self.net, self.task = checked(net), task
+        self._maps = _read(net, task)
+        self._biases = {m.bias for m in self._maps.values() if m.bias}
+        learnt = {name for name, w in net.weights.items() if w.is_floating_point()}
+        self.exact = {*self._maps, *self._biases} == learnt and all(m.single for m in self._maps.values())
+
+    def __call__(self, x: Any, mean: Weights, variance: Weights, generator: torch.Generator) -> Tensor:
+        """Outputs of a batch, as `task.forward` gives them."""
+        return self._run(x, mean, variance, generator)[0]
+
+    def moments(
+        self, x: Any, mean: Weights, variance: Weights, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Outputs; and their mean and variance given what all layers but the last drew, where that one is linear."""
+        outputs, last = self._run(x, mean, variance, generator)
+        return (outputs, *last[1:]) if last is not None and last[0] is outputs else (outputs, None, None)
+
+    def _run(
+        self, x: Any, mean: Weights, variance: Weights, generator: torch.Generator
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
+        tensors, known = dict(mean), {}
+        for name, mu in mean.items():
+            if name in self._maps:
+                bias = self._maps[name].bias
+                known[id(mu)] = (variance[name], variance[bias] if bias else None)
+            elif name not in self._biases and mu.is_floating_point():
+                noise = torch.randn(mu.shape, generator=generator, dtype=mu.dtype, device=mu.device)
+                tensors[name] = mu + variance[name].sqrt() * noise
+        args, kwargs = arguments(x)
+        with math_attention(), _Drawn(known, generator) as drawn:
+            raw = called(self.net.architecture, {**tensors, **self.net.state}, args, kwargs)
+        return self.task.output(raw), drawn.last
+
+
+def _read(net: Net, task: Task) -> dict[str, _Map]:
+    """Weight -> its map, where examples lie along the first dimension and the weight is used nowhere else."""
+    x = carried(task.example(2), net)
+    try:
+        graph = graph_of(net, x)
+    except SymmetryError:
+        return {}
+    wanted = {layer.node: layer for layer in layers(graph) if layer.contracts and layer.learnt(net.weights)}
+    learnt = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in net.weights.items()}
+    kept, raw = [], None
+    with torch.enable_grad(), math_attention():
+        for node, (given,), (value,) in graph.walk([{**net.state, **learnt}], input_tensors(x), lift=False):
+            if node.op == "output":
+                raw = value
+            elif node in wanted:
+                kept.append((wanted[node], given[0].dim() == 2, value))
+        if not kept:
+            return {}
+        out = task.output(raw if not isinstance(raw, (tuple, list)) or len(raw) > 1 else raw[0])
+        first = torch.autograd.grad(out[0].sum(), [z for _, _, z in kept], allow_unused=True)
+    return {
+        layer.weight: _Map(layer.bias, single and layer.name == "linear")
+        for (layer, single, _), slope in zip(kept, first, strict=True)
+        if slope is not None and len(slope) == len(out) > 1 and not bool(slope[1:].any())
+    }
+
+
+# ------------------------------------------------------------------ the shortest code of a task
+
+
+@public(grad=False)
+@dataclass(frozen=True)
+class Code:
+    """The Q found for E_Q L + beta KL(Q | P): `loss` = E_Q L and `kl`, in nats.
+
+    `error`: the standard error of `loss`. `prior`: P, whose variance of every tensor is the best one for Q unless it
+    was given. `layers`: name -> its part of the KL. `right`: the fraction of examples that Q gets right (NaN without
+    classes). `trivial`: nothing was learnt that pays, and Q = P.
+    """
+
+    loss: float
+    error: float
+    kl: float
+    beta: float
+    right: float
+    posterior: Gaussian = field(repr=False)
+    prior: Gaussian = field(repr=False)
+    layers: Mapping[str, float] = field(repr=False, default_factory=dict)
+    trivial: bool = False
+
+    @property
+    def length(self) -> float:
+        """E_Q L + beta KL."""
+        return self.loss + self.beta * self.kl
+
+
+@dataclass
+class _Fit:
+    """mu and log s^2 as two flat leaves, and the prior they are written with."""
+
+    net: Net
+    anchor: Net
+    variance: float | None
+    mean: Tensor
+    log_variance: Tensor
+
+    def __post_init__(self) -> None:
+        self.sizes = [w.numel() for w in self.net.weights.values()]
+        self.counts = torch.tensor(self.sizes, device=self.mean.device)
+
+    def scales(self) -> tuple[Tensor, Tensor]:
+        """s_i^2 + (mu_i - w_0i)^2, and the prior's variance of every weight."""
+        second = self.log_variance.exp() + (self.mean - self.anchor.weights.flat()).square()
+        if self.variance is not None:
+            return second, torch.full_like(second, self.variance)
+        means = torch.stack([part.mean() for part in second.split(self.sizes)]) + _TINY
+        return second, means.repeat_interleave(self.counts)
+
+    @torch.no_grad()
+    def pull(self, factor: float) -> None:
+        """Add `factor` times the gradient of KL(Q | P) to those of both leaves; the best prior has none of its own."""
+        second, wide = self.scales()
+        far = self.mean - self.anchor.weights.flat()
+        assert self.mean.grad is not None and self.log_variance.grad is not None
+        self.mean.grad.addcdiv_(far, wide, value=factor)
+        self.log_variance.grad.add_(((second - far.square()) / wide - 1), alpha=factor / 2)
+
+    def gaussians(self) -> tuple[Gaussian, Gaussian]:
+        """Q and P."""
+        shaped = self.net.weights.shaped
+        q = Gaussian(self.net.at(shaped(self.mean.detach().clone())), shaped(self.log_variance.detach().clone()))
+        return q, Gaussian(self.anchor, shaped(self.scales()[1].detach().log()))
+
+    def silent(self) -> tuple[Gaussian, Gaussian]:
+        """Q = P; as narrow as can be where its variance is free."""
+        scale = math.log(_TINY if self.variance is None else self.variance)
+        p = Gaussian(self.anchor, self.anchor.weights.map(lambda w: torch.full_like(w, scale)))
+        return p, p
+
+
+@public
+def encode(
+    net: Net,
+    task: Task,
+    beta: float = 1.0,
+    *,
+    anchor: Net | None = None,
+    variance: float | None = None,
+    start: Gaussian | None = None,
+    steps: int = 1000,
+    batch: int = 512,
+    rate: float = 0.03,
+    draws: int = 16,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Code:
+    """argmin over Q = N(mu, diag s^2) of E_Q L + beta KL(Q | P), P = N(w_0, l_t^2) with one variance a tensor t.
+
+    It starts at the weights of `net`, or at `start`. `anchor` stands at w_0: zero where none is given. `variance`: l^2
+    of all tensors; without it, each tensor has the best one, mean(s^2 + (mu - w_0)^2), whose own description is left
+    out. Adam on mini-batches with one cycle of rates, for log s^2 three times `rate`; beta grows to its value over the
+    first half of the steps, or nothing would be learnt that it is then worth to keep. E_Q L at the end is the mean over
+    `draws` weights for every example. The code that says nothing, Q = P, is taken where it is shorter. The examples are
+    held in memory. Cost: `steps` passes over `batch` examples forward and back, each twice as long as the network's
+    own, and `draws` passes over the task. Frozen weights are known already and cost nothing: Q and P are Gaussians on
+    the others, of `net.free()`; take net.thawed() to count all. Raises `PosteriorError` for a beta, variance or steps
+    that is not positive, and where the loss is not finite.
+    """
+    for name, value in (("beta", beta), ("variance", variance), ("steps", steps), ("rate", rate), ("draws", draws)):
+        if value is not None and not 0 < value < math.inf:
+            raise PosteriorError(f"{name} must be a positive number, got {value}")
+    if checked(net).frozen:
+        net, anchor, start = _free(net, anchor, start)
+    fit = _begin(net, anchor, variance, start)
+    task = task.mapped(lambda x: x)
+    task.batch = batch
+    task.fits(net)
+    noisy, n = Noisy(net, task), _count(task)
+    generator = torch.Generator(device=fit.mean.device).manual_seed(seed)
+    optimiser = torch.optim.Adam(
+        [{"params": [fit.mean], "lr": rate}, {"params": [fit.log_variance], "lr": 3 * rate}], fused=True
+    )
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, [rate, 3 * rate], steps + 1, pct_start=0.1, div_factor=10)
+    shaped = net.weights.shaped
+    for step, (x, y) in zip(range(steps), stream(net, task, batch, seed), strict=False):
+        optimiser.zero_grad(set_to_none=False)
+        loss = task.loss(noisy(x, shaped(fit.mean), shaped(fit.log_variance.exp()), generator), y)
+        if not bool(loss.isfinite()):
+            raise PosteriorError("the loss is NaN or infinite; look for it in the data, or lower rate=")
+        loss.backward()
+        fit.pull(min(1.0, (step + 1) / (_WARM * steps)) * beta / n)
+        optimiser.step()
+        cycle.step()
+        if progress:
+            progress(step + 1, steps)
+    found = _measured(*fit.gaussians(), noisy, beta, draws, generator)
+    silent = _measured(*fit.silent(), noisy, beta, draws, generator)
+    return found if found.length <= silent.length else replace(silent, trivial=True)
+
+
+def _free(net: Net, anchor: Net | None, start: Gaussian | None) -> tuple[Net, Net | None, Gaussian | None]:
+    """All three without the weights that are frozen in the net."""
+    net = net.free()
+    anchor = None if anchor is None else checked(anchor).within(net.weights)
+    if start is not None:
+        kept = Weights({name: start.log_variance[name] for name in net.weights})
+        start = Gaussian(start.net.within(net.weights), kept)
+    return net, anchor, start
+
+
+def _begin(net: Net, anchor: Net | None, variance: float | None, start: Gaussian | None) -> _Fit:
+    if bad := net.weights.unusable():
+        raise PosteriorError(f"NaN or infinity in {bad[0]}; a code starts from finite weights")
+    if not all(w.is_floating_point() for w in net.weights.values()):
+        raise PosteriorError("weights of whole numbers cannot be uncertain; give a network of floating-point weights")
+    zero = net.at(net.weights.zeros()) if anchor is None else checked(anchor)
+    net.weights.check(zero.weights)
+    first = _around(net) if start is None else start
+    net.weights.check(first.net.weights)
+    leaves = [v.flat().detach().clone().requires_grad_() for v in (first.net.weights, first.log_variance)]
+    return _Fit(net, zero, variance, *leaves)
+
+
+def _around(net: Net) -> Gaussian:
+    """The net, each tensor with a tenth of its root mean square as deviation."""
+    squares = {name: float(w.double().square().mean()) for name, w in net.weights.items()}
+    whole = max(squares.values(), default=0.0) or 1.0
+    scales = {name: math.log(_START**2 * (square or whole)) for name, square in squares.items()}
+    return Gaussian(net, Weights({name: torch.full_like(w, scales[name]) for name, w in net.weights.items()}))
+
+
+def _count(task: Task) -> int:
+    """How many distances the task has: labelled positions."""
+    total = 0
+    for _, y in task.batches():
+        if y is None:
+            raise PosteriorError(
+                "the task has no labels, and nothing is there to be written; give Task(inputs, labels)"
+            )
+        total += len(y) if y.is_floating_point() else int((y != IGNORED).sum())
+    if not total:
+        raise PosteriorError(f"no example has a label: all are {IGNORED}")
+    return total
+
+
+@public
+def stream(net: Net, task: Task, batch: int, seed: int) -> Iterator[tuple[Any, Tensor | None]]:
+    """Batches without end; the whole task at every step where it is no larger than one."""
+    whole = [*task.batches(net)] if batch >= len(task) else []
+    for step in count():
+        yield from whole or task.minibatch(batch, step, seed).batches(net)
+
+
+@torch.no_grad()
+def _measured(q: Gaussian, p: Gaussian, noisy: Noisy, beta: float, draws: int, generator: torch.Generator) -> Code:
+    """The code as it stands: the loss is drawn, the KL is exact."""
+    total, hits, seen = torch.zeros(draws, dtype=torch.float64), 0.0, 0
+    variance = q.log_variance.map(torch.exp)
+    known = classifies(noisy.task)
+    for x, y in noisy.task.batches(q.net):
+        for k in range(draws):
+            f = noisy(x, q.net.weights, variance, generator)
+            total[k] += float(noisy.task.summed(f, y)[0])
+            if known and y is not None:
+                right = noisy.task.wrong(f, y) == 0
+                hits, seen = hits + float(right.sum()), seen + len(right)
+    if not bool(total.isfinite().all()):
+        raise PosteriorError("the loss is NaN or infinite; look for it in the data and the weights")
+    parts = q.kl_by_tensor(p)
+    error = float(total.std()) / math.sqrt(draws) if draws > 1 else math.nan
+    share = hits / seen if known else math.nan
+    return Code(float(total.mean()), error, sum(parts.values()), beta, share, q, p, parts)

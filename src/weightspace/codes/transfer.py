@@ -1,0 +1,340 @@
+"""How far one task is from another: what is left to write down of b once a is written down, in nats.
+
+    C(D) = min_Q E_{w ~ Q} L_D(w) + beta KL(Q | P),     d(a -> b) = C(ab) - C(a)
+
+C(D) is the shortest code that `posterior.encode` finds for the labels of D given its inputs, the network included: a
+sum over the examples. ab are the examples of both tasks. Where examples are i.i.d. and the net is told all, d(a -> b)
+lies between 0 (a says all of b) and C(b) (a says nothing of b); labels at random cost N log(classes) from anywhere.
+It is not symmetric, and all of its asymmetry is that of the two lengths, because C(ab) = C(ba):
+d(a -> b) - d(b -> a) = C(b) - C(a). A long task says more of a short one than the other way round.
+With one head, a code of ab also has to tell whose rules hold for an example, which can cost up to (N_a + N_b) log 2, so
+that d may exceed C(b). With `task_id` the network has a head for each task and is told which one to use: the same
+inputs may then have other labels in the other task, and telling tasks apart costs nothing.
+Source: The information complexity of learning tasks, their structure and their distance (Achille, Paolini, Mbeng,
+Soatto, 2021).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import reduce
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weightspace.checkpoint import files
+from weightspace.codes.posterior import encode
+from weightspace.codes.task_map import Distance, Key, TaskMap, TransferError
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.inputs import each, leaves
+from weightspace.net.model import Model, fresh
+from weightspace.net.net import Net
+from weightspace.net.public import public
+from weightspace.task.digest import DigestError, Frame, changed, digest, response, told
+from weightspace.task.outputs import logits
+from weightspace.task.task import Task
+
+__all__ = ["Cost", "cost", "task_distance", "task_distances"]
+
+
+_VERSION = 2  # of the file
+
+
+@public
+def task_distance(
+    a: Task,
+    b: Task,
+    model: Model,
+    *,
+    task_id: bool = False,
+    seeds: Sequence[int] = (0, 1, 2),
+    beta: float = 1.0,
+    steps: int = 1000,
+    rate: float = 0.02,
+    file: str | os.PathLike[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> Distance:
+    """d(a -> b) = C(ab) - C(a): the nats that b costs once a is known, for networks of the form of `model`.
+
+    `model`: a function that makes the module, or a module or Net, whose weights are drawn anew for every seed. C is the
+    shortest of the codes from all `seeds`, the code that says nothing among them. `task_id`: a head for each task,
+    told which one to use, so that telling tasks apart costs nothing; then two networks, one for each task, are a code
+    of both, and C(ab) <= C(a) + C(b). A code of ab is one of a, hence C(a) <= C(ab). Both are kept, with a note
+    where a fit did not keep them. `steps`, `rate` and `options` are those of `posterior.encode`. `file`: codes are
+    kept there as they are found, and a run that was stopped goes on. `progress(done, total)` counts codes. Cost:
+    three codes for every seed (see `cost`). Raises `TransferError` for tasks that do not fit each other or the model.
+    """
+    pair: dict[str, Any] = {"task_id": task_id, "seeds": seeds, "beta": beta, "steps": steps, "rate": rate, **options}
+    found = task_distances({"a": a, "b": b}, model, file=file, progress=progress, **pair)
+    return found.distance("a", "b")
+
+
+@public
+def task_distances(
+    tasks: Mapping[str, Task],
+    model: Model,
+    *,
+    targets: Sequence[str] | None = None,
+    task_id: bool = False,
+    seeds: Sequence[int] = (0, 1, 2),
+    beta: float = 1.0,
+    steps: int = 1000,
+    rate: float = 0.02,
+    file: str | os.PathLike[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> TaskMap:
+    """d(a -> b) between all pairs of `tasks`, as `task_distance`; one code serves both directions of a pair.
+
+    `targets`: only the pairs with one of these, and not those of two mere sources. Cost: n (n + 1) / 2 codes for every
+    seed, or what of them is asked for, told beforehand by `cost`. `file`: every length is written there when it
+    is found; a run with the same file goes on, and finds what it needs of other tasks, seeds and pairs there. A length
+    depends on the examples, labels, metric and aggregate of its tasks, on the network that its seed draws, and on the
+    settings: the file knows their `digest`, and holds for these alone. Raises `TransferError` for fewer than two tasks,
+    tasks of different inputs or losses, without labels, or with labels that the network has no output for, and for a
+    file of other tasks, networks or settings; `DigestError` where a loss hides its state.
+    """
+    wanted, seeds = _wanted(tasks, targets), [*dict.fromkeys(seeds)]
+    options = {"beta": beta, "steps": steps, "rate": rate, **options}
+    _checked(tasks, model, task_id, seeds)
+    maker = _Maker(model, task_id)
+    book = _Book(file, {"task_id": task_id, **options}, tasks, model, seeds)
+    for done, (seed, key) in enumerate(product(seeds, wanted)):
+        if (key, seed) not in book:
+            net, task = maker.placed([tasks[name] for name in key], seed)
+            book[key, seed] = encode(net, task, seed=seed, **options).length
+        if progress is not None:
+            progress(done + 1, len(wanted) * len(seeds))
+    codes = {key: tuple(book[key, seed] for seed in seeds) for key in wanted}
+    return TaskMap(tuple(tasks), codes, tuple(len(task) for task in tasks.values()), beta, task_id)
+
+
+@public
+@dataclass(frozen=True)
+class Cost:
+    """What `task_distances` takes: the number of codes, of steps in all, of examples passed forward and back.
+
+    A step costs about four passes of the plain network forward and back over its batch. `bytes`: the Gaussian, its
+    gradients and the optimiser's moments; activations of one batch come on top.
+    """
+
+    codes: int
+    steps: int
+    examples: int
+    bytes: int
+
+
+@public
+def cost(
+    tasks: Mapping[str, Task],
+    model: Model,
+    *,
+    targets: Sequence[str] | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    steps: int = 1000,
+    batch: int = 512,
+    task_id: bool = False,
+    **options: Any,
+) -> Cost:
+    """What `task_distances` of these arguments takes, before it is begun."""
+    net = _checked(tasks, model, task_id, seeds)
+    sizes = [sum(len(tasks[name]) for name in key) for key in _wanted(tasks, targets)]
+    codes = len(sizes) * len(seeds)
+    passed = sum(min(batch, size) for size in sizes) * steps * len(seeds)
+    return Cost(codes, codes * steps, passed, 8 * sum(w.nbytes for w in net.weights.values()))
+
+
+def _wanted(tasks: Mapping[str, Task], targets: Sequence[str] | None) -> list[Key]:
+    """The tasks, and the pairs, that codes are needed of."""
+    if unknown := [name for name in targets or () if name not in tasks]:
+        raise TransferError(f"no task {unknown[0]!r} to be a target; there are {', '.join(tasks)}")
+    pairs = [pair for pair in combinations(tasks, 2) if targets is None or {*pair} & {*targets}]
+    return [*((name,) for name in tasks), *pairs]
+
+
+# ------------------------------------------------------------------ networks
+
+
+class _Maker:
+    """Networks of one form, fresh from every seed; one architecture for all, so that its graph is read once."""
+
+    def __init__(self, model: Model, task_id: bool) -> None:
+        self.model, self.task_id = model, task_id
+        self._forms: dict[tuple[int, str], Net] = {}
+
+    def placed(self, tasks: Sequence[Task], seed: int) -> tuple[Net, Task]:
+        """A fresh network, and the union of the tasks as it is to meet them."""
+        net, heads = fresh(self.model, seed), len(tasks) if self.task_id else 1
+        if heads > 1:
+            net = _headed(net, tasks[0], heads, seed)
+            tasks = [_told(task, k, heads, net.dtype) for k, task in enumerate(tasks)]
+        try:
+            form = self._forms.setdefault((heads, digest(Frame(net))), net)
+        except DigestError:  # what cannot be told from another network is not shared
+            form = net
+        return form.at(net.weights, net.state), reduce(operator.or_, tasks)
+
+
+class _Heads(nn.Module):
+    """A head for each task: `which`, the last input, is one there and zero elsewhere."""
+
+    def __init__(self, module: nn.Module, output: Callable[[Any], Tensor]) -> None:
+        super().__init__()
+        self.module, self.output = module, output
+
+    def forward(self, *given: Any, **named: Any) -> Tensor:
+        which = named.pop("which") if named else given[-1]
+        f = self.output(self.module(*(given if named else given[:-1]), **named))
+        f = f.unflatten(-1, (which.shape[-1], -1))
+        return (f * which.view(len(which), *[1] * (f.dim() - 3), which.shape[-1], 1)).sum(-2)
+
+
+@torch.no_grad()
+def _headed(net: Net, task: Task, heads: int, seed: int) -> Net:
+    """The network with as many times the outputs, in its last linear map."""
+    before = task.forward(net, task.example(2))
+    outputs = before.shape[-1] if before.dim() > 1 else 0
+    wide = net.widen((heads - 1) * outputs, seed=seed) if outputs else net
+    after = task.forward(wide, task.example(2))
+    if after.shape != (*before.shape[:-1], heads * outputs) or not torch.allclose(after[..., :outputs], before):
+        seen = f"outputs {tuple(before.shape)} became {tuple(after.shape)} with more rows in the last linear map"
+        raise TransferError(f"{seen}; task_id needs one that gives the outputs and nothing after it")
+    return Net.of(_Heads(wide.live(), task.output))
+
+
+def _told(task: Task, k: int, heads: int, dtype: torch.dtype) -> Task:
+    """The task with the number of its head beside every example, held in memory."""
+
+    def beside(x: Any) -> Any:
+        which = torch.zeros(len(leaves(x)[0]), heads, dtype=dtype)
+        which[:, k] = 1
+        return {**x, "which": which} if isinstance(x, Mapping) else (*x, which) if isinstance(x, tuple) else (x, which)
+
+    told = task.mapped(beside)
+    told.output = logits
+    return told
+
+
+# ------------------------------------------------------------------ what is refused
+
+
+def _checked(tasks: Mapping[str, Task], model: Model, task_id: bool, seeds: Sequence[int]) -> Net:
+    """A fresh network that takes all tasks. Raises `TransferError` where it does not, or they do not fit."""
+    if len(tasks) < 2:
+        raise TransferError(f"a distance is between two tasks, got {len(tasks)}; give two or more")
+    if not seeds:
+        raise TransferError("no seeds; give one or more")
+    shapes: dict[Any, str] = {}
+    for name, task in tasks.items():
+        if not isinstance(task, Task):
+            raise TransferError(f"{name} is a {type(task).__name__}; give Task(inputs, labels)")
+        with _blamed(name):
+            x, y = next(task.batches())
+        if y is None:
+            raise TransferError(f"{name} has no labels, and a distance is one of labels; give Task(inputs, labels)")
+        shapes.setdefault(repr(each(lambda t: tuple(t.shape[1:]), x)), name)
+    if len(shapes) > 1:
+        (one, a), (other, b), *_ = shapes.items()
+        raise TransferError(f"an example of {a} has shape {one}, one of {b} {other}; bring them to one shape")
+    net = fresh(model, seeds[0])
+    first = next(iter(tasks.values()))
+    for name, task in tasks.items():
+        with _blamed(name):
+            value = float(task(net))
+            first | task
+        if not math.isfinite(value):
+            raise TransferError(
+                f"{name}: the loss of a fresh network is {value}; look for NaN and infinity in the inputs"
+            )
+    return _headed(net, first, 2, seeds[0]) if task_id else net
+
+
+@contextmanager
+def _blamed(name: str) -> Iterator[None]:
+    """Name the task of which something was refused."""
+    try:
+        yield
+    except WeightspaceError as error:
+        raise TransferError(f"{name}: {error}") from error
+
+
+# ------------------------------------------------------------------ what was found, in a file
+
+
+class _Book:
+    """Lengths by tasks and seed, written down as they are found; what is in the file already is read.
+
+    `settings`, `tasks` and `networks` (by seed) say what the lengths depend on; `seen` is the loss of every task at the
+    networks that the seeds draw, which shows what no code does.
+    """
+
+    def __init__(
+        self,
+        file: str | os.PathLike[str] | None,
+        settings: dict[str, Any],
+        tasks: Mapping[str, Task],
+        model: Model,
+        seeds: Sequence[int],
+    ) -> None:
+        self.path, self.lengths = None if file is None else Path(file), dict[tuple[Key, int], float]()
+        if self.path is None:
+            return
+        nets = {seed: fresh(model, seed) for seed in seeds}
+        self.about: dict[str, dict[str, Any]] = {
+            "settings": {name: told(value) for name, value in sorted(settings.items())},
+            "tasks": {name: digest(task) for name, task in tasks.items()},
+            "networks": {str(seed): digest(net) for seed, net in nets.items()},
+            "seen": {f"{name} {seed}": response(task, nets[seed]) for name, task in tasks.items() for seed in seeds},
+        }
+        if self.path.exists():
+            self._read(self.path)
+
+    def _read(self, path: Path) -> None:
+        try:
+            kept = files.unsealed(files.read_json(path))
+            rows, version = kept["lengths"], kept.get("version")
+            lengths = {_sorted(((*key,), int(seed))): float(length) for key, seed, length in rows}
+            about = {what: dict(kept[what]) for what in self.about} if version == _VERSION else {}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise TransferError(f"{path} holds no lengths of codes ({error}); give another file, or none") from error
+        if not about:
+            raise TransferError(f"{path} is of another version, which told less of what it holds; give another file")
+        if name := changed(about["settings"], self.about["settings"]):
+            before = about["settings"].get(name)
+            raise TransferError(f"{path} was measured with another {name} ({before}); give another file")
+        for what, words in (("tasks", ""), ("networks", "network for seed "), ("seen", "loss of task and seed ")):
+            asked = {name: value for name, value in self.about[what].items() if name in about[what]}
+            if name := changed(about[what], asked):
+                raise TransferError(f"{path} holds codes of another {words}{name}; give another file")
+            self.about[what] = about[what] | self.about[what]
+        self.lengths = lengths
+
+    def __contains__(self, found: tuple[Key, int]) -> bool:
+        return _sorted(found) in self.lengths
+
+    def __getitem__(self, found: tuple[Key, int]) -> float:
+        return self.lengths[_sorted(found)]
+
+    def __setitem__(self, found: tuple[Key, int], length: float) -> None:
+        self.lengths[_sorted(found)] = length
+        if self.path is not None:
+            rows = [[*row] for row in ((list(k), s, value) for (k, s), value in self.lengths.items())]
+            kept = {"version": _VERSION, **self.about, "lengths": rows}
+            try:
+                files.write(self.path, json.dumps(files.sealed(kept)))
+            except OSError as error:
+                raise TransferError(f"{self.path} cannot be written ({error.strerror}); free space there") from error
+
+
+def _sorted(found: tuple[Key, int]) -> tuple[Key, int]:
+    return tuple(sorted(found[0])), found[1]

@@ -1,0 +1,442 @@
+"""How many nats the weights of a network hold about its data: one definition, three ways to measure it.
+
+    information = KL(Q | P) of the code Q that makes C_beta = E_{w ~ Q} L(w) + beta KL(Q | P) shortest
+
+L is the sum of the task's distances over the examples, in nats (a mean loss times their number). P = N(w_0, V).
+
+- "local": Q = N(w, S) with the full S that is best for the quadratic of the Gauss-Newton matrix G at the network: the
+  closed form of `quadratic`, exact where the loss is quadratic, and its log-determinant bracketed.
+- "variational": Q = N(mu, diag s^2), mu and s found by descent from the network, and L itself.
+- "sgld": what the loss does at the temperature of n examples: lambda log n, without P; see `langevin`.
+
+Sources: The emergence of invariance and disentanglement in deep representations (Achille, Soatto, 2018); Where is the
+information in a deep neural network? (Achille, Paolini, Soatto, 2019); and those of the three rooms.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from weightspace.codes.attribution import Scaled, attributed, products
+from weightspace.codes.langevin import learning_coefficient, loss_and_slope
+from weightspace.codes.posterior import encode
+from weightspace.codes.quadratic import Quadratic, positive
+from weightspace.curvature.curvature import curvature_diagonal, gauss_newton
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.net import Net, checked
+from weightspace.net.plain import plain
+from weightspace.net.public import public
+from weightspace.task.task import Task
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = [
+    "Bracket",
+    "Cost",
+    "Information",
+    "InformationError",
+    "Unconverged",
+    "cost",
+    "flatness_bound",
+    "information",
+    "learning_coefficient",
+]
+
+
+_METHODS = ("local", "variational", "sgld")
+_UNSETTLED = 0.3
+_HARMONIC, _DRAWS = 2.0, 4
+
+
+class InformationError(WeightspaceError):
+    """A question about information that has no answer."""
+
+
+@public
+class Unconverged(UserWarning):
+    """A network that is not at a minimum, of which the quadratic says little."""
+
+
+@public
+@dataclass(frozen=True)
+class Bracket:
+    """(C_beta - L) / beta = 1/2 [sum (w - w_0)^2 / v + log det(I + V G / beta)] in nats, four times, in this order.
+
+    `lower`: a part of G of low rank (Nystrom); `value`: all of G, with its standard error `error`; `block`: G tensor by
+    tensor, None where it was not asked for; `diagonal`: diag G, the best code with independent weights.
+    """
+
+    lower: float
+    value: float
+    error: float
+    block: float | None
+    diagonal: float
+
+
+@public
+@dataclass(frozen=True)
+class Information:
+    """`value`: KL(Q | P) in nats, the information in the weights, with its standard error; `loss`: E_Q L, in nats.
+
+    `dimension`: how many weights are known, sum_i 1 - S_ii / v_i. `layers`: name -> its part of `value`. `variance`:
+    name -> v of the prior. `flatness`: see `flatness_bound`. `slope`: the length of dL/dw (for "local", that with the
+    prior's pull where it is shorter) over that of the loss at a network drawn from Q. `products`: passes forward and
+    back, or products with G, over the whole task. `examples`: distances in L. `harmonic`, local only: what networks
+    drawn from the best code with independent weights lose, over what the quadratic says that they would; 1 where it is
+    true, and far above where the minimum is narrower than its curvature tells, as it is where softmax is saturated.
+    """
+
+    method: str
+    value: float
+    error: float
+    loss: float
+    beta: float
+    dimension: float
+    layers: Mapping[str, float]
+    variance: Mapping[str, float]
+    flatness: float
+    slope: float
+    examples: int
+    products: int
+    bracket: Bracket | None = None
+    harmonic: float = math.nan
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def length(self) -> float:
+        """C_beta = E_Q L + beta KL, in nats."""
+        return self.loss + self.beta * self.value
+
+    def data(self) -> dict[str, Any]:
+        """As plain data; what is not finite is None."""
+        return plain({**asdict(self), "length": self.length})
+
+
+@public
+@dataclass(frozen=True)
+class Cost:
+    """What `information` takes: `products`, each a pass forward and back over all examples or a little more.
+
+    `bytes`: what is held beside the network, its graph on the task left out (`curvature.graph_bytes`).
+    """
+
+    products: int
+    bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.products:,} passes forward and back over the examples, and {self.bytes / 2**20:,.1f} MiB"
+
+
+@public
+def cost(
+    net: Net,
+    task: Task,
+    method: str = "local",
+    *,
+    rank: int | None = None,
+    probes: int = 6,
+    blocks: bool = True,
+    steps: int = 1000,
+    batch: int = 512,
+    repeats: int = 2,
+    chains: int = 4,
+    draws: int = 200,
+    burn: int = 200,
+) -> Cost:
+    """What `information` with these arguments takes, known before it runs."""
+    net = net.free()
+    n, share = net.weights.numel, min(1.0, batch / len(task))
+    if method == "variational":
+        return Cost(math.ceil(repeats * 2 * steps * share), 2 * 4 * n * 8)
+    if method == "sgld":
+        return Cost(math.ceil(chains * (burn + draws) * share), 4 * n * 8)
+    _known_method(method)
+    sizes = [w.numel() for w in net.weights.values()]
+    many, room = products(sizes, rank=rank, probes=probes, blocks=blocks)
+    return Cost(many + _DRAWS, room)
+
+
+@public
+def information(
+    net: Net,
+    task: Task,
+    method: str = "local",
+    *,
+    beta: float = 1.0,
+    prior: str | float = "layer",
+    anchor: Net | None = None,
+    rank: int | None = None,
+    probes: int = 6,
+    blocks: bool = True,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> Information:
+    """The information in the weights of a network about a task, in nats; see `Information` for all that comes with it.
+
+    `method`: "local", "variational" or "sgld". `prior`: the variance of P, a number; or the best one for codes with
+    independent weights, for every tensor ("layer", as the variational code has it too) or for all weights ("one", local
+    only); what it costs to tell these is left out. `anchor` stands at w_0: zero where none is given, else the
+    initialisation, for one. Frozen weights are known and not counted.
+
+    Local: up to 512 weights exact, beyond that a Nystrom part of `rank` (a quarter of the weights, at most 256) and
+    `probes` random vectors; `blocks=False` leaves out that line of the bracket. Warns with `Unconverged` where the
+    gradient of L, and that of L + beta/2 (w - w_0)^2 / v too, is more than .3 of what a network drawn from Q would
+    have: train on, or take "variational".
+    Variational: `repeats` (2) runs of `posterior.encode`, whose `steps`, `batch`, `rate` and `draws` may be given; the
+    shortest counts, `error` is that of their mean. SGLD: `value` is lambda log n and `dimension` 2 lambda; `chains`,
+    `draws`, `burn`, `step`, `pull` and `batch` are those of `learning_coefficient`, and there is no prior and no beta.
+    `progress(done, total)` counts products, or steps. `cost` tells them before. Raises `InformationError` for
+    arguments that do not go together; the errors of `curvature` and `Task` for losses, labels and outputs that cannot
+    be used.
+    """
+    _known_method(method)
+    positive("beta", beta)
+    if isinstance(prior, str) and prior not in ("layer", "one"):
+        raise InformationError(f'unknown prior {prior!r}; give "layer", "one" or a variance')
+    if not isinstance(prior, str):
+        positive("prior", prior)
+    if len(checked(net).weights.buffers) > 1:
+        raise InformationError("weights of several dtypes or devices; convert them with net.to(torch.float32)")
+    if net.frozen:
+        net = net.free()
+        anchor = None if anchor is None else checked(anchor).within(net.weights)
+    loss, slope, count = loss_and_slope(net, task)
+    if not math.isfinite(loss) or not bool(slope.isfinite().all()):
+        raise InformationError("the loss or its gradient is NaN or infinite; look for it in the data and the weights")
+    known = _Known(net, task, beta, anchor, loss, slope.double().cpu(), count)
+    if method == "local":
+        if options:
+            raise InformationError(f"the local method has no {', '.join(options)}; it has rank, probes and blocks")
+        return _local(known, prior, rank, probes, blocks, seed, progress)
+    if method == "variational":
+        return _variational(known, prior, seed, progress, **options)
+    if prior != "layer" or anchor is not None or beta != 1:
+        raise InformationError("sgld knows no prior, anchor or beta; leave them out")
+    return _sgld(known, seed, progress, **options)
+
+
+@public
+def flatness_bound(net: Net, task: Task, beta: float = 1.0) -> float:
+    """K/2 [log |w|^2 + log tr G - log(K^2 beta)] nats, K weights: what a flat minimum can hold at most.
+
+    For the code w_i (1 + noise of variance a_i) and the prior that is uniform in log |w|, L rises by 1/2 sum a_i w_i^2
+    G_ii and the information is -1/2 sum log a_i but for a constant of the prior, which knows no scale. The shortest has
+    a_i = beta / (w_i^2 G_ii) and 1/2 sum log(w_i^2 G_ii / beta), which is at most this, as the logarithm is concave.
+    The constant is left out, so that the number may be below zero: compare networks of one architecture. The paper's
+    expansion has no 1/2, hence its beta/2, and a second K before the last logarithm, with which the bound would change
+    with the unit of the weights. Source: The emergence of invariance and disentanglement in deep representations
+    (Achille, Soatto, 2018), proposition 4.3.
+    """
+    net = checked(net).free()
+    diagonal = curvature_diagonal(net, task).flat().double().clamp(min=0)
+    return _flatness(net, float(diagonal.sum()), positive("beta", beta))
+
+
+def _flatness(net: Net, trace: float, beta: float) -> float:
+    n, square = net.weights.numel, float(net.weights.norm()) ** 2
+    if not trace or not square:
+        return -math.inf
+    return n / 2 * (math.log(square) + math.log(trace) - math.log(n**2 * beta))
+
+
+def _known_method(method: str) -> None:
+    if method not in _METHODS:
+        raise InformationError(f"unknown method {method!r}; give one of {', '.join(_METHODS)}")
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What all methods start from."""
+
+    net: Net
+    task: Task
+    beta: float
+    anchor: Net | None
+    loss: float
+    slope: Tensor
+    count: int
+
+    @property
+    def offset(self) -> Float[Tensor, " n"]:
+        """w - w_0."""
+        w = self.net.weights.flat().double().cpu()
+        if self.anchor is None:
+            return w
+        self.net.weights.check(checked(self.anchor).weights)
+        return w - self.anchor.weights.flat().double().cpu()
+
+    def diagonal(self) -> Float[Tensor, " n"]:
+        """diag G."""
+        return curvature_diagonal(self.net, self.task).flat().double().cpu().clamp(min=0)
+
+    @property
+    def sizes(self) -> list[int]:
+        return [w.numel() for w in self.net.weights.values()]
+
+    def named(self, values: Float[Tensor, " n"], how: Callable[[Tensor], Tensor] = torch.sum) -> dict[str, float]:
+        """Name -> what `how` makes of the numbers of that tensor."""
+        flat = self.net.weights.shaped(values.to(self.net.weights.flat()))
+        return {name: float(how(part.double())) for name, part in flat.items()}
+
+
+# ------------------------------------------------------------------ the quadratic at the network
+
+
+def _local(
+    known: _Known,
+    prior: str | float,
+    rank: int | None,
+    probes: int,
+    blocks: bool,
+    seed: int,
+    progress: Callable[[int, int], None] | None,
+) -> Information:
+    net, beta = known.net, known.beta
+    total = cost(net, known.task, rank=rank, probes=probes, blocks=blocks).products
+    alone = Quadratic(known.loss, known.diagonal(), known.offset)
+    v = _variance(alone, prior, known)
+    felt = torch.cat([part.sum().gt(0).expand(len(part)) for part in alone.hessian.split(known.sizes)])
+    root = v.sqrt() * felt
+    scaled = Scaled(gauss_newton(net, known.task), root, progress, total)
+    found = attributed(scaled, beta, known.sizes, rank=rank, probes=probes, blocks=blocks, seed=seed)
+    if progress is not None:
+        progress(total, total)
+    far = alone.offset.square() / v
+    half = float(far.sum()) / 2
+    diagonal = half + alone.logdet(v, beta) / 2
+    values = [None if part is None else half + part / 2 for part in (found.lower, found.block)]
+    bracket = Bracket(values[0] or half, half + found.logdet / 2, found.errors[0] / 2, values[1], diagonal)
+    parts = zip(known.named(far).items(), found.logs, found.known, strict=True)
+    layers = {name: (pull + log - d) / 2 for (name, pull), log, d in parts}
+    dimension = sum(found.known)
+    trace = float(alone.hessian.sum())
+    harmonic = _harmonic(known, alone, alone.covariance(v, beta) * felt, seed)
+    ratio = min(_ratio(known, known.slope, trace), _ratio(known, known.slope + beta * alone.offset / v, trace))
+    notes = _remarks(known, ratio, harmonic, felt)
+    if ratio > _UNSETTLED:
+        warnings.warn(notes[0], Unconverged, stacklevel=3)
+    return Information(
+        "local", sum(layers.values()), math.hypot(*found.errors) / 2, known.loss + beta / 2 * dimension, beta,
+        dimension, layers, known.named(v, torch.mean), _flatness(net, trace, beta), ratio, known.count,
+        scaled.products + _DRAWS, bracket, harmonic, tuple(notes),
+    )  # fmt: skip
+
+
+def _variance(alone: Quadratic, prior: str | float, known: _Known) -> Float[Tensor, " n"]:
+    if isinstance(prior, str):
+        return alone.best_variance(known.beta, known.sizes if prior == "layer" else None)
+    return torch.full_like(alone.offset, prior)
+
+
+def _ratio(known: _Known, slope: Tensor, trace: float) -> float:
+    """|slope| over that of the loss at a network drawn from Q, whose square is tr G S G <= beta tr G."""
+    size = float(slope.double().norm())
+    return size / math.sqrt(known.beta * trace) if trace else math.inf if size else 0.0
+
+
+@torch.no_grad()
+def _harmonic(known: _Known, alone: Quadratic, variance: Float[Tensor, " n"], seed: int) -> float:
+    """How much networks with this noise lose, over 1/2 sum_i G_ii s_i^2."""
+    expected = float(alone.hessian @ variance) / 2
+    if not expected:
+        return math.nan
+    net, generator, lost = known.net, torch.Generator().manual_seed(seed), 0.0
+    flat = net.weights.flat()
+    for _ in range(_DRAWS):
+        noise = torch.randn(len(variance), generator=generator, dtype=torch.float64) * variance.sqrt()
+        other = net.at(net.weights.shaped(flat + noise.to(flat)))
+        parts = [known.task.summed(known.task.forward(other, x), y)[0] for x, y in known.task.batches(other)]
+        lost += sum(float(part) for part in parts) - known.loss
+    return lost / _DRAWS / expected
+
+
+def _remarks(known: _Known, ratio: float, harmonic: float, felt: Tensor) -> list[str]:
+    said = []
+    if ratio > _UNSETTLED:
+        said.append(
+            f"the network is not at a minimum: its gradient, {float(known.slope.norm()):.3g} nats a unit of weight, is "
+            f'{ratio:.2g} of that at a network drawn from the code; train on, or take method="variational"'
+        )
+    if harmonic > _HARMONIC:
+        said.append(
+            f"networks drawn from the code lose {harmonic:.2g} times what the quadratic says: the minimum is narrower "
+            'than its curvature tells, and the information is more; method="variational" needs no quadratic'
+        )
+    unfelt = [name for name, mean in known.named(felt.double(), torch.mean).items() if not mean]
+    if unfelt:
+        said.append(f"the outputs do not feel {', '.join(unfelt[:3])}{' and more' * (len(unfelt) > 3)}: no nats there")
+    return said
+
+
+# ------------------------------------------------------------------ codes and chains
+
+
+def _variational(
+    known: _Known,
+    prior: str | float,
+    seed: int,
+    progress: Callable[[int, int], None] | None,
+    repeats: int = 2,
+    steps: int = 1000,
+    batch: int = 512,
+    **options: Any,
+) -> Information:
+    if prior == "one":
+        raise InformationError('the variational code has one variance a tensor: prior="layer", or a number')
+    if repeats < 1:
+        raise InformationError(f"repeats is {repeats}; give 1 or more")
+    found = []
+    for k in range(repeats):
+        told = None if progress is None else _after(progress, k * steps, repeats * steps)
+        width = None if isinstance(prior, str) else prior
+        found.append(
+            encode(known.net, known.task, known.beta, anchor=known.anchor, variance=width, steps=steps, batch=batch,
+                   seed=seed * 1_000_003 + k, progress=told, **options)
+        )  # fmt: skip
+    code = min(found, key=lambda one: one.length)
+    values = torch.tensor([one.kl for one in found], dtype=torch.float64)
+    error = float(values.std()) / math.sqrt(repeats) if repeats > 1 else math.nan
+    v = code.prior.log_variance.flat().double().exp()
+    left = code.posterior.log_variance.flat().double().exp() / v
+    trace = float(known.diagonal().sum())
+    products = math.ceil(repeats * 2 * steps * min(1.0, batch / len(known.task)))
+    notes = ["no code was shorter than the one that says nothing"] if code.trivial else []
+    return Information(
+        "variational", code.kl, error, code.loss, known.beta, float((1 - left).sum()), dict(code.layers),
+        known.named(v, torch.mean), _flatness(known.net, trace, known.beta), _ratio(known, known.slope, trace),
+        known.count, products, notes=tuple(notes),
+    )  # fmt: skip
+
+
+def _after(progress: Callable[[int, int], None], before: int, total: int) -> Callable[[int, int], None]:
+    return lambda done, _: progress(before + done, total)
+
+
+def _sgld(
+    known: _Known, seed: int, progress: Callable[[int, int], None] | None, pull: float = 100.0, **options: Any
+) -> Information:
+    n, flat = known.count, known.net.weights.flat()
+    diagonal = known.diagonal()
+    metric = known.net.weights.shaped((diagonal / math.log(max(n, 3)) + pull).to(flat))
+    found = learning_coefficient(
+        known.net, known.task, pull=pull, metric=metric, seed=seed, progress=progress, **options
+    )  # fmt: skip
+    trace = float(diagonal.sum())
+    notes = ["value = lambda log n: without a prior, and for the temperature of n examples"]
+    if found.value < 0:
+        notes.append("the chains found lower losses than that of the network: it is not at a minimum")
+    size = options.get("batch", 512)
+    return Information(
+        "sgld", found.nats, found.error * math.log(n), known.loss, 1.0, 2 * found.value, {}, {},
+        _flatness(known.net, trace, 1.0), _ratio(known, known.slope, trace), n,
+        math.ceil(found.steps * min(1.0, size / len(known.task))), notes=tuple(notes),
+    )  # fmt: skip

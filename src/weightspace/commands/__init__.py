@@ -1,0 +1,1 @@
+"""What each command computes, as data; it neither draws nor prints."""

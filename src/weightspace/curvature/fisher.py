@@ -1,0 +1,197 @@
+"""How much a network's predictions feel its weights, and how much its gradients differ from example to example.
+
+The Fisher information F = E_x E_{y ~ p_w(.|x)} g g^T, g = grad_w log p_w(y|x), takes its labels from the network. With
+J = d(outputs)/dw, g = J^T u where u = d(log p)/d(outputs): one pass back gives |g|^2 of every example, and of every
+tensor. p is the `likelihood` that the loss belongs to: of outputs under "cross-entropy" the softmax, under "squared" a
+Gaussian of unit variance, under binary cross-entropy a coin for every output.
+Sources: Critical learning periods in deep networks (Achille, Rovere, Soatto, 2019); New insights and perspectives on
+the natural gradient method (Martens, 2020), on the empirical Fisher; An empirical model of large-batch training
+(McCandlish, Kaplan, Amodei, 2018).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from weightspace.curvature.gradients import squares
+from weightspace.curvature.outputs import law_of, likelihood, nats
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.net import Net, checked, math_attention
+from weightspace.net.public import public
+from weightspace.task.goal import gradient
+from weightspace.task.task import Task
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = ["FisherTrace", "GradientNoise", "fisher_trace", "gradient_noise"]
+
+
+_LABELS = ("model", "data", "all")
+_TOGETHER = 16  # passes back through one graph
+
+
+@public
+@dataclass(frozen=True)
+class FisherTrace:
+    """tr F, or the part of it that belongs to one tensor; `error`: its standard error as a mean over the examples.
+
+    `layers`: name -> the part of that tensor; the values add up.
+    """
+
+    value: float
+    error: float
+    layers: Mapping[str, FisherTrace] = field(default_factory=dict)
+
+
+@public
+@dataclass(frozen=True)
+class GradientNoise:
+    """`trace`: tr Sigma, Sigma the covariance of one example's gradient; `square`: |G|^2, G its mean. Both unbiased.
+
+    `layers`: the same for every tensor, whose traces and squares add up.
+    """
+
+    trace: float
+    square: float
+    layers: Mapping[str, GradientNoise] = field(default_factory=dict)
+
+    @property
+    def scale(self) -> float:
+        """tr Sigma / |G|^2, the batch at which noise and gradient weigh alike; infinite where no |G| is seen."""
+        return self.trace / self.square if self.square > 0 else math.inf if self.trace else math.nan
+
+
+@overload
+def fisher_trace(
+    task: Task, *, draws: int = ..., seed: int = ..., labels: str = ..., by_layer: Literal[False] = ...
+) -> Callable[[Net], float]: ...
+@overload
+def fisher_trace(
+    task: Task, *, draws: int = ..., seed: int = ..., labels: str = ..., by_layer: Literal[True]
+) -> Callable[[Net], FisherTrace]: ...
+@public
+def fisher_trace(
+    task: Task, *, draws: int = 1, seed: int = 0, labels: str = "model", by_layer: bool = False
+) -> Callable[[Net], Any]:
+    """The function net -> tr F = E_x E_y |grad_w log p_w(y|x)|^2; with `by_layer`, a `FisherTrace`.
+
+    `labels`: "model", y drawn from the network, `draws` labels an example; "all", the sum over all y, exact, for a pass
+    back for every output; "data", the task's own labels, which is the trace of the empirical Fisher, not of F. The
+    positions of a sequence are labels drawn one by one: their terms add up, and those that the task's labels
+    mark with -100 are left out. Evaluation mode. Raises `WeightspaceError` for a task that is no likelihood, labels
+    that are needed and not there, and outputs that are not finite.
+    """
+    if labels not in _LABELS:
+        raise WeightspaceError(f"unknown labels {labels!r}; choose one of {', '.join(_LABELS)}")
+    if draws < 1:
+        raise WeightspaceError(f"draws is {draws}; give 1 or more labels an example")
+    law_of(task)  # what is no likelihood is refused here
+
+    @public
+    def fisher_trace(net: Net) -> float | FisherTrace:
+        names, start = _learnt(checked(net)), 0
+        parts: dict[str, list[Tensor]] = {name: [] for name in names}
+        for x, y, f in _outputs(net, task):
+            seen = likelihood(task, f, y)
+            if labels == "data":
+                drawn: Iterator[Tensor] = iter([-nats(task, f) * task.slopes(f, y)[0]])
+            elif labels == "model" and seen.scores is not None:
+                drawn = seen.scores(draws, seed, start)
+            else:
+                drawn = (u for _, u in seen.roots())
+            start += len(f)
+            for name, found in _summed(net, task, x, drawn, names).items():
+                parts[name].append(found / (draws if labels == "model" else 1))
+        layers = {name: torch.cat(part) for name, part in parts.items()}
+        whole = _mean(torch.stack([*layers.values()]).sum(0))
+        if not by_layer:
+            return whole.value
+        return FisherTrace(whole.value, whole.error, {name: _mean(part) for name, part in layers.items()})
+
+    return fisher_trace
+
+
+@overload
+def gradient_noise(task: Task, *, by_layer: Literal[False] = ...) -> Callable[[Net], float]: ...
+@overload
+def gradient_noise(task: Task, *, by_layer: Literal[True]) -> Callable[[Net], GradientNoise]: ...
+@public
+def gradient_noise(task: Task, *, by_layer: bool = False) -> Callable[[Net], Any]:
+    """The function net -> tr Sigma / |G|^2, the simple noise scale of the loss; with `by_layer`, a `GradientNoise`.
+
+    Sigma = cov_i g_i and G = E g_i over examples i drawn at random, g_i the gradient of one example's loss. From N of
+    them, tr Sigma is taken as (sum |g_i|^2 - N |mean g|^2) / (N - 1) and |G|^2 as |mean g|^2 - tr Sigma / N. In a
+    sequence, g_i sums over its labelled positions and divides by their mean number. Evaluation mode. Raises
+    `WeightspaceError` for fewer than two examples, no labels, and outputs that are not finite.
+    """
+
+    @public
+    def gradient_noise(net: Net) -> float | GradientNoise:
+        names, n, count = _learnt(checked(net)), 0, 0
+        power, total = dict.fromkeys(names, 0.0), net.weights.zeros()
+        for x, y, f in _outputs(net, task):
+            slope, seen = task.slopes(f, y)
+            for name, found in _summed(net, task, x, iter([slope]), names).items():
+                power[name] += float(found.sum())
+            total = total + gradient(_along(task, x, slope), net)
+            n, count = n + len(f), count + seen
+        if n < 2 or not count:
+            raise WeightspaceError(f"{n} examples with {count} labels; gradients differ among two or more")
+        layers = {name: _noise(power[name] * (n / count) ** 2, total[name] / count, n) for name in names}
+        whole = GradientNoise(
+            sum(part.trace for part in layers.values()), sum(part.square for part in layers.values()), layers
+        )
+        return whole if by_layer else whole.scale
+
+    return gradient_noise
+
+
+def _noise(power: float, mean: Tensor, n: int) -> GradientNoise:
+    square = float(mean.double().square().sum())
+    trace = max(0.0, power - n * square) / (n - 1)
+    return GradientNoise(trace, square - trace / n)
+
+
+def _along(task: Task, x: Any, slope: Tensor) -> Callable[[Net], Tensor]:
+    return lambda net: (task.forward(net, x) * slope).sum()
+
+
+def _learnt(net: Net) -> list[str]:
+    names = [name for name, w in net.weights.items() if w.is_floating_point()]
+    if not names:
+        raise WeightspaceError("the network has no weights that could have a gradient")
+    return names
+
+
+def _outputs(net: Net, task: Task) -> Iterator[tuple[Any, Tensor | None, Tensor]]:
+    """Inputs, labels and outputs, batch by batch."""
+    for x, y in task.batches(net):
+        with torch.no_grad(), math_attention():
+            f = task.forward(net, x)
+        if not f.isfinite().all():
+            raise WeightspaceError("the outputs hold NaN or infinity; look for it in the data and the weights")
+        yield x, y, f
+
+
+def _summed(
+    net: Net, task: Task, x: Any, drawn: Iterator[Tensor], names: Sequence[str]
+) -> dict[str, Float[Tensor, " examples"]]:
+    """sum_u |J_il^T u_i|^2 for every tensor and example."""
+    total: dict[str, Tensor] = {}
+    while some := [*islice(drawn, _TOGETHER)]:
+        for found in squares(net, task, x, some, names):
+            total = {name: total.get(name, 0.0) + part for name, part in found.items()}
+    return total
+
+
+def _mean(values: Float[Tensor, " examples"]) -> FisherTrace:
+    error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return FisherTrace(float(values.mean()), error)

@@ -1,0 +1,212 @@
+"""What a function owes a group that acts on its inputs and outputs, and how far it is from paying.
+
+A function f is equivariant when f(g x) = g f(x) for all g of a group G, invariant when the action on its outputs is
+trivial. A linear map W is equivariant exactly when it equals its Reynolds average R(W) = mean_g rho_out(g)^-1 W
+rho_in(g), the orthogonal projection on the equivariant maps where G acts by permutations. `GroupConv` is equivariant
+whatever its weights: (F * psi)(g) = sum_h F(h) psi(g^-1 h), over turns, reflections and shifts.
+Sources: Group equivariant convolutional networks (Cohen, Welling, 2016); Steerable CNNs (Cohen, Welling, 2017).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from weightspace.equivariance.finite_group import FiniteGroup, GroupError, Matrices
+from weightspace.net.errors import first_line
+from weightspace.net.net import Net
+from weightspace.net.public import public
+from weightspace.net.weights import Weights
+from weightspace.task.outputs import logits
+from weightspace.task.task import Task
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = ["Defect", "equivariance_defect", "invariance_defect", "invariant", "reynolds", "reynolds_defect"]
+
+
+Act: TypeAlias = Callable[[Tensor], Tensor]
+_EXACT = 1e-5
+
+
+# ------------------------------------------------------------------ of functions
+
+
+@public
+@dataclass(frozen=True)
+class Defect:
+    """|f(g x) - g f(x)| / |f(x)| over all examples for every element; `mean` and `worst` leave out the identity."""
+
+    elements: list[float]
+
+    @property
+    def mean(self) -> float:
+        """The mean over the elements other than the identity."""
+        others = self.elements[1:]
+        return sum(others) / len(others) if others else 0.0
+
+    @property
+    def worst(self) -> float:
+        """The largest."""
+        return max(self.elements)
+
+
+@public
+def equivariance_defect(f: Any, x: Task | Tensor, group: FiniteGroup, on_output: FiniteGroup | None = None) -> Defect:
+    """|f(g x) - g f(x)| / |f(x)| for every g; `on_output`: the same group as it acts on outputs, else as on inputs.
+
+    Norms go over all examples and outputs. Zero for an equivariant f, about sqrt(2) where f(g x) and g f(x) have
+    nothing to do with one another. Networks are in evaluation mode. Cost: n + 1 passes forward. Raises `GroupError`
+    for outputs on which the group does not act, that are zero, or that are not finite.
+    """
+    acting = group if on_output is None else on_output
+    if not torch.equal(acting.table, group.table):
+        raise GroupError(f"{acting} on the outputs is not the group on the inputs, {group}; give the same elements")
+    return _defect(f, x, group, acting)
+
+
+@public
+def invariance_defect(f: Any, x: Task | Tensor, group: FiniteGroup) -> Defect:
+    """|f(g x) - f(x)| / |f(x)| for every g of the group; as `equivariance_defect`."""
+    return _defect(f, x, group, None)
+
+
+@torch.no_grad()
+def _defect(f: Any, x: Task | Tensor, group: FiniteGroup, acting: FiniteGroup | None) -> Defect:
+    function, net = _function(f), Net.of(f) if isinstance(f, (Net, nn.Module)) else None
+    squares, total = torch.zeros(len(group), dtype=torch.float64), 0.0
+    for batch in _batches(x, net):
+        before = _finite(function(batch))
+        total += float(before.double().square().sum())
+        for k in range(len(group)):
+            turned = before if acting is None else acting(k, before)
+            after = _finite(function(group(k, batch)))
+            if after.shape != turned.shape:
+                raise GroupError(f"outputs {tuple(after.shape)} of turned inputs, {tuple(turned.shape)} of others")
+            squares[k] += (after.double() - turned.double()).square().sum().cpu()
+    if not total:
+        raise GroupError("the outputs are zero, and nothing is small or large beside them")
+    return Defect((squares / total).sqrt().tolist())
+
+
+def _function(f: Any) -> Act:
+    if isinstance(f, nn.Module):
+        f = Net.of(f)
+    if not callable(f):
+        raise GroupError(f"expected a Net, a module or a function, got {type(f).__name__}")
+    return lambda x: logits(f(x))
+
+
+def _batches(x: Task | Tensor, net: Net | None) -> Iterator[Tensor]:
+    for batch in [x] if isinstance(x, Tensor) else (b for b, _ in x.batches(net)):
+        if not isinstance(batch, Tensor) or not len(batch):
+            seen = "an empty tensor" if isinstance(batch, Tensor) else type(batch).__name__
+            raise GroupError(f"a group acts on one tensor of inputs, got {seen}")
+        yield _finite(batch, "inputs")
+
+
+def _finite(x: Tensor, what: str = "outputs") -> Tensor:
+    if x.is_floating_point() and not bool(x.isfinite().all()):
+        raise GroupError(f"the {what} hold NaN or infinity; look for it in the data and the weights")
+    return x
+
+
+class Orbit(nn.Module):
+    """x -> max or mean of f(g x) over the group."""
+
+    def __init__(self, f: Any, group: FiniteGroup, how: str) -> None:
+        super().__init__()
+        self.inner, self.group, self.how = f, group, how
+
+    def forward(self, x: Tensor) -> Tensor:
+        """All elements, one after the other."""
+        seen = torch.stack([logits(self.inner(self.group(k, x))) for k in range(len(self.group))])
+        return seen.amax(0) if self.how == "max" else seen.mean(0)
+
+
+@public
+def invariant(f: Any, group: FiniteGroup, how: str = "mean") -> Any:
+    """x -> mean_g f(g x), or the maximum over g of every output: invariant whatever f is.
+
+    A Net becomes a Net whose weights are named "inner.*", a module a module that can be trained, a function a function.
+    Cost: that of f, once for every element.
+    """
+    if how not in ("max", "mean"):
+        raise GroupError(f'how must be "max" or "mean", got {how!r}')
+    if not isinstance(f, Net):
+        orbit = Orbit(f, group, how) if callable(f) else None
+        if orbit is None:
+            raise GroupError(f"expected a Net, a module or a function, got {type(f).__name__}")
+        return orbit if isinstance(f, nn.Module) else orbit.forward
+    named = (Weights({f"inner.{n}": t for n, t in part.items()}) for part in (f.weights, f.state))
+    return Net(Orbit(f.architecture, group, how).eval(), *named)
+
+
+# ------------------------------------------------------------------ of weights
+
+Rho: TypeAlias = "Matrices | Tensor | Sequence[Tensor] | None"
+
+
+@public
+def reynolds(
+    weight: Float[Tensor, "*shape"], rho_in: Rho, rho_out: Rho = None, *, kernel: FiniteGroup | None = None
+) -> Float[Tensor, "*shape"]:
+    """R(W) = mean_g rho_out(g)^-1 W rho_in(g), the equivariant part of a linear map; None is the trivial action.
+
+    `rho_in`, `rho_out`: one matrix for every element, such as `group.matrices((1, 8, 8))`. For a convolution's kernel
+    they act on channels, and `kernel` on the taps: R(K) = mean_g rho_out(g)^-1 K(g .) rho_in(g), the condition of a
+    steerable kernel. In float64. Raises `GroupError` for matrices of other sizes, or that are no group.
+    """
+    w = _finite(weight.detach().double(), "weights")
+    if w.dim() < 2:
+        raise GroupError(f"expected a matrix or a kernel, got shape {tuple(w.shape)}")
+    once = _averaged(w, rho_in, rho_out, kernel)
+    again = _averaged(once, rho_in, rho_out, kernel)
+    if float((again - once).norm()) > _EXACT * float(w.norm()):
+        raise GroupError("averaging twice is not averaging once: the matrices are no group in the same order")
+    return once
+
+
+@public
+def reynolds_defect(
+    weight: Float[Tensor, "*shape"], rho_in: Rho, rho_out: Rho = None, *, kernel: FiniteGroup | None = None
+) -> float:
+    """|W - R(W)| / |W|: 0 for an equivariant map; sqrt(1 - 1/n) expected of noise under n regular shifts."""
+    w = weight.detach().double()
+    if not float(w.norm()):
+        raise GroupError("the weights are zero, which is equivariant and has no relative defect")
+    return float((w - reynolds(weight, rho_in, rho_out, kernel=kernel)).norm() / w.norm())
+
+
+def _averaged(w: Tensor, rho_in: Rho, rho_out: Rho, kernel: FiniteGroup | None) -> Tensor:
+    counts = {len(part) for part in (rho_in, rho_out, kernel) if part is not None}
+    if len(counts) != 1 or 0 in counts:
+        raise GroupError(f"expected one matrix for every element in rho_in and rho_out, got {sorted(counts)}")
+    total, n = torch.zeros_like(w), counts.pop()
+    for k in range(n):
+        moved = w if kernel is None else kernel(kernel.inverse(k), w)
+        if rho_in is not None:
+            moved = torch.einsum("rc...,cd->rd...", moved, _square(rho_in[k], w.shape[1], "rho_in"))
+        if rho_out is not None:
+            back = rho_out.inverse(k) if isinstance(rho_out, Matrices) else _inverted(rho_out[k])
+            moved = torch.einsum("or,rc...->oc...", _square(back, w.shape[0], "rho_out"), moved)
+        total += moved
+    return total / n
+
+
+def _square(matrix: Tensor, size: int, name: str) -> Tensor:
+    if matrix.shape != (size, size):
+        raise GroupError(f"{name} has matrices of shape {tuple(matrix.shape)}; the weight needs {size} x {size}")
+    return matrix.double()
+
+
+def _inverted(matrix: Tensor) -> Tensor:
+    try:
+        return torch.linalg.inv(matrix.double())
+    except RuntimeError as error:
+        raise GroupError(f"rho_out has a matrix that cannot be inverted: {first_line(error)}") from error

@@ -1,0 +1,124 @@
+"""Convolutions and pools that are equivariant by construction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from weightspace.equivariance.finite_group import FiniteGroup, GroupError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = ["GroupConv", "GroupPool"]
+
+
+# ------------------------------------------------------------------ layers
+
+_POINT: dict[str, Callable[[], FiniteGroup] | None] = {
+    "shifts": None,
+    "p4": FiniteGroup.rotations,
+    "p4m": FiniteGroup.dihedral,
+}
+
+
+class GroupConv(nn.Module):
+    """A convolution over a group of the plane: (F * psi)(g) = sum_h F(h) psi(g^-1 h), equivariant whatever psi.
+
+    `group`: "shifts", a plain convolution, of sequences too (`dims=1`); "p4", with quarter turns; "p4m", with
+    reflections as well, these being 4 and 8 elements. A lifting layer takes images (example, channel, height, width);
+    others take, and all give, maps (example, channel, element, height, width), on which G acts as
+    `FiniteGroup.rotations().regular()` does. Weights are (out, in, element, size, size), without elements where the
+    layer lifts. `padding`: "circular", exact for shifts too; "zeros", exact for turns; "valid". Without a stride, which
+    would sample off the centre; pool maps of even size with `F.max_pool3d(x, (1, 2, 2))`. Raises `GroupError` for an
+    even `size` with a padding, which moves the centre, and for maps that do not fit.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        group: str = "p4",
+        *,
+        lifting: bool = False,
+        padding: str = "circular",
+        bias: bool = True,
+        dims: int = 2,
+    ) -> None:
+        super().__init__()
+        self.index: Tensor
+        if group not in _POINT or padding not in ("circular", "zeros", "valid"):
+            known = "shifts, p4, p4m and circular, zeros, valid"
+            raise GroupError(f"unknown group {group!r} or padding {padding!r}; choose of {known}")
+        if min(inputs, outputs, size) < 1 or dims not in (1, 2) or (dims == 1 and group != "shifts"):
+            raise GroupError(
+                f"no layer of {group} has {inputs} and {outputs} channels, size {size} and {dims} dimensions"
+            )
+        if size % 2 == 0 and padding != "valid":
+            raise GroupError(f'a kernel of even size {size} has no centre; take an odd one, or padding="valid"')
+        make = _POINT[group]
+        point = make() if make else None
+        self.group, self.padding, self.size, self.dims = group, padding, size, dims
+        self.order, self.lifting = len(point) if point else 1, lifting or point is None
+        taps = (() if self.lifting else (self.order,)) + (size,) * dims
+        bound = 1 / math.sqrt(inputs * math.prod(taps))
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, *taps).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(outputs).uniform_(-bound, bound)) if bias else None
+        turned = torch.arange(math.prod(taps)).view(taps)
+        acting = point if self.lifting or point is None else point.regular()
+        index = [(turned if acting is None else acting(k, turned)).flatten() for k in range(self.order)]
+        self.register_buffer("index", torch.stack(index), persistent=False)
+
+    @property
+    def bank(self) -> Float[Tensor, "units channels *taps"]:
+        """The kernels g psi for all g, as those of a plain convolution."""
+        out, taps = len(self.weight), (self.size,) * self.dims
+        turned = self.weight.flatten(2)[:, :, self.index]  # (out, in, element, element of the input and taps)
+        return turned.transpose(1, 2).reshape(out * self.order, -1, *taps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The maps over the group."""
+        elements = () if self.lifting else (self.order,)
+        if x.dim() != 2 + len(elements) + self.dims or x.shape[1 : 2 + len(elements)] != (
+            self.weight.shape[1],
+            *elements,
+        ):
+            wanted = ("example", self.weight.shape[1], *elements, *("size",) * self.dims)
+            raise GroupError(f"expected maps {wanted}, got shape {tuple(x.shape)}")
+        x, half = x if self.lifting else x.flatten(1, 2), self.size // 2
+        if half and self.padding != "valid":
+            if self.padding == "circular" and min(x.shape[-self.dims :]) < half:
+                raise GroupError(f"maps {tuple(x.shape)} are too small for a circular kernel of size {self.size}")
+            mode = "circular" if self.padding == "circular" else "constant"
+            x = F.pad(x, (half,) * (2 * self.dims), mode=mode)
+        bias = None if self.bias is None else self.bias.repeat_interleave(self.order)
+        out = (F.conv1d if self.dims == 1 else F.conv2d)(x, self.bank, bias)
+        return out if self.order == 1 else out.unflatten(1, (-1, self.order))
+
+    def extra_repr(self) -> str:
+        """What is printed of the layer."""
+        out, channels = self.weight.shape[:2]
+        kind = "lifting, " if self.lifting and self.order > 1 else ""
+        return f"{channels}, {out}, size={self.size}, {self.group}, {kind}{self.padding}"
+
+
+class GroupPool(nn.Module):
+    """Maps over a group and the plane -> maps on the plane: the maximum or the mean over the elements."""
+
+    def __init__(self, how: str = "max") -> None:
+        super().__init__()
+        if how not in ("max", "mean"):
+            raise GroupError(f'how must be "max" or "mean", got {how!r}')
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(example, channel, element, height, width) -> (example, channel, height, width)."""
+        if x.dim() != 5:
+            raise GroupError(f"expected maps (example, channel, element, height, width), got shape {tuple(x.shape)}")
+        return x.amax(2) if self.how == "max" else x.mean(2)

@@ -1,0 +1,16 @@
+"""Steps from network to network, along what a goal asks for and a metric allows."""
+
+from weightspace.contents import handed_on
+
+__getattr__, __dir__, __all__ = handed_on(
+    __name__,
+    {
+        "attacks": ["attacked", "harden", "input_gradient"],
+        "goals": ["drift", "gem", "learn", "spread", "toward"],
+        "anchors": ["ewc", "fisher", "hold"],
+        "pruning": ["Prune", "prune", "PruneError", "share_at", "sparsity", "tightened"],
+        "result": ["Flow", "FlowError", "Record"],
+        "stepper": ["flow"],
+        "ensembles": ["coherence", "disagreement", "ensemble", "swag"],
+    },
+)

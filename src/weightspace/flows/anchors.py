@@ -1,0 +1,251 @@
+"""Goals that hold a network to what it was: its outputs on data, its weights, its gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weightspace.curvature.gradients import squared_gradients
+from weightspace.curvature.outputs import law_of, likelihood
+from weightspace.flows.batches import Augment, changed, forward, mean_of, positive
+from weightspace.net.inputs import carried, leaves
+from weightspace.net.net import Net, checked, math_attention
+from weightspace.net.public import public
+from weightspace.net.weights import Weights
+from weightspace.task.digest import DigestError, Frame, digest
+from weightspace.task.goal import Goal, GoalError, descended, not_aliased
+from weightspace.task.outputs import counted, labelled
+from weightspace.task.task import Task
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = ["ewc", "fisher", "hold"]
+
+
+@dataclass(frozen=True)
+class Hold(Goal):
+    """How far outputs are from those of an anchor."""
+
+    task: Task
+    anchor: Net
+    distance: str
+    batch: int
+    seed: int
+    labels: float
+    temperature: float
+    augment: Augment | None
+    output: Callable[[Tensor], Tensor]
+    _kept: list[_Answers] = field(default_factory=list, repr=False, compare=False)
+
+    def covector(self, net: Net, step: int) -> tuple[Weights, float]:
+        """The gradient and the value on one batch."""
+        if net.weights is not self.anchor.weights:
+            not_aliased(net, self.anchor)
+        triples = list(self._triples(net, step))
+
+        def away(w: Net) -> Tensor:
+            parts, losses = [], []
+            for x, y, before in triples:
+                f = forward(self.task, w, x)
+                parts.append(_DISTANCES[self.distance](*_alike(self.output(f), before), self.temperature, y))
+                losses += [self.task.summed(f, y)] if self.labels else []
+            return mean_of(parts) + (self.labels * mean_of(losses) if self.labels else 0.0)
+
+        return descended(away, net)
+
+    def _triples(self, net: Net, step: int) -> Iterator[tuple[Any, Tensor | None, Tensor]]:
+        """Inputs, labels, outputs of the anchor; asked for all at once where the inputs stay."""
+        plain = self.augment is None and self.task.in_memory
+        if plain and (frame := _frame(self.anchor, self.output)) is not None:
+            asked = frame, self.batch, step, self.seed
+            if not self._kept or (parts := self._kept[0].batches(self.anchor, *asked)) is None:
+                self._kept[:] = [_answers(self.task, self.anchor, self.output, frame)]
+                parts = self._kept[0].batches(self.anchor, *asked)
+            labels = self.task.minibatch(self.batch, step, self.seed).batches()
+            for (x, before), (_, y) in zip(parts or (), labels, strict=True):
+                yield carried(x, net), y, before
+            return
+        with torch.no_grad():
+            for x, y in self.task.minibatch(self.batch, step, self.seed).batches(net):
+                seen = changed(x, self.augment, self.seed, step)
+                yield seen, y, self.output(forward(self.task, self.anchor, carried(seen, self.anchor)))
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What an anchor says on the examples of a task; it depends on the anchor, on the inputs, and on what is picked.
+
+    `numbered` is the task with its rows for labels, `sums` of the inputs tell whether a row is what it was.
+    """
+
+    outputs: Tensor
+    numbered: Task
+    sums: Tensor
+    weights: list[Tensor]
+    frame: str
+
+    def batches(self, anchor: Net, frame: str, batch: int, step: int, seed: int) -> list[tuple[Any, Tensor]] | None:
+        """Inputs of a batch, and what the anchor said; None where it would say something else, changed in place."""
+        now = [*anchor.weights.buffers, *anchor.state.buffers]
+        if frame != self.frame or not all(torch.equal(w, b) for w, b in zip(self.weights, now, strict=True)):
+            return None
+        found = []
+        for x, index in self.numbered.minibatch(batch, step, seed).batches():
+            assert index is not None
+            if not torch.allclose(_row_sums(x), self.sums[index], 1e-9, 1e-9, equal_nan=True):
+                return None
+            found.append((x, self.outputs[index]))
+        return found
+
+
+def _answers(task: Task, anchor: Net, output: Callable[[Tensor], Tensor], frame: str) -> _Answers:
+    with torch.no_grad():
+        parts = [output(forward(task, anchor, x)) for x, _ in task.batches(anchor)]
+    sums = torch.cat([_row_sums(x) for x, _ in task.batches()])
+    kept = [buffer.clone() for buffer in (*anchor.weights.buffers, *anchor.state.buffers)]
+    return _Answers(torch.cat(parts), task.relabelled(torch.arange(len(sums))), sums, kept, frame)
+
+
+def _row_sums(x: Any) -> Float[Tensor, " examples"]:
+    """One number for every example, other for other inputs: a random projection in float64."""
+    total = torch.zeros(())
+    for k, part in enumerate(leaves(x)):
+        rows = part.detach().flatten(1) if part.dim() > 1 else part.detach()[:, None]
+        generator = torch.Generator().manual_seed(k)
+        row = torch.randn(rows.shape[1], generator=generator, dtype=torch.float64).to(rows.device)
+        total = total + rows.double() @ row
+    return total.double()
+
+
+def _frame(net: Net, output: Callable[[Tensor], Tensor]) -> str | None:
+    try:
+        return digest(Frame(net), output)
+    except DigestError:
+        return None
+
+
+@public
+def hold(
+    task: Task,
+    anchor: Net,
+    distance: str = "squared",
+    *,
+    batch: int = 64,
+    seed: int = 0,
+    labels: float = 0.0,
+    temperature: float = 1.0,
+    augment: Augment | None = None,
+    output: Callable[[Tensor], Tensor] = lambda f: f,
+) -> Goal:
+    """E d(f(x), f_anchor(x)) over the inputs of a task: what `Pullback` measures, without being linearised.
+
+    `distance`, for outputs f and probabilities p = softmax(f / temperature): "squared" |f - f_anchor|^2, "kl"
+    temperature^2 KL(p_anchor | p), "bhattacharyya" -log sum_k sqrt(p_k p_anchor,k). `labels` adds so much of the task's
+    own loss on the same examples. Positions that are labelled -100 count nowhere. `output` picks the outputs that
+    count. The anchor's outputs are asked for anew where `augment` changes the inputs. Raises `GoalError`; also where
+    anchor and network are two that share one memory, so that the anchor would move too.
+    """
+    if distance not in _DISTANCES:
+        raise GoalError(f"unknown distance {distance!r}; choose {', '.join(_DISTANCES)}")
+    positive("a batch", batch)
+    if not 0 < temperature < math.inf:
+        raise GoalError(f"temperature must be positive, got {temperature}")
+    return Hold(task, checked(anchor), distance, batch, seed, labels, temperature, augment, output)
+
+
+def _alike(f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    if f.shape != g.shape:
+        raise GoalError(
+            f"the anchor's outputs have shape {tuple(g.shape)}, the network's {tuple(f.shape)}; give output="
+        )
+    return f, g.to(f)
+
+
+def _probable(f: Tensor) -> None:
+    if f.dim() < 2 or f.shape[-1] < 2:
+        raise GoalError(f'outputs of shape {tuple(f.shape)} are no classes; hold them by distance="squared"')
+
+
+def _squared(f: Tensor, g: Tensor, t: float, y: Tensor | None) -> tuple[Tensor, int]:
+    return (counted(f, y) - counted(g, y)).square().sum(), len(f)
+
+
+def _bhattacharyya(f: Tensor, g: Tensor, t: float, y: Tensor | None) -> tuple[Tensor, int]:
+    _probable(f)
+    return _positions(-((f / t).log_softmax(-1) / 2 + (g / t).log_softmax(-1) / 2).logsumexp(-1), f, y)
+
+
+def _kl(f: Tensor, g: Tensor, t: float, y: Tensor | None) -> tuple[Tensor, int]:
+    _probable(f)
+    p, q = (f / t).log_softmax(-1), (g / t).log_softmax(-1)
+    return _positions(t**2 * F.kl_div(p, q, log_target=True, reduction="none").sum(-1), f, y)
+
+
+def _positions(d: Tensor, f: Tensor, y: Tensor | None) -> tuple[Tensor, int]:
+    """The sum over the positions that count, and how many these are."""
+    d = d[labelled(f, y)] if f.dim() > 2 else d
+    return d.sum(), d.numel()
+
+
+# sums over a batch, and over how many examples or positions
+_DISTANCES: dict[str, Callable[[Tensor, Tensor, float, Tensor | None], tuple[Tensor, int]]] = {
+    "squared": _squared,
+    "kl": _kl,
+    "bhattacharyya": _bhattacharyya,
+}
+
+
+@dataclass(frozen=True)
+class Ewc(Goal):
+    """strength / 2 sum_i F_i (w_i - anchor_i)^2."""
+
+    anchor: Net
+    importance: Weights
+    strength: float
+
+    def covector(self, net: Net, step: int) -> tuple[Weights, float]:
+        """strength F (w - anchor), and the value."""
+        away = net - self.anchor
+        pull = away.shaped(self.strength * self.importance.flat() * away.flat())
+        return pull, float(pull.dot(away)) / 2
+
+
+@public
+def ewc(task: Task, net: Net, strength: float = 1.0, seed: int = 0) -> Goal:
+    """strength / 2 sum_i F_i (w_i - w0_i)^2, F the diagonal of the Fisher information of `task` at `net`.
+
+    Source: Overcoming catastrophic forgetting in neural networks (Kirkpatrick et al., 2017).
+    """
+    if not 0 < strength < math.inf:
+        raise GoalError(f"strength must be positive, got {strength}")
+    return Ewc(net, fisher(task, net, seed), strength)
+
+
+@public
+def fisher(task: Task, net: Net, seed: int = 0) -> Weights:
+    """F_i = E_x E_{y ~ p(.|x)} (d log p(y|x) / dw_i)^2: one label drawn from the network for every example.
+
+    p is the `likelihood` of the task's loss: the softmax of the outputs, a normal distribution of variance one around
+    them, or a coin for each. Of positions that are labelled -100 there is nothing. Squared gradients of examples, not
+    of batches: a batch's mean gradient squared is smaller by the batch. Raises `WeightspaceError`, by its name, for a
+    loss that is no likelihood.
+    """
+    names = [n for n, w in checked(net).weights.items() if w.is_floating_point()]
+    total = {n: torch.zeros(net.weights[n].shape, dtype=torch.float64, device=net.device) for n in names}
+    law_of(task)
+    count = 0
+    for x, y in task.batches(net):
+        with torch.no_grad(), math_attention():
+            drawn = likelihood(task, forward(task, net, carried(x, net)), y)
+        assert drawn.scores is not None
+        for name, found in squared_gradients(net, task, x, [*drawn.scores(1, seed, count)], names).items():
+            total[name] += found
+        count += len(leaves(x)[0])
+    return net.weights.zeros().replace({name: t / count for name, t in total.items()})

@@ -1,0 +1,89 @@
+"""Inputs moved against a network, and the goal that hardens it against them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from weightspace.flows.batches import forward, mean_of, positive
+from weightspace.net.inputs import each, leaves
+from weightspace.net.net import Net, math_attention
+from weightspace.net.public import public
+from weightspace.net.weights import Weights
+from weightspace.task.goal import Goal, GoalError, descended
+from weightspace.task.task import Task
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = ["attacked", "harden", "input_gradient"]
+
+
+@public
+def input_gradient(
+    task: Task, net: Net, x: Any, y: Tensor | None, graph: bool = False
+) -> Float[Tensor, "examples numbers"]:
+    """d(loss of every example)/dx, flat. Raises `GoalError` for inputs that are not floating-point."""
+    parts = leaves(x)
+    if not all(part.is_floating_point() for part in parts):
+        raise GoalError("these inputs are integers (tokens) and have no gradient; give embeddings or images")
+    seen = each(lambda t: t.detach().requires_grad_(), x)
+    with torch.enable_grad(), math_attention():
+        loss = task.summed(forward(task, net, seen), y)[0]
+        found = torch.autograd.grad(loss, leaves(seen), create_graph=graph)
+    return torch.cat([part.flatten(1) for part in found], 1)
+
+
+@dataclass(frozen=True)
+class Harden(Goal):
+    """The loss where an attack has moved the inputs."""
+
+    task: Task
+    radius: float
+    steps: int
+    batch: int
+    seed: int
+    span: tuple[float, float]
+
+    def covector(self, net: Net, step: int) -> tuple[Weights, float]:
+        """The gradient and the loss on one attacked batch."""
+        some = self.task.minibatch(self.batch, step, self.seed)
+        moved = [(attacked(self.task, net, x, y, self.radius, self.steps, self.span), y) for x, y in some.batches(net)]
+        return descended(lambda w: mean_of([self.task.summed(forward(self.task, w, x), y) for x, y in moved]), net)
+
+
+@public
+def harden(
+    task: Task,
+    radius: float,
+    steps: int = 7,
+    batch: int = 128,
+    seed: int = 0,
+    span: tuple[float, float] = (-math.inf, math.inf),
+) -> Goal:
+    """max L(x + d) over |d|_inf <= radius, by `steps` of projected signed ascent; inputs stay within `span`.
+
+    Source: Towards deep learning models resistant to adversarial attacks (Madry et al., 2018).
+    """
+    if not 0 < radius < math.inf or steps < 1:
+        raise GoalError(f"an attack needs a positive radius and a step, got {radius} and {steps}")
+    positive("a batch", batch)
+    return Harden(task, radius, steps, batch, seed, span)
+
+
+@public
+def attacked(
+    task: Task, net: Net, x: Any, y: Tensor | None, radius: float, steps: int, span: tuple[float, float]
+) -> Tensor:
+    """The inputs where the ascent ends."""
+    if not isinstance(x, Tensor):
+        raise GoalError("an attack moves one tensor of inputs; these have several")
+    moved = x
+    for _ in range(steps):
+        rise = input_gradient(task, net, moved, y).view_as(x).sign()
+        moved = torch.clamp(moved + 2.5 * radius / steps * rise, x - radius, x + radius).clamp(*span)
+    return moved.detach()

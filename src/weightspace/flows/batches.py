@@ -1,0 +1,43 @@
+"""What goals share: batches of examples, changes of their inputs, means over uneven parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightspace.net.net import Net
+from weightspace.task.goal import GoalError
+from weightspace.task.outputs import logits
+from weightspace.task.task import Task
+
+__all__ = []
+
+
+Augment = Callable[[Any, torch.Generator], Any]
+
+
+# ------------------------------------------------------------------
+
+
+def forward(task: Task, net: Net, x: Any) -> Tensor:
+    return logits(task.forward(net, x))
+
+
+def changed(x: Any, augment: Augment | None, seed: int, step: int) -> Any:
+    return x if augment is None else augment(x, torch.Generator().manual_seed(seed * 1_000_003 + step))
+
+
+def mean_of(parts: list[tuple[Tensor, int]]) -> Tensor:
+    """The mean over examples, from sums over batches and their sizes."""
+    total = sum(n for _, n in parts)
+    if not total:
+        raise GoalError("no example has a label: all are -100")
+    return torch.stack([value for value, _ in parts]).sum() / total
+
+
+def positive(what: str, number: int) -> None:
+    if number < 1:
+        raise GoalError(f"{what} has at least one example, got {number}")

@@ -1,0 +1,178 @@
+"""Pruning: which weights go to zero, and when. What is left is repaired without labels; see `flow`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.public import public
+from weightspace.net.weights import Weights
+
+if TYPE_CHECKING:
+    from weightspace.symmetry.group import Group
+
+__all__ = ["Prune", "PruneError", "prune", "share_at", "sparsity", "tightened"]
+
+
+_REPAIRS = ("gauss-newton", "layer", "descent")
+
+
+class PruneError(WeightspaceError):
+    """A sparsity, a structure or a repair that makes no sense, or one that would empty a layer."""
+
+
+@public
+@dataclass(frozen=True)
+class Prune:
+    """A share of the weights to zero: of all matrices and kernels together, the smallest; biases and norms stay."""
+
+    sparsity: float
+    structure: str
+    repair: str
+    batch: int
+    seed: int
+    augment: Callable[[Any, torch.Generator], Any] | None = None
+
+
+@public
+def prune(
+    sparsity: float,
+    structure: str = "unstructured",
+    repair: str = "gauss-newton",
+    batch: int = 256,
+    seed: int = 0,
+    augment: Callable[[Any, torch.Generator], Any] | None = None,
+) -> Prune:
+    """Zero in a share `sparsity` of the weights of matrices and kernels that are not frozen, tightened step by step.
+
+    `structure`: "unstructured"; "n:m" as in "2:4" (n of every m neighbours stay, so that the sparsity is 1 - n/m; a
+    layer whose rows cannot be cut into m stays whole); or "neuron": whole units with all that leads to them and from
+    them, a share of the units of every layer's kind.
+    `repair`: "gauss-newton", a few steps of the flow with the metric's examples all at once; "layer", every layer by
+    itself, as SparseGPT (a baseline; quick); or "descent", thousands of steps on batches: longer, and better where
+    almost nothing is left. `augment(inputs, generator)` changes the inputs of a descent's batches on the way: the
+    network as it was says what the changed ones are. Raises `PruneError`.
+    """
+    if not 0 < sparsity < 1:
+        raise PruneError(f"a sparsity lies between 0 and 1, got {sparsity}; 1 would empty every layer")
+    if structure not in ("unstructured", "neuron"):
+        n, colon, m = structure.partition(":")
+        if not colon or not n.isdigit() or not m.isdigit() or not 0 < int(n) < int(m):
+            raise PruneError(f'structure is "unstructured", "neuron", or "n:m" such as "2:4", got {structure!r}')
+        if abs(sparsity - (1 - int(n) / int(m))) > 1e-9:
+            raise PruneError(f"{structure} zeroes a share of {1 - int(n) / int(m):g}, not {sparsity:g}")
+    if repair not in _REPAIRS:
+        raise PruneError(f"unknown repair {repair!r}; choose {', '.join(_REPAIRS)}")
+    if augment is not None and repair != "descent":
+        raise PruneError(f'augment changes the batches of a descent, and {repair!r} has none; give repair="descent"')
+    return Prune(sparsity, structure, repair, batch, seed, augment)
+
+
+@public
+def share_at(sparsity: float, done: float) -> float:
+    """s (1 - (1 - done)^3): most goes early (To prune, or not to prune; Zhu, Gupta, 2017)."""
+    return sparsity * (1 - (1 - min(1.0, done)) ** 3)
+
+
+@public
+def sparsity(mask: Mapping[str, Tensor]) -> float:
+    """Share of zeros in the matrices and kernels of a mask or of weights."""
+    matrices = [m for m in mask.values() if m.dim() > 1]
+    return 1 - sum(int((m != 0).sum()) for m in matrices) / max(1, sum(m.numel() for m in matrices))
+
+
+@public
+def tightened(
+    weights: Weights,
+    goal: Prune,
+    share: float,
+    before: Weights | None = None,
+    *,
+    worth: Mapping[str, Tensor] | None = None,
+    group: Group | None = None,
+    frozen: Collection[str] = (),
+) -> Weights:
+    """A mask that zeroes a share of the weights: one where a weight stays; what was zero in `before` stays zero.
+
+    `worth` (by default |w|) orders the weights. Those of `frozen` are neither cut nor counted.
+    Raises `PruneError` for a layer that would be empty.
+    """
+    names = [name for name, w in weights.items() if w.dim() > 1 and name not in frozen]
+    if not names:
+        raise PruneError("there is no matrix or kernel to prune")
+    value = {n: (weights if worth is None else worth)[n].abs() for n in weights}
+    if before is not None:
+        value = {n: v * before[n] for n, v in value.items()}
+    if goal.structure == "neuron":
+        assert group is not None
+        mask = _units(weights, value, share, group.without(frozen) if frozen else group)
+    elif goal.structure != "unstructured":
+        mask = _neighbours(weights, value, names, goal.structure, share / goal.sparsity)
+    else:
+        mask = _smallest(weights, value, names, share)
+    for name in weights:
+        if before is not None:
+            mask[name].mul_(before[name])
+        if name in names and not bool(mask[name].any()):
+            raise PruneError(f"this sparsity would empty {name}; ask for less")
+    return mask
+
+
+def _smallest(weights: Weights, value: Mapping[str, Tensor], names: list[str], share: float) -> Weights:
+    mask = weights.map(torch.ones_like)
+    every = torch.cat([value[n].flatten() for n in names])
+    count = round(share * len(every))
+    if count:
+        flat = torch.ones_like(every)
+        flat[every.argsort(stable=True)[:count]] = 0
+        for name, part in zip(names, flat.split([value[n].numel() for n in names]), strict=True):
+            mask[name].copy_(part.view(weights[name].shape))
+    return mask
+
+
+def _neighbours(
+    weights: Weights, value: Mapping[str, Tensor], names: list[str], structure: str, done: float
+) -> Weights:
+    """Of those that will go, the m - n smallest of every m neighbours, the smallest so far."""
+    n, m = map(int, structure.split(":"))
+    fitting = [name for name in names if value[name].flatten(1).shape[1] % m == 0]
+    if not fitting:
+        raise PruneError(f"no matrix or kernel has rows that can be cut into {m}")
+    leaving = {}
+    for name in fitting:
+        groups = value[name].reshape(-1, m)
+        smallest = torch.zeros_like(groups, dtype=torch.bool).scatter_(
+            1, groups.topk(m - n, 1, largest=False).indices, True
+        )
+        leaving[name] = smallest.view(weights[name].shape)
+    far = {name: torch.where(leaving[name], value[name], math.inf) for name in fitting}
+    total = sum(int(leave.sum()) for leave in leaving.values())
+    rest = sum(far[name].numel() for name in fitting)
+    return _smallest(weights, far, fitting, round(done * total) / rest)
+
+
+def _units(weights: Weights, value: Mapping[str, Tensor], share: float, group: Group) -> Weights:
+    """Of every axis of units that may change places, the same share: those with the smallest weights around them."""
+    mask = weights.map(torch.ones_like)
+    axes = [axis for axis in group.permutable() if not axis.over]
+    if not axes:
+        raise PruneError("no unit of this network can be taken out by itself; prune weights instead")
+    for axis in axes:
+        met = [place for place in group.places[axis.name] if group.blocks[place.block].tensor in weights]
+        table = torch.zeros(axis.size, dtype=torch.float64)
+        for place in met:
+            block = group.blocks[place.block]
+            table += group.gather(group.view(block, value[block.tensor].double().square()), block, place.leaf).cpu()
+        gone = torch.ones(axis.size)
+        gone[table.argsort(stable=True)[: min(axis.size - 1, round(share * axis.size))]] = 0
+        for place in met:
+            block = group.blocks[place.block]
+            view = group.view(block, mask[block.tensor])
+            view.mul_(group.spread(gone.to(view), block, place.leaf))
+    return mask

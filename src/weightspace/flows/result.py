@@ -1,0 +1,51 @@
+"""What a flow returns: the path, why it ended, and what every step cost."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.net import Net
+from weightspace.net.public import public
+from weightspace.net.weights import Weights
+from weightspace.path.path import Path
+
+__all__ = ["Flow", "FlowError", "Record"]
+
+
+class FlowError(WeightspaceError):
+    """A flow that cannot begin: a goal, a budget or a mask that makes no sense."""
+
+
+@public
+@dataclass(frozen=True)
+class Record:
+    """One accepted step: its length, goal before it (NaN: not a number), drift measured and predicted, held-out."""
+
+    step: int
+    length: float
+    goal: float
+    drift: float
+    predicted: float
+    heldout: float
+
+
+@public
+class Flow(Path):
+    """The path of a flow: marked points are the networks that were saved, `log` has a record for every step.
+
+    `why`: "steps" (all were made), "budget" (no step within it was left), "heldout", "goal" (its gradient vanished), or
+    "nan in NAME". `mask`: zero where weights are held at zero.
+    """
+
+    __slots__ = ("log", "mask", "why")
+
+    def __init__(self, nets: list[Net], log: list[Record], why: str, mask: Weights | None) -> None:
+        through = Path.through(nets if len(nets) > 1 else nets * 2)
+        super().__init__(through, through.times)
+        self.log, self.why, self.mask = log, why, mask
+
+    def __repr__(self) -> str:
+        last = f", drift {self.log[-1].drift:.3g}" if self.log and not math.isnan(self.log[-1].drift) else ""
+        return f"Flow({len(self.log)} steps, stopped by {self.why}{last})"

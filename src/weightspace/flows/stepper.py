@@ -1,0 +1,448 @@
+"""A flow: steps from network to network, along what a goal asks for and a metric allows.
+
+flow(net, goal, metric) goes, again and again, by the step of a given length that lowers the goal most among those that
+the metric lets pass. Under `Pullback` of an old task this is a functionally invariant path: a predictor (the step of
+largest progress within the drift that is left), a corrector (Gauss-Newton back to the anchor's outputs), and a measured
+drift that decides whether the step counts. Under `Euclidean` it is gradient descent with steps of constant length,
+under `Adam` the optimiser of that name.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from weightspace.flows.anchors import hold
+from weightspace.flows.pruning import Prune, share_at, tightened
+from weightspace.flows.result import Flow, FlowError, Record
+from weightspace.metric.geodesic import acceleration, kink
+from weightspace.metric.metric import Adam, Metric
+from weightspace.metric.per_layer import compensated
+from weightspace.metric.pullback import Pullback
+from weightspace.net.net import Net, checked, loose, unfrozen
+from weightspace.net.public import public
+from weightspace.net.weights import Weights
+from weightspace.path.trail import Trail
+from weightspace.symmetry.symmetry import Symmetry
+from weightspace.task.digest import changed, told
+from weightspace.task.goal import Goal, as_goal, covector
+from weightspace.task.task import Task
+from weightspace.trust.relative import relative_distances
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = ["flow"]
+
+
+Aim: TypeAlias = Task | Callable[[Net], Tensor] | Goal | Prune
+Size: TypeAlias = float | Callable[[float], float]
+
+_HALVINGS, _BISECTIONS = 8, 40
+_GROW, _TRUST = 1.5, 2.0
+_SHARE = 0.05
+_TIGHTENING, _TIGHTEN_EVERY = 0.4, 20  # of the steps of a descent; then every so many
+_TEMPERATURE = 4.0
+
+
+@public
+def flow(
+    net: Net,
+    goal: Aim,
+    metric: Metric | Pullback,
+    *,
+    steps: int = 100,
+    size: Size = 0.1,
+    budget: float | None = None,
+    probe: Task | None = None,
+    limit: float | None = None,
+    corrections: int = 1,
+    accelerate: bool | str = False,
+    mask: Weights | None = None,
+    frozen: str = "stay",
+    max_trust: float | None = None,
+    save: int = 10,
+    check: int = 1,
+    trail: str | os.PathLike[str] | None = None,
+    progress: Callable[[Record], None] = lambda record: None,
+) -> Flow:
+    """From `net`, `steps` steps of length `size` (a number, or a function of the share done) that lower `goal`.
+
+    `budget`: the drift on the metric's own examples, measured from `net`, that no accepted step exceeds. `probe`: other
+    examples on which the drift is measured too, every `check` steps, and `limit` the drift there that ends the flow.
+    `corrections`: Gauss-Newton steps back to the anchor after every step. `accelerate`: bend every step by the
+    geodesic's acceleration (refused for a network with kinks, unless "force"). `mask`: weights where it is zero stay
+    as they are. `frozen`: so do weights that the module held by requires_grad=False, and they are not counted;
+    with "move" they move. `max_trust`: a step that would go further in `relative_trust` is cut to this (of a goal,
+    not of `prune`). `save`: every how many steps a network is kept; with `trail`, in that folder too, and a flow that
+    was cut off goes on from there, if all that it depends on is the same: the network, the goal, the metric and their
+    examples, and every argument above but `limit` and, where `size` is a number and nothing is pruned, more `steps`.
+    Drifts are root mean squares in units of the outputs. `prune` with Gauss-Newton repair ignores `size` and makes at
+    least two corrections a step; with descent, `size` is Adam's highest learning rate.
+    Raises `FlowError`; what happens on the way ends the flow: see `why`.
+    """
+    _sound(steps, size, budget, limit, max_trust, corrections, save, check)
+    if not isinstance(goal, Prune):
+        goal = as_goal(goal)
+    net = unfrozen(checked(net), frozen)
+    if net.frozen and len(net.frozen) == len(net.weights):
+        raise FlowError('every parameter of the network is frozen: nothing could move; give frozen="move"')
+    if mask is not None:
+        net.weights.check(mask)
+        if not any(bool(m.any()) for m in mask.values()):
+            raise FlowError("the mask holds every weight: nothing could move")
+    if isinstance(goal, Prune) and not isinstance(metric, Pullback):
+        raise FlowError("pruning is repaired under a Pullback metric; give Pullback(task)")
+    if isinstance(goal, Prune) and goal.repair == "descent" and budget is not None:
+        raise FlowError("a descent keeps no budget at every step; leave it out, and look at the drift at the end")
+    if isinstance(goal, Prune) and goal.repair == "layer" and mask is not None:
+        raise FlowError("the repair layer by layer moves all that is not cut; take another repair with a mask")
+    if isinstance(goal, Prune) and max_trust is not None:
+        raise FlowError("max_trust cuts the steps of a descent, and pruning has none; leave it out")
+    if limit is not None and probe is None:
+        raise FlowError("limit is a drift on other examples; give them as probe=")
+    if accelerate and not isinstance(metric, Pullback):
+        raise FlowError("only a Pullback metric has geodesics to accelerate along; give Pullback(task)")
+    if accelerate is True and isinstance(metric, Pullback) and (at := kink(net, metric)):
+        raise FlowError(f'{at} has kinks that a second derivative does not see; use corrections, or accelerate="force"')
+    if isinstance(metric, Adam):
+        metric = metric.begin()
+    if isinstance(goal, Prune) and goal.repair == "gauss-newton":
+        corrections = max(corrections, 2)
+    asked: dict[str, Any] = {
+        "network": net, "goal": goal, "metric": metric, "size": size, "budget": budget, "probe": probe,
+        "corrections": corrections, "accelerate": accelerate, "mask": mask, "max_trust": max_trust, "save": save,
+        "check": check, "steps": steps if callable(size) or isinstance(goal, Prune) else None,
+    }  # fmt: skip
+    run = _Run(
+        net, goal, metric, budget, probe, limit, corrections, accelerate, mask, max_trust, save, check, trail, progress
+    )
+    if run.trail is not None:
+        run.resume(run.trail, {name: told(value) for name, value in asked.items()}, steps)
+    run.remember()
+    if not isinstance(goal, Prune):
+        return run.descend(goal, steps, size)
+    return run.carve(goal, steps, size) if goal.repair == "descent" else run.prune(goal, steps)
+
+
+def _sound(steps: int, size: Any, budget: Any, limit: Any, trust: Any, corrections: int, save: int, check: int) -> None:
+    positive = ("budget", budget), ("limit", limit), ("max_trust", trust), ("size", None if callable(size) else size)
+    for name, value in positive:
+        if value is not None and not 0 < value < math.inf:
+            raise FlowError(f"{name} must be positive, got {value}")
+    counts = ("steps", steps, 1), ("save", save, 1), ("check", check, 1), ("corrections", corrections, 0)
+    for name, value, least in counts:
+        if value < least:
+            raise FlowError(f"{name} must be at least {least}, got {value}")
+
+
+class _Run:
+    """What a flow knows on its way."""
+
+    def __init__(
+        self,
+        net: Net,
+        goal: Aim,
+        metric: Metric | Pullback,
+        budget: float | None,
+        probe: Task | None,
+        limit: float | None,
+        corrections: int,
+        accelerate: bool | str,
+        mask: Weights | None,
+        max_trust: float | None,
+        save: int,
+        check: int,
+        trail: str | os.PathLike[str] | None,
+        progress: Callable[[Record], None],
+    ) -> None:
+        self.start, self.net, self.budget, self.limit = net, net, budget, limit
+        self.corrections, self.accelerate = corrections, accelerate
+        self.max_trust = max_trust
+        self.still = net.frozen
+        self.held, self.cut = _holding(net, mask), None if mask is None else _already(net, mask)
+        self.save, self.check, self.progress = save, check, progress
+        self.metric = replace(metric, mask=mask) if isinstance(metric, Pullback) and mask is not None else metric
+        self.anchor = metric.outputs(net) if isinstance(metric, Pullback) else None
+        if budget is not None and self.anchor is None:
+            raise FlowError("a drift budget needs a Pullback metric, whose task says what must not drift")
+        self.heldout = Pullback(probe, metric.output if isinstance(metric, Pullback) else "logits") if probe else None
+        self.there = self.heldout.outputs(net) if self.heldout else None
+        self.nets, self.log, self.trust, self.begun = [net], list[Record](), 1.0, 0
+        self._adam = metric if isinstance(metric, Adam) else None
+        self._saved: dict[str, Tensor] = {}
+        self.trail = None if trail is None else Trail(trail, net)
+
+    # -------------------------------------------------------------- descending
+
+    def descend(self, goal: Any, steps: int, size: Size) -> Flow:
+        why = "steps"
+        for k in range(self.begun, steps):
+            wanted, value = covector(goal, self.net, k)
+            if bad := wanted.unusable():
+                why = f"nan in {bad[0]}"
+                break
+            if self.held is not None:
+                wanted = self.held.shaped(wanted.flat() * self.held.flat())
+            if not any(wanted.flat().aminmax()):
+                why = "goal"
+                break
+            length, state = self._length(size, k / steps), self._snapshot(self._adam)
+            found = self._step(wanted, length)
+            if isinstance(found, str):
+                why = found
+                break
+            net, predicted, length, moved = found
+            record = Record(k, length, value, moved, predicted, self._held(net, k, steps))
+            if not self._accept(net, record, last=k == steps - 1, cut=self.cut):
+                if self._adam:
+                    self._adam.restore(self.net, state)
+                why = "heldout"
+                break
+        return self._done(why)
+
+    def _snapshot(self, adam: Adam | None) -> dict[str, Tensor]:
+        """What a step that is refused for its held-out drift must bring back; no other accepted step is taken back."""
+        return adam.state() if adam is not None and self.limit is not None else {}
+
+    def _length(self, size: Size, done: float) -> float:
+        length = size(done) if callable(size) else size
+        if not 0 <= length < math.inf:
+            raise FlowError(f"size gave {length} at {done:.0%} of the way; it must give lengths from 0")
+        return length
+
+    def _step(self, wanted: Weights, length: float) -> tuple[Net, float, float, float] | str:
+        """The longest step up to `length` that keeps the budget: network, predicted drift, length, drift."""
+        if not isinstance(self.metric, Pullback):
+            vector = self.metric.steepest(self.net, wanted)
+            if self.held is not None:  # a metric may spread what it is given over a layer
+                vector = vector.shaped(vector.flat() * self.held.flat())
+            net = self._clipped(_moved(self.net, vector, length))
+            bad = net.weights.unusable()
+            return f"nan in {bad[0]}" if bad else (net, math.nan, length, math.nan)
+        modes = self.metric.modes(self.net, wanted)
+        for _ in range(_HALVINGS):
+            # what a correction would take back is no progress: most of the step must leave the outputs alone as it is
+            loose = self.budget or self.metric.along(self.net, modes, length).drift
+            step = self.metric.along(self.net, modes, length, _SHARE * self.trust * loose if loose else None)
+            net = self.net + step.vector
+            if self.accelerate:
+                net = net + acceleration(self.metric, self.net, step.vector, self.accelerate == "force")
+            net = net.refreshed()
+            if bad := net.weights.unusable():
+                return f"nan in {bad[0]}"
+            net = self._clipped(net)
+            if self.corrections:
+                net = self._clipped(self.metric.retract(net, self._reference(), self.corrections)).refreshed()
+            moved = self.metric.drift(net, self._reference())
+            if not math.isfinite(moved):
+                return f"nan in {next(iter(net.weights.unusable()), 'the outputs')}"
+            if self.budget is None or moved <= self.budget:
+                self.trust = min(1.0, self.trust * _GROW)
+                return net, step.drift, step.length, moved
+            self.trust, length = self.trust / _TRUST, length / 2
+        return "budget"
+
+    def _clipped(self, net: Net) -> Net:
+        """Where the straight step to `net` has gone as far as `max_trust` allows."""
+        if self.max_trust is None or net.weights.unusable():
+            return net
+        apart = [float(d.max()) for d in relative_distances(self.net, net).values()]
+        most, low, high = math.log1p(self.max_trust), 0.0, 1.0
+        if sum(math.log1p(d) for d in apart) <= most:
+            return net
+        for _ in range(_BISECTIONS):
+            share = (low + high) / 2
+            low, high = (share, high) if sum(math.log1p(share * d) for d in apart) <= most else (low, share)
+        return self.net + low * (net - self.net)
+
+    def _reference(self) -> Float[Tensor, "examples outputs"]:
+        assert self.anchor is not None
+        return self.anchor
+
+    # -------------------------------------------------------------- pruning
+
+    def prune(self, goal: Prune, steps: int) -> Flow:
+        """Cut a little, repair on all of the metric's examples, by Gauss-Newton or layer by layer, and again."""
+        assert isinstance(self.metric, Pullback)
+        why, group = "steps", self._group(goal)
+        for k in range(self.begun, steps):
+            before, cut = self.net.weights, self._tighter(goal, share_at(goal.sparsity, (k + 1) / steps), group)
+            moving = cut if self.held is None else cut.shaped(cut.flat() * self.held.flat())
+            metric = replace(self.metric, mask=moving, _last={})
+            net = self.net.at(before.shaped(before.flat() * cut.flat()))
+            predicted = metric.drift(net, self._reference())
+            if goal.repair == "layer":
+                net = compensated(self.net, metric.task, cut)
+            else:
+                net = metric.retract(net, self._reference(), self.corrections)
+            net = net.refreshed()
+            if bad := net.weights.unusable():
+                why = f"nan in {bad[0]}"
+                break
+            moved = metric.drift(net, self._reference())
+            if self.budget is not None and moved > self.budget:
+                why = "budget"
+                break
+            held = self._held(net, k, steps)
+            record = Record(k, float((net.weights - before).norm()), math.nan, moved, predicted, held)
+            if not self._accept(net, record, last=k == steps - 1, cut=cut):
+                why = "heldout"
+                break
+        return self._done(why)
+
+    def carve(self, goal: Prune, steps: int, size: Size) -> Flow:
+        """Cut a little every few steps of a descent that holds the outputs: what is cut is worth least, w^2 h.
+
+        h is Adam's mean square gradient: w^2 h is the damage of a weight to second order, with the squared slope for
+        the curvature (Optimal brain damage; LeCun, Denker, Solla, 1990).
+        """
+        assert isinstance(self.metric, Pullback)
+        why, group, adam = "steps", self._group(goal), Adam()
+        self.remember(adam)
+        near = hold(
+            self.metric.task, self.start, "kl",
+            batch=goal.batch, seed=goal.seed, temperature=_TEMPERATURE, augment=goal.augment,
+        )  # fmt: skip
+        last = min(steps - 1, round(_TIGHTENING * steps))
+        every = max(1, min(_TIGHTEN_EVERY, last // 10))
+        for k in range(self.begun, steps):
+            cut, state = self.cut, self._snapshot(adam)
+            if k == last or (k < last and k % every == 0):
+                worth = self._worth(adam) if adam.seen else None
+                cut = self._tighter(goal, share_at(goal.sparsity, k / last if last else 1.0), group, worth)
+            weights = self.net.weights
+            net = self.net if cut is None else self.net.at(weights.shaped(weights.flat() * cut.flat()))
+            wanted, value = near.covector(net, k)
+            if bad := wanted.unusable():
+                why = f"nan in {bad[0]}"
+                break
+            for mask in (cut, self.held):
+                wanted = wanted if mask is None else mask.shaped(wanted.flat() * mask.flat())
+            rate = self._length(size, k / steps) if callable(size) else size * (1 + math.cos(math.pi * k / steps)) / 2
+            net = _moved(net, adam.steepest(net, wanted), rate)
+            if cut is not None:  # momentum of what was cut
+                net = net.at(net.weights.shaped(net.weights.flat() * cut.flat()))
+            if bad := net.weights.unusable():
+                why = f"nan in {bad[0]}"
+                break
+            moved = self.metric.drift(net, self._reference()) if k == steps - 1 else math.nan
+            record = Record(k, rate, value, moved, math.nan, self._held(net, k, steps))
+            if not self._accept(net, record, last=k == steps - 1, cut=cut):
+                adam.restore(self.net, state)
+                why = "heldout"
+                break
+        return self._done(why)
+
+    def _tighter(self, goal: Prune, share: float, group: Symmetry | None, worth: Weights | None = None) -> Weights:
+        """The next mask of what is cut; what the caller holds is neither cut nor counted."""
+        weights = self.net.weights
+        value = (weights if worth is None else worth).map(torch.abs)
+        if self.held is not None:
+            value = value.shaped(torch.where(self.held.flat() == 0, math.inf, value.flat()))
+            zero = (self.held.flat() == 0) & (weights.flat() == 0)
+            value = value.shaped(torch.where(zero, 0.0, value.flat()))
+        return tightened(weights, goal, share, self.cut, worth=value, group=group, frozen=self.still)
+
+    def _worth(self, adam: Adam) -> Weights:
+        weights = self.net.weights
+        return weights.shaped(weights.flat() * adam.curvature(self.net).flat())
+
+    def _group(self, goal: Prune) -> Symmetry | None:
+        assert isinstance(self.metric, Pullback)
+        return Symmetry.of(self.net, self.metric.task.example(2), scales=False) if goal.structure == "neuron" else None
+
+    # -------------------------------------------------------------- what every step does
+
+    def _held(self, net: Net, step: int, steps: int) -> float:
+        if self.heldout is None or self.there is None or ((step + 1) % self.check and step != steps - 1):
+            return math.nan
+        return self.heldout.drift(net, self.there)
+
+    def _accept(self, net: Net, record: Record, last: bool, cut: Weights | None = None) -> bool:
+        if self.limit is not None and record.heldout > self.limit:
+            return False
+        self.net, self.cut = net, cut
+        self.log.append(record)
+        if record.step % self.save == self.save - 1 and not last:
+            self._keep()
+        self.progress(record)
+        return True
+
+    def _keep(self) -> None:
+        self.nets.append(self.net)
+        if self.trail is None:
+            return
+        kept: dict[str, Tensor] = {"trust": torch.tensor(self.trust, dtype=torch.float64)}
+        adam = self._adam
+        kept |= {f"adam.{name}": t for name, t in adam.state().items()} if adam else {}
+        kept |= {"cut": self.cut.flat().bool()} if self.cut is not None else {}
+        kept["log"] = torch.tensor([list(asdict(r).values()) for r in self.log], dtype=torch.float64)
+        facts = {name: value for name, value in asdict(self.log[-1]).items() if name != "step" and value == value}
+        self.trail.append(self.net, self.log[-1].step + 1, kept, **facts)
+
+    def remember(self, adam: Adam | None = None) -> None:
+        """Let the moments of `adam` be saved with the points, and those that were saved come back."""
+        self._adam = adam or self._adam
+        state = {name.removeprefix("adam."): t for name, t in self._saved.items() if name.startswith("adam.")}
+        if self._adam is not None and state:
+            self._adam.restore(self.net, state)
+
+    def resume(self, trail: Trail, asked: dict[str, Any], steps: int) -> None:
+        """Go on from where a flow of the very same question was cut off."""
+        begun, before = trail[0], trail.index.get("asked")
+        if float((begun - self.start).norm()) > 0 or float((begun.state - self.start.state).norm()) > 0:
+            raise FlowError(f"{trail.folder}: the path there began at another network; choose another folder")
+        if before is None and len(trail) == 1 and "toward" not in trail.index:
+            trail.note(asked=asked)
+        elif before is None:
+            raise FlowError(f"{trail.folder}: holds a path that no flow wrote, or an older one; choose another folder")
+        elif name := changed(before, asked):
+            kind = "goal or metric" if name in ("goal", "metric") else name
+            raise FlowError(f"{trail.folder}: the path there has another {kind}; choose another folder")
+        self._saved = trail.resumed()
+        if self._saved:
+            self.nets, self.begun = list(trail), int(trail.facts(-1)["step"])
+            self.net, self.trust = self.nets[-1], float(self._saved["trust"])
+            self.log = [Record(int(row[0]), *row[1:]) for row in self._saved["log"].tolist()]
+            if "cut" in self._saved:
+                weights = self.net.weights
+                self.cut = weights.shaped(self._saved["cut"].to(weights.flat()))
+        if self.begun > steps or (self.limit is not None and any(r.heldout > self.limit for r in self.log)):
+            what = f"{self.begun} steps" if self.begun > steps else f"steps beyond the limit {self.limit:g}"
+            raise FlowError(f"{trail.folder}: the path there has {what}; choose another folder")
+
+    def _done(self, why: str) -> Flow:
+        if self.net is not self.nets[-1]:
+            self._keep()
+        return Flow(self.nets, self.log, why, self._mask())
+
+    def _mask(self) -> Weights | None:
+        """Zero where weights were cut, or held by the caller."""
+        if self.held is None or self.cut is None:
+            return self.held if self.cut is None else self.cut
+        return self.cut.shaped(self.cut.flat() * self.held.flat())
+
+
+def _moved(net: Net, vector: Weights, length: float) -> Net:
+    """w + length v, in one pass over the weights."""
+    return net.at(net.weights.shaped(torch.add(net.weights.flat(), vector.flat(), alpha=length))).refreshed()
+
+
+def _holding(net: Net, mask: Weights | None) -> Weights | None:
+    """The caller's mask, with zeros where weights are frozen."""
+    if not net.frozen:
+        return mask
+    free = loose(net)
+    return free if mask is None else free.shaped(free.flat() * mask.flat().to(free.flat()))
+
+
+def _already(net: Net, mask: Weights) -> Weights:
+    """Zero where the mask holds a zero: that was cut before."""
+    return mask.shaped(((mask.flat() != 0) | (net.weights.flat() != 0)).to(mask.flat()))

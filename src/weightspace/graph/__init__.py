@@ -1,0 +1,10 @@
+"""What a network computes, node by node, and how axes are carried through."""
+
+from weightspace.contents import handed_on
+
+__getattr__, __dir__, __all__ = handed_on(
+    __name__,
+    {
+        "on_data": ["derived_graph", "examples_at", "Fed", "feed", "graph_of"],
+    },
+)

@@ -1,0 +1,157 @@
+"""The graph of a network on examples: exported once, and what each layer meets there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from weightspace.graph.layer import Layer, layers, rows_met
+from weightspace.graph.trace import Trace, trace
+from weightspace.net.differentiable import called
+from weightspace.net.errors import SymmetryError
+from weightspace.net.inputs import arguments, carried, input_tensors
+from weightspace.net.net import Net, math_attention
+from weightspace.net.public import public
+from weightspace.task.digest import DigestError, Frame, digest, shapes
+from weightspace.task.outputs import counted, logits
+from weightspace.task.task import Task
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = ["Fed", "derived_graph", "examples_at", "feed", "graph_of"]
+
+
+@public
+@dataclass(frozen=True)
+class Fed:
+    """A layer on data: what the rows of its weight meet, and d(outputs)/d(its output), at every position."""
+
+    layer: Layer
+    met: Float[Tensor, "examples positions columns"]
+    slope: Float[Tensor, "examples outputs positions units"]
+
+
+@public
+def feed(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> tuple[list[Fed], int]:
+    """Linear maps and convolutions whose weights are used once, on all examples; and how many outputs there are.
+
+    A layer is left out where its output has no dimension of examples: several of them have become one.
+    """
+    x = carried(task.example(len(task)), net)
+    graph = derived_graph(net, x)
+    found = {layer.node: layer for layer in layers(graph) if layer.learnt(net.weights)}
+    inputs = input_tensors(x)
+    learnt = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in net.weights.items()}
+    kept: list[tuple[Layer, tuple[Any, ...], Tensor]] = []
+    with torch.enable_grad(), math_attention():
+        raw: Any = None
+        for node, given, values in graph.walk([{**net.state, **learnt}], inputs, lift=False):
+            if node.op == "output":
+                raw = values[0]
+            elif node in found and found[node].plain(given[0]):
+                kept.append((found[node], given[0], values[0]))
+        out = output(raw if not isinstance(raw, (tuple, list)) or len(raw) > 1 else raw[0])
+        out = counted(out, task.positions())
+        out = out.reshape(len(out), -1)
+        nodes = [z for _, _, z in kept]
+
+        def back(target: Tensor) -> list[Tensor]:
+            if not nodes:
+                return []
+            found = torch.autograd.grad(target, nodes, retain_graph=True, allow_unused=True)
+            return [torch.zeros_like(z) if g is None else g for g, z in zip(found, nodes, strict=True)]
+
+        first = back(out[0].sum())
+        slopes = [back(out[:, k].sum()) for k in range(out.shape[1])]
+    fed = []
+    for at, (layer, seen, z) in enumerate(kept):
+        batch = examples_at(first[at], len(out), layer)
+        if batch is None:
+            continue
+        with torch.no_grad():
+            met = rows_met(layer, (seen[0].movedim(batch, 0), *seen[1:]))
+            units = torch.stack([s[at].movedim(batch, 0) for s in slopes], 1)
+            units = units if layer.at < 0 else units.movedim(layer.at + 1, -1)
+        fed.append(Fed(layer, met.detach(), units.reshape(len(met), len(slopes), -1, z.shape[layer.at]).detach()))
+    return fed, out.shape[1]
+
+
+_graphs: WeakKeyDictionary[nn.Module, dict[str, Trace]] = WeakKeyDictionary()
+
+
+@public
+def graph_of(net: Net, x: Any) -> Trace:
+    """The graph of the architecture on inputs like these, exported once and kept as long as the architecture.
+
+    It depends on all of the network but the numbers in its weights and state (`digest.Frame`), on the names, order and
+    nesting of the inputs, their shapes, dtypes and devices, on values that are no tensors, and on torch's default dtype
+    and autocast. Where an attribute hides its state nothing is kept.
+    """
+    ambient = torch.get_default_dtype(), torch.is_autocast_enabled(net.device.type)
+    try:
+        key = digest(Frame(net), shapes(x), ambient)
+    except DigestError:
+        return trace(net.live(), x)
+    seen = _graphs.setdefault(net.architecture, {})
+    if key not in seen:
+        seen[key] = trace(net.live(), x)
+    return seen[key]
+
+
+@public
+def derived_graph(net: Net, x: Any) -> Trace:
+    """`graph_of`, if its derivatives are those of the module. Raises `SymmetryError` where they are not.
+
+    Export sees what is computed and not how its derivative was written: a backward pass written in Python, a detached
+    part, a hook. Tried once for every graph, on a random product of the outputs.
+    """
+    graph = graph_of(net, x)
+    if graph.derived is None:
+        graph.derived = _agree(net, x, graph)
+    if not graph.derived:
+        name = type(net.architecture).__name__
+        raise SymmetryError(f"{name}, as exported, has other derivatives than the module; layers are not taken apart")
+    return graph
+
+
+def _agree(net: Net, x: Any, graph: Trace) -> bool:
+    try:
+        pairs = [*zip(_slopes(net, x, graph), _slopes(net, x, None), strict=True)]
+    except (RuntimeError, ValueError):
+        return False
+    rounding = 10 * torch.finfo(net.dtype).eps ** 0.5
+    return all(m.shape == t.shape and not bool((m - t).norm() > rounding * t.norm()) for m, t in pairs)
+
+
+def _slopes(net: Net, x: Any, graph: Trace | None) -> list[Tensor]:
+    """A random product of the first output, in parts, and its gradient in the weights: by the graph, or the module."""
+    learnt = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in net.weights.items()}
+    tensors = {**net.state, **learnt}
+    with torch.enable_grad(), math_attention():
+        if graph is None:
+            args, kwargs = arguments(x)
+            out: Any = tree_flatten(called(net.architecture, tensors, args, kwargs))[0]
+        else:
+            out = graph.run(tensors, input_tensors(x), lift=False)
+        found = next(t for t in out if isinstance(t, Tensor) and t.is_floating_point())
+        drawn = torch.randn(found.shape, generator=torch.Generator().manual_seed(0)).to(found)
+        leaves = [w for w in learnt.values() if w.requires_grad]
+        if not found.requires_grad:
+            return [found]
+        return [found.detach(), *torch.autograd.grad(found, leaves, drawn, materialize_grads=True)]
+
+
+@public
+def examples_at(slope: Tensor, n: int, layer: Layer) -> int | None:
+    """The dimension of a layer's output along which the examples lie: the first output reaches its first slice only."""
+    for k in range(slope.dim() - 1) if layer.name == "linear" else (0,):
+        if slope.shape[k] == n and not bool(slope.narrow(k, 1, n - 1).any()):
+            return k
+    return None

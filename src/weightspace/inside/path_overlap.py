@@ -1,0 +1,419 @@
+"""Paths of examples through a network, compared: an example with itself at another time, and every pair of examples.
+
+P, P' are the gates of one set of examples at two times, Bool[image, unit]; Q = P and P'. An empty path shares all of an
+empty one and nothing of another: 0 / 0 is 1, 0 / x is 0.
+Source: Image functions in neural networks: a perspective on generalization (anonymous, 2021).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+from scipy.stats import kendalltau, spearmanr
+from torch import Tensor
+
+from weightspace.inside.units import Gates, features
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.net import Net
+from weightspace.net.public import public
+from weightspace.task.task import Task
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = [
+    "Neighbours",
+    "against_distance",
+    "cross_features",
+    "cross_path",
+    "dead",
+    "early_to_mid",
+    "features_since",
+    "neighbours",
+    "off_diagonal",
+    "overlap",
+    "ranked",
+    "self_features",
+    "self_path",
+    "shared_paths",
+    "turnover",
+]
+
+
+Paths: TypeAlias = Gates | Tensor
+_CHUNK, _BLOCK = 1 << 14, 256  # units at once; columns of a Gram matrix, of which only the lower half is computed
+_BYTES = 1 << 26  # of the gates unpacked at once
+KINDS = ("count", "cosine", "jaccard", "hamming")
+
+
+@public
+def self_path(p: Paths, q: Paths, layer: str | None = None) -> Float[Tensor, " image"]:
+    """s_i = p_i . q_i / (|p_i| |q_i|): how much of its path an example has kept. `layer`: one of `Gates`, or all.
+
+    Raises `WeightspaceError` for paths of other examples or units.
+    """
+    n = _same(p, q, layer)
+    both, one, two = (np.zeros(n) for _ in range(3))
+    for rows, x, y in _pieces(p, q, layer):
+        both[rows] += (x & y).sum(1, dtype=np.int64)
+        one[rows] += x.sum(1, dtype=np.int64)
+        two[rows] += y.sum(1, dtype=np.int64)
+    return _share(*(torch.from_numpy(t) for t in (both, one, two)))
+
+
+@public
+def cross_path(
+    p: Paths, q: Paths, layer: str | None = None, *, overlaps: tuple[Tensor, Tensor] | None = None
+) -> Float[Tensor, "image image"]:
+    """C_ij = ((p_i p_j) . (q_i q_j)) / (|p_i p_j| |q_i q_j|), products by units: where a pair meets, is that kept?
+
+    All pairs by C = Q Q^T / sqrt(P P^T * P' P'^T), counted exactly. `overlaps`: P P^T and P' P'^T where `overlap` has
+    them already. Cost: three Gram matrices in bytes; memory: four matrices (image, image). Raises `WeightspaceError`
+    for paths of other examples or units.
+    """
+    _same(p, q, layer)
+    one, two = overlaps or (_gram(x for (x,) in _columns(t, layer=layer)) for t in (p, q))
+    return _shares(_gram(x & y for x, y in _columns(p, q, layer=layer)), one, two)
+
+
+@public
+def overlap(p: Paths, kind: str = "count", layer: str | None = None) -> Float[Tensor, "image image"]:
+    """How much the paths of every two examples share: "count" p_i . p_j, "cosine", "jaccard", or "hamming".
+
+    "jaccard" is |p_i and p_j| / |p_i or p_j|, "hamming" the share of the units at which both are alike. The count is
+    large for examples with many units on, whatever they share. Raises `WeightspaceError` for another kind.
+    """
+    if kind not in KINDS:
+        raise WeightspaceError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    count = _mirrored(_gram(x for (x,) in _columns(p, layer=layer)))
+    size = count.diagonal()
+    if kind == "count":
+        return count
+    if kind == "cosine":
+        return _share(count, size[:, None], size)
+    if kind == "jaccard":
+        union = size[:, None] + size - count
+        return torch.where(union > 0, count / union.clamp_min(1), 1.0)
+    units = _width(p, layer)
+    return 1 - (size[:, None] + size - 2 * count) / units
+
+
+@public
+def self_features(a: Tensor, b: Tensor) -> Float[Tensor, " image"]:
+    """`self_path` of activations: a_i . b_i / (|a_i| |b_i|). Raises `WeightspaceError` where shapes differ."""
+    a, b = _matrices(a, b)
+    return _share((a * b).sum(1), a.square().sum(1), b.square().sum(1))
+
+
+@public
+def cross_features(a: Tensor, b: Tensor) -> Float[Tensor, "image image"]:
+    """`cross_path` of activations: C = (A * B)(A * B)^T / sqrt((A^2)(A^2)^T * (B^2)(B^2)^T), products by units."""
+    a, b = _matrices(a, b)
+    both, one, two = a * b, a.square(), b.square()
+    return _shares(*(_lower(t, _floats(t.dtype)) for t in (both, one, two)))
+
+
+@public
+def shared_paths(p: Gates, log: bool = False) -> Float[Tensor, "image image"]:
+    """The number of paths from input to output, one unit of every layer, that are open for both: prod_l p_i^l . p_j^l.
+
+    In float64, or its logarithm. It is the number of paths of a plain chain of layers, and a product of overlaps
+    elsewhere. Source: Neural path features and neural path kernel (Lakshminarayanan, Singh, 2020).
+    """
+    total = sum(overlap(p, layer=name).double().log() for name in p.layers)
+    assert isinstance(total, Tensor)
+    return total if log else total.exp().round()
+
+
+@public
+def dead(p: Gates) -> dict[str, float]:
+    """Layer -> share of its units that are on for no example."""
+    found = {}
+    for name in p.layers:
+        on = [x.any(0) for (x,) in _columns(p, layer=name)]
+        found[name] = float(1 - np.concatenate(on).mean())
+    return found
+
+
+@public
+def turnover(p: Paths, q: Paths, distance: float) -> float:
+    """(1 - mean_i s_i) / distance: how much of the paths is given up for each unit of the way between two networks.
+
+    Paths stand still when steps are small; this does not. `distance`: best `log_relative_trust`
+    of the two networks, which adds up along a run. Raises `WeightspaceError` for one that is not positive.
+    """
+    if not 0 < distance < math.inf:
+        raise WeightspaceError(f"turnover is relative to a positive distance, got {distance}")
+    return float(1 - self_path(p, q).mean()) / distance
+
+
+@public
+def against_distance(p: Paths, inputs: Tensor, layer: str | None = None) -> dict[str, float]:
+    """Spearman's rank correlation over pairs of examples of |x_i - x_j| with their overlap, of each kind.
+
+    NaN where all overlaps are the same. Raises `WeightspaceError` for inputs of other examples.
+    """
+    x = inputs.detach().flatten(1).double()
+    if len(x) != _count(p):
+        raise WeightspaceError(f"paths of {_count(p)} examples do not fit {len(x)} inputs")
+    return ranked(p, torch.cdist(x, x), layer)
+
+
+@public
+def ranked(p: Paths, far: Tensor, layer: str | None = None) -> dict[str, float]:
+    """`against_distance` for distances (example, example) that are known."""
+    i, j = torch.tril_indices(len(far), len(far), -1)
+    close = {kind: overlap(p, kind, layer)[i, j].numpy() for kind in KINDS}
+    apart = far[i, j].numpy()
+    return {kind: float(spearmanr(o, apart).statistic) if np.ptp(o) else math.nan for kind, o in close.items()}
+
+
+@public
+def early_to_mid(values: Sequence[float], first: int, second: int) -> float:
+    """mean(values[:first]) / mean(values[first:second]): before the first decay of the rate, and until the second.
+
+    `values`: mean cross-path similarities, one an epoch. Raises `WeightspaceError` for an empty stage.
+    """
+    if not 0 < first < second <= len(values):
+        raise WeightspaceError(f"stages end at {first} and {second} of {len(values)}; give 0 < first < second <= all")
+    return float(np.mean(values[:first]) / np.mean(values[first:second]))
+
+
+@public
+def features_since(task: Task, layers: Sequence[str] | None = None) -> Callable[[Net], dict[str, dict[str, float]]]:
+    """The observable net -> layer -> mean similarity of activations with those at the last call, "self" and "cross".
+
+    "cross" over pairs of different examples. Nothing at the first call. Memory: activations of two times.
+    """
+    last: dict[str, Tensor] = {}
+    look = features(task)
+
+    @public
+    def since(net: Net) -> dict[str, dict[str, float]]:
+        now = {layer: values for layer, values in look(net).items() if layers is None or layer in layers}
+        found = {
+            layer: {
+                "self": float(self_features(last[layer], now[layer]).mean()),
+                "cross": off_diagonal(cross_features(last[layer], now[layer])),
+            }
+            for layer in (now if last else {})
+        }
+        last.clear()
+        last.update(now)
+        return found
+
+    return since
+
+
+@public
+def off_diagonal(square: Tensor) -> float:
+    """The mean over pairs of different examples. Raises `WeightspaceError` for one example."""
+    n = len(square)
+    if n < 2:
+        raise WeightspaceError("one example has no pairs; give two or more")
+    return float((square.double().sum() - square.diagonal().double().sum()) / (n * (n - 1)))
+
+
+@public
+@dataclass(frozen=True)
+class Neighbours:
+    """Which examples take the path most like an anchor's, over time.
+
+    `ranks[t, a, c]`: rank of candidate c at anchor a, 0 the nearest by overlap. `jaccard[t, a]`: what the nearest few
+    share with those of the time before; `kendall[t, a]`: Kendall's tau of the two orders. `top[a]`: the candidates that
+    were ever among the nearest few.
+    """
+
+    ranks: Tensor
+    jaccard: Float[Tensor, "time anchor"]
+    kendall: Float[Tensor, "time anchor"]
+    top: list[list[int]]
+
+
+@public
+def neighbours(
+    history: Sequence[Paths], anchors: Sequence[int] = (5, 10, 15), candidates: int = 128, nearest: int = 6,
+    layer: str | None = None,
+) -> Neighbours:  # fmt: skip
+    """The first `candidates` examples ranked by p_a . p_c at every time, the anchor itself left out.
+
+    Raises `WeightspaceError` for anchors or numbers that are not there.
+    """
+    size = min(candidates, min((_count(p) for p in history), default=0))
+    if len(history) < 2 or not anchors or not 1 <= nearest < size or any(not 0 <= a < size for a in anchors):
+        raise WeightspaceError(
+            f"{len(history)} times, anchors {tuple(anchors)}, {nearest} nearest of {size} candidates do not fit; "
+            "give two times or more, and anchors among the candidates"
+        )
+    orders = [_order(_few(p, size), anchors, layer) for p in history]
+    ranks = torch.stack([order.argsort(1) for order in orders])
+    near = [[set(row[:nearest].tolist()) for row in order] for order in orders]
+    steps = range(1, len(history))
+    pairs = [[(near[t - 1][a], near[t][a]) for a in range(len(anchors))] for t in steps]
+    jaccard = [[len(x & y) / len(x | y) for x, y in row] for row in pairs]
+    others = [[c for c in range(size) if c != a] for a in anchors]
+    kendall = [
+        [float(kendalltau(ranks[t - 1, a, o], ranks[t, a, o]).statistic) for a, o in enumerate(others)] for t in steps
+    ]
+    ever = [sorted(set().union(*(row[a] for row in near))) for a in range(len(anchors))]
+    return Neighbours(ranks, torch.tensor(jaccard), torch.tensor(kendall), ever)
+
+
+def _order(p: Paths, anchors: Sequence[int], layer: str | None) -> Tensor:
+    """Candidates by falling overlap, the anchor last."""
+    close = overlap(p, layer=layer)[list(anchors)].clone()
+    close[range(len(anchors)), list(anchors)] = -1
+    return torch.argsort(close, dim=1, descending=True, stable=True)
+
+
+# ------------------------------------------------------------------ counting
+
+
+def _gram(blocks: Iterator[np.ndarray]) -> Float[Tensor, "image image"]:
+    """sum of X X^T over blocks X (image, unit) of bytes 0 and 1, exact below 2^24; on and below the diagonal."""
+    total, product = None, _integers() or _floats()
+    for block in blocks:
+        part = _lower(torch.from_numpy(np.ascontiguousarray(block)), product)
+        total = part if total is None else total.add_(part)
+    if total is None:
+        raise WeightspaceError("no units: nothing to compare")
+    return total
+
+
+@dataclass(frozen=True)
+class _Product:
+    """x, y -> x y^T as times(left(x), right(y))."""
+
+    left: Callable[[Tensor], Any]
+    right: Callable[[Tensor], Any]
+    times: Callable[[Any, Any], Tensor]
+
+
+def _floats(dtype: torch.dtype = torch.float32) -> _Product:
+    return _Product(lambda x: x.to(dtype), lambda x: x.to(dtype), lambda x, y: x @ y.T)
+
+
+@lru_cache(maxsize=1)
+def _integers() -> _Product | None:
+    """Products of bytes, sums in 32 bits, as torch's compiler uses them; None where this build has none or errs."""
+    try:
+        pack, linear = torch.ops.onednn.qlinear_prepack, torch.ops.onednn.qlinear_pointwise.default
+        scale, zero = torch.ones(1), torch.zeros(1, dtype=torch.int)
+
+        def times(x: Tensor, packed: Tensor) -> Tensor:
+            return linear(x, 1.0, 0, packed, scale, zero, None, 1.0, 0, torch.float32, "none", [], "")
+
+        product = _Product(lambda x: x, lambda y: pack(y.view(torch.int8), None), times)
+        x = (torch.arange(40 * 600).view(40, 600) % 7 < 5).view(torch.uint8)
+        right = torch.equal(product.times(x, product.right(x[:24].contiguous())), x.float() @ x[:24].float().T)
+    except (AttributeError, RuntimeError, TypeError):
+        return None
+    return product if right else None
+
+
+def _lower(x: Tensor, product: _Product) -> Tensor:
+    """x x^T by blocks of columns, on and below the diagonal; what stands above is not to be read."""
+    n, left = len(x), product.left(x)
+    found = torch.empty(n, n, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    for a in range(0, n, _BLOCK):
+        found[a:, a : a + _BLOCK] = product.times(left[a:], product.right(x[a : a + _BLOCK]))
+    return found
+
+
+def _mirrored(lower: Tensor) -> Tensor:
+    """What stands below the diagonal, above it too."""
+    for a in range(_BLOCK, len(lower), _BLOCK):
+        lower[:a, a : a + _BLOCK] = lower[a : a + _BLOCK, :a].T
+    return lower
+
+
+def _shares(both: Tensor, one: Tensor, two: Tensor) -> Tensor:
+    """`_share` of symmetric matrices of which the lower half is known, in place of `both`."""
+    for a in range(0, len(both), _BLOCK):
+        rows, some = slice(a, a + _BLOCK), slice(0, a + _BLOCK)
+        size = one[rows, some] * two[rows, some]
+        if bool(size.min() > 0):
+            both[rows, some] /= size.sqrt_()
+        else:
+            both[rows, some] = _share(both[rows, some], one[rows, some], two[rows, some])
+    return _mirrored(both)
+
+
+def _share(both: Tensor, one: Tensor, two: Tensor) -> Tensor:
+    """both / sqrt(one two), 0 / 0 being 1 and 0 / x being 0."""
+    size = (one * two).sqrt_() if one.is_floating_point() else (one.double() * two).sqrt_()
+    found = both / size
+    empty = size == 0
+    if bool(empty.any()):
+        found = torch.where(empty, ((one == 0) & (two == 0)).to(found), found)
+    return found
+
+
+# ------------------------------------------------------------------ gates, packed or not
+
+
+def _count(p: Paths) -> int:
+    return len(p)
+
+
+def _width(p: Paths, layer: str | None) -> int:
+    if isinstance(p, Gates):
+        first, last = p.span(layer)
+        return last - first
+    if layer is not None:
+        raise WeightspaceError(f"layer {layer!r} of a plain tensor; give Gates, or the layer's own tensor")
+    if p.dtype != torch.bool or p.dim() != 2:
+        raise WeightspaceError(f"paths are Gates or Bool[image, unit], got {p.dtype} of shape {tuple(p.shape)}")
+    return p.shape[1]
+
+
+def _same(p: Paths, q: Paths, layer: str | None) -> int:
+    sizes = [(_count(t), _width(t, layer)) for t in (p, q)]
+    if sizes[0] != sizes[1]:
+        raise WeightspaceError(f"paths of {sizes[0]} and {sizes[1]} (examples, units) cannot be compared")
+    if isinstance(p, Gates) and isinstance(q, Gates):
+        p.check(q.examples)
+    return sizes[0][0]
+
+
+def _few(p: Paths, n: int) -> Paths:
+    return p.take(range(n)) if isinstance(p, Gates) else p[:n]
+
+
+def _bytes(p: Paths, rows: slice, first: int, last: int) -> np.ndarray:
+    if isinstance(p, Gates):
+        return p.columns(first, last, rows)
+    return p[rows, first:last].cpu().numpy().view(np.uint8)
+
+
+def _columns(*paths: Paths, layer: str | None = None) -> Iterator[tuple[np.ndarray, ...]]:
+    """Blocks (image, unit) of all examples, some units at once."""
+    first, last = _spans(paths[0], layer)
+    for a in range(first, last, _CHUNK):
+        yield tuple(_bytes(p, slice(None), a, min(a + _CHUNK, last)) for p in paths)
+
+
+def _pieces(p: Paths, q: Paths, layer: str | None) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Some examples at once with all of their units, as few as fit the memory allowed."""
+    first, last = _spans(p, layer)
+    step = max(1, _BYTES // max(1, last - first))
+    for a in range(0, _count(p), step):
+        rows = slice(a, a + step)
+        yield rows, _bytes(p, rows, first, last), _bytes(q, rows, first, last)
+
+
+def _spans(p: Paths, layer: str | None) -> tuple[int, int]:
+    return p.span(layer) if isinstance(p, Gates) else (0, _width(p, layer))
+
+
+def _matrices(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    if a.shape != b.shape or a.dim() < 2:
+        raise WeightspaceError(f"activations of {tuple(a.shape)} and {tuple(b.shape)} cannot be compared")
+    x, y = (t.detach().flatten(1).to(torch.promote_types(t.dtype, torch.float32)) for t in (a, b))
+    return x, y

@@ -1,0 +1,426 @@
+"""What happens inside: which units are on for which example, what they say, and the network run along given gates.
+
+A unit is an output of a ReLU-type function of a pre-activation z, its gate p = [z > 0]. Units are met where torch's
+functions are called, so that modules and functional calls are seen alike; hooks tell in whose forward that was, and
+are removed whatever happens. A layer is named by its module, with the function's name where that module does more, and
+a number from the second call on: "fc1.relu", "block.act#2".
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from weightspace.checkpoint import files
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.inputs import carried, leaves
+from weightspace.net.net import Net, checked, math_attention
+from weightspace.net.public import public
+from weightspace.task.examples import stacked
+from weightspace.task.task import Task
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool
+
+__all__ = ["Gates", "features", "forced", "gates", "unit_outputs"]
+
+
+_KINKED = {"relu", "leaky_relu", "prelu", "rrelu", "threshold", "clamp", "clamp_min"}
+_SMOOTH = {"gelu", "silu", "mish", "elu", "selu", "celu", "hardswish", "relu6", "softplus"}
+_MAPS = {"linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
+
+
+def _named(names: set[str]) -> dict[Any, str]:
+    found = {}
+    for home in (torch, F, Tensor, torch._C._nn):
+        for name in names:
+            for spelled in (name, f"{name}_"):
+                if function := getattr(home, spelled, None):
+                    found[function] = name
+    return found
+
+
+_UNITS, _LINEAR = _named(_KINKED | _SMOOTH), _named(_MAPS)
+
+Call = Callable[..., Tensor]  # the function met, on its own first argument or on another
+Meet = Callable[[str, str, Tensor, Call], Tensor]
+
+
+class _Watch(TorchFunctionMode):
+    """Calls `meet(layer, function, first argument, call)` in place of every call of `functions`."""
+
+    def __init__(self, functions: Mapping[Any, str], meet: Meet) -> None:
+        super().__init__()
+        self.functions, self.meet, self.inside, self.seen = functions, meet, [("", False)], dict[str, int]()
+
+    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = self.functions.get(func)
+        if name is None or not _kink_at_zero(name, args, kwargs):
+            return func(*args, **kwargs)
+        path, alone = self.inside[-1]
+        label = path if alone else f"{path}.{name}".lstrip(".")
+        self.seen[label] = self.seen.get(label, 0) + 1
+        if self.seen[label] > 1:
+            label = f"{label}#{self.seen[label]}"
+        z = args[0] if args else kwargs["input"]
+        rest = {key: value for key, value in kwargs.items() if key != "input"}
+        out = self.meet(label, name, z, lambda other=z: func(other, *args[1:], **rest))
+        in_place = func.__name__.endswith("_") or rest.get("inplace") or any(a is True for a in args[1:])
+        return z.copy_(out) if in_place and out is not z else out
+
+
+def _kink_at_zero(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a clamp or threshold is a ReLU: max(0, z)."""
+    if name == "threshold":
+        return (*args[1:3], *(kwargs[k] for k in ("threshold", "value") if k in kwargs)) == (0, 0)
+    if name not in ("clamp", "clamp_min"):
+        return True
+    low = args[1] if len(args) > 1 else kwargs.get("min")
+    high = args[2] if len(args) > 2 else kwargs.get("max")
+    return isinstance(low, (int, float)) and low == 0 and high is None
+
+
+@contextmanager
+def _watching(net: Net, functions: Mapping[Any, str], meet: Meet) -> Iterator[_Watch]:
+    """The mode, with hooks that keep the names of the modules being run; all taken away at the end."""
+    watch, hooks = _Watch(functions, meet), []
+    try:
+        for path, module in net.architecture.named_modules():
+            alone = not any(True for _ in module.children()) and (
+                type(module).__module__ == "torch.nn.modules.activation" or functions is _LINEAR
+            )
+            hooks.append(module.register_forward_pre_hook(_enter(watch, path, alone)))
+            hooks.append(module.register_forward_hook(_leave(watch), always_call=True))
+        with math_attention(), watch:
+            yield watch
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _enter(watch: _Watch, path: str, alone: bool) -> Callable[..., None]:
+    return lambda *_: watch.inside.append((path, alone))
+
+
+def _leave(watch: _Watch) -> Callable[..., None]:
+    def leave(*_: Any) -> None:
+        watch.inside.pop()
+
+    return leave
+
+
+def _rows(label: str, z: Tensor, size: int) -> Tensor:
+    if not z.dim() or not z.numel() or z.shape[0] % size:
+        raise WeightspaceError(
+            f"layer {label} has units of shape {tuple(z.shape)} for {size} examples; the examples must stand first"
+        )
+    return z.reshape(size, -1)
+
+
+def _whole(label: str, z: Tensor) -> Tensor:
+    if bool(z.sum().isnan()) and bool(z.isnan().any()):
+        raise WeightspaceError(f"NaN in the units of layer {label}; lower the step or look at the inputs")
+    return z
+
+
+# ------------------------------------------------------------------ gates
+
+
+@public
+@dataclass(frozen=True)
+class Gates:
+    """P[i, u] in {0, 1}: whether unit u is on for example i, one bit each; a row of bytes an example.
+
+    `layers`: layer -> number of its units, in the order in which the network runs them; `p[layer]` is Bool[image, unit]
+    and `len(p)` the number of examples. `bits` may lie in a file. `inexact`: layers whose function has no kink (GELU,
+    SiLU and the like), where on means a positive pre-activation. `examples`: what tells whether two are of the same.
+    """
+
+    bits: np.ndarray
+    layers: dict[str, int]
+    inexact: tuple[str, ...] = ()
+    task: Task | None = field(default=None, compare=False, repr=False)
+    examples: np.ndarray | None = field(default=None, compare=False, repr=False)  # a number for each, by its inputs
+
+    def __len__(self) -> int:
+        return len(self.bits)
+
+    @property
+    def units(self) -> int:
+        """The number of units of all layers."""
+        return sum(self.layers.values())
+
+    def span(self, layer: str | None = None) -> tuple[int, int]:
+        """First unit of a layer among all, and the one after its last. Raises `WeightspaceError` for other names."""
+        if layer is None:
+            return 0, self.units
+        if layer not in self.layers:
+            raise WeightspaceError(f"no layer {layer!r} among the gates; there are {', '.join(self.layers)}")
+        names = list(self.layers)
+        first = sum(self.layers[name] for name in names[: names.index(layer)])
+        return first, first + self.layers[layer]
+
+    def columns(self, first: int, last: int, rows: slice = slice(None)) -> np.ndarray:
+        """Units first to last - 1 of all or some examples, as bytes 0 and 1."""
+        low, high = first // 8, -(-last // 8)
+        return np.unpackbits(self.bits[rows, low:high], axis=1)[:, first - 8 * low : last - 8 * low]
+
+    def __getitem__(self, layer: str) -> Bool[Tensor, "image unit"]:
+        return torch.from_numpy(self.columns(*self.span(layer)).view(np.bool_))
+
+    def everything(self) -> Bool[Tensor, "image unit"]:
+        """All layers side by side."""
+        return torch.from_numpy(self.columns(0, self.units).view(np.bool_))
+
+    def take(self, rows: Sequence[int] | Tensor) -> Gates:
+        """Those of some examples."""
+        some = np.asarray(rows)
+        examples = None if self.examples is None else self.examples[some]
+        return Gates(self.bits[some], self.layers, self.inexact, examples=examples)
+
+    def check(self, examples: np.ndarray | None) -> None:
+        """Raise `WeightspaceError` where these gates are known to be of other examples than those of these numbers."""
+        if self.examples is None or examples is None or np.array_equal(self.examples, examples):
+            return
+        first = int(np.flatnonzero(self.examples != examples)[0])
+        raise WeightspaceError(
+            f"paths of other examples: number {first} has other inputs in the two; take the gates of one task (where "
+            "others are meant, compare p.everything())"
+        )
+
+
+@public
+def gates(task: Task, file: str | PathLike[str] | None = None) -> Callable[[Net], Gates]:
+    """The function net -> which units are on for every example of `task`: p_i(u) = [z_u(x_i) > 0].
+
+    Units are the outputs of ReLU, leaky and parametric ReLU, clamp at zero; GELU, SiLU, ELU, Mish and the like too, by
+    the sign of the pre-activation. Every position of a map is a unit. In evaluation mode, one forward pass; memory: one
+    batch and a bit a unit and example, which lies in `file` (.npy) where one is given. Raises `WeightspaceError` for a
+    network without such units, NaN (the layer is named), or units whose first axis is not the example.
+    Source: Image functions in neural networks: a perspective on generalization (anonymous, 2021).
+    """
+
+    @public
+    def gates(net: Net) -> Gates:
+        kept: dict[str, np.ndarray] = {}
+        layers: dict[str, int] = {}
+        smooth: list[str] = []
+        sheets: list[_Sheet] = []
+        examples: list[np.ndarray] = []
+        checked(net)
+        _steady(task)
+        with ExitStack() as places:
+            for x, _ in task.batches():
+                size = len(leaves(x)[0])
+                examples.append(_numbers(x))
+                _pass(net, task, carried(x, net), _UNITS, _noted(kept, smooth, size))
+                found = {name: z.shape[1] for name, z in kept.items()}
+                if not found:
+                    name = type(net.architecture).__name__
+                    raise WeightspaceError(f"{name} has no gates: no ReLU, GELU, SiLU or the like is called in it")
+                if not sheets:
+                    layers.update(found)
+                    sheets.append(_Sheet(places, file, len(task), -(-sum(found.values()) // 8)))
+                elif found != layers:
+                    raise WeightspaceError("the layers differ from batch to batch; give examples of one shape")
+                sheets[0].add(np.packbits(np.concatenate(list(kept.values()), 1), axis=1))
+                kept.clear()
+        return Gates(sheets[0].done(), layers, tuple(dict.fromkeys(smooth)), task, np.concatenate(examples))
+
+    return gates
+
+
+def _steady(task: Task) -> None:
+    """Look at data that are read once only a second time, so that those drawn anew at every pass are refused."""
+    if not task.in_memory:
+        next(task.batches())
+
+
+def _numbers(x: Any) -> np.ndarray:
+    """A number for every example of a batch, that other inputs would change, whatever the batch and the precision."""
+    parts = [part.detach().cpu() for part in leaves(x)]
+    plain = [part.float() if part.is_floating_point() else part for part in parts]
+    rows = [part.reshape(len(part), -1).contiguous().view(torch.uint8).numpy() for part in plain if part.numel()]
+    return np.array([zlib.crc32(b"".join(row[i].data for row in rows)) for i in range(len(parts[0]))], np.uint32)
+
+
+def _noted(kept: dict[str, np.ndarray], smooth: list[str], size: int) -> Meet:
+    def meet(label: str, name: str, z: Tensor, call: Call) -> Tensor:
+        kept[label] = (_rows(label, _whole(label, z), size) > 0).cpu().numpy()
+        if name in _SMOOTH:
+            smooth.append(label)
+        return call()
+
+    return meet
+
+
+class _Sheet:
+    """A matrix filled from the top, in memory or in a .npy file: written and not mapped, so that no memory is held.
+
+    The file comes whole and in place of an older one, which those that it was mapped for keep; `places` says when.
+    """
+
+    def __init__(
+        self, places: ExitStack, file: str | PathLike[str] | None, rows: int, wide: int, dtype: Any = np.uint8
+    ) -> None:
+        self.file, self.row = file, 0
+        self.whole = np.empty((rows, wide), dtype) if file is None else None
+        if file is not None:
+            try:
+                path = places.enter_context(files.beside(Path(file)))
+                empty = np.lib.format.open_memmap(path, "w+", dtype, (rows, wide))
+                self.stream = places.enter_context(open(path, "r+b"))
+            except OSError as error:
+                raise WeightspaceError(
+                    f"{file}: cannot be written ({error.strerror or error}); check the path"
+                ) from error
+            self.stream.seek(empty.offset)
+
+    def add(self, values: np.ndarray) -> None:
+        if self.whole is None:
+            self.stream.write(np.ascontiguousarray(values).data)
+        else:
+            self.whole[self.row : self.row + len(values)] = values
+        self.row += len(values)
+
+    def done(self) -> np.ndarray:
+        if self.whole is None and self.file is not None:
+            self.whole = np.load(self.file, mmap_mode="r+")
+        assert self.whole is not None
+        return self.whole
+
+
+@torch.no_grad()
+def _pass(net: Net, task: Task, x: Any, functions: Mapping[Any, str], meet: Meet) -> Tensor:
+    with _watching(net, functions, meet):
+        return task.forward(net, x)
+
+
+# ------------------------------------------------------------------ features
+
+
+@public
+def features(
+    task: Task,
+    of: str = "units",
+    dtype: torch.dtype = torch.float32,
+    folder: str | PathLike[str] | None = None,
+) -> Callable[[Net], dict[str, Tensor]]:
+    """The function net -> {layer: activations (example, unit)} on all examples of `task`, in evaluation mode.
+
+    `of`: "units", what comes out of ReLU-type functions (the layers of `gates`), or "maps", what comes out of linear
+    maps and convolutions. With `folder`, every layer lies in a file there, and memory holds one batch. Raises
+    `WeightspaceError` for another `of` or dtype, a network without such layers, or NaN (the layer is named).
+    """
+    functions = {"units": _UNITS, "maps": _LINEAR}.get(of)
+    if functions is None:
+        raise WeightspaceError(f'of must be "units" or "maps", got {of!r}')
+    if dtype not in (torch.float16, torch.float32, torch.float64):
+        raise WeightspaceError(f"activations are kept as float16, float32 or float64, not {dtype}")
+
+    @public
+    def features(net: Net) -> dict[str, Tensor]:
+        found: dict[str, _Sheet] = {}
+        _steady(task)
+        with ExitStack() as places:
+            for x, _ in task.batches(checked(net)):
+                _pass(net, task, x, functions, _kept(found, places, folder, len(task), len(leaves(x)[0]), dtype))
+        if not found:
+            raise WeightspaceError(f"{type(net.architecture).__name__} has no layers of this kind: {of}")
+        return {label: torch.from_numpy(sheet.done()).to(dtype) for label, sheet in found.items()}
+
+    return features
+
+
+def _kept(
+    found: dict[str, _Sheet],
+    places: ExitStack,
+    folder: str | PathLike[str] | None,
+    total: int,
+    size: int,
+    dtype: torch.dtype,
+) -> Meet:
+    plain = {torch.float16: np.float16, torch.float32: np.float32, torch.float64: np.float64}
+
+    def meet(label: str, name: str, z: Tensor, call: Call) -> Tensor:
+        out = call()
+        values = _rows(label, _whole(label, out), size).to("cpu", dtype)
+        if label not in found:
+            safe = "".join(c if c.isalnum() else "-" for c in label)
+            file = None if folder is None else f"{folder}/{len(found):03d}-{safe}.npy"
+            found[label] = _Sheet(places, file, total, values.shape[1], plain[dtype])
+        found[label].add(values.numpy())
+        return out
+
+    return meet
+
+
+@public
+def unit_outputs(net: Net, task: Task, x: Any) -> dict[str, Tensor]:
+    """What comes out of every ReLU-type function for a batch, and of the network ("outputs"), with its graph."""
+    found: dict[str, Tensor] = {}
+
+    def meet(label: str, name: str, z: Tensor, call: Call) -> Tensor:
+        found[label] = call()
+        return found[label]
+
+    with _watching(net, _UNITS, meet):
+        outputs = task.forward(net, x)
+    return {**found, "outputs": outputs}
+
+
+# ------------------------------------------------------------------ given gates
+
+
+@public
+@torch.no_grad()
+def forced(net: Net, gates: Gates, task: Task | None = None) -> Tensor:
+    """f(x_i) along given gates: every unit gives p_i(u) z_u, whatever the sign of its pre-activation z_u.
+
+    An old path on new weights, where the gates are those of another network of the same architecture. `task` is the
+    one on whose examples the gates were taken, by default the one they remember. A leaky ReLU has its own slope
+    where the gate is off; pooling goes on choosing for itself. Raises `WeightspaceError` for gates of other layers or
+    other examples, or of functions without a kink (GELU, SiLU), which no gate makes linear.
+    Source: as `gates`; its equation 9.
+    """
+    checked(net)
+    task = task or gates.task
+    if task is None:
+        raise WeightspaceError("these gates do not remember their examples; give task=")
+    if gates.inexact:
+        raise WeightspaceError(f"layer {gates.inexact[0]} has no kink, so that no gate makes it linear; take ReLU")
+    if len(task) != len(gates):
+        raise WeightspaceError(f"gates of {len(gates)} examples do not fit a task of {len(task)}")
+    outputs, examples, row = [], list[np.ndarray](), 0
+    for x, _ in task.batches():
+        size, met = len(leaves(x)[0]), list[str]()
+        examples.append(_numbers(x))
+        outputs.append(_pass(net, task, carried(x, net), _UNITS, _given(gates, slice(row, row + size), met)))
+        if len(met) < len(gates.layers):
+            raise WeightspaceError(f"the network has no layer {next(n for n in gates.layers if n not in met)}")
+        row += size
+    gates.check(np.concatenate(examples))
+    return stacked(*outputs)
+
+
+def _given(gates: Gates, rows: slice, met: list[str]) -> Meet:
+    def meet(label: str, name: str, z: Tensor, call: Call) -> Tensor:
+        if label not in gates.layers or z.numel() != (rows.stop - rows.start) * gates.layers[label]:
+            raise WeightspaceError(f"layer {label} of {tuple(z.shape)} does not fit the gates: {gates.layers}")
+        met.append(label)
+        on = torch.from_numpy(gates.columns(*gates.span(label), rows).view(np.bool_))
+        return torch.where(on.reshape(z.shape).to(z.device), z, call(-torch.ones_like(z)) * -z)
+
+    return meet

@@ -1,0 +1,15 @@
+"""Linear maps known by their action, and what can be asked of them."""
+
+from weightspace.contents import handed_on
+
+__getattr__, __dir__, __all__ = handed_on(
+    __name__,
+    {
+        "norms": ["convolution_bound", "convolution_norm", "rough_bound", "spectral_bound", "spectral_norm"],
+        "estimate": ["Bracket", "Cost", "Estimate", "Linear", "OperatorError"],
+        "krylov": ["eigenvalues", "Krylov", "lanczos"],
+        "determinants": ["bracket", "cost", "logdet", "Nystrom", "nystrom"],
+        "traces": ["diagonal", "trace"],
+        "operator": ["cgls", "Operator"],
+    },
+)

@@ -1,0 +1,84 @@
+"""The acceleration of a geodesic: a step that bends with the set of networks of equal outputs.
+
+Along v the outputs move by J v + D^2 f[v, v] / 2. The step v + a / 2 with J a = -D^2 f[v, v], a of least norm, takes
+the second term away; a is the Christoffel term of the pullback metric along v. Source: Improvements to the
+Levenberg-Marquardt algorithm for nonlinear least-squares minimization (Transtrum, Sethna, 2012).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import jvp
+
+from weightspace.graph.on_data import graph_of
+from weightspace.graph.trace import op_name
+from weightspace.linear.operator import cgls
+from weightspace.metric.pullback import Pullback
+from weightspace.net.differentiable import called
+from weightspace.net.errors import SymmetryError, WeightspaceError
+from weightspace.net.inputs import arguments
+from weightspace.net.net import Net, math_attention
+from weightspace.net.weights import Weights
+
+__all__ = ["GeodesicError", "acceleration", "kink"]
+
+
+_KINKED = {"relu", "relu_", "leaky_relu", "leaky_relu_", "prelu", "rrelu", "hardtanh", "hardtanh_", "relu6", "abs",
+           "hardswish", "hardsigmoid", "clamp", "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool2d",
+           "maximum", "minimum", "max", "min", "threshold", "clamp_min", "clamp_max", "clamp_min_", "selu", "selu_",
+           "softshrink", "hardshrink", "_prelu_kernel", "relu6_", "hardswish_", "hardsigmoid_"}  # fmt: skip
+
+
+class GeodesicError(WeightspaceError):
+    """A network whose second derivative does not tell how its outputs bend."""
+
+
+def kink(net: Net, metric: Pullback) -> str | None:
+    """The first operation that has a kink, such as a ReLU, or may have one; None for a smooth network."""
+    try:
+        graph = graph_of(net, metric.task.example(2))
+    except SymmetryError:
+        return "a module that cannot be exported"
+    for node in graph.nodes:
+        name = op_name(node) if node.op == "call_function" else ""
+        bent = name in ("elu", "elu_", "celu") and len(node.args) > 1 and node.args[1] != 1
+        if name in _KINKED or bent:
+            return name
+    return None
+
+
+def acceleration(metric: Pullback, net: Net, vector: Weights, force: bool = False, inner: int = 20) -> Weights:
+    """a / 2 for the step v = `vector`, by `inner` steps of CGLS.
+
+    Raises `GeodesicError` for a network with kinks unless `force`: between kinks its second derivative sees about a
+    tenth of what the outputs do on a finite step, and `retract`, which sees all of it, costs less.
+    """
+    where = None if force else kink(net, metric)
+    if where:
+        raise GeodesicError(f"{where} has kinks that a second derivative does not see; use corrections, or force it")
+    weights, state, pick = net.weights, dict(net.state), metric.picked
+    flat, v = weights.flat(), vector.flat()
+    parts: list[Tensor] = []
+    for x, _ in metric.task.batches(net):
+        args, kwargs = arguments(x)
+        f = partial(_outputs, net, state, pick, args, kwargs)
+        with math_attention(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            bend = jvp(lambda w, f=f: jvp(f, (w,), (v,))[1], (flat,), (v,))[1]
+        parts.append(bend.detach())
+    target = metric.turned(net, torch.cat(parts).flatten())
+    half = cgls(metric.factor(net), target, metric.damping, inner) / -2
+    return weights.shaped(half.to(flat))
+
+
+def _outputs(
+    net: Net, state: dict[str, Tensor], pick: Callable[[Any], Tensor], args: Any, kwargs: Any, w: Tensor
+) -> Tensor:
+    out = pick(called(net.architecture, {**net.weights.shaped(w), **state}, args, kwargs))
+    return out.reshape(len(out), -1)

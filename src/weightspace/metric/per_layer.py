@@ -1,0 +1,155 @@
+"""A gradient in the modes of a metric that takes every layer by itself.
+
+What a layer z = V h is given on the task has the second moment C = sum h h^T / N (patches for a convolution, a one for
+the bias). "layer" measures a step D of V by tr(D C D^T), the change of z: where that is zero in every layer, every
+layer is given what it was given before, and the outputs stay for a step of any length. "kronecker" measures it by
+tr(D A D^T B), A the mean of h h^T and B the second moment of d(outputs)/dz: the pullback metric, had layers and
+positions nothing to do with one another. Sources: Gradient projection memory for continual learning (Saha, Garg, Roy,
+2021); Optimizing neural networks with Kronecker-factored approximate curvature (Martens, Grosse, 2015).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from weightspace.curvature.tangent_kernel import KernelError
+from weightspace.graph.layer import Layer, layers, rows_met
+from weightspace.graph.on_data import feed, graph_of
+from weightspace.metric.steps import Modes
+from weightspace.net.inputs import input_tensors
+from weightspace.net.net import Net, math_attention
+from weightspace.net.weights import Weights
+from weightspace.task.outputs import logits
+from weightspace.task.task import Task
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = ["compensated", "layer_modes", "moments"]
+
+
+_NULL, _DAMPING = 1e-12, 1e-4
+
+
+@dataclass(frozen=True)
+class _Basis:
+    """Eigenvectors of what a layer is given, and of the slopes of what it gives."""
+
+    layer: Layer
+    given: Float[Tensor, "columns columns"]
+    slopes: Float[Tensor, "units units"] | None
+    values: Float[Tensor, " modes"]
+
+
+def layer_modes(
+    net: Net,
+    task: Task,
+    covector: Float[Tensor, " n"],
+    output: Callable[[Any], Tensor] = logits,
+    both: bool = False,
+    mix: Tensor | None = None,
+) -> Modes:
+    """The modes, layer by layer; frozen weights, and those outside of linear maps and convolutions, do not move.
+
+    `mix`: B, if it is there. A layer of which a part is frozen does not move.
+    Raises `KernelError` for a network without a layer of these kinds.
+    """
+    found = list(_kronecker(net.free(), task, output, mix) if both else _given(net.free(), task))
+    if not found:
+        raise KernelError('no linear map or convolution whose weight is used once; take solver="gltr"')
+    g = net.weights.shaped(covector)
+    parts = [_coordinates(basis, _matrix(g, basis.layer)) for basis in found]
+    sizes = [basis.values.numel() for basis in found]
+    coefficients = torch.cat([part.square().sum(0).sqrt() if not both else part.flatten() for part in parts])
+
+    def assemble(f: Tensor) -> Tensor:
+        new = net.weights.zeros()
+        for basis, part, scale in zip(found, parts, f.split(sizes), strict=True):
+            moved = part * (scale if basis.slopes is None else scale.view(part.shape))
+            whole = (moved if basis.slopes is None else basis.slopes @ moved) @ basis.given.T
+            _put(new, basis.layer, whole)
+        return new.flat()
+
+    told = "first order; layers apart, Kronecker factors" if both else "first order in what every layer gives"
+    still = len(net.weights) - sum(1 + (basis.layer.bias is not None) for basis in found)
+    rest = f"; {still} other tensors stay" if still else ""
+    kept = told if both else "any length: every layer is given what it was"
+    return Modes(torch.cat([b.values for b in found]), coefficients, assemble, False, told + rest, kept + rest)
+
+
+def moments(net: Net, task: Task) -> Iterator[tuple[Layer, Float[Tensor, "columns columns"]]]:
+    """C = sum h h^T / N for every linear map and convolution, in float64."""
+    sums: dict[str, tuple[Layer, Tensor]] = {}
+    for x, _ in task.batches(net):
+        graph = graph_of(net, x)
+        found = {layer.node: layer for layer in layers(graph) if layer.learnt(net.weights)}
+        with torch.no_grad(), math_attention():
+            for node, given, _ in graph.walk([net.tensors], input_tensors(x), lift=False):
+                if node in found and found[node].plain(given[0]):
+                    rows = rows_met(found[node], given[0]).flatten(0, 1).double()
+                    name = found[node].weight
+                    before = sums[name][1] if name in sums else 0.0
+                    sums[name] = found[node], before + rows.T @ rows
+    for layer, total in sums.values():
+        yield layer, total / len(task)
+
+
+def compensated(net: Net, task: Task, mask: Weights) -> Net:
+    """`net` with the mask's zeros, every row of a layer changed so that it says most nearly what it said.
+
+    argmin_W' tr((W' - W) C (W' - W)^T) over W' with these zeros, column by column: a weight that goes passes its part
+    on to those after it. C is the second moment of what the layer is given by `net`. Sources: Optimal brain surgeon
+    (Hassibi, Stork, 1993); SparseGPT (Frantar, Alistarh, 2023).
+    """
+    new = net.weights.shaped(net.weights.flat() * mask.flat())
+    for layer, moment in moments(net.free(), task):
+        w, kept = _matrix(net.weights, layer), _matrix(mask, layer)
+        damped = moment + _DAMPING * moment.diagonal().mean() * torch.eye(len(moment)).to(moment)
+        root = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
+        for j in range(w.shape[1]):
+            gone = (w[:, j] * (1 - kept[:, j])) / root[j, j]
+            w[:, j:] -= torch.outer(gone, root[j, j:])
+        _put(new, layer, w * kept)
+    return net.at(new)
+
+
+def _given(net: Net, task: Task) -> Iterator[_Basis]:
+    for layer, moment in moments(net, task):
+        values, vectors = torch.linalg.eigh(moment)
+        yield _Basis(layer, vectors, None, torch.where(values > _NULL * values[-1], values, 0.0))
+
+
+def _kronecker(net: Net, task: Task, output: Callable[[Any], Tensor], mix: Tensor | None) -> Iterator[_Basis]:
+    fed, _ = feed(net, task, output)
+    for each in fed:
+        h, d = each.met.double(), each.slope.double()
+        if mix is not None:
+            parts = d.reshape(len(mix), mix.shape[1], -1)
+            d = torch.einsum("iab,ibx->iax", mix.to(d), parts).reshape(d.shape)
+        rows, slopes = h.flatten(0, 1), d.flatten(0, 2)
+        a, u = torch.linalg.eigh(rows.T @ rows / len(rows))
+        b, v = torch.linalg.eigh(slopes.T @ slopes / len(h))
+        values = torch.outer(b.clamp(min=0), a.clamp(min=0)).flatten()
+        yield _Basis(each.layer, u, v, torch.where(values > _NULL * values.max(), values, 0.0))
+
+
+def _coordinates(basis: _Basis, matrix: Tensor) -> Tensor:
+    inside = matrix @ basis.given
+    return inside if basis.slopes is None else basis.slopes.T @ inside
+
+
+def _matrix(vector: Weights, layer: Layer) -> Tensor:
+    rows = vector[layer.weight].flatten(1).double()
+    return rows if layer.bias is None else torch.cat([rows, vector[layer.bias].double()[:, None]], 1)
+
+
+def _put(vector: Weights, layer: Layer, matrix: Tensor) -> None:
+    weight = vector[layer.weight]
+    weight.copy_(matrix[:, : weight[0].numel()].reshape(weight.shape))
+    if layer.bias is not None:
+        vector[layer.bias].copy_(matrix[:, -1])

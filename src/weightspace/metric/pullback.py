@@ -1,0 +1,407 @@
+"""The pullback metric: how far outputs move when weights do.
+
+A = B J / sqrt(N) maps a step v of the weights to its drift, the change of the N examples' outputs in root mean square;
+G = A^T A, |v|_G = |A v|. B is the identity for logits, and sqrt(p) (1 - 1 p^T) for "fisher" (then G is the Fisher
+information of the softmax); "hellinger" is an eighth of that.
+
+Every question about a gradient g is answered by one family of steps, v(lam) = -lam (G + lam)^-1 g: the gradient itself
+for lam -> infinity, its part that leaves the outputs alone for lam -> 0. Its modes are known from one factorisation,
+of K = A A^T by eigenvectors ("dual", exact) or of a Krylov space of G ("gltr": Solving the trust-region subproblem
+using the Lanczos method; Gould, Lucidi, Roma, Toint, 1999), and then every lam is free.
+Source of the question: Engineering flexible machine learning systems by traversing functionally invariant paths
+(Raghavan, Tharwat, Hari, Satani, Liu, Thomson, 2024), whose equation 4 is min v^T G v + beta v . g on |v|^2 = eps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weightspace.curvature.linearised import jacobian
+from weightspace.curvature.tangent_kernel import KernelError, kernel
+from weightspace.linear.krylov import lanczos
+from weightspace.linear.operator import Operator, cgls
+from weightspace.metric.per_layer import layer_modes
+from weightspace.metric.steps import Cost, Modes, Step, Tradeoff, largest_shift, ratio, secular
+from weightspace.net.errors import SymmetryError, WeightspaceError
+from weightspace.net.net import Net, loose
+from weightspace.net.public import public
+from weightspace.net.weights import Weights
+from weightspace.task.digest import DigestError, digest
+from weightspace.task.goal import Goal, not_aliased
+from weightspace.task.goal import covector as covector_of
+from weightspace.task.outputs import counted, logits
+from weightspace.task.task import Task
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = ["Pullback", "PullbackError"]
+
+
+_OUTPUTS = ("logits", "fisher", "hellinger")
+_SOLVERS = ("auto", "dual", "gltr", "layer", "kronecker")
+_DUAL_ROWS = 1500
+_LARGE = 1 << 28  # weights from which on a Krylov space is too much to hold
+_NULL = 1e-7
+_SMALL, _ROUNDING = 1e-3, 1e-9  # shares of |g|^2
+_KRYLOV = 15
+
+
+class PullbackError(WeightspaceError):
+    """A metric that cannot be built on this task, or a step that was asked for and does not exist."""
+
+
+@public
+@dataclass(frozen=True)
+class Pullback:
+    """G = J^T B^T B J / N of a task's inputs: what moving does to its outputs.
+
+    Labels are not used, but that positions of a sequence that they mark with -100 count nowhere.
+
+    `output`: "logits", "fisher", "hellinger", or a function of what the network returns. `solver`: "dual" (exact; up to
+    1500 rows = examples x outputs), "gltr" (Krylov, any size), "layer" (what every layer is given; its null space keeps
+    the outputs for steps of any length, and is smaller), "kronecker" (layers apart, each a Kronecker product), or
+    "auto": dual where it fits, else gltr, else layer where no basis would fit into memory. `damping` is added to G
+    where it is inverted without another choice. `mask`: weights where it is zero do not move; G is that of the others.
+    Nor do frozen ones (`Net.frozen`), unless a vector that is given moves them.
+    """
+
+    task: Task
+    output: str | Callable[[Any], Tensor] = "logits"
+    solver: str = "auto"
+    damping: float = 0.0
+    steps: int = _KRYLOV
+    mask: Weights | None = None
+    _last: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    _seen: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.output, str) and self.output not in _OUTPUTS:
+            raise PullbackError(f"unknown output {self.output!r}; choose {', '.join(_OUTPUTS)} or give a function")
+        if self.solver not in _SOLVERS:
+            raise PullbackError(f"unknown solver {self.solver!r}; choose {', '.join(_SOLVERS)}")
+        if not 0 <= self.damping < math.inf:
+            raise PullbackError(f"damping must be a number from 0, got {self.damping}")
+        if self.steps < 1:
+            raise PullbackError(f"a Krylov space needs at least one step, got {self.steps}")
+        if not len(self.task):
+            raise PullbackError("the metric needs examples; the task is empty")
+
+    # -------------------------------------------------------------- the metric itself
+
+    def outputs(self, net: Net) -> Float[Tensor, "examples outputs"]:
+        """What the metric looks at: the outputs of all examples, flat."""
+        with torch.no_grad():
+            parts = [counted(self.picked(self.task.raw(net, x)), y) for x, y in self.task.batches(net)]
+        self._seen["classes"] = parts[0].shape[-1] if parts[0].dim() > 1 else 1
+        found = torch.cat([part.reshape(len(part), -1) for part in parts])
+        if not found.isfinite().all():
+            raise PullbackError("the outputs hold NaN or infinity; look for it in the data and the weights")
+        return found
+
+    def factor(self, net: Net) -> Operator:
+        """A: weights -> drift of every output; zero for weights that are masked or frozen."""
+        return self._factor(net, self._holder(net))
+
+    def _factor(self, net: Net, kept: Callable[[Tensor], Tensor]) -> Operator:
+        j, mix, n = jacobian(net, self.task, self.picked), self._mix(net), len(self.task)
+        turn, back = self._turn(mix, n), self._turn(None if mix is None else mix.mT, n)
+        return Operator(j.rows, j.columns, lambda v: turn(j @ kept(v)), lambda u: kept(j.T @ back(u)))
+
+    def operator(self, net: Net) -> Operator:
+        """G."""
+        return self.factor(net).gram()
+
+    def inner(self, net: Net, v: Weights, u: Weights) -> Float[Tensor, ""]:
+        """<v, u>_G, frozen weights that they move included."""
+        a = self._factor(net, self._kept)
+        return torch.dot((a @ v.flat()).double(), (a @ u.flat()).double())
+
+    def norm(self, net: Net, vector: Weights) -> Float[Tensor, ""]:
+        """|v|_G = |A v|: the drift that the metric predicts, frozen weights that v moves included."""
+        net.weights.check(vector)
+        return (self._factor(net, self._kept) @ vector.flat()).double().norm()
+
+    def drift(self, net: Net, anchor: Net | Tensor) -> float:
+        """Root mean square over the examples of |B (f - f_anchor)|, measured; B taken at the anchor.
+
+        Raises `GoalError` where the two are different networks in one memory: the anchor would have moved too.
+        """
+        if isinstance(anchor, Net) and anchor.weights is not net.weights:
+            not_aliased(net, anchor)
+        reference = self.outputs(anchor) if isinstance(anchor, Net) else anchor
+        outputs = self.outputs(net)
+        if reference.shape != outputs.shape:
+            raise PullbackError(
+                f"the anchor's outputs are {tuple(reference.shape)}, the network's {tuple(outputs.shape)}"
+            )
+        moved = outputs - reference
+        away = self._turn(self._mix_of(reference), len(self.task))(moved.flatten())
+        return float(away.double().norm())
+
+    def spectrum(self, net: Net, k: int = 50) -> Float[Tensor, " k"]:
+        """The `k` largest eigenvalues of G but zeros, each as often as it occurs: of the dual, or by Lanczos."""
+        if self._dual(net) is not None:
+            values = self._last["values"]
+            return values.flip(0)[:k]
+        values = self.operator(net).eigenvalues(k, dtype=net.dtype)
+        return values[values > _NULL * values[0]]
+
+    def cost(self, net: Net) -> Cost:
+        """What one factorisation will take, known from sizes alone: one example is run, to count its outputs."""
+        with torch.no_grad():
+            x = next(iter(self.task.take(1).batches(net)))[0]
+            outputs = self.picked(self.task.raw(net, x)).numel()
+        rows, n, wide = len(self.task) * outputs, net.weights.numel, net.weights.flat().element_size()
+        solver = self.solver
+        if solver == "auto":
+            fits = rows <= _DUAL_ROWS and self.mask is None
+            solver = "layer" if n > _LARGE else "dual" if fits else "gltr"
+        if solver == "dual":
+            return Cost(solver, rows, 1 + outputs, 16 * rows**2)
+        if solver == "gltr":
+            return Cost(solver, rows, 4 * self.steps, wide * n * (self.steps + 4))
+        columns = [w[0].numel() + 1 for w in net.weights.values() if w.dim() > 1]
+        return Cost(solver, rows, 1 if solver == "layer" else 1 + outputs, 16 * sum(c**2 for c in columns))
+
+    # -------------------------------------------------------------- gradients seen through it
+
+    def modes(self, net: Net, covector: Weights) -> Modes:
+        """One factorisation for the covector: every step of its family is cheap afterwards."""
+        net.weights.check(covector)
+        bad = covector.unusable()
+        if bad:
+            raise PullbackError(f"the gradient has NaN or infinity in {bad[0]}; lower the step or check the loss")
+        g = self._holder(net)(covector.flat())
+        if not float(g.norm()):
+            raise PullbackError("the gradient is zero: there is no direction to go")
+        solver = "layer" if self.solver == "auto" and net.weights.numel > _LARGE else self.solver
+        if solver in ("layer", "kronecker"):
+            if self.mask is not None:
+                raise PullbackError(f'{solver} has no mask; take solver="gltr"')
+            mix = self._mix(net) if solver == "kronecker" else None
+            modes = layer_modes(net, self.task, g, self.picked, both=solver == "kronecker", mix=mix)
+            if not float(modes.coefficients.norm()):
+                raise PullbackError(f'the gradient lies in weights that {solver} leaves alone; take solver="gltr"')
+            return modes
+        dual = self._dual(net)
+        modes = self._krylov(net, g) if dual is None else self._eigen(g, *dual)
+        told = "exact minimiser" if modes.exact else f"best in a Krylov space of {self.steps}"
+        return replace(modes, told=f"first order; {told}", kept=f"first order; {told}")
+
+    def steepest(self, net: Net, covector: Weights) -> Weights:
+        """argmin of <c, v> over v^T (G + damping) v = 1: v = -(G + damping)^-1 c, scaled.
+
+        Raises `PullbackError` where damping is 0 and c has a part that does not move the outputs: v would be infinite.
+        """
+        if not self.damping:
+            raise PullbackError("without damping the steepest direction is infinitely long; give damping=, or use step")
+        modes = self.modes(net, covector)
+        size = math.sqrt(float((modes.coefficients.square() / (modes.values + self.damping)).sum()))
+        vector = modes.assemble(-1.0 / ((modes.values + self.damping) * size))
+        return net.weights.shaped(vector.to(net.weights.flat()))
+
+    def capacity(self, net: Net, goal: Goal | Task | Callable[[Net], Tensor]) -> float:
+        """|P g| / |g|, P onto the null space of G: how much of the goal's gradient leaves the task's outputs alone.
+
+        Of the layers' null spaces with solver "layer". Where the dual does not fit, from 200 steps of CGLS: an upper
+        bound, close where G has few large eigenvalues.
+        """
+        wanted = covector_of(goal, net)[0]
+        modes = self.modes(net, wanted)
+        if self.solver in ("layer", "kronecker"):
+            free = modes.coefficients[modes.values == 0]
+            return float(free.norm() / self._holder(net)(wanted.flat()).double().norm())
+        if not modes.exact:
+            g, a = self._holder(net)(wanted.flat()), self.factor(net)
+            return float((g - a.T @ cgls(a.T, g, steps=200, tolerance=1e-5)).norm() / g.norm())
+        free = modes.coefficients[modes.values <= _NULL * modes.values.max()]
+        return float(free.norm() / modes.coefficients.norm())
+
+    def tradeoff(
+        self, net: Net, goal: Goal | Task | Callable[[Net], Tensor], length: float = 1.0, n: int = 41
+    ) -> Tradeoff:
+        """Progress on the goal against drift, to first order, for steps of one length."""
+        modes = self.modes(net, covector_of(goal, net)[0])
+        top = float(modes.values.max()) or 1.0
+        shifts = [0.0, *np.geomspace(1e-8 * top, 1e3 * top, n - 2), math.inf]
+        rows = [(s, modes.drift(s), modes.progress(s), modes.length(s)) for s in shifts]
+        kept = [(s, length * d / size, length * p / size) for s, d, p, size in rows if size > 0]
+        return Tradeoff(*(np.array(column) for column in zip(*kept, strict=True)))
+
+    def step(
+        self,
+        net: Net,
+        covector: Weights,
+        *,
+        length: float | None = None,
+        budget: float | None = None,
+        beta: float | None = None,
+        eps: float | None = None,
+    ) -> Step:
+        """The step of largest progress with |v| = `length` whose predicted drift is within `budget`.
+
+        With `beta` and `eps` instead: argmin v^T G v + beta v . g on |v|^2 = eps. Where even the null space is not
+        enough for the budget, the step is shortened. Raises `PullbackError` for a length, budget, beta or eps that is
+        not positive.
+        """
+        given = {"length": length, "budget": budget, "beta": beta, "eps": eps}
+        for name, value in given.items():
+            if value is not None and not 0 < value < math.inf:
+                raise PullbackError(f"{name} must be positive, got {value}")
+        if (length is None) == (eps is None) or (beta is None) != (eps is None):
+            raise PullbackError("give length= (and budget=), or beta= and eps=")
+        modes = self.modes(net, covector)
+        if length is not None:
+            return self.along(net, modes, length, budget)
+        assert beta is not None and eps is not None
+        return self._taken(net, modes, math.sqrt(eps), secular(modes, beta, math.sqrt(eps)), budget)
+
+    def along(self, net: Net, modes: Modes, length: float, budget: float | None = None) -> Step:
+        """`step` where the modes of the covector are known already."""
+        shift = self.damping or math.inf
+        if budget is not None:
+            shift = min(shift, largest_shift(lambda s: length * ratio(modes, s) <= budget, modes))
+        return self._taken(net, modes, length, shift, budget)
+
+    def _taken(self, net: Net, modes: Modes, size: float, shift: float, budget: float | None) -> Step:
+        scale = size / modes.length(shift)
+        if budget is not None and scale * modes.drift(shift) > budget:
+            scale = budget / modes.drift(shift)
+        vector = net.weights.shaped(modes.assemble(-scale * modes.shrunk(shift)).to(net.weights.flat()))
+        told = modes.kept if shift <= _NULL * float(modes.values.max()) else modes.told
+        drift, progress = scale * modes.drift(shift), scale * modes.progress(shift)
+        return Step(vector, scale * modes.length(shift), drift, progress, shift, told)
+
+    def retract(self, net: Net, anchor: Net | Tensor, steps: int = 1, inner: int = 20) -> Net:
+        """`net` brought back to the outputs of `anchor`: Gauss-Newton with the Jacobian frozen at `net`.
+
+        w <- w - argmin |A d - r|^2 + damping |d|^2, of least norm, by `inner` steps of CGLS; r is the drift.
+        """
+        reference = self.outputs(anchor) if isinstance(anchor, Net) else anchor
+        a, turn = self.factor(net), self._turn(self._mix(net), len(self.task))
+        for _ in range(steps):
+            residual = turn((self.outputs(net) - reference).flatten())
+            if not float(residual.norm()):
+                break
+            correction = cgls(a, residual, self.damping, inner)
+            net = net + -1.0 * net.weights.shaped(correction.to(net.weights.flat()))
+        return net
+
+    # -------------------------------------------------------------- solvers
+
+    def _kept(self, vector: Tensor) -> Tensor:
+        return vector if self.mask is None else vector * self.mask.flat().to(vector)
+
+    def _holder(self, net: Net) -> Callable[[Tensor], Tensor]:
+        """v with zeros where weights are masked or frozen."""
+        if not net.frozen:
+            return self._kept
+        free = loose(net).flat()
+        return lambda vector: self._kept(vector) * free.to(vector)
+
+    @property
+    def picked(self) -> Callable[[Any], Tensor]:
+        """The outputs that count, in what the network returns."""
+        return self.output if callable(self.output) else logits
+
+    def _mix(self, net: Net) -> Tensor | None:
+        """B for every example and position, (examples x positions, classes, classes); None for the identity."""
+        return None if self._plain() else self._mix_of(self.outputs(net))
+
+    def _plain(self) -> bool:
+        """Whether B is the identity."""
+        return callable(self.output) or self.output == "logits"
+
+    def _mix_of(self, outputs: Tensor) -> Tensor | None:
+        if self._plain():
+            return None
+        p = outputs.double().reshape(-1, self._seen["classes"]).softmax(-1)
+        root = p.sqrt()
+        mix = torch.diag_embed(root) - root[:, :, None] * p[:, None, :]
+        return mix / math.sqrt(8) if self.output == "hellinger" else mix
+
+    def turned(self, net: Net, rows: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+        """B / sqrt(N) times a change of the outputs, B taken at the net."""
+        return self._turn(self._mix(net), len(self.task))(rows)
+
+    def _turn(self, mix: Tensor | None, n: int) -> Callable[[Tensor], Tensor]:
+        if mix is None:
+            return lambda rows: rows / math.sqrt(n)
+        return lambda rows: torch.einsum("nij,nj->ni", mix.to(rows), rows.view(len(mix), -1)).flatten() / math.sqrt(n)
+
+    def _dual(self, net: Net) -> tuple[Tensor, Tensor, Operator] | None:
+        """Eigenvalues and eigenvectors of K = A A^T that are not zero, and A; None where the dual does not fit."""
+        if self.solver == "gltr" or (self.mask is not None and self.solver == "auto"):
+            return None
+        if self.mask is not None:
+            raise PullbackError('the dual has no mask; take solver="gltr"')
+        key = self._key(net)
+        if key is not None and self._last.get("key") == key:
+            return self._last["values"], self._last["vectors"], self._last["factor"]
+        a = self.factor(net)
+        if self.solver == "auto" and a.rows > _DUAL_ROWS:
+            return None
+        try:
+            k = kernel(net.free(), self.task, self.picked)
+        except (KernelError, SymmetryError, RuntimeError) as error:
+            if self.solver == "dual":
+                raise PullbackError(f"the dual cannot be built ({error})") from error
+            return None
+        n, mix = len(self.task), self._mix(net)
+        if mix is not None:
+            many, m = mix.shape[:2]
+            k = torch.einsum("iab,ibjc,jdc->iajd", mix, k.view(many, m, many, m), mix).reshape(many * m, many * m)
+        if not k.isfinite().all():
+            raise PullbackError("the kernel holds NaN or infinity; look for it in the data and the weights")
+        values, vectors = torch.linalg.eigh(k / n)
+        kept = values > _NULL * values[-1]
+        self._last.clear()
+        self._last.update(key=key, values=values[kept], vectors=vectors[:, kept], factor=a)
+        return values[kept], vectors[:, kept], a
+
+    def _key(self, net: Net) -> str | None:
+        """Where a factorisation holds: this network, these examples, these outputs; None where that cannot be told."""
+        try:
+            return digest(net, self.task, self.output)
+        except DigestError:
+            return None
+
+    def _eigen(self, g: Tensor, values: Tensor, vectors: Tensor, a: Operator) -> Modes:
+        """Modes A^T u_i / sqrt(value_i), and one more: what is left of g."""
+        c = vectors.T @ (a @ g).double()
+        coefficients = c / values.sqrt()
+        rest = max(float(g.double().square().sum()) - float(coefficients.square().sum()), 0.0)
+
+        size = float(g.double().square().sum())
+        alone = g if rest > _SMALL * size else self._alone(g, values, vectors, a)
+        if alone is not g:  # what is left is small, and a difference of large vectors would be rounding
+            left = float(alone.double().square().sum())
+            alone, rest = (alone, left) if left > _ROUNDING * size else (torch.zeros_like(g), 0.0)
+
+        def assemble(f: Tensor) -> Tensor:
+            inside = vectors @ ((f[1:] - f[0] if alone is g else f[1:]) * c / values)
+            return f[0] * alone + a.T @ inside.to(g)
+
+        zero = torch.zeros(1, dtype=torch.float64)
+        return Modes(torch.cat([zero, values]), torch.cat([zero + math.sqrt(rest), coefficients]), assemble, True)
+
+    def _alone(self, g: Tensor, values: Tensor, vectors: Tensor, a: Operator) -> Tensor:
+        """The part of g in the null space, itself: what the rows hold is taken away twice."""
+        for _ in range(2):
+            g = g - a.T @ (vectors @ (vectors.T @ (a @ g).double() / values)).to(g)
+        return g
+
+    def _krylov(self, net: Net, g: Tensor) -> Modes:
+        space = lanczos(self.operator(net), g, self.steps)
+        values, vectors = torch.linalg.eigh(space.matrix)
+        values = torch.where(values > _NULL * values.max(), values, 0.0)
+        coefficients = space.size * vectors[0]
+        return Modes(values, coefficients, lambda f: space.basis.T @ (vectors @ (f * coefficients)).to(g), False)

@@ -1,0 +1,129 @@
+"""A gradient in the modes of a metric: every step that trades progress for drift, from one factorisation.
+
+v(lam) = -lam (G + lam)^-1 g is the gradient itself for lam -> infinity, and its part that G does not see for lam -> 0;
+its length, drift and progress are sums over modes, so that a step of a given length or budget is one search for lam.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weightspace.net.weights import Weights
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = ["Cost", "Modes", "Step", "Tradeoff", "largest_shift", "ratio", "secular"]
+
+
+@dataclass(frozen=True)
+class Modes:
+    """g in an orthonormal system: `values` of G, `coefficients` of g; zero values are what leaves the outputs alone.
+
+    `assemble(f)` is sum_i f_i coefficients_i e_i. `exact`: all of g is in the modes and all values are eigenvalues.
+    `told`, `kept`: what is guaranteed of a step along them, and of one within the null space.
+    """
+
+    values: Float[Tensor, " k"]
+    coefficients: Float[Tensor, " k"]
+    assemble: Callable[[Tensor], Tensor]
+    exact: bool
+    told: str = ""
+    kept: str = ""
+
+    def shrunk(self, lam: float) -> Tensor:
+        """lam / (value + lam) for every mode; 0 <= lam <= infinity."""
+        return torch.from_numpy(self._shares(lam)).to(self.values)
+
+    @property
+    def _numbers(self) -> tuple[np.ndarray, np.ndarray]:
+        """Values and coefficients where a search for lam asks for them: in NumPy, whose calls cost a tenth."""
+        return self.values.numpy(force=True).astype(float), self.coefficients.numpy(force=True).astype(float)
+
+    def _shares(self, lam: float) -> np.ndarray:
+        values = self._numbers[0]
+        if math.isinf(lam):
+            return np.ones_like(values)
+        return np.where(values > 0, lam / np.maximum(values + lam, 1e-300), 1.0)
+
+    def length(self, lam: float) -> float:
+        """|v(lam)|."""
+        return float(np.linalg.norm(self._shares(lam) * self._numbers[1]))
+
+    def drift(self, lam: float) -> float:
+        """|A v(lam)|."""
+        values, coefficients = self._numbers
+        return float(np.linalg.norm(np.sqrt(values) * self._shares(lam) * coefficients))
+
+    def progress(self, lam: float) -> float:
+        """-<g, v(lam)>."""
+        return float(self._shares(lam) @ np.square(self._numbers[1]))
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step: its vector, |v|, the drift that the metric predicts, -<g, v>, lam, and what is guaranteed."""
+
+    vector: Weights
+    length: float
+    drift: float
+    progress: float
+    shift: float
+    guarantee: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Before a factorisation: who does it, outputs held, passes over the examples (forward or back), bytes."""
+
+    solver: str
+    rows: int
+    passes: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """For steps of one length: progress against drift, from the null space (shift 0) to the gradient (infinite)."""
+
+    shift: Float[np.ndarray, " n"]
+    drift: Float[np.ndarray, " n"]
+    progress: Float[np.ndarray, " n"]
+
+
+def ratio(modes: Modes, shift: float) -> float:
+    """Drift of a step of length 1."""
+    length = modes.length(shift)
+    return modes.drift(shift) / length if length else math.inf
+
+
+def largest_shift(allowed: Callable[[float], bool], modes: Modes) -> float:
+    """The largest lam that is allowed: drift grows with lam."""
+    top = float(modes.values.max()) or 1.0
+    if allowed(math.inf):
+        return math.inf
+    low, high = math.log(1e-12 * top), math.log(1e6 * top)
+    if not allowed(math.exp(low)):
+        return math.exp(low)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if allowed(math.exp(middle)) else (low, middle)
+    return math.exp(low)
+
+
+def secular(modes: Modes, beta: float, size: float) -> float:
+    """lam with (beta / 2) |(G + lam)^-1 g| = size: it falls from infinity to zero as lam grows."""
+    top = float(modes.values.max()) or 1.0
+    reach = lambda lam: beta / 2 * modes.length(lam) / lam  # noqa: E731
+    low, high = math.log(1e-14 * top), math.log(1e6 * max(top, beta * float(modes.coefficients.norm()) / size))
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if reach(math.exp(middle)) > size else (low, middle)
+    return math.exp((low + high) / 2)

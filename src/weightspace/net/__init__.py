@@ -1,0 +1,14 @@
+"""A network is a point, a difference of networks is a vector."""
+
+from weightspace.contents import handed_on
+
+__getattr__, __dir__, __all__ = handed_on(
+    __name__,
+    {
+        "errors": ["ArchitectureMismatch", "InputError", "WeightspaceError"],
+        "net": ["checked", "loose", "math_attention", "Net", "unfrozen"],
+        "weights": ["finite", "squared_distance", "Weights", "wide"],
+        "names": ["prefixes"],
+        "model": ["fresh", "Model", "ModelError"],
+    },
+)

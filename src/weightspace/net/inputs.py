@@ -1,0 +1,56 @@
+"""Inputs of a network, however nested: tuples, lists, dictionaries of tensors, and calls made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from weightspace.net.net import Net
+
+__all__ = ["carried"]
+
+
+def carried(x: Any, net: Net) -> Any:
+    """A copy of inputs on the device of a net, floating-point ones in its dtype: a network may write into its input."""
+    device, dtype = net.device, net.dtype
+
+    def move(t: Any) -> Any:
+        return t.to(device, dtype if t.is_floating_point() else t.dtype, copy=True) if isinstance(t, Tensor) else t
+
+    return pytree.tree_map(move, dict(x) if isinstance(x, Mapping) else x)
+
+
+def each(function: Callable[..., Any], x: Any, *others: Any) -> Any:
+    """`function` on every tensor of nested dicts and tuples."""
+    if isinstance(x, Mapping):
+        return {key: each(function, part, *(other[key] for other in others)) for key, part in x.items()}
+    if isinstance(x, (tuple, list)):
+        return tuple(each(function, *parts) for parts in zip(x, *others, strict=True))
+    return function(x, *others)
+
+
+def leaves(x: Any) -> list[Tensor]:
+    """The tensors of nested dicts and tuples."""
+    found: list[Tensor] = []
+    each(found.append, x)
+    return found
+
+
+def shape(x: Tensor) -> tuple[int, ...]:
+    """The shape as plain numbers."""
+    return tuple(x.shape)
+
+
+def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """An example as positional and keyword arguments of the module."""
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    return (example if isinstance(example, tuple) else (example,)), {}
+
+
+def input_tensors(example: Any) -> list[Tensor]:
+    """The tensors among the arguments, nested ones too, in order: what a graph is run on."""
+    return [t for t in pytree.tree_leaves(arguments(example)) if isinstance(t, Tensor)]

@@ -1,0 +1,21 @@
+"""Results as plain data: numbers, strings, lists and dictionaries that JSON can hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from weightspace.net.public import public
+
+__all__ = ["plain"]
+
+
+@public
+def plain(value: Any) -> Any:
+    """As JSON takes it: lists for tuples, None for what is not finite."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,377 @@
+"""What every public call does first: torch's state is set, and arguments are taken for what they plainly stand for.
+
+A result depends on the arguments alone. Whatever mode the caller has set (no_grad, inference mode, autocast, a default
+dtype or device), a public call works in one state and puts the caller's back. An argument of another type is converted
+where that can mean one thing only (a module becomes a Net, a DataLoader a Task), and refused in one sentence where not.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import inspect
+import numbers
+import threading
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from weightspace.net.errors import CallError
+from weightspace.net.state import settled
+
+__all__ = ["becomes", "public"]
+
+_SHAPES = {"Float", "Int", "Bool", "Integer", "Num", "Shaped", "UInt8"}  # jaxtyping's, which users do not install
+_CALL = threading.local()
+
+
+def public(target: Any = None, *, grad: bool = True) -> Any:
+    """Mark a function, or all public methods of a class, as public: see the module.
+
+    With `grad=False` the caller's grad mode is kept, for values that a caller differentiates; constructors set it.
+    """
+    if target is None:
+        return functools.partial(public, grad=grad)
+    if not isinstance(target, type):
+        return _called(target, grad, alone=True)
+    for name, member in list(vars(target).items()):
+        if name.startswith("_") and name not in ("__init__", "__call__"):
+            continue
+        if isinstance(member, classmethod | staticmethod):
+            setattr(target, name, type(member)(_called(member.__func__, True)))
+        elif isinstance(member, property) and member.fget is not None and grad:
+            setattr(target, name, member.getter(_called(member.fget, True)))
+        elif inspect.isfunction(member):
+            made = _called(member, grad or name == "__init__")
+            setattr(target, name, _at_home(made, member) if name == "__init__" else made)
+    return target
+
+
+def _at_home(call: Any, function: types.FunctionType) -> Any:
+    """The wrapper among the names of the function's module, where checkers of dataclasses look annotations up."""
+    own = {name: globals()[name] for name in call.__code__.co_names if name in globals()}
+    names = {**function.__globals__, **own}
+    home = types.FunctionType(call.__code__, names, closure=call.__closure__)
+    return functools.update_wrapper(home, call, updated=("__dict__",))
+
+
+def _called(function: Callable[..., Any], grad: bool, alone: bool = False) -> Callable[..., Any]:
+    """The function in the one state; a method that the library itself calls keeps the grad mode it is called in."""
+    if hasattr(function, "_public"):
+        return function
+    plan: list[_Plan] = []
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        outer, recorded = not getattr(_CALL, "inside", False), torch.is_grad_enabled()
+        _CALL.inside = True
+        if not plan:
+            plan.append(_plan(function))
+        try:
+            with settled(grad=grad and (outer or alone)):
+                args, kwargs = _as_meant(plan[0], args, kwargs)
+                found = function(*args, **kwargs)
+        except TypeError as error:
+            _check_call(function, args, kwargs, error)
+            raise
+        finally:
+            _CALL.inside = not outer
+        return found.detach() if grad and not recorded and isinstance(found, Tensor) else found
+
+    call._public = True  # type: ignore[attr-defined]
+    return call
+
+
+def _check_call(function: Callable[..., Any], args: Any, kwargs: Any, error: TypeError) -> None:
+    """Raise `CallError` where the arguments are too many, too few or misnamed."""
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except TypeError as wrong:
+        raise CallError(f"{function.__name__}: {wrong}; it is {_signature(function)}") from error
+
+
+def _signature(function: Callable[..., Any]) -> str:
+    """As help() prints it, without types: names and defaults."""
+    signature = inspect.signature(function)
+    bare = [p.replace(annotation=p.empty) for n, p in signature.parameters.items() if n not in ("self", "cls")]
+    return f"{function.__name__}{signature.replace(parameters=bare, return_annotation=signature.empty)}"
+
+
+@dataclass(frozen=True)
+class _Parameter:
+    """What an argument may be: types that pass at once, and the alternatives of the annotation."""
+
+    where: str
+    exact: frozenset[type]
+    members: tuple[Any, ...]
+    seed: bool
+
+
+_Plan: TypeAlias = tuple[list[_Parameter | None], dict[str, _Parameter]]
+
+
+def _as_meant(plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments, each as what its annotation says."""
+    positional, named = plan
+    if not named:
+        return args, kwargs
+    taken = map(_argument, positional, args)
+    return (*taken, *args[len(positional) :]), {name: _argument(named.get(name), v) for name, v in kwargs.items()}
+
+
+def _argument(parameter: _Parameter | None, value: Any) -> Any:
+    if parameter is None:
+        return value
+    found = value if type(value) in parameter.exact else _taken(parameter.members, value, parameter.where)
+    if parameter.seed and isinstance(found, int) and found < 0:
+        raise CallError(f"{parameter.where} takes a whole number from 0, got {found}")
+    return found
+
+
+def becomes(kind: type, source: type, by: Callable[[Any], Any]) -> None:
+    """Let `source`, given where a `kind` is meant, be converted by `by`."""
+    _CONVERSIONS.append((kind, source, by))
+
+
+def _number(value: Any) -> Any:
+    return value.item() if isinstance(value, Tensor | np.ndarray | np.generic) else value
+
+
+_CONVERSIONS: list[tuple[type, type, Callable[[Any], Any]]] = [(Tensor, np.ndarray, torch.as_tensor)]
+_WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text", type(None): "None"}
+
+
+def _plan(function: Callable[..., Any]) -> _Plan:
+    """What the annotations of a function say of its arguments, by position and by name."""
+    scope = getattr(inspect.unwrap(function), "__globals__", {})
+    where = function.__qualname__.replace("<locals>.", "").replace(".__init__", "")
+    positional: list[_Parameter | None] = []
+    named = {}
+    for name, p in _parameters(function).items():
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            continue
+        members = [] if p.annotation is p.empty else _members(_evaluated(p.annotation, scope))
+        if any(member is not Any and member is not object for member in members):
+            members += [type(None)] if p.default is None else []
+            exact = frozenset(m for m in members if isinstance(m, type) and typing.get_origin(m) is None)
+            named[name] = _Parameter(f"{where}: {name}", exact, tuple(dict.fromkeys(members)), name == "seed")
+        if p.kind is not p.KEYWORD_ONLY:
+            positional.append(named.get(name))
+    return positional, named
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(function).parameters
+    except ValueError:  # built in
+        return {}
+
+
+class _Unknown:
+    """A name that only a type checker knows: `Float[Tensor, "n"]` stands for its tensor, any other for anything."""
+
+    def __getitem__(self, key: Any) -> Any:
+        first = key[0] if isinstance(key, tuple) else key
+        return first if first is Tensor else Any
+
+
+class _Names(dict[str, Any]):
+    """The names of a module, as annotations use them."""
+
+    def __missing__(self, name: str) -> Any:
+        known = (kind for kind, _, _ in _CONVERSIONS if kind.__name__ == name)  # imported for type checkers only
+        return next(known, getattr(builtins, name, Any))
+
+
+def _evaluated(annotation: Any, scope: Mapping[str, Any]) -> Any:
+    if not isinstance(annotation, str):
+        return annotation
+    names = _Names(scope)
+    names.update({name: _Unknown() for name in _SHAPES})
+    try:
+        return eval(annotation, {}, names)  # the annotation is our own source
+    except (TypeError, AttributeError):
+        return Any
+
+
+def _members(kind: Any) -> list[Any]:
+    """The alternatives of an annotation, aliases and unions resolved."""
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        return [member for part in typing.get_args(kind) for member in _members(part)]
+    if isinstance(kind, typing.ForwardRef | str | typing.TypeVar | _Unknown):
+        return [Any]
+    return [type(None) if kind is None else kind]
+
+
+def _taken(members: tuple[Any, ...], value: Any, where: str) -> Any:
+    """The value, if one of the members takes it; converted, if that can mean one thing; else `CallError`."""
+    for kind, source, by in _CONVERSIONS:
+        if isinstance(value, source) and kind in members and not _fits_exactly(members, value):
+            return by(value)
+    inside: CallError | None = None
+    for member in members:
+        try:
+            done, found = _fit(member, value, where)
+        except CallError as error:  # of an item; another alternative may take it
+            inside, done = inside or error, False
+        if done:
+            return found
+    raise inside or CallError(f"{where} takes {_either(members)}, got {_seen(value)}{_hint(members, value)}")
+
+
+def _fits_exactly(members: tuple[Any, ...], value: Any) -> bool:
+    kinds = tuple(m for m in members if isinstance(m, type) and m not in (object, Any) and typing.get_origin(m) is None)
+    return isinstance(value, kinds)
+
+
+def _fit(kind: Any, value: Any, where: str) -> tuple[bool, Any]:
+    """Whether a value is of a kind, and the value as that kind."""
+    origin = typing.get_origin(kind)
+    if kind is Any or kind is object:
+        return True, value
+    if origin is typing.Literal:
+        return isinstance(value, tuple({type(choice) for choice in typing.get_args(kind)})), value
+    if origin is Callable or kind is Callable:
+        return _calls(typing.get_args(kind)[:1], value), value
+    if origin is type:
+        return isinstance(value, type), value
+    if kind in (int, float, bool):
+        return _as_number(kind, value)
+    if isinstance(origin, type):
+        return _as_collection(origin, typing.get_args(kind), value, where)
+    if not isinstance(kind, type):
+        return True, value
+    try:
+        return isinstance(value, kind) and not (isinstance(value, type) and kind is not type), value
+    except TypeError:  # a protocol that cannot be asked
+        return True, value
+
+
+def _calls(taken: tuple[Any, ...], value: Any) -> bool:
+    """Whether a value is a function of such arguments. A class is one only where it takes none, as a factory; a module
+    is a function of tensors, and of no network or number."""
+    arguments = taken[0] if taken else ...
+    if isinstance(value, type):
+        return arguments == []
+    if isinstance(value, Module):
+        return arguments is ... or all(argument is Any for argument in arguments)
+    return callable(value)
+
+
+def _as_number(kind: type, value: Any) -> tuple[bool, Any]:
+    if isinstance(value, Tensor) and (value.ndim or value.requires_grad):
+        return kind is float and not value.ndim, value
+    if isinstance(value, np.ndarray) and value.ndim:
+        return False, value
+    plain = _number(value)
+    if kind is bool:
+        return isinstance(plain, bool), plain
+    if kind is float:
+        return isinstance(plain, numbers.Real), plain
+    if isinstance(plain, float) and plain.is_integer():
+        return True, int(plain)
+    return isinstance(plain, numbers.Integral), plain
+
+
+def _as_collection(origin: type, inside: tuple[Any, ...], value: Any, where: str) -> tuple[bool, Any]:
+    """A list, tuple, mapping or iterable, its items converted; a generator is converted as it is read."""
+    if issubclass(origin, Mapping):
+        if not isinstance(value, dict) or len(inside) != 2:  # a mapping of another kind may read a file for each item
+            return isinstance(value, Mapping), value
+        take = functools.partial(_taken, tuple(_members(inside[1])))
+        found = {name: take(item, f"{where}[{name!r}]") for name, item in value.items()}
+        return True, value if all(found[name] is item for name, item in value.items()) else found
+    if not issubclass(origin, Iterable):
+        return isinstance(value, origin), value
+    if isinstance(value, np.ndarray | Tensor) and value.ndim == 1 and inside[:1] in ((int,), (float,)):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return origin is Iterable and inside[:1] in ((), (str,), (Any,)), value
+    if isinstance(value, str | Module | np.ndarray | Tensor):
+        return isinstance(value, Tensor) and inside[:1] in ((Tensor,), (Any,)), value
+    if isinstance(value, Iterator) and origin is Iterable:
+        take = functools.partial(_taken, tuple(_members(inside[0] if inside else Any)))
+        return True, (take(item, f"an item of {where}") for item in value)
+    if not isinstance(value, list | tuple):
+        another = isinstance(value, tuple(source for _, source, _ in _CONVERSIONS))  # loaders are no networks
+        return isinstance(value, origin) and not another, value
+    items = _items(origin, inside, value, where)
+    if items is None:
+        return False, value
+    same = all(item is before for item, before in zip(items, value, strict=True)) and isinstance(value, origin)
+    return True, value if same else tuple(items) if origin is tuple or isinstance(value, tuple) else items
+
+
+def _items(origin: type, inside: tuple[Any, ...], value: Sequence[Any], where: str) -> list[Any] | None:
+    """The items, each as its own kind; None for a tuple of another length."""
+    each = inside[:1] * len(value)
+    if origin is tuple and inside[-1:] != (Ellipsis,):
+        each = inside or (Any,) * len(value)
+    if not inside:
+        return list(value)
+    if len(each) != len(value):
+        return None
+    kinds = [tuple(_members(kind)) for kind in each]
+    return [_taken(kind, item, f"{where}[{k}]") for k, (kind, item) in enumerate(zip(kinds, value, strict=True))]
+
+
+def _either(members: tuple[Any, ...]) -> str:
+    words = [_WORDS.get(member) or _named(member) for member in members if member is not type(None)]
+    return " or ".join(dict.fromkeys(words))
+
+
+def _named(member: Any) -> str:
+    origin = typing.get_origin(member)
+    if origin is Callable:
+        return "a function"
+    if origin is typing.Literal:
+        return " or ".join(repr(choice) for choice in typing.get_args(member))
+    if isinstance(origin, type):
+        inside = [part for part in typing.get_args(member) if part is not Ellipsis]
+        kind = "mapping of names to" if issubclass(origin, Mapping) else "list of"
+        return f"a {kind} {_plural(inside[-1])}" if inside else f"a {origin.__name__.lower()}"
+    name = getattr(member, "__name__", str(member))
+    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
+
+
+def _plural(kind: Any) -> str:
+    words = {int: "whole numbers", float: "numbers", str: "texts", bool: "True or False"}
+    members = [member for member in _members(kind) if member is not type(None)]
+    every = [
+        words.get(m) or ("functions" if typing.get_origin(m) is Callable else f"{getattr(m, '__name__', m)}s")
+        for m in members
+    ]
+    return " or ".join(every)
+
+
+def _seen(value: Any) -> str:
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if value is None:
+        return "None"
+    if isinstance(value, str | int | float):
+        return f"{type(value).__name__} {str(value)[:40]!r}"
+    return f"a {type(value).__name__}"
+
+
+def _hint(members: tuple[Any, ...], value: Any) -> str:
+    """What to do: give an instance of the class, a list, or the number itself."""
+    if isinstance(value, type):
+        return f"; give {value.__name__}(...)"
+    if isinstance(value, str) and any(member in (int, float) for member in members):
+        return "; give the number itself, without quotes"
+    names = {getattr(member, "__name__", "") for member in members}
+    if "Task" in names:
+        return "; give Task(inputs, labels)"
+    if "Net" in names:
+        return "; give Net.of(module)"
+    if isinstance(value, str) and any(typing.get_origin(member) is not None for member in members):
+        return "; give the things themselves, a file's with checkpoint.read(path)"
+    return ""

@@ -1,0 +1,181 @@
+"""One self-contained page: sections of key numbers, Plotly figures and tables; no file or address but its own.
+
+A `Page` is a section: a headline, cards, figures, tables. `save` writes any number of them. Names that come from files
+are text: escaped here, and by `as_text` in figures, where Plotly reads markup. A content security policy lets the page
+run its own two scripts, known by their hashes, and fetch nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from string import Template
+
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from weightspace.checkpoint import files
+from weightspace.net.errors import WeightspaceError
+
+__all__ = ["Card", "FONT", "Figure", "Page", "Table", "as_text", "render", "save"]
+
+
+FONT = "system-ui, 'Segoe UI', 'Liberation Sans', sans-serif"
+
+
+@dataclass(frozen=True)
+class Card:
+    """A key number: what it is, before (may be empty) and after, and what to make of it."""
+
+    label: str
+    before: str
+    after: str
+    meaning: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A Plotly figure, its title, and what to see in it."""
+
+    title: str
+    caption: str
+    plot: go.Figure
+    wide: bool = True
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table under a title, folded away if it is long."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Page:
+    """A section of the report. `tone` colours the headline: "good" or "plain"."""
+
+    name: str
+    headline: str
+    lead: str
+    tone: str = "plain"
+    command: str = ""
+    cards: Sequence[Card] = ()
+    parts: Sequence[Figure | Table] = ()
+    remarks: Sequence[str] = field(default=())
+
+
+def as_text(text: str) -> str:
+    """Text for HTML and for labels of Plotly: markup is shown, not obeyed."""
+    return html.escape("".join(c if c.isprintable() else "?" for c in text))
+
+
+def save(pages: Sequence[Page], path: Path, *, title: str = "weightspace") -> None:
+    """Write the pages as one file, whole or not at all. Raises `WeightspaceError`."""
+    try:
+        files.write(path, render(pages, title=title))
+    except OSError as error:
+        raise WeightspaceError(f"{path} cannot be written ({error.strerror}); choose another place") from error
+
+
+def render(pages: Sequence[Page], *, title: str = "weightspace") -> str:
+    """The HTML of the pages."""
+    library = get_plotlyjs()
+    plots = [part.plot for page in pages for part in page.parts if isinstance(part, Figure)]
+    numbers = iter(range(len(plots)))
+    links = "".join(f'<a href="#page-{k}">{as_text(page.name)}</a>' for k, page in enumerate(pages))
+    data = "[" + ",".join(plot.to_json() for plot in plots) + "]"
+    return Template(_HTML).substitute(
+        title=as_text(title),
+        policy=_POLICY.format(library=_hash(library), script=_hash(_SCRIPT)),
+        style=Path(__file__).with_suffix(".css").read_text(encoding="utf-8"),
+        nav=f"<nav>{links}</nav>" if len(pages) > 1 else "",
+        pages="\n".join(_section(k, page, numbers) for k, page in enumerate(pages)),
+        data=data.replace("<", "\\u003c"),
+        library=library,
+        script=_SCRIPT,
+    )
+
+
+def _hash(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _section(number: int, page: Page, numbers: Iterator[int]) -> str:
+    lines = "\n".join(as_text(line) for line in page.command.splitlines())
+    command = f'<pre class="command">{lines}</pre>' if lines else ""
+    cards = "".join(_card(card) for card in page.cards)
+    parts = "".join(_part(part, numbers) for part in page.parts)
+    remarks = "".join(f"<li>{as_text(text)}</li>" for text in page.remarks)
+    return (
+        f'<section id="page-{number}" class="{page.tone}"><p class="name">{as_text(page.name)}</p>'
+        f'<h1>{as_text(page.headline)}</h1><p class="lead">{as_text(page.lead)}</p>{command}'
+        + (f'<div class="cards">{cards}</div>' if cards else "")
+        + f'<div class="grid">{parts}</div>'
+        + (f'<ul class="remarks">{remarks}</ul>' if remarks else "")
+        + "</section>"
+    )
+
+
+def _card(card: Card) -> str:
+    before = f'<span class="before">{as_text(card.before)}</span><span class="arrow">→</span>' if card.before else ""
+    return (
+        f'<div class="card"><p>{as_text(card.label)}</p><div class="value">{before}'
+        f'<span class="after">{as_text(card.after)}</span></div><small>{as_text(card.meaning)}</small></div>'
+    )
+
+
+def _part(part: Figure | Table, numbers: Iterator[int]) -> str:
+    if isinstance(part, Figure):
+        width = "wide" if part.wide else "half"
+        return (
+            f'<figure class="{width}"><h2>{as_text(part.title)}</h2><figcaption>{as_text(part.caption)}</figcaption>'
+            f'<div class="plot" data-plot="{next(numbers)}"></div></figure>'
+        )
+    head = "".join(f"<th>{as_text(column)}</th>" for column in part.columns)
+    body = "".join("<tr>" + "".join(f"<td>{as_text(cell)}</td>" for cell in row) + "</tr>" for row in part.rows)
+    fold = "" if part.folded else " open"
+    return (
+        f'<details class="wide"{fold}><summary>{as_text(part.title)}</summary><div class="scroll"><table><thead><tr>'
+        f"{head}</tr></thead><tbody>{body}</tbody></table></div></details>"
+    )
+
+
+_POLICY = "default-src 'none'; script-src {library} {script}; style-src 'unsafe-inline'; img-src data:"
+
+_SCRIPT = """
+const plots = JSON.parse(document.getElementById('plots').textContent);
+const config = {responsive: true, displaylogo: false, displayModeBar: false};
+for (const div of document.querySelectorAll('.plot')) {
+  const plot = plots[Number(div.dataset.plot)];
+  Plotly.newPlot(div, plot.data, plot.layout, config);
+}
+"""
+
+_HTML = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="$policy">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>$style</style>
+</head>
+<body>
+$nav
+<main>
+$pages
+<footer>Made by weightspace. This page is one file: nothing is fetched from anywhere.</footer>
+</main>
+<script type="application/json" id="plots">$data</script>
+<script>$library</script>
+<script>$script</script>
+</body>
+</html>
+"""

@@ -1,0 +1,111 @@
+"""The page of `weightspace stability`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+import plotly.graph_objects as go
+
+from weightspace.commands.stability import Trial
+from weightspace.pages.page import Card, Figure, Page
+from weightspace.pages.style import AFTER, BEFORE, INK, band, plot_of
+from weightspace.trust.perturbation import Stability, Step
+
+__all__ = ["trial_page"]
+
+
+_MODEL = "#8a5cc2"
+
+
+# ------------------------------------------------------------------ a page
+
+
+def trial_page(done: Trial, name: str = "Stability", command: str = "") -> Page:
+    """Four answers to one question, on one axis; what became of the accuracy; and where it breaks first."""
+    found = done.found
+    cost = f"{done.tolerance:g} {done.measure}"
+    if found.accuracy is not None:
+        cost = "a point of accuracy" if done.tolerance == 0.01 else f"{100 * done.tolerance:g} points of accuracy"
+    headline = f"{done.name} bears noise of {done.width:.0%} of every layer"
+    lead = (
+        f"Every tensor was moved by a share of its own norm in a random direction, {done.draws} times for each share, "
+        f"and looked at on {done.examples} examples. At {done.width:.1%} the noise costs {cost}."
+    )
+    shares = found.displacement.shares
+    worst = max(shares, key=lambda n: shares[n]) if shares else ""
+    cards = [Card("Width of the minimum", "", f"{done.width:.1%}", f"noise that costs {cost}")]
+    at = min(found.steps, key=lambda step: abs(step.relative - 0.2))
+    if at.accuracy and found.accuracy is not None:
+        after = f"{median(at.accuracy):.1%}"
+        cards.append(Card(f"Accuracy under {at.relative:.0%} noise", f"{found.accuracy:.1%}", after, "median"))
+    if worst:
+        cards.append(Card("Most fragile tensor", "", worst, f"{shares[worst]:.0%} of what small noise does"))
+    parts = [_axis(found.steps)]
+    if found.accuracy is not None:
+        parts.append(_accuracies(found, done.width))
+    if shares:
+        parts.append(_shares(found))
+    return Page(name, headline, lead, "good", command, cards, parts, done.remarks())
+
+
+def _axis(steps: Sequence[Step]) -> Figure:
+    x = [step.relative for step in steps]
+    curves: list[tuple[str, list[float | None], str, str]] = [
+        ("measured (median and range)", [median(step.moved) for step in steps], AFTER, "solid"),
+        ("expected, from the first derivative", [step.expected for step in steps], INK, "dot"),
+        ("model: relative trust", [step.model for step in steps], _MODEL, "dash"),
+        ("proven, with activations", [step.with_data for step in steps], BEFORE, "solid"),
+        ("proven, without", [step.certificate for step in steps], BEFORE, "dash"),
+    ]
+    low, high = ([f(step.moved) for step in steps] for f in (min, max))
+    traces: list[Any] = [band(x, low, high)]
+    for label, y, colour, dash in curves:
+        if any(value is not None and math.isfinite(value) for value in y):
+            shown = [value if value is not None and math.isfinite(value) else None for value in y]
+            line = {"color": colour, "width": 3, "dash": dash}
+            traces.append(
+                go.Scatter(x=x, y=shown, name=label, mode="lines+markers", line=line, hovertemplate="%{y:.3g}")
+            )
+    plot = plot_of(traces, height=420)
+    plot.update_xaxes(title_text="noise, share of each tensor's norm", type="log", tickvals=x, ticktext=_percents(x))
+    plot.update_yaxes(title_text="displacement of the outputs, in their size", type="log", exponentformat="power")
+    caption = (
+        "How far the outputs move. The expected value needs one backward pass and is right for small noise; the model "
+        "guesses from the sizes of the changes alone; what is proven holds without exception, for the first draw of "
+        "each size, and pays for that."
+    )
+    return Figure("Four answers to one question", caption, plot)
+
+
+def _percents(values: Sequence[float]) -> list[str]:
+    return [f"{100 * value:g}%" for value in values]
+
+
+def _accuracies(found: Stability, wide: float) -> Figure:
+    x = [step.relative for step in found.steps]
+    low, high = ([f(step.accuracy) for step in found.steps] for f in (min, max))
+    middle = [median(step.accuracy) for step in found.steps]
+    line = go.Scatter(x=x, y=middle, name="under noise", mode="lines+markers", line={"color": AFTER, "width": 3})
+    own = go.Scatter(
+        x=[x[0], x[-1]], y=[found.accuracy] * 2, name="without noise", mode="lines", line={"color": INK, "dash": "dot"}
+    )
+    plot = plot_of([band(x, low, high), line, own])
+    if x[0] <= wide <= x[-1]:
+        plot.add_vline(x=wide, line={"color": BEFORE, "dash": "dash"})
+    plot.update_xaxes(title_text="noise", type="log", tickvals=x, ticktext=_percents(x))
+    plot.update_yaxes(title_text="accuracy", tickformat=".0%")
+    caption = "Median and range of the draws. The dashed line is the width of the minimum."
+    return Figure("Accuracy under noise", caption, plot, wide=False)
+
+
+def _shares(found: Stability, most: int = 12) -> Figure:
+    shares = sorted(found.displacement.shares.items(), key=lambda item: -item[1])[:most][::-1]
+    names, values = zip(*shares, strict=True)
+    bars = go.Bar(x=values, y=names, orientation="h", marker={"color": AFTER}, hovertemplate="%{x:.1%}<extra></extra>")
+    plot = plot_of([bars], height=max(220, 60 + 24 * len(names)), legend=False)
+    plot.update_xaxes(title_text="share of the outputs' expected displacement", tickformat=".0%")
+    caption = "Noise of the same relative size on every tensor: what part of the damage comes from which."
+    return Figure("Where it breaks first", caption, plot, wide=False)

@@ -1,0 +1,137 @@
+"""The page of `weightspace walk`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import plotly.graph_objects as go
+
+from weightspace.commands.walk import Picture, Walked
+from weightspace.pages.page import Card, Figure, Page, Table
+from weightspace.pages.style import AFTER, BEFORE, INK, finite, plot_of
+
+__all__ = ["walk_page"]
+
+
+_RUNS = {"within the budget": AFTER, "plain descent": BEFORE}
+_DASHES = {"kept": "solid", "new": "dot"}
+_LEAST = 1e-10
+
+
+def walk_page(done: Walked, name: str = "Walk", command: str = "") -> Page:
+    """What happened to a network that was moved."""
+    headline = f"Moved by {done.moved:.1%} of its weights' norm, toward {done.goal}"
+    bound = "" if done.budget is None else f" of an allowed {done.budget:.2g}"
+    lead = (
+        f"{done.name} was moved in {done.steps} steps. The outputs that were to be kept drifted by {done.used:.2g}"
+        f"{bound} on the examples that the walk watched, and by {done.heldout:.2g} on others."
+    )
+    allowed = "" if done.budget is None else f"of an allowed {done.budget:.2g}; "
+    beside = f"{allowed}{done.heldout:.2g} on examples that no step saw"
+    cards = [Card("Drift of the kept outputs", "", f"{done.used:.2g}", beside)]
+    for task, before, after in done.scores:
+        if before.accuracy is not None and after.accuracy is not None:
+            cards.append(
+                Card(f"Accuracy, {task}", f"{before.accuracy:.1%}", f"{after.accuracy:.1%}", "held-out examples")
+            )
+    parts: list[Figure | Table] = list(_figures(done.picture, done.budget)) if done.picture else []
+    return Page(name, headline, lead, "good", command, cards, parts, done.remarks())
+
+
+def _figures(seen: Picture, budget: float | None) -> list[Figure]:
+    figures = [_plane(seen)]
+    if any(seen.scores.values()):
+        figures.append(_scores(seen))
+    figures.append(_drift(seen, budget))
+    if seen.tradeoff:
+        figures.append(tradeoff_figure(seen.tradeoff))
+    figures.append(spectrum_figure(dict(zip(("before", "after"), seen.spectrum, strict=True))))
+    return figures
+
+
+def _line(run: str, x: list[float], y: list[float | None], name: str, dash: str = "solid") -> go.Scatter:
+    return go.Scatter(
+        x=x, y=y, name=name, mode="lines+markers", line={"color": _RUNS[run], "width": 3, "dash": dash},
+        marker={"size": 6}, hovertemplate="%{y:.4g}<extra>" + name + "</extra>",
+    )  # fmt: skip
+
+
+def _plane(seen: Picture) -> Figure:
+    traces = []
+    for run, points in seen.plane.items():
+        x, y = zip(*points, strict=True)
+        traces.append(_line(run, list(x), list(y), run))
+    start = go.Scatter(x=[0], y=[0], name="start", mode="markers", marker={"size": 14, "color": INK})
+    plot = plot_of([*traces, start], height=380)
+    plot.update_xaxes(title_text="first direction of largest variance, in units of the weights")
+    plot.update_yaxes(title_text="second direction", scaleanchor="x")
+    beside = (
+        " Plain descent, with steps of the same length, goes where the goal alone sends it." if len(traces) > 1 else ""
+    )
+    caption = f"The networks on the way, seen in the plane that shows most of them ({seen.shown:.0%} of the variance)."
+    return Figure("Where it went", caption + beside, plot)
+
+
+def _scores(seen: Picture) -> Figure:
+    traces = []
+    for run, tasks in seen.scores.items():
+        for task, values in tasks.items():
+            x = [k / max(1, len(values) - 1) for k in range(len(values))]
+            traces.append(_line(run, x, finite(values), f"{task} data, {run}", _DASHES[task]))
+    plot = plot_of(traces)
+    plot.update_xaxes(title_text="share of the way", tickformat=".0%")
+    plot.update_yaxes(title_text="accuracy" if seen.classes else "loss", tickformat=".0%" if seen.classes else None)
+    caption = "What was to be kept (solid) and what was to be learnt (dotted), on examples that no step saw."
+    if not any("new" in tasks for tasks in seen.scores.values()):
+        caption = "What was to be kept, on examples that no step saw."
+    return Figure("What it kept on the way", caption, plot)
+
+
+def _drift(seen: Picture, budget: float | None) -> Figure:
+    watched, others = zip(*seen.drift, strict=True) if seen.drift else ((), ())
+    steps = [float(k + 1) for k in range(len(watched))]
+    traces = []
+    for values, name, colour in ((watched, "where it was watched", AFTER), (others, "on other examples", BEFORE)):
+        line = {"color": colour, "width": 3}
+        traces.append(go.Scatter(x=steps, y=finite(values), name=name, line=line, connectgaps=True))
+    if budget is not None and steps:
+        line = {"color": INK, "dash": "dash"}
+        traces.append(go.Scatter(x=[steps[0], steps[-1]], y=[budget] * 2, name="budget", mode="lines", line=line))
+    plot = plot_of(traces)
+    plot.update_xaxes(title_text="step")
+    plot.update_yaxes(title_text="drift of the outputs", rangemode="tozero")
+    caption = "How far the kept outputs are from where they were, in root mean square. The budget binds the first."
+    return Figure("Drift, step by step", caption, plot, wide=False)
+
+
+def tradeoff_figure(pairs: Sequence[tuple[float, float]]) -> Figure:
+    drift, progress = zip(*pairs, strict=True)
+    whole = progress[-1] or 1.0
+    curve = go.Scatter(
+        x=list(drift), y=[p / whole for p in progress], mode="lines+markers", line={"color": AFTER, "width": 3}
+    )
+    plot = plot_of([curve], legend=False)
+    plot.update_xaxes(title_text="drift of one step", rangemode="tozero")
+    plot.update_yaxes(title_text="progress, of that of the gradient", tickformat=".0%", rangemode="tozero")
+    caption = (
+        "Before the first step: how much of the goal a step of one length could reach, for the drift that it costs. "
+        "The curve begins at what is free, and ends at plain descent."
+    )
+    return Figure("What progress costs", caption, plot, wide=False)
+
+
+def spectrum_figure(spectra: Mapping[str, Sequence[float]]) -> Figure:
+    traces = []
+    for label, values in spectra.items():
+        colour = BEFORE if label == "before" else AFTER
+        kept = [v for v in values if v > _LEAST * values[0]]
+        x = list(range(1, len(kept) + 1))
+        traces.append(go.Scatter(x=x, y=kept, name=label, mode="lines", line={"color": colour, "width": 3}))
+    plot = plot_of(traces, legend=len(traces) > 1)
+    plot.update_xaxes(title_text="direction, from the stiffest")
+    plot.update_yaxes(title_text="eigenvalue", type="log", exponentformat="power", dtick="D2")
+    caption = (
+        "The metric's eigenvalues: what a step in a direction does to the kept outputs, squared. All directions that "
+        "are not shown are softer, and most of weight space is flat."
+    )
+    return Figure("Stiff and soft directions", caption, plot)

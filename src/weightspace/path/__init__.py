@@ -1,0 +1,25 @@
+"""A path is a curve of networks."""
+
+from weightspace.contents import handed_on
+
+__getattr__, __dir__, __all__ = handed_on(
+    __name__,
+    {
+        "path": ["curve", "line", "Path", "swa"],
+        "diffusion": [
+            "Action",
+            "action",
+            "action_cost",
+            "ActionCost",
+            "DiffusionError",
+            "laplacian",
+            "path_integral",
+            "positive",
+            "sgd_temperature",
+            "spectral_gap",
+        ],
+        "barrier": ["kramers_rate", "minimum_action_path", "Passage", "Rate"],
+        "loss_plane": ["Grid", "Plane", "plane"],
+        "trail": ["Trail"],
+    },
+)

@@ -1,0 +1,313 @@
+"""Training as diffusion, dw = -grad L dt + sqrt(2 D) dB: the action of a path, static and dynamic part.
+
+The density of going from w_0 to w_f in time T is e^{-(L_f - L_0)/2D} times the integral, over all paths between them,
+of exp(-(1/2D) int 1/2 |w'|^2 + V dt), V = 1/2 |grad L|^2 - D lap L: a static part, which knows the ends alone, and a
+dynamic one. L is the goal as it is given (a Task's mean, in nats, unless it says "sum"), and D has its units.
+Stochastic gradient descent has no single D, for its noise has the directions of the Fisher information: a number is a
+model of it. Sources: Fluctuations and irreversible processes (Onsager, Machlup, 1953); The dynamics of differential
+learning I: information-dynamics and task reachability (Achille, Mbeng, Soatto, 2018).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from weightspace.curvature.curvature import hessian
+from weightspace.curvature.fisher import gradient_noise
+from weightspace.linear.estimate import Estimate
+from weightspace.linear.operator import Operator
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.net import Net, checked, math_attention
+from weightspace.net.public import public
+from weightspace.path.path import Path
+from weightspace.task.goal import value_and_gradient
+from weightspace.task.task import Task
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = [
+    "Action",
+    "ActionCost",
+    "DiffusionError",
+    "action",
+    "action_cost",
+    "laplacian",
+    "path_integral",
+    "positive",
+    "sgd_temperature",
+    "spectral_gap",
+]
+
+
+Goal = Callable[[Net], Tensor]
+
+
+class DiffusionError(WeightspaceError):
+    """A temperature, times, curvatures or a step that make no sense, or a loss that is not finite."""
+
+
+# ------------------------------------------------------------------ the action of a path
+
+
+@public
+@dataclass(frozen=True)
+class Action:
+    """-log of a path's weight under a diffusion, in nats, split; up to a constant of the times and the dimension.
+
+    `static`: (L_f - L_0) / 2D. `kinetic`, `force`, `entropic`: (1/2D) int of 1/2 |w'|^2, 1/2 |grad L|^2, -D lap L, the
+    last one known up to `error`. `times`, `losses`, `slopes` (|grad L|^2), `laplacians`: at every marked point.
+    Never exponentiated: of a network every part is thousands of nats. The kinetic part of a noisy path grows with the
+    number of points, so compare paths that are marked alike.
+    """
+
+    static: float
+    kinetic: float
+    force: float
+    entropic: float
+    error: float
+    temperature: float
+    times: list[float]
+    losses: list[float]
+    slopes: list[float]
+    laplacians: list[float]
+
+    @property
+    def dynamic(self) -> float:
+        """(1/2D) int 1/2 |w'|^2 + V dt."""
+        return self.kinetic + self.force + self.entropic
+
+    @property
+    def total(self) -> float:
+        """Static and dynamic part together."""
+        return self.static + self.dynamic
+
+    def data(self) -> dict[str, Any]:
+        """All of it, as JSON can hold it."""
+        return {**asdict(self), "dynamic": self.dynamic, "total": self.total}
+
+
+@public
+@dataclass(frozen=True)
+class ActionCost:
+    """Passes forward and back over the task, and bytes of weights held beside the path's own."""
+
+    passes: int
+    bytes: int
+
+
+@public
+def action_cost(path: Path | Sequence[Net], samples: int = 8) -> ActionCost:
+    """What `action` will cost: two passes a point and one for every sample of the Hessian's trace."""
+    net = path[0]
+    return ActionCost(len(path) * (2 + samples), (3 + samples) * 8 * net.weights.numel)
+
+
+@public
+def action(
+    path: Path | Sequence[Net],
+    task: Goal,
+    temperature: float,
+    times: float | Sequence[float],
+    *,
+    samples: int = 8,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Action:
+    """The action of a path through its marked points, static and dynamic part, at temperature D.
+
+    `times`: when the points were met, in units of step size times steps, or the whole duration. Speeds are those of the
+    chords; the potential is summed by trapezoids; lap L = tr H by `samples` products with signs at every point
+    (Hutchinson), exact where there are no more weights than samples. About 30 points are enough for the potential of a
+    training run. Raises `DiffusionError` for a temperature that is not positive, times that do not rise, and losses or
+    gradients that are not finite.
+    """
+    heat, marks = positive("temperature", temperature), _marks(path, times)
+    gaps = [t - s for s, t in pairwise(marks)]
+    losses, slopes, traces, speed = [], [], [], 0.0
+    before: Net | None = None
+    for k, net in enumerate(path):
+        if before is not None:
+            speed += float((checked(net) - before).norm()) ** 2 / gaps[k - 1]
+        value, slope = value_and_gradient(task, net)
+        losses.append(_finite("loss", value, k))
+        slopes.append(_finite("squared gradient", float(slope.dot(slope)), k))
+        traces.append(laplacian(net, task, samples, seed + k))
+        before = net
+        if progress is not None:
+            progress(k + 1, len(marks))
+    shares = [(left + right) / 2 for left, right in zip([0.0, *gaps], [*gaps, 0.0], strict=True)]
+    bend = [trace.value for trace in traces]
+    return Action(
+        static=(losses[-1] - losses[0]) / (2 * heat),
+        kinetic=speed / (4 * heat),
+        force=_weighed(shares, slopes) / (4 * heat),
+        entropic=-_weighed(shares, bend) / 2,
+        error=math.sqrt(sum((share * trace.error) ** 2 for share, trace in zip(shares, traces, strict=True))) / 2,
+        temperature=heat,
+        times=marks,
+        losses=losses,
+        slopes=slopes,
+        laplacians=bend,
+    )
+
+
+@public
+def laplacian(net: Net, goal: Goal, samples: int = 8, seed: int = 0) -> Estimate:
+    """lap L = tr H, H the Hessian of the goal: the mean of z . H z over signs z, and its standard error.
+
+    Exact where there are no more weights than samples.
+    """
+    size = net.weights.numel
+    if samples < 1 or not size:
+        raise DiffusionError(f"a trace needs a sample and a weight or more, got {samples} and {size}")
+    exact, generator = size <= samples, torch.Generator().manual_seed(seed)
+    signs = torch.eye(size) if exact else torch.randint(0, 2, (size, samples), generator=generator) * 2.0 - 1.0
+    operator, share = _hessian(net, goal)
+    probes = signs.to(net.weights.flat())
+    draws = (probes.double() * (operator @ probes).double()).sum(0) * share
+    if exact:
+        return Estimate(float(draws.sum()), 0.0, size)
+    error = float(draws.std()) / math.sqrt(samples) if samples > 1 else math.inf
+    return Estimate(float(draws.mean()), error, samples)
+
+
+def _hessian(net: Net, goal: Goal) -> tuple[Operator, float]:
+    """The Hessian, and by what it is to be multiplied; that of a task is a sum, a batch at a time."""
+    if isinstance(goal, Task) and goal.aggregate in ("mean", "sum"):
+        mean = goal.aggregate == "mean"
+        count = sum(goal.slopes(goal.forward(net, x), y)[1] for x, y in goal.batches(net)) if mean else 1
+        return hessian(net, goal), 1 / count
+    leaf = net.weights.map(lambda w: w.detach().clone().requires_grad_())
+    with math_attention(), torch.enable_grad():
+        slopes = torch.autograd.grad(goal(net.at(leaf)), leaf.buffers, create_graph=True, materialize_grads=True)
+        slope = torch.cat([s.flatten() for s in slopes])
+
+    def action(vector: Tensor) -> Tensor:
+        if not slope.requires_grad:  # linear in the weights
+            return torch.zeros_like(vector)
+        bent = torch.autograd.grad(slope @ vector, leaf.buffers, retain_graph=True, materialize_grads=True)
+        return torch.cat([b.flatten() for b in bent])
+
+    return Operator(len(slope), len(slope), action), 1.0
+
+
+@public
+def sgd_temperature(net: Net, task: Task, rate: float, batch: int) -> float:
+    """D = rate tr(Sigma) / (2 batch P): the isotropic noise of the same total power as that of SGD. A model of it.
+
+    Sigma is the covariance of one example's gradient at this network (`gradient_noise`), P the number of weights. The
+    noise of SGD lies in few directions and changes along the way, so this is an average over directions, of one place.
+    """
+    if batch < 1:
+        raise DiffusionError(f"a batch of {batch} examples; give 1 or more")
+    noise = gradient_noise(task, by_layer=True)(net).trace
+    return positive("rate", rate) * noise / (2 * batch * net.weights.numel)
+
+
+@public
+def positive(name: str, value: float) -> float:
+    """The value, if it is a positive finite number. Raises `DiffusionError` for others."""
+    if not 0 < value < math.inf:
+        raise DiffusionError(f"{name} must be positive and finite, got {value}")
+    return float(value)
+
+
+def _marks(path: Path | Sequence[Net], times: float | Sequence[float]) -> list[float]:
+    n = len(path)
+    if n < 2:
+        raise DiffusionError(f"a path has at least two networks, got {n}")
+    if isinstance(times, (int, float)):
+        duration = positive("the duration", times)
+        unit = path.times if isinstance(path, Path) else [k / (n - 1) for k in range(n)]
+        return [duration * t for t in unit]
+    marks = [float(t) for t in times]
+    if len(marks) != n:
+        raise DiffusionError(f"{n} networks but {len(marks)} times; give one time to each network")
+    if not all(s < t < math.inf for s, t in pairwise(marks)):
+        raise DiffusionError("times must rise; give step size times steps of every network")
+    return marks
+
+
+def _finite(name: str, value: float, k: int) -> float:
+    if not math.isfinite(value):
+        raise DiffusionError(f"the {name} is {value} at point {k} of the path; leave out what diverged")
+    return value
+
+
+def _weighed(shares: list[float], values: list[float]) -> float:
+    return sum(share * value for share, value in zip(shares, values, strict=True))
+
+
+# ------------------------------------------------------------------ one dimension, exactly
+
+
+@public
+def path_integral(
+    potential: Callable[[Tensor], Tensor],
+    start: float,
+    temperature: float,
+    duration: float,
+    grid: Float[Tensor, " n"],
+    steps: int = 1000,
+) -> Float[Tensor, " n"]:
+    """p(x, T | start) on an even grid: the sum over all paths on it, as a product of `steps` transfer matrices.
+
+    K = exp(-(x - y)^2 / 4 D dt - (V(x) + V(y)) dt / 4 D) / sqrt(4 pi D dt), and the static factor at the end. Good
+    while the grid's spacing is below sqrt(2 D dt) and the density does not reach its ends: its integral should be 1.
+    """
+    x, spacing = _even(grid)
+    heat, step = positive("temperature", temperature), positive("duration", duration) / steps
+    matrix = _transfer(potential, x, spacing, heat, step)
+    level, _, _ = _jet(potential, torch.cat([x, x.new_tensor([start])]))
+    lifted = torch.zeros_like(x)
+    lifted[int((x - start).abs().argmin())] = 1 / spacing
+    density = torch.linalg.matrix_power(matrix, steps) @ lifted
+    return density * torch.exp(-(level[:-1] - level[-1]) / (2 * heat))
+
+
+@public
+def spectral_gap(
+    potential: Callable[[Tensor], Tensor], temperature: float, grid: Float[Tensor, " n"], step: float = 1e-3
+) -> float:
+    """The rate at which the slowest perturbation of equilibrium dies: the gap of the transfer matrix's spectrum."""
+    x, spacing = _even(grid)
+    values = torch.linalg.eigvalsh(_transfer(potential, x, spacing, positive("temperature", temperature), step))
+    return float((values[-1] / values[-2]).log()) / step
+
+
+def _even(grid: Tensor) -> tuple[Tensor, float]:
+    n = len(grid)
+    x = torch.linspace(float(grid[0]), float(grid[-1]), n, dtype=torch.float64) if n > 2 else grid.double()
+    spacing = float(x[-1] - x[0]) / max(1, n - 1)
+    if n < 3 or spacing <= 0 or float((grid - x).abs().max()) > 1e-3 * spacing:
+        raise DiffusionError("the grid must rise in equal steps; give torch.linspace(low, high, n)")
+    return x, spacing
+
+
+def _jet(potential: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """L, L' and L''."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        level = potential(leaf)
+        (slope,) = torch.autograd.grad(level.sum(), leaf, create_graph=True)
+        (bend,) = torch.autograd.grad(slope.sum(), leaf, materialize_grads=True)
+    if not bool((level + slope + bend).isfinite().all()):
+        raise DiffusionError("the potential or a derivative of it is not finite on the grid")
+    return level.detach(), slope.detach(), bend.detach()
+
+
+def _transfer(
+    potential: Callable[[Tensor], Tensor], x: Tensor, spacing: float, heat: float, step: float
+) -> Float[Tensor, "n n"]:
+    _, slope, bend = _jet(potential, x)
+    height = slope.square() / 2 - heat * bend
+    apart = (x[:, None] - x).square() / (4 * heat * step) + (height[:, None] + height) * step / (4 * heat)
+    return torch.exp(-apart) * spacing / math.sqrt(4 * math.pi * heat * step)

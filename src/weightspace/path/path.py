@@ -1,0 +1,341 @@
+"""A path is a curve of networks: t in [0, 1] -> Net.
+
+A line, a trained curve and a recorded run are one type.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import count, pairwise
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weightspace.metric.metric import Euclidean, Metric
+from weightspace.net.average import average, lifted
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.net import Net, checked, loose
+from weightspace.net.public import public
+from weightspace.task.task import Task
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = ["Path", "curve", "line", "swa"]
+
+
+_HALVINGS = 8
+
+
+@public
+class Path:
+    """phi : [0, 1] -> networks of one architecture, with a few marked points.
+
+    `path(t)` is the network at t; `path[0]`, `path[-1]` and `path[k]` are the marked points (at least the two
+    ends), over which `len(path)` and iteration run; `path.times` says where they are. Nothing is computed
+    before it is asked for, and nothing is kept.
+    """
+
+    __slots__ = ("_function", "times")
+
+    def __init__(self, function: Callable[[float], Net], times: Sequence[float] = (0.0, 1.0)) -> None:
+        """`function(t)` gives the network at t; `times` rise from 0 to 1.
+
+        Raises `WeightspaceError` for times that do not.
+        """
+        self.times = tuple(float(t) for t in times)
+        rising = all(s < t for s, t in pairwise(self.times))
+        if len(self.times) < 2 or not rising or (self.times[0], self.times[-1]) != (0.0, 1.0):
+            raise WeightspaceError(f"times of a path must rise from 0 to 1, got {_brief(self.times)}")
+        self._function = function
+
+    @classmethod
+    def through(cls, nets: Iterable[Net], times: Sequence[float] | None = None) -> Path:
+        """The polyline through `nets`: phi(t_k) = nets[k], straight and at constant speed in between.
+
+        `times` are any rising numbers (steps, epochs), brought to [0, 1] by one affine map; without them the
+        points are equally spaced. State is interpolated with the weights. Raises `ArchitectureMismatch`
+        unless all have the same tensors, `WeightspaceError` for fewer than two networks or times that do not
+        fit.
+        """
+        points = _alike(nets)
+        if times is None:
+            times = range(len(points))
+        if len(times) != len(points):
+            raise WeightspaceError(f"{len(points)} networks but {len(times)} times; give one time to each network")
+        marks = _to_unit(times)
+
+        def polyline(t: float) -> Net:
+            k = bisect_right(marks, t) - 1
+            if marks[k] == t:
+                return points[k]
+            return points[k].lerp(points[k + 1], (t - marks[k]) / (marks[k + 1] - marks[k]))
+
+        return cls(polyline, marks)
+
+    @classmethod
+    def bezier(cls, nets: Iterable[Net]) -> Path:
+        """The Bezier curve phi(t) = sum_k C(n, k) t^k (1 - t)^(n - k) w_k of control points w_0 ... w_n.
+
+        It starts at w_0, ends at w_n and is drawn towards the others. State follows the same formula. Raises
+        `ArchitectureMismatch` unless all have the same tensors.
+        """
+        control = _alike(nets)
+        many = lifted(control)
+
+        def casteljau(t: float) -> Net:
+            if t in (0.0, 1.0):
+                return control[-int(t)]
+            points = many
+            while len(points) > 1:
+                points = [x.lerp(y, t) for x, y in pairwise(points)]
+            return points[0] if many[0] is control[0] else _rounded(points[0], control[0])
+
+        return cls(casteljau)
+
+    def __call__(self, t: float) -> Net:
+        """The network at t. Raises `WeightspaceError` outside of [0, 1]."""
+        if not 0 <= t <= 1:
+            raise WeightspaceError(f"a path is defined for t from 0 to 1, got {t}")
+        return self._function(float(t))
+
+    def __getitem__(self, index: int) -> Net:
+        return self._function(self.times[index])
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def __iter__(self) -> Iterator[Net]:
+        return (self._function(t) for t in self.times)
+
+    def __repr__(self) -> str:
+        return f"Path({len(self)} marked points, from {self[0]!r})"
+
+    @overload
+    def along(self, observable: Task | Callable[[Net], Any], n: int = ...) -> Float[np.ndarray, " n"]: ...
+    @overload
+    def along(
+        self, observable: Mapping[str, Callable[[Net], Any]], n: int = ...
+    ) -> dict[str, Float[np.ndarray, " n"]]: ...
+    def along(
+        self, observable: Task | Callable[[Net], Any] | Mapping[str, Callable[[Net], Any]], n: int = 11
+    ) -> Float[np.ndarray, " n"] | dict[str, Float[np.ndarray, " n"]]:
+        """[observable(phi(t)) for n equally spaced t from 0 to 1].
+
+        A dict of observables gives a dict of arrays. An observable is any function of a network with one
+        number as its value: a task, `accuracy(task)`. Raises `WeightspaceError` when it returns something
+        else or n < 2.
+        """
+        if n < 2:
+            raise WeightspaceError(f"looking along a path needs n >= 2 points, got {n}")
+        many = observable if isinstance(observable, Mapping) else {"observable": observable}
+        seen: dict[str, list[float]] = {name: [] for name in many}
+        for t in np.linspace(0, 1, n):
+            net = self(float(t))
+            for name, function in many.items():
+                seen[name].append(value(function, net, name))
+        arrays = {name: np.array(values) for name, values in seen.items()}
+        return arrays if isinstance(observable, Mapping) else arrays["observable"]
+
+    def barrier(self, task: Task | Callable[[Net], Any], n: int = 11) -> float:
+        """max_t L(t) - ((1 - t) L(0) + t L(1)) with L(t) = task(phi(t)), over n equally spaced t.
+
+        Never negative, as both ends give 0. How far the loss rises above the straight line between its values
+        at the ends: 0 for linearly connected networks. In units of the loss; NaN when the loss is. Frankle et
+        al., "Linear mode connectivity and the lottery ticket hypothesis", 2020; this form: Entezari et al.,
+        "The role of permutation invariance in linear mode connectivity of neural networks", 2022.
+        """
+        if n < 3:
+            raise WeightspaceError(f"a barrier needs n >= 3 points, one between the ends, got {n}")
+        loss = self.along(task, n)
+        t = np.linspace(0, 1, n)
+        with np.errstate(invalid="ignore"):
+            return float((loss - ((1 - t) * loss[0] + t * loss[-1])).max())
+
+    def length(self, metric: Metric | None = None, n: int = 8, tolerance: float = 1e-4) -> float:
+        """integral |d phi / dt|_phi(t) dt, as a sum of |chord| with the metric taken at the chord's middle.
+
+        Every stretch between marked points is cut so that there are at least n chords, then every chord is
+        halved until the sum changes by less than `tolerance` of itself. Exact for a polyline in the Euclidean
+        metric (the default), and the same for every parametrisation of one curve. Raises `WeightspaceError`
+        if it never settles.
+        """
+        metric = Euclidean() if metric is None else metric
+        pieces = -(-n // (len(self) - 1))
+        before = self._chords(metric, pieces)
+        for _ in range(_HALVINGS):
+            pieces *= 2
+            after = self._chords(metric, pieces)
+            if not abs(after - before) > tolerance * after:  # NaN and infinity are answers too
+                return after
+            before = after
+        raise WeightspaceError(
+            f"the length did not settle: {before:.6g} with {pieces} chords a stretch; raise `tolerance`"
+        )
+
+    def _chords(self, metric: Metric, pieces: int) -> float:
+        total = 0.0
+        here = self[0]
+        for s, t in pairwise(self.times):
+            cuts = np.linspace(s, t, pieces + 1).tolist()
+            for left, right in pairwise(cuts):
+                there = self(right)
+                total += float(metric.norm(self((left + right) / 2), there - here))
+                here = there
+        return total
+
+    def map(self, function: Callable[[Net], Net]) -> Path:
+        """t -> function(phi(t)), applied when asked: re-estimated BatchNorm statistics, pruning, rounding."""
+        inner = self._function
+        return Path(lambda t: function(inner(t)), self.times)
+
+    def reversed(self) -> Path:
+        """t -> phi(1 - t)."""
+        inner = self._function
+        there = dict(zip((1 - t for t in self.times), self.times, strict=True))
+        return Path(lambda t: inner(there.get(t, 1 - t)), tuple(sorted(there)))
+
+
+@public
+def line(a: Net, b: Net) -> Path:
+    """phi(t) = (1 - t) a + t b, weights and state.
+
+    Raises `ArchitectureMismatch` unless both have the same tensors.
+    """
+    return Path.through([a, b])
+
+
+@public
+def curve(
+    a: Net,
+    b: Net,
+    task: Task | Callable[[Net], Any],
+    *,
+    kind: str = "bezier",
+    bends: int = 1,
+    steps: int = 300,
+    batch: int = 128,
+    lr: float = 0.005,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """A path from a to b of low loss: argmin over the bends w_k of E_{t ~ U[0, 1]} task(phi_w(t)).
+
+    `kind` is "bezier" (`Path.bezier`) or "polychain" (`Path.through`); the bends start on the straight line
+    and are trained by Adam, its rate falling from `lr` to 0 in `steps` steps of one t and one minibatch each
+    (the whole of `task` where it is not a `Task`). The cost is that of `steps` steps of training, and `bends`
+    + 2 networks and Adam's two moments in memory. `progress(done, steps)` is called after every step.
+
+    Running statistics of BatchNorm, and frozen weights, lie on the straight line between those of a and b;
+    `path.map` re-estimates statistics. Raises `ArchitectureMismatch` unless a and b have the same tensors,
+    `WeightspaceError` for an unknown kind, a loss that is not finite, or a task over a DataLoader, which cannot be
+    drawn from. Garipov et al., "Loss surfaces, mode connectivity, and fast ensembling of DNNs", 2018.
+    """
+    family = {"bezier": Path.bezier, "polychain": Path.through}.get(kind)
+    if family is None or bends < 1:
+        raise WeightspaceError(f"kind must be 'bezier' or 'polychain' and bends >= 1, got {kind!r} and {bends}")
+    one, other = lifted(_alike([a, b]))  # half precision overflows in the optimiser, and mixed sums carry no gradient
+    straight = line(one, other)
+    control = [_trainable(straight(k / (bends + 1))) for k in range(1, bends + 1)]
+    leaves = [flat for net in control for flat in net.weights.buffers if flat.requires_grad]
+    _train(leaves, family([one, *control, other]), _goals(task, batch, seed), steps, lr, seed, progress)
+    fixed = [_rounded(net.at(net.weights.map(torch.Tensor.detach)), a) for net in control]
+    return family([a, *fixed, b])
+
+
+def _train(
+    leaves: list[Tensor],
+    path: Path,
+    goals: Iterator[Callable[[Net], Any]],
+    steps: int,
+    lr: float,
+    seed: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Descend E_t goal(path(t)) over `leaves`."""
+    adam = torch.optim.Adam(leaves)
+    generator = torch.Generator().manual_seed(seed)
+    for step, goal in zip(range(steps), goals, strict=False):
+        adam.param_groups[0]["lr"] = lr * (1 - step / steps)
+        adam.zero_grad()
+        with torch.enable_grad():
+            loss = goal(path(torch.rand((), generator=generator).item()))
+        if not isinstance(loss, Tensor) or not loss.requires_grad or loss.ndim:
+            raise WeightspaceError("a curve needs a goal that gives a differentiable 0-d tensor, such as a Task")
+        if not loss.isfinite():
+            raise WeightspaceError(f"the loss became {loss.item()} at step {step} of the curve; lower lr={lr:g}")
+        loss.backward()
+        adam.step()
+        if progress is not None:
+            progress(step + 1, steps)
+
+
+@public
+def swa(nets: Path | Iterable[Net]) -> Net:
+    """(1 / n) sum_k w_k, the mean of networks or of a path's marked points: weights and floating-point state.
+
+    Integer state is that of the first, and so are the dtypes. Read one at a time, summed in float32 or better and
+    rounded once. Running statistics of BatchNorm do not fit the mean network: re-estimate them from data. Raises
+    `ArchitectureMismatch` unless all have the same tensors. Izmailov et al., "Averaging weights leads to wider optima
+    and better generalization", 2018.
+    """
+    return average(nets)
+
+
+def value(observable: Callable[[Net], Any], net: Net, name: str = "observable") -> float:
+    """observable(net) as a float. Raises `WeightspaceError` when it is not one number."""
+    seen = observable(net)
+    try:
+        return float(seen.detach() if isinstance(seen, Tensor) else seen)
+    except (TypeError, ValueError, RuntimeError) as error:
+        shape = getattr(seen, "shape", None)
+        what = type(seen).__name__ if shape is None else f"shape {tuple(shape)}"
+        raise WeightspaceError(f"{name} returned {what}; it must return one number for a network") from error
+
+
+def _alike(nets: Iterable[Net]) -> list[Net]:
+    points = list(nets)
+    if len(points) < 2:
+        raise WeightspaceError(f"a path needs at least two networks, got {len(points)}")
+    for net in points:
+        checked(points[0]).check(net)
+    return points
+
+
+def _to_unit(times: Sequence[float]) -> tuple[float, ...]:
+    first, last = float(times[0]), float(times[-1])
+    if not last > first:
+        raise WeightspaceError(f"times of a path must rise, got {_brief(times)}")
+    return tuple((float(t) - first) / (last - first) for t in times)
+
+
+def _brief(times: Sequence[float]) -> str:
+    some = ", ".join(f"{t:g}" for t in times[:6])
+    return f"{some}, ... ({len(times)} in all)" if len(times) > 6 else some
+
+
+def _goals(task: Callable[[Net], Any], batch: int, seed: int) -> Iterator[Callable[[Net], Any]]:
+    """Endlessly: the loss on `batch` examples drawn anew, the whole goal where there are no more or none."""
+    for draw in count(seed * 1_000_003):
+        yield task.take(batch, draw) if isinstance(task, Task) and batch < len(task) else task
+
+
+def _rounded(net: Net, like: Net) -> Net:
+    """`net` in the dtypes of `like`."""
+    return Net(like.architecture, like.weights.replace(net.weights), like.state.replace(net.state))
+
+
+def _trainable(net: Net) -> Net:
+    """A copy whose floating-point weights gather gradients in their flat buffers, but where they are frozen."""
+
+    def leaf(flat: Tensor) -> Tensor:
+        return flat.detach().clone().requires_grad_(flat.is_floating_point())
+
+    new = net.at(net.weights.map(leaf))
+    for flat, free in zip(new.weights.buffers, loose(net).buffers if net.frozen else [], strict=False):
+        if flat.requires_grad:
+            flat.register_hook(lambda slope, free=free: slope * free)
+    return new

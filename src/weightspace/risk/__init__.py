@@ -1,0 +1,29 @@
+"""What a number of examples promises about new ones."""
+
+from weightspace.contents import handed_on
+
+__getattr__, __dir__, __all__ = handed_on(
+    __name__,
+    {
+        "inequalities": [
+            "CATONI",
+            "catoni",
+            "constant",
+            "f_lambda",
+            "f_quad",
+            "grid_nats",
+            "hold_out",
+            "kl_bernoulli",
+            "kl_inverse",
+            "langford",
+            "LINEAR",
+            "maurer",
+            "mcallester",
+            "monte_carlo",
+            "pinsker",
+            "RiskError",
+        ],
+        "fit": ["descend", "expected_error", "Fit", "on_grid", "places", "slopes"],
+        "pac_bound": ["bounds_of", "Cost", "cost", "Family", "pac_bayes", "RiskBound"],
+    },
+)

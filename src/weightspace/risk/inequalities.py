@@ -1,0 +1,226 @@
+"""What a number of examples promises: upper bounds on an expected loss, from what was measured and what was learnt.
+
+Losses lie in [0, 1], n examples are drawn independently, q is the loss measured on them, averaged over a distribution Q
+of networks, and `nats` is KL(Q || P), P chosen before the examples were seen. Each bound holds for all Q at once with
+probability 1 - delta over the draw of the examples. kl(q || p) is the divergence of two coins, in nats.
+Sources: PAC-Bayesian model averaging (McAllester, 1999); Bounds for averaging classifiers (Langford, Seeger, 2001);
+A note on the PAC Bayesian theorem (Maurer, 2004); Tutorial on practical prediction theory for classification (Langford,
+2005); PAC-Bayesian supervised classification (Catoni, 2007); A PAC-Bayesian tutorial with a dropout bound (McAllester,
+2013); A strongly quasiconvex PAC-Bayesian bound (Thiemann, Igel, Wintenberger, Seldin, 2017); Computing nonvacuous
+generalization bounds (Dziugaite, Roy, 2017); Tighter risk certificates for neural networks (Perez-Ortiz, Rivasplata,
+Shawe-Taylor, Szepesvari, 2021), for f_quad and f_lambda side by side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.public import public
+
+__all__ = [
+    "CATONI",
+    "LINEAR",
+    "RiskError",
+    "catoni",
+    "constant",
+    "f_lambda",
+    "f_quad",
+    "grid_nats",
+    "hold_out",
+    "kl_bernoulli",
+    "kl_inverse",
+    "langford",
+    "maurer",
+    "mcallester",
+    "monte_carlo",
+    "pinsker",
+]
+
+
+CATONI = tuple(2.0 ** (k / 2) for k in range(-9, 9))  # grid of the free constant of `catoni`
+LINEAR = tuple(2.0 ** (k / 2) for k in range(0, 12))  # and of `mcallester`
+_ROUNDING = 8 * math.ulp(1.0)
+
+
+class RiskError(WeightspaceError):
+    """Numbers of which no bound can be made: a probability outside (0, 1), a loss outside [0, 1], no examples."""
+
+
+@public
+def kl_bernoulli(q: float, p: float) -> float:
+    """kl(q || p) = q ln(q / p) + (1 - q) ln((1 - q) / (1 - p))."""
+    return sum(_terms(_loss(q), _loss(p)))
+
+
+@public
+def kl_inverse(q: float, c: float) -> float:
+    """The largest p with kl(q || p) <= c, rounded upward: kl(q || p) >= c for what is returned, or p is 1.
+
+    Newton's steps from above stay above the root, since kl is convex in p; they begin where Pinsker's inequality or
+    the entropy of q says that kl is c already. Rounding is made up for at the end.
+    """
+    q = _loss(q)
+    if math.isnan(c) or c < 0:
+        raise RiskError(f"a divergence of {c} nats; give 0 or more")
+    if c == 0 or q == 1:
+        return q
+    entropy = -sum(x * math.log(x) for x in (q, 1 - q) if x)
+    p = min(q + math.sqrt(c / 2), -math.expm1(-(c + entropy) / (1 - q)))
+    for _ in range(100):
+        if not q < p < 1:
+            break
+        step = (sum(_terms(q, p)) - c) * p * (1 - p) / (p - q)
+        if step <= 0 or p - step <= q:
+            break
+        p -= step
+    more = math.ulp(p)
+    while p < 1 and _certainly(q, p) < c:
+        p, more = min(1.0, p + more), 2 * more
+    return p
+
+
+@public
+def maurer(q: float, nats: float, n: int, delta: float) -> float:
+    """The L with kl(q || L) = (nats + ln(2 sqrt(n) / delta)) / n: Langford and Seeger's bound in Maurer's form."""
+    return kl_inverse(q, _maurer(nats, n, delta))
+
+
+@public
+def langford(q: float, nats: float, n: int, delta: float) -> float:
+    """The L with kl(q || L) = (nats + ln(n / delta)) / (n - 1), the form of Dziugaite and Roy."""
+    _checked(nats, n, delta)
+    return kl_inverse(q, (nats + math.log(n / delta)) / (n - 1)) if n > 1 else 1.0
+
+
+@public
+def pinsker(q: float, nats: float, n: int, delta: float) -> float:
+    """L = q + sqrt((nats + ln(2 sqrt(n) / delta)) / 2n): `maurer` loosened by kl(q || p) >= 2 (p - q)^2."""
+    return min(1.0, _loss(q) + math.sqrt(_maurer(nats, n, delta) / 2))
+
+
+@public
+def f_quad(q: float, nats: float, n: int, delta: float) -> float:
+    """L = (sqrt(q + b) + sqrt(b))^2, b = (nats + ln(2 sqrt(n) / delta)) / 2n: for small q below `pinsker`."""
+    half = _maurer(nats, n, delta) / 2
+    return min(1.0, (math.sqrt(_loss(q) + half) + math.sqrt(half)) ** 2)
+
+
+@public
+def f_lambda(q: float, nats: float, n: int, delta: float, rate: float | None = None) -> float:
+    """L = q / (1 - r/2) + (nats + ln(2 sqrt(n) / delta)) / (n r (1 - r/2)), true for all r = `rate` in (0, 2) at once.
+
+    By default the r for which it is least.
+    """
+    c, q = _maurer(nats, n, delta), _loss(q)
+    rate = 2 / (math.sqrt(2 * q / c + 1) + 1) if rate is None else rate
+    if not 0 < rate < 2:
+        raise RiskError(f"rate is {rate}; give a number in (0, 2)")
+    return min(1.0, q / (1 - rate / 2) + c / (rate * (1 - rate / 2)))
+
+
+@public
+def catoni(q: float, nats: float, n: int, delta: float, constants: Sequence[float] = CATONI) -> float:
+    """L = (1 - exp(-c q - (nats + ln(K / delta)) / n)) / (1 - exp(-c)): least over the K `constants` c.
+
+    The constants are chosen before the examples are seen; the union over them costs ln K.
+    """
+    _checked(nats, n, delta, constants)
+    price = (nats + math.log(len(constants) / delta)) / n
+    return min(1.0, *(math.expm1(-c * _loss(q) - price) / math.expm1(-c) for c in constants))
+
+
+@public
+def constant(q: float, nats: float, n: int, delta: float) -> float:
+    """The constant for which `catoni` is least where the loss is q > 0; for a q and nats that are guessed before."""
+    _checked(nats, n, delta)
+    p = kl_inverse(q, (nats + math.log(1 / delta)) / n)
+    if not 0 < q < p < 1:
+        raise RiskError(f"no constant for a loss of {q} and {nats} nats among {n} examples; guess a loss above 0")
+    return math.log(p / q) - math.log((1 - p) / (1 - q))
+
+
+@public
+def mcallester(q: float, nats: float, n: int, delta: float, constants: Sequence[float] = LINEAR) -> float:
+    """L = (q + b (nats + ln(K / delta)) / n) / (1 - 1/2b): least over the K `constants` b > 1/2, chosen before."""
+    _checked(nats, n, delta, constants)
+    price = (nats + math.log(len(constants) / delta)) / n
+    if min(constants) <= 0.5:
+        raise RiskError(f"a constant of {min(constants)}; give numbers above 1/2")
+    return min(1.0, *((_loss(q) + b * price) / (1 - 0.5 / b) for b in constants))
+
+
+@public
+def hold_out(errors: int, n: int, delta: float) -> float:
+    """The largest p for which `errors` or fewer among n examples that a network has not met have probability delta.
+
+    Clopper and Pearson's interval from above: the bound of a test set, for one network fixed before.
+    """
+    from scipy.stats import beta, binom
+
+    _checked(0.0, n, delta)
+    if not 0 <= errors <= n:
+        raise RiskError(f"{errors} errors among {n} examples; give 0 to {n}")
+    p = 1.0 if errors == n else float(beta.ppf(1 - delta, errors + 1, n - errors))
+    more = math.ulp(p)
+    while p < 1 and binom.cdf(errors, n, p) > delta:
+        p, more = min(1.0, p + more), 2 * more
+    return p
+
+
+@public
+def monte_carlo(mean: float, draws: int, delta: float) -> float:
+    """An upper bound on an expectation: kl^-1(mean, ln(2 / delta) / m), m = `draws` independent values in [0, 1].
+
+    The values need not be distributed alike (Probability inequalities for sums, Hoeffding, 1963, theorem 1).
+    """
+    _checked(0.0, draws, delta)
+    return kl_inverse(mean, math.log(2 / delta) / draws)
+
+
+@public
+def grid_nats(variance: float, precision: float = 100.0, largest: float = 0.1) -> float:
+    """What it costs to choose a prior's variance after the data, among c e^(-j/b), j = 1, 2, ..: 2 ln j + ln(pi^2/6).
+
+    c = `largest`, b = `precision`. The sum over j of exp(-cost) is 1. Raises `RiskError` for a variance above the grid.
+    """
+    if not 0 < variance < largest:
+        raise RiskError(f"a prior variance of {variance:.3g} is not between 0 and {largest:g}, where the grid is")
+    return 2 * math.log(max(1.0, precision * math.log(largest / variance))) + math.log(math.pi**2 / 6)
+
+
+def _maurer(nats: float, n: int, delta: float) -> float:
+    _checked(nats, n, delta)
+    return (nats + math.log(2 * math.sqrt(n) / delta)) / n
+
+
+def _terms(q: float, p: float) -> tuple[float, float]:
+    """The two terms of kl(q || p), with the small differences that they are made of taken first."""
+    if (p == 0 and q > 0) or (p == 1 and q < 1):
+        return math.inf, 0.0
+    first = q * math.log1p((q - p) / p) if q > p / 2 else q * math.log(q / p) if q else 0.0
+    return first, (1 - q) * (math.log1p((p - q) / (1 - p)) if q < 1 else 0.0)
+
+
+def _certainly(q: float, p: float) -> float:
+    """A number not above kl(q || p)."""
+    first, second = _terms(q, p)
+    return first + second - _ROUNDING * (abs(first) + abs(second)) if math.isfinite(first) else math.inf
+
+
+def _loss(q: float) -> float:
+    if not 0 <= q <= 1:
+        raise RiskError(f"a loss of {q}; the bounds need losses in [0, 1]")
+    return float(q)
+
+
+def _checked(nats: float, n: int, delta: float, constants: Sequence[float] = (1.0,)) -> None:
+    if not 0 < delta < 1:
+        raise RiskError(f"delta is {delta}; give a probability of failure between 0 and 1, such as 0.05")
+    if n < 1:
+        raise RiskError(f"{n} examples; a bound needs 1 or more")
+    if not nats >= 0:
+        raise RiskError(f"a divergence of {nats} nats; give 0 or more")
+    if not constants or min(constants) <= 0:
+        raise RiskError("no positive constant to choose from; give 1 or more")

@@ -1,0 +1,1 @@
+"""One network brought next to another, and their average."""

@@ -1,0 +1,425 @@
+"""Coordinate ascent over the permutations and signs of a group.
+
+Definition. Given networks a and b, find g = (permutations, signs) maximising sum_T <T(a), T(g b)> over tensors T:
+either the weights themselves, both balanced first (all places of an axis count, biases and norms too), or standardised
+activations on data. One axis at a time is a linear assignment; coordinate descent repeats until no axis moves
+(Ainsworth, Hayase and Srinivasa, Git Re-Basin, 2023); families are solved exactly as assignments of assignments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weightspace.linear.assignment import assign, assign_many
+from weightspace.net.net import Net
+from weightspace.symmetry.align.parity import best_value, chosen_signs
+from weightspace.symmetry.axis import Axis, Block
+from weightspace.symmetry.group import Element, Group
+
+__all__ = ["Matching", "Terms", "coordinate_descent", "weight_terms"]
+
+
+@dataclass
+class Terms:
+    """Pairs of tensors to be brought together: `fixed` of a, `moving` of b, and the blocks in which axes are met.
+
+    `parities[k][leaf]` is the set of sign generators that flip that leaf of block k; None where signs do not show.
+    Tensors that are not in a dict are made again whenever they are needed: nothing of their size is kept.
+    """
+
+    blocks: list[Block]
+    parities: list[dict[int, frozenset[int]] | None]
+    fixed: Mapping[str, Tensor]
+    moving: Mapping[str, Tensor]
+
+    @property
+    def kept(self) -> bool:
+        """Whether all tensors are held in memory."""
+        return isinstance(self.moving, dict)
+
+
+class Matching:
+    """Coordinate ascent on sum_blocks <A, g B>, one axis at a time."""
+
+    def __init__(self, group: Group, terms: Terms, start: Element | None = None) -> None:
+        self.group, self.terms = group, terms
+        self.element = start or group.identity()
+        self.fixed = terms.fixed
+        self.of_tensor: dict[str, list[int]] = {}
+        self.of_axis: dict[str, list[tuple[int, int]]] = {}
+        for number, block in enumerate(terms.blocks):
+            self.of_tensor.setdefault(block.tensor, []).append(number)
+            for leaf, name in enumerate(block.leaves):
+                if isinstance(name, str) and group[name].kinds:
+                    self.of_axis.setdefault(name, []).append((number, leaf))
+        self.axes = [a for a in group.axes if a.name in self.of_axis and self._movable(a)]
+        self.inner = {a.name: [z for z in self.axes if z.over == (*a.over, a.name)] for a in self.axes}
+        self.signs = {a.name: [k for k, g in enumerate(group.generators) if g.axis == a.name and g.kind == "sign"]
+                      for a in self.axes}  # fmt: skip
+        self.products: dict[str, float] = {}
+        self.moved: dict[str, Tensor] = dict(terms.moving) if terms.kept and start is None else {}
+
+    def _movable(self, axis: Axis) -> bool:
+        return "permutation" in axis.kinds or "sign" in axis.kinds
+
+    def moving(self, name: str) -> Tensor:
+        """A tensor of b where it stands now."""
+        if name in self.moved:
+            return self.moved[name]
+        value = self._move(name, self.element)
+        if self.terms.kept:
+            self.moved[name] = value
+        return value
+
+    def _move(self, name: str, element: Element) -> Tensor:
+        source = self.terms.moving[name]
+        target = torch.empty_like(source)
+        for number in self.of_tensor[name]:
+            block, parity = self.terms.blocks[number], self.terms.parities[number]
+            value = element._gather(self.group.view(block, source), block.leaves)
+            for leaf, flips in (parity or {}).items():
+                for k in flips & element.factors.keys():
+                    value = value * self.group.spread(element.factors[k].to(value), block, leaf)
+            self.group.view(block, target).copy_(value)
+        return target
+
+    def objective(self, names: Iterable[str] | None = None) -> float:
+        """sum <A, g B>, remembered by tensor."""
+        total = 0.0
+        for name in self.fixed if names is None else names:
+            if name not in self.products:
+                self.products[name] = _inner(self.fixed[name], self.moving(name))
+            total += self.products[name]
+        return total
+
+    def run(self, seed: int = 0, sweeps: int = 100) -> Element:
+        """Until no axis can be improved; only axes whose neighbours moved are solved again."""
+        generator = np.random.default_rng(seed)
+        dirty = {axis.name for axis in self.axes}
+        for _ in range(sweeps):
+            order = [a for a in self.axes if a.name in dirty]
+            if not order:
+                break
+            for i in generator.permutation(len(order)):
+                axis = order[int(i)]
+                dirty.discard(axis.name)
+                if self.improve(axis):
+                    dirty |= self._neighbours(axis)
+        return self.element
+
+    def _neighbours(self, axis: Axis) -> set[str]:
+        met = {axis.name, *(z.name for z in self.inner[axis.name])}
+        names = {self.terms.blocks[n].tensor for m in met for n, _ in self.of_axis.get(m, ())}
+        near = {leaf for name in names for n in self.of_tensor[name] for leaf in self.terms.blocks[n].leaves}
+        return {a.name for a in self.axes if a.name in near and (a is not axis or self._twice(axis))}
+
+    def _twice(self, axis: Axis) -> bool:
+        numbers = [n for n, _ in self.of_axis[axis.name]]
+        return len(numbers) != len(set(numbers))
+
+    def improve(self, axis: Axis) -> bool:
+        """Move one axis (and what depends on it) to its best place; True if anything moved."""
+        inner = self.inner[axis.name]
+        delta, certain = self._with_inner(axis, inner) if inner else self._alone(axis)
+        if delta is None:
+            return False
+        moved = {axis.name, *(z.name for z in inner)}
+        names = {self.terms.blocks[n].tensor for m in moved for n, _ in self.of_axis[m]}
+        element = delta @ self.element
+        if certain:
+            for name in names:
+                self.products.pop(name, None)
+                self.moved.pop(name, None)
+        elif not self._better(names, element):
+            return False
+        self.element = element
+        return True
+
+    def _better(self, names: Iterable[str], element: Element) -> bool:
+        """Whether `element` is better where it differs; its tensors and products are kept if so."""
+        old, products, moved = self.objective(names), {}, {}
+        for name in names:
+            value = self._move(name, element)
+            products[name] = _inner(self.fixed[name], value)
+            if self.terms.kept:
+                moved[name] = value
+        if sum(products.values()) <= old + 1e-9 * abs(old):
+            return False
+        self.products.update(products)
+        self.moved.update(moved)
+        return True
+
+    def _rows(self, tensor: Tensor, number: int, leaf: int) -> Tensor:
+        """A block as (outer indices, units, rest)."""
+        block = self.terms.blocks[number]
+        value = self.group.view(block, tensor)
+        axis = self.group[str(block.leaves[leaf])]
+        lead = [*(block.leaves.index(o) for o in axis.over), leaf]
+        rest = [k for k in range(value.dim()) if k not in lead]
+        return value.permute([*lead, *rest]).reshape(math.prod(self.group.sizes(axis)[:-1]), axis.size, -1)
+
+    def _gram(self, axis: Axis) -> _Gain:
+        grams = _merged(
+            (self._parity(n, leaf), self._rows(self.fixed[name], n, leaf) @ self._rows(self.moving(name), n, leaf).mT)
+            for n, leaf in self.of_axis[axis.name]
+            for name in [self.terms.blocks[n].tensor]
+        )
+        return _Gain.of(grams, bool(self.signs[axis.name]))
+
+    def _alone(self, axis: Axis) -> tuple[Element | None, bool]:
+        gain = self._gram(axis)
+        table = self._assignment(axis, gain.best)
+        chosen = gain.best.gather(2, table[..., None])[..., 0].double()
+        now = torch.diagonal(gain.plain, dim1=1, dim2=2).double()
+        if float(chosen.sum() - now.sum()) <= 1e-6 * float(chosen.abs().sum()):
+            return None, True
+        return self._element({axis.name: table}, gain.flips(table)), not self._twice(axis)
+
+    def _assignment(self, axis: Axis, best: Tensor) -> Tensor:
+        """The best permutation of every row of an axis."""
+        if "permutation" not in axis.kinds:
+            return torch.arange(axis.size).expand(best.shape[:2]).clone()
+        if len(best) > 1:
+            return torch.as_tensor(assign_many(best))
+        return torch.as_tensor(assign(best[0]))[None]
+
+    def _element(self, tables: dict[str, Tensor], flips: dict[int, Tensor]) -> Element:
+        permutations, factors = {}, {}
+        for name, table in tables.items():
+            axis = self.group[name]
+            if "permutation" in axis.kinds:
+                permutations[name] = table.reshape(self.group.sizes(axis))
+        for k, bits in flips.items():
+            axis = self.group[self.group.generators[k].axis]
+            factors[k] = 1.0 - 2.0 * bits.double().reshape(self.group.sizes(axis))
+        return Element(self.group, permutations, factors)
+
+    def _with_inner(self, axis: Axis, inner: list[Axis]) -> tuple[Element | None, bool]:
+        """Assign units of an outer axis, each pair at the value of its own best inner assignments and signs."""
+        tried, free = self.signs[axis.name][:_TRIED], frozenset(self.signs[axis.name][_TRIED:])
+        worth, code = torch.stack(self._pair_values(axis, inner, tried, free)).max(0)
+        outer = self._assignment(axis, worth)
+        code = code.gather(2, outer[..., None])[..., 0]
+        flips = {k: (code >> i & 1).bool() for i, k in enumerate(tried)}
+        if free:
+            flips |= self._free_signs(axis, inner, outer, flips, free)
+        tables = {axis.name: outer}
+        for z in inner:
+            gain = _Gain.of(_by_own(self._chosen_pairs(axis, z, outer, flips), frozenset()), bool(self.signs[z.name]))
+            tables[z.name] = self._best_order(z, gain.best)
+            flips |= gain.flips(tables[z.name])
+        delta = self._element(tables, flips)
+        still = self.group.identity().permutations
+        same = all(torch.equal(t, still[n]) for n, t in delta.permutations.items())
+        if same and all(bool((f > 0).all()) for f in delta.factors.values()):
+            return None, True
+        return delta, False
+
+    def _pair_values(self, axis: Axis, inner: list[Axis], tried: list[int], free: frozenset[int]) -> list[Tensor]:
+        """value[row, h, g] of putting b's outer index g at a's h, for every choice of the signs that are tried.
+
+        Signs in `free`, which are too many to try, count as if every inner unit had its own.
+        """
+        options = [_chosen(tried, code) for code in range(1 << len(tried))]
+        direct = self._outer_grams(axis, inner)
+        values = [best_value(_merged((p & free, _turned(g, p & on)) for p, g in direct.items())) for on in options]
+        for z in inner:
+            pairs = self._all_pairs(axis, z)
+            signed = bool(self.signs[z.name] or free)
+            for i, on in enumerate(options):
+                turned = {(p, own): _turned(gram, p & on) for (p, own), gram in pairs.items()}
+                best = _Gain.of(_by_own(turned, free), signed).best
+                flat = best.flatten(0, 2)
+                table = self._best_order(z, flat)
+                values[i] = values[i] + flat.gather(2, table[..., None])[..., 0].sum(-1).reshape(best.shape[:3])
+        return values
+
+    def _free_signs(
+        self, axis: Axis, inner: list[Axis], outer: Tensor, flips: dict[int, Tensor], free: frozenset[int]
+    ) -> dict[int, Tensor]:
+        """The best of the signs that were not tried, for the pairs that were chosen."""
+        totals = [
+            (p & free, _signed(gram.gather(2, outer[..., None])[..., 0], p, flips))
+            for p, gram in self._outer_grams(axis, inner).items()
+        ]
+        for z in inner:
+            pairs = self._chosen_pairs(axis, z, outer, flips)
+            gain = _Gain.of(_by_own(pairs, free), True)
+            table = self._best_order(z, gain.best)
+            own = gain.flips(table)
+            for (p, parity), gram in pairs.items():
+                each = gram.gather(2, table[..., None])[..., 0]
+                each = each.abs() if parity is None else _signed(each, parity, own)
+                totals.append((p & free, each.sum(-1).reshape(outer.shape)))
+        return chosen_signs(_merged(totals))
+
+    def _best_order(self, z: Axis, best: Tensor) -> Tensor:
+        return torch.as_tensor(assign_many(best)) if "permutation" in z.kinds else _still(best)
+
+    def _outer_grams(self, axis: Axis, inner: list[Axis]) -> dict[frozenset[int], Tensor]:
+        """Of the blocks that hold the outer axis alone, by the signs that flip it."""
+        held = {n for z in inner for n, _ in self.of_axis[z.name]}
+        rows = math.prod(self.group.sizes(axis)[:-1])
+        grams = [(frozenset[int](), torch.zeros(rows, axis.size, axis.size))]
+        for n, leaf in self.of_axis[axis.name]:
+            if n not in held:
+                name = self.terms.blocks[n].tensor
+                gram = self._rows(self.fixed[name], n, leaf) @ self._rows(self.moving(name), n, leaf).mT
+                grams.append((self._parity(n, leaf) or frozenset(), gram))
+        return _merged(grams)
+
+    def _parity(self, number: int, leaf: int) -> frozenset[int] | None:
+        parity = self.terms.parities[number]
+        return None if parity is None else parity.get(leaf, frozenset())
+
+    def _all_pairs(self, axis: Axis, z: Axis) -> _Pairs:
+        """By the signs of either axis, [row, h, g, x, y]: unit y of b's outer index g put at unit x of a's h."""
+        return _merged((key, torch.einsum("rhxk,rgyk->rhgxy", a, b)) for key, a, b in self._families(axis, z))
+
+    def _chosen_pairs(self, axis: Axis, z: Axis, outer: Tensor, flips: dict[int, Tensor]) -> _Pairs:
+        """By the signs of either axis, [row and h, x, y]: of the pairs of outer indices that were chosen."""
+        found = []
+        for (p, own), a, b in self._families(axis, z):
+            b = b.gather(1, outer[..., None, None].expand(b.shape))
+            gram = _signed(torch.einsum("rhxk,rhyk->rhxy", a, b), p, {k: f[..., None, None] for k, f in flips.items()})
+            found.append(((p, own), gram.flatten(0, 1)))
+        return _merged(found)
+
+    def _families(self, axis: Axis, z: Axis) -> Iterator[tuple[_Key, Tensor, Tensor]]:
+        """Blocks of an inner axis as [row, outer, inner, rest], of a and b, by the signs of either axis."""
+        for number, leaf in self.of_axis[z.name]:
+            block = self.terms.blocks[number]
+            a, b = (self._rows(t, number, leaf) for t in (self.fixed[block.tensor], self.moving(block.tensor)))
+            shape = (-1, axis.size, z.size)
+            outer = self._parity(number, block.leaves.index(axis.name)) or frozenset()
+            yield (outer, self._parity(number, leaf)), a.reshape(*shape, a.shape[-1]), b.reshape(*shape, b.shape[-1])
+
+
+_TRIED = 4  # signs of an outer axis of which every choice is tried
+_Parity: TypeAlias = "frozenset[int] | None"
+_Key: TypeAlias = "tuple[frozenset[int], _Parity]"
+_Pairs: TypeAlias = "dict[_Key, Tensor]"
+_K = TypeVar("_K")
+
+
+def _chosen(signs: list[int], code: int) -> frozenset[int]:
+    return frozenset(k for i, k in enumerate(signs) if code >> i & 1)
+
+
+def _merged(terms: Iterable[tuple[_K, Tensor]]) -> dict[_K, Tensor]:
+    """Terms of one key added up."""
+    found: dict[_K, Tensor] = {}
+    for key, term in terms:
+        found[key] = found[key] + term if key in found else term
+    return found
+
+
+def _by_own(pairs: _Pairs, free: frozenset[int]) -> dict[_Parity, Tensor]:
+    """By the signs of the inner axis, with those of the outer one that are free to it."""
+    return _merged((None if own is None else own | (p & free), gram) for (p, own), gram in pairs.items())
+
+
+def _turned(gram: Tensor, odd: frozenset[int]) -> Tensor:
+    return -gram if len(odd) % 2 else gram
+
+
+def _signed(values: Tensor, parity: frozenset[int], flips: Mapping[int, Tensor]) -> Tensor:
+    """Values with the sign that flips of some generators give a set of them."""
+    for k in parity & flips.keys():
+        values = torch.where(flips[k], -values, values)
+    return values
+
+
+@dataclass
+class _Gain:
+    """`best[.., x, y]`: value of unit y at x with the best signs; `plain`: with none flipped; `terms`: by signs."""
+
+    best: Tensor
+    plain: Tensor
+    terms: dict[frozenset[int], Tensor]
+
+    @classmethod
+    def of(cls, grams: Mapping[_Parity, Tensor], signed: bool) -> _Gain:
+        plain = sum(grams.values(), torch.zeros(()))
+        if not signed:
+            return cls(plain, plain, {})
+        if None in grams:
+            return cls(plain.abs(), plain.abs(), {})
+        terms = {p: gram for p, gram in grams.items() if p is not None}
+        return cls(best_value(terms), plain, terms)
+
+    def flips(self, table: Tensor) -> dict[int, Tensor]:
+        """Which signs to flip along a permutation."""
+        along = {p: gram.gather(2, table[..., None])[..., 0] for p, gram in self.terms.items()}
+        return chosen_signs(along) if along else {}
+
+
+def _still(best: Tensor) -> Tensor:
+    return torch.arange(best.shape[-1]).expand(best.shape[:-1]).clone()
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+_SMALL = 1 << 23  # numbers
+
+
+def weight_terms(group: Group, a: Net, b: Net, onto: Element | None = None, into: Element | None = None) -> Terms:
+    """Terms of onto(a) and into(b), whose scales must be balanced: all that tells where they stand."""
+    names = group.telling(a)
+    numbers = [k for k, block in enumerate(group.blocks) if block.tensor in set(names)]
+    signs: dict[tuple[int, int], set[int]] = {}
+    for k, generator in enumerate(group.generators):
+        if generator.kind == "sign":
+            for place, _ in generator.exponents:
+                signs.setdefault((place.block, place.leaf), set()).add(k)
+    parities = [
+        {leaf: frozenset(signs.get((n, leaf), ())) for leaf in range(len(group.blocks[n].leaves))} for n in numbers
+    ]
+    fixed, moving = _Made(names, _reader(a, onto)), _Made(names, _reader(b, into))
+    small = sum(math.prod(group.shapes[name]) for name in names) <= _SMALL
+    pair = (dict(fixed), dict(moving)) if small else (fixed, moving)
+    return Terms([group.blocks[n] for n in numbers], list(parities), *pair)
+
+
+class _Made(Mapping[str, Tensor]):
+    """Tensors that are made when they are asked for."""
+
+    def __init__(self, names: list[str], make: Callable[[str], Tensor]) -> None:
+        self._names, self._make = names, make
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _reader(net: Net, element: Element | None) -> Callable[[str], Tensor]:
+    tensors = net.tensors
+
+    def make(name: str) -> Tensor:
+        tensor = tensors[name].detach().float()
+        return (tensor if element is None else element.move(name, tensor)).contiguous()
+
+    return make
+
+
+def _inner(a: Tensor, b: Tensor) -> float:
+    pairs = zip(a.flatten().split(1 << 20), b.flatten().split(1 << 20), strict=True)
+    return sum(float(torch.dot(x, y)) for x, y in pairs)
+
+
+def coordinate_descent(group: Group, terms: Terms, start: Element | None = None, seed: int = 0) -> Element:
+    """The element at which no single axis can be improved."""
+    return Matching(group, terms, start).run(seed)

@@ -1,0 +1,231 @@
+"""The nearest member of the orbit: which element brings one network next to another, and how it was found."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from torch import Tensor
+
+from weightspace.net.errors import SymmetryError, WeightspaceError
+from weightspace.net.net import Net
+from weightspace.net.public import public
+from weightspace.net.weights import squared_distance
+from weightspace.symmetry.align.ascent import Matching, Terms, coordinate_descent, weight_terms
+from weightspace.symmetry.align.relax import frank_wolfe
+from weightspace.symmetry.balance import balancing, unit_variances
+from weightspace.symmetry.canonical import canonical_element
+from weightspace.symmetry.group import Element, Group
+
+__all__ = ["Candidate", "METHODS", "Match", "apart", "match"]
+
+
+@public
+@dataclass(frozen=True)
+class Candidate:
+    """What one method reached: <a, g b> of the balanced weights, the measured barrier if there is data, seconds."""
+
+    method: str
+    objective: float
+    barrier: float | None
+    seconds: float
+
+
+@public
+@dataclass(frozen=True)
+class Match:
+    """The element g to apply, which method found it, why it was kept, and what the others reached."""
+
+    element: Element
+    method: str
+    why: str
+    candidates: tuple[Candidate, ...] = field(default=())
+
+
+@public
+def match(
+    group: Group,
+    net: Net,
+    to: Net,
+    *,
+    features: Callable[[], Terms] | None = None,
+    score: Callable[[Net], float] | None = None,
+    method: str = "auto",
+    seed: int = 0,
+) -> Match:
+    """The element g that brings `net` nearest `to`, and how it was found.
+
+    `features`: gives standardised activations of both on data. `score`: the barrier from `to` to a network, measured.
+    `method`: "weights", "activations", "activations+weights", "frank-wolfe", or "auto": all that apply, one after the
+    other, until 1 % of the barrier before is left (Frank-Wolfe only where more than 5 % is, and where its matrices are
+    small beside the weights, or those are small); the lowest barrier is kept, or the highest <to, g net> without data.
+    """
+    for each in (net, to):
+        group.check(each)
+        bad = [*each.weights.unusable(), *each.state.unusable()]
+        if bad:
+            raise WeightspaceError(f"{bad[0]} holds NaN or infinity; there is nothing to match")
+    return _Search(group, net, to, features, score, seed).run(method)
+
+
+_BALANCED, _ALIKE = 1e-8, 1e-5
+_GOOD, _FAIR = 0.01, 0.05
+_RESTARTS = 10
+_SMALL = 200_000
+METHODS = ("activations+weights", "activations", "weights", "frank-wolfe")
+
+
+class _Search:
+    """The portfolio of methods on one pair of networks."""
+
+    def __init__(
+        self,
+        group: Group,
+        net: Net,
+        to: Net,
+        features: Callable[[], Terms] | None,
+        score: Callable[[Net], float] | None,
+        seed: int,
+    ) -> None:
+        self.group, self.net, self.to, self.score, self.seed = group, net, to, score, seed
+        self.pair = unit_variances(group, net), unit_variances(group, to)
+        self.into, self.onto = (balancing(group, n.tensors, _BALANCED) for n in self.pair)
+        self.terms = weight_terms(group, self.pair[1], self.pair[0], self.onto, self.into)
+        self.features = features
+        self.found: dict[str, Element] = {}
+
+    def run(self, method: str) -> Match:
+        wanted = METHODS if method == "auto" else (method,)
+        if any(m not in METHODS for m in wanted):
+            raise WeightspaceError(f"unknown method {method!r}; choose auto, {', '.join(METHODS)}")
+        if method.startswith("activations") and self.features is None:
+            raise WeightspaceError(f"method {method!r} needs data; give data=")
+        candidates: list[Candidate] = []
+        naive = self.score(self.net) if self.score is not None and method == "auto" else 0.0
+        for name in wanted:
+            if name.startswith("activations") and self.features is None:
+                continue
+            lowest = min((c.barrier for c in candidates if c.barrier is not None), default=math.inf)
+            if lowest <= _GOOD * naive:
+                continue
+            if name == "frank-wolfe" and method == "auto" and (lowest <= _FAIR * naive or self.heavy()):
+                continue
+            began = time.perf_counter()
+            element = self.find(name)
+            barrier = None if self.score is None else self.score(self.gauge(element)(self.net))
+            value = Matching(self.group, self.terms, element).objective()
+            candidates.append(Candidate(name, value, barrier, time.perf_counter() - began))
+        best = self.choose(candidates)
+        nearest = self.nearest(self.found[best.method])
+        return Match(nearest, best.method, _why(best, candidates), tuple(candidates))
+
+    def heavy(self) -> bool:
+        """Whether Frank-Wolfe would hold more than half as much again as one network."""
+        numbers = sum(math.prod(self.group.shapes[name]) for name in self.terms.fixed)
+        return not self.terms.kept and 2 * sum(4 * axis.size**2 for axis in self.group.permutable()) > numbers
+
+    def find(self, name: str) -> Element:
+        if name not in self.found:
+            self.found[name] = getattr(self, "_" + name.replace("+", "_").replace("-", "_"))()
+        return self.found[name]
+
+    def gauge(self, element: Element) -> Element:
+        """From the balanced slice back to the scales of `to`."""
+        return self.onto.inverse() @ element @ self.into
+
+    def nearest(self, element: Element) -> Element:
+        """With the scales of `to`, or with its own where that comes nearer; without data, never farther than before."""
+        options = [self.gauge(element), _isometry(element)]
+        if self.score is None:
+            options.append(self.group.identity())
+        return min(options, key=lambda option: apart(self.to, self.net, option))
+
+    def choose(self, candidates: list[Candidate]) -> Candidate:
+        if self.score is None:
+            return max(candidates, key=lambda c: c.objective)
+        return min(candidates, key=lambda c: (c.barrier, -c.objective))
+
+    def _weights(self) -> Element:
+        """Coordinate descent; begun again elsewhere until the bound |a| |b| is met, if the problem is small.
+
+        Where |a| = |b| these may be copies, and the forms that tell copies are a place to begin.
+        """
+        sizes = [math.prod(self.group.shapes[name]) for name in self.terms.fixed]
+        norms = [_norm(terms.values()) for terms in (self.terms.fixed, self.terms.moving)] if self.terms.kept else []
+        starts: list[Callable[[], Element | None]] = [lambda: None]
+        if norms and abs(norms[0] - norms[1]) <= _ALIKE * norms[0]:
+            starts.append(self.canonical_start)
+        if sum(sizes) <= _SMALL:
+            starts += [partial(self.group.sample, self.seed + k, ("permutation",)) for k in range(1, _RESTARTS)]
+        bound = math.prod(norms) if norms else math.inf
+        best, value = self.group.identity(), -math.inf
+        for k, start in enumerate(starts):
+            matching = Matching(self.group, self.terms, start())
+            element, reached = matching.run(self.seed + k), matching.objective()
+            if reached > value:
+                best, value = element, reached
+            if value >= (1 - 1e-6) * bound:
+                break
+        return best
+
+    def canonical_start(self) -> Element | None:
+        """The permutations and signs between the canonical forms, on the balanced slice; None if there are none."""
+        try:
+            into, onto = (canonical_element(self.group, net) for net in self.pair)
+        except SymmetryError:
+            return None
+        return _isometry(self.onto @ onto.inverse() @ into @ self.into.inverse())
+
+    def _activations(self) -> Element:
+        assert self.features is not None
+        found = coordinate_descent(self.group, self.features(), seed=self.seed)
+        return _signs_only(self.group, self.terms, found, self.seed)
+
+    def _activations_weights(self) -> Element:
+        return coordinate_descent(self.group, self.terms, self.find("activations"), self.seed)
+
+    def _frank_wolfe(self) -> Element:
+        start = frank_wolfe(self.group, self.terms, seed=self.seed)
+        return coordinate_descent(self.group, self.terms, start, self.seed)
+
+
+@public
+def apart(a: Net, b: Net, element: Element) -> float:
+    """|a - g b|, a tensor at a time."""
+    total = 0.0
+    for name, tensor in a.weights.items():
+        moved = b.weights[name].float()
+        if name in element.group.tensors:
+            moved = element.move(name, moved)
+        total += squared_distance(tensor, moved)
+    return math.sqrt(total)
+
+
+def _isometry(element: Element) -> Element:
+    """Its permutations and signs."""
+    signs = {k: f for k, f in element.factors.items() if element.group.generators[k].kind == "sign"}
+    return Element(element.group, element.permutations, signs)
+
+
+def _norm(tensors: Iterable[Tensor]) -> float:
+    return math.sqrt(sum(float(t.square().sum()) for t in tensors))
+
+
+def _signs_only(group: Group, terms: Terms, element: Element, seed: int) -> Element:
+    """Activations do not tell signs: choose them by the weights."""
+    if not any(g.kind == "sign" for g in group.generators):
+        return element
+    matching = Matching(group, terms, element)
+    matching.axes = [replace(a, kinds=("sign",)) for a in matching.axes if "sign" in a.kinds]
+    matching.inner = {a.name: [] for a in matching.axes}
+    return matching.run(seed)
+
+
+def _why(best: Candidate, candidates: list[Candidate]) -> str:
+    if best.barrier is None:
+        return f"highest inner product <a, g b> = {best.objective:.4g} of {len(candidates)} methods (no data given)"
+    tried = ", ".join(f"{c.method} {c.barrier:.4f}" for c in candidates)
+    return f"lowest measured barrier of {len(candidates)} methods: {tried}"

@@ -1,0 +1,56 @@
+"""The average of networks modulo the group.
+
+mean([w_1], .., [w_n]) = (1/n) sum_i g_i w_i, the g_i chosen to bring every network to the average of the others, again
+and again until none moves (MergeMany of Git Re-Basin, Ainsworth, Hayase and Srinivasa, 2023), on the balanced slice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from weightspace.net.net import Net
+from weightspace.symmetry.align.ascent import coordinate_descent, weight_terms
+from weightspace.symmetry.balance import balancing, unit_variances
+from weightspace.symmetry.group import Element, Group
+
+__all__ = ["gather_round"]
+
+
+_SETTLED = 0.02
+_BALANCED = 1e-8
+
+
+def gather_round(group: Group, nets: Sequence[Net], seed: int = 0, rounds: int = 20) -> list[Element]:
+    """What takes networks, already aligned to the first, to where each is nearest the mean of the others.
+
+    In the scales of the first. Stops when a whole round moves next to no unit.
+    """
+    moves = [balancing(group, unit_variances(group, net).tensors, _BALANCED) for net in nets]
+    onto, balanced = moves[0], [move(net) for move, net in zip(moves, nets, strict=True)]
+    total = balanced[0].weights
+    for net in balanced[1:]:
+        total = total + net.weights
+    generator, still = np.random.default_rng(seed), group.identity()
+    for _ in range(rounds if len(nets) > 2 else 0):
+        moved = 0.0
+        for i in generator.permutation(len(nets)):
+            net = balanced[int(i)]
+            others = (total - net.weights) / (len(nets) - 1)
+            element = coordinate_descent(group, weight_terms(group, net.at(others), net), seed=seed)
+            share = _share(element, still)
+            if share:
+                moved += share / len(nets)
+                moves[int(i)], balanced[int(i)] = element @ moves[int(i)], element(net)
+                total = total - net.weights + balanced[int(i)].weights
+        if moved <= _SETTLED:
+            break
+    back = onto.inverse()
+    return [back @ move for move in moves]
+
+
+def _share(element: Element, still: Element) -> float:
+    """Share of the units that the element sends elsewhere or flips."""
+    flips = [float((f < 0).double().mean()) for f in element.factors.values()]
+    return max([element.difference(still), *flips])

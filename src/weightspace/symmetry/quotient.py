@@ -1,0 +1,176 @@
+"""How far apart two networks are once the moves that change nothing are taken away, with bounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from weightspace.metric.distance import euclidean, exact
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.net import Net
+from weightspace.net.public import public
+from weightspace.symmetry.balance import unit_variances
+
+if TYPE_CHECKING:
+    from weightspace.symmetry.axis import Block
+    from weightspace.symmetry.group import Group
+    from weightspace.symmetry.symmetry import Symmetry
+
+__all__ = ["Interval", "modulo"]
+
+_LARGEST = 2048
+
+
+@public
+@dataclass(frozen=True)
+class Interval:
+    """A number that is known to lie in [lower, upper]."""
+
+    lower: float
+    upper: float
+
+    def __contains__(self, number: float) -> bool:
+        return self.lower <= number <= self.upper
+
+    def __str__(self) -> str:
+        return f"[{self.lower:.3g}, {self.upper:.3g}]"
+
+
+@public
+def modulo(
+    group: Symmetry, distance: Callable[[Net, Net], float] = euclidean, *, exact: bool = False
+) -> Callable[[Net, Net], Interval]:
+    """d([a], [b]) = min_g d(a', g b') over the permutations and signs g, where a' is a on its slice of scales.
+
+    Finding the minimum is NP-hard, so the value is an interval. Its upper end is the distance that
+    `group.align` reaches; its lower end, for the Euclidean distance, what no permutation and no signs can
+    undercut (`lower_bound`); for any other distance it is 0. `exact` tries all permutations and signs, of which there
+    may be 20,000; then both ends are the minimum.
+
+    Why balance first: min_g d(a, g b) is a pseudometric on orbits iff every g is an isometry. Permutations
+    and signs are; positive scales are not (the infimum may be 0 between different functions), so each orbit
+    of scales is replaced by its one point of least norm (`group.balance`), which permutations and signs only
+    move. Rueger and Ossen, "The metric structure of weight space", 1997. Before that, running variances are
+    brought to one and the gains of their norms divided: a layer that is louder before BatchNorm, its statistics
+    too, is then as near as the outputs say, which only eps tells apart.
+    """
+
+    @public
+    def between(a: Net, b: Net) -> Interval:
+        a.check(b)
+        group.check(a)
+        for net in (a, b):
+            if bad := net.weights.unusable():
+                raise WeightspaceError(f"NaN or infinity in {bad[0]}; compare networks of finite weights")
+        a, b = sliced(group, a), sliced(group, b)
+        if exact:
+            least = min(distance(a, g(b)) for g in group.isometries())
+            return Interval(least, least)
+        upper = distance(a, sliced(group, group.align(b, to=a)))
+        lower = lower_bound(group, a, b) if distance is euclidean else 0.0
+        return Interval(min(lower, upper), upper)
+
+    return between
+
+
+def sliced(group: Symmetry, net: Net) -> Net:
+    """The same function on the balanced slice, with running variances at one (`unit_variances`)."""
+    return group.balance(unit_variances(group, net))
+
+
+def lower_bound(group: Group, a: Net, b: Net) -> float:
+    """A number that min_g |a - g b| over the permutations and signs g of `group` cannot undercut.
+
+    The sum over blocks of min_g |A - g B|^2 is below the min of the sum, and for one block, whose moved
+    dimensions are taken to move freely, the largest of these is taken: the whole of |A - B|^2 where nothing
+    moves; sum_i (sigma_i(A) - sigma_i(B))^2 for every unfolding into a matrix (Mirsky, "Symmetric gauge
+    functions and unitarily invariant norms", 1960) and for the slices at each index that stays (position in a
+    kernel); the cheapest assignment of slices to slices along a moved dimension, each sorted along the others
+    that move. Exact for a block of which one dimension moves freely. Above 2048 units a dimension is only
+    compared by its sorted norms.
+    """
+    signed = {place.block for g in group.generators if g.kind == "sign" for place, _ in g.exponents}
+    total = 0.0
+    for name, tensor in a.weights.items():
+        x, y = exact(tensor).contiguous(), exact(b.weights[name]).contiguous()
+        if name not in group.tensors:
+            total += float((x - y).square().sum())
+            continue
+        for number, block in group.blocks_of(name):
+            total += _least(_arranged(group, block, x), _arranged(group, block, y), number in signed)
+    return math.sqrt(total)
+
+
+def _arranged(group: Group, block: Block, tensor: Tensor) -> Tensor:
+    """The block as (moved.., rest): one dimension for each set of leaves that moves on its own.
+
+    An axis over an outer one (channels in a head) moves as its outer index says, so the two make one
+    dimension.
+    """
+    moving = {axis.name for axis in group.axes}
+    together: list[set[int]] = []
+    for k, leaf in enumerate(block.leaves):
+        if leaf in moving:
+            outer = group[str(leaf)].over
+            joint = {k} | {j for j, other in enumerate(block.leaves) if other in outer}
+            for met in [part for part in together if part & joint]:
+                together.remove(met)
+                joint |= met
+            together.append(joint)
+    value = group.view(block, tensor)
+    order = [k for part in together for k in sorted(part)]
+    rest = [k for k in range(value.dim()) if k not in order]
+    sizes = [math.prod(value.shape[k] for k in part) for part in together]
+    return value.permute(order + rest).reshape(*sizes, math.prod(value.shape[k] for k in rest))
+
+
+def _least(x: Tensor, y: Tensor, signs: bool) -> float:
+    """A lower bound of |x - g y|^2 over the permutations (and signs) of every dimension but the last."""
+    moved, rest = x.dim() - 1, x.shape[-1]
+    if not moved:
+        return float((x - y).square().sum())
+    unfoldings = [(x.movedim(d, 0), y.movedim(d, 0)) for d in range(moved)]
+    bounds = [_slices(p, q, signs) for p, q in unfoldings]
+    if moved > 1:
+        if (moved, rest) == (2, 1):  # a matrix and its transpose have one spectrum
+            unfoldings.pop()
+        bounds += [_mirsky(p.flatten(1), q.flatten(1)) for p, q in unfoldings]
+    if moved == 2 and rest > 1:
+        bounds.append(_mirsky(x.movedim(2, 0), y.movedim(2, 0)))
+    return max(bounds)
+
+
+def _mirsky(x: Tensor, y: Tensor) -> float:
+    """sum_i (sigma_i(x) - sigma_i(y))^2 <= |x - U y V|^2 for orthogonal U, V; 0 where it would take long."""
+    if x.numel() * min(x.shape[-2:]) > _LARGEST**3:
+        return 0.0
+    return float((torch.linalg.svdvals(x) - torch.linalg.svdvals(y)).square().sum())
+
+
+def _slices(x: Tensor, y: Tensor, signs: bool) -> float:
+    """min_P sum_i |x_i - y_P(i)|^2 of slices (i, moved.., rest), each sorted along what else moves."""
+    n, alone = len(x), x.dim() == 2
+    if not alone:
+        x, y = (_sorted(t.abs() if signs else t) for t in (x, y))
+    if x.shape[1] == 1 or n > _LARGEST:
+        if x.shape[1] > 1:
+            x, y = x.norm(dim=1, keepdim=True), y.norm(dim=1, keepdim=True)
+        x, y = (_sorted((t.abs() if signs else t)[None]) for t in (x, y))
+        return float((x - y).square().sum())
+    inner = x @ y.T
+    free = signs and alone
+    rows, columns = linear_sum_assignment((inner.abs() if free else inner).numpy(), maximize=True)
+    x, y = x[rows], y[columns]
+    apart = (x - y).square().sum(1)
+    return float((torch.minimum(apart, (x + y).square().sum(1)) if free else apart).sum())
+
+
+def _sorted(x: Tensor) -> Tensor:
+    """(n, moved.., rest) as a matrix of n rows, the same however the moved dimensions are permuted."""
+    return x.reshape(len(x), -1, x.shape[-1]).sort(dim=1).values.flatten(1)

@@ -1,0 +1,112 @@
+"""A group as a JSON file: axes, places, kinds, architecture, and how it was verified."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from weightspace.checkpoint import files
+from weightspace.net.errors import SymmetryError, WeightspaceError
+from weightspace.symmetry.axis import Axis, Block, Generator, Place
+from weightspace.symmetry.group import Group
+
+__all__ = ["certificate", "load", "save"]
+
+
+_G = TypeVar("_G", bound=Group)
+_FORMAT = "weightspace.symmetry/1"
+_LARGEST = 100_000_000  # bytes
+
+
+def certificate(group: Group) -> dict[str, Any]:
+    """Everything as plain data: axes, blocks, generators, architecture, verification; and a digest of all that."""
+    told = {
+        "format": _FORMAT,
+        "group": str(group),
+        "fingerprint": group.fingerprint,
+        "verified": group.verified,
+        "axes": [asdict(axis) for axis in group.every],
+        "shapes": {name: list(shape) for name, shape in group.shapes.items()},
+        "state": list(group.state),
+        "blocks": [asdict(block) for block in group.blocks],
+        "generators": [
+            {
+                "axis": g.axis,
+                "kind": g.kind,
+                "evaluation": g.evaluation,
+                "exponents": [[p.block, p.leaf, e] for p, e in g.exponents],
+            }
+            for g in group.generators
+        ],
+        "notes": list(group.notes),
+        "pinned": group.pinned,
+    }
+    return files.sealed(told)
+
+
+def save(group: Group, path: str | os.PathLike[str]) -> None:
+    """Write the certificate as JSON with a digest of all that it says, whole or not at all."""
+    target = Path(path)
+    try:
+        files.write(target, json.dumps(certificate(group), indent=1))
+    except OSError as error:
+        raise WeightspaceError(f"cannot write {target}: {error.strerror}") from error
+
+
+def load(path: str | os.PathLike[str], into: type[_G]) -> _G:
+    """Read a certificate back; raises `SymmetryError` for a file that is none, or was changed since it was written.
+
+    A group that says "verified" was verified as it was saved: of one that was edited since, nothing is known.
+    """
+    try:
+        data = files.read_json(Path(path), _LARGEST)
+        if not isinstance(data, dict) or data.get("format") != _FORMAT:
+            raise ValueError("it does not say that it is one")
+        return _parse(files.unsealed(data), into)
+    except OSError as error:
+        raise SymmetryError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise SymmetryError(f"{path} is not a symmetry certificate ({why}); write one with group.save") from error
+
+
+def _parse(data: dict[str, Any], into: type[_G]) -> _G:
+    def tuples(fields: dict[str, Any]) -> dict[str, Any]:
+        return {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+
+    generators = [
+        Generator(g["axis"], g["kind"], tuple((Place(b, k), e) for b, k, e in g["exponents"]), g["evaluation"])
+        for g in data["generators"]
+    ]
+    blocks = [Block(**tuples(b)) for b in data["blocks"]]
+    shapes = {name: tuple(shape) for name, shape in data["shapes"].items()}
+    axes = [Axis(**tuples(a)) for a in data["axes"]]
+    _check_blocks(blocks, shapes, {axis.name: axis.size for axis in axes})
+    met = {leaf for block in blocks for leaf in block.leaves}
+    if lost := [axis.name for axis in axes if axis.name not in met]:
+        raise ValueError(f"no tensor is indexed by its axis {lost[0]}")
+    return into(
+        axes,
+        blocks,
+        generators,
+        shapes,
+        state=data["state"],
+        notes=data["notes"],
+        pinned=data["pinned"],
+        fingerprint=data["fingerprint"],
+        verified=data["verified"],
+    )
+
+
+def _check_blocks(blocks: list[Block], shapes: dict[str, tuple[int, ...]], sizes: dict[str, int]) -> None:
+    """A strided view must stay inside of its tensor."""
+    for block in blocks:
+        counts = [leaf if isinstance(leaf, int) else sizes[leaf] for leaf in block.leaves]
+        steps = [(n - 1) * s for n, s in zip(counts, block.strides, strict=True)]
+        low, high = block.offset, block.offset + sum(steps)
+        if low < 0 or min(steps, default=0) < 0 or high >= max(math.prod(shapes[block.tensor]), 1):
+            raise ValueError(f"a block of {block.tensor} reaches outside of it")

@@ -1,0 +1,158 @@
+"""The group that moves the weights and leaves the function alone: read, apply, match, average."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from weightspace.net.average import average, lifted
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.net import Net, checked, unfrozen
+from weightspace.net.public import public
+from weightspace.path.path import line
+from weightspace.symmetry import saved
+from weightspace.symmetry.align.features import activation_terms
+from weightspace.symmetry.align.match import Match, match
+from weightspace.symmetry.align.merge import gather_round
+from weightspace.symmetry.align.repair import best_repaired, has_statistics, reset_statistics
+from weightspace.symmetry.balance import balance
+from weightspace.symmetry.canonical import Key, canonical
+from weightspace.symmetry.group import Group
+from weightspace.symmetry.read import read
+from weightspace.task.task import Task
+
+__all__ = ["Symmetry", "mean"]
+
+
+_FEATURE_EXAMPLES = 512
+_BARRIER_EXAMPLES = 1024
+_BARRIER_AT = (0.2, 0.4, 0.6, 0.8)
+
+
+@public
+class Symmetry(Group):
+    """The symmetry group of an architecture, read off its graph and verified, with all that one does with it."""
+
+    @classmethod
+    def of(
+        cls,
+        net: Net | nn.Module,
+        example: Any,
+        *,
+        verify: bool | None = None,
+        scales: bool = True,
+        outputs_move: bool = False,
+    ) -> Symmetry:
+        """Read the group of any module that `torch.export` takes, on one example input, and verify every generator.
+
+        Positive scales and signs are looked for unless `scales=False`. `outputs_move` leaves the axes of the output
+        free, to compare representations. A network on the meta device has no weights to verify with and is only read;
+        with `verify=True` they are drawn at random. What a model hands out of its inside beside `logits` (hidden
+        states, caches) is no output: it is renumbered along, and a note says so. Raises `SymmetryError`.
+        """
+        return read(net, example, into=cls, check=verify, scales=scales, outputs_move=outputs_move)
+
+    def certificate(self) -> dict[str, Any]:
+        """Everything as plain data: axes, places, kinds, architecture hash, how it was verified."""
+        return saved.certificate(self)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the certificate as JSON, whole or not at all."""
+        saved.save(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Symmetry:
+        """Read a certificate back; raises `SymmetryError` for a file that is none."""
+        return saved.load(path, cls)
+
+    def match(self, net: Net, to: Net, data: Task | None = None, method: str = "auto", seed: int = 0) -> Match:
+        """The element g that brings `net` nearest `to`; with `data`, the one whose measured barrier is lowest."""
+        if data is None:
+            return match(self, net, to, method=method, seed=seed)
+        batch = data.take(_FEATURE_EXAMPLES, seed=seed)
+        features = lambda: activation_terms(self, to, net, batch.example(_FEATURE_EXAMPLES))  # noqa: E731
+        return match(self, net, to, features=features, score=_barrier(to, data, seed), method=method, seed=seed)
+
+    def align(self, net: Net, to: Net, data: Task | None = None, method: str = "auto", seed: int = 0) -> Net:
+        """`net` moved to the member of its orbit nearest `to`: the same function, ready to be compared or averaged."""
+        return self.match(net, to, data, method, seed).element(net)
+
+    def canonical(self, net: Net, key: Key = "norm") -> Net:
+        """The one representative of the orbit of `net`: scales balanced, signs fixed, units sorted by `key`.
+
+        Keys: "first" (coordinate, ties onward), "norm", "mean", "linear" (functional), or any function of the rows.
+        Raises `SymmetryError` where the key is not well defined on an axis.
+        """
+        return canonical(self, net, key)
+
+    def balance(self, net: Net, tolerance: float = 1e-10) -> Net:
+        """`net` at the point of least norm that positive scales reach, statistics counted: the same function."""
+        return balance(self, net, tolerance)
+
+
+@public
+def mean(nets: Sequence[Net], group: Symmetry, data: Task | None = None, seed: int = 0, *, frozen: str = "stay") -> Net:
+    """The average modulo the group: (1/n) sum_i g_i w_i, every g_i w_i nearest the mean of the others.
+
+    Networks are aligned to the first (with `data`: by the matcher whose measured barrier is lowest), then each to the
+    mean of the others until next to none moves. With `data` the average is repaired (BatchNorm statistics; units
+    rescaled or layers refitted only if the loss falls), and the better of the two is kept. In the scales and the dtypes
+    of the first: computed in float32 or better, whatever the dtypes of the networks, and rounded once at the end.
+    Frozen weights, which must be equal in all networks, stay as they are, and so do units that they index; with
+    frozen="move" they are averaged as all others are.
+    """
+    if not nets:
+        raise WeightspaceError("the mean of no networks; give at least one network")
+    nets = [unfrozen(checked(net), frozen) for net in nets]
+    frozen_names = _still(nets)
+    group = group.without(frozen_names) if frozen_names else group
+    many = lifted(nets)
+    still = group.identity()
+    star = [still, *(group.match(net, many[0], data, seed=seed).element for net in many[1:])]
+    found = [star]
+    if len(nets) > 2:
+        near = gather_round(group, [g(net) for g, net in zip(star, many, strict=True)], seed)
+        found.append([g @ h for g, h in zip(near, star, strict=True)])
+    if data is None:
+        middle = average(g(net.double()) for g, net in zip(found[-1], many, strict=True))
+    else:
+        aligned = [[g(net) for g, net in zip(elements, many, strict=True)] for elements in found]
+        middle = best_repaired([(average(some), some) for some in aligned], data)
+    first = nets[0]
+    return Net(first.architecture, first.weights.replace(middle.weights), first.state.replace(middle.state))
+
+
+def _still(nets: Sequence[Net]) -> frozenset[str]:
+    """What is frozen in any of the networks. Raises `WeightspaceError` where they differ in it."""
+    still = frozenset[str]().union(*(net.frozen for net in nets))
+    for net in nets[1:]:
+        nets[0].check(net)
+        for name in still:
+            if not torch.equal(nets[0].weights[name], net.weights[name]):
+                raise WeightspaceError(
+                    f'{name} is frozen, and differs between the networks; give frozen="move" to average it too'
+                )
+    return still
+
+
+def _barrier(to: Net, data: Task, seed: int) -> Callable[[Net], float]:
+    """Barrier of the line from `to`, on some of the data; BatchNorm statistics re-estimated at every point.
+
+    Only members of one orbit are compared, so that the losses of both ends are measured once.
+    """
+    some = data.take(_BARRIER_EXAMPLES, seed=seed)
+    mend = (lambda net: reset_statistics(net, some)) if has_statistics(to) else (lambda net: net)
+    ends: list[float] = []
+
+    def score(net: Net) -> float:
+        path = line(to, net).map(mend)
+        with torch.no_grad():
+            ends.extend([] if ends else [float(some(path(0.0))), float(some(path(1.0)))])
+            excess = [float(some(path(t))) - (1 - t) * ends[0] - t * ends[1] for t in _BARRIER_AT]
+        return max(0.0, *excess)
+
+    return score

@@ -1,0 +1,18 @@
+"""A task is what we look at a network through: examples, a loss, and how it is summed."""
+
+from weightspace.contents import handed_on
+
+__getattr__, __dir__, __all__ = handed_on(
+    __name__,
+    {
+        "losses": ["IGNORED"],
+        "task": ["Task"],
+        "examples": ["TaskError"],
+        "classification": ["accuracy", "classifies"],
+        "goal": ["as_goal", "covector", "Goal", "GoalError", "gradient", "not_aliased", "value_and_gradient"],
+        "outputs": ["logits"],
+        "datasets": ["cifar10", "digits", "fashion_mnist", "mnist"],
+        "data_files": ["read"],
+        "weightspace.net.inputs": ["carried"],
+    },
+)

@@ -1,0 +1,63 @@
+"""Accuracy, and whether the labels of a task name classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from weightspace.net.net import Net
+from weightspace.net.public import public
+from weightspace.task.examples import TaskError
+from weightspace.task.losses import IGNORED, name_of
+from weightspace.task.task import EVEN, Task
+
+__all__ = ["accuracy", "classifies"]
+
+
+@public
+def accuracy(task: Task) -> Callable[[Net], float]:
+    """The function net -> fraction of examples whose largest output is the labelled one, in [0, 1].
+
+    Of a soft label the largest entry counts; one output under a binary cross-entropy says class 1 where it is above
+    even. Raises `TaskError` for labels that name no class.
+    """
+    _, labels = next(task.batches())
+    soft = labels is not None and labels.is_floating_point()
+    paired = task.recognised is not None and task.recognised.paired
+    coin = task.recognised is not None and task.recognised.kind in EVEN
+    if labels is None or (soft and not is_soft(labels)) or (not soft and paired and not (coin and is_flat(labels))):
+        seen = "none" if labels is None else f"{labels.dtype} of shape {tuple(labels.shape)}"
+        loss = f" under {name_of(task.metric)}" if paired else ""
+        raise TaskError(f"accuracy needs class labels, these are {seen}{loss}; call the task itself instead")
+
+    @public
+    @torch.no_grad()
+    def accuracy(net: Net) -> float:
+        wrong, count = 0, 0
+        for x, y in task.batches(net):
+            found = task.wrong(task.forward(net, x), y)
+            wrong, count = wrong + int(found.sum()), count + len(found)
+        if not count:
+            raise TaskError(f"no example has a label: all are {IGNORED}")
+        return (count - wrong) / count
+
+    return accuracy
+
+
+def classifies(task: Task) -> bool:
+    """Whether the labels name classes, so that there is an accuracy."""
+    try:
+        accuracy(task)
+    except TaskError:
+        return False
+    return True
+
+
+def is_flat(y: Tensor) -> bool:
+    return y.numel() == len(y)
+
+
+def is_soft(y: Tensor) -> bool:
+    return y.ndim > 1 and y.shape[-1] > 1 and bool((y >= 0).all() and ((y.sum(-1) - 1).abs() < 1e-3).all())

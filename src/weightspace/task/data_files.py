@@ -1,0 +1,80 @@
+"""Data files of common kinds as tasks: .npz, .npy, idx, parquet."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from weightspace.checkpoint import files
+from weightspace.net.public import public
+from weightspace.task.datasets import cifar10, fashion_mnist, mnist
+from weightspace.task.examples import TaskError
+from weightspace.task.formats import (
+    INPUTS,
+    about,
+    check_split,
+    labels_beside,
+    read_idx,
+    read_npz,
+    read_parquet,
+    reading,
+    scaled,
+)
+from weightspace.task.task import Task
+
+__all__ = ["read"]
+
+
+@public
+def read(path: str | os.PathLike[str], *, split: str = "train", batch: int = 512) -> Task:
+    """The task in a file: .npz, idx or idx.gz, parquet; or in a folder of mnist, fashion-mnist or cifar10.
+
+    .npz: arrays x and y, inputs and labels (or other usual names), x_train and y_train (of `split`), or the first of
+    two and the second; inputs alone are a task without labels. What else a network takes, a mask above all, goes in
+    beside the inputs: they are then a mapping by these names. Idx: images, with their labels beside them under the
+    official name. Parquet: a column of encoded images, or else all numeric columns; and a column label, labels,
+    fine_label, y, target or score. `notes` of the task tells what was left out or guessed. Inputs of uint8 are scaled
+    to [0, 1], others are left as they are. A folder is read as the data set of that name, standardised; `split` is
+    "train" or "test".
+    """
+    path = Path(path).expanduser()
+    check_split(split)
+    if path.is_dir():
+        return _known_folder(path)(path, split, batch=batch)
+    with reading(path), open(path, "rb") as file:
+        magic = file.read(200)
+    if what := files.instead(magic):
+        raise TaskError(f"{path} is {what[0]}; {what[1]}")
+    if not magic:
+        raise TaskError(f"{path} is empty; give an .npz, idx, idx.gz or parquet file")
+    notes: list[str] = []
+    if magic[:2] == b"PK":
+        inputs, labels, notes = read_npz(path, split)
+    elif magic[:4] == b"PAR1":
+        inputs, labels, notes = read_parquet(path)
+    elif magic[:2] in (b"\x1f\x8b", b"\0\0"):
+        inputs, labels = read_idx(path), read_idx(labels_beside(path))
+        inputs = inputs[:, None] if inputs.ndim == 3 else inputs
+    else:
+        raise TaskError(f"{path} is of no known kind; give an .npz, idx, idx.gz or parquet file")
+    with about(path):
+        task = Task(_as_numbers(inputs), labels, batch=batch)
+    task.notes = tuple(f"{path}: {note}" for note in notes)
+    return task
+
+
+def _as_numbers(inputs: Any) -> Any:
+    if isinstance(inputs, dict):
+        return {name: _as_numbers(part) if name in INPUTS else part for name, part in inputs.items()}
+    return scaled(inputs) if inputs.dtype == np.uint8 else inputs
+
+
+def _known_folder(path: Path) -> Any:
+    if any((path / f"train-images-idx3-ubyte{end}").exists() for end in ("", ".gz")):
+        return fashion_mnist if "fashion" in path.resolve().name.lower() else mnist
+    if path.resolve().name == "cifar10":
+        return cifar10
+    raise TaskError(f"{path} is not a folder of mnist, fashion-mnist or cifar10; give one of its files")

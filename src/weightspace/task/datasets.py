@@ -1,0 +1,118 @@
+"""Data sets as tasks: embedded digits, official files by name, and data files of common kinds.
+
+Images are float32 (example, channel, height, width). A folder is `dir`, or else WEIGHTSPACE_DATA of the
+environment; it holds the files themselves or a folder named after the data set. Nothing is downloaded. The
+sizes that a file claims are checked against its bytes before anything is allocated, and nothing in a file is
+run. What unpacks to more than 4 times its file and 256 MiB is refused, or to more than WEIGHTSPACE_UNPACKED bytes
+of the environment. Every function raises `TaskError` for a file that is missing or unusable.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from weightspace.net.public import public
+from weightspace.task.examples import TaskError
+from weightspace.task.formats import OFFICIAL, about, check_split, find_file, read_idx, read_parquet, scaled
+from weightspace.task.task import Task
+
+if TYPE_CHECKING:
+    from jaxtyping import UInt8
+
+__all__ = ["cifar10", "digits", "fashion_mnist", "mnist"]
+
+
+# mean and standard deviation of the training pixels, channel by channel, on the scale [0, 1]
+STATISTICS = {
+    "mnist": ([0.1307], [0.3081]),
+    "fashion-mnist": ([0.2860], [0.3530]),
+    "cifar10": ([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]),
+}
+_TEST_DIGITS = 450
+
+
+@public
+def digits(split: str = "train", seed: int = 0, *, flat: bool = False, batch: int = 512) -> Task:
+    """Handwritten digits 8x8 in [0, 1], 10 classes: 1347 to train on and 450 to test, embedded.
+
+    With P the permutation of 1797 drawn by `numpy.random.RandomState(seed)`, P[:450] is the test split and
+    P[450:] the training split, as in scikit-learn's `train_test_split(test_size=450, random_state=seed)`.
+    `flat` gives (example, 64).
+    Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, 1998.
+    """
+    from sklearn.datasets import load_digits
+
+    check_split(split)
+    pixels, labels = load_digits(return_X_y=True)
+    order = np.random.RandomState(seed).permutation(len(labels))
+    order = order[:_TEST_DIGITS] if split == "test" else order[_TEST_DIGITS:]
+    images = torch.from_numpy(pixels[order]).float() / 16
+    return Task(images if flat else images.view(-1, 1, 8, 8), labels[order].astype(np.int64), batch=batch)
+
+
+@public
+def mnist(
+    dir: str | os.PathLike[str] | None = None, split: str = "train", *, flat: bool = False, batch: int = 512
+) -> Task:
+    """Handwritten digits 28x28, 60,000 + 10,000, from the official idx(.gz) files: (x / 255 - .1307) / .3081.
+
+    Source: Y. LeCun, C. Cortes, C. Burges, The MNIST database of handwritten digits, 1998.
+    """
+    return _official("mnist", dir, split, flat, batch)
+
+
+@public
+def fashion_mnist(
+    dir: str | os.PathLike[str] | None = None, split: str = "train", *, flat: bool = False, batch: int = 512
+) -> Task:
+    """Garments 28x28, 60,000 + 10,000, from the official idx(.gz) files: (x / 255 - .2860) / .3530.
+
+    Source: H. Xiao, K. Rasul, R. Vollgraf, Fashion-MNIST, 2017.
+    """
+    return _official("fashion-mnist", dir, split, flat, batch)
+
+
+@public
+def cifar10(
+    dir: str | os.PathLike[str] | None = None, split: str = "train", *, flat: bool = False, batch: int = 512
+) -> Task:
+    """Photographs 3x32x32 of 10 classes from `train.parquet` and `test.parquet` (columns image, label).
+
+    Standardised by channel, mean .4914 .4822 .4465, deviation .2470 .2435 .2616. Needs the `data` extra.
+    Source: A. Krizhevsky, Learning multiple layers of features from tiny images, 2009.
+    """
+    check_split(split)
+    pixels, labels, _ = read_parquet(find_file(_folder("cifar10", dir), f"{split}.parquet"))
+    if pixels.dtype != np.uint8 or pixels.shape[1:] != (3, 32, 32):
+        raise TaskError(f"{split}.parquet holds {pixels.shape[1:]} {pixels.dtype}, not images of (3, 32, 32)")
+    return _images(pixels, labels, "cifar10", flat, batch)
+
+
+def _folder(name: str, dir: str | os.PathLike[str] | None) -> Path:
+    place = dir or os.environ.get("WEIGHTSPACE_DATA")
+    if not place:
+        raise TaskError(f"where is {name}? give its folder, or set WEIGHTSPACE_DATA to the folder of {name}/")
+    path = Path(place).expanduser()
+    return path / name if (path / name).is_dir() else path
+
+
+def _official(name: str, dir: str | os.PathLike[str] | None, split: str, flat: bool, batch: int) -> Task:
+    check_split(split)
+    folder, prefix = _folder(name, dir), OFFICIAL[split]
+    path = find_file(folder, f"{prefix}-images-idx3-ubyte")
+    pixels, labels = read_idx(path), read_idx(find_file(folder, f"{prefix}-labels-idx1-ubyte"))
+    if pixels.dtype != np.uint8 or pixels.shape[1:] != (28, 28):
+        raise TaskError(f"{path} holds {pixels.shape[1:]} {pixels.dtype}, not images of (28, 28)")
+    with about(path):
+        return _images(pixels[:, None], labels, name, flat, batch)
+
+
+def _images(pixels: UInt8[np.ndarray, "n c h w"], labels: np.ndarray, name: str, flat: bool, batch: int) -> Task:
+    mean, deviation = (torch.tensor(numbers).view(1, -1, 1, 1) for numbers in STATISTICS[name])
+    images = scaled(pixels).sub_(mean).div_(deviation)
+    return Task(images.flatten(1) if flat else images, labels, batch=batch)

@@ -1,0 +1,23 @@
+"""A training run watched from outside, and what it recorded."""
+
+from weightspace.contents import handed_on
+
+__getattr__, __dir__, __all__ = handed_on(
+    __name__,
+    {
+        "recorder": ["Recorder"],
+        "recording": ["Record", "Recording", "RecordingError", "Writer"],
+        "adapters": ["lightning_callback", "mlflow", "scalars", "tensorboard", "trainer_callback", "wandb"],
+        "critical_periods": [
+            "blur",
+            "critical_period",
+            "CriticalPeriod",
+            "DEFICITS",
+            "label_permutation",
+            "noise",
+            "Row",
+            "Training",
+            "vertical_flip",
+        ],
+    },
+)

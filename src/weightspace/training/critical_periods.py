@@ -1,0 +1,435 @@
+"""Critical periods: what a deficit in the data costs for good, by when it began and how long it lasted.
+
+A network is trained through a deficit that acts on the epochs [onset, onset + length), and then without it; what is
+lost is measured against the network that never had it. Beside every deficit runs a control, by default images upside
+down: as long a window, and hardly a cost, so that what a schedule or the length of training does is not taken for a
+critical period. Source: Critical learning periods in deep networks (Achille, Rovere, Soatto, 2019).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from weightspace.net.errors import WeightspaceError, first_line
+from weightspace.net.inputs import arguments, each, leaves
+from weightspace.net.net import Net
+from weightspace.net.public import public
+from weightspace.task.classification import accuracy
+from weightspace.task.digest import DigestError, digest
+from weightspace.task.task import Task
+
+__all__ = [
+    "CriticalPeriod",
+    "DEFICITS",
+    "Row",
+    "Training",
+    "blur",
+    "critical_period",
+    "label_permutation",
+    "noise",
+    "vertical_flip",
+]
+
+
+Deficit: TypeAlias = Callable[[Any, Any], tuple[Any, Any]]
+_NONE = "none"
+
+
+# ------------------------------------------------------------------ deficits
+
+
+@public
+def blur(size: int = 4) -> Deficit:
+    """The mean of every size x size pixels, and back to the old size by bilinear interpolation."""
+    if size < 1:
+        raise WeightspaceError(f"blur of {size} pixels; give 1 or more")
+
+    def change(x: Tensor, y: Any) -> tuple[Tensor, Any]:
+        _images(x, "blur")
+        small = F.avg_pool2d(x, size, ceil_mode=True)
+        return F.interpolate(small, x.shape[-2:], mode="bilinear", align_corners=False), y
+
+    return _named(change, f"blur {size}")
+
+
+@public
+def noise(share: float = 1.0) -> Deficit:
+    """(1 - share) x + share e, e Gaussian with the mean and the deviation of the batch; drawn anew for every batch."""
+    if not 0 <= share <= 1:
+        raise WeightspaceError(f"a share of {share} of noise; give a number in [0, 1]")
+
+    def change(x: Any, y: Any) -> tuple[Any, Any]:
+        return each(lambda t: torch.lerp(t, t.mean() + t.std() * torch.randn_like(t), share), x), y
+
+    return _named(change, f"noise {share:g}")
+
+
+@public
+def label_permutation(classes: int = 10, seed: int = 0) -> Deficit:
+    """Every class takes the name of another, the same one throughout."""
+    if classes < 2:
+        raise WeightspaceError(f"labels of {classes} classes cannot be permuted; give 2 or more")
+    order = torch.randperm(classes, generator=torch.Generator().manual_seed(seed))
+    to = torch.empty_like(order).scatter_(0, order, order.roll(-1))
+
+    def change(x: Any, y: Tensor) -> tuple[Any, Tensor]:
+        if y.is_floating_point() or int(y.min()) < 0 or int(y.max()) >= classes:
+            raise WeightspaceError(f"label permutation needs labels from 0 to {classes - 1}; give classes=")
+        return x, to.to(y.device)[y]
+
+    return _named(change, "label permutation")
+
+
+@public
+def vertical_flip() -> Deficit:
+    """Images upside down."""
+
+    def change(x: Tensor, y: Any) -> tuple[Tensor, Any]:
+        _images(x, "vertical flip")
+        return x.flip(-2), y
+
+    return _named(change, "vertical flip")
+
+
+DEFICITS: Mapping[str, Callable[[], Deficit]] = {
+    "blur": blur, "noise": noise, "label_permutation": label_permutation, "vertical_flip": vertical_flip,
+}  # fmt: skip
+
+
+def _named(change: Deficit, name: str) -> Deficit:
+    change.__name__ = name
+    return change
+
+
+def _images(x: Any, name: str) -> None:
+    if not isinstance(x, Tensor) or x.dim() != 4 or not x.is_floating_point():
+        seen = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise WeightspaceError(f"{name} needs images (example, channel, height, width), got {seen}")
+
+
+def _deficit(value: str | Deficit) -> Deficit:
+    if isinstance(value, str):
+        if value not in DEFICITS:
+            known = ", ".join(DEFICITS)
+            raise WeightspaceError(f"unknown deficit {value!r}; give one of {known}, or a function (x, y) -> (x, y)")
+        return DEFICITS[value]()
+    if not callable(value):
+        raise WeightspaceError(f"a deficit is a name or a function (x, y) -> (x, y), not {type(value).__name__}")
+    return value
+
+
+def _name(change: Deficit) -> str:
+    return getattr(change, "__name__", type(change).__name__)
+
+
+def _applied(change: Deficit, x: Any, y: Tensor) -> tuple[Any, Tensor]:
+    """The batch under a deficit, of the same form."""
+    try:
+        new = change(each(torch.clone, x), y.clone())
+        found = [tuple(t.shape) for t in (*leaves(new[0]), new[1])]
+    except WeightspaceError:
+        raise
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        raise WeightspaceError(f"the deficit {_name(change)} failed on a batch (x, y): {first_line(error)}") from error
+    before = [tuple(t.shape) for t in (*leaves(x), y)]
+    if found != before or len(new) != 2:
+        raise WeightspaceError(f"the deficit {_name(change)} changes shapes {before} into {found}; it must keep them")
+    return new
+
+
+# ------------------------------------------------------------------ training
+
+
+@public
+@dataclass(frozen=True)
+class Training:
+    """How networks are trained: `module(seed)` makes one, `optimiser(parameters)` its optimiser.
+
+    `after`: epochs without the deficit, after its end. `schedule(epoch)` multiplies the optimiser's own rates, epochs
+    counted from 0. Batches of `batch` examples of `train` in an order drawn from the seed, those left over left out;
+    `test` is what accuracy is measured on.
+    """
+
+    module: Callable[[int], nn.Module]
+    train: Task
+    test: Task
+    after: int = 60
+    optimiser: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] = lambda p: torch.optim.SGD(
+        p, lr=0.05, momentum=0.9, weight_decay=5e-4
+    )
+    schedule: Callable[[int], float] = lambda epoch: 0.97**epoch
+    batch: int = 64
+
+    def run(
+        self, seed: int, change: Deficit | None, window: tuple[int, int], total: int, restart: bool = False
+    ) -> Iterator[nn.Module]:
+        """The module at the start and after every epoch, the deficit acting on the epochs of the window."""
+        torch.manual_seed(seed)
+        module = self.module(seed)
+        optimiser = self.optimiser(module.parameters())
+        rates = [group["lr"] for group in optimiser.param_groups]
+        steps = max(1, len(self.train) // self.batch)
+        yield module
+        for epoch in range(total):
+            factor = self.schedule(epoch - window[1] if restart and epoch >= window[1] else epoch)
+            for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+            acting = change if change is not None and window[0] <= epoch < window[1] else None
+            module.train()
+            for step in range(epoch * steps, epoch * steps + steps):
+                loss = self._step(module, optimiser, acting, step, seed)
+            if not math.isfinite(loss):
+                raise WeightspaceError(f"training diverged in epoch {epoch} (loss {loss}); lower the rate")
+            yield module
+
+    def _step(
+        self, module: nn.Module, optimiser: torch.optim.Optimizer, change: Deficit | None, step: int, seed: int
+    ) -> float:
+        """A step down the mean over all labels of a batch, in however many parts the task gives it."""
+        optimiser.zero_grad()
+        terms: list[Tensor] = []
+        count = 0
+        for x, y in self.train.minibatch(self.batch, step, seed).recut(size=self.batch):
+            if y is None:
+                raise WeightspaceError("the task to train on has no labels; give Task(inputs, labels)")
+            x, y = (x, y) if change is None else _applied(change, x, y)
+            args, kwargs = arguments(_beside(module, x))
+            term, some = self.train.summed(self.train.output(module(*args, **kwargs)), y)
+            terms.append(term)
+            count += some
+        if not count:
+            raise WeightspaceError("no example of a batch has a label; leave those without one out")
+        loss = sum(terms[1:], terms[0]) / count
+        loss.backward()
+        optimiser.step()
+        return float(loss.detach())
+
+
+def _beside(module: nn.Module, x: Any) -> Any:
+    """Inputs on the device of a module, floating ones in its dtype."""
+    like = next(module.parameters())
+    return each(lambda t: t.to(like.device, like.dtype if t.is_floating_point() else t.dtype), x)
+
+
+# ------------------------------------------------------------------ the measurement
+
+
+@public
+@dataclass(frozen=True)
+class Row:
+    """One run: test accuracy at its end, and what `fisher` gave at the start and after every epoch, if it was asked.
+
+    `of`: the `digest` of all else that it depends on: training, deficit, restart, and what `fisher` is.
+    """
+
+    deficit: str
+    onset: int
+    length: int
+    seed: int
+    accuracy: float
+    fisher: tuple[float, ...] = ()
+    of: str = field(default="", repr=False, compare=False)
+
+    @property
+    def key(self) -> tuple[str, int, int, int]:
+        """What tells the run from others."""
+        return self.deficit, self.onset, self.length, self.seed
+
+
+@public
+@dataclass(frozen=True)
+class CriticalPeriod:
+    """Accuracy by deficit and window. "none" is the network without a deficit, trained for as many epochs.
+
+    `restart`: whether the schedule began anew when the deficit was removed (for "none" too, at the same epoch) or ran
+    on. `after`: epochs from there to the end.
+    """
+
+    deficit: str
+    control: str | None
+    restart: bool
+    after: int
+    rows: tuple[Row, ...]
+
+    @property
+    def windows(self) -> list[tuple[int, int]]:
+        """(onset, length), in order."""
+        return sorted({(row.onset, row.length) for row in self.rows})
+
+    def accuracies(self, deficit: str, onset: int, length: int) -> list[float]:
+        """One a seed, in the order of the seeds; no deficit acts in a window of length 0."""
+        name = deficit if length else _NONE
+        found = [row for row in self.rows if (row.deficit, row.onset, row.length) == (name, onset, length)]
+        return [row.accuracy for row in sorted(found, key=lambda row: row.seed)]
+
+    def cost(self, deficit: str, onset: int, length: int) -> tuple[float, float]:
+        """Accuracy lost for good, seed by seed against "none": mean, and standard error (NaN for one seed)."""
+        clean, hurt = (self.accuracies(name, onset, length) for name in (_NONE, deficit))
+        lost = torch.tensor([a - b for a, b in zip(clean, hurt, strict=True)], dtype=torch.float64)
+        error = float(lost.std()) / math.sqrt(len(lost)) if len(lost) > 1 else math.nan
+        return float(lost.mean()), error
+
+    def fisher(self, deficit: str) -> list[float]:
+        """The mean trace over the seeds, of the longest run with this deficit; empty where it was not asked for."""
+        rows = [row for row in self.rows if row.deficit == deficit and row.fisher]
+        longest = max((len(row.fisher) for row in rows), default=0)
+        traces = {row.seed: row.fisher for row in rows if len(row.fisher) == longest}
+        return [sum(column) / len(column) for column in zip(*traces.values(), strict=True)]
+
+    def table(self) -> str:
+        """Markdown: accuracy without a deficit, and what the deficit and the control cost, in points."""
+        shown = [name for name in (self.deficit, self.control) if name]
+        head = ["onset", "length", "accuracy without, %", *(f"{name}, points lost" for name in shown)]
+        lines = [head, ["---"] * len(head)]
+        for onset, length in self.windows:
+            clean = self.accuracies(_NONE, onset, length)
+            lost = [self.cost(name, onset, length) for name in shown]
+            cells = [f"{100 * mean:.1f}" + ("" if math.isnan(e) else f" ± {100 * e:.1f}") for mean, e in lost]
+            lines.append([str(onset), str(length), f"{100 * sum(clean) / len(clean):.1f}", *cells])
+        ran = "began anew at removal" if self.restart else "ran on through the deficit"
+        return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + f"\n\nThe schedule {ran}."
+
+
+@public
+def critical_period(
+    train: Training,
+    deficit: str | Deficit,
+    onsets: Sequence[int],
+    lengths: Sequence[int],
+    *,
+    seeds: Sequence[int] = (0,),
+    control: str | Deficit | None = "vertical_flip",
+    restart: bool = False,
+    fisher: Callable[[Net], float] | None = None,
+    rows: Iterable[Row] = (),
+    progress: Callable[[Row], None] | None = None,
+) -> CriticalPeriod:
+    """What a deficit on the epochs [onset, onset + length) costs after `train.after` more epochs without it.
+
+    `deficit`: a name of `DEFICITS`, or a function (x, y) -> (x, y) of a batch that keeps the shapes. For every onset,
+    length and seed a network is trained with it, one with the `control`, and one with neither; with a length of 0 only
+    the last. `restart`: begin the schedule anew when the deficit is removed; without it, a long deficit also ends at a
+    low rate, which costs something whatever the deficit is. `fisher`: a function of a Net, such as
+    `fisher_trace(task)`, taken at the start and after every epoch of every run. `progress` is told every row as it is
+    measured; `rows` that are there are not measured again, and those of another training, deficit of the same name,
+    `restart` or `fisher` are refused. Torch's global generator is left as it was. Raises
+    `WeightspaceError` for windows before the start, an unknown deficit or one that changes shapes, and no seeds.
+    """
+    changes = [_deficit(deficit), *([] if control is None else [_deficit(control)])]
+    names = _names(changes)
+    _check(train, changes, onsets, lengths, seeds)
+    windows = [(onset, length) for onset in dict.fromkeys(onsets) for length in dict.fromkeys(lengths)]
+    of = {_NONE: _of(train, None, restart, fisher)}
+    of |= {name: _of(train, change, restart, fisher) for name, change in zip(names, changes, strict=True)}
+    known = {row.key: row for row in rows if row.deficit in of}
+    if other := [row for row in known.values() if not row.of or row.of != of[row.deficit]]:
+        what = "another training, deficit, restart or fisher" if other[0].of else "an unknown training"
+        raise WeightspaceError(f"the row {other[0].key} is of {what}; give rows of this one, or none")
+    found: list[Row] = []
+
+    def keep(row: Row) -> None:
+        row = row if row.of else replace(row, of=of[row.deficit])
+        if row.key not in known and progress is not None:
+            progress(row)
+        found.append(known.setdefault(row.key, row))
+
+    for seed in dict.fromkeys(seeds):
+        for row in _clean(train, windows, seed, restart, fisher, known):
+            keep(row)
+        for name, change in dict(zip(names, changes, strict=True)).items():
+            for onset, length in windows:
+                key = (name, onset, length, seed)
+                if length and key in known:
+                    found.append(known[key])
+                elif length:
+                    end = onset + length
+                    seen = _followed(train, change, (onset, end), [end + train.after], seed, restart, fisher)
+                    keep(Row(*key, *next(iter(seen.values()))))
+    beside = names[1] if len(names) > 1 and names[1] != names[0] else None
+    return CriticalPeriod(names[0], beside, restart, train.after, tuple(found))
+
+
+def _of(*parts: Any) -> str:
+    """The digest of what a row depends on; empty where it cannot be told, so that the row is not taken for another."""
+    try:
+        return digest(*parts)
+    except DigestError:
+        return ""
+
+
+def _names(changes: Sequence[Deficit]) -> list[str]:
+    names = [_name(change) for change in changes]
+    ours = getattr(changes[0], "__module__", None) == __name__
+    if _NONE in names or (len({*names}) < len({*changes}) and not ours):
+        raise WeightspaceError(f"deficit and control are named {' and '.join(names)}; give each a __name__ of its own")
+    return names
+
+
+def _check(
+    train: Training, changes: Sequence[Deficit], onsets: Sequence[int], lengths: Sequence[int], seeds: Sequence[int]
+) -> None:
+    for what, values in (("onset", onsets), ("length", lengths), ("number of epochs after", [train.after])):
+        if wrong := [value for value in values if value < 0]:
+            raise WeightspaceError(f"the {what} {wrong[0]} is negative; count epochs from 0")
+    for what, values in (("onsets", onsets), ("lengths", lengths), ("seeds", seeds)):
+        if not values:
+            raise WeightspaceError(f"no {what}; give one or more")
+    if train.batch < 1:
+        raise WeightspaceError(f"batch is {train.batch}; give 1 or more examples")
+    accuracy(train.test)
+    x, y = next(train.train.minibatch(train.batch, 0, seeds[0]).batches())
+    if y is None:
+        raise WeightspaceError("the task to train on has no labels; give Task(inputs, labels)")
+    with torch.random.fork_rng():
+        for change in changes:
+            _applied(change, x, y)
+
+
+def _clean(
+    train: Training,
+    windows: Sequence[tuple[int, int]],
+    seed: int,
+    restart: bool,
+    fisher: Callable[[Net], float] | None,
+    known: Mapping[tuple[str, int, int, int], Row],
+) -> Iterator[Row]:
+    """Rows without a deficit: of one long run, unless the schedule begins anew at another epoch for every window."""
+    rows = {window: known.get((_NONE, *window, seed)) for window in windows}
+    missing = [window for window, row in rows.items() if row is None]
+    for group in [[w] for w in missing] if restart else [missing] * bool(missing):
+        ends = {window: sum(window) + train.after for window in group}
+        seen = _followed(train, None, (0, sum(group[0])), [*ends.values()], seed, restart, fisher)
+        rows |= {window: Row(_NONE, *window, seed, *seen[end]) for window, end in ends.items()}
+    yield from (row for row in rows.values() if row is not None)
+
+
+def _followed(
+    train: Training,
+    change: Deficit | None,
+    window: tuple[int, int],
+    ends: Sequence[int],
+    seed: int,
+    restart: bool,
+    fisher: Callable[[Net], float] | None,
+) -> dict[int, tuple[float, tuple[float, ...]]]:
+    """Epoch -> (accuracy, traces up to there), at the epochs `ends`."""
+    found, traces, net = {}, [], None
+    right = accuracy(train.test)
+    with torch.random.fork_rng():
+        for epoch, module in enumerate(train.run(seed, change, window, max(ends), restart)):
+            if fisher is None and epoch not in ends:
+                continue
+            with torch.random.fork_rng():
+                net = Net.of(module) if net is None else net.load(module.state_dict())  # one graph for all epochs
+                if fisher is not None:
+                    traces.append(float(fisher(net)))
+                if epoch in ends:
+                    found[epoch] = right(net), tuple(traces)
+    return found

@@ -1,0 +1,15 @@
+"""How far weights may move before the function breaks: measured, modelled, expected, proven."""
+
+from weightspace.contents import handed_on
+
+__getattr__, __dir__, __all__ = handed_on(
+    __name__,
+    {
+        "relative": ["log_relative_trust", "relative_distances", "relative_trust"],
+        "bounds.rounding": ["BoundError"],
+        "bounds.certificate": ["Certificate", "certificate", "certificates", "lipschitz"],
+        "expected_displacement": ["Displacement", "displacement"],
+        "perturbation": ["movable", "perturb", "Stability", "stability", "Step", "width"],
+        "sensitivity": ["Breakdown", "breakdown", "Sensitivities", "sensitivities", "Trust", "trust_per_example"],
+    },
+)

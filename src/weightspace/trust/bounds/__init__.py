@@ -1,0 +1,1 @@
+"""What a change of the weights can do to the outputs, proven along the graph."""

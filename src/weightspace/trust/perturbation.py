@@ -1,0 +1,282 @@
+"""The red button: change every layer by a given share of its norm, and see how long the function holds.
+
+Four numbers answer "how far do the outputs move": measured noise; the model prod(1 + d_l) - 1 (`relative_trust`); the
+displacement that is expected from the first derivative (`displacement`); and the certificates, which are proven
+(`certificate`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from weightspace.net.errors import SymmetryError, WeightspaceError
+from weightspace.net.net import Net, checked, unfrozen
+from weightspace.net.public import public
+from weightspace.task.classification import accuracy, classifies
+from weightspace.task.task import Task
+from weightspace.trust.bounds.certificate import certificates
+from weightspace.trust.expected_displacement import Displacement, displacement
+from weightspace.trust.relative import relative_trust
+
+__all__ = ["Stability", "Step", "movable", "perturb", "stability", "width"]
+
+
+_KINDS = ("noise", "quantise", "prune")
+_MOST = 10.0
+_HALVINGS, _BITS = 40, 16
+
+
+@public
+def perturb(
+    net: Net,
+    relative: float | None = None,
+    *,
+    seed: int = 0,
+    kind: str = "noise",
+    bits: int | None = None,
+    share: float | None = None,
+    names: list[str] | None = None,
+    frozen: str = "stay",
+) -> Net:
+    """Every tensor changed by |dW_l| = `relative` |W_l| (0.2 unless given), or by no more where a kind allows no more.
+
+    - "noise": exactly that, in a direction drawn uniformly from the sphere by `seed`;
+    - "quantise": rounded to the coarsest even grid with at most that error; or with `bits`, to 2^bits - 1 values from
+      -max |W_l| to max |W_l|;
+    - "prune": the smallest entries set to zero, as many as that allows; or with `share`, that share of every tensor.
+
+    Tensors of zeros, the gains of norms and frozen weights stay as they are (frozen="move": these change too); `names`
+    says which tensors change instead (`movable`).
+    Raises `WeightspaceError` for a size outside of [0, 10), an unknown kind or name, or arguments that do not go
+    together.
+    """
+    relative = _asked(relative, kind, bits, share)
+    chosen = movable(unfrozen(checked(net), frozen)) if names is None else names
+    if unknown := [name for name in chosen if name not in net.weights]:
+        raise WeightspaceError(f"no tensor {unknown[0]!r}; the tensors are {', '.join(list(net.weights)[:6])}, ..")
+    noise = net.weights.randn(seed) if kind == "noise" else net.weights
+    new = {}
+    for name in chosen:
+        w = net.weights[name]
+        if kind == "noise":
+            size, drawn = float(w.double().norm()), float(noise[name].double().norm())
+            new[name] = w + noise[name] * (relative * size / drawn if drawn else 0.0)
+        elif kind == "quantise":
+            new[name] = _rounded(w, bits) if bits is not None else _coarsest(w, relative)
+        else:
+            new[name] = _cut(w, relative, share)
+    return net.at(net.weights.replace(new)).refreshed()
+
+
+def _asked(relative: float | None, kind: str, bits: int | None, share: float | None) -> float:
+    if kind not in _KINDS:
+        raise WeightspaceError(f"kind must be one of {', '.join(_KINDS)}, got {kind!r}")
+    for name, value, of in (("bits", bits, "quantise"), ("share", share, "prune")):
+        if value is not None and (kind != of or relative is not None):
+            raise WeightspaceError(f'{name} goes with kind="{of}" and without `relative`')
+    if bits is not None and not 2 <= bits <= _BITS:
+        raise WeightspaceError(f"bits must be from 2 to {_BITS}, got {bits}")
+    if share is not None and not 0 <= share < 1:
+        raise WeightspaceError(f"share must be in [0, 1), got {share}")
+    relative = 0.2 if relative is None else relative
+    if not 0 <= relative < _MOST:
+        raise WeightspaceError(f"relative must be in [0, {_MOST:g}), got {relative}; 0.2 changes a layer by a fifth")
+    return relative
+
+
+@public
+def movable(net: Net) -> list[str]:
+    """Floating-point tensors that are not zero nor frozen, without the gains of norms (BatchNorm, LayerNorm, ..).
+
+    Raises `WeightspaceError` where every parameter is frozen.
+    """
+    still, gains = net.frozen, set()
+    if still and len(still) == len(net.weights):
+        raise WeightspaceError('every parameter of the network is frozen; give frozen="move", or the names that change')
+    for prefix, module in net.architecture.named_modules():
+        if "norm" in type(module).__name__.lower() and isinstance(getattr(module, "weight", None), nn.Parameter):
+            gains.add(f"{prefix}.weight" if prefix else "weight")
+    left = gains | still
+    return [n for n, w in net.weights.items() if n not in left and w.is_floating_point() and bool(w.any())]
+
+
+def _rounded(w: Tensor, bits: int) -> Tensor:
+    step = w.abs().max() / (2 ** (bits - 1) - 1)
+    return torch.where(step > 0, (w / step).round() * step, w) if bool(step > 0) else w.clone()
+
+
+def _coarsest(w: Tensor, relative: float) -> Tensor:
+    """Rounded to the multiples of the largest step, by bisection, with |error| <= relative |w|."""
+    x, most = w.double(), float(w.double().norm()) * relative
+    low, high = 0.0, 2 * float(x.abs().max())
+    for _ in range(_HALVINGS):
+        step = (low + high) / 2
+        fits = step > 0 and float(((x / step).round() * step - x).norm()) <= most
+        low, high = (step, high) if fits else (low, step)
+    return ((x / low).round() * low).to(w) if low else w.clone()
+
+
+def _cut(w: Tensor, relative: float, share: float | None) -> Tensor:
+    flat = w.flatten().double()
+    order = flat.abs().argsort()
+    if share is None:
+        squares = flat[order].square().cumsum(0)
+        count = int((squares <= relative**2 * float(squares[-1])).sum()) if relative < 1 else len(flat)
+    else:
+        count = round(share * len(flat))
+    new = w.flatten().clone()
+    new[order[:count]] = 0
+    return new.view(w.shape)
+
+
+# ------------------------------------------------------------------ how long the function holds
+
+
+@public
+@dataclass(frozen=True)
+class Step:
+    """Noise of one size: what was measured over the draws, and what was predicted.
+
+    `moved`: sqrt(mean_x |df|^2 / mean_x |f|^2) of every draw; `accuracy`, `loss` of every draw (empty without labels).
+    `model`: relative trust; `expected`: from the first derivative; `certificate` and `with_data`: proven, for the first
+    draw (None where no bound is known).
+    """
+
+    relative: float
+    moved: list[float]
+    accuracy: list[float]
+    loss: list[float]
+    model: float
+    expected: float
+    certificate: float | None
+    with_data: float | None
+
+
+@public
+@dataclass(frozen=True)
+class Stability:
+    """`steps`, one for every size of noise; the network's own `accuracy` and `loss`; shares of fragility; `refused`.
+
+    `refused`: why there is no certificate, if there is none.
+    """
+
+    steps: list[Step]
+    accuracy: float | None
+    loss: float | None
+    displacement: Displacement
+    refused: str | None
+
+
+@public
+def stability(
+    net: Net,
+    task: Task,
+    etas: Sequence[float] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0),
+    draws: int = 10,
+    *,
+    seed: int = 0,
+    proven: bool = True,
+    frozen: str = "stay",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Stability:
+    """What noise of every relative size in `etas` does to the outputs on `task`, measured and by the four numbers.
+
+    Accuracy is measured where the task has labels of classes. Cost: len(etas) draws forward passes, and with `proven`
+    a Cholesky factor for every weight and size. Frozen weights stay, unless frozen="move". Raises
+    `WeightspaceError` for sizes outside of [0, 10), no draws, or a task without inputs.
+    """
+    if draws < 1 or not etas:
+        raise WeightspaceError(f"give at least one size of noise and one draw, got {len(etas)} and {draws}")
+    names, score = movable(unfrozen(checked(net), frozen)), _scorer(task)
+    own = score(net)
+    outputs = task.outputs(net).double()
+    scale = float(outputs.norm())
+    expected = displacement(net, task, 1.0, seed=seed, names=names)
+    steps: list[Step] = []
+    refused = None if proven else "not asked for"
+    for k, eta in enumerate(etas):
+        nets = [perturb(net, eta, seed=seed + 1000 * k + d, names=names) for d in range(draws)]
+        moved, scores = [], []
+        for d, other in enumerate(nets):
+            moved.append(float((task.outputs(other).double() - outputs).norm()) / scale)
+            scores.append(score(other))
+            progress(k * draws + d + 1, len(etas) * draws)
+        bounds: list[float | None] = [None, None]
+        if refused is None:
+            try:
+                bounds = [found.relative for found in certificates(net, nets[0], task)]
+            except (WeightspaceError, SymmetryError) as error:
+                refused = str(error)
+        right = [a for a, _ in scores if a is not None]
+        losses = [b for _, b in scores if b is not None]
+        model = relative_trust(net, nets[0])
+        steps.append(Step(eta, moved, right, losses, model, eta * expected.relative, *bounds))
+    return Stability(steps, *own, expected, refused)
+
+
+def _scorer(task: Task) -> Callable[[Net], tuple[float | None, float | None]]:
+    """Accuracy and loss, where there are labels."""
+    if any(y is None for _, y in task.batches()):
+        return lambda net: (None, None)
+    right = accuracy(task) if classifies(task) else None
+
+    def score(net: Net) -> tuple[float | None, float | None]:
+        with torch.no_grad():
+            return right(net) if right else None, float(task(net))
+
+    return score
+
+
+@public
+def width(
+    net: Net,
+    task: Task,
+    tolerance: float = 0.01,
+    *,
+    draws: int = 10,
+    seed: int = 0,
+    precision: float = 0.01,
+    most: float = 2.0,
+    frozen: str = "stay",
+) -> float:
+    """The width of the minimum: the largest eta whose noise costs at most `tolerance`, on the mean of `draws`.
+
+    A cost is lost accuracy where the task has classes, the rise of the loss relative to log 2 where it has other
+    labels, and the relative displacement of the outputs where it has none. By bisection to a relative `precision`;
+    `most` if even that is borne, 0 if nothing is. Frozen weights stay, unless frozen="move". Raises
+    `WeightspaceError` for a tolerance that is not positive.
+    """
+    if not 0 < tolerance < math.inf or not 0 < precision < 1 or not 0 < most < _MOST or draws < 1:
+        raise WeightspaceError(
+            f"tolerance must be positive, precision in (0, 1), most in (0, {_MOST:g}), draws from 1; got {tolerance}, "
+            f"{precision}, {most} and {draws}"
+        )
+    names, score = movable(unfrozen(checked(net), frozen)), _scorer(task)
+    right, loss = score(net)
+    outputs = task.outputs(net).double()
+
+    def cost(eta: float) -> float:
+        total = 0.0
+        for d in range(draws):
+            other = perturb(net, eta, seed=seed + d, names=names)
+            left, now = score(other)
+            if right is not None and left is not None:
+                total += right - left
+            elif loss is not None and now is not None:
+                total += (now - loss) / math.log(2)
+            else:
+                total += float((task.outputs(other).double() - outputs).norm() / outputs.norm())
+        return total / draws
+
+    if cost(most) <= tolerance:
+        return most
+    low, high = 0.0, most
+    while high - low > precision * high and high > 1e-6:
+        middle = (low + high) / 2 if low else high / 4
+        low, high = (middle, high) if cost(middle) <= tolerance else (low, middle)
+    return low

@@ -1,0 +1,198 @@
+"""What the outputs feel: of the inputs, of the weights, of one example; and how soon a gradient stops being one."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vjp
+
+from weightspace.metric.metric import Relative
+from weightspace.net.differentiable import called
+from weightspace.net.errors import SymmetryError, WeightspaceError
+from weightspace.net.inputs import arguments, carried
+from weightspace.net.net import Net, checked, math_attention
+from weightspace.net.public import public
+from weightspace.net.weights import Weights
+from weightspace.task.examples import normal, uniform
+from weightspace.task.goal import gradient
+from weightspace.task.task import Task
+from weightspace.trust.bounds.certificate import lipschitz
+from weightspace.trust.bounds.rounding import BoundError
+from weightspace.trust.expected_displacement import displacement
+from weightspace.trust.perturbation import movable
+from weightspace.trust.relative import relative_trust
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = ["Breakdown", "Sensitivities", "Trust", "breakdown", "sensitivities", "trust_per_example"]
+
+
+_STEPS = 24
+
+
+@public
+@dataclass(frozen=True)
+class Sensitivities:
+    """`product`: no |f(x + dx) - f(x)| / |dx| exceeds it, if it is known; `jacobian`: |df/dx|_2, of every example.
+
+    `weights`: the relative displacement of the outputs for a relative displacement one of every layer's weights, as is
+    expected for noise; `depth`: what the model says of it, the number of layers, for small changes.
+    """
+
+    product: float | None
+    jacobian: Float[Tensor, " examples"]
+    weights: float
+    depth: int
+
+
+@public
+def sensitivities(net: Net, task: Task, *, seed: int = 0) -> Sensitivities:
+    """What the outputs feel of the inputs, as a product of operator norms and as the Jacobian's norm, and of weights.
+
+    Raises `WeightspaceError` for inputs that are not real numbers.
+    """
+    try:
+        product = lipschitz(net, task)
+    except (BoundError, SymmetryError):
+        product = None
+    depth = sum(w.dim() > 1 for w in checked(net).weights.values())
+    expected = displacement(net, task, 1.0, seed=seed, names=movable(net))
+    return Sensitivities(product, _jacobian_norms(net, task, seed), expected.relative, depth)
+
+
+def _jacobian_norms(net: Net, task: Task, seed: int) -> Tensor:
+    """|df/dx|_2 of every example by the power method; in evaluation mode no example sees another."""
+    found, start = [], 0
+    for x, _ in task.batches(net):
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise WeightspaceError("the outputs have a derivative in inputs that are one tensor of real numbers")
+
+        def f(z: Tensor) -> Tensor:
+            return task.output(called(net.architecture, net.tensors, (z,)))
+
+        v = normal(next(uniform(x.shape, 1, seed, start))).to(x)
+        start += len(x)
+        size = torch.zeros(len(x)).to(x)
+        with math_attention(), _quiet():
+            for _ in range(_STEPS):
+                v = v / v.flatten(1).norm(dim=1).clamp_min(1e-30).view(-1, *(1,) * (v.dim() - 1))
+                pushed = jvp(f, (x,), (v,))[1]
+                size = pushed.flatten(1).norm(dim=1)
+                v = vjp(f, x)[1](pushed)[0]
+        found.append(size.detach().double())
+    return torch.cat(found)
+
+
+@public
+@dataclass(frozen=True)
+class Breakdown:
+    """A step of relative size eta against the gradient: how much the gradient and the outputs have changed after it.
+
+    `gradient`: max_l |g_l(w + dw) - g_l(w)| / |g_l(w)|; `outputs`: |df| / |f|; `model`: relative trust. The model is a
+    heuristic for how eta should fall with depth, and no bound: along gradients both changes exceed it.
+    """
+
+    eta: float
+    gradient: float
+    outputs: float
+    model: float
+
+
+@public
+def breakdown(net: Net, task: Task, etas: Sequence[float] = (0.001, 0.01, 0.1)) -> list[Breakdown]:
+    """How the gradient breaks down along itself, dW_l = -eta |W_l| g_l / |g_l|, for every eta.
+
+    Source: On the distance between two neural networks and the stability of learning (Bernstein, Vahdat, Yue, Liu,
+    2020), whose reliability estimate is the `model` here.
+    """
+    g, f = gradient(task, checked(net)), task.outputs(net).double()
+    direction, found = Relative().steepest(net, g), []
+    for eta in etas:
+        if not 0 < eta < 10:
+            raise WeightspaceError(f"eta must be in (0, 10), got {eta}")
+        moved = net + eta * direction
+        h = gradient(task, moved)
+        changes = [float((h[n] - g[n]).double().norm() / g[n].double().norm()) for n in g if bool(g[n].any())]
+        apart = float((task.outputs(moved).double() - f).norm() / f.norm())
+        found.append(Breakdown(eta, max(changes, default=0.0), apart, relative_trust(net, moved)))
+    return found
+
+
+@public
+@dataclass(frozen=True)
+class Trust:
+    """How far a step on each example alone moves the network: `relative` trust, `displacement` of its own output.
+
+    `displacement` is |J_i g_i| rate, what the step does to the outputs on the example itself, to first order; `loss` is
+    the example's. Entries in the order of the task; `order` sorts by relative trust, the largest first.
+    """
+
+    relative: Float[Tensor, " examples"]
+    displacement: Float[Tensor, " examples"]
+    loss: Float[Tensor, " examples"]
+
+    @property
+    def order(self) -> Tensor:
+        """Numbers of the examples, those that move the network most first."""
+        return self.relative.argsort(descending=True)
+
+
+@public
+def trust_per_example(net: Net, task: Task, rate: float = 0.01) -> Trust:
+    """For every example i: g_i = gradient of its loss alone, dW = -rate g_i, prod_l (1 + rate |g_il| / |W_l|) - 1.
+
+    Over tensors of two dimensions or more that are not zero. Examples that move a network far are those that it finds
+    hard or has not seen. Cost: a gradient for every example. Raises `WeightspaceError` for a rate that is not positive,
+    or no labels.
+    """
+    if not 0 < rate < math.inf:
+        raise WeightspaceError(f"rate must be positive, got {rate}")
+    names = [n for n, w in checked(net).weights.items() if w.dim() > 1 and bool(w.any())]
+    sizes = {n: float(net.weights[n].double().norm()) for n in names}
+    relative, moved, losses = [], [], []
+    for x, y in task.batches(net):
+        if y is None:
+            raise WeightspaceError("trust per example needs labels; give Task(inputs, labels)")
+        for k in range(len(y)):
+            one = Task(_one(x, k), y[k : k + 1], metric=task.metric, output=task.output)
+            g = gradient(one, net)
+            relative.append(math.expm1(sum(math.log1p(rate * float(g[n].norm()) / sizes[n]) for n in names)))
+            moved.append(rate * _push(net, one, g))
+            with torch.no_grad():
+                losses.append(float(one(net)))
+    return Trust(*(torch.tensor(values, dtype=torch.float64) for values in (relative, moved, losses)))
+
+
+def _one(x: object, k: int) -> object:
+    if isinstance(x, Tensor):
+        return x[k : k + 1]
+    if isinstance(x, dict):
+        return {name: t[k : k + 1] for name, t in x.items()}
+    return tuple(t[k : k + 1] for t in x)  # type: ignore[attr-defined]
+
+
+def _push(net: Net, one: Task, g: Weights) -> float:
+    """|J g| on one example."""
+    args, kwargs = arguments(carried(one.example(1), net))
+
+    def f(flat: Tensor) -> Tensor:
+        return one.output(called(net.architecture, {**net.weights.shaped(flat), **net.state}, args, kwargs))
+
+    with math_attention(), _quiet():
+        return float(jvp(f, (net.weights.flat(),), (g.flat(),))[1].norm())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the notice on torch.jit that forward-mode derivatives give."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
