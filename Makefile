@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test clean
+.PHONY: demo test test-all test-of coverage clean
 
 demo: .venv/ready
 	$(BIN)/weightspace demo
@@ -10,7 +10,17 @@ test: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 -m "not slow"
+
+test-all: test
+	$(BIN)/pytest -n 2 -m slow
+
+test-of: .venv/ready-dev
+	$(BIN)/pytest -n 2 $(wildcard tests/$(notdir $(patsubst %/,%,$(dir $(F))))/test_$(notdir $(F))) \
+		$(if $(wildcard tests/$(notdir $(patsubst %/,%,$(dir $(F))))/test_$(notdir $(F))),,tests/$(notdir $(patsubst %/,%,$(dir $(F)))))
+
+coverage: .venv/ready-dev
+	$(BIN)/pytest -n 2 --cov=weightspace --cov-report=term:skip-covered
 
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

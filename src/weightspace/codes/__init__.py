@@ -11,6 +11,8 @@ __getattr__, __dir__, __all__ = handed_on(
         "attribution": ["attributed", "Attribution", "products", "Scaled"],
         "weight_information": [
             "Bracket",
+            "Cost",
+            "cost",
             "flatness_bound",
             "Information",
             "information",

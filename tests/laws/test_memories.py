@@ -31,7 +31,7 @@ from weightspace.task.task import Task
 from weightspace.training import critical_periods
 from weightspace.trust.bounds import rounding
 
-HOUSE = Path(__file__).parents[1] / "src" / "weightspace"
+HOUSE = Path(__file__).parents[2] / "src" / "weightspace"
 CACHES = {"lru_cache", "cache", "cached_property"}
 CONTAINERS = {
     "dict",

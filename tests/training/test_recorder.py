@@ -31,7 +31,7 @@ TRAIN, PROBE = digits("train", flat=True), digits("test", flat=True).take(40)
 X, Y = TRAIN.example(200), TRAIN.take(200).labels()
 
 
-SOURCE = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent / "src")}
+SOURCE = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
 
 
 def module(seed: int = 0) -> nn.Module:

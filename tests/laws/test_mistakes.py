@@ -22,7 +22,7 @@ from weightspace.symmetry.align.repair import reset_statistics
 from weightspace.symmetry.symmetry import Symmetry
 from weightspace.task.task import Task
 
-SOURCE = Path(__file__).parents[1] / "src"
+SOURCE = Path(__file__).parents[2] / "src"
 
 
 def mlp(seed: int = 0) -> nn.Module:

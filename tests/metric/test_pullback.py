@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_operator import NETS, case, explicit
+from dense import NETS, case, explicit
 from torch import Tensor, nn
 
 from weightspace.curvature.tangent_kernel import KernelError, kernel

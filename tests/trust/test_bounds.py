@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +10,7 @@ import torch.nn.functional as F
 from architectures import CASES, noisy
 from torch import nn
 
+from benchmarks import rules
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 from weightspace.task.task import Task
@@ -21,10 +20,6 @@ from weightspace.trust.bounds.rounding import Arithmetic, BoundError, gamma
 from weightspace.trust.bounds.rule import RULES, Far, Value, bind, number
 from weightspace.trust.bounds.walk import known
 from weightspace.trust.perturbation import perturb
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from benchmarks import rules
 
 DOUBLE = torch.float64
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
