@@ -189,7 +189,6 @@ CLASSES = {
     "weight_information.cost": lambda a, b, t: weight_information.cost(a, t, "variational").products,
     "weight_information.flatness_bound": lambda a, b, t: ws.flatness_bound(a, t),
     "weight_information.information": lambda a, b, t: ws.information(a, t, blocks=False).value,
-    "description.learning_coefficient": "langevin.learning_coefficient",
     "sweep.cost": lambda a, b, t: sweep.cost(a, t).steps,
     "sweep.random_labels": lambda a, b, t: ws.random_labels(t, 0.5).labels(),
     "sweep.structure_function": lambda a, b, t: [

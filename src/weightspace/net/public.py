@@ -278,7 +278,7 @@ def _fit(kind: Any, value: Any, where: str) -> tuple[bool, Any]:
     if kind is Any or kind is object:
         return True, value
     if origin is typing.Literal:
-        return isinstance(value, tuple({type(choice) for choice in typing.get_args(kind)})), value
+        return any(type(value) is type(choice) and value == choice for choice in typing.get_args(kind)), value
     if origin is Callable or kind is Callable:
         return _calls(typing.get_args(kind)[:1], value), value
     if origin is type:
