@@ -58,6 +58,6 @@ def read(
         if out:
             bench.group.save(out)
     if as_json:
-        print_json(bench.group.certificate())
+        print_json(bench.group.as_json())
     else:
         say_group(bench.group, type(bench.template.architecture).__name__, out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -56,17 +57,22 @@ class Symmetry(Group):
         """
         return read(net, example, into=cls, check=verify, scales=scales, outputs_move=outputs_move)
 
+    def as_json(self) -> dict[str, Any]:
+        """The group as plain data: axes, places, kinds, architecture hash, how it was verified."""
+        return saved.as_json(self)
+
     def certificate(self) -> dict[str, Any]:
-        """Everything as plain data: axes, places, kinds, architecture hash, how it was verified."""
-        return saved.certificate(self)
+        """The old name of `as_json`."""
+        warnings.warn("Symmetry.certificate() is called as_json() now", DeprecationWarning, 3)
+        return self.as_json()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the certificate as JSON, whole or not at all."""
+        """Write `as_json()` to a file, whole or not at all."""
         saved.save(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Symmetry:
-        """Read a certificate back; raises `SymmetryError` for a file that is none."""
+        """Read a group that `save` wrote; raises `SymmetryError` for any other file."""
         return saved.load(path, cls)
 
     def match(self, net: Net, to: Net, data: Task | None = None, method: str = "auto", seed: int = 0) -> Match:
