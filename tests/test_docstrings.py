@@ -24,7 +24,7 @@ WITHOUT: set[str] = set()
 
 
 def examples(file):
-    """Every docstring of a file with an example. What `public` wraps has globals of its own: doctest would not find it."""
+    """Every docstring of a file with an example; doctest itself would not find what `public` wraps."""
     module, parser = importlib.import_module(file), doctest.DocTestParser()
     own = {name: o for name, o in vars(module).items() if getattr(o, "__module__", "") == file}
     for name, thing in [*own.items()]:
