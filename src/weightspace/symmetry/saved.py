@@ -1,4 +1,4 @@
-"""A group as a JSON file: axes, places, kinds, architecture, and how it was verified."""
+"""The file format of a group: JSON with its axes, places, kinds, architecture, and verification."""
 
 from __future__ import annotations
 
