@@ -300,7 +300,7 @@ def test_the_norm_of_adam_weighs_by_the_gradients_seen():
 @pytest.mark.parametrize(
     ("act", "words"),
     [
-        (lambda a, t: hold(t, a, "l7"), "unknown distance"),
+        (lambda a, t: hold(t, a, "l7"), "distance takes 'squared' or 'kl'"),
         (lambda a, t: hold(t, a, batch=0), "at least one"),
         (lambda a, t: hold(t, a, temperature=0.0), "temperature"),
         (lambda a, t: ewc(a, t, 0.0), "strength"),

@@ -101,7 +101,7 @@ def test_data_in_another_precision_will_do():
 
 
 @pytest.mark.parametrize(
-    ("method", "words"), [("sorting", "unknown method"), ("activations", "needs data"), ("", "unknown method")]
+    ("method", "words"), [("sorting", "method takes"), ("activations", "needs data"), ("", "method takes")]
 )
 def test_bad_methods_are_refused(method, words):
     group, a, b = pair("mlp")

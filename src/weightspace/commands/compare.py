@@ -26,7 +26,7 @@ from weightspace.metric.distance import euclidean, functional, layerwise
 from weightspace.net.net import Net
 from weightspace.net.public import public
 from weightspace.path.path import line
-from weightspace.symmetry.align.match import Match
+from weightspace.symmetry.align.match import Match, Method
 from weightspace.symmetry.align.repair import has_statistics, reset_statistics
 from weightspace.symmetry.axis import Axis
 from weightspace.symmetry.balance import unit_variances
@@ -218,7 +218,7 @@ def compare(
     measure_on: Task | None = None,
     names: tuple[str, str] = ("a", "b"),
     points: int = 11,
-    method: str = "auto",
+    method: Method = "auto",
     seed: int = 0,
     progress: Progress = lambda what, done, total: None,
 ) -> Comparison:
@@ -260,7 +260,7 @@ def compare(
     )
 
 
-def _matches(a: Net, b: Net, group: Symmetry, data: Task | None, method: str, seed: int) -> tuple[Match, Match]:
+def _matches(a: Net, b: Net, group: Symmetry, data: Task | None, method: Method, seed: int) -> tuple[Match, Match]:
     """The match that comes nearest to a, and the one of the lowest barrier."""
     if data is None:
         only = group.match(b, to=a, method=method, seed=seed)

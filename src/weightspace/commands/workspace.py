@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from weightspace.commands.progress import Progress, silent
 from weightspace.net.errors import SymmetryError, first_line
 from weightspace.net.inputs import carried
 from weightspace.net.net import Net
-from weightspace.symmetry.align.match import METHODS
+from weightspace.symmetry.align.match import METHODS, Method
 from weightspace.symmetry.symmetry import Symmetry
 from weightspace.task import data_files, datasets
 from weightspace.task.classification import accuracy, classifies
@@ -116,7 +116,7 @@ class Workspace:
     trust_code: bool
     seed: int
     progress: Progress
-    method: str = "auto"
+    method: Method = "auto"
 
     @classmethod
     def open(
@@ -161,7 +161,7 @@ class Workspace:
             group = Symmetry.of(architecture.find(arch, list(paths), trust_code), shown)
         hollow = net.at(net.weights, net.state.map(_meta))
         gc.collect()  # the exported graph is a cycle that holds the probe's weights
-        return cls(hollow, shown, group, align_on, measure_on, trust_code, seed, progress, method)
+        return cls(hollow, shown, group, align_on, measure_on, trust_code, seed, progress, cast(Method, method))
 
     def load(self, path: Path) -> Net:
         """The network of a checkpoint. Raises `WeightspaceError`."""

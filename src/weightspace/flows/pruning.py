@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Prune", "PruneError", "prune", "share_at", "sparsity", "tightened"]
 
 
-_REPAIRS = ("gauss-newton", "layer", "descent")
+Repair: TypeAlias = Literal["gauss-newton", "layer", "descent"]
 
 
 class PruneError(WeightspaceError):
@@ -34,7 +34,7 @@ class Prune:
 
     sparsity: float
     structure: str
-    repair: str
+    repair: Repair
     batch: int
     seed: int
     augment: Callable[[Any, torch.Generator], Any] | None = None
@@ -44,7 +44,7 @@ class Prune:
 def prune(
     sparsity: float,
     structure: str = "unstructured",
-    repair: str = "gauss-newton",
+    repair: Repair = "gauss-newton",
     batch: int = 256,
     seed: int = 0,
     augment: Callable[[Any, torch.Generator], Any] | None = None,
@@ -73,8 +73,6 @@ def prune(
             raise PruneError(f'structure is "unstructured", "neuron", or "n:m" such as "2:4", got {structure!r}')
         if abs(sparsity - (1 - int(n) / int(m))) > 1e-9:
             raise PruneError(f"{structure} zeroes a share of {1 - int(n) / int(m):g}, not {sparsity:g}")
-    if repair not in _REPAIRS:
-        raise PruneError(f"unknown repair {repair!r}; choose {', '.join(_REPAIRS)}")
     if augment is not None and repair != "descent":
         raise PruneError(f'augment changes the batches of a descent, and {repair!r} has none; give repair="descent"')
     return Prune(sparsity, structure, repair, batch, seed, augment)

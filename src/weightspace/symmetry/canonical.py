@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -32,8 +32,7 @@ from weightspace.symmetry.group import Element, Group
 __all__ = ["Key", "canonical", "canonical_element"]
 
 
-Key: TypeAlias = str | Callable[[Tensor], Tensor]
-_KEYS = ("first", "norm", "mean", "linear")
+Key: TypeAlias = Literal["first", "norm", "mean", "linear"] | Callable[[Tensor], Tensor]
 _DIGITS = 9
 _TOLD = 1e-9
 
@@ -51,8 +50,6 @@ def canonical(group: Group, net: Net, key: Key = "norm") -> Net:
 def canonical_element(group: Group, net: Net, key: Key = "norm") -> Element:
     """The element that takes `net` to its canonical form."""
     group.check(net)
-    if isinstance(key, str) and key not in _KEYS:
-        raise WeightspaceError(f"unknown key {key!r}; choose {', '.join(_KEYS)} or give a function of the rows")
     bad = net.weights.unusable()
     if bad:
         raise WeightspaceError(f"{bad[0]} holds NaN or infinity; there is no representative")

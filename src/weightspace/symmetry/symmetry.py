@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from weightspace.net.public import public
 from weightspace.path.path import line
 from weightspace.symmetry import saved
 from weightspace.symmetry.align.features import activation_terms
-from weightspace.symmetry.align.match import Match, match
+from weightspace.symmetry.align.match import Match, Method, match
 from weightspace.symmetry.align.merge import gather_round
 from weightspace.symmetry.align.repair import best_repaired, has_statistics, reset_statistics
 from weightspace.symmetry.balance import balance
@@ -87,7 +87,7 @@ class Symmetry(Group):
         """Read a group that `save` wrote; raises `SymmetryError` for any other file."""
         return saved.load(path, cls)
 
-    def match(self, net: Net, to: Net, data: Task | None = None, method: str = "auto", seed: int = 0) -> Match:
+    def match(self, net: Net, to: Net, data: Task | None = None, method: Method = "auto", seed: int = 0) -> Match:
         """The element g that brings `net` nearest `to`; with `data`, the one with the lowest measured loss barrier.
 
         `method`: see `Match`, which says how g was found.
@@ -105,7 +105,7 @@ class Symmetry(Group):
         features = lambda: activation_terms(self, to, net, batch.example(_FEATURE_EXAMPLES))  # noqa: E731
         return match(self, net, to, features=features, score=_barrier(to, data, seed), method=method, seed=seed)
 
-    def align(self, net: Net, to: Net, data: Task | None = None, method: str = "auto", seed: int = 0) -> Net:
+    def align(self, net: Net, to: Net, data: Task | None = None, method: Method = "auto", seed: int = 0) -> Net:
         """The member of the orbit of `net` nearest `to`: the same function, ready to be compared or averaged.
 
         >>> import weightspace as ws
@@ -146,7 +146,14 @@ class Symmetry(Group):
 
 
 @public
-def mean(nets: Sequence[Net], group: Symmetry, data: Task | None = None, seed: int = 0, *, frozen: str = "stay") -> Net:
+def mean(
+    nets: Sequence[Net],
+    group: Symmetry,
+    data: Task | None = None,
+    seed: int = 0,
+    *,
+    frozen: Literal["stay", "move"] = "stay",
+) -> Net:
     """The average of networks modulo the group: (1/n) sum_i g_i w_i, every g_i w_i nearest the mean of the others.
 
     Networks are aligned to the first (with `data`: by the method with the lowest measured barrier), then each to the

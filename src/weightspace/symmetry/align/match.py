@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Literal, TypeAlias
 
 from torch import Tensor
 
@@ -20,7 +21,10 @@ from weightspace.symmetry.balance import balancing, unit_variances
 from weightspace.symmetry.canonical import canonical_element
 from weightspace.symmetry.group import Element, Group
 
-__all__ = ["Candidate", "METHODS", "Match", "apart", "match"]
+__all__ = ["Candidate", "METHODS", "Match", "Method", "apart", "match"]
+
+
+Method: TypeAlias = Literal["auto", "activations+weights", "activations", "weights", "frank-wolfe"]
 
 
 @public
@@ -57,7 +61,7 @@ def match(
     *,
     features: Callable[[], Terms] | None = None,
     score: Callable[[Net], float] | None = None,
-    method: str = "auto",
+    method: Method = "auto",
     seed: int = 0,
 ) -> Match:
     """The element g that brings `net` nearest `to`, and how it was found.
@@ -110,10 +114,8 @@ class _Search:
         self.features = features
         self.found: dict[str, Element] = {}
 
-    def run(self, method: str) -> Match:
+    def run(self, method: Method) -> Match:
         wanted = METHODS if method == "auto" else (method,)
-        if any(m not in METHODS for m in wanted):
-            raise WeightspaceError(f"unknown method {method!r}; choose auto, {', '.join(METHODS)}")
         if method.startswith("activations") and self.features is None:
             raise WeightspaceError(f"method {method!r} needs data; give data=")
         candidates: list[Candidate] = []
