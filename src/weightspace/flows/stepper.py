@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -53,25 +53,12 @@ _TEMPERATURE = 4.0
 
 @public(renamed={"limit": "max_drift"})
 def flow(
-    net: Net,
-    goal: Aim,
-    metric: Metric | Pullback,
-    *,
-    steps: int = 100,
-    size: Size = 0.1,
-    budget: float | None = None,
-    probe: Task | None = None,
-    max_drift: float | None = None,
-    corrections: int = 1,
-    accelerate: bool | str = False,
-    mask: Weights | None = None,
-    frozen: str = "stay",
-    max_trust: float | None = None,
-    save: int = 10,
-    check: int = 1,
-    trail: str | os.PathLike[str] | None = None,
-    progress: Callable[[Record], None] = lambda record: None,
-) -> Flow:
+    net: Net, goal: Aim, metric: Metric | Pullback, *, steps: int = 100, size: Size = 0.1, budget: float | None = None,
+    probe: Task | None = None, max_drift: float | None = None, corrections: int = 1,
+    accelerate: bool | Literal["force"] = False, mask: Weights | None = None,
+    frozen: Literal["stay", "move"] = "stay", max_trust: float | None = None, save: int = 10, check: int = 1,
+    trail: str | os.PathLike[str] | None = None, progress: Callable[[Record], None] = lambda record: None,
+) -> Flow:  # fmt: skip
     """Move `net` by `steps` steps of length `size` that lower `goal` as far as `metric` allows; returns the path.
 
     `size`: a length in weight space, or a function of the share of steps done. `budget`: the largest drift on the
@@ -96,79 +83,86 @@ def flow(
     >>> path.log[-1].drift < 0.01
     True
     """
-    _sound(steps, size, budget, max_drift, max_trust, corrections, save, check)
-    if not isinstance(goal, Prune):
-        goal = as_goal(goal)
+    options = _Options(budget, probe, max_drift, corrections, accelerate, mask, max_trust, save, check)
+    _check_numbers(steps, size, options)
+    goal = goal if isinstance(goal, Prune) else as_goal(goal)
     net = unfrozen(checked(net), frozen)
-    if net.frozen and len(net.frozen) == len(net.weights):
-        raise FlowError('every parameter of the network is frozen: nothing could move; give frozen="move"')
-    if mask is not None:
-        net.weights.check(mask)
-        if not any(bool(m.any()) for m in mask.values()):
-            raise FlowError("the mask holds every weight: nothing could move")
-    if isinstance(goal, Prune) and not isinstance(metric, Pullback):
-        raise FlowError("pruning is repaired under a Pullback metric; give Pullback(task)")
-    if isinstance(goal, Prune) and goal.repair == "descent" and budget is not None:
-        raise FlowError("a descent keeps no budget at every step; leave it out, and look at the drift at the end")
-    if isinstance(goal, Prune) and goal.repair == "layer" and mask is not None:
-        raise FlowError("the repair layer by layer moves all that is not cut; take another repair with a mask")
-    if isinstance(goal, Prune) and max_trust is not None:
-        raise FlowError("max_trust cuts the steps of a descent, and pruning has none; leave it out")
-    if max_drift is not None and probe is None:
-        raise FlowError("max_drift is a drift on other examples; give them as probe=")
-    if accelerate and not isinstance(metric, Pullback):
-        raise FlowError("only a Pullback metric has geodesics to accelerate along; give Pullback(task)")
-    if accelerate is True and isinstance(metric, Pullback) and (at := kink(net, metric)):
-        raise FlowError(f'{at} has kinks that a second derivative does not see; use corrections, or accelerate="force"')
-    if isinstance(metric, Adam):
-        metric = metric.begin()
+    _check_fit(net, goal, metric, options)
+    metric = metric.begin() if isinstance(metric, Adam) else metric
     if isinstance(goal, Prune) and goal.repair == "gauss-newton":
-        corrections = max(corrections, 2)
-    asked: dict[str, Any] = {
-        "network": net, "goal": goal, "metric": metric, "size": size, "budget": budget, "probe": probe,
-        "corrections": corrections, "accelerate": accelerate, "mask": mask, "max_trust": max_trust, "save": save,
-        "check": check, "steps": steps if callable(size) or isinstance(goal, Prune) else None,
-    }  # fmt: skip
-    run = _Run(
-        net,
-        goal,
-        metric,
-        budget,
-        probe,
-        max_drift,
-        corrections,
-        accelerate,
-        mask,
-        max_trust,
-        save,
-        check,
-        trail,
-        progress,
-    )
+        options = replace(options, corrections=max(corrections, 2))
+    run = _Run(net, metric, options, trail, progress)
     if run.trail is not None:
-        run.resume(run.trail, {name: told(value) for name, value in asked.items()}, steps)
-    run.remember()
-    if not isinstance(goal, Prune):
-        return run.descend(goal, steps, size)
-    return run.carve(goal, steps, size) if goal.repair == "descent" else run.prune(goal, steps)
+        run.resume(run.trail, _asked(net, goal, metric, options, steps, size), steps)
+    return run.go(goal, steps, size)
 
 
-def _sound(
-    steps: int, size: Any, budget: Any, max_drift: Any, trust: Any, corrections: int, save: int, check: int
-) -> None:
-    positive = (
-        ("budget", budget),
-        ("max_drift", max_drift),
-        ("max_trust", trust),
-        ("size", None if callable(size) else size),
-    )
-    for name, value in positive:
+@dataclass(frozen=True)
+class _Options:
+    """Arguments of `flow` that do not change on the way."""
+
+    budget: float | None
+    probe: Task | None
+    max_drift: float | None
+    corrections: int
+    accelerate: bool | Literal["force"]
+    mask: Weights | None
+    max_trust: float | None
+    save: int
+    check: int
+
+
+def _check_numbers(steps: int, size: Size, options: _Options) -> None:
+    positive = {name: getattr(options, name) for name in ("budget", "max_drift", "max_trust")}
+    for name, value in {**positive, "size": None if callable(size) else size}.items():
         if value is not None and not 0 < value < math.inf:
             raise FlowError(f"{name} must be positive, got {value}")
-    counts = ("steps", steps, 1), ("save", save, 1), ("check", check, 1), ("corrections", corrections, 0)
-    for name, value, least in counts:
-        if value < least:
+    counts = {name: getattr(options, name) for name in ("save", "check", "corrections")}
+    for name, value in {"steps": steps, **counts}.items():
+        if value < (least := int(name != "corrections")):
             raise FlowError(f"{name} must be at least {least}, got {value}")
+
+
+def _check_fit(net: Net, goal: Goal | Prune, metric: Metric | Pullback, options: _Options) -> None:
+    """Raise `FlowError` where goal, metric and options do not fit together."""
+    if net.frozen and len(net.frozen) == len(net.weights):
+        raise FlowError('every parameter of the network is frozen: nothing could move; give frozen="move"')
+    if options.mask is not None:
+        net.weights.check(options.mask)
+        if not any(bool(m.any()) for m in options.mask.values()):
+            raise FlowError("the mask holds every weight: nothing could move")
+    if isinstance(goal, Prune):
+        _check_pruning(goal, metric, options)
+    if options.max_drift is not None and options.probe is None:
+        raise FlowError("max_drift is a drift on other examples; give them as probe=")
+    if options.accelerate and not isinstance(metric, Pullback):
+        raise FlowError("only a Pullback metric has geodesics to accelerate along; give Pullback(task)")
+    if options.accelerate is True and isinstance(metric, Pullback) and (at := kink(net, metric)):
+        raise FlowError(f'{at} has kinks that a second derivative does not see; use corrections, or accelerate="force"')
+
+
+def _check_pruning(goal: Prune, metric: Metric | Pullback, options: _Options) -> None:
+    if not isinstance(metric, Pullback):
+        raise FlowError("pruning is repaired under a Pullback metric; give Pullback(task)")
+    if goal.repair == "descent" and options.budget is not None:
+        raise FlowError("a descent keeps no budget at every step; leave it out, and look at the drift at the end")
+    if goal.repair == "layer" and options.mask is not None:
+        raise FlowError("the repair layer by layer moves all that is not cut; take another repair with a mask")
+    if options.max_trust is not None:
+        raise FlowError("max_trust cuts the steps of a descent, and pruning has none; leave it out")
+
+
+def _asked(
+    net: Net, goal: Goal | Prune, metric: Metric | Pullback, options: _Options, steps: int, size: Size
+) -> dict[str, Any]:
+    """Everything that the path depends on, for a `trail` to be continued."""
+    o = options
+    asked = {
+        "network": net, "goal": goal, "metric": metric, "size": size, "budget": o.budget, "probe": o.probe,
+        "corrections": o.corrections, "accelerate": o.accelerate, "mask": o.mask, "max_trust": o.max_trust,
+        "save": o.save, "check": o.check, "steps": steps if callable(size) or isinstance(goal, Prune) else None,
+    }  # fmt: skip
+    return {name: told(value) for name, value in asked.items()}
 
 
 class _Run:
@@ -177,29 +171,21 @@ class _Run:
     def __init__(
         self,
         net: Net,
-        goal: Aim,
         metric: Metric | Pullback,
-        budget: float | None,
-        probe: Task | None,
-        limit: float | None,
-        corrections: int,
-        accelerate: bool | str,
-        mask: Weights | None,
-        max_trust: float | None,
-        save: int,
-        check: int,
+        options: _Options,
         trail: str | os.PathLike[str] | None,
         progress: Callable[[Record], None],
     ) -> None:
-        self.start, self.net, self.budget, self.limit = net, net, budget, limit
-        self.corrections, self.accelerate = corrections, accelerate
-        self.max_trust = max_trust
+        mask, probe = options.mask, options.probe
+        self.start, self.net, self.budget, self.limit = net, net, options.budget, options.max_drift
+        self.corrections, self.accelerate = options.corrections, options.accelerate
+        self.max_trust = options.max_trust
         self.still = net.frozen
         self.held, self.cut = _holding(net, mask), None if mask is None else _already(net, mask)
-        self.save, self.check, self.progress = save, check, progress
+        self.save, self.check, self.progress = options.save, options.check, progress
         self.metric = replace(metric, mask=mask) if isinstance(metric, Pullback) and mask is not None else metric
         self.anchor = metric.outputs(net) if isinstance(metric, Pullback) else None
-        if budget is not None and self.anchor is None:
+        if self.budget is not None and self.anchor is None:
             raise FlowError("a drift budget needs a Pullback metric, whose task says what must not drift")
         self.heldout = Pullback(probe, metric.output if isinstance(metric, Pullback) else "logits") if probe else None
         self.there = self.heldout.outputs(net) if self.heldout else None
@@ -207,6 +193,13 @@ class _Run:
         self._adam = metric if isinstance(metric, Adam) else None
         self._saved: dict[str, Tensor] = {}
         self.trail = None if trail is None else Trail(trail, net)
+
+    def go(self, goal: Any, steps: int, size: Size) -> Flow:
+        """The flow towards a goal."""
+        self.remember()
+        if not isinstance(goal, Prune):
+            return self.descend(goal, steps, size)
+        return self.carve(goal, steps, size) if goal.repair == "descent" else self.prune(goal, steps)
 
     # -------------------------------------------------------------- descending
 

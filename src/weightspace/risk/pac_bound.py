@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -126,24 +126,12 @@ class RiskBound:
 
 @public(renamed={"rate": "lr"})
 def pac_bayes(
-    net: Net,
-    task: Task,
-    delta: float = 0.05,
-    *,
-    prior: Net | None = None,
-    seen: Task | None = None,
-    test: Task | None = None,
-    family: Literal["kl", "catoni"] = "kl",
-    constants: Sequence[float] = inequalities.CATONI,
-    deviation: float | None = None,
-    steps: int = 3000,
-    batch: int = 500,
-    lr: float = 0.1,
-    draws: int = 500_000,
-    group: int = 16,
-    seed: int = 0,
+    net: Net, task: Task, delta: float = 0.05, *, prior: Net | None = None, seen: Task | None = None,
+    test: Task | None = None, family: Literal["kl", "catoni"] = "kl",
+    constants: Sequence[float] = inequalities.CATONI, deviation: float | None = None, steps: int = 3000,
+    batch: int = 500, lr: float = 0.1, draws: int = 500_000, group: int = 16, seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> RiskBound:
+) -> RiskBound:  # fmt: skip
     """Train a Gaussian Q over weights on a PAC-Bayes bound, and return the bound on its error on new examples.
 
     `prior` stands at w_0; without one, w_0 is a fresh initialisation from `seed`, and of `net` only the architecture is
@@ -165,57 +153,79 @@ def pac_bayes(
     >>> found.examples, found.classes, found.kind
     (60, 10, 'random')
     """
-    for name, value in (("steps", steps), ("batch", batch), ("lr", lr), ("draws", draws), ("group", group)):
+    _check_numbers(delta, steps=steps, batch=batch, lr=lr, draws=draws, group=group)
+    start, centre = _ends(net, prior, seed)
+    classes, wrong = _counted(centre, task)
+    _check_apart({"certified": task, "prior's": seen, "test": test})
+    first = deviation if deviation is not None else _FRESH if prior is None else _TRAINED
+    fit, noisy = Fit(start, centre, first, deviation is None), Noisy(centre, _held(task, batch))
+    draw = _Draws(noisy, -(-draws // len(task)), group, torch.Generator(device=start.device).manual_seed(seed))
+    say = (lambda done: progress(done, steps + draw.passes)) if progress else (lambda done: None)
+    choices = len(constants) if family == "catoni" else None
+    descend(fit, noisy, choices, delta * (1 - _MC), steps, batch, lr, seed, draw.generator, say)
+    found = _certified(fit, draw, wrong, delta, family, constants, lambda k: say(steps + k))
+    tested = None if test is None else draw.error(_held(test, batch), found.posterior, max(1, 20_000 // len(test)))[0]
+    kind = "random" if prior is None or seen is None else "data"
+    return replace(found, classes=classes, kind=kind, test_error=tested)
+
+
+def _check_numbers(delta: float, **numbers: float) -> None:
+    for name, value in numbers.items():
         if not 0 < value < math.inf:
             raise RiskError(f"{name} is {value}; give a positive number")
     if not 0 < delta < 1:
         raise RiskError(f"delta is {delta}; give a probability of failure between 0 and 1, such as 0.05")
+
+
+def _ends(net: Net, prior: Net | None, seed: int) -> tuple[Net, Net]:
+    """The means of Q at the start and of P; frozen weights that are equal in both stay frozen."""
     centre = fresh(checked(net), seed) if prior is None else checked(prior)
     start = centre if prior is None else net
     _check_nets(start, centre)
     if prior is not None and all(torch.equal(start.weights[n], centre.weights[n]) for n in start.frozen):
         start = start.free()
         centre = centre.within(start.weights)
-    classes, wrong = _counted(centre, task)
-    _check_apart({"certified": task, "prior's": seen, "test": test})
-    task = _held(task, batch)
-    first = deviation if deviation is not None else _FRESH if prior is None else _TRAINED
+    return start, centre
 
-    fit, noisy, n = Fit(start, centre, first, deviation is None), Noisy(centre, task), len(task)
-    generator = torch.Generator(device=start.device).manual_seed(seed)
-    passes = -(-draws // n)
-    say = (lambda done: progress(done, steps + passes)) if progress else (lambda done: None)
-    choices = len(constants) if family == "catoni" else None
-    descend(fit, noisy, choices, delta * (1 - _MC), steps, batch, lr, seed, generator, say)
+
+@dataclass(frozen=True)
+class _Draws:
+    """How the error of Q is estimated: `passes` over the examples, with noise shared by `group` of them if need be."""
+
+    noisy: Noisy
+    passes: int
+    group: int
+    generator: torch.Generator
+
+    def error(
+        self, task: Task, q: Gaussian, passes: int, say: Callable[[int], None] = lambda done: None
+    ) -> tuple[float, int]:
+        """The error of weights drawn from Q on a task, and the number of independent values that it averages."""
+        return _drawn(self.noisy, task, q, passes, 1 if self.noisy.exact else self.group, self.generator, say)
+
+
+def _certified(
+    fit: Fit,
+    draws: _Draws,
+    wrong: int,
+    delta: float,
+    family: str,
+    constants: Sequence[float],
+    say: Callable[[int], None],
+) -> RiskBound:
+    """The bound of a trained Q; `classes` and `kind` are filled in later."""
+    task, n = draws.noisy.task, len(draws.noisy.task)
     q, p, deviations = fit.rounded()
-    size = 1 if noisy.exact else group
-    error, m = _drawn(noisy, task, q, passes, size, generator, lambda k: say(steps + k))
+    error, m = draws.error(task, q, draws.passes, say)
     nats, grid = max(0.0, q.kl(p)), fit.grid()
     families = bounds_of(error, m, nats + grid, n, delta, wrong, constants)
     named = {row.name: row.bound for row in families}
-    tested = (
-        None if test is None else _drawn(noisy, _held(test, batch), q, max(1, 20_000 // len(test)), size, generator)[0]
-    )
     return RiskBound(
-        bound=named[family],
-        family=family,
-        delta=delta,
-        examples=n,
-        classes=classes,
-        error=error,
-        error_bound=inequalities.monte_carlo(error, m, delta * _MC),
-        draws=m,
-        nats=nats,
-        grid=grid,
-        centre_error=wrong / n,
-        hold_out=named["hold-out"],
-        kind="random" if prior is None or seen is None else "data",
-        families=families,
-        deviations=deviations,
-        posterior=q,
-        prior=p,
-        test_error=tested,
-    )
+        bound=named[family], family=family, delta=delta, examples=n, classes=0, error=error,
+        error_bound=inequalities.monte_carlo(error, m, delta * _MC), draws=m, nats=nats, grid=grid,
+        centre_error=wrong / n, hold_out=named["hold-out"], kind="", families=families, deviations=deviations,
+        posterior=q, prior=p,
+    )  # fmt: skip
 
 
 @public

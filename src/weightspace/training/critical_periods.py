@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,7 @@ __all__ = [
 
 
 Deficit: TypeAlias = Callable[[Any, Any], tuple[Any, Any]]
+Named: TypeAlias = Literal["blur", "noise", "label_permutation", "vertical_flip"]
 _NONE = "none"
 
 
@@ -148,15 +149,8 @@ def _images(x: Any, name: str) -> None:
         raise WeightspaceError(f"{name} needs images (example, channel, height, width), got {seen}")
 
 
-def _deficit(value: str | Deficit) -> Deficit:
-    if isinstance(value, str):
-        if value not in DEFICITS:
-            known = ", ".join(DEFICITS)
-            raise WeightspaceError(f"unknown deficit {value!r}; give one of {known}, or a function (x, y) -> (x, y)")
-        return DEFICITS[value]()
-    if not callable(value):
-        raise WeightspaceError(f"a deficit is a name or a function (x, y) -> (x, y), not {type(value).__name__}")
-    return value
+def _deficit(value: Named | Deficit) -> Deficit:
+    return DEFICITS[value]() if isinstance(value, str) else value
 
 
 def _name(change: Deficit) -> str:
@@ -339,18 +333,11 @@ class CriticalPeriod:
 
 @public
 def critical_period(
-    train: Training,
-    deficit: str | Deficit,
-    onsets: Sequence[int],
-    lengths: Sequence[int],
-    *,
-    seeds: Sequence[int] = (0,),
-    control: str | Deficit | None = "vertical_flip",
-    restart: bool = False,
-    fisher: Callable[[Net], float] | None = None,
-    rows: Iterable[Row] = (),
+    train: Training, deficit: Named | Deficit, onsets: Sequence[int], lengths: Sequence[int], *,
+    seeds: Sequence[int] = (0,), control: Named | Deficit | None = "vertical_flip", restart: bool = False,
+    fisher: Callable[[Net], float] | None = None, rows: Iterable[Row] = (),
     progress: Callable[[Row], None] | None = None,
-) -> CriticalPeriod:
+) -> CriticalPeriod:  # fmt: skip
     """The cost of a deficit on the epochs [onset, onset + length), after `train.after` more epochs without it.
 
     `deficit`: a name of `DEFICITS`, or a function (x, y) -> (x, y) of a batch that keeps the shapes. For every onset,
@@ -373,34 +360,47 @@ def critical_period(
     names = _names(changes)
     _check(train, changes, onsets, lengths, seeds)
     windows = [(onset, length) for onset in dict.fromkeys(onsets) for length in dict.fromkeys(lengths)]
-    of = {_NONE: _of(train, None, restart, fisher)}
-    of |= {name: _of(train, change, restart, fisher) for name, change in zip(names, changes, strict=True)}
+    named = dict(zip(names, changes, strict=True))
+    of = {name: _of(train, change, restart, fisher) for name, change in {_NONE: None, **named}.items()}
+    known, found = _known(rows, of), list[Row]()
+    for seed in dict.fromkeys(seeds):
+        for row in _measured(train, named, windows, seed, restart, fisher, known):
+            row = row if row.of else replace(row, of=of[row.deficit])
+            if row.key not in known and progress is not None:
+                progress(row)
+            found.append(known.setdefault(row.key, row))
+    beside = names[1] if len(names) > 1 and names[1] != names[0] else None
+    return CriticalPeriod(names[0], beside, restart, train.after, tuple(found))
+
+
+def _known(rows: Iterable[Row], of: Mapping[str, str]) -> dict[tuple[str, int, int, int], Row]:
+    """Given rows by their key; refused where they are of another training."""
     known = {row.key: row for row in rows if row.deficit in of}
     if other := [row for row in known.values() if not row.of or row.of != of[row.deficit]]:
         what = "another training, deficit, restart or fisher" if other[0].of else "an unknown training"
         raise WeightspaceError(f"the row {other[0].key} is of {what}; give rows of this one, or none")
-    found: list[Row] = []
+    return known
 
-    def keep(row: Row) -> None:
-        row = row if row.of else replace(row, of=of[row.deficit])
-        if row.key not in known and progress is not None:
-            progress(row)
-        found.append(known.setdefault(row.key, row))
 
-    for seed in dict.fromkeys(seeds):
-        for row in _clean(train, windows, seed, restart, fisher, known):
-            keep(row)
-        for name, change in dict(zip(names, changes, strict=True)).items():
-            for onset, length in windows:
-                key = (name, onset, length, seed)
-                if length and key in known:
-                    found.append(known[key])
-                elif length:
-                    end = onset + length
-                    seen = _followed(train, change, (onset, end), [end + train.after], seed, restart, fisher)
-                    keep(Row(*key, *next(iter(seen.values()))))
-    beside = names[1] if len(names) > 1 and names[1] != names[0] else None
-    return CriticalPeriod(names[0], beside, restart, train.after, tuple(found))
+def _measured(
+    train: Training,
+    changes: Mapping[str, Deficit],
+    windows: Sequence[tuple[int, int]],
+    seed: int,
+    restart: bool,
+    fisher: Callable[[Net], float] | None,
+    known: Mapping[tuple[str, int, int, int], Row],
+) -> Iterator[Row]:
+    """The rows of one seed: without a deficit, then with each."""
+    yield from _clean(train, windows, seed, restart, fisher, known)
+    for name, change in changes.items():
+        for onset, length in windows:
+            key, end = (name, onset, length, seed), onset + length
+            if length and key in known:
+                yield known[key]
+            elif length:
+                seen = _followed(train, change, (onset, end), [end + train.after], seed, restart, fisher)
+                yield Row(*key, *next(iter(seen.values())))
 
 
 def _of(*parts: Any) -> str:
