@@ -31,12 +31,12 @@ FILES = {
         align.relax align.merge align.refit align.repair align.match align.features symmetry quotient""",
     "training": "critical_periods recording recorder adapters",
     "flows": "batches anchors attacks ensembles goals pruning result stepper",
-    "commands": """progress paths workspace capacity certify compare align inform merge perturb stability tasks walk
-        watch""",
-    "pages": """page style certify compare align critical_periods inform merge paths stability tasks walk capacity
-        watch""",
-    "cli": """options words show align capacity certify compare inform merge paths perturb read stability tasks walk
-        watch""",
+    "commands": """progress data scores settings workspace compare align merge capacity walk perturb stability inform
+        tasks certify watch paths""",
+    "pages": """page style compare align merge walk capacity stability inform tasks certify paths watch
+        critical_periods""",
+    "cli": """options words show read compare align merge walk perturb capacity stability inform certify tasks watch
+        paths""",
 }
 PARTS = {"graph.rules": "rules.", "trust.bounds": "bounds.", "symmetry.align": "align."}  # wings of wings
 ORDER = [
