@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test test-all test-of coverage clean
+.PHONY: demo test test-slow test-all test-of coverage clean
 
 demo: .venv/ready
 	$(BIN)/weightspace demo
@@ -12,8 +12,10 @@ test: .venv/ready-dev
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 -m "not slow"
 
-test-all: test
+test-slow: .venv/ready-dev
 	$(BIN)/pytest -n 2 -m slow
+
+test-all: test test-slow
 
 test-of: .venv/ready-dev
 	$(BIN)/pytest -n 2 $(wildcard tests/$(notdir $(patsubst %/,%,$(dir $(F))))/test_$(notdir $(F))) \

@@ -148,7 +148,7 @@ def test_compare_prints_verdict_table_and_numbers(here, capsys):
     code, out, err = run(capsys, "compare", "a.safetensors", "b.safetensors", "--arch", ARCH, "--data", "data.npz")
     assert code == 0
     for words in ("Independent: trained apart", "as stored", "aligned", "loss barrier", "accuracy half way",
-                  "certainly between", "0.weight", "12x6", "S12 x R+12 x S8 x R+8", "Matched by"):  # fmt: skip
+                  "proven", "0.weight", "12x6", "S12 x R+12 x S8 x R+8", "Matched by"):  # fmt: skip
         assert words in out
     assert "reading the symmetry" in err and "\x1b" not in out + err
 
@@ -625,7 +625,7 @@ def test_walk_knows_every_goal(here, capsys, toward):
 def test_capacity_says_how_much_room_there_is(here, capsys):
     options = ("--keep", "data.npz", "--learn", "data.npz", "--arch", ARCH, "--memory", 5)
     code, out, err = run(capsys, "capacity", "a.safetensors", *options)
-    assert code == 0 and "leaves the kept outputs alone" in out, err
+    assert code == 0 and "leaves the outputs to keep alone" in out, err
     found = json.loads(run(capsys, "capacity", "a.safetensors", *options, "--json")[1])
     assert 0 <= found["layers"] <= found["free"] + 1e-6 <= 1 + 2e-6 and found["rows"] == 5 * 3
     drifts, progress = zip(*found["tradeoff"], strict=True)
@@ -643,7 +643,7 @@ def test_capacity_says_how_much_room_there_is(here, capsys):
         ("prune:0.5,3:2", (), "n:m"),
         ("harden:-1", (), "radius"),
         ("drift:x", (), "not a whole number"),
-        ("prune:0.5,descent", ("--budget", 1), "leave --budget out"),
+        ("prune:0.5,descent", ("--budget", 1), "leave out --budget"),
         ("learn:nowhere.npz", (), "no such file"),
         ("drift:1", ("--budget", 0), "budget must be positive"),
         ("drift:1", ("--size", -1), "size must be positive"),
@@ -681,7 +681,7 @@ def test_perturb_writes_what_it_says(here, capsys, options):
         assert found["largest"] == pytest.approx(0.1, rel=1e-4)
         assert 0.2 < found["measured"] / found["expected"] < 5
     code, text, err = run(capsys, "perturb", "a.safetensors", "-o", out, "--arch", ARCH, "--force", *options)
-    assert code == 0 and "Relative trust" in text, err
+    assert code == 0 and "Deep relative trust" in text, err
     out.unlink()
 
 

@@ -42,7 +42,7 @@ def run(capsys, *words):
 
 
 def test_watch_records_and_draws(here, capsys):
-    assert "Where two examples meet" in (here / "watch.html").read_text()
+    assert "Cross-path similarity, all pairs" in (here / "watch.html").read_text()
     seen = Recording("run.rec")
     assert [record.step for record in seen] == [0, 4, 8, 12, 16]
     assert {"gates", "held", "accuracy", "loss", "from_start", "activations"} <= set(seen[-1].values)

@@ -92,7 +92,7 @@ class Shared:
     limit: Limit = 2048
     report: Annotated[
         Path | None,
-        typer.Option(rich_help_panel=_RUN, help="Write a page with figures (.html); it needs no network to view."),
+        typer.Option(rich_help_panel=_RUN, help="Write a page with figures (.html); it works offline."),
     ] = None
     as_json: Annotated[
         bool, typer.Option("--json", rich_help_panel=_RUN, help="Print one JSON object on stdout, and nothing else.")

@@ -65,7 +65,8 @@ def walk(
     *,
     common: Shared,
 ) -> None:
-    """Learn new data, prune, explore, or go to another network, while the outputs on the data to keep stay.
+    """Change a network (learn, prune, explore, go to another one) while its outputs on the data to keep stay.
+
 
     A walk into a folder that was interrupted resumes from there; --force starts again.
     """
