@@ -715,7 +715,7 @@ def test_outputs_are_compared_where_there_are_no_labels(here, capsys):
     steps = json.loads(text)["found"]["steps"]
     assert all(step["moved"] and not step["accuracy"] and not step["loss"] for step in steps)
     code, text, err = run(capsys, "perturb", "a.safetensors", *given, "-o", here / "u.safetensors")
-    assert code == 0 and "Outputs moved by" in text, err
+    assert code == 0 and "Change of the outputs" in text, err
     for words in (
         ("compare", "a.safetensors", "b.safetensors"),
         ("merge", "a.safetensors", "b.safetensors", "-o", here / "v.safetensors"),
