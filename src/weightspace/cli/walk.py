@@ -74,12 +74,11 @@ def walk(
         free(out, (".safetensors",), common.force)
     elif not out.parent.is_dir():
         raise missing(out)
-    from weightspace.commands.walk import Limits
-    from weightspace.commands.walk import walk as run
+    from weightspace.commands import walk as run
 
-    limits, drawn = Limits(budget, steps, size, memory, common.limit), common.report is not None
+    limits, drawn = run.Limits(budget, steps, size, memory, common.limit), common.report is not None
     with progress() as step:
-        done = run(checkpoint, keep, toward, out, limits, picture=drawn, settings=common.settings(step))
+        done = run.walk(checkpoint, keep, toward, out, limits, picture=drawn, settings=common.settings(step))
     from weightspace.pages.walk import walk_page
 
     answer(done, say_walk, common, walk_page)
