@@ -22,7 +22,7 @@ def say_read(group: Symmetry, name: str, certificate: Path | None) -> None:
     out = console()
     order = f"10^{group.log10_order:.0f}" if group.log10_order > 4 else f"{10**group.log10_order:.0f}"
     out.print(f"{name}: {group}", style="bold")
-    out.print(f"{len(group)} groups of units that move together; {order} ways to renumber them give the same function.")
+    out.print(f"{len(group)} axes (sets of units that move together); {order} equivalent ways to renumber them.")
     table = make_table("axis", "units", "moves", "depends on", "places", "tensors")
     for axis in group.axes:
         places = group.places[axis.name]
