@@ -10,13 +10,10 @@ largest output.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from benchmarks import measure
 
@@ -76,14 +73,9 @@ def summary(rows: list[dict[str, Any]]) -> str:
     return measure.table(["net", *columns, '"same"'], body)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("names", nargs="*", metavar="NET")
-    options.add_argument("--elements", type=int, default=20)
-    given = options.parse_args(arguments)
-    torch.set_num_threads(1)
-    print(summary(run(given.elements, given.names)))
+_NAMES = {"nargs": "*", "metavar": "NET"}
+main = measure.command("orbits", __doc__, run, summary, {"names": _NAMES, "--elements": 20})
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
