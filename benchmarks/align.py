@@ -1,4 +1,4 @@
-"""Two networks of different seeds, brought together: naive, `rebasin`, `sinkhorn-rebasin` and ours, side by side.
+"""Alignment of two networks of different seeds: barrier and time of naive, `rebasin`, `sinkhorn-rebasin` and ours.
 
 For every pair of seeds (0, 1), (2, 3), ..: the test-loss barrier over 11 points, whether the moved network still
 computes what it did, and seconds. Alignment sees the training images only. Networks with BatchNorm have their

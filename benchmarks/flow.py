@@ -1,4 +1,4 @@
-"""A flow under Adam beside a plain loop of torch.optim.Adam: what one door for all methods costs.
+"""Time of a flow under Adam beside a plain loop of torch.optim.Adam on the same batches.
 
 `flow(net, learn(task, batch), Adam())` checks every gradient and every network for NaN, keeps a record of every step
 and never writes into a network that somebody holds; the loop does none of that. One thread, in turns, processor time.

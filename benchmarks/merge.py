@@ -1,4 +1,4 @@
-"""Five networks averaged: naively, by `rebasin.MergeMany`, by ours; beside the single networks and their ensemble.
+"""Averages of five networks: naive, by `rebasin.MergeMany`, by ours; beside the single networks and their ensemble.
 
 Groups of five MLPs of other seeds, disjoint. Test accuracy and seconds, in one run; alignment sees training images.
 

@@ -1,4 +1,4 @@
-"""A step of Fromage beside a step of stochastic gradient descent and the fastest published code; norms in float32.
+"""Time of a step of Fromage beside plain SGD and the fastest published code; precision of norms in float32.
 
 9.5 million weights in the 12 tensors of an MLP 784-1536-1536-1536-1536-784-10, one thread, in turns, processor time.
 Published: `Fromage` of pytorch_optimizer 4.1.0, both ways it has, from the folder that WEIGHTSPACE_PEERS_OPTIMIZER

@@ -1,4 +1,4 @@
-"""Paths of examples: all pairs at once, the cost of recording them, and more of them than fit into memory.
+"""Activation paths of examples: similarity of all pairs, the cost of recording, more of them than fit into memory.
 
 python -m benchmarks.paths [pairs record stream] [--repeats 7]
 """

@@ -1,4 +1,4 @@
-"""A planted move recovered: b = g (a + noise); how many units does the match send back where they came from?
+"""Recovery of a known move: b = g (a + noise); the share of units that matching sends back where they came from.
 
 g is a random permutation, with random positive scales on ReLU networks and random signs on those of tanh. The noise
 is Gaussian, half the standard deviation of each tensor. No data is used.
@@ -111,7 +111,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
 _OPTIONS = {
     "--nets": {"nargs": "*", "default": list(NETS), "choices": list(zoo.NETS)},
     "--seeds": 3,
-    "--noise": {"type": float, "default": 0.5, "dest": "share"},
+    "--noise": {"type": float, "default": 0.5, "dest": "share", "metavar": "NOISE"},
 }
 main = measure.command("planted", __doc__, run, summary, _OPTIONS)
 

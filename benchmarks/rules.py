@@ -1,4 +1,4 @@
-"""Every rule of a certificate, on arguments drawn at random: is a bound ever below what is measured?
+"""The bounds of the certificate, operation by operation, on random arguments: is a bound ever below what is measured?
 
 A draw is an operation with settings from their whole domain, a reference in float64, a point near it as network a
 computes it, and one further off as b does, each in a dtype of its own; weights move too, at random or, one time in

@@ -1,4 +1,4 @@
-"""One exact step of equation 4 on LeNet-300-100, beside other ways to it, and the cost of a product with G.
+"""One exact step of equation 4 on LeNet-300-100, beside other ways to compute it, and the cost of a product with G.
 
 Others: the explicit Jacobian; a search on the sphere |v|^2 = eps as the paper describes it (a random start, then 200
 steps of Adam, brought back to the sphere after each); for the product, curvlinops-for-pytorch 3.0.1 if it is installed.
@@ -206,7 +206,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
 
 
 _OPTIONS = {
-    "--images": {"type": int, "nargs": "*", "default": [50, 200], "dest": "sizes"},
+    "--images": {"type": int, "nargs": "*", "default": [50, 200], "dest": "sizes", "metavar": "IMAGES"},
     "--repeats": 5,
     "--data": {"help": "folder of MNIST's official files"},
 }

@@ -1,4 +1,4 @@
-"""Training as diffusion: the action of real runs, the way from network to network, and what flatness tells of errors.
+"""Training as diffusion: the action of training runs, least-action paths between networks, flatness and the test error.
 
     python -m experiments.action [runs reach flat descent escape] [--data DIR] [--seeds 0 1 2]
 

@@ -1,4 +1,4 @@
-"""Claims of PAC-Bayes: what can be promised on new data (Dziugaite, Roy, 2017; Perez-Ortiz et al., 2021).
+"""PAC-Bayes certificates: bounds on the error on new data (Dziugaite, Roy, 2017; Perez-Ortiz et al., 2021).
 
     python -m experiments.certify [binary taught few whole] [--data DIR] [--rows T-600 ..] [--seeds 0]
 

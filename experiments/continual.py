@@ -1,4 +1,4 @@
-"""An old task kept while a new one is learnt: MNIST, then Fashion-MNIST, one network of 20 outputs.
+"""Continual learning: MNIST, then Fashion-MNIST, by one network of 20 outputs; how much of MNIST it keeps.
 
     python -m experiments.continual [METHOD ..] --data DIR [--memories 50 200 2000] [--seeds 0 1 2] [--quick]
 

@@ -1,4 +1,4 @@
-"""Critical periods (Achille, Rovere, Soatto, 2019): what blurred images cost for good, by when they were blurred.
+"""Critical periods (Achille, Rovere, Soatto, 2019): the lasting cost of blurred images, by when in training they come.
 
     python -m experiments.critical [removal windows restart] [--data DIR] [--seeds 0 1 2 3]
 

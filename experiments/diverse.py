@@ -1,4 +1,4 @@
-"""Several networks of CIFAR-10 as one, and what fools them. Run by `experiments.colours ensembles`.
+"""Ensembles on CIFAR-10: diversity and adversarial attacks. Run by `experiments.colours ensembles`.
 
 Attacks: PGD of 20 steps on pixels in [0, 1]; by torchattacks where WEIGHTSPACE_PEERS_TORCHATTACKS names its folder.
 """

@@ -1,4 +1,4 @@
-"""How much room a function leaves: the metric's spectrum, prune and learn in both orders, ensembles from a path.
+"""Spectrum of the pullback metric; pruning and learning in both orders; ensembles made along a path.
 
     python -m experiments.freedom [spectrum commute ensembles] [--data DIR] [--seeds 0 1 2] [--quick]
 

@@ -1,4 +1,4 @@
-"""A graph of networks: every edge is a short flow, which learns a task or prunes further; every node is asked.
+"""A graph of networks: every edge is a short flow that learns a task or prunes, every node's accuracy is measured.
 
 A node is the word of what was done on the way from the root: s, i, y (a task learnt) and p (pruned further).
 """

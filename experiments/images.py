@@ -1,4 +1,4 @@
-"""Image functions (anonymous, 2021): which units each image goes through while a network learns; its figures 1 to 6.
+"""Image functions (anonymous, 2021), figures 1 to 6: which units each image activates while a network learns.
 
     python -m experiments.images [mlp alexnet vgg resnet] [--data DIR] [--seeds 0] [--quick] [--full --device cuda]
 

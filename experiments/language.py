@@ -1,4 +1,4 @@
-"""A language model on invariant paths: pruned without labels, three tasks one after the other, a graph of networks.
+"""A language model on invariant paths: pruning without labels, three tasks in sequence, a graph of networks.
 
     python -m experiments.language [fill continual own commute graph] --data DIR --model DIR [--full] [--quick]
 

@@ -1,4 +1,4 @@
-"""Nuisances and groups: what layers tell of shifts, turns and light, and networks that turns pass through.
+"""Nuisances and equivariance: information of layers about shifts, turns and light; networks equivariant to turns.
 
     python -m experiments.nuisance [defects layers turned] [--data DIR] [--seeds 0 1 2]
 

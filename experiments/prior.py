@@ -1,4 +1,4 @@
-"""Claim: among all priors E_D[Q], the mean of the codes of other data, makes the information in the weights least.
+"""Claim: of all priors, the mean of the posteriors on other data, E_D[Q], minimises the information in the weights.
 
     python -m experiments.prior [--data DIR] [--seeds 0 1 2]
 

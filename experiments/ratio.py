@@ -1,4 +1,4 @@
-"""Does early over mid cross-path similarity tell how a network generalises? 96 MLPs and 32 convolutional networks.
+"""Does the ratio of early to mid cross-path similarity predict generalisation? 96 MLPs and 32 convolutional networks.
 
     python -m experiments.ratio [mlp cnn] [--seeds 0] [--quick]
 

@@ -1,4 +1,4 @@
-"""Networks that read texts: made once and kept, taught a task, pruned, asked."""
+"""Text classifiers: made once and kept, trained on a task, pruned, tested."""
 
 from __future__ import annotations
 

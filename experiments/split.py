@@ -1,4 +1,4 @@
-"""Five tasks of two digits each, one after the other, one head of ten outputs: what is left of all of them at the end.
+"""Continual learning of five tasks of two digits each, one head of ten outputs: accuracy on all of them at the end.
 
     python -m experiments.split [METHOD ..] [--data DIR] [--memory 250] [--seeds 0 1 2] [--quick]
 

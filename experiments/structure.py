@@ -1,4 +1,4 @@
-"""Claims of information in the weights (Achille, Soatto, 2018; Achille, Paolini, Mbeng, Soatto, 2019): what tasks cost.
+"""Information in the weights (Achille, Soatto, 2018; Achille, Paolini, Mbeng, Soatto, 2019): structure functions.
 
     python -m experiments.structure [labels widths] [--data DIR] [--seeds 0 1]
 

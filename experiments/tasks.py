@@ -1,4 +1,4 @@
-"""Claims of distances between tasks (Achille, Paolini, Mbeng, Soatto, 2019), of task2vec and of LogME.
+"""Distances between tasks (Achille, Paolini, Mbeng, Soatto, 2019), beside task2vec and LogME; transfer between tasks.
 
     python -m experiments.tasks [digits images transfer] [--data DIR] [--seeds 0]
 

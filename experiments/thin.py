@@ -1,4 +1,4 @@
-"""A residual network of CIFAR-10 with 93 % of its weights at zero, without labels. Run by `experiments.colours`.
+"""Pruning a residual network of CIFAR-10 to 93 % zeros without labels. Run by `experiments.colours sparsify`.
 
 Kernels and the last matrix are pruned and counted; the scales and shifts of the norms and the last bias are neither.
 The running statistics of the norms are part of the network and stay, but for the row that says "re-estimated".

@@ -1,4 +1,4 @@
-"""Claims of deep relative trust (Bernstein, Vahdat, Yue, Liu, 2020; Bernstein's essay): what small relative changes do.
+"""Deep relative trust (Bernstein, Vahdat, Yue, Liu, 2020; Bernstein's essay): effects of small relative weight changes.
 
     python -m experiments.trust [noise breakdown checkerboard compress examples clip] [--data DIR] [--seeds 0 1 2]
 
