@@ -187,7 +187,7 @@ def test_paths_are_compared_recorded_and_streamed(load):
 
 def test_copies_under_the_group_are_one_point(load, tmp_path):
     orbits, table = load("orbits"), load("__main__")
-    (row,) = orbits.run(["mlp_batchnorm"], 1, tmp_path)
+    (row,) = orbits.run(["mlp"], 1, tmp_path)
     assert max(row[column] for column in orbits.COLUMNS) < 1e-5 and row["strangers"] == 0 and row["elements"] > 1
     kept = json.loads((tmp_path / "orbits.json").read_text())
     kept.append({"net": "other", "group": "", "elements": 2, "refused": "too many | units", "seconds": 0.1})
