@@ -176,7 +176,7 @@ def test_bad_arguments_are_refused_in_one_line(arguments, capsys):
 
 
 def test_the_readme_shows_what_was_measured():
-    text, measured = alignment.README.read_text(), record.Record(alignment.RESULTS)
+    text, measured = record.README.read_text(), record.Record(record.RESULTS / "alignment.json")
     for name, make in tables.TABLES.items():
         assert record.table(*make(measured)) in text, f"the table {name!r} is out of date"
 
@@ -525,7 +525,7 @@ def test_images_turn_as_they_are_told():
 
 
 def test_the_readme_shows_what_was_measured_of_nuisances_and_actions():
-    text, found = alignment.README.read_text(), {}
+    text, found = record.README.read_text(), {}
     for name in ("digits", "mnist"):
         found |= action.tables(record.Record(record.RESULTS / "action.json"), name)
         found |= nuisance.tables(record.Record(record.RESULTS / "nuisance.json"), name)
@@ -533,7 +533,7 @@ def test_the_readme_shows_what_was_measured_of_nuisances_and_actions():
 
 
 def test_the_readme_shows_what_was_measured_of_invariant_paths():
-    text = alignment.README.read_text()
+    text = record.README.read_text()
     found = invariant.tables(record.Record(record.RESULTS / "invariant.json"), "mnist")
     found |= continual.tables(record.Record(record.RESULTS / "continual.json"), "mnist to fashion-mnist")
     found |= freedom.tables(record.Record(record.RESULTS / "freedom.json"), "mnist")
@@ -567,7 +567,7 @@ def test_certificates_run_and_can_be_taken_up_again(tmp_path, capsys):
 
 
 def test_the_readme_shows_what_was_measured_of_certificates():
-    text, found = alignment.README.read_text(), {}
+    text, found = record.README.read_text(), {}
     for name in ("digits", "mnist"):
         found |= certify.tables(record.Record(record.RESULTS / "certify.json"), name)
     assert len(found) == 5 and all(table in text for table in found.values())
@@ -575,7 +575,7 @@ def test_the_readme_shows_what_was_measured_of_certificates():
 
 def test_the_readme_shows_what_was_measured_of_tasks():
     found = tasks.tables(record.Record(record.RESULTS / "tasks.json"))
-    assert len(found) >= 2 and all(table in alignment.README.read_text() for table in found.values())
+    assert len(found) >= 2 and all(table in record.README.read_text() for table in found.values())
 
 
 def test_priors_run_and_are_told(tmp_path):
@@ -588,4 +588,4 @@ def test_priors_run_and_are_told(tmp_path):
     assert prior.main(["--quick", "--out", str(out)]) == 0
     assert out.read_text() == first
     found = prior.tables(record.Record(record.RESULTS / "prior.json"), "digits")
-    assert len(found) == 1 and all(table in alignment.README.read_text() for table in found.values())
+    assert len(found) == 1 and all(table in record.README.read_text() for table in found.values())
