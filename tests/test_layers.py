@@ -21,8 +21,8 @@ FILES = {
     "equivariance": "finite_group equivariance layers",
     "curvature": "gradients linearised outputs curvature fisher tangent_kernel",
     "metric": "distance metric optim steps per_layer pullback geodesic",
-    "codes": """langevin nuisance posterior quadratic attribution scores structure_functions sweep task_map transfer
-        weight_information""",
+    "codes": """langevin nuisance posterior quadratic attribution scores structure_functions store sweep task_map
+        transfer weight_information""",
     "path": "path diffusion barrier loss_plane trail",
     "trust": """bounds.rounding bounds.rule bounds.maps bounds.norms bounds.pointwise bounds.shapes bounds.sums
         bounds.twins bounds.walk bounds.certificate expected_displacement relative perturbation sensitivity""",
