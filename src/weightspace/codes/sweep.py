@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from weightspace.checkpoint import reader, writer
 from weightspace.codes.posterior import Code, Gaussian, encode
 from weightspace.codes.store import Store
 from weightspace.codes.structure_functions import Run, StructureError, StructureFunction
+from weightspace.net.cost import Cost
 from weightspace.net.model import Model, fresh
 from weightspace.net.net import Net
 from weightspace.net.public import public
@@ -23,33 +24,12 @@ from weightspace.task.digest import digest, response, told
 from weightspace.task.losses import IGNORED
 from weightspace.task.task import Task
 
-__all__ = ["Cost", "Run", "StructureError", "StructureFunction", "cost", "random_labels", "structure_function"]
+__all__ = ["Run", "StructureError", "StructureFunction", "cost", "random_labels", "structure_function"]
 
 
 BETAS = tuple(round(10 ** (k / 4), 4) for k in range(-8, 5))
 _WAYS = ("up", "down")
 _VERSION = 2  # of the files in a folder
-
-
-@public
-@dataclass(frozen=True)
-class Cost:
-    """What sweeps take: so many `codes` of `steps` steps, each a pass over `batch` examples forward and back.
-
-    `bytes`: means, variances, their gradients and the optimiser's moments; the graph of a batch comes on top.
-    """
-
-    codes: int
-    steps: int
-    batch: int
-    bytes: int
-
-    def __str__(self) -> str:
-        total = self.codes * self.steps
-        return (
-            f"{self.codes} codes of {self.steps:,} steps: {total:,} passes over {self.batch:,} examples forward and "
-            f"back, and {self.bytes / 2**20:,.1f} MiB"
-        )
 
 
 @public
@@ -63,11 +43,15 @@ def cost(
     batch: int = 512,
     calibrate: bool = False,
 ) -> Cost:
-    """What `structure_function` with these arguments takes, known before it runs."""
+    """What `structure_function` with these arguments takes: so many codes, each of so many steps.
+
+    `bytes`: means, variances, their gradients and the optimiser's moments; the graph of a batch comes on top.
+    """
     weights = fresh(model, seeds[0]).weights
     codes = len(_betas(betas)) * len(_WAYS) * len(seeds) * (1 + calibrate)
     numbers = sum(buffer.numel() * buffer.element_size() for buffer in weights.buffers)
-    return Cost(codes, steps, min(batch, len(task)), 2 * 4 * numbers)
+    taken = {"codes": codes, "steps": steps, "passes": codes * steps, "bytes": 2 * 4 * numbers}
+    return Cost(batch=min(batch, len(task)), **taken)
 
 
 @public

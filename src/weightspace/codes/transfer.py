@@ -21,7 +21,6 @@ import operator
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import reduce
 from itertools import combinations, product
 from pathlib import Path
@@ -33,6 +32,7 @@ from torch import Tensor, nn
 from weightspace.codes.posterior import encode
 from weightspace.codes.store import Store
 from weightspace.codes.task_map import Distance, Key, TaskMap, TransferError
+from weightspace.net.cost import Cost
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.inputs import each, leaves
 from weightspace.net.model import Model, fresh
@@ -42,7 +42,7 @@ from weightspace.task.digest import DigestError, Frame, digest, response, told
 from weightspace.task.outputs import logits
 from weightspace.task.task import Task
 
-__all__ = ["Cost", "cost", "task_distance", "task_distances"]
+__all__ = ["cost", "task_distance", "task_distances"]
 
 
 _VERSION = 2  # of the file
@@ -119,21 +119,6 @@ def task_distances(
 
 
 @public
-@dataclass(frozen=True)
-class Cost:
-    """What `task_distances` takes: the number of codes, of steps in all, of examples passed forward and back.
-
-    A step costs about four passes of the plain network forward and back over its batch. `bytes`: the Gaussian, its
-    gradients and the optimiser's moments; activations of one batch come on top.
-    """
-
-    codes: int
-    steps: int
-    examples: int
-    bytes: int
-
-
-@public
 def cost(
     tasks: Mapping[str, Task],
     model: Model,
@@ -145,12 +130,17 @@ def cost(
     task_id: bool = False,
     **options: Any,
 ) -> Cost:
-    """What `task_distances` of these arguments takes, before it is begun."""
+    """What `task_distances` of these arguments takes: codes, their steps in all, examples passed forward and back.
+
+    A step costs about four passes of the plain network forward and back over its batch. `bytes`: the Gaussian, its
+    gradients and the optimiser's moments; activations of one batch come on top.
+    """
     net = _checked(tasks, model, task_id, seeds)
     sizes = [sum(len(tasks[name]) for name in key) for key in _wanted(tasks, targets)]
     codes = len(sizes) * len(seeds)
     passed = sum(min(batch, size) for size in sizes) * steps * len(seeds)
-    return Cost(codes, codes * steps, passed, 8 * sum(w.nbytes for w in net.weights.values()))
+    room = 8 * sum(w.nbytes for w in net.weights.values())
+    return Cost(codes=codes, steps=codes * steps, examples=passed, bytes=room)
 
 
 def _sorted(key: Sequence[str]) -> Key:

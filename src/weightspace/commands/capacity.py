@@ -11,7 +11,7 @@ import numpy as np
 
 from weightspace.commands.workspace import opened, splits
 from weightspace.metric.pullback import Pullback
-from weightspace.metric.steps import Cost
+from weightspace.net.cost import Cost
 from weightspace.net.errors import WeightspaceError
 
 __all__ = ["Room", "capacity"]
@@ -38,7 +38,7 @@ class Room:
 
     def data(self) -> dict[str, Any]:
         """As plain data."""
-        return asdict(self)
+        return {**asdict(self), "cost": self.cost.data()}
 
 
 def capacity(

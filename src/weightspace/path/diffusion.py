@@ -23,6 +23,7 @@ from weightspace.curvature.curvature import hessian
 from weightspace.curvature.fisher import gradient_noise
 from weightspace.linear.estimate import Estimate
 from weightspace.linear.operator import Operator
+from weightspace.net.cost import Cost
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net, checked, math_attention
 from weightspace.net.public import public
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Action",
-    "ActionCost",
     "DiffusionError",
     "action",
     "action_cost",
@@ -95,19 +95,13 @@ class Action:
 
 
 @public
-@dataclass(frozen=True)
-class ActionCost:
-    """Passes forward and back over the task, and bytes of weights held beside the path's own."""
+def action_cost(path: Path | Sequence[Net], samples: int = 8) -> Cost:
+    """What `action` will cost: two passes a point and one for every sample of the Hessian's trace.
 
-    passes: int
-    bytes: int
-
-
-@public
-def action_cost(path: Path | Sequence[Net], samples: int = 8) -> ActionCost:
-    """What `action` will cost: two passes a point and one for every sample of the Hessian's trace."""
+    `bytes`: of weights held beside the path's own.
+    """
     net = path[0]
-    return ActionCost(len(path) * (2 + samples), (3 + samples) * 8 * net.weights.numel)
+    return Cost(passes=len(path) * (2 + samples), bytes=(3 + samples) * 8 * net.weights.numel)
 
 
 @public
