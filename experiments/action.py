@@ -102,9 +102,9 @@ def _run(lab: Lab, rate: float, seed: int) -> dict[str, Any]:
             break
     heats = [ws.sgd_temperature(net, lab.train, rate, BATCH) for net in (nets[0], nets[len(nets) // 2], nets[-1])]
     heat = sum(heats) / 3
-    found = ws.action(nets, lab.train, heat, times, samples=4 if lab.quick else 8, seed=seed)
-    half = ws.action(nets[::2], lab.train, heat, times[::2], samples=4 if lab.quick else 8, seed=seed)
-    straight = ws.action([nets[0], nets[-1]], lab.train, heat, [times[0], times[-1]], samples=2, seed=seed)
+    found = ws.action(nets, lab.train, heat, times, probes=4 if lab.quick else 8, seed=seed)
+    half = ws.action(nets[::2], lab.train, heat, times[::2], probes=4 if lab.quick else 8, seed=seed)
+    straight = ws.action([nets[0], nets[-1]], lab.train, heat, [times[0], times[-1]], probes=2, seed=seed)
     return {
         "weights": nets[0].weights.numel,
         "points": len(nets),

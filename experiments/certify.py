@@ -146,7 +146,7 @@ def _binary(lab: Lab, row: str, seed: int) -> dict[str, Any]:
     train, test = (halved(task, seed if row.startswith("R") else None) for task in (lab.train.take(55_000), lab.test))
     net, began = perceptron(train.example(1).numel(), ROWS[row], 2), _began()
     steps, draws = (200, 20_000) if lab.quick else (STEPS.get(row, 4000), 500_000)
-    print(row, ws.pac.cost(net, train, steps=steps, draws=draws), flush=True)
+    print(row, ws.risk.cost(net, train, steps=steps, draws=draws), flush=True)
     found = ws.pac_bayes(net, train, PUBLISHED_DELTA, test=test, steps=steps, draws=draws, seed=seed)
     return _row(found, began)
 
@@ -175,7 +175,7 @@ def _taught(lab: Lab, seed: int, deviation: float | None) -> dict[str, Any]:
     steps, draws = (50, 20_000) if lab.quick else (500, 1_000_000)
     began = _began()
     found = ws.pac_bayes(head, task, DELTA, prior=head, seen=seen, test=test, deviation=deviation, steps=steps,
-                         rate=0.02, draws=draws, seed=seed, **options)  # fmt: skip
+                         lr=0.02, draws=draws, seed=seed, **options)  # fmt: skip
     return _row(found, began)
 
 
@@ -195,7 +195,7 @@ def _whole(lab: Lab, seed: int, deviation: float) -> dict[str, Any]:
     steps, draws = (10, 2000) if lab.quick else (100, 60_000)
     began = _began()
     found = ws.pac_bayes(net, second, DELTA, prior=net, seen=first, test=lab.test, deviation=deviation, steps=steps,
-                         rate=0.02, batch=100, draws=draws, group=4, seed=seed, **_alone(second))  # fmt: skip
+                         lr=0.02, batch=100, draws=draws, group=4, seed=seed, **_alone(second))  # fmt: skip
     return _row(found, began)
 
 
@@ -218,7 +218,7 @@ def _few(lab: Lab, name: str, seed: int) -> dict[str, Any]:
         return _row(ws.pac_bayes(net, train, DELTA, **options), began)
     first, second = train.split(0.5, seed)
     net = ws.flow(net, ws.learn(first, 64, seed), ws.Adam(), steps=300, size=3e-3, save=10**6)[-1]
-    options |= {"prior": net, "seen": first, "deviation": float(prior.split()[1]), "rate": 0.02}
+    options |= {"prior": net, "seen": first, "deviation": float(prior.split()[1]), "lr": 0.02}
     return _row(ws.pac_bayes(net, second, DELTA, **options, **_alone(second)), began)
 
 

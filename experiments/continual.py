@@ -132,7 +132,7 @@ def derpp(lab: Lab, net: ws.Net, memory: ws.Task, seed: int) -> Any:
 
 
 def ewc(lab: Lab, net: ws.Net, memory: ws.Task, seed: int) -> Any:
-    return new(lab, seed) + ws.ewc(lab.old.take(2000, seed), net, 100.0, seed)
+    return new(lab, seed) + ws.ewc(net, lab.old.take(2000, seed), 100.0, seed)
 
 
 def kept(lab: Lab, net: ws.Net, memory: ws.Task, seed: int) -> Any:

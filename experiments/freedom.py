@@ -152,7 +152,7 @@ def fooling(pixels: ws.Task, source: ws.Net, radius: float, how: str = "PGD") ->
         if PEER in os.environ:
             moved.append(_peer(how, source, radius)(x, y).detach())
         else:
-            moved.append(attacked(pixels, source, x, y, radius, ATTACK, (0.0, 1.0)))
+            moved.append(attacked(source, pixels, x, y, radius, ATTACK, (0.0, 1.0)))
         labels.append(y)
     return ws.Task(torch.cat(moved), torch.cat(labels))
 

@@ -86,7 +86,7 @@ class Hundred(split.Stage):
 
 
 def _parquet(folder: Path, which: str) -> ws.Task:
-    return ws.datasets.read(folder / f"{which}.parquet")
+    return ws.task.read(folder / f"{which}.parquet")
 
 
 # ------------------------------------------------------------------ ways to learn
@@ -104,7 +104,7 @@ def rehearsed(lab: Hundred, net: ws.Net, memory: ws.Task, seed: int, augment: An
 
 def ewc(lab: Hundred, net: ws.Net, memory: ws.Task, seed: int) -> Any:
     """The diagonal of the Fisher information, estimated anew on images of all old tasks before every task."""
-    return new(lab, seed) + ws.ewc(lab.old.take(40 if lab.quick else 200, seed), net, 100.0, seed)
+    return new(lab, seed) + ws.ewc(net, lab.old.take(40 if lab.quick else 200, seed), 100.0, seed)
 
 
 def teacher(lab: Hundred, net: ws.Net, memory: ws.Task, seed: int) -> Any:

@@ -126,7 +126,7 @@ WAYS: dict[str, Callable[[Stage, ws.Net], ws.Net]] = {
     "DER++": adam(derpp),
     "LwF": adam(lambda s, net: ws.hold(
         s.new, net, "kl", batch=BATCH, seed=s.seed, temperature=2.0, output=lambda f: f[:, : s.known])),
-    "EWC": adam(lambda s, net: ws.ewc(s.memory, net, EWC, s.seed)),
+    "EWC": adam(lambda s, net: ws.ewc(net, s.memory, EWC, s.seed)),
     "invariant path": path,
 }  # fmt: skip
 

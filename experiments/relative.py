@@ -104,7 +104,7 @@ def optimiser(way: str, parts: Sequence[list[nn.Parameter]], rates: Sequence[flo
         return torch.optim.SGD(groups, lr=0.1, momentum=MOMENTUM, fused=True)
     if way == "Adam":
         return torch.optim.Adam(groups, lr=0.1, fused=True)
-    return ws.optim.Fromage(groups, correct=way == "Fromage")
+    return ws.metric.Fromage(groups, correct=way == "Fromage")
 
 
 def taught(

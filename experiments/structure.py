@@ -75,7 +75,7 @@ def labels(lab: Lab, seed: int) -> Iterator[Job]:
 def _swept(lab: Lab, kind: str, name: str, seed: int) -> dict[str, Any]:
     folder = lab.folder and lab.folder / f"{lab.name}-{kind}-{name.replace(' ', '-')}"
     found = ws.structure_function(
-        lab.random(LABELS[name], 0), lab.module(kind), lab.betas(kind, name), seeds=(seed,), steps=lab.steps(kind),
+        lab.module(kind), lab.random(LABELS[name], 0), lab.betas(kind, name), seeds=(seed,), steps=lab.steps(kind),
         batch=256 if kind == "cnn" else 512, draws=8 if kind == "cnn" else 16, folder=folder,
     )  # fmt: skip
     return {

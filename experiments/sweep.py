@@ -28,8 +28,8 @@ def optimiser(way: str, parameters: Iterable[nn.Parameter], rate: float) -> torc
     makers: dict[str, Callable[..., torch.optim.Optimizer]] = {
         "SGD": lambda p: torch.optim.SGD(p, lr=rate, momentum=MOMENTUM, fused=True),
         "Adam": lambda p: torch.optim.Adam(p, lr=rate, fused=True),
-        "LAMB": lambda p: ws.optim.Lamb(p, lr=rate),
-        "Fromage": lambda p: ws.optim.Fromage(p, lr=rate),
+        "LAMB": lambda p: ws.metric.Lamb(p, lr=rate),
+        "Fromage": lambda p: ws.metric.Fromage(p, lr=rate),
     }
     return makers[way](parameters)
 

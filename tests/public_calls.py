@@ -18,16 +18,20 @@ import weightspace as ws
 from weightspace.net.state import settled
 
 
-def public_files() -> dict[str, Any]:
-    """Every file of which a wing hands on names: its last name -> the module."""
+def public_files() -> dict[str, tuple[Any, list[str]]]:
+    """Every file of which a wing hands on names: its last name -> the module, and its names that are public."""
     found = {}
     for wing in ws._CONTENTS:
         package = importlib.import_module(f"weightspace.{wing}")
         tree = ast.parse(Path(str(package.__file__)).read_text())
         for node in (n for n in ast.walk(tree) if isinstance(n, ast.Dict)):
-            for file in (ast.literal_eval(key) for key in node.keys if key):
+            for file, names in ast.literal_eval(node).items():
                 if not file.startswith("weightspace."):
-                    found[file.split(".")[-1]] = importlib.import_module(f"weightspace.{wing}.{file}")
+                    there = importlib.import_module(f"weightspace.{wing}.{file}")
+                    marked = [
+                        name for name in getattr(there, "__all__", ()) if hasattr(getattr(there, name), "_public")
+                    ]
+                    found[file.split(".")[-1]] = there, sorted({*names, *marked})
     return found
 
 
@@ -130,7 +134,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "similarity": lambda: ws.similarity(ws.features(task())(A), ws.features(task())(B)),
     "certificate": lambda: ws.certificate(A, near(), task()).bound,
     "lipschitz": lambda: ws.lipschitz(A, task()),
-    "displacement": lambda: ws.displacement.displacement(A, task(), 0.1),
+    "displacement": lambda: ws.trust.displacement(A, task(), 0.1),
     "perturb": lambda: ws.perturb(A, 0.1, seed=0),
     "stability": lambda: ws.stability(A, task(), (0.1,), draws=2),
     "width": lambda: ws.width(A, task(), draws=2),
@@ -145,7 +149,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "curvature_diagonal": lambda: ws.curvature_diagonal(A, task()),
     "jacobian": lambda: ws.jacobian(A, task()).dense(),
     "Operator": lambda: [ws.gauss_newton(A, task()).trace(seed=0), ws.gauss_newton(A, task()).diagonal()],
-    "kernel": lambda: ws.kernel.kernel(A, task()),
+    "kernel": lambda: ws.curvature.kernel(A, task()),
     "spectral_norm": lambda: ws.spectral_norm(A.weights["0.weight"]),
     "spectral_bound": lambda: ws.spectral_bound(A.weights["0.weight"]),
     "encode": lambda: ws.encode(A, task(), steps=5).kl,
@@ -155,7 +159,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "learning_coefficient": lambda: ws.learning_coefficient(A, task(), chains=2, draws=10, burn=5).value,
     "information": lambda: ws.information(A, task()).value,
     "flatness_bound": lambda: ws.flatness_bound(A, task()),
-    "structure_function": lambda: ws.structure_function(task(), module, betas=(0.1,), seeds=(0,), steps=5).runs,
+    "structure_function": lambda: ws.structure_function(module, task(), betas=(0.1,), seeds=(0,), steps=5).runs,
     "random_labels": lambda: ws.random_labels(task(), 0.5, seed=0).labels(),
     "logme": lambda: ws.logme(X, classes()),
     "task2vec": lambda: ws.task2vec(A, task()).distance(ws.task2vec(A, task(seed=2)), "cosine"),
@@ -165,7 +169,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "invariance_defect": lambda: ws.invariance_defect(painter(), ws.Task(pictures()), ws.FiniteGroup.rotations()),
     "invariant": lambda: ws.invariant(painter(), ws.FiniteGroup.rotations())(pictures()),
     "effective_information": lambda: ws.effective_information(
-        painter(), ws.Task(pictures(), classes(4)), ws.nuisance.brightness()
+        painter(), ws.Task(pictures(), classes(4)), ws.codes.brightness()
     ),
     "kl_inverse": lambda: ws.kl_inverse(0.1, 0.05),
     "pac_bayes": lambda: ws.pac_bayes(A, task(), steps=5, draws=50).bound,
@@ -173,7 +177,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "features": lambda: ws.features(task())(A),
     "forced": lambda: ws.forced(B, ws.gates(task())(A)),
     "cross_path": lambda: ws.cross_path(ws.gates(task())(A), ws.gates(task())(B)),
-    "image_function": lambda: ws.image_function(A, 0, task()),
+    "image_function": lambda: ws.image_function(A, task(), 0),
     "line": lambda: [ws.line(A, B).barrier(task()), ws.line(A, B).length(ws.Euclidean())],
     "curve": lambda: ws.curve(A, B, task(), steps=3)(0.5),
     "swa": lambda: ws.swa([A, B, C]),
@@ -186,7 +190,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "flow": lambda: ws.flow(A, ws.learn(task()), ws.Euclidean(), steps=2, size=0.01)[-1],
     "flow, pullback": lambda: ws.flow(A, ws.learn(task()), ws.Pullback(task(6)), steps=2, size=0.01)[-1],
     "prune": lambda: ws.flow(A, ws.prune(0.5), ws.Pullback(task(6)), steps=2)[-1],
-    "ewc": lambda: ws.gradient(ws.ewc(task(), A), near()),
+    "ewc": lambda: ws.gradient(ws.ewc(A, task()), near()),
     "learn": lambda: ws.gradient(ws.learn(task()), A),
     "hold": lambda: ws.gradient(ws.hold(task(), A), near()),
     "gem": lambda: ws.gradient(ws.gem(ws.learn(task()), [task(seed=2)]), near()),

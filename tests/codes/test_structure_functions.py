@@ -125,7 +125,7 @@ def model() -> nn.Module:
 
 
 def swept(**options: object) -> StructureFunction:
-    return structure_function(small(), model(), [0.3, 0.03], seeds=(3,), steps=40, **options)
+    return structure_function(model(), small(), [0.3, 0.03], seeds=(3,), steps=40, **options)
 
 
 def test_a_sweep_goes_on_where_it_was_cut_off(tmp_path):
@@ -145,14 +145,14 @@ def test_a_sweep_goes_on_where_it_was_cut_off(tmp_path):
     again = swept(folder=tmp_path, progress=lambda *k: seen.append(k))
     assert again.runs == whole.runs and len(seen) == 40 and seen[-1] == (160, 160)
     with pytest.raises(WeightspaceError, match="holds sweeps of"):
-        structure_function(small(), model(), [0.3], seeds=(3,), steps=41, folder=tmp_path)
+        structure_function(model(), small(), [0.3], seeds=(3,), steps=41, folder=tmp_path)
     json.dumps(whole.data(), allow_nan=False)
 
 
 def test_random_labels_tell_how_good_the_codes_are():
-    found = structure_function(small(), model(), [0.03], seeds=(0,), steps=30, calibrate=True)
+    found = structure_function(model(), small(), [0.03], seeds=(0,), steps=30, calibrate=True)
     assert found.efficiency is not None and found.efficiency >= 0
-    told = cost(small(), model(), [0.03], seeds=(0,), steps=30, calibrate=True)
+    told = cost(model(), small(), [0.03], seeds=(0,), steps=30, calibrate=True)
     assert (told.codes, told.steps, told.batch) == (4, 30, 60) and "120 passes" in str(told)
     assert told.bytes == 8 * 4 * sum(p.numel() for p in model().parameters())
 
@@ -170,12 +170,12 @@ def test_labels_drawn_at_random_keep_the_rest():
 def test_the_best_constant_is_found():
     x = torch.zeros(30, 2)
     y = torch.tensor([0] * 20 + [1] * 10)
-    found = structure_function(Task(x, y), nn.Linear(2, 2), [1.0], seeds=(0,), steps=5)
+    found = structure_function(nn.Linear(2, 2), Task(x, y), [1.0], seeds=(0,), steps=5)
     (_, silent), (t, best) = found.constants
     assert silent == pytest.approx(30 * math.log(2)) and t == pytest.approx(math.log(30) / 2)
     assert best == pytest.approx(20 * math.log(1.5) + 10 * math.log(3), rel=1e-5)
     numbers = Task(x, torch.arange(30.0)[:, None])
-    found = structure_function(numbers, nn.Linear(2, 1), [1.0], seeds=(0,), steps=5)
+    found = structure_function(nn.Linear(2, 1), numbers, [1.0], seeds=(0,), steps=5)
     assert found.constants[0][1] == pytest.approx(float((torch.arange(30.0) ** 2).sum()))
     assert found.constants[1][1] == pytest.approx(30 * 29 * 31 / 12, rel=1e-5)
 
@@ -183,12 +183,12 @@ def test_the_best_constant_is_found():
 def test_mistakes_are_told_in_one_line():
     task, x = small(), torch.randn(9, 6)
     for words, wrong in (
-        ("betas", lambda: structure_function(task, model(), [])),
-        ("betas", lambda: structure_function(task, model(), [0.1, -1.0])),
-        ("no seeds", lambda: structure_function(task, model(), [0.1], seeds=())),
-        ("steps", lambda: structure_function(task, model(), [0.1], steps=0)),
-        ("outside the 3 outputs", lambda: structure_function(Task(x, torch.arange(9)), model(), [0.1], steps=2)),
-        ("NaN", lambda: structure_function(Task(x * torch.nan, torch.arange(9) % 3), model(), [0.1], steps=2)),
+        ("betas", lambda: structure_function(model(), task, [])),
+        ("betas", lambda: structure_function(model(), task, [0.1, -1.0])),
+        ("no seeds", lambda: structure_function(model(), task, [0.1], seeds=())),
+        ("steps", lambda: structure_function(model(), task, [0.1], steps=0)),
+        ("outside the 3 outputs", lambda: structure_function(model(), Task(x, torch.arange(9)), [0.1], steps=2)),
+        ("NaN", lambda: structure_function(model(), Task(x * torch.nan, torch.arange(9) % 3), [0.1], steps=2)),
         ("classes", lambda: random_labels(Task(x, torch.randn(9, 1)))),
         ("share", lambda: random_labels(task, 2.0)),
         ("from 0", lambda: told("true").loss(-1.0)),

@@ -19,7 +19,7 @@ from weightspace.net.net import Net
 from weightspace.task.task import Task
 
 N, SIDES = 60, 4
-QUICK = {"steps": 100, "rate": 0.08, "draws": 4}
+QUICK = {"steps": 100, "lr": 0.08, "draws": 4}
 
 
 def mlp() -> nn.Module:

@@ -302,7 +302,7 @@ def test_a_log_determinant_lies_in_its_bracket():
         at += n
     for scale in (10.0, 0.1, 1e-3):
         exact = float(torch.linalg.slogdet(torch.eye(len(matrix)) + matrix / scale)[1])
-        found = g.bracket(scale, parts.values(), rank=6, samples=8)
+        found = g.bracket(scale, parts.values(), rank=6, probes=8)
         assert found.nystrom <= exact + 1e-9 and exact <= found.blocks <= found.diagonal
         assert abs(found.estimate.value - exact) <= 3 * found.estimate.error + 1e-9 * exact
         assert found.estimate.error < 0.2 * exact

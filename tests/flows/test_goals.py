@@ -17,7 +17,7 @@ from weightspace.metric.metric import Adam, Euclidean
 from weightspace.metric.pullback import Pullback
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
-from weightspace.task.goal import Goal, GoalError, covector, gradient
+from weightspace.task.goal import Goal, GoalError, gradient, value_and_gradient
 from weightspace.task.task import Task
 
 
@@ -43,8 +43,8 @@ def by_autograd(a: Net, loss) -> Tensor:
 
 def test_goals_add_up_and_take_factors():
     a, one, two = net(), learn(task(0), 100), learn(task(1), 100)
-    g, value = covector(one + 0.5 * two, a)
-    expected = covector(one, a)[0] + 0.5 * covector(two, a)[0]
+    value, g = value_and_gradient(one + 0.5 * two, a)
+    expected = value_and_gradient(one, a)[1] + 0.5 * value_and_gradient(two, a)[1]
     assert float((g - expected).norm()) < 1e-12
     assert value == pytest.approx(float(task(0)(a)) + 0.5 * float(task(1)(a)), rel=1e-6)
 
@@ -53,10 +53,10 @@ def test_tasks_functions_and_targets_add_up_too():
     a, b, t = net(0), net(1), task()
     for goal in (t, lambda w: t(w), toward(b), learn(t, 100)):
         both = sum([learn(t, 100), goal * 2.0 if isinstance(goal, Goal) else goal])
-        expected = gradient(t, a) + covector(goal, a)[0] * (2.0 if isinstance(goal, Goal) else 1.0)
-        assert float((covector(both, a)[0] - expected).norm()) < 1e-9
-    assert float((covector(t + learn(t, 100), a)[0] - 2.0 * gradient(t, a)).norm()) < 1e-9
-    assert covector(toward(b), a)[1] == pytest.approx(float((a - b).norm()) ** 2 / 2)
+        expected = gradient(t, a) + value_and_gradient(goal, a)[1] * (2.0 if isinstance(goal, Goal) else 1.0)
+        assert float((value_and_gradient(both, a)[1] - expected).norm()) < 1e-9
+    assert float((value_and_gradient(t + learn(t, 100), a)[1] - 2.0 * gradient(t, a)).norm()) < 1e-9
+    assert value_and_gradient(toward(b), a)[0] == pytest.approx(float((a - b).norm()) ** 2 / 2)
     assert 0 < Pullback(task(n=4)).capacity(a, learn(t, 100)) < 1
 
 
@@ -67,17 +67,17 @@ def test_uneven_batches_weigh_by_their_examples():
     by_hand = float(((b(x) - a(x)) ** 2).sum() / 20)
     for t in (whole, ragged):
         for more in (0.0, 0.5):
-            found = covector(hold(t, a, batch=20, labels=more), b)[1] - more * float(whole(b))
+            found = value_and_gradient(hold(t, a, batch=20, labels=more), b)[0] - more * float(whole(b))
             assert found == pytest.approx(by_hand, rel=1e-9)
-        same = covector(learn(t, 20, augment=lambda x, g: x), b)
-        assert same[1] == pytest.approx(float(whole(b))) and float((same[0] - gradient(whole, b)).norm()) < 1e-9
+        same = value_and_gradient(learn(t, 20, augment=lambda x, g: x), b)
+        assert same[0] == pytest.approx(float(whole(b))) and float((same[1] - gradient(whole, b)).norm()) < 1e-9
 
 
 def test_the_fisher_of_a_regression_is_that_of_a_normal_distribution():
     torch.manual_seed(0)
     a = Net.of(nn.Linear(3, 1).double())
     x = torch.randn(500, 3, dtype=torch.float64)
-    found = fisher(Task(x, torch.zeros(500, 1, dtype=torch.float64)), a)
+    found = fisher(a, Task(x, torch.zeros(500, 1, dtype=torch.float64)))
     assert torch.allclose(found["weight"][0], x.square().mean(0), rtol=0.3)
 
 
@@ -105,10 +105,10 @@ def test_changed_inputs_are_learnt_and_the_change_comes_from_the_seed():
     def noisy(x: Tensor, g: torch.Generator) -> Tensor:
         return x + torch.randn(x.shape, generator=g, dtype=x.dtype)
 
-    g = [covector(learn(t, 100, seed, noisy), a, step)[0] for seed, step in ((0, 0), (0, 0), (0, 1), (1, 0))]
+    g = [value_and_gradient(learn(t, 100, seed, noisy), a, step)[1] for seed, step in ((0, 0), (0, 0), (0, 1), (1, 0))]
     assert float((g[0] - g[1]).norm()) == 0
     assert min(float((g[0] - g[k]).norm()) for k in (2, 3)) > 1e-3
-    still = covector(learn(t, 100, 0, lambda x, g: x), a)[0]
+    still = value_and_gradient(learn(t, 100, 0, lambda x, g: x), a)[1]
     assert float((still - gradient(t, a)).norm()) < 1e-12
 
 
@@ -130,7 +130,7 @@ def test_holding_is_the_formula(distance):
         return -(p * q).sqrt().sum(1).log().mean()
 
     t2 = {} if distance == "squared" else {"temperature": 2.0}
-    g, value = covector(hold(t, a, distance, batch=100, **t2), b)
+    value, g = value_and_gradient(hold(t, a, distance, batch=100, **t2), b)
     assert value == pytest.approx(float(loss(b)), rel=1e-9)
     assert torch.allclose(g.flat(), by_autograd(b, loss), atol=1e-10)
 
@@ -138,17 +138,17 @@ def test_holding_is_the_formula(distance):
 def test_held_outputs_are_the_drift_of_the_pullback_metric():
     a, t = net(0), task()
     b = a + 0.1 * a.weights.randn(1)
-    assert covector(hold(t, a, batch=100), b)[1] == pytest.approx(Pullback(t).drift(b, a) ** 2, rel=1e-9)
+    assert value_and_gradient(hold(t, a, batch=100), b)[0] == pytest.approx(Pullback(t).drift(b, a) ** 2, rel=1e-9)
     far = Pullback(t, "hellinger").drift(a + 1e-4 * a.weights.randn(1), a) ** 2
-    near = covector(hold(t, a, "bhattacharyya", batch=100), a + 1e-4 * a.weights.randn(1))[1]
+    near = value_and_gradient(hold(t, a, "bhattacharyya", batch=100), a + 1e-4 * a.weights.randn(1))[0]
     assert near == pytest.approx(far, rel=1e-2), "the published penalty is the Hellinger metric, to second order"
 
 
 def test_nothing_pulls_at_the_anchor_and_labels_do():
     a, t = net(0), task()
     for distance in ("squared", "kl", "bhattacharyya"):
-        assert float(covector(hold(t, a, distance, batch=100), a)[0].norm()) < 1e-12
-    with_labels = covector(hold(t, a, batch=100, labels=0.7), a)[0]
+        assert float(value_and_gradient(hold(t, a, distance, batch=100), a)[1].norm()) < 1e-12
+    with_labels = value_and_gradient(hold(t, a, batch=100, labels=0.7), a)[1]
     assert float((with_labels - 0.7 * gradient(t, a)).norm()) < 1e-12
 
 
@@ -158,7 +158,7 @@ def test_a_teacher_that_is_the_student_is_refused():
     teacher = Net(a.architecture, a.weights, a.state)
     student = a.at(a.weights.shaped(a.weights.flat()))
     with pytest.raises(GoalError, match="shares its memory"):
-        covector(hold(t, teacher), student)
+        value_and_gradient(hold(t, teacher), student)
     with pytest.raises(GoalError, match="shares its memory"):
         Pullback(t).drift(student, teacher)
     module = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)).double()
@@ -166,7 +166,7 @@ def test_a_teacher_that_is_the_student_is_refused():
     goal = hold(t, safe, batch=100)
     with torch.no_grad():
         module[0].weight.add_(1.0)
-    assert covector(goal, Net.of(module))[1] > 1e-3, "the module moved, the anchor did not"
+    assert value_and_gradient(goal, Net.of(module))[0] > 1e-3, "the module moved, the anchor did not"
 
 
 # importances
@@ -181,7 +181,7 @@ def test_the_fisher_diagonal_is_of_examples_not_of_batches():
         for k in range(3):
             g = by_autograd(a, lambda w, one=one, k=k: w(one[None]).log_softmax(1)[0, k])
             exact += p[k] * g.square() / 400
-    sampled = sum(fisher(t, a, seed).flat() for seed in range(8)) / 8
+    sampled = sum(fisher(a, t, seed).flat() for seed in range(8)) / 8
     assert float((sampled - exact).norm() / exact.norm()) < 0.1
     batch = by_autograd(a, lambda w: F.cross_entropy(w(x), t.labels())).square()
     assert float(batch.sum()) < 0.1 * float(exact.sum()), "a squared mean gradient would be seen"
@@ -190,11 +190,11 @@ def test_the_fisher_diagonal_is_of_examples_not_of_batches():
 def test_ewc_is_a_quadratic_around_the_anchor():
     a, t = net(), task()
     b = a + 0.1 * a.weights.randn(3)
-    g, value = covector(ewc(t, a, 2.0, seed=5), b)
-    importance = fisher(t, a, 5).flat()
+    value, g = value_and_gradient(ewc(a, t, 2.0, seed=5), b)
+    importance = fisher(a, t, 5).flat()
     assert torch.allclose(g.flat(), 2.0 * importance * (b - a).flat())
     assert value == pytest.approx(float((importance * (b - a).flat() ** 2).sum()))
-    assert float(covector(ewc(t, a), a)[0].norm()) == 0
+    assert float(value_and_gradient(ewc(a, t), a)[1].norm()) == 0
 
 
 # bent gradients
@@ -203,22 +203,22 @@ def test_ewc_is_a_quadratic_around_the_anchor():
 def test_gem_hurts_no_memory_and_moves_the_gradient_least():
     a, memories = net(), [task(seed) for seed in (3, 4, 5)]
     goal = -1.0 * learn(memories[0], 100) + -0.5 * learn(memories[1], 100)
-    g = goal.covector(a, 0)[0]
-    v = covector(gem(goal, memories, batch=100), a)[0]
+    g = goal.value_and_gradient(a, 0)[1]
+    v = value_and_gradient(gem(goal, memories, batch=100), a)[1]
     rows = [gradient(m, a) for m in memories]
     assert min(float(v.dot(r)) for r in rows) > -1e-9 and float(g.dot(rows[0])) < 0
     for seed in range(20):  # no feasible vector is nearer
         other = v + 0.01 * v.randn(seed)
         if min(float(other.dot(r)) for r in rows) >= 0:
             assert float((other - g).norm()) >= float((v - g).norm()) - 1e-9
-    single = covector(gem(goal, memories[:1], batch=100), a)[0]
+    single = value_and_gradient(gem(goal, memories[:1], batch=100), a)[1]
     by_hand = g + (-float(g.dot(rows[0])) / float(rows[0].dot(rows[0]))) * rows[0]
     assert float((single - by_hand).norm()) < 1e-6 * float(g.norm()), "one memory is A-GEM"
 
 
 def test_gem_leaves_a_harmless_gradient_alone():
     a, t = net(), task()
-    assert float((covector(gem(learn(t, 100), [t], 100), a)[0] - gradient(t, a)).norm()) < 1e-12
+    assert float((value_and_gradient(gem(learn(t, 100), [t], 100), a)[1] - gradient(t, a)).norm()) < 1e-12
 
 
 # inputs
@@ -227,7 +227,7 @@ def test_gem_leaves_a_harmless_gradient_alone():
 def test_input_gradients_are_those_of_each_example():
     a, t = net(), task()
     x, y = t.example(20), t.labels()
-    found = input_gradient(t, a, x, y)
+    found = input_gradient(a, t, x, y)
     one = x[3:4].clone().requires_grad_()
     assert torch.allclose(found[3], torch.autograd.grad(F.cross_entropy(a(one), y[3:4]), one)[0][0])
 
@@ -238,7 +238,7 @@ def test_spreading_lowers_the_coherence():
     a, t = net(), task(n=60)
     start = a + 0.05 * a.weights.randn(1)
     goal = spread([a], t, batch=100)
-    value = covector(goal, start)[1]
+    value = value_and_gradient(goal, start)[0]
     assert value == pytest.approx(coherence([a, start], t), abs=1e-9) and value > 0.8
     end = flow(start, goal, Euclidean(), steps=15, size=0.1)[-1]
     assert coherence([a, end], t) < value - 0.3
@@ -247,11 +247,11 @@ def test_spreading_lowers_the_coherence():
 def test_an_attack_stays_in_its_ball_and_raises_the_loss():
     a, t = net(), task()
     x, y = t.example(20), t.labels()
-    moved = attacked(t, a, x, y, 0.3, 10, (-1.0, 1.0))
+    moved = attacked(a, t, x, y, 0.3, 10, (-1.0, 1.0))
     inside = x.clamp(-1, 1)
     assert float((moved - x).abs().max()) <= max(0.3, float((inside - x).abs().max())) + 1e-12
     assert float(moved.max()) <= 1 and float(moved.min()) >= -1
-    free = attacked(t, a, x, y, 0.3, 10, (-math.inf, math.inf))
+    free = attacked(a, t, x, y, 0.3, 10, (-math.inf, math.inf))
     assert float((free - x).abs().max()) <= 0.3 + 1e-12
     assert float(F.cross_entropy(a(free), y)) > float(F.cross_entropy(a(x), y)) + 0.1
 
@@ -261,7 +261,7 @@ def test_hardening_lowers_the_loss_under_attack():
     x, y = t.example(60), t.labels()
 
     def worst(w: Net) -> float:
-        return float(F.cross_entropy(w(attacked(t, w, x, y, 0.3, 10, (-math.inf, math.inf))), y))
+        return float(F.cross_entropy(w(attacked(w, t, x, y, 0.3, 10, (-math.inf, math.inf))), y))
 
     end = flow(a, harden(t, 0.3, batch=100), Adam(), steps=60, size=0.02)[-1]
     assert worst(end) < worst(a) - 0.05
@@ -303,18 +303,18 @@ def test_the_norm_of_adam_weighs_by_the_gradients_seen():
         (lambda a, t: hold(t, a, "l7"), "unknown distance"),
         (lambda a, t: hold(t, a, batch=0), "at least one"),
         (lambda a, t: hold(t, a, temperature=0.0), "temperature"),
-        (lambda a, t: ewc(t, a, 0.0), "strength"),
+        (lambda a, t: ewc(a, t, 0.0), "strength"),
         (lambda a, t: gem(learn(t), []), "at least one task"),
         (lambda a, t: gem(learn(t), [t], batch=0), "at least one"),
         (lambda a, t: learn(t) + 3, "not a int"),
         (lambda a, t: drift(-1), "seed"),
-        (lambda a, t: covector(hold(t, a, output=lambda f: f[:, :1], distance="kl"), a), "no classes"),
+        (lambda a, t: value_and_gradient(hold(t, a, output=lambda f: f[:, :1], distance="kl"), a), "no classes"),
         (lambda a, t: spread([], t), "at least one"),
         (lambda a, t: harden(t, 0.0), "radius"),
-        (lambda a, t: covector(harden(Task({"x": t.example(5)}, t.labels()[:5]), 0.1), a), "one tensor"),
-        (lambda a, t: input_gradient(t, a, torch.zeros(2, 5).long(), t.labels()[:2]), "no gradient"),
-        (lambda a, t: covector(hold(Task(t.example(5)), a, labels=1.0), a), "no labels"),
-        (lambda a, t: covector(lambda n: torch.zeros(()), a), "no gradient"),
+        (lambda a, t: value_and_gradient(harden(Task({"x": t.example(5)}, t.labels()[:5]), 0.1), a), "one tensor"),
+        (lambda a, t: input_gradient(a, t, torch.zeros(2, 5).long(), t.labels()[:2]), "no gradient"),
+        (lambda a, t: value_and_gradient(hold(Task(t.example(5)), a, labels=1.0), a), "no labels"),
+        (lambda a, t: value_and_gradient(lambda n: torch.zeros(()), a), "no gradient"),
     ],
 )
 def test_bad_use_is_refused_in_one_line(act, words):
@@ -324,11 +324,11 @@ def test_bad_use_is_refused_in_one_line(act, words):
 
 
 def test_a_random_heading_has_no_value():
-    assert math.isnan(covector(drift(3), net())[1])
+    assert math.isnan(value_and_gradient(drift(3), net())[0])
 
 
 def test_gradient_takes_what_a_flow_takes():
     start = net()
     goal = 0.5 * learn(task(1), 16) + task(2)
-    assert torch.equal(gradient(goal, start).flat(), goal.covector(start, 0)[0].flat())
+    assert torch.equal(gradient(goal, start).flat(), goal.value_and_gradient(start, 0)[1].flat())
     assert float(gradient(goal, start).norm()) > 0

@@ -85,7 +85,7 @@ def test_corrections_lower_the_drift():
 
 def test_held_out_examples_end_the_flow():
     start, old, probe, new = net(), task(0), task(5, 40), task(1, 60)
-    path = flow(start, new, Pullback(old), steps=60, size=0.2, budget=0.5, probe=probe, limit=0.3)
+    path = flow(start, new, Pullback(old), steps=60, size=0.2, budget=0.5, probe=probe, max_drift=0.3)
     assert path.why == "heldout" and len(path.log) < 60
     assert all(record.heldout <= 0.3 for record in path.log)
     assert Pullback(probe).drift(path[-1], start) <= 0.3
@@ -190,7 +190,7 @@ def test_no_room_left_ends_the_flow():
         (lambda a, t: flow(a, t, Euclidean(), budget=1.0), "Pullback"),
         (lambda a, t: flow(a, prune(0.5), Euclidean()), "Pullback"),
         (lambda a, t: prune(1.0), "between 0 and 1"),
-        (lambda a, t: flow(a, t, Euclidean(), limit=1.0), "probe"),
+        (lambda a, t: flow(a, t, Euclidean(), max_drift=1.0), "probe"),
         (lambda a, t: flow(a, t, Euclidean(), size=lambda done: -0.1), "lengths from 0"),
         (lambda a, t: flow(a, prune(0.5, repair="descent"), Pullback(t), budget=1.0), "no budget"),
         (lambda a, t: Pullback(t, solver="gltr", steps=0), "at least one step"),

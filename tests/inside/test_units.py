@@ -283,7 +283,7 @@ def test_sgd_is_the_sum_of_what_examples_write(make):
     for step in range(5):
         batch = list(range(4 * step, 4 * step + 4))
         now = Net.of(module)
-        written = written + sum((image_function(now, i, t).weights for i in batch), start.weights.zeros()) / 4
+        written = written + sum((image_function(now, t, i).weights for i in batch), start.weights.zeros()) / 4
         optimiser.zero_grad()
         F.cross_entropy(module(x[batch]), y[batch]).backward()
         optimiser.step()
@@ -294,7 +294,7 @@ def test_sgd_is_the_sum_of_what_examples_write(make):
 
 def test_what_an_example_writes_is_of_rank_one_and_acts_on_inputs_of_the_layer():
     net, t = chain(), images()
-    f = image_function(net, 3, t)
+    f = image_function(net, t, 3)
     assert list(f.layers) == ["1", "3", "5"]
     assert int(torch.linalg.matrix_rank(f.weights["3.weight"])) <= 1
     seen = features(t, dtype=torch.float64)(net)["2"]
@@ -306,13 +306,13 @@ def test_what_an_example_writes_is_of_rank_one_and_acts_on_inputs_of_the_layer()
     with pytest.raises(WeightspaceError, match="no layer 'x' here"):
         f(seen, "x")
     with pytest.raises(WeightspaceError, match="no example 20"):
-        image_function(net, 20, t)
+        image_function(net, t, 20)
 
 
 def test_the_correlation_of_two_examples_is_that_of_their_parts():
     """<d_i a_i^T, d_j a_j^T> = (d_i . d_j)(a_i . a_j)."""
     net, t = chain(), images()
-    f, g = (image_function(net, k, t) for k in (0, 1))
+    f, g = (image_function(net, t, k) for k in (0, 1))
     a = features(t, dtype=torch.float64)(net)["2"]
     d, e = f.weights["3.bias"], g.weights["3.bias"]
     parts = [(u @ v) * (1 + x @ y) for u, v, x, y in ((d, e, a[0], a[1]), (d, d, a[0], a[0]), (e, e, a[1], a[1]))]

@@ -286,7 +286,7 @@ def write_codes(path: Path) -> None:
 
 
 def read_task(path: Path):
-    task = ws.datasets.read(path)
+    task = ws.task.read(path)
     return {"x": task.example(len(task)), "y": task.labels()}
 
 

@@ -53,10 +53,10 @@ GOALS = {
     "learn": lambda net: ws.learn(TASK),
     "a task": lambda net: TASK,
     "drift": lambda net: ws.drift(0),
-    "toward": lambda net: ws.goals.toward(network(seed=1)),
-    "ewc": lambda net: ws.goals.ewc(TASK, network(seed=1)),
-    "spread": lambda net: ws.goals.spread([network(seed=1)], TASK),
-    "harden": lambda net: ws.goals.harden(TASK, 0.1, steps=2),
+    "toward": lambda net: ws.flows.toward(network(seed=1)),
+    "ewc": lambda net: ws.flows.ewc(network(seed=1), TASK),
+    "spread": lambda net: ws.flows.spread([network(seed=1)], TASK),
+    "harden": lambda net: ws.flows.harden(TASK, 0.1, steps=2),
     "norm": lambda net: lambda w: sum(t.square().sum() for t in w.weights.values()),
 }
 
@@ -126,7 +126,7 @@ def test_a_perturbation_leaves_them(kind):
 
 def test_stability_and_width_are_of_the_others():
     net = network(("0.", "2."))
-    step = ws.stability(net, TASK, etas=(0.3,), draws=1, proven=False).steps[0]
+    step = ws.stability(net, TASK, noise=(0.3,), draws=1, proven=False).steps[0]
     outputs = TASK.outputs(net).double()
     away = TASK.outputs(ws.perturb(net, 0.3, seed=0, names=["4.weight", "4.bias"])).double() - outputs
     assert step.moved[0] == pytest.approx(float(away.norm() / outputs.norm()), rel=1e-6)
@@ -137,7 +137,7 @@ def test_stability_and_width_are_of_the_others():
 def test_the_metric_is_that_of_the_others():
     net, solvers = network().double(), ("dual", "gltr")
     task = ws.Task(OLD.example(6).double(), torch.zeros(6).long())
-    j = ws.operator.jacobian(net, task).dense()[:, 40:]
+    j = ws.curvature.jacobian(net, task).dense()[:, 40:]
     expected = torch.linalg.eigvalsh(j.T @ j / 6).flip(0)[:5]
     for metric in (ws.Pullback(task, solver=s) for s in solvers):
         assert torch.allclose(metric.spectrum(net, 5), expected, rtol=1e-6)
@@ -150,7 +150,7 @@ def test_averages():
     group = ws.Symmetry.of(net, X[:2])
     for nets in ([net, alone(net, 1)], [net, alone(net, 1), alone(net, 2)]):
         assert stays(net, ws.mean(nets, group)) and stays(net, ws.mean(nets, group, TASK))
-        assert stays(net, ws.ensembles.swag(nets, 1)[0])
+        assert stays(net, ws.flows.swag(nets, 1)[0])
     with pytest.raises(ws.WeightspaceError, match='frozen, and differs.*frozen="move"'):
         ws.mean([net, network(seed=1)], group)
     assert torch.allclose(

@@ -345,8 +345,8 @@ def test_an_anchor_is_asked_again_where_something_changed_in_place(change):
     numbers = x.numpy().copy()
     anchor, net, task = Net.of(mlp()), Net.of(mlp()), Task(numbers, y)
     goal = anchors.hold(task, anchor, batch=8)
-    before = goal.covector(net, 0)[1]
-    assert goal.covector(net, 0)[1] == before
+    before = goal.value_and_gradient(net, 0)[0]
+    assert goal.value_and_gradient(net, 0)[0] == before
     with torch.no_grad():
         if change == "inputs":
             task.example(40).mul_(2)
@@ -355,8 +355,10 @@ def test_an_anchor_is_asked_again_where_something_changed_in_place(change):
         else:
             weights = anchor.weights["0.weight"]
             (weights if change == "anchor" else weights.data).mul_(3)
-    after = goal.covector(net, 0)[1]
-    assert after == pytest.approx(anchors.hold(Task(numbers, y), anchor, batch=8).covector(net, 0)[1], rel=1e-6)
+    after = goal.value_and_gradient(net, 0)[0]
+    assert after == pytest.approx(
+        anchors.hold(Task(numbers, y), anchor, batch=8).value_and_gradient(net, 0)[0], rel=1e-6
+    )
     assert abs(after - before) > 1e-3 * before
 
 
@@ -392,7 +394,7 @@ def test_caches_without_hidden_arguments():
     assert half == rounding._of.__wrapped__(torch.float16, 0.0) and half != rounding._of(torch.bfloat16, 0.0)
     code = test_caches_without_hidden_arguments.__code__
     assert digest._code(code) == digest._code.__wrapped__(code)
-    run = ws.structure.Run(0, "up", 1.0, 5.0, 0.0, 2.0, 0.5)
+    run = ws.codes.Run(0, "up", 1.0, 5.0, 0.0, 2.0, 0.5)
     found = ws.StructureFunction((run,), ((0.0, 20.0),), 3)
     other = replace(found, runs=(replace(run, loss=1.0),))
     assert found.vertices != other.vertices and found.checks is not other.checks
@@ -504,7 +506,7 @@ def test_sweeps_in_a_folder_are_of_this_question(tmp_path, change):
     options = {"betas": (0.1,), "seeds": (0,), "steps": 4}
 
     def sought(task, model, **more):
-        return [run.loss for run in ws.structure_function(task, model, **(options | more)).runs]
+        return [run.loss for run in ws.structure_function(model, task, **(options | more)).runs]
 
     task, model = questions()["nothing"]
     kept = sought(task, model, folder=tmp_path)
@@ -512,7 +514,7 @@ def test_sweeps_in_a_folder_are_of_this_question(tmp_path, change):
     if change == "nothing":
         assert sought(task, model, folder=tmp_path) == kept
         anchors = {"anchor": Net.of(mlp())}, {"betas": (0.05, 0.1)}
-        for more in ({"steps": 5}, {"batch": 8}, {"rate": 0.01}, {"draws": 3}, *anchors):
+        for more in ({"steps": 5}, {"batch": 8}, {"lr": 0.01}, {"draws": 3}, *anchors):
             with pytest.raises(WeightspaceError, match="holds sweeps of"):
                 sought(task, model, folder=tmp_path, **more)
         rows = next(tmp_path.glob("task-0-up.json"))
@@ -561,10 +563,10 @@ def test_a_value_that_no_code_shows_is_seen_in_the_loss(tmp_path, monkeypatch):
 
     x, y, _ = data()
     options = {"betas": (0.1,), "seeds": (0,), "steps": 2, "folder": tmp_path}
-    ws.structure_function(Task(x, y, metric=hidden), mlp, **options)
+    ws.structure_function(mlp, Task(x, y, metric=hidden), **options)
     monkeypatch.setenv("FACTOR", "2")
     with pytest.raises(WeightspaceError, match="another loss"):
-        ws.structure_function(Task(x, y, metric=hidden), mlp, **options)
+        ws.structure_function(mlp, Task(x, y, metric=hidden), **options)
 
 
 def test_what_hides_its_state_is_refused(tmp_path):
@@ -576,7 +578,7 @@ def test_what_hides_its_state_is_refused(tmp_path):
                 return F.cross_entropy(f, t, reduction="none")
 
             with pytest.raises(digest.DigestError, match="whose state cannot be read"):
-                ws.structure_function(Task(x, y, metric=loss), mlp, betas=(0.1,), seeds=(0,), steps=2, folder=tmp_path)
+                ws.structure_function(mlp, Task(x, y, metric=loss), betas=(0.1,), seeds=(0,), steps=2, folder=tmp_path)
 
 
 FLOWS = {

@@ -9,7 +9,7 @@ import numpy as np
 import public_calls
 import pytest
 import torch
-from public_calls import CALLS, GROUP, A, B, C, X, numbers, public_files
+from public_calls import CALLS, GROUP, A, B, C, X, module, numbers, public_files
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -82,9 +82,9 @@ MATRICES = ["net(x)", "align with data", "canonical", "mean", "functional", "ker
 
 def public_members():
     """(room, name, callable) of everything that a user may call."""
-    for room, module in public_files().items():
-        for name in {*getattr(module, "__all__", [])} - UNMARKED:
-            member = getattr(module, name)
+    for room, (there, names) in public_files().items():
+        for name in {*names} - UNMARKED:
+            member = getattr(there, name)
             if getattr(member, "__module__", "").startswith("weightspace"):
                 yield room, name, member
 
@@ -227,7 +227,7 @@ AS_NET = {
     "flow": lambda m, n: ws.flow(m, ws.learn(TASK), ws.Euclidean(), steps=1)[-1],
     "ensemble": lambda m, n: ws.ensemble([m, n])(X),
     "disagreement": lambda m, n: ws.disagreement([m, n], TASK),
-    "kernel": lambda m, n: ws.kernel.kernel(m, TASK),
+    "kernel": lambda m, n: ws.curvature.kernel(m, TASK),
 }
 
 
@@ -274,7 +274,7 @@ def test_arrays_and_numbers_of_numpy_are_taken():
 
 
 REFUSED = {
-    "ewc(net, task)": (lambda: ws.ewc(A, TASK), "Task"),
+    "ewc(net, net)": (lambda: ws.ewc(A, A), "Task"),
     "accuracy(net)": (lambda: ws.accuracy(A), "Task"),
     "perturb(size, net)": (lambda: ws.perturb(0.1, A, seed=0), "Net"),
     "mean(net, group)": (lambda: ws.mean(A, GROUP), "list of Nets"),
@@ -320,3 +320,51 @@ def test_a_planted_type_is_refused_and_a_right_one_kept():
     for wrong in ((A, TASK), (A, [A]), (A, [TASK], ("a",)), (A, [TASK], (), {"a": "b"}), (None, [TASK])):
         with pytest.raises(CallError):
             made(*wrong)
+
+
+# ------------------------------------------------------------------ calls of the last release
+
+
+RENAMED = {
+    "an order": (lambda: ws.ewc(TASK, A), lambda: ws.ewc(A, TASK), r"ewc takes \(net, task\)"),
+    "an order of modules and loaders": (
+        lambda: ws.flows.fisher(LOADER, module()), lambda: ws.flows.fisher(module(), LOADER), "in this order"
+    ),
+    "an order of three": (
+        lambda: ws.image_function(A, 1, TASK).weights, lambda: ws.image_function(A, TASK, 1).weights, "in this order"
+    ),
+    "a name": (lambda: ws.trust_per_example(A, TASK, rate=0.1), lambda: ws.trust_per_example(A, TASK, lr=0.1), "lr="),
+    "a method's name": (
+        lambda: ws.hessian(A, TASK).diagonal(samples=3), lambda: ws.hessian(A, TASK).diagonal(probes=3), "probes="
+    ),
+    "a goal's method": (
+        lambda: [*ws.learn(TASK).covector(A, 0)][::-1], lambda: [*ws.learn(TASK).value_and_gradient(A, 0)], "covector"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RENAMED)
+def test_calls_of_the_last_release_warn_and_give_the_same(name):
+    before, now, words = RENAMED[name]
+    with pytest.warns(DeprecationWarning, match=words):
+        old = before()
+    new = now()
+    if isinstance(old, ws.task.Goal):
+        old, new = (ws.gradient(goal, A + 0.1 * A.weights.randn(0)) for goal in (old, new))
+    assert str(numbers(old)) == str(numbers(new))
+
+
+def test_a_goal_of_the_last_release_is_still_a_goal():
+    class Old(ws.task.Goal):
+        def covector(self, net, step):
+            return 2.0 * net.weights, 7.0
+
+    with pytest.warns(DeprecationWarning, match="value_and_gradient"):
+        value, gradient = ws.task.value_and_gradient(Old() + ws.learn(TASK, batch=len(TASK)), A)
+    mine, theirs = ws.task.value_and_gradient(TASK, A)
+    assert value == pytest.approx(7.0 + mine) and float((gradient - 2.0 * A.weights - theirs).norm()) < 1e-5
+
+
+def test_a_name_given_twice_is_refused():
+    with pytest.raises(ws.WeightspaceError, match="rate is called lr now"):
+        ws.trust_per_example(A, TASK, rate=0.1, lr=0.1)

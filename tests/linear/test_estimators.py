@@ -220,11 +220,11 @@ def test_a_wrong_estimate_leaves_its_bracket(planted):
 # ------------------------------------------------------------------ what it costs
 
 WAYS = {
-    "trace": [("trace", {"samples": 30}, lambda a, m=m: traces.trace(a, m, 30, 0)) for m in TRACES],
-    "diagonal": [("diagonal", {"samples": 20}, lambda a: traces.diagonal(a, 20, 0))],
+    "trace": [("trace", {"probes": 30}, lambda a, m=m: traces.trace(a, m, 30, 0)) for m in TRACES],
+    "diagonal": [("diagonal", {"probes": 20}, lambda a: traces.diagonal(a, 20, 0))],
     "eigenvalues": [("eigenvalues", {"steps": 40}, lambda a: krylov.eigenvalues(a, 8, 0, torch.float64, 1e-6, 40))],
     "logdet": [
-        ("logdet", {"rank": r, "samples": 3, "steps": 10}, lambda a, r=r: determinants.logdet(a, 0.1, r, 3, 10, 0))
+        ("logdet", {"rank": r, "probes": 3, "steps": 10}, lambda a, r=r: determinants.logdet(a, 0.1, r, 3, 10, 0))
         for r in (0, 30, None)
     ],
 }
@@ -266,7 +266,7 @@ def test_a_plain_matrix_weighs_what_it_weighs():
         (lambda a: a.trace(0, method="hutchinson"), "needs 1 products"),
         (lambda a: a.logdet(0.0), "scale must be a positive number"),
         (lambda a: a.logdet(math.nan), "scale must be a positive number"),
-        (lambda a: a.logdet(1.0, samples=0), "give 1 or more"),
+        (lambda a: a.logdet(1.0, probes=0), "give 1 or more"),
         (lambda a: (-1.0 * a).logdet(1.0), "needs one that is positive"),
         (lambda a: (-1.0 * a).logdet(1.0, rank=3), "needs one that is positive"),
         (lambda a: (-1.0 * a).logdet(1.0, rank=0), "none below zero"),

@@ -83,7 +83,7 @@ def test_estimates_are_right_within_their_errors():
     assert abs(trace.value - 1.5 * float(a.trace())) > 4 * trace.error, "a wrong trace must be told apart"
     diagonal, error = symmetric(a).diagonal(800)
     assert float(((diagonal - a.diagonal()).abs() < 5 * error).double().mean()) > 0.9
-    logdet = symmetric(a).logdet(0.3, samples=20, rank=4)
+    logdet = symmetric(a).logdet(0.3, probes=20, rank=4)
     exact = float(torch.linalg.slogdet(torch.eye(30) + a / 0.3)[1])
     assert abs(logdet.value - exact) < 4 * logdet.error + 1e-6 * exact
 

@@ -492,9 +492,9 @@ QUESTIONS = {
     "diagonal": lambda net, task: ws.curvature_diagonal(net, task).flat(),
     "Hessian": lambda net, task: ws.hessian(net, task).dense(),
     "Fisher": lambda net, task: ws.fisher_trace(task, labels="all")(net),
-    "importance": lambda net, task: ws.goals.fisher(task, net).flat(),
+    "importance": lambda net, task: ws.flows.fisher(net, task).flat(),
     "spectrum": lambda net, task: ws.Pullback(task).spectrum(net),
-    "displacement": lambda net, task: ws.displacement.displacement(net, task, 0.1).relative,
+    "displacement": lambda net, task: ws.trust.displacement(net, task, 0.1).relative,
     "flow": lambda net, task: ws.flow(net, ws.learn(task), ws.Pullback(task), steps=2, size=0.1)[-1].weights.flat(),
 }
 
@@ -585,8 +585,8 @@ def test_gradients_of_examples_that_meet_are_refused(way, question):
         "diagonal": lambda: ws.curvature_diagonal(net, task),
         "trace": lambda: ws.fisher_trace(task, labels="all")(net),
         "noise": lambda: ws.gradient_noise(task)(net),
-        "ewc": lambda: ws.ewc(task, net),
-        "displacement": lambda: ws.displacement.displacement(net, task, 0.1),
+        "ewc": lambda: ws.ewc(net, task),
+        "displacement": lambda: ws.trust.displacement(net, task, 0.1),
     }[question]
     if way == "apart":
         ask()

@@ -143,32 +143,32 @@ def test_the_laplacian_is_the_trace_of_the_hessian(options):
     net, goal = mlp(), task(**options)
     exact = float(full_hessian(net, goal).trace())
     size = net.weights.numel
-    assert laplacian(net, goal, samples=size).value == pytest.approx(exact, rel=1e-9)
-    found = laplacian(net, goal, samples=40)
+    assert laplacian(net, goal, probes=size).value == pytest.approx(exact, rel=1e-9)
+    found = laplacian(net, goal, probes=40)
     assert abs(found.value - exact) < 4 * found.error and 0 < found.error < abs(exact)
-    free = laplacian(net, lambda other: goal(other), samples=40)
+    free = laplacian(net, lambda other: goal(other), probes=40)
     assert free.value == pytest.approx(found.value, rel=1e-9) and free.products == 40
-    assert laplacian(net, lambda other: other.weights["0.weight"].sum(), samples=size).value == 0
+    assert laplacian(net, lambda other: other.weights["0.weight"].sum(), probes=size).value == 0
 
 
 def test_the_action_of_a_path_is_that_of_its_points():
     net, goal = mlp(), task()
     far = line(net, net + 0.3 * net.weights.randn(0))
     path = Path.through([far(t) for t in (0.0, 0.2, 1.0)], [0, 1, 5])
-    found = action(path, goal, 0.01, 5.0, samples=200)
+    found = action(path, goal, 0.01, 5.0, probes=200)
     assert isinstance(found, Action) and found.times == pytest.approx([0, 1, 5])
-    again = action([*path], goal, 0.01, [0.0, 1.0, 5.0], samples=200)
+    again = action([*path], goal, 0.01, [0.0, 1.0, 5.0], probes=200)
     assert again.dynamic == pytest.approx(found.dynamic)
     lengths = [float((far(0.2) - far(0.0)).norm()), float((far(1.0) - far(0.2)).norm())]
     assert found.kinetic == pytest.approx((lengths[0] ** 2 + lengths[1] ** 2 / 4) / 0.04)
     slopes = [float(gradient(goal, far(t)).norm()) ** 2 for t in (0.0, 0.2, 1.0)]
     assert found.force == pytest.approx((0.5 * slopes[0] + 2.5 * slopes[1] + 2 * slopes[2]) / 0.04)
     assert found.data()["total"] == found.static + found.dynamic == found.total
-    rough = [action(path, goal, 0.01, 5.0, samples=4, seed=10 * k) for k in range(12)]
+    rough = [action(path, goal, 0.01, 5.0, probes=4, seed=10 * k) for k in range(12)]
     spread = torch.tensor([other.entropic for other in rough]).std()
     assert float(spread) == pytest.approx(sum(other.error for other in rough) / 12, rel=0.7)
     seen: list[int] = []
-    action(path, goal, 0.01, 5.0, samples=1, progress=lambda done, total: seen.append(done))
+    action(path, goal, 0.01, 5.0, probes=1, progress=lambda done, total: seen.append(done))
     assert seen == [1, 2, 3] and action_cost(path, 6).passes == 3 * 8 and action_cost(path).bytes > 0
 
 
@@ -177,7 +177,7 @@ def test_the_error_of_an_action_is_how_far_draws_are_apart():
     a = half @ half.T
     goal = lambda net: net.weights["w"] @ a @ net.weights["w"] / 2  # noqa: E731
     points = [point(*row) for row in half[:3].tolist()]
-    found = [action(points, goal, 0.1, [0.0, 1.0, 5.0], samples=4, seed=10 * k) for k in range(60)]
+    found = [action(points, goal, 0.1, [0.0, 1.0, 5.0], probes=4, seed=10 * k) for k in range(60)]
     values, errors = (torch.tensor([getattr(f, name) for f in found]) for name in ("entropic", "error"))
     assert float(values.std()) == pytest.approx(float(errors.square().mean().sqrt()), rel=0.3)
 
@@ -206,7 +206,7 @@ STILL = [mlp(0), mlp(1)]
         (lambda: action(STILL[:1], task(), 1.0, 1.0), "at least two networks"),
         (lambda: action([mlp(), mlp(width=7)], task(), 1.0, 1.0), "not the same architecture"),
         (lambda: action([mlp(), mlp() + math.nan * mlp().weights], task(), 1.0, 1.0), "loss is nan at point 1"),
-        (lambda: laplacian(mlp(), task(), samples=0), "got 0 and"),
+        (lambda: laplacian(mlp(), task(), probes=0), "got 0 and"),
         (lambda: sgd_temperature(mlp(), task(), 0.1, 0), "a batch of 0 examples"),
         (lambda: path_integral(double_well, 0.0, 1.0, 1.0, torch.tensor([0.0, 1.0, 3.0])), "equal steps"),
         (lambda: path_integral(torch.log, 1.0, 1.0, 1.0, torch.linspace(-1, 1, 9)), "not finite on the grid"),

@@ -249,11 +249,13 @@ def test_what_is_rejected_leaves_no_trace(tmp_path):
     settings = {"size": 0.02, "save": 50, "probe": probe}
     whole = flow(start, learn(task(1), 16), Adam(), steps=12, **settings)
     limit = whole.log[5].heldout * 1.0001
-    cut_off = flow(start, learn(task(1), 16), Adam(), steps=12, limit=limit, trail=tmp_path / "path", **settings)
+    cut_off = flow(start, learn(task(1), 16), Adam(), steps=12, max_drift=limit, trail=tmp_path / "path", **settings)
     assert cut_off.why == "heldout"
     again = flow(start, learn(task(1), 16), Adam(), steps=12, trail=tmp_path / "path", **settings)
     assert same(again[-1], whole[-1])
-    carved = flow(start, prune(0.5, repair="descent"), Pullback(task()), steps=40, size=1e-2, probe=probe, limit=1e-9)
+    carved = flow(
+        start, prune(0.5, repair="descent"), Pullback(task()), steps=40, size=1e-2, probe=probe, max_drift=1e-9
+    )
     assert carved.why == "heldout" and not carved.log and same(carved[-1], start) and carved.mask is None
 
 

@@ -161,6 +161,6 @@ def test_a_sweep_wakes_up_after_it_forgot_everything():
     def model():
         return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2))
 
-    runs = ws.structure_function(task, model, betas=(0.5, 100.0), seeds=(0,), steps=200).runs
+    runs = ws.structure_function(model, task, betas=(0.5, 100.0), seeds=(0,), steps=200).runs
     lengths = {(run.way, run.beta): run.loss + run.beta * run.kl for run in runs}
     assert lengths["down", 0.5] <= 1.25 * lengths["up", 0.5]

@@ -232,7 +232,7 @@ def test_the_likelihood_is_that_of_the_loss(name):
     )
     net = ws.Net.of(module)
     if last is None:  # the gradient in the biases is the score
-        assert torch.allclose(anchors.fisher(task, net, 0)["2.bias"], scores[0].square().mean(0), rtol=1e-9)
+        assert torch.allclose(anchors.fisher(net, task, 0)["2.bias"], scores[0].square().mean(0), rtol=1e-9)
     total = float(wanted.sum() and ws.fisher_trace(task, labels="all")(net))
     assert total == pytest.approx(
         float(sum(torch.cat([g.flatten() for g in torch.autograd.grad((module(inputs()[k : k + 1]) * u[k]).sum(),
@@ -272,7 +272,7 @@ def test_what_is_no_likelihood_is_refused_by_its_name(name):
     task, net = ws.Task(inputs(), y, loss=loss), ws.Net.of(network(outputs, last))
     called = getattr(getattr(loss, "func", loss), "__name__", type(loss).__name__)
     for ask in (
-        lambda: anchors.ewc(task, net),
+        lambda: anchors.ewc(net, task),
         lambda: ws.fisher_trace(task),
         lambda: ws.fisher_information(net, task),
     ):
@@ -291,7 +291,7 @@ def test_an_offset_of_the_outputs_is_nothing_to_a_regression():
     s = torch.tensor([0.0, 3.0, -3.0]).sigmoid()
     laws = {nn.MSELoss(): torch.ones(3), nn.BCEWithLogitsLoss(): s * (1 - s), F.mse_loss: torch.ones(3)}
     for loss, wanted in laws.items():
-        found = anchors.fisher(ws.Task(x, (torch.rand(2000, 3) > 0.5).float(), loss=loss), net)["bias"]
+        found = anchors.fisher(net, ws.Task(x, (torch.rand(2000, 3) > 0.5).float(), loss=loss))["bias"]
         assert torch.allclose(found, wanted, atol=0.1)
 
 
@@ -303,9 +303,9 @@ def test_padding_has_no_importance():
     for task in (ws.Task(x, y), ws.Task(x, y.masked_fill(y == -100, 7), loss=Spread(ignore_index=7))):
         if task.recognised is not None and task.recognised.kind != "softmax":
             with pytest.raises(ws.WeightspaceError, match="no likelihood"):
-                anchors.fisher(task, net)
+                anchors.fisher(net, task)
             continue
-        found = anchors.fisher(task, net)["0.weight"].sum(1)
+        found = anchors.fisher(net, task)["0.weight"].sum(1)
         assert found[5] == 0 and (found[:5] > 0).any()
 
 
@@ -350,7 +350,7 @@ def test_importance_of_networks_that_cannot_be_batched(make):
     for k in range(6):
         found = torch.autograd.grad((module(x[k : k + 1]) * score[k]).sum(), [*module.parameters()])
         exact = [e + g.square() / 6 for e, g in zip(exact, found, strict=True)]
-    importance = anchors.fisher(task, net, seed=0)
+    importance = anchors.fisher(net, task, seed=0)
     for (name, _), e in zip(module.named_parameters(), exact, strict=True):
         assert torch.allclose(importance[name], e, rtol=1e-9, atol=1e-15), name
 

@@ -303,7 +303,7 @@ def test_certificates_say_what_they_do_not_know():
     a = Net.of(Odd().double())
     with pytest.raises(BoundError, match="no bound is known for exp"):
         certificate(a, perturb(a, 0.1), task())
-    found = stability(a, task(), etas=(0.1,), draws=2)
+    found = stability(a, task(), noise=(0.1,), draws=2)
     assert "exp" in found.refused and found.steps[0].certificate is None
     assert found.steps[0].expected > 0 and found.steps[0].model > 0
     with pytest.raises(WeightspaceError, match="NaN or infinity in a.weight"):
@@ -420,7 +420,7 @@ def test_stability_measures_what_it_predicts():
     t = task(60)
     a = flow(net(), learn(t, 60), Adam(), steps=200, size=0.02)[-1]
     seen = []
-    found = stability(a, t, etas=(0.02, 0.1), draws=8, progress=lambda done, total: seen.append((done, total)))
+    found = stability(a, t, noise=(0.02, 0.1), draws=8, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (16, 16) and found.refused is None
     assert found.accuracy == accuracy(t)(a)
     for step in found.steps:
@@ -428,9 +428,9 @@ def test_stability_measures_what_it_predicts():
         assert median(step.moved) == pytest.approx(step.expected, rel=0.5)
         assert step.moved[0] <= step.with_data <= step.certificate
         assert step.model == pytest.approx((1 + step.relative) ** 3 - 1)
-    blind = stability(a, Task(t.example(60)), etas=(0.1,), draws=2, proven=False)
+    blind = stability(a, Task(t.example(60)), noise=(0.1,), draws=2, proven=False)
     assert blind.accuracy is None and not blind.steps[0].accuracy and blind.refused == "not asked for"
-    for bad in ({"etas": ()}, {"draws": 0}, {"etas": (20.0,)}, {"etas": (-1.0,)}):
+    for bad in ({"noise": ()}, {"draws": 0}, {"noise": (20.0,)}, {"noise": (-1.0,)}):
         with pytest.raises(WeightspaceError):
             stability(a, t, **bad)
 
@@ -455,7 +455,7 @@ def test_the_width_is_where_the_cost_passes_the_tolerance():
 def test_an_autoencoder_is_compared_by_its_outputs():
     a = net(0, (5, 3, 5), between=nn.Tanh)
     x = task().example(30)
-    found = stability(a, Task(x, x), etas=(0.1,), draws=3)
+    found = stability(a, Task(x, x), noise=(0.1,), draws=3)
     assert found.accuracy is None and found.loss is not None and len(found.steps[0].moved) == 3
 
 
@@ -475,7 +475,7 @@ def test_breakdown_is_measured_and_exceeds_the_model_along_gradients():
 
 def test_trust_per_example_is_that_of_the_step_on_it_alone():
     a, t = net(), task(12)
-    found = trust_per_example(a, t, rate=1e-3)
+    found = trust_per_example(a, t, lr=1e-3)
     x, (_, y) = t.example(12), next(t.batches())
     for k in range(12):
         one = Task(x[k : k + 1], y[k : k + 1])
@@ -486,8 +486,8 @@ def test_trust_per_example_is_that_of_the_step_on_it_alone():
     assert (found.relative[found.order].diff() <= 0).all()
     with pytest.raises(WeightspaceError, match="labels"):
         trust_per_example(a, Task(x))
-    with pytest.raises(WeightspaceError, match="rate"):
-        trust_per_example(a, t, rate=-1)
+    with pytest.raises(WeightspaceError, match="lr"):
+        trust_per_example(a, t, lr=-1)
 
 
 @pytest.mark.parametrize("metric", [Euclidean(), Adam(), Pullback(task(5))])

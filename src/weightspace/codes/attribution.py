@@ -142,7 +142,7 @@ def _sampled(
     share = found.value / max(float(logs.sum()), 1e-300)
     own = None
     if blocks:
-        options = {"samples": probes, "steps": _STEPS, "seed": seed}
+        options = {"probes": probes, "steps": _STEPS, "seed": seed}
         inside = [_inside(a, where) for where in torch.arange(a.rows).split(list(sizes))]
         own = sum(
             _dense(part).logdet(1.0, b)

@@ -298,7 +298,7 @@ class _Fit:
         return p, p
 
 
-@public
+@public(renamed={"rate": "lr"})
 def encode(
     net: Net,
     task: Task,
@@ -309,7 +309,7 @@ def encode(
     start: Gaussian | None = None,
     steps: int = 1000,
     batch: int = 512,
-    rate: float = 0.03,
+    lr: float = 0.03,
     draws: int = 16,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -318,7 +318,7 @@ def encode(
 
     It starts at the weights of `net`, or at `start`. `anchor` stands at w_0: zero where none is given. `variance`: l^2
     of all tensors; without it, each tensor has the best one, mean(s^2 + (mu - w_0)^2), whose own description is left
-    out. Adam on mini-batches with one cycle of rates, for log s^2 three times `rate`; beta grows to its value over the
+    out. Adam on mini-batches with one cycle of rates, for log s^2 three times `lr`; beta grows to its value over the
     first half of the steps, or nothing would be learnt that it is then worth to keep. E_Q L at the end is the mean over
     `draws` weights for every example. The code that says nothing, Q = P, is taken where it is shorter. The examples are
     held in memory. Cost: `steps` passes over `batch` examples forward and back, each twice as long as the network's
@@ -326,7 +326,7 @@ def encode(
     the others, of `net.free()`; take net.thawed() to count all. Raises `PosteriorError` for a beta, variance or steps
     that is not positive, and where the loss is not finite.
     """
-    for name, value in (("beta", beta), ("variance", variance), ("steps", steps), ("rate", rate), ("draws", draws)):
+    for name, value in (("beta", beta), ("variance", variance), ("steps", steps), ("lr", lr), ("draws", draws)):
         if value is not None and not 0 < value < math.inf:
             raise PosteriorError(f"{name} must be a positive number, got {value}")
     if checked(net).frozen:
@@ -338,15 +338,15 @@ def encode(
     noisy, n = Noisy(net, task), _count(task)
     generator = torch.Generator(device=fit.mean.device).manual_seed(seed)
     optimiser = torch.optim.Adam(
-        [{"params": [fit.mean], "lr": rate}, {"params": [fit.log_variance], "lr": 3 * rate}], fused=True
+        [{"params": [fit.mean], "lr": lr}, {"params": [fit.log_variance], "lr": 3 * lr}], fused=True
     )
-    cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, [rate, 3 * rate], steps + 1, pct_start=0.1, div_factor=10)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, [lr, 3 * lr], steps + 1, pct_start=0.1, div_factor=10)
     shaped = net.weights.shaped
     for step, (x, y) in zip(range(steps), stream(net, task, batch, seed), strict=False):
         optimiser.zero_grad(set_to_none=False)
         loss = task.loss(noisy(x, shaped(fit.mean), shaped(fit.log_variance.exp()), generator), y)
         if not bool(loss.isfinite()):
-            raise PosteriorError("the loss is NaN or infinite; look for it in the data, or lower rate=")
+            raise PosteriorError("the loss is NaN or infinite; look for it in the data, or lower lr=")
         loss.backward()
         fit.pull(min(1.0, (step + 1) / (_WARM * steps)) * beta / n)
         optimiser.step()

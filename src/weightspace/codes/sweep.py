@@ -32,10 +32,10 @@ _WAYS = ("up", "down")
 _VERSION = 2  # of the files in a folder
 
 
-@public
+@public(order=("task", "model"))
 def cost(
-    task: Task,
     model: Model,
+    task: Task,
     betas: Sequence[float] | None = None,
     *,
     seeds: Sequence[int] = (0, 1),
@@ -54,16 +54,16 @@ def cost(
     return Cost(batch=min(batch, len(task)), **taken)
 
 
-@public
+@public(order=("task", "model"), renamed={"rate": "lr"})
 def structure_function(
-    task: Task,
     model: Model,
+    task: Task,
     betas: Sequence[float] | None = None,
     *,
     seeds: Sequence[int] = (0, 1),
     steps: int = 1000,
     batch: int = 512,
-    rate: float = 0.03,
+    lr: float = 0.03,
     draws: int = 16,
     anchor: Net | None = None,
     calibrate: bool = False,
@@ -74,7 +74,7 @@ def structure_function(
 
     For every seed, beta is swept up from the smallest and down from the largest, each code starting where the last one
     ended (from a fresh network where that one said nothing). `model`: what `fresh` draws networks from. `betas`: 13
-    from .01 to 10 in equal ratios by default. `anchor`, `steps`, `batch`, `rate` and `draws` are those of `encode`.
+    from .01 to 10 in equal ratios by default. `anchor`, `steps`, `batch`, `lr` and `draws` are those of `encode`.
     `calibrate`: also sweep the task with random labels, as costly again, for `efficiency`. `folder`: codes are kept
     there one by one, with the `digest` of the task, the network and the options, and those that are there are not
     sought again. `progress(done, total)` counts steps. `cost` tells all this before. Raises `StructureError` for betas
@@ -86,7 +86,7 @@ def structure_function(
         raise StructureError("no seeds; give one or more")
     tasks = [task, *([random_labels(task, seed=chosen[0])] if calibrate else [])]
     total, done = len(tasks) * len(_WAYS) * len(chosen) * len(grid) * steps, 0
-    options: dict[str, Any] = {"anchor": anchor, "steps": steps, "batch": batch, "rate": rate, "draws": draws}
+    options: dict[str, Any] = {"anchor": anchor, "steps": steps, "batch": batch, "lr": lr, "draws": draws}
     found = []
     for name, some in zip(("task", "random"), tasks, strict=False):
         runs: list[Run] = []

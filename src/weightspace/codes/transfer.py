@@ -48,7 +48,7 @@ __all__ = ["cost", "task_distance", "task_distances"]
 _VERSION = 2  # of the file
 
 
-@public
+@public(renamed={"rate": "lr"})
 def task_distance(
     a: Task,
     b: Task,
@@ -58,7 +58,7 @@ def task_distance(
     seeds: Sequence[int] = (0, 1, 2),
     beta: float = 1.0,
     steps: int = 1000,
-    rate: float = 0.02,
+    lr: float = 0.02,
     file: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
@@ -69,16 +69,16 @@ def task_distance(
     shortest of the codes from all `seeds`, the code that says nothing among them. `task_id`: a head for each task,
     told which one to use, so that telling tasks apart costs nothing; then two networks, one for each task, are a code
     of both, and C(ab) <= C(a) + C(b). A code of ab is one of a, hence C(a) <= C(ab). Both are kept, with a note
-    where a fit did not keep them. `steps`, `rate` and `options` are those of `posterior.encode`. `file`: codes are
+    where a fit did not keep them. `steps`, `lr` and `options` are those of `posterior.encode`. `file`: codes are
     kept there as they are found, and a run that was stopped goes on. `progress(done, total)` counts codes. Cost:
     three codes for every seed (see `cost`). Raises `TransferError` for tasks that do not fit each other or the model.
     """
-    pair: dict[str, Any] = {"task_id": task_id, "seeds": seeds, "beta": beta, "steps": steps, "rate": rate, **options}
+    pair: dict[str, Any] = {"task_id": task_id, "seeds": seeds, "beta": beta, "steps": steps, "lr": lr, **options}
     found = task_distances({"a": a, "b": b}, model, file=file, progress=progress, **pair)
     return found.distance("a", "b")
 
 
-@public
+@public(renamed={"rate": "lr"})
 def task_distances(
     tasks: Mapping[str, Task],
     model: Model,
@@ -88,7 +88,7 @@ def task_distances(
     seeds: Sequence[int] = (0, 1, 2),
     beta: float = 1.0,
     steps: int = 1000,
-    rate: float = 0.02,
+    lr: float = 0.02,
     file: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
@@ -104,7 +104,7 @@ def task_distances(
     file of other tasks, networks or settings; `DigestError` where a loss hides its state.
     """
     wanted, seeds = _wanted(tasks, targets), [*dict.fromkeys(seeds)]
-    options = {"beta": beta, "steps": steps, "rate": rate, **options}
+    options = {"beta": beta, "steps": steps, "lr": lr, **options}
     _checked(tasks, model, task_id, seeds)
     maker = _Maker(model, task_id)
     book = _Book(file, {"task_id": task_id, **options}, tasks, model, seeds)

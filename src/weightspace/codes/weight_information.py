@@ -47,7 +47,6 @@ __all__ = [
     "cost",
     "flatness_bound",
     "information",
-    "learning_coefficient",
 ]
 
 

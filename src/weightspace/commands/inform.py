@@ -122,11 +122,11 @@ def informed(
 
 
 def _swept(net: Net, task: Task, start: Net | None, seed: int, one: float, progress: Progress) -> StructureFunction:
-    cost = sweep.cost(task, net, seeds=(seed,))
+    cost = sweep.cost(net, task, seeds=(seed,))
     passes = cost.codes * cost.steps * min(1.0, cost.batch / len(task))
     what = f"structure function: {cost}, about {duration(2 * one * passes)}"
     progress(what, 0, 0)
-    return structure_function(task, net, seeds=(seed,), anchor=start, progress=partial(progress, what))
+    return structure_function(net, task, seeds=(seed,), anchor=start, progress=partial(progress, what))
 
 
 def _entropy(task: Task) -> float | None:

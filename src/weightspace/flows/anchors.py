@@ -19,7 +19,7 @@ from weightspace.net.net import Net, checked, math_attention
 from weightspace.net.public import public
 from weightspace.net.weights import Weights
 from weightspace.task.digest import DigestError, Frame, digest
-from weightspace.task.goal import Goal, GoalError, descended, not_aliased
+from weightspace.task.goal import Goal, GoalError, differentiated, not_aliased
 from weightspace.task.outputs import counted, labelled
 from weightspace.task.task import Task
 
@@ -44,7 +44,7 @@ class Hold(Goal):
     output: Callable[[Tensor], Tensor]
     _kept: list[_Answers] = field(default_factory=list, repr=False, compare=False)
 
-    def covector(self, net: Net, step: int) -> tuple[Weights, float]:
+    def value_and_gradient(self, net: Net, step: int) -> tuple[float, Weights]:
         """The gradient and the value on one batch."""
         if net.weights is not self.anchor.weights:
             not_aliased(net, self.anchor)
@@ -58,7 +58,7 @@ class Hold(Goal):
                 losses += [self.task.summed(f, y)] if self.labels else []
             return mean_of(parts) + (self.labels * mean_of(losses) if self.labels else 0.0)
 
-        return descended(away, net)
+        return differentiated(away, net)
 
     def _triples(self, net: Net, step: int) -> Iterator[tuple[Any, Tensor | None, Tensor]]:
         """Inputs, labels, outputs of the anchor; asked for all at once where the inputs stay."""
@@ -210,26 +210,26 @@ class Ewc(Goal):
     importance: Weights
     strength: float
 
-    def covector(self, net: Net, step: int) -> tuple[Weights, float]:
+    def value_and_gradient(self, net: Net, step: int) -> tuple[float, Weights]:
         """strength F (w - anchor), and the value."""
         away = net - self.anchor
         pull = away.shaped(self.strength * self.importance.flat() * away.flat())
-        return pull, float(pull.dot(away)) / 2
+        return float(pull.dot(away)) / 2, pull
 
 
-@public
-def ewc(task: Task, net: Net, strength: float = 1.0, seed: int = 0) -> Goal:
+@public(order=("task", "net"))
+def ewc(net: Net, task: Task, strength: float = 1.0, seed: int = 0) -> Goal:
     """strength / 2 sum_i F_i (w_i - w0_i)^2, F the diagonal of the Fisher information of `task` at `net`.
 
     Source: Overcoming catastrophic forgetting in neural networks (Kirkpatrick et al., 2017).
     """
     if not 0 < strength < math.inf:
         raise GoalError(f"strength must be positive, got {strength}")
-    return Ewc(net, fisher(task, net, seed), strength)
+    return Ewc(net, fisher(net, task, seed), strength)
 
 
-@public
-def fisher(task: Task, net: Net, seed: int = 0) -> Weights:
+@public(order=("task", "net"))
+def fisher(net: Net, task: Task, seed: int = 0) -> Weights:
     """F_i = E_x E_{y ~ p(.|x)} (d log p(y|x) / dw_i)^2: one label drawn from the network for every example.
 
     p is the `likelihood` of the task's loss: the softmax of the outputs, a normal distribution of variance one around

@@ -14,7 +14,7 @@ from weightspace.net.inputs import each, leaves
 from weightspace.net.net import Net, math_attention
 from weightspace.net.public import public
 from weightspace.net.weights import Weights
-from weightspace.task.goal import Goal, GoalError, descended
+from weightspace.task.goal import Goal, GoalError, differentiated
 from weightspace.task.task import Task
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["attacked", "harden", "input_gradient"]
 
 
-@public
+@public(order=("task", "net"))
 def input_gradient(
-    task: Task, net: Net, x: Any, y: Tensor | None, graph: bool = False
+    net: Net, task: Task, x: Any, y: Tensor | None, graph: bool = False
 ) -> Float[Tensor, "examples numbers"]:
     """d(loss of every example)/dx, flat. Raises `GoalError` for inputs that are not floating-point."""
     parts = leaves(x)
@@ -49,11 +49,11 @@ class Harden(Goal):
     seed: int
     span: tuple[float, float]
 
-    def covector(self, net: Net, step: int) -> tuple[Weights, float]:
+    def value_and_gradient(self, net: Net, step: int) -> tuple[float, Weights]:
         """The gradient and the loss on one attacked batch."""
         some = self.task.minibatch(self.batch, step, self.seed)
-        moved = [(attacked(self.task, net, x, y, self.radius, self.steps, self.span), y) for x, y in some.batches(net)]
-        return descended(lambda w: mean_of([self.task.summed(forward(self.task, w, x), y) for x, y in moved]), net)
+        moved = [(attacked(net, self.task, x, y, self.radius, self.steps, self.span), y) for x, y in some.batches(net)]
+        return differentiated(lambda w: mean_of([self.task.summed(forward(self.task, w, x), y) for x, y in moved]), net)
 
 
 @public
@@ -75,15 +75,15 @@ def harden(
     return Harden(task, radius, steps, batch, seed, span)
 
 
-@public
+@public(order=("task", "net"))
 def attacked(
-    task: Task, net: Net, x: Any, y: Tensor | None, radius: float, steps: int, span: tuple[float, float]
+    net: Net, task: Task, x: Any, y: Tensor | None, radius: float, steps: int, span: tuple[float, float]
 ) -> Tensor:
     """The inputs where the ascent ends."""
     if not isinstance(x, Tensor):
         raise GoalError("an attack moves one tensor of inputs; these have several")
     moved = x
     for _ in range(steps):
-        rise = input_gradient(task, net, moved, y).view_as(x).sign()
+        rise = input_gradient(net, task, moved, y).view_as(x).sign()
         moved = torch.clamp(moved + 2.5 * radius / steps * rise, x - radius, x + radius).clamp(*span)
     return moved.detach()

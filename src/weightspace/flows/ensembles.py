@@ -108,7 +108,7 @@ def coherence(nets: Sequence[Net], task: Task) -> float:
 
 
 def _gradients(net: Net, task: Task) -> Float[Tensor, "examples numbers"]:
-    return torch.cat([input_gradient(task, net, x, y) for x, y in task.batches(net)])
+    return torch.cat([input_gradient(net, task, x, y) for x, y in task.batches(net)])
 
 
 def _pair(nets: Sequence[Net]) -> list[Net]:

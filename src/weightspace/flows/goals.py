@@ -9,7 +9,7 @@ The known methods of continual learning are sums of them, under `Euclidean` or `
     LwF                 learn(new) + hold(new, net, "kl", temperature=2)
     frozen teacher      learn(new) + hold(memory, net, "bhattacharyya")
     DER++               learn(new) + hold(memory, net, "squared", labels=a)
-    EWC                 learn(new) + ewc(old, net)
+    EWC                 learn(new) + ewc(net, old)
     A-GEM, GEM          gem(learn(new), [memory, ...])
 """
 
@@ -30,7 +30,7 @@ from weightspace.flows.batches import Augment, changed, mean_of, positive
 from weightspace.net.net import Net, checked
 from weightspace.net.public import public
 from weightspace.net.weights import Weights
-from weightspace.task.goal import Goal, GoalError, as_goal, descended, swapped, value_and_gradient
+from weightspace.task.goal import Goal, GoalError, as_goal, differentiated, gradient
 from weightspace.task.task import Task
 
 __all__ = ["drift", "gem", "learn", "spread", "toward"]
@@ -48,12 +48,12 @@ class Learn(Goal):
     seed: int
     augment: Augment | None
 
-    def covector(self, net: Net, step: int) -> tuple[Weights, float]:
+    def value_and_gradient(self, net: Net, step: int) -> tuple[float, Weights]:
         """The gradient and the loss of one batch."""
         some = self.task.minibatch(self.batch, step, self.seed)
         if self.augment is not None:
             some = some.mapped(lambda x: changed(x, self.augment, self.seed, step))
-        return swapped(value_and_gradient(some, net))
+        return differentiated(some, net)
 
 
 @public
@@ -75,17 +75,17 @@ class Gem(Goal):
     batch: int
     seed: int
 
-    def covector(self, net: Net, step: int) -> tuple[Weights, float]:
+    def value_and_gradient(self, net: Net, step: int) -> tuple[float, Weights]:
         """The nearest vector with no negative product with the gradient of any memory, and the goal's value."""
-        wanted, value = self.goal.covector(net, step)
-        rows = [value_and_gradient(m.minibatch(self.batch, step, self.seed), net)[1].flat() for m in self.memories]
+        value, wanted = self.goal.value_and_gradient(net, step)
+        rows = [gradient(m.minibatch(self.batch, step, self.seed), net).flat() for m in self.memories]
         a, g = torch.stack(rows).double(), wanted.flat().double()
         if not bool(a.isfinite().all() and g.isfinite().all()) or bool((a @ g >= 0).all()):
-            return wanted, value
+            return value, wanted
         gram = (a @ a.T).numpy(force=True)
         root = np.linalg.cholesky(gram + 1e-10 * np.trace(gram) * np.eye(len(gram)))
         weights, _ = nnls(root.T, -np.linalg.solve(root, (a @ g).numpy(force=True)))
-        return wanted.shaped((g + torch.from_numpy(weights).to(a) @ a).to(wanted.flat())), value
+        return value, wanted.shaped((g + torch.from_numpy(weights).to(a) @ a).to(wanted.flat()))
 
 
 @public
@@ -110,9 +110,9 @@ class Drift(Goal):
 
     seed: int
 
-    def covector(self, net: Net, step: int) -> tuple[Weights, float]:
+    def value_and_gradient(self, net: Net, step: int) -> tuple[float, Weights]:
         """The direction; it has no value."""
-        return net.weights.randn(self.seed), math.nan
+        return math.nan, net.weights.randn(self.seed)
 
 
 @public
@@ -135,9 +135,9 @@ class Toward(Goal):
         parts = [(w - self.other.weights[n].to(w)).square().sum() / 2 for n, w in net.weights.items()]
         return torch.stack(parts).sum()
 
-    def covector(self, net: Net, step: int) -> tuple[Weights, float]:
+    def value_and_gradient(self, net: Net, step: int) -> tuple[float, Weights]:
         """w - w_other, and the value."""
-        return descended(self, net)
+        return differentiated(self, net)
 
 
 @public
@@ -155,19 +155,19 @@ class Spread(Goal):
     batch: int
     seed: int
 
-    def covector(self, net: Net, step: int) -> tuple[Weights, float]:
+    def value_and_gradient(self, net: Net, step: int) -> tuple[float, Weights]:
         """The gradient and the coherence on one batch."""
         batches = list(self.task.minibatch(self.batch, step, self.seed).batches(net))
-        theirs = [[input_gradient(self.task, other, x, y).detach() for other in self.others] for x, y in batches]
+        theirs = [[input_gradient(other, self.task, x, y).detach() for other in self.others] for x, y in batches]
 
         def coherence(w: Net) -> Tensor:
             parts: list[tuple[Tensor, int]] = []
             for (x, y), rows in zip(batches, theirs, strict=True):
-                mine = input_gradient(self.task, w, x, y, graph=True)
+                mine = input_gradient(w, self.task, x, y, graph=True)
                 parts += [(F.cosine_similarity(mine, row.to(mine), dim=1).sum(), len(row)) for row in rows]
             return mean_of(parts)
 
-        return descended(coherence, net)
+        return differentiated(coherence, net)
 
 
 @public

@@ -31,7 +31,7 @@ from weightspace.net.weights import Weights
 from weightspace.path.trail import Trail
 from weightspace.symmetry.symmetry import Symmetry
 from weightspace.task.digest import changed, told
-from weightspace.task.goal import Goal, as_goal, covector
+from weightspace.task.goal import Goal, as_goal, value_and_gradient
 from weightspace.task.task import Task
 from weightspace.trust.relative import relative_distances
 
@@ -51,7 +51,7 @@ _TIGHTENING, _TIGHTEN_EVERY = 0.4, 20  # of the steps of a descent; then every s
 _TEMPERATURE = 4.0
 
 
-@public
+@public(renamed={"limit": "max_drift"})
 def flow(
     net: Net,
     goal: Aim,
@@ -61,7 +61,7 @@ def flow(
     size: Size = 0.1,
     budget: float | None = None,
     probe: Task | None = None,
-    limit: float | None = None,
+    max_drift: float | None = None,
     corrections: int = 1,
     accelerate: bool | str = False,
     mask: Weights | None = None,
@@ -75,19 +75,19 @@ def flow(
     """From `net`, `steps` steps of length `size` (a number, or a function of the share done) that lower `goal`.
 
     `budget`: the drift on the metric's own examples, measured from `net`, that no accepted step exceeds. `probe`: other
-    examples on which the drift is measured too, every `check` steps, and `limit` the drift there that ends the flow.
+    examples on which the drift is measured too, every `check` steps; `max_drift`: the drift there that ends the flow.
     `corrections`: Gauss-Newton steps back to the anchor after every step. `accelerate`: bend every step by the
     geodesic's acceleration (refused for a network with kinks, unless "force"). `mask`: weights where it is zero stay
     as they are. `frozen`: so do weights that the module held by requires_grad=False, and they are not counted;
     with "move" they move. `max_trust`: a step that would go further in `relative_trust` is cut to this (of a goal,
     not of `prune`). `save`: every how many steps a network is kept; with `trail`, in that folder too, and a flow that
     was cut off goes on from there, if all that it depends on is the same: the network, the goal, the metric and their
-    examples, and every argument above but `limit` and, where `size` is a number and nothing is pruned, more `steps`.
+    examples, and every argument above but `max_drift` and, where `size` is a number and nothing is pruned, `steps`.
     Drifts are root mean squares in units of the outputs. `prune` with Gauss-Newton repair ignores `size` and makes at
     least two corrections a step; with descent, `size` is Adam's highest learning rate.
     Raises `FlowError`; what happens on the way ends the flow: see `why`.
     """
-    _sound(steps, size, budget, limit, max_trust, corrections, save, check)
+    _sound(steps, size, budget, max_drift, max_trust, corrections, save, check)
     if not isinstance(goal, Prune):
         goal = as_goal(goal)
     net = unfrozen(checked(net), frozen)
@@ -105,8 +105,8 @@ def flow(
         raise FlowError("the repair layer by layer moves all that is not cut; take another repair with a mask")
     if isinstance(goal, Prune) and max_trust is not None:
         raise FlowError("max_trust cuts the steps of a descent, and pruning has none; leave it out")
-    if limit is not None and probe is None:
-        raise FlowError("limit is a drift on other examples; give them as probe=")
+    if max_drift is not None and probe is None:
+        raise FlowError("max_drift is a drift on other examples; give them as probe=")
     if accelerate and not isinstance(metric, Pullback):
         raise FlowError("only a Pullback metric has geodesics to accelerate along; give Pullback(task)")
     if accelerate is True and isinstance(metric, Pullback) and (at := kink(net, metric)):
@@ -121,7 +121,20 @@ def flow(
         "check": check, "steps": steps if callable(size) or isinstance(goal, Prune) else None,
     }  # fmt: skip
     run = _Run(
-        net, goal, metric, budget, probe, limit, corrections, accelerate, mask, max_trust, save, check, trail, progress
+        net,
+        goal,
+        metric,
+        budget,
+        probe,
+        max_drift,
+        corrections,
+        accelerate,
+        mask,
+        max_trust,
+        save,
+        check,
+        trail,
+        progress,
     )
     if run.trail is not None:
         run.resume(run.trail, {name: told(value) for name, value in asked.items()}, steps)
@@ -131,8 +144,15 @@ def flow(
     return run.carve(goal, steps, size) if goal.repair == "descent" else run.prune(goal, steps)
 
 
-def _sound(steps: int, size: Any, budget: Any, limit: Any, trust: Any, corrections: int, save: int, check: int) -> None:
-    positive = ("budget", budget), ("limit", limit), ("max_trust", trust), ("size", None if callable(size) else size)
+def _sound(
+    steps: int, size: Any, budget: Any, max_drift: Any, trust: Any, corrections: int, save: int, check: int
+) -> None:
+    positive = (
+        ("budget", budget),
+        ("max_drift", max_drift),
+        ("max_trust", trust),
+        ("size", None if callable(size) else size),
+    )
     for name, value in positive:
         if value is not None and not 0 < value < math.inf:
             raise FlowError(f"{name} must be positive, got {value}")
@@ -184,7 +204,7 @@ class _Run:
     def descend(self, goal: Any, steps: int, size: Size) -> Flow:
         why = "steps"
         for k in range(self.begun, steps):
-            wanted, value = covector(goal, self.net, k)
+            value, wanted = value_and_gradient(goal, self.net, k)
             if bad := wanted.unusable():
                 why = f"nan in {bad[0]}"
                 break
@@ -319,7 +339,7 @@ class _Run:
                 cut = self._tighter(goal, share_at(goal.sparsity, k / last if last else 1.0), group, worth)
             weights = self.net.weights
             net = self.net if cut is None else self.net.at(weights.shaped(weights.flat() * cut.flat()))
-            wanted, value = near.covector(net, k)
+            value, wanted = near.value_and_gradient(net, k)
             if bad := wanted.unusable():
                 why = f"nan in {bad[0]}"
                 break

@@ -68,8 +68,8 @@ class ImageFunction:
         return {layer: _cosine(self.weights, other.weights, names) for layer, names in groups.items()}
 
 
-@public
-def image_function(net: Net, example: int, task: Task) -> ImageFunction:
+@public(order=("net", "example", "task"))
+def image_function(net: Net, task: Task, example: int) -> ImageFunction:
     """The function that example `example` of `task` writes into every layer of `net`, in evaluation mode.
 
     Raises `WeightspaceError` for an example that is not there, or no labels.

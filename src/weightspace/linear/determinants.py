@@ -70,9 +70,9 @@ def nystrom(a: Linear, rank: int, seed: int) -> Nystrom:
     return Nystrom(q @ u, sizes.square(), noise)
 
 
-@public
+@public(renamed={"samples": "probes"})
 def logdet(
-    a: Linear, scale: float, rank: int | None, samples: int, steps: int, seed: int
+    a: Linear, scale: float, rank: int | None, probes: int, steps: int, seed: int
 ) -> tuple[Estimate, Nystrom | None]:
     """log det(I + A / scale) of a positive semidefinite A, and the Nystrom approximation that it was seen through.
 
@@ -83,10 +83,10 @@ def logdet(
     """
     if not 0 < scale < math.inf:
         raise OperatorError(f"the scale must be a positive number, got {scale}")
-    if samples < 1 or steps < 1 or (rank is not None and rank < 0):
-        raise OperatorError(f"{samples} samples of {steps} steps at rank {rank}; give 1 or more, and a rank from 0")
+    if probes < 1 or steps < 1 or (rank is not None and rank < 0):
+        raise OperatorError(f"{probes} probes of {steps} steps at rank {rank}; give 1 or more, and a rank from 0")
     n = a.rows
-    if rank is None and n <= cost("logdet", n, samples=samples, steps=steps).products:
+    if rank is None and n <= cost("logdet", n, probes=probes, steps=steps).products:
         return _dense_logdet(a, scale), None
     k = min(n, _default_rank(n) if rank is None else rank)
     part = nystrom(a, k, seed) if k else Nystrom(torch.zeros(n, 0, dtype=torch.float64), torch.zeros(0).double(), 0.0)
@@ -95,7 +95,7 @@ def logdet(
     seen = _Preconditioned(a, part, scale)
     noise = 1e3 * part.noise * float(part.values.sum()) / scale
     draws, gaps, used = [], [], k
-    for z in signs(n, samples, seed + 1):
+    for z in signs(n, probes, seed + 1):
         above, below, made = _quadratures(lanczos(seen, z, min(steps, n)), noise)
         draws.append(n * (above + below) / 2)
         gaps.append(n * (above - below) / 2)
@@ -192,23 +192,23 @@ def bracket(estimate: Estimate, lower: float, parts: Iterable[Tensor], scale: fl
 # ------------------------------------------------------------------ what it costs
 
 
-@public
+@public(renamed={"samples": "probes"})
 def cost(
-    what: str, n: int, *, samples: int = _SAMPLES, steps: int = _STEPS, rank: int | None = None, k: int = 10
+    what: str, n: int, *, probes: int = _SAMPLES, steps: int = _STEPS, rank: int | None = None, k: int = 10
 ) -> Cost:
-    """The products of an estimate, and its memory in bytes, at most: what = "trace" (samples: products), "diagonal",
+    """The products of an estimate, and its memory in bytes, at most: what = "trace" (probes: products), "diagonal",
     "eigenvalues" (k, steps) or "logdet".
     """
     if what == "trace":
-        return Cost(products=samples, bytes=8 * n * (3 * samples + 8))
+        return Cost(products=probes, bytes=8 * n * (3 * probes + 8))
     if what == "diagonal":
-        return Cost(products=samples, bytes=8 * n * 6)
+        return Cost(products=probes, bytes=8 * n * 6)
     if what == "eigenvalues":
         most = min(n, steps)
         return Cost(products=2 * most, bytes=8 * n * (2 * most + k + 6) + 32 * (2 * most + k) ** 2)
     if what == "logdet":
         r = _default_rank(n) if rank is None else min(rank, n)
-        products = r + samples * min(steps, n)
+        products = r + probes * min(steps, n)
         if rank is None and n <= products:
             return Cost(products=n, bytes=8 * n * n * 4)
         return Cost(products=products, bytes=8 * n * (max(4 * r, r + min(steps, n)) + 8))

@@ -123,26 +123,28 @@ class Operator:
             raise OperatorError(f"{self.rows} x {self.columns} is too large to be written out")
         return self.matmat(torch.eye(self.columns, dtype=dtype))
 
-    def trace(self, samples: int = 32, seed: int = 0, method: str = "hutch++") -> Estimate:
+    @public(renamed={"samples": "probes"})
+    def trace(self, probes: int = 32, seed: int = 0, method: str = "hutch++") -> Estimate:
         """tr A from so many products: "hutchinson", "hutch++" or "xtrace", as `estimators.trace` tells."""
         self._square()
-        return traces.trace(self, method, samples, seed)
+        return traces.trace(self, method, probes, seed)
 
-    def diagonal(self, samples: int | None = None, seed: int = 0) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-        """diag A and the standard error of every entry: zero where A knows it and no number of `samples` is asked for.
+    @public(renamed={"samples": "probes"})
+    def diagonal(self, probes: int | None = None, seed: int = 0) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+        """diag A and the standard error of every entry: zero where A knows it and no number of `probes` is asked for.
 
-        Else E z * A z over signs z, of 32 samples.
+        Else E z * A z over signs z, of 32 probes.
         """
         self._square()
-        if samples is None and self._exact is not None:
+        if probes is None and self._exact is not None:
             exact = self.exact_diagonal()
             return exact, torch.zeros_like(exact)
-        return traces.diagonal(self, 32 if samples is None else samples, seed)
+        return traces.diagonal(self, 32 if probes is None else probes, seed)
 
     def exact_diagonal(self) -> Float[Tensor, " n"]:
         """diag A. Raises `OperatorError` where A does not know it."""
         if self._exact is None:
-            raise OperatorError("this operator does not know its diagonal; estimate it with diagonal(samples)")
+            raise OperatorError("this operator does not know its diagonal; estimate it with diagonal(probes)")
         return self._exact()
 
     def eigenvalues(
@@ -163,21 +165,23 @@ class Operator:
         n = self._symmetric()
         return krylov.eigenvalues(self, k, seed, dtype, tolerance, min(n, steps or 10 * k + 100))
 
+    @public(renamed={"samples": "probes"})
     def logdet(
-        self, scale: float = 1.0, samples: int = 6, steps: int = 30, seed: int = 0, *, rank: int | None = None
+        self, scale: float = 1.0, probes: int = 6, steps: int = 30, seed: int = 0, *, rank: int | None = None
     ) -> Estimate:
         """log det(I + A / scale) of a positive semidefinite A: Lanczos quadrature behind a Nystrom preconditioner.
 
         Of `rank` min(256, n / 4); where n products would be no more, exact. As `estimators.logdet` tells.
         """
         self._symmetric()
-        return determinants.logdet(self, scale, rank, samples, steps, seed)[0]
+        return determinants.logdet(self, scale, rank, probes, steps, seed)[0]
 
+    @public(renamed={"samples": "probes"})
     def bracket(
         self,
         scale: float = 1.0,
         parts: Iterable[Tensor] = (),
-        samples: int = 6,
+        probes: int = 6,
         steps: int = 30,
         seed: int = 0,
         *,
@@ -188,7 +192,7 @@ class Operator:
         `parts`: A's diagonal blocks, of those too large their diagonals; `curvature.blocks` gives both.
         """
         n = self._symmetric()
-        estimate, part = determinants.logdet(self, scale, rank, samples, steps, seed)
+        estimate, part = determinants.logdet(self, scale, rank, probes, steps, seed)
         part = part or determinants.nystrom(self, max(1, min(256, n // 4)), seed)
         return determinants.bracket(estimate, part.logdet(scale), parts, scale)
 

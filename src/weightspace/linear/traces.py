@@ -96,18 +96,18 @@ def _range(y: Tensor) -> Tensor:
     return q @ u[:, s > 1e-10 * s.max()] if float(s.max()) else q[:, :0]
 
 
-@public
-def diagonal(a: Linear, samples: int, seed: int) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+@public(renamed={"samples": "probes"})
+def diagonal(a: Linear, probes: int, seed: int) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """diag A = E z * A z over signs z, and the standard error of every entry."""
     total, square = torch.zeros(a.rows, dtype=torch.float64), torch.zeros(a.rows, dtype=torch.float64)
-    for z in signs(a.rows, samples, seed):
+    for z in signs(a.rows, probes, seed):
         draw = z * times(a, z)
         total += draw
         square += draw.square()
-    mean = total / samples
-    if samples < 2:
+    mean = total / probes
+    if probes < 2:
         return mean, torch.full_like(mean, math.inf)
-    return mean, ((square / samples - mean.square()).clamp_min(0) / (samples - 1)).sqrt()
+    return mean, ((square / probes - mean.square()).clamp_min(0) / (probes - 1)).sqrt()
 
 
 def nonnegative(least: float, allowed: float) -> None:

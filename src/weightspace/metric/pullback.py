@@ -35,8 +35,7 @@ from weightspace.net.net import Net, loose
 from weightspace.net.public import public
 from weightspace.net.weights import Weights
 from weightspace.task.digest import DigestError, digest
-from weightspace.task.goal import Goal, not_aliased
-from weightspace.task.goal import covector as covector_of
+from weightspace.task.goal import Goal, gradient, not_aliased
 from weightspace.task.outputs import counted, logits
 from weightspace.task.task import Task
 
@@ -220,7 +219,7 @@ class Pullback:
         Of the layers' null spaces with solver "layer". Where the dual does not fit, from 200 steps of CGLS: an upper
         bound, close where G has few large eigenvalues.
         """
-        wanted = covector_of(goal, net)[0]
+        wanted = gradient(goal, net)
         modes = self.modes(net, wanted)
         if self.solver in ("layer", "kronecker"):
             free = modes.coefficients[modes.values == 0]
@@ -235,7 +234,7 @@ class Pullback:
         self, net: Net, goal: Goal | Task | Callable[[Net], Tensor], length: float = 1.0, n: int = 41
     ) -> Tradeoff:
         """Progress on the goal against drift, to first order, for steps of one length."""
-        modes = self.modes(net, covector_of(goal, net)[0])
+        modes = self.modes(net, gradient(goal, net))
         top = float(modes.values.max()) or 1.0
         shifts = [0.0, *np.geomspace(1e-8 * top, 1e3 * top, n - 2), math.inf]
         rows = [(s, modes.drift(s), modes.progress(s), modes.length(s)) for s in shifts]

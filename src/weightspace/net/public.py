@@ -14,6 +14,7 @@ import numbers
 import threading
 import types
 import typing
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -32,15 +33,24 @@ _SHAPES = {"Float", "Int", "Bool", "Integer", "Num", "Shaped", "UInt8"}  # jaxty
 _CALL = threading.local()
 
 
-def public(target: Any = None, *, grad: bool = True) -> Any:
+def public(
+    target: Any = None,
+    *,
+    grad: bool = True,
+    renamed: Mapping[str, str] | None = None,
+    order: Sequence[str] = (),
+) -> Any:
     """Mark a function, or all public methods of a class, as public: see the module.
 
     With `grad=False` the caller's grad mode is kept, for values that a caller differentiates; constructors set it.
+    `renamed`: names that arguments of a function had in the last release -> those of now; `order`: the order of its
+    first arguments then. Calls of that kind go on to work for one release, with a `DeprecationWarning`.
     """
     if target is None:
-        return functools.partial(public, grad=grad)
+        return functools.partial(public, grad=grad, renamed=renamed, order=order)
     if not isinstance(target, type):
-        return _called(target, grad, alone=True)
+        made = _called(target, grad, alone=True)
+        return _as_before(made, renamed or {}, order) if renamed or order else made
     for name, member in list(vars(target).items()):
         if name.startswith("_") and name not in ("__init__", "__call__"):
             continue
@@ -87,6 +97,37 @@ def _called(function: Callable[..., Any], grad: bool, alone: bool = False) -> Ca
 
     call._public = True  # type: ignore[attr-defined]
     return call
+
+
+def _as_before(call: Callable[..., Any], renamed: Mapping[str, str], order: Sequence[str]) -> Callable[..., Any]:
+    """The function, taking names and an order of arguments of the last release too."""
+    now = [name for name in inspect.signature(call).parameters][: len(order)]
+
+    @functools.wraps(call)
+    def taking(*args: Any, **kwargs: Any) -> Any:
+        for old in renamed.keys() & kwargs.keys():
+            if renamed[old] in kwargs:
+                raise CallError(f"{call.__name__}: {old} is called {renamed[old]} now; give it once")
+            _deprecated(f"{call.__name__}: {old}= is called {renamed[old]}= now")
+            kwargs[renamed[old]] = kwargs.pop(old)
+        if order and len(args) >= len(order) and _is_task(args[order.index("task")]):
+            if not _is_task(args[now.index("task")]):
+                _deprecated(f"{call.__name__} takes ({', '.join(now)}) now, in this order")
+                before = dict(zip(order, args, strict=False))
+                args = (*(before[name] for name in now), *args[len(order) :])
+        return call(*args, **kwargs)
+
+    return taking
+
+
+def _is_task(value: Any) -> bool:
+    return any(
+        type(value).__name__ == "Task" or isinstance(value, s) for k, s, _ in _CONVERSIONS if k.__name__ == "Task"
+    )
+
+
+def _deprecated(text: str) -> None:
+    warnings.warn(text, DeprecationWarning, stacklevel=4)
 
 
 def _check_call(function: Callable[..., Any], args: Any, kwargs: Any, error: TypeError) -> None:
@@ -237,7 +278,7 @@ def _fit(kind: Any, value: Any, where: str) -> tuple[bool, Any]:
     if kind is Any or kind is object:
         return True, value
     if origin is typing.Literal:
-        return isinstance(value, tuple({type(choice) for choice in typing.get_args(kind)})), value
+        return any(type(value) is type(choice) and value == choice for choice in typing.get_args(kind)), value
     if origin is Callable or kind is Callable:
         return _calls(typing.get_args(kind)[:1], value), value
     if origin is type:

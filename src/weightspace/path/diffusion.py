@@ -94,32 +94,32 @@ class Action:
         return {**asdict(self), "dynamic": self.dynamic, "total": self.total}
 
 
-@public
-def action_cost(path: Path | Sequence[Net], samples: int = 8) -> Cost:
+@public(renamed={"samples": "probes"})
+def action_cost(path: Path | Sequence[Net], probes: int = 8) -> Cost:
     """What `action` will cost: two passes a point and one for every sample of the Hessian's trace.
 
     `bytes`: of weights held beside the path's own.
     """
     net = path[0]
-    return Cost(passes=len(path) * (2 + samples), bytes=(3 + samples) * 8 * net.weights.numel)
+    return Cost(passes=len(path) * (2 + probes), bytes=(3 + probes) * 8 * net.weights.numel)
 
 
-@public
+@public(renamed={"samples": "probes"})
 def action(
     path: Path | Sequence[Net],
     task: Goal,
     temperature: float,
     times: float | Sequence[float],
     *,
-    samples: int = 8,
+    probes: int = 8,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Action:
     """The action of a path through its marked points, static and dynamic part, at temperature D.
 
     `times`: when the points were met, in units of step size times steps, or the whole duration. Speeds are those of the
-    chords; the potential is summed by trapezoids; lap L = tr H by `samples` products with signs at every point
-    (Hutchinson), exact where there are no more weights than samples. About 30 points are enough for the potential of a
+    chords; the potential is summed by trapezoids; lap L = tr H by `probes` products with signs at every point
+    (Hutchinson), exact where there are no more weights than probes. About 30 points are enough for the potential of a
     training run. Raises `DiffusionError` for a temperature that is not positive, times that do not rise, and losses or
     gradients that are not finite.
     """
@@ -133,7 +133,7 @@ def action(
         value, slope = value_and_gradient(task, net)
         losses.append(_finite("loss", value, k))
         slopes.append(_finite("squared gradient", float(slope.dot(slope)), k))
-        traces.append(laplacian(net, task, samples, seed + k))
+        traces.append(laplacian(net, task, probes, seed + k))
         before = net
         if progress is not None:
             progress(k + 1, len(marks))
@@ -153,24 +153,24 @@ def action(
     )
 
 
-@public
-def laplacian(net: Net, goal: Goal, samples: int = 8, seed: int = 0) -> Estimate:
+@public(renamed={"samples": "probes"})
+def laplacian(net: Net, goal: Goal, probes: int = 8, seed: int = 0) -> Estimate:
     """lap L = tr H, H the Hessian of the goal: the mean of z . H z over signs z, and its standard error.
 
-    Exact where there are no more weights than samples.
+    Exact where there are no more weights than probes.
     """
     size = net.weights.numel
-    if samples < 1 or not size:
-        raise DiffusionError(f"a trace needs a sample and a weight or more, got {samples} and {size}")
-    exact, generator = size <= samples, torch.Generator().manual_seed(seed)
-    signs = torch.eye(size) if exact else torch.randint(0, 2, (size, samples), generator=generator) * 2.0 - 1.0
+    if probes < 1 or not size:
+        raise DiffusionError(f"a trace needs a probe and a weight or more, got {probes} and {size}")
+    exact, generator = size <= probes, torch.Generator().manual_seed(seed)
+    signs = torch.eye(size) if exact else torch.randint(0, 2, (size, probes), generator=generator) * 2.0 - 1.0
     operator, share = _hessian(net, goal)
-    probes = signs.to(net.weights.flat())
-    draws = (probes.double() * (operator @ probes).double()).sum(0) * share
+    z = signs.to(net.weights.flat())
+    draws = (z.double() * (operator @ z).double()).sum(0) * share
     if exact:
         return Estimate(float(draws.sum()), 0.0, size)
-    error = float(draws.std()) / math.sqrt(samples) if samples > 1 else math.inf
-    return Estimate(float(draws.mean()), error, samples)
+    error = float(draws.std()) / math.sqrt(probes) if probes > 1 else math.inf
+    return Estimate(float(draws.mean()), error, probes)
 
 
 def _hessian(net: Net, goal: Goal) -> tuple[Operator, float]:
@@ -193,9 +193,9 @@ def _hessian(net: Net, goal: Goal) -> tuple[Operator, float]:
     return Operator(len(slope), len(slope), action), 1.0
 
 
-@public
-def sgd_temperature(net: Net, task: Task, rate: float, batch: int) -> float:
-    """D = rate tr(Sigma) / (2 batch P): the isotropic noise of the same total power as that of SGD. A model of it.
+@public(renamed={"rate": "lr"})
+def sgd_temperature(net: Net, task: Task, lr: float, batch: int) -> float:
+    """D = lr tr(Sigma) / (2 batch P): the isotropic noise of the same total power as that of SGD. A model of it.
 
     Sigma is the covariance of one example's gradient at this network (`gradient_noise`), P the number of weights. The
     noise of SGD lies in few directions and changes along the way, so this is an average over directions, of one place.
@@ -203,7 +203,7 @@ def sgd_temperature(net: Net, task: Task, rate: float, batch: int) -> float:
     if batch < 1:
         raise DiffusionError(f"a batch of {batch} examples; give 1 or more")
     noise = gradient_noise(task, by_layer=True)(net).trace
-    return positive("rate", rate) * noise / (2 * batch * net.weights.numel)
+    return positive("lr", lr) * noise / (2 * batch * net.weights.numel)
 
 
 @public

@@ -117,7 +117,7 @@ def descend(
     delta: float,
     steps: int,
     batch: int,
-    rate: float,
+    lr: float,
     seed: int,
     generator: torch.Generator,
     say: Callable[[int], None],
@@ -126,7 +126,7 @@ def descend(
 
     `choices`: the constants of Catoni's bound; without, the bound is Maurer's.
     """
-    n, rates = len(noisy.task), [rate, rate / 3, rate / 3]
+    n, rates = len(noisy.task), [lr, lr / 3, lr / 3]
     leaves = [leaf for leaf in (fit.m, fit.r, fit.scale) if leaf.requires_grad]
     groups = [{"params": [leaf], "lr": r} for leaf, r in zip(leaves, rates, strict=False)]
     optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99))
@@ -139,7 +139,7 @@ def descend(
         error, nats = expected_error(noisy, x, y, fit.pair(), generator), fit.kl()
         seen = float(error.detach())
         if not math.isfinite(seen + float(nats.detach())):
-            raise RiskError("the loss is NaN or infinite; look for it in the data and the weights, or lower rate=")
+            raise RiskError("the loss is NaN or infinite; look for it in the data and the weights, or lower lr=")
         late = seen if late is None else _MEMORY * late + (1 - _MEMORY) * seen
         price = math.log((choices or 2 * math.sqrt(n)) / delta)
         a, b = slopes(late, (float(nats.detach()) + fit.grid() + price) / n)

@@ -105,7 +105,7 @@ class RiskBound:
         return {**kept, "verdict": self.verdict, "families": rows, "deviations": dict(self.deviations)}
 
 
-@public
+@public(renamed={"rate": "lr"})
 def pac_bayes(
     net: Net,
     task: Task,
@@ -119,7 +119,7 @@ def pac_bayes(
     deviation: float | None = None,
     steps: int = 3000,
     batch: int = 500,
-    rate: float = 0.1,
+    lr: float = 0.1,
     draws: int = 500_000,
     group: int = 16,
     seed: int = 0,
@@ -132,7 +132,7 @@ def pac_bayes(
     that are those of the prior are known and cost nothing. `seen`: what w_0
     was taught on. `test`: examples to measure the error on. The three tasks must not share an example, labels aside.
     `deviation`: l, fixed before; without, each layer has its own, learnt, rounded to a grid of K variances from 1e-8 to
-    1 and paid for with ln K. `family`: "kl" or "catoni", whose `constants` are chosen before too. `rate`: Adam's for m,
+    1 and paid for with ln K. `family`: "kl" or "catoni", whose `constants` are chosen before too. `lr`: Adam's for m,
     a third of it for r and l, one cycle over `steps`. E_Q error is bounded from at least `draws` pairs of weights and
     an example at delta / 5; where Q's noise cannot be independent between the examples of a batch (`Noisy.exact`), from
     the means of groups of `group` examples. What is held in memory: `cost`.
@@ -141,7 +141,7 @@ def pac_bayes(
     """
     if family not in ("kl", "catoni"):
         raise RiskError(f"no family {family!r} to train on; give 'kl' or 'catoni'")
-    for name, value in (("steps", steps), ("batch", batch), ("rate", rate), ("draws", draws), ("group", group)):
+    for name, value in (("steps", steps), ("batch", batch), ("lr", lr), ("draws", draws), ("group", group)):
         if not 0 < value < math.inf:
             raise RiskError(f"{name} is {value}; give a positive number")
     if not 0 < delta < 1:
@@ -162,7 +162,7 @@ def pac_bayes(
     passes = -(-draws // n)
     say = (lambda done: progress(done, steps + passes)) if progress else (lambda done: None)
     choices = len(constants) if family == "catoni" else None
-    descend(fit, noisy, choices, delta * (1 - _MC), steps, batch, rate, seed, generator, say)
+    descend(fit, noisy, choices, delta * (1 - _MC), steps, batch, lr, seed, generator, say)
     q, p, deviations = fit.rounded()
     size = 1 if noisy.exact else group
     error, m = _drawn(noisy, task, q, passes, size, generator, lambda k: say(steps + k))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,24 +16,30 @@ from weightspace.net.public import public
 from weightspace.net.weights import Weights
 from weightspace.task.task import Task, descend
 
-__all__ = ["Goal", "GoalError", "as_goal", "covector", "gradient", "not_aliased", "value_and_gradient"]
+__all__ = ["Goal", "GoalError", "as_goal", "gradient", "not_aliased", "value_and_gradient"]
 
 
 @public
-def gradient(goal: Task | Callable[[Net], Tensor] | Any, net: Net) -> Weights:
+def gradient(goal: Goal | Task | Callable[[Net], Tensor], net: Net) -> Weights:
     """dL/dw at the net's weights; a Task holds the graph of one batch at a time, a goal of `flow` gives its first step.
 
     An aggregate that does not stream ("linf", a function) costs one forward pass more. Raises `TaskError` for
     a goal that is not a differentiable 0-d tensor.
     """
-    if hasattr(goal, "covector"):
-        return goal.covector(checked(net), 0)[0]
     return value_and_gradient(goal, net)[1]
 
 
 @public
-def value_and_gradient(goal: Task | Callable[[Net], Tensor], net: Net) -> tuple[float, Weights]:
-    """L and dL/dw at the net's weights, as `gradient`, in one pass."""
+def value_and_gradient(goal: Goal | Task | Callable[[Net], Tensor], net: Net, step: int = 0) -> tuple[float, Weights]:
+    """L and dL/dw at the net's weights, in one pass; of a goal of `flow`, those of its step number `step`.
+
+    The value is NaN where a goal has none (a direction). Raises `TaskError` as `gradient` does.
+    """
+    return as_goal(goal).value_and_gradient(checked(net), step)
+
+
+def differentiated(goal: Task | Callable[[Net], Tensor], net: Net) -> tuple[float, Weights]:
+    """The value and the gradient of a task, or of a function of the network, by one pass back."""
     factor = torch.ones(())
     with torch.enable_grad():
         vector = checked(net).weights.map(lambda w: w.detach().clone().requires_grad_(w.is_floating_point()))
@@ -52,9 +59,19 @@ class GoalError(WeightspaceError):
 class Goal:
     """What a flow lowers, step by step. Goals add up and take factors."""
 
+    def value_and_gradient(self, net: Net, step: int) -> tuple[float, Weights]:
+        """The value at the net (NaN: it has none), and the gradient there for this step."""
+        if type(self).covector is Goal.covector:
+            raise NotImplementedError
+        _say_renamed("a goal gives value_and_gradient(net, step) -> (value, gradient) now, in place of covector")
+        gradient, value = self.covector(net, step)
+        return value, gradient
+
     def covector(self, net: Net, step: int) -> tuple[Weights, float]:
-        """The gradient at the net for this step, and the value there (NaN: it has none)."""
-        raise NotImplementedError
+        """The name and order of the last release: gradient, then value."""
+        _say_renamed("covector(..) -> (gradient, value) is value_and_gradient(..) -> (value, gradient) now")
+        value, gradient = self.value_and_gradient(net, step)
+        return gradient, value
 
     def __add__(self, other: Any) -> Goal:
         return self if isinstance(other, int) and other == 0 else Sum(((1.0, self), (1.0, as_goal(other))))
@@ -73,13 +90,13 @@ class Sum(Goal):
 
     terms: tuple[tuple[float, Goal], ...]
 
-    def covector(self, net: Net, step: int) -> tuple[Weights, float]:
-        """The sum of the gradients and of the values."""
+    def value_and_gradient(self, net: Net, step: int) -> tuple[float, Weights]:
+        """The sum of the values and of the gradients."""
         total, value = net.weights.zeros(), 0.0
         for factor, goal in self.terms:
-            vector, worth = goal.covector(net, step)
+            worth, vector = goal.value_and_gradient(net, step)
             total, value = total + factor * vector, value + factor * worth
-        return total, value
+        return value, total
 
 
 @dataclass(frozen=True)
@@ -88,9 +105,9 @@ class Plain(Goal):
 
     function: Task | Callable[[Net], Tensor]
 
-    def covector(self, net: Net, step: int) -> tuple[Weights, float]:
-        """Its gradient and its value."""
-        return swapped(value_and_gradient(self.function, net))
+    def value_and_gradient(self, net: Net, step: int) -> tuple[float, Weights]:
+        """Its value and its gradient."""
+        return differentiated(self.function, net)
 
 
 @public
@@ -103,10 +120,9 @@ def as_goal(aim: Any) -> Goal:
     raise GoalError(f"a goal is a task or a function of a network, not a {type(aim).__name__}")
 
 
-@public
 def covector(goal: Goal | Task | Callable[[Net], Tensor], net: Net, step: int = 0) -> tuple[Weights, float]:
-    """The gradient of any goal at the net, and its value."""
-    return as_goal(goal).covector(net, step)
+    """The gradient of any goal at the net, and its value: the name and order of the last release."""
+    return as_goal(goal).covector(checked(net), step)
 
 
 @public
@@ -117,9 +133,5 @@ def not_aliased(net: Net, anchor: Net) -> None:
         raise GoalError("the anchor shares its memory with the network that moves, and would move too; clone() it")
 
 
-def descended(goal: Callable[[Net], Tensor], net: Net) -> tuple[Weights, float]:
-    return swapped(value_and_gradient(goal, net))
-
-
-def swapped(pair: tuple[float, Weights]) -> tuple[Weights, float]:
-    return pair[1], pair[0]
+def _say_renamed(text: str) -> None:
+    warnings.warn(text, DeprecationWarning, stacklevel=4)

@@ -172,11 +172,11 @@ class Stability:
     refused: str | None
 
 
-@public
+@public(renamed={"etas": "noise"})
 def stability(
     net: Net,
     task: Task,
-    etas: Sequence[float] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0),
+    noise: Sequence[float] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0),
     draws: int = 10,
     *,
     seed: int = 0,
@@ -184,14 +184,14 @@ def stability(
     frozen: str = "stay",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Stability:
-    """What noise of every relative size in `etas` does to the outputs on `task`, measured and by the four numbers.
+    """What noise of every relative size in `noise` does to the outputs on `task`, measured and by the four numbers.
 
-    Accuracy is measured where the task has labels of classes. Cost: len(etas) draws forward passes, and with `proven`
+    Accuracy is measured where the task has labels of classes. Cost: len(noise) draws forward passes, and with `proven`
     a Cholesky factor for every weight and size. Frozen weights stay, unless frozen="move". Raises
     `WeightspaceError` for sizes outside of [0, 10), no draws, or a task without inputs.
     """
-    if draws < 1 or not etas:
-        raise WeightspaceError(f"give at least one size of noise and one draw, got {len(etas)} and {draws}")
+    if draws < 1 or not noise:
+        raise WeightspaceError(f"give at least one size of noise and one draw, got {len(noise)} and {draws}")
     names, score = movable(unfrozen(checked(net), frozen)), _scorer(task)
     own = score(net)
     outputs = task.outputs(net).double()
@@ -199,13 +199,13 @@ def stability(
     expected = displacement(net, task, 1.0, seed=seed, names=names)
     steps: list[Step] = []
     refused = None if proven else "not asked for"
-    for k, eta in enumerate(etas):
+    for k, eta in enumerate(noise):
         nets = [perturb(net, eta, seed=seed + 1000 * k + d, names=names) for d in range(draws)]
         moved, scores = [], []
         for d, other in enumerate(nets):
             moved.append(float((task.outputs(other).double() - outputs).norm()) / scale)
             scores.append(score(other))
-            progress(k * draws + d + 1, len(etas) * draws)
+            progress(k * draws + d + 1, len(noise) * draws)
         bounds: list[float | None] = [None, None]
         if refused is None:
             try:

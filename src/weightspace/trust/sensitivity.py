@@ -106,8 +106,8 @@ class Breakdown:
     model: float
 
 
-@public
-def breakdown(net: Net, task: Task, etas: Sequence[float] = (0.001, 0.01, 0.1)) -> list[Breakdown]:
+@public(renamed={"etas": "sizes"})
+def breakdown(net: Net, task: Task, sizes: Sequence[float] = (0.001, 0.01, 0.1)) -> list[Breakdown]:
     """How the gradient breaks down along itself, dW_l = -eta |W_l| g_l / |g_l|, for every eta.
 
     Source: On the distance between two neural networks and the stability of learning (Bernstein, Vahdat, Yue, Liu,
@@ -115,7 +115,7 @@ def breakdown(net: Net, task: Task, etas: Sequence[float] = (0.001, 0.01, 0.1)) 
     """
     g, f = gradient(task, checked(net)), task.outputs(net).double()
     direction, found = Relative().steepest(net, g), []
-    for eta in etas:
+    for eta in sizes:
         if not 0 < eta < 10:
             raise WeightspaceError(f"eta must be in (0, 10), got {eta}")
         moved = net + eta * direction
@@ -145,16 +145,16 @@ class Trust:
         return self.relative.argsort(descending=True)
 
 
-@public
-def trust_per_example(net: Net, task: Task, rate: float = 0.01) -> Trust:
-    """For every example i: g_i = gradient of its loss alone, dW = -rate g_i, prod_l (1 + rate |g_il| / |W_l|) - 1.
+@public(renamed={"rate": "lr"})
+def trust_per_example(net: Net, task: Task, lr: float = 0.01) -> Trust:
+    """For every example i: g_i = gradient of its loss alone, dW = -lr g_i, prod_l (1 + lr |g_il| / |W_l|) - 1.
 
     Over tensors of two dimensions or more that are not zero. Examples that move a network far are those that it finds
-    hard or has not seen. Cost: a gradient for every example. Raises `WeightspaceError` for a rate that is not positive,
+    hard or has not seen. Cost: a gradient for every example. Raises `WeightspaceError` for a lr that is not positive,
     or no labels.
     """
-    if not 0 < rate < math.inf:
-        raise WeightspaceError(f"rate must be positive, got {rate}")
+    if not 0 < lr < math.inf:
+        raise WeightspaceError(f"lr must be positive, got {lr}")
     names = [n for n, w in checked(net).weights.items() if w.dim() > 1 and bool(w.any())]
     sizes = {n: float(net.weights[n].double().norm()) for n in names}
     relative, moved, losses = [], [], []
@@ -164,8 +164,8 @@ def trust_per_example(net: Net, task: Task, rate: float = 0.01) -> Trust:
         for k in range(len(y)):
             one = Task(_one(x, k), y[k : k + 1], metric=task.metric, output=task.output)
             g = gradient(one, net)
-            relative.append(math.expm1(sum(math.log1p(rate * float(g[n].norm()) / sizes[n]) for n in names)))
-            moved.append(rate * _push(net, one, g))
+            relative.append(math.expm1(sum(math.log1p(lr * float(g[n].norm()) / sizes[n]) for n in names)))
+            moved.append(lr * _push(net, one, g))
             with torch.no_grad():
                 losses.append(float(one(net)))
     return Trust(*(torch.tensor(values, dtype=torch.float64) for values in (relative, moved, losses)))
