@@ -15,6 +15,7 @@ __all__ = ["Store"]
 
 K = TypeVar("K")
 V = TypeVar("V")
+_NOW = {"rate": "lr"}  # settings that files of the last release know by another name
 
 
 class Store(Generic[K, V]):
@@ -61,6 +62,8 @@ class Store(Generic[K, V]):
             raise WeightspaceError(f"{path} is of another version, which told less of what it holds; give another file")
         for group, before in about.items():
             now = self.about[group]
+            if group not in self.grows:
+                before = {_NOW.get(name, name): value for name, value in before.items()}
             asked = {name: value for name, value in now.items() if group not in self.grows or name in before}
             if name := changed(before, asked):
                 raise WeightspaceError(self.other(group, name, before.get(name), now[name]))
