@@ -12,7 +12,7 @@ import numpy as np
 from weightspace.commands.data import splits
 from weightspace.commands.settings import Settings
 from weightspace.metric.pullback import Pullback
-from weightspace.metric.steps import Cost
+from weightspace.net.cost import Cost
 from weightspace.net.errors import WeightspaceError
 
 __all__ = ["Capacity", "capacity"]
@@ -39,7 +39,7 @@ class Capacity:
 
     def data(self) -> dict[str, Any]:
         """As plain data."""
-        return asdict(self)
+        return {**asdict(self), "cost": self.cost.data()}
 
 
 def capacity(

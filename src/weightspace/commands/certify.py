@@ -12,6 +12,7 @@ from weightspace.commands.data import labelled, limited, train_and_test
 from weightspace.commands.progress import duration, seconds
 from weightspace.commands.scores import scored
 from weightspace.commands.settings import Settings
+from weightspace.net.cost import Cost
 from weightspace.net.net import Net
 from weightspace.risk import pac_bound
 from weightspace.risk.pac_bound import RiskBound, pac_bayes
@@ -118,7 +119,7 @@ def _error(net: Net, task: Task) -> float | None:
     return 1 - score[0].accuracy if score and score[0].accuracy is not None else None
 
 
-def _expected_seconds(net: Net, task: Task, cost: pac_bound.Cost) -> float:
+def _expected_seconds(net: Net, task: Task, cost: Cost) -> float:
     """Seconds expected: a step is about two passes forward and back over its batch, a draw two passes forward."""
     some = task.take(cost.batch, 0)
     one = seconds(net, some)

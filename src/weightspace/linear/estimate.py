@@ -14,7 +14,7 @@ from weightspace.net.errors import WeightspaceError
 from weightspace.net.public import public
 from weightspace.net.weights import finite
 
-__all__ = ["Bracket", "Cost", "Estimate", "Linear", "OperatorError"]
+__all__ = ["Bracket", "Estimate", "Linear", "OperatorError"]
 
 
 class OperatorError(WeightspaceError):
@@ -29,15 +29,6 @@ class Estimate:
     value: float
     error: float
     products: int
-
-
-@public
-@dataclass(frozen=True)
-class Cost:
-    """How many products with a vector, and how many bytes beside what a product itself takes."""
-
-    products: int
-    bytes: int
 
 
 @public

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from weightspace.linear import determinants, krylov, traces
-from weightspace.linear.estimate import Bracket, Cost, Estimate, OperatorError
+from weightspace.linear.estimate import Bracket, Estimate, OperatorError
+from weightspace.net.cost import Cost
 from weightspace.net.public import public
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ class Operator:
         return determinants.bracket(estimate, part.logdet(scale), parts, scale)
 
     def cost(self, what: str, **how: Any) -> Cost:
-        """Products and bytes of an estimate before it is made: `estimators.cost`."""
+        """Products and bytes of an estimate before it is made: `determinants.cost`."""
         return determinants.cost(what, self.rows, **how)
 
     def solve(self, vector: Tensor, shift: float = 0.0, tolerance: float = 1e-6, steps: int = 200) -> Tensor:
