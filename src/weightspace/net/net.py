@@ -185,7 +185,7 @@ class Net:
         `WeightspaceError` where there is no such layer, or its weight is used elsewhere too.
         """
         if n < 1:
-            raise WeightspaceError(f"cannot add {n} outputs; give 1 or more")
+            raise WeightspaceError(f"widen adds at least one output, got {n}; give 1 or more")
         found = {name: m for name, m in self.architecture.named_modules() if isinstance(m, nn.Linear)}
         name = layer if layer is not None else next(reversed(found), "")
         if name not in found:
