@@ -1,4 +1,4 @@
-"""Linear maps known by their action, and what can be asked of them."""
+"""Linear algebra by matrix-vector products: operators, eigenvalues, traces, log-determinants, norms, assignment."""
 
 from weightspace.contents import handed_on
 

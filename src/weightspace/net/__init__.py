@@ -1,4 +1,4 @@
-"""A network is a point, a difference of networks is a vector."""
+"""Networks and weight vectors: a network is a point of weight space, a difference of networks is a vector."""
 
 from weightspace.contents import handed_on
 

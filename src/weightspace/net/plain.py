@@ -13,7 +13,12 @@ __all__ = ["plain"]
 
 @public
 def plain(value: Any) -> Any:
-    """As JSON takes it: lists for tuples, None for what is not finite."""
+    """A value as JSON can hold it: lists for tuples, text for keys, None for NaN and infinity.
+
+    >>> from weightspace.net.plain import plain
+    >>> plain({1: (0.5, float("nan"))})
+    {'1': [0.5, None]}
+    """
     if isinstance(value, Mapping):
         return {str(key): plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
