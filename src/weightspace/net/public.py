@@ -413,6 +413,6 @@ def _hint(members: tuple[Any, ...], value: Any) -> str:
         return "; give Task(inputs, labels)"
     if "Net" in names:
         return "; give Net.of(module)"
-    if isinstance(value, str) and any(typing.get_origin(member) is not None for member in members):
+    if isinstance(value, str) and any(typing.get_origin(member) not in (None, typing.Literal) for member in members):
         return "; give the things themselves, a file's with checkpoint.read(path)"
     return ""
