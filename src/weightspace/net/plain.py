@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from weightspace.net.public import public
 
 __all__ = ["plain"]
@@ -13,7 +15,9 @@ __all__ = ["plain"]
 
 @public
 def plain(value: Any) -> Any:
-    """As JSON takes it: lists for tuples, None for what is not finite."""
+    """As JSON takes it: lists for tuples and tensors, None for what is not finite."""
+    if isinstance(value, Tensor):
+        return plain(value.tolist())
     if isinstance(value, Mapping):
         return {str(key): plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
