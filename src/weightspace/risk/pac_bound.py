@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 
 from weightspace.codes.posterior import Gaussian, Noisy
+from weightspace.net.cost import Cost
 from weightspace.net.inputs import leaves
 from weightspace.net.model import fresh
 from weightspace.net.net import Net, checked
@@ -30,7 +31,7 @@ from weightspace.risk.inequalities import RiskError
 from weightspace.task.measures import METRICS
 from weightspace.task.task import Task
 
-__all__ = ["Cost", "Family", "RiskBound", "bounds_of", "cost", "pac_bayes"]
+__all__ = ["Family", "RiskBound", "bounds_of", "cost", "pac_bayes"]
 
 
 _FRESH, _TRAINED = 0.1, 0.01  # initial deviations where these are learnt: of a random prior, of a trained one
@@ -46,25 +47,6 @@ class Family:
     bound: float
     certificate: bool
     note: str = ""
-
-
-@public
-@dataclass(frozen=True)
-class Cost:
-    """The cost of a call of `pac_bayes`: training steps of `batch` examples, draws of (weights, example), bytes.
-
-    A step or a draw costs about twice the network's own forward (and backward) pass over that many examples.
-    """
-
-    steps: int
-    batch: int
-    draws: int
-    bytes: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.steps:,} steps of {self.batch:,} examples and {self.draws:,} draws, {self.bytes / 2**20:,.0f} MiB"
-        )
 
 
 @public
@@ -230,7 +212,9 @@ def _certified(
 
 @public
 def cost(net: Net, task: Task, *, steps: int = 3000, batch: int = 500, draws: int = 500_000) -> Cost:
-    """The steps, draws and memory that `pac_bayes` takes with these arguments, computed from sizes alone.
+    """What `pac_bayes` takes with these arguments, known from sizes alone: steps, draws of (weights, example), memory.
+
+    A step or a draw costs about twice the network's own pass over that many examples.
 
     >>> import weightspace as ws
     >>> net, task = ws.demo.example()
@@ -239,7 +223,7 @@ def cost(net: Net, task: Task, *, steps: int = 3000, batch: int = 500, draws: in
     """
     n, held = len(task), sum(leaf.numel() // len(leaf) * leaf.element_size() for leaf in leaves(task.example(1)))
     weights = checked(net).weights.numel * net.weights.flat().element_size()
-    return Cost(steps, min(batch, n), -(-draws // n) * n, 16 * weights + n * held)
+    return Cost(steps=steps, batch=min(batch, n), draws=-(-draws // n) * n, bytes=16 * weights + n * held)
 
 
 @public
