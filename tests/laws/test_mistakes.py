@@ -17,8 +17,7 @@ from weightspace.commands.compare import compare
 from weightspace.metric.distance import euclidean
 from weightspace.net.errors import ArchitectureMismatch, SymmetryError, WeightspaceError
 from weightspace.net.net import Net
-from weightspace.symmetry.align import repair
-from weightspace.symmetry.align.repair import reset_statistics
+from weightspace.symmetry.align.repair import repair, reset_statistics
 from weightspace.symmetry.symmetry import Symmetry
 from weightspace.task.task import Task
 
