@@ -199,7 +199,7 @@ def test_an_index_that_points_elsewhere(here, capsys):
     folder.mkdir()
     index = {"weight_map": {name: "../b.safetensors" for name in load_file(here / "b.safetensors")}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    check(capsys, here, "model", "'../b.safetensors'", "no plain file name")
+    check(capsys, here, "model", "'../b.safetensors'", "not a plain file name")
 
 
 def test_a_name_from_a_file_cannot_steer_the_terminal(here, capsys):
@@ -330,7 +330,7 @@ def test_data_that_does_not_fit(here, capsys, x, y, word):
 @pytest.mark.parametrize(
     ("data", "word"),
     [("imagenet", "known are digits"), ("nothing.npz", "no such file"), ("mnist", "WEIGHTSPACE_DATA"),
-     ("badnets.py", "no known kind"), (".", "not a folder of"), ("cut.npz", "cut.npz")],
+     ("badnets.py", "not of a known kind"), (".", "not a folder of"), ("cut.npz", "cut.npz")],
 )  # fmt: skip
 def test_data_that_is_none(here, capsys, data, word):
     (here / "cut.npz").write_bytes((here / "data.npz").read_bytes()[:200])

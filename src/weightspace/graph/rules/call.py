@@ -57,7 +57,7 @@ class Labels:
         return tuple(atoms.size(flat(d)) for d in self.dims)
 
 
-Outcome: TypeAlias = Labels | tuple["Labels | None", ...]
+Outcome: TypeAlias = Labels | tuple[Labels | None, ...]
 
 
 @dataclass
