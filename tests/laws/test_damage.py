@@ -297,7 +297,7 @@ def read_recording(path: Path):
 
 def read_codes(path: Path):
     book = transfer._Book(path, {"beta": 1}, {"a": TASK}, NET, (0,))
-    return {f"{key}": torch.tensor(length) for key, length in book.lengths.items()}
+    return {f"{key}": torch.tensor(length) for key, length in book.found.items()}
 
 
 def read_group(path: Path):

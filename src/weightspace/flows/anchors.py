@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weightspace.curvature.gradients import squared_gradients
+from weightspace.curvature.curvature import summed_squares
 from weightspace.curvature.outputs import law_of, likelihood
 from weightspace.flows.batches import Augment, changed, forward, mean_of, positive
 from weightspace.net.inputs import carried, leaves
-from weightspace.net.net import Net, checked, math_attention
+from weightspace.net.net import Net, checked
 from weightspace.net.public import public
 from weightspace.net.weights import Weights
 from weightspace.task.digest import DigestError, Frame, digest
@@ -237,15 +237,6 @@ def fisher(net: Net, task: Task, seed: int = 0) -> Weights:
     of batches: a batch's mean gradient squared is smaller by the batch. Raises `WeightspaceError`, by its name, for a
     loss that is no likelihood.
     """
-    names = [n for n, w in checked(net).weights.items() if w.is_floating_point()]
-    total = {n: torch.zeros(net.weights[n].shape, dtype=torch.float64, device=net.device) for n in names}
     law_of(task)
-    count = 0
-    for x, y in task.batches(net):
-        with torch.no_grad(), math_attention():
-            drawn = likelihood(task, forward(task, net, carried(x, net)), y)
-        assert drawn.scores is not None
-        for name, found in squared_gradients(net, task, x, [*drawn.scores(1, seed, count)], names).items():
-            total[name] += found
-        count += len(leaves(x)[0])
+    total, count = summed_squares(net, task, likelihood, 1, seed)
     return net.weights.zeros().replace({name: t / count for name, t in total.items()})

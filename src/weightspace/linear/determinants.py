@@ -12,7 +12,6 @@ from torch import Tensor
 
 from weightspace.linear.estimate import (
     Bracket,
-    Cost,
     Estimate,
     Linear,
     OperatorError,
@@ -23,6 +22,7 @@ from weightspace.linear.estimate import (
 )
 from weightspace.linear.krylov import Krylov, lanczos
 from weightspace.linear.traces import nonnegative
+from weightspace.net.cost import Cost
 from weightspace.net.public import public
 
 if TYPE_CHECKING:
@@ -243,14 +243,14 @@ def cost(
     30
     """
     if what == "trace":
-        return Cost(probes, 8 * n * (3 * probes + 8))
+        return Cost(products=probes, bytes=8 * n * (3 * probes + 8))
     if what == "diagonal":
-        return Cost(probes, 8 * n * 6)
+        return Cost(products=probes, bytes=8 * n * 6)
     if what == "eigenvalues":
         most = min(n, steps)
-        return Cost(2 * most, 8 * n * (2 * most + k + 6) + 32 * (2 * most + k) ** 2)
+        return Cost(products=2 * most, bytes=8 * n * (2 * most + k + 6) + 32 * (2 * most + k) ** 2)
     r = _default_rank(n) if rank is None else min(rank, n)
     products = r + probes * min(steps, n)
     if rank is None and n <= products:
-        return Cost(n, 8 * n * n * 4)
-    return Cost(products, 8 * n * (max(4 * r, r + min(steps, n)) + 8))
+        return Cost(products=n, bytes=8 * n * n * 4)
+    return Cost(products=products, bytes=8 * n * (max(4 * r, r + min(steps, n)) + 8))

@@ -14,7 +14,7 @@ from weightspace.net.errors import WeightspaceError
 from weightspace.net.public import public
 from weightspace.net.weights import finite
 
-__all__ = ["Bracket", "Cost", "Estimate", "Linear", "OperatorError"]
+__all__ = ["Bracket", "Estimate", "Linear", "OperatorError"]
 
 
 class OperatorError(WeightspaceError):
@@ -34,20 +34,6 @@ class Estimate:
     value: float
     error: float
     products: int
-
-
-@public
-@dataclass(frozen=True)
-class Cost:
-    """The cost of an estimate: matrix-vector products, and bytes of memory beside what one product takes.
-
-    >>> import weightspace as ws
-    >>> ws.linear.cost("trace", 1000, probes=30).products
-    30
-    """
-
-    products: int
-    bytes: int
 
 
 @public

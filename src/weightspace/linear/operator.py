@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from weightspace.linear import determinants, krylov, traces
-from weightspace.linear.estimate import Bracket, Cost, Estimate, OperatorError
+from weightspace.linear.estimate import Bracket, Estimate, OperatorError
+from weightspace.net.cost import Cost
 from weightspace.net.public import public
 
 if TYPE_CHECKING:

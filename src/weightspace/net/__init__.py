@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = handed_on(
     __name__,
     {
         "errors": ["ArchitectureMismatch", "InputError", "WeightspaceError"],
+        "cost": ["Cost"],
         "net": ["checked", "loose", "math_attention", "Net", "unfrozen"],
         "weights": ["finite", "squared_distance", "Weights", "wide"],
         "names": ["prefixes"],

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from weightspace.codes.posterior import Gaussian, Noisy
+from weightspace.net.cost import Cost
 from weightspace.net.inputs import leaves
 from weightspace.net.model import fresh
 from weightspace.net.net import Net, checked
@@ -30,7 +31,7 @@ from weightspace.risk.inequalities import RiskError
 from weightspace.task.measures import METRICS
 from weightspace.task.task import Task
 
-__all__ = ["Cost", "Family", "RiskBound", "bounds_of", "cost", "pac_bayes"]
+__all__ = ["Family", "RiskBound", "bounds_of", "cost", "pac_bayes"]
 
 
 _FRESH, _TAUGHT = 0.1, 0.01  # where deviations begin that are learnt
@@ -46,25 +47,6 @@ class Family:
     bound: float
     certificate: bool
     note: str = ""
-
-
-@public
-@dataclass(frozen=True)
-class Cost:
-    """What `pac_bayes` will take: steps of `batch` examples forward and back, draws of (weights, example), memory.
-
-    A step or a draw costs about twice the network's own pass over that many examples.
-    """
-
-    steps: int
-    batch: int
-    draws: int
-    bytes: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.steps:,} steps of {self.batch:,} examples and {self.draws:,} draws, {self.bytes / 2**20:,.0f} MiB"
-        )
 
 
 @public
@@ -214,10 +196,13 @@ def pac_bayes(
 
 @public
 def cost(net: Net, task: Task, *, steps: int = 3000, batch: int = 500, draws: int = 500_000) -> Cost:
-    """What `pac_bayes` takes with these arguments, known from sizes alone."""
+    """What `pac_bayes` takes with these arguments, known from sizes alone: steps, draws of (weights, example), memory.
+
+    A step or a draw costs about twice the network's own pass over that many examples.
+    """
     n, held = len(task), sum(leaf.numel() // len(leaf) * leaf.element_size() for leaf in leaves(task.example(1)))
     weights = checked(net).weights.numel * net.weights.flat().element_size()
-    return Cost(steps, min(batch, n), -(-draws // n) * n, 16 * weights + n * held)
+    return Cost(steps=steps, batch=min(batch, n), draws=-(-draws // n) * n, bytes=16 * weights + n * held)
 
 
 @public
