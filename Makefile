@@ -27,7 +27,6 @@ test-of: .venv/ready-dev
 	$(PYTEST) $(or $(firstword $(OF)),tests)
 
 coverage: .venv/ready-dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pytest-cov
 	$(PYTEST) --cov=weightspace --cov-report=term:skip-covered
 
 .venv/ready: pyproject.toml constraints.txt

@@ -92,7 +92,7 @@ def test_paths_of_a_recorder_of_ones_own(here, capsys):
     ("words", "told"),
     [
         (("paths", "none.rec"), "none.rec: cannot be read (No such file or directory)"),
-        (("paths", "bad.rec"), "is no recording of this version"),
+        (("paths", "bad.rec"), "is not a recording of this version"),
         (("paths", "bare.rec"), "no gates; record gates=gates(probe)"),
         (("paths", "once.rec"), "gates at one step only"),
         (("paths", "run.rec", "--gates", "x"), "no gates named 'x'"),

@@ -52,6 +52,6 @@ def read(
         if out:
             space.group.save(out)
     if common.as_json:
-        print_json(space.group.certificate())
+        print_json(space.group.as_json())
     else:
         say_read(space.group, type(space.template.architecture).__name__, out)

@@ -13,7 +13,6 @@ __getattr__, __dir__, __all__ = handed_on(
             "DiffusionError",
             "laplacian",
             "path_integral",
-            "positive",
             "sgd_temperature",
             "spectral_gap",
         ],

@@ -1,4 +1,4 @@
-"""What a number of examples promises about new ones."""
+"""Generalization bounds: how large the error on new examples is at most, given the error on n seen ones."""
 
 from weightspace.contents import handed_on
 

@@ -103,7 +103,7 @@ class Task:
             self._metric = self.metric
 
     @property
-    def metric(self) -> str | Callable[..., Tensor] | None:
+    def metric(self) -> Metric | Callable[..., Tensor] | None:
         """The metric d_Y: its name, or the function that was given. None where there are no labels."""
         if self._metric is None:
             _, labels = next(self.batches())
