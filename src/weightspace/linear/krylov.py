@@ -28,7 +28,7 @@ _SOME = 10  # steps of a Krylov space before its largest eigenvalue says anythin
 @public
 @dataclass(frozen=True)
 class Krylov:
-    """A Krylov space of a symmetric A: an orthonormal basis, and A restricted to it.
+    """A Krylov space of a symmetric A: an orthonormal basis, and A restricted to it. Made by `lanczos`.
 
     `basis` holds the orthonormal vectors as rows Q, `matrix` is Q A Q^T (tridiagonal), `size` the norm of the start
     vector, and `rest` the norm of the residual of the last vector: 0 where the space is invariant under A.

@@ -1,4 +1,4 @@
-"""What a measurement takes, known before it runs."""
+"""The cost of a measurement in compute and memory, before it runs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,17 @@ __all__ = ["Cost"]
 @public
 @dataclass(frozen=True)
 class Cost:
-    """Work and memory that a measurement takes, known before it runs; 0 is what does not occur in it.
+    """The compute and memory that a measurement takes, before it runs; 0 for what it does not use.
 
-    `bytes`: held beside the network and the graph of one batch. `products`: of a matrix with a vector. `passes`: over
-    `batch` examples, or over all, forward and back. `steps`: of `batch` examples, of an optimiser. `draws`: of weights
-    and an example. `examples`: passed forward and back, in all. `solver`, `rows`: who solves for so many outputs.
+    `bytes`: memory beside the network and the graph of one batch. `products`: matrix-vector products. `passes`: forward
+    and backward passes over `batch` examples, or over all. `steps`: optimiser steps of `batch` examples. `draws`: Monte
+    Carlo samples of the weights, each with an example. `examples`: examples passed forward and backward in total.
+    `solver`, `rows`: the name of the linear solver and the number of its rows. `codes`: weight distributions that are
+    trained.
+
+    >>> import weightspace as ws
+    >>> str(ws.linear.cost("trace", n=1000, probes=30))
+    '30 products, 1 MiB'
     """
 
     solver: str = ""
@@ -32,7 +38,7 @@ class Cost:
     bytes: int = 0
 
     def data(self) -> dict[str, Any]:
-        """What occurs, as plain data."""
+        """The entries that are not 0, by name; `bytes` always."""
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) or f.name == "bytes"}
 
     def __str__(self) -> str:
