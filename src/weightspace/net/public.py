@@ -413,6 +413,7 @@ def _hint(members: tuple[Any, ...], value: Any) -> str:
         return "; give Task(inputs, labels)"
     if "Net" in names:
         return "; give Net.of(module)"
-    if isinstance(value, str) and any(typing.get_origin(member) not in (None, typing.Literal) for member in members):
+    origins = {typing.get_origin(member) for member in members} - {None}
+    if isinstance(value, str) and origins and typing.Literal not in origins:
         return "; give the things themselves, a file's with checkpoint.read(path)"
     return ""
