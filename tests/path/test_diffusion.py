@@ -211,7 +211,7 @@ STILL = [mlp(0), mlp(1)]
         (lambda: path_integral(double_well, 0.0, 1.0, 1.0, torch.tensor([0.0, 1.0, 3.0])), "equal steps"),
         (lambda: path_integral(torch.log, 1.0, 1.0, 1.0, torch.linspace(-1, 1, 9)), "not finite on the grid"),
         (lambda: kramers_rate(-1.0, 1.0, 0.0, 0.0, unstable=-1.0), "the barrier is -1"),
-        (lambda: kramers_rate(1.0, 1.0, 0.0, 0.0), "negative eigenvalue too, got None"),
+        (lambda: kramers_rate(1.0, 1.0, 0.0, 0.0), "negative eigenvalue too, got unstable=None"),
         (lambda: kramers_rate(1.0, 1.0, torch.eye(2), torch.eye(2)), "has 0 falling"),
         (lambda: kramers_rate(1.0, 1.0, -torch.eye(2), torch.eye(2)), "the minimum has a curvature -1"),
         (lambda: kramers_rate(1.0, 1.0, torch.ones(2, 3), torch.eye(2)), r"square matrix .* \(2, 3\)"),

@@ -152,7 +152,10 @@ def test_outside_of_the_path_there_is_nothing(t):
         ),
         (lambda: line(point(0.0), point(1.0)).along({"name": lambda net: None}), "name returned NoneType"),
         (lambda: swa([]), "at least one network"),
-        (lambda: curve(point(0.0), point(1.0), weight, kind="spline"), "'bezier' or 'polychain'"),
+        (
+            lambda: curve(point(0.0), point(1.0), weight, kind="spline"),
+            "kind takes 'bezier' or 'polychain', got",
+        ),
         (lambda: curve(point(0.0), point(1.0), weight, bends=0), "bends >= 1"),
         (lambda: curve(point(0.0), point(1.0), lambda net: weight(net).item()), "differentiable 0-d tensor"),
         (lambda: curve(point(0.0), point(1.0), lambda net: weight(net) * math.nan), "lower lr"),

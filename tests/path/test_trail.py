@@ -78,7 +78,7 @@ def test_erase_takes_the_path_and_nothing_else(tmp_path):
     other.mkdir()
     for text in ("{}", "not json", json.dumps({"weightspace": "path", "points": [{"file": "../victim"}]})):
         (other / "index.json").write_text(text)
-        with pytest.raises(CheckpointError, match="is no index of a path"):
+        with pytest.raises(CheckpointError, match="is not the index of a path"):
             Trail.erase(other)
         assert (other / "index.json").exists()
 
@@ -161,9 +161,9 @@ def test_a_disk_that_fills_loses_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda folder: (folder / "index.json").write_text("{"), "no index"),
-        (lambda folder: (folder / "index.json").write_text('{"weightspace": "atlas", "version": 1}'), "no index"),
-        (lambda folder: (folder / "index.json").write_text("[]"), "no index"),
+        (lambda folder: (folder / "index.json").write_text("{"), "not the index"),
+        (lambda folder: (folder / "index.json").write_text('{"weightspace": "atlas", "version": 1}'), "not the index"),
+        (lambda folder: (folder / "index.json").write_text("[]"), "not the index"),
         (lambda folder: (folder / "index.json").unlink(), "holds no path"),
         (lambda folder: (folder / "00001.safetensors").unlink(), "00001"),
         (lambda folder: (folder / "00001.safetensors").write_bytes(b"x" * 100), "00001"),
@@ -378,8 +378,8 @@ def test_widening_leaves_the_outputs_that_were_there():
     assert bool((end(x).argmax(1) == 4).all())
     for act, words in (
         (lambda: a.widen(0), "at least one"),
-        (lambda: a.widen(1, "1"), "no linear map '1'"),
-        (lambda: Net.of(nn.Conv2d(1, 1, 1)).widen(1), "no linear map"),
+        (lambda: a.widen(1, "1"), "no linear layer '1'"),
+        (lambda: Net.of(nn.Conv2d(1, 1, 1)).widen(1), "no linear layer"),
     ):
         with pytest.raises(WeightspaceError, match=words):
             act()

@@ -109,10 +109,8 @@ def fisher_trace(
             seen = likelihood(task, f, y)
             if labels == "data":
                 drawn: Iterator[Tensor] = iter([-nats(task, f) * task.slopes(f, y)[0]])
-            elif labels == "model" and seen.scores is not None:
-                drawn = seen.scores(draws, seed, start)
             else:
-                drawn = (u for _, u in seen.roots())
+                drawn = (u for _, u in seen.factors(draws if labels == "model" else None, seed, start))
             start += len(f)
             for name, found in _summed(net, task, x, drawn, names).items():
                 parts[name].append(found / (draws if labels == "model" else 1))

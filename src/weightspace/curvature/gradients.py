@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from weightspace.graph.layer import Layer, layers, rows_met
-from weightspace.graph.on_data import derived_graph, examples_at
+from weightspace.graph.layer import Layer
+from weightspace.graph.on_data import derived_graph, layers_on, pulled
 from weightspace.net.differentiable import called, told
 from weightspace.net.errors import SymmetryError, WeightspaceError, first_line
-from weightspace.net.inputs import arguments, carried, each, input_tensors, leaves
+from weightspace.net.inputs import arguments, carried, each, leaves
 from weightspace.net.net import Net, math_attention
 from weightspace.net.public import public
 from weightspace.task.examples import normal, uniform
@@ -131,40 +131,23 @@ def _layers_met(net: Net, task: Task, x: Any, drawn: Sequence[Tensor], names: se
         graph = derived_graph(net, x)
     except SymmetryError:
         return
-    wanted = {layer.node: layer for layer in layers(graph) if {layer.weight, layer.bias} & names}
-    kept: list[tuple[Layer, tuple[Any, ...], Tensor]] = []
-    learnt = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in net.weights.items()}
-    with torch.enable_grad(), math_attention():
-        raw: Any = None
-        for node, (given,), (value,) in graph.walk([{**net.state, **learnt}], input_tensors(x), lift=False):
-            if node.op == "output":
-                raw = value
-            elif node in wanted and wanted[node].plain(given):
-                kept.append((wanted[node], given, value))
-        if not kept:
-            return
-        out = task.output(raw if not isinstance(raw, (tuple, list)) or len(raw) > 1 else raw[0])
-        values = [z for _, _, z in kept]
-        try:
-            first = torch.autograd.grad(out[0].sum(), values, retain_graph=True, allow_unused=True)
-            slopes = [torch.autograd.grad(out, values, u.view(out.shape), True, allow_unused=True) for u in drawn]
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:  # an operation of the graph has no derivative, though the module's own has one
-            return
-    for k, (layer, given, z) in enumerate(kept):
+    kept, out = layers_on(net, graph, x, lambda layer: bool({layer.weight, layer.bias} & names), task.output)
+    kept = [part for part in kept if part.layer.plain(part.given)]
+    if not kept:
+        return
+    try:
+        first, slopes = pulled(kept, out), [pulled(kept, out, u) for u in drawn]
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # an operation of the graph has no derivative, though the module's own has one
+        return
+    for k, part in enumerate(kept):
+        layer, start = part.layer, first[k]
         own = ({layer.weight} | ({layer.bias} if layer.bias else set())) & names
-        if first[k] is None:
+        if start is None:
             yield _Met(layer, own, None, [])
-            continue
-        at = examples_at(first[k], len(out), layer)
-        if at is None:
-            continue
-        with torch.no_grad():
-            met = rows_met(layer, (given[0].movedim(at, 0), *given[1:]))
-            turned = [slope[k].movedim(at, 0) for slope in slopes]
-            turned = turned if layer.at < 0 else [t.movedim(layer.at, -1) for t in turned]
-            yield _Met(layer, own, met, [t.reshape(len(met), -1, z.shape[layer.at]) for t in turned])
+        elif found := part.by_example(start, [u for slope in slopes if (u := slope[k]) is not None], len(out)):
+            yield _Met(layer, own, *found)
 
 
 def _of_layers(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -38,6 +38,59 @@ class Fed:
     slope: Float[Tensor, "examples outputs positions units"]
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A layer while the graph runs on a batch: what it was given and what it gave, differentiable in the weights."""
+
+    layer: Layer
+    given: tuple[Any, ...]
+    value: Tensor
+
+    def by_example(self, first: Tensor, slopes: Sequence[Tensor], n: int) -> tuple[Tensor, list[Tensor]] | None:
+        """What the rows of its weight meet (example, position, column), and slopes (example, position, unit).
+
+        None where its output has no dimension of examples: several of them have become one. `first`: the slope of the
+        outputs of the first of `n` examples.
+        """
+        at = examples_at(first, n, self.layer)
+        if at is None:
+            return None
+        unit, (x, *rest) = self.layer.at, self.given
+        with torch.no_grad():
+            met = rows_met(self.layer, (x.movedim(at, 0), *rest))
+            turned = [slope.movedim(at, 0) for slope in slopes]
+            turned = turned if unit < 0 else [t.movedim(unit, -1) for t in turned]
+            return met, [t.reshape(len(met), -1, self.value.shape[unit]) for t in turned]
+
+
+def layers_on(
+    net: Net, graph: Trace, x: Any, chosen: Callable[[Layer], bool], output: Callable[[Any], Tensor]
+) -> tuple[list[Kept], Tensor]:
+    """The layers that are chosen, on a batch, and its outputs."""
+    found = {layer.node: layer for layer in layers(graph) if chosen(layer)}
+    learnt = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in net.weights.items()}
+    kept: list[Kept] = []
+    with torch.enable_grad(), math_attention():
+        raw: Any = None
+        for node, (given,), (value,) in graph.walk([{**net.state, **learnt}], input_tensors(x), lift=False):
+            if node.op == "output":
+                raw = value
+            elif node in found:
+                kept.append(Kept(found[node], given, value))
+        return kept, output(raw if not isinstance(raw, (tuple, list)) or len(raw) > 1 else raw[0])
+
+
+def pulled(kept: Sequence[Kept], out: Tensor, u: Tensor | None = None) -> tuple[Tensor | None, ...]:
+    """d(u . outputs) / d(a layer's output) for every layer; None where the outputs do not depend on it.
+
+    Without u it is that of the sum of the first example's outputs, which shows where the examples lie.
+    """
+    if u is None:
+        u = torch.zeros_like(out)
+        u[0] = 1
+    return torch.autograd.grad(out, [part.value for part in kept], u.view(out.shape), True, allow_unused=True)
+
+
 @public
 def feed(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> tuple[list[Fed], int]:
     """The inputs and output derivatives of linear maps and convolutions on all examples; and the number of outputs.
@@ -53,41 +106,25 @@ def feed(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> tupl
     (torch.Size([60, 1, 65]), torch.Size([60, 10, 1, 16]))
     """
     x = carried(task.example(len(task)), net)
-    graph = derived_graph(net, x)
-    found = {layer.node: layer for layer in layers(graph) if layer.learnt(net.weights)}
-    inputs = input_tensors(x)
-    learnt = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in net.weights.items()}
-    kept: list[tuple[Layer, tuple[Any, ...], Tensor]] = []
-    with torch.enable_grad(), math_attention():
-        raw: Any = None
-        for node, given, values in graph.walk([{**net.state, **learnt}], inputs, lift=False):
-            if node.op == "output":
-                raw = values[0]
-            elif node in found and found[node].plain(given[0]):
-                kept.append((found[node], given[0], values[0]))
-        out = output(raw if not isinstance(raw, (tuple, list)) or len(raw) > 1 else raw[0])
-        out = counted(out, task.positions())
-        out = out.reshape(len(out), -1)
-        nodes = [z for _, _, z in kept]
 
-        def back(target: Tensor) -> list[Tensor]:
-            if not nodes:
-                return []
-            found = torch.autograd.grad(target, nodes, retain_graph=True, allow_unused=True)
-            return [torch.zeros_like(z) if g is None else g for g, z in zip(found, nodes, strict=True)]
+    def flat(raw: Any) -> Tensor:
+        out = counted(output(raw), task.positions())
+        return out.reshape(len(out), -1)
 
-        first = back(out[0].sum())
-        slopes = [back(out[:, k].sum()) for k in range(out.shape[1])]
+    kept, out = layers_on(net, derived_graph(net, x), x, lambda layer: layer.learnt(net.weights), flat)
+    kept = [part for part in kept if part.layer.plain(part.given)]
+
+    def filled(slopes: tuple[Tensor | None, ...]) -> list[Tensor]:
+        return [torch.zeros_like(k.value) if g is None else g for k, g in zip(kept, slopes, strict=True)]
+
+    if not kept:
+        return [], out.shape[1]
+    first = filled(pulled(kept, out))
+    slopes = [filled(pulled(kept, out, unit.expand_as(out).contiguous())) for unit in torch.eye(out.shape[1]).to(out)]
     fed = []
-    for at, (layer, seen, z) in enumerate(kept):
-        batch = examples_at(first[at], len(out), layer)
-        if batch is None:
-            continue
-        with torch.no_grad():
-            met = rows_met(layer, (seen[0].movedim(batch, 0), *seen[1:]))
-            units = torch.stack([s[at].movedim(batch, 0) for s in slopes], 1)
-            units = units if layer.at < 0 else units.movedim(layer.at + 1, -1)
-        fed.append(Fed(layer, met.detach(), units.reshape(len(met), len(slopes), -1, z.shape[layer.at]).detach()))
+    for k, part in enumerate(kept):
+        if found := part.by_example(first[k], [slope[k] for slope in slopes], len(out)):
+            fed.append(Fed(part.layer, found[0], torch.stack(found[1], 1)))
     return fed, out.shape[1]
 
 

@@ -21,7 +21,7 @@ from weightspace.net.weights import Weights
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["Cost", "Modes", "Step", "Tradeoff", "largest_shift", "ratio", "secular"]
+__all__ = ["Modes", "Step", "Tradeoff", "largest_shift", "ratio", "secular"]
 
 
 @dataclass(frozen=True)
@@ -79,16 +79,6 @@ class Step:
     progress: float
     shift: float
     guarantee: str
-
-
-@dataclass(frozen=True)
-class Cost:
-    """The cost of a factorisation: solver, outputs (rows), passes over the examples (forward or backward), bytes."""
-
-    solver: str
-    rows: int
-    passes: int
-    bytes: int
 
 
 @dataclass(frozen=True)

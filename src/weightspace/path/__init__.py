@@ -10,11 +10,9 @@ __getattr__, __dir__, __all__ = handed_on(
             "Action",
             "action",
             "action_cost",
-            "ActionCost",
             "DiffusionError",
             "laplacian",
             "path_integral",
-            "positive",
             "sgd_temperature",
             "spectral_gap",
         ],
@@ -22,4 +20,5 @@ __getattr__, __dir__, __all__ = handed_on(
         "loss_plane": ["Grid", "Plane", "plane"],
         "trail": ["Trail"],
     },
+    {"weightspace.net.Cost": ["ActionCost"]},
 )

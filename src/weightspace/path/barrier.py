@@ -1,7 +1,7 @@
-"""How long a barrier holds against noise, and the way over it: rates of escape, paths of least action between networks.
+"""Crossing a loss barrier: escape rates (Kramers) and the minimum action path between two networks (string method).
 
-Under dw = -grad L dt + sqrt(2 D) dB and as D -> 0, a path between two minima of least action goes uphill against the
-gradient, over a saddle, and down along it, and costs (L_saddle - L_a) / D (Freidlin, Wentzell, 1984).
+Under dw = -grad L dt + sqrt(2 D) dB and as D -> 0, the path of least action between two minima goes uphill against the
+gradient, over a saddle, and down along it; its action is (L_saddle - L_a) / D (Freidlin, Wentzell, 1984).
 Sources: Simplified and improved string method (E, Ren, Vanden-Eijnden, 2007); A climbing image nudged elastic band
 method (Henkelman, Uberuaga, Jonsson, 2000); Brownian motion in a field of force (Kramers, 1940); Statistical theory of
 the decay of metastable states (Langer, 1969).
@@ -40,7 +40,7 @@ _PROBES, _STEPS = 8, 60
 @public
 @dataclass(frozen=True)
 class Rate:
-    """An escape rate: `log` = `prefactor` + `exponent`, the logarithm of it per unit of time; `error` of the logarithm.
+    """An escape rate per unit of time as its logarithm `log` = `prefactor` + `exponent`, with standard error `error`.
 
     `unstable`: the negative eigenvalue of the Hessian at the saddle.
     """
@@ -53,11 +53,11 @@ class Rate:
 
     @property
     def value(self) -> float:
-        """The rate; 0 where it is too small to be told from it."""
+        """The rate itself; 0 where it underflows."""
         return math.exp(self.log)
 
     def data(self) -> dict[str, float]:
-        """All of it, as JSON can hold it."""
+        """All fields as plain data for JSON."""
         return asdict(self)
 
 
@@ -72,23 +72,29 @@ def kramers_rate(
     scale: float = 1e-3,
     seed: int = 0,
 ) -> Rate:
-    """r = |u| / (2 pi) sqrt(det H_min / |det H_saddle|) e^{-barrier / D}, u the negative eigenvalue at the saddle.
+    """The Kramers escape rate |u| / (2 pi) sqrt(det H_min / |det H_saddle|) e^{-barrier / D}.
 
-    The curvatures are two Hessians written out, two logarithms of |det| with `unstable` given, or two `Operator`s, for
-    which log det(I + H / scale) stands for log det(H / scale): directions flatter than `scale` count as equally flat at
-    both, and directions that fall, but for the steepest one, as flat. Valid where the barrier is several D. Raises
-    `DiffusionError` for a minimum or a saddle that is none.
+    D is the `temperature`, u the negative eigenvalue at the saddle. `minimum` and `saddle` are the two Hessians as
+    matrices, or two values of log |det H| (then give u as `unstable`), or two `Operator`s: for these log det(I + H /
+    scale) replaces log det(H / scale), so that directions flatter than `scale` count as equally flat at both, and
+    negative eigenvalues other than the lowest as zero. Valid for a barrier of several D. Raises `DiffusionError` unless
+    the minimum has positive eigenvalues only and the saddle exactly one negative one.
     Sources: Kramers, 1940; Langer, 1969, after Eyring, 1935.
+
+    >>> import torch, weightspace as ws
+    >>> rate = ws.kramers_rate(1.0, 0.1, torch.eye(2), torch.diag(torch.tensor([-1.0, 1.0])))
+    >>> rate.exponent, round(rate.prefactor, 2)       # -barrier / D, and log(1 / 2 pi)
+    (-10.0, -1.84)
     """
     exponent = -barrier / positive("temperature", temperature)
     if not barrier >= 0:
-        raise DiffusionError(f"the barrier is {barrier}; it is the loss of the saddle less that of the minimum")
+        raise DiffusionError(f"the barrier is {barrier}; give the saddle's loss minus the minimum's, which is positive")
     kinds = [Operator if isinstance(h, Operator) else type(h) for h in (minimum, saddle)]
     error = 0.0
     if isinstance(minimum, Tensor) and isinstance(saddle, Tensor):
         low, falling = _spectrum(minimum), _spectrum(saddle)
         if not bool((low > 0).all()):
-            raise DiffusionError(f"the minimum has a curvature {float(low[0]):.3g}; it is none, or a flat one")
+            raise DiffusionError(f"the minimum has a curvature {float(low[0]):.3g}; all of its must be positive")
         if not (falling[0] < 0 and bool((falling[1:] > 0).all())):
             raise DiffusionError(
                 f"the saddle has {int((falling <= 0).sum())} falling or flat directions; it must have 1"
@@ -98,7 +104,7 @@ def kramers_rate(
         ratio, error, down = _ratio(minimum, saddle, positive("scale", scale), seed)
     elif isinstance(minimum, (int, float)) and isinstance(saddle, (int, float)):
         if unstable is None or not unstable < 0:
-            raise DiffusionError(f"two log-determinants need the saddle's negative eigenvalue too, got {unstable}")
+            raise DiffusionError(f"two log-determinants need the negative eigenvalue too, got unstable={unstable}")
         ratio, down = minimum - saddle, float(unstable)
     else:
         raise DiffusionError(
@@ -111,21 +117,22 @@ def kramers_rate(
 def _spectrum(matrix: Tensor) -> Tensor:
     h = matrix.double()
     if h.dim() != 2 or h.shape[0] != h.shape[1] or not bool(h.isfinite().all()):
-        raise DiffusionError(f"a Hessian is a square matrix of finite numbers, got shape {tuple(h.shape)}")
+        raise DiffusionError(f"a Hessian must be a square matrix of finite numbers, got shape {tuple(h.shape)}")
     if float((h - h.T).norm()) > _SYMMETRIC * float(h.norm()):
-        raise DiffusionError("a Hessian is symmetric; this matrix is not")
+        raise DiffusionError("a Hessian must be symmetric; this matrix is not")
     return torch.linalg.eigvalsh(h)
 
 
 def _ratio(minimum: Operator, saddle: Operator, scale: float, seed: int) -> tuple[float, float, float]:
     """log det(I + H_min / s) - log det(I + |H_saddle| / s), its error, and the negative eigenvalue."""
-    low, high, down = *(_risen(h, scale, seed) for h in (minimum, saddle)), -float((-1.0 * saddle).eigenvalues(1)[0])
+    low, high = (_positive_logdet(h, scale, seed) for h in (minimum, saddle))
+    down = -float((-1.0 * saddle).eigenvalues(1)[0])
     if not down < 0:
         raise DiffusionError(f"the saddle's lowest curvature is {down:.3g}; a saddle has a direction that falls")
     return low.value - high.value - math.log1p(-down / scale), math.hypot(low.error, high.error), down
 
 
-def _risen(h: Operator, scale: float, seed: int) -> Estimate:
+def _positive_logdet(h: Operator, scale: float, seed: int) -> Estimate:
     """tr log(1 + max(H, 0) / scale), by Lanczos quadrature (Ubaru, Chen, Saad, 2017)."""
     generator, draws = torch.Generator().manual_seed(seed), []
     for _ in range(_PROBES):
@@ -142,10 +149,10 @@ def _risen(h: Operator, scale: float, seed: int) -> Estimate:
 @public
 @dataclass(frozen=True)
 class Passage:
-    """The path of least action between two networks as D -> 0: uphill against the gradient, over a saddle, and down.
+    """The minimum action path between two networks as D -> 0: uphill against the gradient, over a saddle, and down.
 
-    `path`: its images, evenly spaced; `losses` of each; `top`: which is the saddle; `residual`: the largest gradient
-    across the path, beside the largest along it, which is 0 for the path sought.
+    `path`: its networks ("images"), evenly spaced; `losses`: their losses; `top`: the index of the saddle; `residual`:
+    the largest gradient perpendicular to the path over the largest along it, which is 0 once converged.
     """
 
     path: Path
@@ -155,23 +162,23 @@ class Passage:
 
     @property
     def saddle(self) -> Net:
-        """The highest image; it has climbed to where the gradient vanishes, unless it is an end."""
+        """The network of highest loss: a saddle (once converged), unless it is one of the two ends."""
         return self.path[self.top]
 
     @property
     def barrier(self) -> float:
-        """The saddle's loss above that of the first network; the least action to get there is this over D."""
+        """The saddle's loss minus that of the first network; the least action to get there is this over D."""
         return self.losses[self.top] - self.losses[0]
 
     @property
     def back(self) -> float:
-        """The saddle's loss above that of the last network."""
+        """The saddle's loss minus that of the last network: the barrier on the way back."""
         return self.losses[self.top] - self.losses[-1]
 
     def data(self) -> dict[str, Any]:
-        """All but the networks, as JSON can hold it."""
-        told = {"losses": self.losses, "top": self.top, "residual": self.residual}
-        return {**told, "barrier": self.barrier, "back": self.back}
+        """All fields but the networks as plain data for JSON."""
+        fields = {"losses": self.losses, "top": self.top, "residual": self.residual}
+        return {**fields, "barrier": self.barrier, "back": self.back}
 
 
 @public
@@ -186,16 +193,23 @@ def minimum_action_path(
     path: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Passage:
-    """The string method: `images` networks from a to b descend by `size` times the gradient and are spaced anew.
+    """The minimum action path from a to b, by the string method with a climbing image.
 
-    In the second half of the `steps` the highest image climbs along the path and descends across it, until it stands on
-    the saddle. a and b stay where they are: give two minima. The string begins on the straight line, or on `path`.
-    Cost: `images` gradients a step; memory: three times the images. Raises `DiffusionError` for fewer than three
-    images, a size that is not positive, or a loss that is not finite.
+    `images` networks between a and b take `steps` gradient steps of learning rate `size` and are spaced evenly again
+    after each. In the second half the image of highest loss climbs along the path and descends perpendicular to it,
+    onto the saddle. a and b stay fixed: give two minima. The string starts on the straight line, or on `path`.
+    Cost: `images` gradients for every step; memory: three times the images. Raises `DiffusionError` for fewer than
+    three images, a size that is not positive, or a loss that is not finite.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> found = ws.minimum_action_path(net, ws.demo.example(1)[0], task, images=5, steps=10)
+    >>> len(found.path), found.barrier >= 0, found.saddle is found.path[found.top]
+    (5, True, True)
     """
     a.check(b)
     if images < 3 or steps < 1:
-        raise DiffusionError(f"a string needs 3 images and 1 step or more, got {images} and {steps}")
+        raise DiffusionError(f"a string needs at least 3 images and 1 step, got {images} and {steps}")
     size = positive("size", size)
     start = Path.through([a, b]) if path is None else path
     nets = [a, *(start(k / (images - 1)) for k in range(1, images - 1)), b]
@@ -226,13 +240,13 @@ def _slopes(nets: list[Net], goal: Goal, step: int) -> tuple[list[float], Tensor
 
 
 def _tangents(flat: Tensor) -> Tensor:
-    """Unit vectors along the string, at the images between its ends."""
+    """Unit tangents of the string at its inner images."""
     along = flat[2:] - flat[:-2]
     return along / along.norm(dim=1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)
 
 
 def _pull(flat: Tensor, slopes: Tensor, climber: int | None) -> Tensor:
-    """The gradients, at the image that climbs with its part along the string reversed."""
+    """The gradients; for the climbing image the component along the string is reversed."""
     if climber is None:
         return slopes
     pull, along = slopes.clone(), _tangents(flat)[climber - 1]
@@ -241,7 +255,7 @@ def _pull(flat: Tensor, slopes: Tensor, climber: int | None) -> Tensor:
 
 
 def _spaced(flat: Tensor, still: int | None) -> Tensor:
-    """Images at equal distances along their own polyline; those on both sides of `still` each for themselves."""
+    """The images respaced evenly along their polyline; `still` stays, and both sides are spaced separately."""
     if still is not None:
         return torch.cat([_spaced(flat[: still + 1], None), _spaced(flat[still:], None)[1:]])
     reach = torch.cat([flat.new_zeros(1), (flat[1:] - flat[:-1]).norm(dim=1).cumsum(0)])
@@ -253,6 +267,7 @@ def _spaced(flat: Tensor, still: int | None) -> Tensor:
 
 
 def _residual(flat: Tensor, slopes: Tensor) -> float:
+    """The largest gradient perpendicular to the string over the largest along it."""
     along, inner = _tangents(flat), slopes[1:-1]
     part = (inner * along).sum(1, keepdim=True)
     across = (inner - part * along).norm(dim=1)

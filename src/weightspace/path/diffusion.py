@@ -1,11 +1,11 @@
-"""Training as diffusion, dw = -grad L dt + sqrt(2 D) dB: the action of a path, static and dynamic part.
+"""The Onsager-Machlup action of a path under Langevin training, dw = -grad L dt + sqrt(2 D) dB, at temperature D.
 
-The density of going from w_0 to w_f in time T is e^{-(L_f - L_0)/2D} times the integral, over all paths between them,
-of exp(-(1/2D) int 1/2 |w'|^2 + V dt), V = 1/2 |grad L|^2 - D lap L: a static part, which knows the ends alone, and a
-dynamic one. L is the goal as it is given (a Task's mean, in nats, unless it says "sum"), and D has its units.
-Stochastic gradient descent has no single D, for its noise has the directions of the Fisher information: a number is a
-model of it. Sources: Fluctuations and irreversible processes (Onsager, Machlup, 1953); The dynamics of differential
-learning I: information-dynamics and task reachability (Achille, Mbeng, Soatto, 2018).
+The transition density from w_0 to w_f in time T is e^{-(L_f - L_0)/2D} times the integral, over all paths between them,
+of exp(-(1/2D) int 1/2 |w'|^2 + V dt), V = 1/2 |grad L|^2 - D lap L: a static part, which depends on the two ends only,
+and a dynamic part. L is the loss as given (a Task's mean, in nats, unless its aggregate is "sum"); D has its units.
+SGD has no single D, because its noise is anisotropic (it follows the Fisher information): one number is a model of it.
+Sources: Fluctuations and irreversible processes (Onsager, Machlup, 1953); The dynamics of differential learning I:
+information-dynamics and task reachability (Achille, Mbeng, Soatto, 2018).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from weightspace.curvature.curvature import hessian
 from weightspace.curvature.fisher import gradient_noise
 from weightspace.linear.estimate import Estimate
 from weightspace.linear.operator import Operator
+from weightspace.net.cost import Cost
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net, checked, math_attention
 from weightspace.net.public import public
@@ -35,13 +36,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Action",
-    "ActionCost",
     "DiffusionError",
     "action",
     "action_cost",
     "laplacian",
     "path_integral",
-    "positive",
     "sgd_temperature",
     "spectral_gap",
 ]
@@ -51,7 +50,7 @@ Goal = Callable[[Net], Tensor]
 
 
 class DiffusionError(WeightspaceError):
-    """A temperature, times, curvatures or a step that make no sense, or a loss that is not finite."""
+    """An invalid temperature, time, curvature or step, or a loss that is not finite."""
 
 
 # ------------------------------------------------------------------ the action of a path
@@ -60,12 +59,13 @@ class DiffusionError(WeightspaceError):
 @public
 @dataclass(frozen=True)
 class Action:
-    """-log of a path's weight under a diffusion, in nats, split; up to a constant of the times and the dimension.
+    """The action of a path, -log of its probability density, in nats and part by part; what `action` returns.
 
-    `static`: (L_f - L_0) / 2D. `kinetic`, `force`, `entropic`: (1/2D) int of 1/2 |w'|^2, 1/2 |grad L|^2, -D lap L, the
-    last one known up to `error`. `times`, `losses`, `slopes` (|grad L|^2), `laplacians`: at every marked point.
-    Never exponentiated: of a network every part is thousands of nats. The kinetic part of a noisy path grows with the
-    number of points, so compare paths that are marked alike.
+    It is known up to a constant that depends on the times and the dimension only. `static`: (L_f - L_0) / 2D.
+    `kinetic`, `force`, `entropic`: (1/2D) int of 1/2 |w'|^2, 1/2 |grad L|^2, -D lap L; `error` is the standard error
+    of the last. `times`, `losses`, `slopes` (|grad L|^2), `laplacians`: one value for every marked point. Do not
+    exponentiate it: for a network every part is thousands of nats. The kinetic part of a noisy path grows with the
+    number of points, so compare paths with the same number.
     """
 
     static: float
@@ -86,28 +86,25 @@ class Action:
 
     @property
     def total(self) -> float:
-        """Static and dynamic part together."""
+        """The sum of the static and the dynamic part."""
         return self.static + self.dynamic
 
     def data(self) -> dict[str, Any]:
-        """All of it, as JSON can hold it."""
+        """All fields as plain data for JSON."""
         return {**asdict(self), "dynamic": self.dynamic, "total": self.total}
 
 
-@public
-@dataclass(frozen=True)
-class ActionCost:
-    """Passes forward and back over the task, and bytes of weights held beside the path's own."""
-
-    passes: int
-    bytes: int
-
-
 @public(renamed={"samples": "probes"})
-def action_cost(path: Path | Sequence[Net], probes: int = 8) -> ActionCost:
-    """What `action` will cost: two passes a point and one for every sample of the Hessian's trace."""
+def action_cost(path: Path | Sequence[Net], probes: int = 8) -> Cost:
+    """The cost of `action` on this path: two passes for every point, and one for every probe of the Hessian's trace.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> ws.path.action_cost(ws.line(net, ws.demo.example(1)[0]), probes=8).passes
+    20
+    """
     net = path[0]
-    return ActionCost(len(path) * (2 + probes), (3 + probes) * 8 * net.weights.numel)
+    return Cost(passes=len(path) * (2 + probes), bytes=(3 + probes) * 8 * net.weights.numel)
 
 
 @public(renamed={"samples": "probes"})
@@ -121,13 +118,20 @@ def action(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Action:
-    """The action of a path through its marked points, static and dynamic part, at temperature D.
+    """The action of a path through its marked points at `temperature` D, static and dynamic part.
 
-    `times`: when the points were met, in units of step size times steps, or the whole duration. Speeds are those of the
-    chords; the potential is summed by trapezoids; lap L = tr H by `probes` products with signs at every point
-    (Hutchinson), exact where there are no more weights than probes. About 30 points are enough for the potential of a
-    training run. Raises `DiffusionError` for a temperature that is not positive, times that do not rise, and losses or
-    gradients that are not finite.
+    `times`: the time of every point, in units of learning rate times steps; one number is the whole duration. The speed
+    is that of the straight segments; the potential is integrated by the trapezoidal rule; lap L = tr H is estimated at
+    every point with `probes` Hessian-vector products (Hutchinson; exact for no more weights than probes). About 30
+    points are enough for the potential of a training run. Raises `DiffusionError` for a temperature that is not
+    positive, times that do not rise, and losses or gradients that are not finite.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> path = ws.line(net, ws.demo.example(1)[0])
+    >>> found = ws.action(path, task, temperature=0.01, times=10.0)
+    >>> found.kinetic > 0, found.force > 0, len(found.losses)
+    (True, True, 2)
     """
     heat, marks = positive("temperature", temperature), _marks(path, times)
     gaps = [t - s for s, t in pairwise(marks)]
@@ -161,9 +165,14 @@ def action(
 
 @public(renamed={"samples": "probes"})
 def laplacian(net: Net, goal: Goal, probes: int = 8, seed: int = 0) -> Estimate:
-    """lap L = tr H, H the Hessian of the goal: the mean of z . H z over signs z, and its standard error.
+    """lap L = tr H, H the Hessian of the goal: the mean of z . H z over random signs z, with its standard error.
 
     Exact where there are no more weights than probes.
+
+    >>> import torch, weightspace as ws
+    >>> net = ws.Net.of(torch.nn.Linear(2, 1, bias=False))
+    >>> ws.path.laplacian(net, lambda net: (net.weights.flat() ** 2).sum()).value       # H = 2 I
+    4.0
     """
     size = net.weights.numel
     if probes < 1 or not size:
@@ -180,7 +189,7 @@ def laplacian(net: Net, goal: Goal, probes: int = 8, seed: int = 0) -> Estimate:
 
 
 def _hessian(net: Net, goal: Goal) -> tuple[Operator, float]:
-    """The Hessian, and by what it is to be multiplied; that of a task is a sum, a batch at a time."""
+    """The Hessian up to a factor, and the factor: for a mean over examples `hessian` gives the sum."""
     if isinstance(goal, Task) and goal.aggregate in ("mean", "sum"):
         mean = goal.aggregate == "mean"
         count = sum(goal.slopes(goal.forward(net, x), y)[1] for x, y in goal.batches(net)) if mean else 1
@@ -201,10 +210,16 @@ def _hessian(net: Net, goal: Goal) -> tuple[Operator, float]:
 
 @public(renamed={"rate": "lr"})
 def sgd_temperature(net: Net, task: Task, lr: float, batch: int) -> float:
-    """D = lr tr(Sigma) / (2 batch P): the isotropic noise of the same total power as that of SGD. A model of it.
+    """D = lr tr(Sigma) / (2 batch P): the temperature of isotropic noise with the same total power as that of SGD.
 
-    Sigma is the covariance of one example's gradient at this network (`gradient_noise`), P the number of weights. The
-    noise of SGD lies in few directions and changes along the way, so this is an average over directions, of one place.
+    Sigma is the covariance of one example's gradient at this network (`gradient_noise`), P the number of weights. A
+    model: the noise of SGD lies in few directions and changes during training; this is its average over directions at
+    one network. Raises `DiffusionError` for a learning rate or batch size that is not positive.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> 0 < ws.sgd_temperature(net, task, lr=0.1, batch=8) < 0.1
+    True
     """
     if batch < 1:
         raise DiffusionError(f"a batch of {batch} examples; give 1 or more")
@@ -212,9 +227,8 @@ def sgd_temperature(net: Net, task: Task, lr: float, batch: int) -> float:
     return positive("lr", lr) * noise / (2 * batch * net.weights.numel)
 
 
-@public
 def positive(name: str, value: float) -> float:
-    """The value, if it is a positive finite number. Raises `DiffusionError` for others."""
+    """The value as a float. Raises `DiffusionError` unless it is positive and finite."""
     if not 0 < value < math.inf:
         raise DiffusionError(f"{name} must be positive and finite, got {value}")
     return float(value)
@@ -232,13 +246,13 @@ def _marks(path: Path | Sequence[Net], times: float | Sequence[float]) -> list[f
     if len(marks) != n:
         raise DiffusionError(f"{n} networks but {len(marks)} times; give one time to each network")
     if not all(s < t < math.inf for s, t in pairwise(marks)):
-        raise DiffusionError("times must rise; give step size times steps of every network")
+        raise DiffusionError("times must rise; give learning rate times step for every network")
     return marks
 
 
 def _finite(name: str, value: float, k: int) -> float:
     if not math.isfinite(value):
-        raise DiffusionError(f"the {name} is {value} at point {k} of the path; leave out what diverged")
+        raise DiffusionError(f"the {name} is {value} at point {k} of the path; leave out the points that diverged")
     return value
 
 
@@ -246,7 +260,7 @@ def _weighed(shares: list[float], values: list[float]) -> float:
     return sum(share * value for share, value in zip(shares, values, strict=True))
 
 
-# ------------------------------------------------------------------ one dimension, exactly
+# ------------------------------------------------------------------ one dimension: transfer matrices
 
 
 @public
@@ -258,10 +272,17 @@ def path_integral(
     grid: Float[Tensor, " n"],
     steps: int = 1000,
 ) -> Float[Tensor, " n"]:
-    """p(x, T | start) on an even grid: the sum over all paths on it, as a product of `steps` transfer matrices.
+    """The transition density p(x, T | start) in one dimension: the path integral, by `steps` transfer matrices.
 
-    K = exp(-(x - y)^2 / 4 D dt - (V(x) + V(y)) dt / 4 D) / sqrt(4 pi D dt), and the static factor at the end. Good
-    while the grid's spacing is below sqrt(2 D dt) and the density does not reach its ends: its integral should be 1.
+    K = exp(-(x - y)^2 / 4 D dt - (V(x) + V(y)) dt / 4 D) / sqrt(4 pi D dt), times the static factor at the end; the
+    `grid` is even. Accurate while the grid's spacing is below sqrt(2 D dt) and the density does not reach its ends:
+    check that it integrates to 1. Raises `DiffusionError` for an uneven grid or a potential that is not finite.
+
+    >>> import torch, weightspace as ws
+    >>> grid = torch.linspace(-6, 6, 241)
+    >>> density = ws.path.path_integral(lambda x: x**2 / 2, start=1.0, temperature=0.5, duration=20.0, grid=grid)
+    >>> round(float(density.sum() * 0.05), 3), round(float(density.max()), 2)       # the normal density of variance D
+    (1.0, 0.56)
     """
     x, spacing = _even(grid)
     heat, step = positive("temperature", temperature), positive("duration", duration) / steps
@@ -277,7 +298,14 @@ def path_integral(
 def spectral_gap(
     potential: Callable[[Tensor], Tensor], temperature: float, grid: Float[Tensor, " n"], step: float = 1e-3
 ) -> float:
-    """The rate at which the slowest perturbation of equilibrium dies: the gap of the transfer matrix's spectrum."""
+    """The relaxation rate in one dimension: the spectral gap, at which the slowest perturbation of equilibrium decays.
+
+    From the two largest eigenvalues of the transfer matrix of a time `step` on an even `grid`.
+
+    >>> import torch, weightspace as ws
+    >>> round(ws.path.spectral_gap(lambda x: x**2 / 2, temperature=0.5, grid=torch.linspace(-5, 5, 501)), 2)
+    1.0
+    """
     x, spacing = _even(grid)
     values = torch.linalg.eigvalsh(_transfer(potential, x, spacing, positive("temperature", temperature), step))
     return float((values[-1] / values[-2]).log()) / step
@@ -288,7 +316,7 @@ def _even(grid: Tensor) -> tuple[Tensor, float]:
     x = torch.linspace(float(grid[0]), float(grid[-1]), n, dtype=torch.float64) if n > 2 else grid.double()
     spacing = float(x[-1] - x[0]) / max(1, n - 1)
     if n < 3 or spacing <= 0 or float((grid - x).abs().max()) > 1e-3 * spacing:
-        raise DiffusionError("the grid must rise in equal steps; give torch.linspace(low, high, n)")
+        raise DiffusionError("the grid must rise in equal steps; give torch.linspace(low, high, n) with n >= 3")
     return x, spacing
 
 
@@ -300,7 +328,7 @@ def _jet(potential: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tens
         (slope,) = torch.autograd.grad(level.sum(), leaf, create_graph=True)
         (bend,) = torch.autograd.grad(slope.sum(), leaf, materialize_grads=True)
     if not bool((level + slope + bend).isfinite().all()):
-        raise DiffusionError("the potential or a derivative of it is not finite on the grid")
+        raise DiffusionError("the potential or a derivative of it is not finite on the grid; choose another grid")
     return level.detach(), slope.detach(), bend.detach()
 
 

@@ -1,4 +1,4 @@
-"""The plane through three networks, and what is seen over it."""
+"""The plane through three networks in weight space, and observables such as the loss on a grid over it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Grid", "Plane", "plane"]
 @public
 @dataclass(frozen=True)
 class Grid:
-    """`values[name][j, i]` = observables[name](plane.net(u[i], v[j]))."""
+    """Observables on a grid over a plane: `values[name][j, i]` = observables[name](plane.net(u[i], v[j]))."""
 
     u: Float[np.ndarray, " n"]
     v: Float[np.ndarray, " n"]
@@ -34,10 +34,10 @@ class Grid:
 @public
 @dataclass(frozen=True)
 class Plane:
-    """w(u, v) = a + u e_1 + v e_2: the plane through three networks, in units of weight norm.
+    """The plane through three networks a, b, c: w(u, v) = a + u e_1 + v e_2, in units of weight norm.
 
     e_1, e_2 are orthonormal, e_1 along b - a, e_2 on the side of c; `corners` holds the (u, v) of a, b and c,
-    a at the origin.
+    a at the origin. `plane(a, b, c)` makes one.
     """
 
     a: Net
@@ -48,8 +48,8 @@ class Plane:
     def net(self, u: float, v: float) -> Net:
         """The network at (u, v); a, b and c themselves at the corners.
 
-        State has no plane of its own: it is the mean of the three, weighted with the barycentric coordinates
-        of (u, v), negative ones cut off so that variances stay positive.
+        Its state (BatchNorm statistics) is the mean of the three, weighted with the barycentric coordinates of (u, v),
+        negative ones clipped to zero so that variances stay positive.
         """
         gamma = float(v / self.corners[2, 1])
         beta = float((u - gamma * self.corners[2, 0]) / self.corners[1, 0])
@@ -60,7 +60,7 @@ class Plane:
         return self.a.at(_combine([net.weights for net in nets], weights), state)
 
     def coordinates(self, net: Net) -> tuple[float, float]:
-        """(u, v) of the point of the plane that is nearest to `net`."""
+        """(u, v) of the orthogonal projection of `net` onto the plane."""
         step = net - self.a
         u = float(step.dot(self.b - self.a)) / self.corners[1, 0]
         v = (float(step.dot(self.c - self.a)) - u * self.corners[2, 0]) / self.corners[2, 1]
@@ -75,8 +75,9 @@ class Plane:
     ) -> Grid:
         """Every observable at n x n networks of the box around a, b and c.
 
-        The box is widened by `margin` of its size on each side; `progress(done, n * n)` is called after every
-        network. Izmailov et al. (2018), figure 1: the training loss and the test error.
+        `observables`: name -> a function of a network with one number as its value, such as a task or `accuracy(task)`.
+        The box is widened by `margin` of its size on each side; `progress(done, n * n)` is called after every network.
+        Raises `WeightspaceError` for n < 2. Izmailov et al. (2018), figure 1: training loss and test error.
         """
         if n < 2:
             raise WeightspaceError(f"a grid needs n >= 2 points a side, got {n}")
@@ -95,10 +96,15 @@ class Plane:
 
 @public
 def plane(a: Net, b: Net, c: Net) -> Plane:
-    """The plane through a, b and c.
+    """The plane through the networks a, b and c.
 
-    Raises `ArchitectureMismatch` unless all have the same tensors, `WeightspaceError` when they lie on one
-    line.
+    Raises `ArchitectureMismatch` unless all have the same tensors, `WeightspaceError` when they lie on one line.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> plane = ws.plane(net, ws.demo.example(1)[0], ws.demo.example(2)[0])
+    >>> plane.grid({"loss": task}, n=3).values["loss"].shape
+    (3, 3)
     """
     a.check(b)
     a.check(c)
@@ -111,7 +117,7 @@ def plane(a: Net, b: Net, c: Net) -> Plane:
     if height <= rounding:
         raise WeightspaceError(
             f"the three networks lie on one line (|b - a| = {base:.3g}, distance of c from it {height:.3g}); "
-            "a plane needs a third one off it, a line needs two: line(a, b)"
+            "give a third network that does not lie on it, or use line(a, b)"
         )
     return Plane(a, b, c, np.array([[0.0, 0.0], [base, 0.0], [along, height]]))
 

@@ -1,14 +1,11 @@
-"""A path is a curve of networks: t in [0, 1] -> Net.
-
-A line, a trained curve and a recorded run are one type.
-"""
+"""A path is a curve of networks, t in [0, 1] -> Net: lines, trained low-loss curves and recorded training runs."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count, pairwise
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
@@ -32,17 +29,25 @@ _HALVINGS = 8
 
 @public
 class Path:
-    """phi : [0, 1] -> networks of one architecture, with a few marked points.
+    """A curve phi : [0, 1] -> networks of one architecture, with a few marked points.
 
     `path(t)` is the network at t; `path[0]`, `path[-1]` and `path[k]` are the marked points (at least the two
-    ends), over which `len(path)` and iteration run; `path.times` says where they are. Nothing is computed
-    before it is asked for, and nothing is kept.
+    ends), over which `len(path)` and iteration run; `path.times` are their t. Networks are computed when they are
+    asked for, and not cached.
+
+    >>> import weightspace as ws
+    >>> a, b, c = (ws.demo.example(seed)[0] for seed in range(3))
+    >>> path = ws.Path.through([a, b, c])
+    >>> path.times, path[1] is b
+    ((0.0, 0.5, 1.0), True)
+    >>> float((path(0.25) - a.lerp(b, 0.5)).norm())
+    0.0
     """
 
     __slots__ = ("_function", "times")
 
     def __init__(self, function: Callable[[float], Net], times: Sequence[float] = (0.0, 1.0)) -> None:
-        """`function(t)` gives the network at t; `times` rise from 0 to 1.
+        """A path from `function(t)`, the network at t; the marked `times` rise from 0 to 1.
 
         Raises `WeightspaceError` for times that do not.
         """
@@ -56,8 +61,8 @@ class Path:
     def through(cls, nets: Iterable[Net], times: Sequence[float] | None = None) -> Path:
         """The polyline through `nets`: phi(t_k) = nets[k], straight and at constant speed in between.
 
-        `times` are any rising numbers (steps, epochs), brought to [0, 1] by one affine map; without them the
-        points are equally spaced. State is interpolated with the weights. Raises `ArchitectureMismatch`
+        `times` are any rising numbers (steps, epochs), mapped to [0, 1] linearly; without them the points are
+        equally spaced. State is interpolated with the weights. Raises `ArchitectureMismatch`
         unless all have the same tensors, `WeightspaceError` for fewer than two networks or times that do not
         fit.
         """
@@ -80,7 +85,7 @@ class Path:
     def bezier(cls, nets: Iterable[Net]) -> Path:
         """The Bezier curve phi(t) = sum_k C(n, k) t^k (1 - t)^(n - k) w_k of control points w_0 ... w_n.
 
-        It starts at w_0, ends at w_n and is drawn towards the others. State follows the same formula. Raises
+        It starts at w_0, ends at w_n and bends towards the others. State follows the same formula. Raises
         `ArchitectureMismatch` unless all have the same tensors.
         """
         control = _alike(nets)
@@ -123,14 +128,14 @@ class Path:
     def along(
         self, observable: Task | Callable[[Net], Any] | Mapping[str, Callable[[Net], Any]], n: int = 11
     ) -> Float[np.ndarray, " n"] | dict[str, Float[np.ndarray, " n"]]:
-        """[observable(phi(t)) for n equally spaced t from 0 to 1].
+        """The values of an observable at n equally spaced points: [observable(phi(t)) for t from 0 to 1].
 
         A dict of observables gives a dict of arrays. An observable is any function of a network with one
         number as its value: a task, `accuracy(task)`. Raises `WeightspaceError` when it returns something
         else or n < 2.
         """
         if n < 2:
-            raise WeightspaceError(f"looking along a path needs n >= 2 points, got {n}")
+            raise WeightspaceError(f"a path is evaluated at n >= 2 points, got {n}")
         many = observable if isinstance(observable, Mapping) else {"observable": observable}
         seen: dict[str, list[float]] = {name: [] for name in many}
         for t in np.linspace(0, 1, n):
@@ -141,12 +146,12 @@ class Path:
         return arrays if isinstance(observable, Mapping) else arrays["observable"]
 
     def barrier(self, task: Task | Callable[[Net], Any], n: int = 11) -> float:
-        """max_t L(t) - ((1 - t) L(0) + t L(1)) with L(t) = task(phi(t)), over n equally spaced t.
+        """The loss barrier: max_t L(t) - ((1 - t) L(0) + t L(1)) with L(t) = task(phi(t)), over n equally spaced t.
 
-        Never negative, as both ends give 0. How far the loss rises above the straight line between its values
-        at the ends: 0 for linearly connected networks. In units of the loss; NaN when the loss is. Frankle et
-        al., "Linear mode connectivity and the lottery ticket hypothesis", 2020; this form: Entezari et al.,
-        "The role of permutation invariance in linear mode connectivity of neural networks", 2022.
+        How far the loss rises above the straight line between its values at the ends: 0 for linearly connected
+        networks, never negative. In units of the loss; NaN when the loss is. Raises `WeightspaceError` for n < 3.
+        Frankle et al., "Linear mode connectivity and the lottery ticket hypothesis", 2020; this form: Entezari et
+        al., "The role of permutation invariance in linear mode connectivity of neural networks", 2022.
         """
         if n < 3:
             raise WeightspaceError(f"a barrier needs n >= 3 points, one between the ends, got {n}")
@@ -156,12 +161,11 @@ class Path:
             return float((loss - ((1 - t) * loss[0] + t * loss[-1])).max())
 
     def length(self, metric: Metric | None = None, n: int = 8, tolerance: float = 1e-4) -> float:
-        """integral |d phi / dt|_phi(t) dt, as a sum of |chord| with the metric taken at the chord's middle.
+        """The length integral |d phi / dt|_phi(t) dt: a sum over chords, the metric taken at each chord's midpoint.
 
-        Every stretch between marked points is cut so that there are at least n chords, then every chord is
-        halved until the sum changes by less than `tolerance` of itself. Exact for a polyline in the Euclidean
-        metric (the default), and the same for every parametrisation of one curve. Raises `WeightspaceError`
-        if it never settles.
+        Starts with at least n chords, and halves them until the sum changes by less than `tolerance` (relative).
+        Exact for a polyline in the Euclidean metric (the default), and independent of the parametrisation of the
+        curve. Raises `WeightspaceError` if it does not converge.
         """
         metric = Euclidean() if metric is None else metric
         pieces = -(-n // (len(self) - 1))
@@ -169,11 +173,11 @@ class Path:
         for _ in range(_HALVINGS):
             pieces *= 2
             after = self._chords(metric, pieces)
-            if not abs(after - before) > tolerance * after:  # NaN and infinity are answers too
+            if not abs(after - before) > tolerance * after:  # NaN and infinity are returned
                 return after
             before = after
         raise WeightspaceError(
-            f"the length did not settle: {before:.6g} with {pieces} chords a stretch; raise `tolerance`"
+            f"the length did not settle: {before:.6g} with {pieces} chords between two points; raise `tolerance`"
         )
 
     def _chords(self, metric: Metric, pieces: int) -> float:
@@ -188,12 +192,12 @@ class Path:
         return total
 
     def map(self, function: Callable[[Net], Net]) -> Path:
-        """t -> function(phi(t)), applied when asked: re-estimated BatchNorm statistics, pruning, rounding."""
+        """The path t -> function(phi(t)), evaluated lazily: to re-estimate BatchNorm statistics, prune, round."""
         inner = self._function
         return Path(lambda t: function(inner(t)), self.times)
 
     def reversed(self) -> Path:
-        """t -> phi(1 - t)."""
+        """The path backwards, t -> phi(1 - t)."""
         inner = self._function
         there = dict(zip((1 - t for t in self.times), self.times, strict=True))
         return Path(lambda t: inner(there.get(t, 1 - t)), tuple(sorted(there)))
@@ -201,9 +205,17 @@ class Path:
 
 @public
 def line(a: Net, b: Net) -> Path:
-    """phi(t) = (1 - t) a + t b, weights and state.
+    """The straight line from network a to b: phi(t) = (1 - t) a + t b, weights and state.
 
     Raises `ArchitectureMismatch` unless both have the same tensors.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> path = ws.line(net, ws.demo.example(1)[0])
+    >>> path.along(task, n=5).shape, path.barrier(task) >= 0
+    ((5,), True)
+    >>> abs(path.length() - float((path[1] - path[0]).norm())) < 1e-4
+    True
     """
     return Path.through([a, b])
 
@@ -214,7 +226,7 @@ def curve(
     b: Net,
     task: Task | Callable[[Net], Any],
     *,
-    kind: str = "bezier",
+    kind: Literal["bezier", "polychain"] = "bezier",
     bends: int = 1,
     steps: int = 300,
     batch: int = 128,
@@ -222,22 +234,28 @@ def curve(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """A path from a to b of low loss: argmin over the bends w_k of E_{t ~ U[0, 1]} task(phi_w(t)).
+    """A low-loss curve from a to b: its bends w_k are trained to minimise E_{t ~ U[0, 1]} task(phi_w(t)).
 
-    `kind` is "bezier" (`Path.bezier`) or "polychain" (`Path.through`); the bends start on the straight line
-    and are trained by Adam, its rate falling from `lr` to 0 in `steps` steps of one t and one minibatch each
-    (the whole of `task` where it is not a `Task`). The cost is that of `steps` steps of training, and `bends`
-    + 2 networks and Adam's two moments in memory. `progress(done, steps)` is called after every step.
+    `kind`: a Bezier curve (`Path.bezier`) or a polyline (`Path.through`) through the bends, which start on the
+    straight line and are trained by Adam, the learning rate falling from `lr` to 0; each of the `steps` takes one t
+    and one minibatch (all of `task` where it is not a `Task`). Cost: `steps` training steps, and `bends` + 2
+    networks and Adam's two moments in memory. `progress(done, steps)` is called after every step.
 
-    Running statistics of BatchNorm, and frozen weights, lie on the straight line between those of a and b;
-    `path.map` re-estimates statistics. Raises `ArchitectureMismatch` unless a and b have the same tensors,
-    `WeightspaceError` for an unknown kind, a loss that is not finite, or a task over a DataLoader, which cannot be
-    drawn from. Garipov et al., "Loss surfaces, mode connectivity, and fast ensembling of DNNs", 2018.
+    BatchNorm statistics and frozen weights lie on the straight line between those of a and b; `path.map` can
+    re-estimate statistics. Raises `ArchitectureMismatch` unless a and b have the same tensors, `WeightspaceError` for
+    no bends, a loss that is not finite, or a task over a DataLoader, which cannot be sampled. Garipov et al.,
+    "Loss surfaces, mode connectivity, and fast ensembling of DNNs", 2018.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> path = ws.curve(net, ws.demo.example(1)[0], task, steps=10)
+    >>> float((path[0] - net).norm()), path(0.5)(task.example(3)).shape
+    (0.0, torch.Size([3, 10]))
     """
-    family = {"bezier": Path.bezier, "polychain": Path.through}.get(kind)
-    if family is None or bends < 1:
-        raise WeightspaceError(f"kind must be 'bezier' or 'polychain' and bends >= 1, got {kind!r} and {bends}")
-    one, other = lifted(_alike([a, b]))  # half precision overflows in the optimiser, and mixed sums carry no gradient
+    if bends < 1:
+        raise WeightspaceError(f"a curve needs bends >= 1, got {bends}")
+    family = Path.bezier if kind == "bezier" else Path.through
+    one, other = lifted(_alike([a, b]))  # in half precision Adam overflows, and mixed sums carry no gradient
     straight = line(one, other)
     control = [_trainable(straight(k / (bends + 1))) for k in range(1, bends + 1)]
     leaves = [flat for net in control for flat in net.weights.buffers if flat.requires_grad]
@@ -255,7 +273,7 @@ def _train(
     seed: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Descend E_t goal(path(t)) over `leaves`."""
+    """Train `leaves` by Adam to minimise E_t goal(path(t))."""
     adam = torch.optim.Adam(leaves)
     generator = torch.Generator().manual_seed(seed)
     for step, goal in zip(range(steps), goals, strict=False):
@@ -275,18 +293,23 @@ def _train(
 
 @public
 def swa(nets: Path | Iterable[Net]) -> Net:
-    """(1 / n) sum_k w_k, the mean of networks or of a path's marked points: weights and floating-point state.
+    """The mean network (1 / n) sum_k w_k of networks or of a path's marked points: stochastic weight averaging.
 
-    Integer state is that of the first, and so are the dtypes. Read one at a time, summed in float32 or better and
-    rounded once. Running statistics of BatchNorm do not fit the mean network: re-estimate them from data. Raises
-    `ArchitectureMismatch` unless all have the same tensors. Izmailov et al., "Averaging weights leads to wider optima
-    and better generalization", 2018.
+    Weights and floating-point state are averaged; integer state and dtypes are those of the first. Networks are read
+    one at a time, summed in float32 or better and rounded once. BatchNorm statistics do not fit the mean network:
+    re-estimate them from data. Raises `ArchitectureMismatch` unless all have the same tensors. Izmailov et al.,
+    "Averaging weights leads to wider optima and better generalization", 2018.
+
+    >>> import weightspace as ws
+    >>> a, b = ws.demo.example()[0], ws.demo.example(1)[0]
+    >>> float((ws.swa([a, b]) - a.lerp(b, 0.5)).norm()) < 1e-6
+    True
     """
     return average(nets)
 
 
 def value(observable: Callable[[Net], Any], net: Net, name: str = "observable") -> float:
-    """observable(net) as a float. Raises `WeightspaceError` when it is not one number."""
+    """The observable of a network as a float. Raises `WeightspaceError` when it is not one number."""
     seen = observable(net)
     try:
         return float(seen.detach() if isinstance(seen, Tensor) else seen)
@@ -318,7 +341,7 @@ def _brief(times: Sequence[float]) -> str:
 
 
 def _goals(task: Callable[[Net], Any], batch: int, seed: int) -> Iterator[Callable[[Net], Any]]:
-    """Endlessly: the loss on `batch` examples drawn anew, the whole goal where there are no more or none."""
+    """An endless stream of goals: the loss on a fresh minibatch, or the whole goal if it is small or not a Task."""
     for draw in count(seed * 1_000_003):
         yield task.take(batch, draw) if isinstance(task, Task) and batch < len(task) else task
 
@@ -329,7 +352,7 @@ def _rounded(net: Net, like: Net) -> Net:
 
 
 def _trainable(net: Net) -> Net:
-    """A copy whose floating-point weights gather gradients in their flat buffers, but where they are frozen."""
+    """A copy whose floating-point weights accumulate gradients in their flat buffers, except frozen ones."""
 
     def leaf(flat: Tensor) -> Tensor:
         return flat.detach().clone().requires_grad_(flat.is_floating_point())

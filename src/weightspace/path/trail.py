@@ -1,14 +1,14 @@
-"""A trail: a path of networks in a folder, written point by point, read back as a `Path`.
+"""A trail: the checkpoints of a path in a folder, written one by one as a run goes on, and read back as a `Path`.
 
     base.safetensors        the first network
-    00040.safetensors       what is not as in the base: tensors that are mostly zero as values and a bit mask, others
+    00040.safetensors       the tensors that differ from the base: mostly zero ones as values and a bit mask, others
                             whole; or, with `half`, as base + float16 difference
-    index.json              one entry a point: file, step, facts; the architecture's fingerprint; the log of a flow
-    resume-00040.safetensors  what a flow needs to go on from its last point, and nobody else
+    index.json              one entry for every point: file, step, facts; the architecture's fingerprint; a flow's log
+    resume-00040.safetensors  the state from which a flow resumes after its last point
 
-Every file is written beside its place and renamed, the index last, so that a trail that is cut off ends at its last
-whole point. The index carries a digest of itself and every other file the checksums of its tensors, so that what is
-read is what was written, or refused.
+Every file is written under a temporary name and renamed, the index last, so that an interrupted trail ends at its last
+complete point. The index carries a digest of itself and every other file the checksums of its tensors: a damaged file
+is refused.
 """
 
 from __future__ import annotations
@@ -42,54 +42,62 @@ _MASK, _VALUES, _DELTA, _SCALE = "::mask", "::values", "::delta", "::scale"
 
 @public
 class Trail:
-    """The networks of a path on disk: `len`, `trail[k]`, iteration; `trail.path()` is the polyline through them."""
+    """The networks of a path on disk: `len`, `trail[k]`, iteration; `trail.path()` is the polyline through them.
+
+    >>> import tempfile, weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     trail = ws.path.Trail(folder + "/run", net)
+    ...     trail.append(ws.demo.example(1)[0], step=10, loss=2.3)
+    ...     len(trail), trail.facts(1), trail.path().times
+    (2, {'loss': 2.3, 'step': 10}, (0.0, 1.0))
+    """
 
     def __init__(self, folder: str | os.PathLike[str], net: Net, *, half: bool = False) -> None:
-        """Open the trail in `folder`, or begin one there at `net`, whose architecture the points have.
+        """Open the trail in `folder`, or begin one there; `net` is its first network and gives the architecture.
 
-        `half` keeps differences from the base in float16: half of the room, each within 2^-11 of itself or 2^-25 of the
-        largest of its tensor. Raises
-        `CheckpointError` for a folder that holds something else, or a trail of another architecture.
+        `half` stores differences from the base in float16: half the disk space, each entry within 2^-11 of itself or
+        2^-25 of the largest of its tensor. Raises `CheckpointError` for a folder that holds something else, or a trail
+        of another architecture.
         """
         self.folder, self.net, self.half = File(folder), net, half
         if (self.folder / _INDEX).exists():
             self.index = self._read()
         else:
             self._begin()
-            told = {"weightspace": "first network of a path"}
-            _save(net.tensors, self.folder / _BASE, told)
+            _save(net.tensors, self.folder / _BASE, {"weightspace": "first network of a path"})
             self.index = {"weightspace": "path", "version": _VERSION, "fingerprint": net.fingerprint, "points": []}
             self.index["points"].append({"file": _BASE, "step": 0})
             self._write(self.index)
 
     def _begin(self) -> None:
-        """The folder, empty but for what a run that was killed as it began may have left."""
+        """Make the folder; it must be empty, except for the base that a run killed at its start may have left."""
         try:
             files.refuse_dangling(self.folder)
             self.folder.mkdir(parents=True, exist_ok=self.folder.is_dir())
             files.sweep(self.folder)
             found = {item.name for item in self.folder.iterdir() if not files.is_temporary(item.name)}
         except FileExistsError as error:
-            raise CheckpointError(f"{self.folder}: is there and holds no path; choose another folder") from error
+            raise CheckpointError(f"{self.folder}: exists and holds no path; choose another folder") from error
         except OSError as error:
             raise CheckpointError(f"{self.folder}: cannot be made ({error.strerror}); choose another folder") from error
         if found - {_BASE}:
-            raise CheckpointError(f"{self.folder}: is there and holds no path; choose another folder")
+            raise CheckpointError(f"{self.folder}: exists and holds no path; choose another folder")
 
     @staticmethod
     def erase(folder: str | os.PathLike[str]) -> None:
-        """Remove the trail in `folder`, index first, and no other file; nothing happens where there is none."""
+        """Delete the files of the trail in `folder`, index first, and no others; nothing happens if there is none."""
         index = File(folder) / _INDEX
         try:
-            told = files.read_json(index)
-            points = [point["file"] for point in told["points"]] if told["weightspace"] == "path" else []
+            seen = files.read_json(index)
+            points = [point["file"] for point in seen["points"]] if seen["weightspace"] == "path" else []
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{index}: is no index of a path ({type(error).__name__})") from error
-        names = [*points, told.get("resume", _BASE)]
+            raise CheckpointError(f"{index}: is not the index of a path ({type(error).__name__})") from error
+        names = [*points, seen.get("resume", _BASE)]
         if not points or any(not isinstance(name, str) or File(name).name != name for name in names):
-            raise CheckpointError(f"{index}: is no index of a path; nothing was removed")
+            raise CheckpointError(f"{index}: is not the index of a path; nothing was removed")
         index.unlink()
         for name in {*names, _BASE}:
             (index.parent / name).unlink(missing_ok=True)
@@ -97,23 +105,23 @@ class Trail:
     def _read(self) -> dict[str, Any]:
         place = self.folder / _INDEX
         try:
-            told = files.read_json(place)
-            known = told["weightspace"] == "path" and told["version"] == _VERSION
-            names = [point["file"] for point in told["points"]] + [told.get("resume", _BASE)]
-            steps = [point["step"] for point in told["points"]]
+            seen = files.read_json(place)
+            known = seen["weightspace"] == "path" and seen["version"] == _VERSION
+            names = [point["file"] for point in seen["points"]] + [seen.get("resume", _BASE)]
+            steps = [point["step"] for point in seen["points"]]
             outside = [name for name in names if File(name).name != name]
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{place}: is no index of a path ({type(error).__name__})") from error
+            raise CheckpointError(f"{place}: is not the index of a path ({type(error).__name__})") from error
         if not known or not steps:
-            raise CheckpointError(f"{place}: is no index of a path that this version can read")
+            raise CheckpointError(f"{place}: is not the index of a path that this version can read")
         if outside:
             raise CheckpointError(f"{place}: {outside[0]!r} lies outside of the folder")
         if not all(type(step) is int and step >= 0 for step in steps) or sorted({*steps}) != steps:
-            raise CheckpointError(f"{place}: is no index of a path (its steps do not rise)")
+            raise CheckpointError(f"{place}: is not the index of a path (its steps do not rise)")
         try:
-            index = files.unsealed(told)
+            index = files.unsealed(seen)
         except ValueError as error:
-            raise CheckpointError(f"{place}: is no index of a path ({error}); copy the folder again") from error
+            raise CheckpointError(f"{place}: is not the index of a path ({error}); copy the folder again") from error
         if index.get("fingerprint") != self.net.fingerprint:
             raise CheckpointError(f"{self.folder}: its networks have another architecture than the one given")
         return index
@@ -135,7 +143,7 @@ class Trail:
         return f"Trail({len(self)} networks in {self.folder})"
 
     def facts(self, k: int) -> dict[str, Any]:
-        """What was said of a point: its step, and what `append` was given."""
+        """The step of point k and the facts that `append` was given with it."""
         return {key: value for key, value in self.index["points"][k].items() if key != "file"}
 
     def __getitem__(self, k: int) -> Net:
@@ -148,10 +156,10 @@ class Trail:
             return self.net.load({n: _restored(n, found, base) for n in base})
         except (KeyError, ValueError, RuntimeError) as error:
             why = " ".join(str(error).split())[:200]
-            raise CheckpointError(f"{self.folder / name}: is no point of a path ({why}); copy it again") from error
+            raise CheckpointError(f"{self.folder / name}: is not a point of a path ({why}); copy it again") from error
 
     def path(self) -> Path:
-        """The polyline through the points, at their steps; each is read when it is asked for."""
+        """The polyline through the points, with their steps as times; a network is read when it is asked for."""
         steps = [float(point["step"]) for point in self.index["points"]]
         if len(steps) < 2:
             raise CheckpointError(f"{self.folder}: holds one network; a path has two ends")
@@ -164,7 +172,11 @@ class Trail:
         return Path(at, marks)
 
     def append(self, net: Net, step: int, resume: Mapping[str, Tensor] | None = None, **facts: Any) -> None:
-        """Write a point, with facts that JSON can hold. Raises `CheckpointError`, with the trail as it was."""
+        """Write the network of a later step, with facts (numbers, text) about it, and the state to `resume` from.
+
+        Raises `CheckpointError`, and leaves the trail as it was, for a step that is not later and facts that JSON
+        cannot hold.
+        """
         self.net.check(net)
         if step <= self.index["points"][-1]["step"]:
             raise CheckpointError(f"step {step} does not come after {self.index['points'][-1]['step']}, the last one")
@@ -187,17 +199,17 @@ class Trail:
                 old.unlink(missing_ok=True)
 
     def note(self, **facts: Any) -> None:
-        """Say something of the whole path."""
+        """Store facts about the whole path in the index."""
         self._write({**self.index, **facts})
 
     def resumed(self) -> dict[str, Tensor]:
-        """What the last `append` was given to go on from; empty where there was nothing."""
+        """The state to resume from that the last `append` was given; empty without one."""
         name = self.index.get("resume")
         return {} if name is None else dict(_Summed(self.folder / name))
 
 
 class _Summed(Mapping[str, Tensor]):
-    """The tensors of a file that `_save` wrote, each held against its checksum when it is read."""
+    """The tensors of a file that `_save` wrote; each is compared with its checksum when it is read."""
 
     def __init__(self, file: File) -> None:
         self._file = reader.read(file)
@@ -205,7 +217,7 @@ class _Summed(Mapping[str, Tensor]):
             self._sums = files.parse(self._file.metadata[_SUMS])
             whole = self._sums.keys() == {*self._file}
         except (ValueError, KeyError, AttributeError) as error:
-            raise CheckpointError(f"{file}: carries no checksums; it is no file of a path") from error
+            raise CheckpointError(f"{file}: has no checksums, so it is not a file of a path") from error
         if not whole:
             raise CheckpointError(f"{file}: is damaged, its tensors are not those that were written; copy it again")
 
@@ -222,13 +234,13 @@ class _Summed(Mapping[str, Tensor]):
         return len(self._file)
 
 
-def _save(tensors: Mapping[str, Tensor], file: File, told: Mapping[str, str] | None = None) -> None:
+def _save(tensors: Mapping[str, Tensor], file: File, metadata: Mapping[str, str] | None = None) -> None:
     sums = json.dumps({name: _sum(tensor) for name, tensor in tensors.items()})
-    writer.save(tensors, file, force=True, metadata={**(told or {}), _SUMS: sums})
+    writer.save(tensors, file, force=True, metadata={**(metadata or {}), _SUMS: sums})
 
 
 def _sum(tensor: Tensor) -> str:
-    """Of dtype, shape and bytes."""
+    """The checksum of a tensor's dtype, shape and bytes."""
     form = f"{tensor.dtype} {tuple(tensor.shape)}".encode()
     raw: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return f"{zlib.crc32(raw, zlib.crc32(form)):08x}"
