@@ -347,7 +347,7 @@ class Apart(nn.Module):
         (lambda: (net(), Task(inputs(), labels() + 1)), "labels 1..3 outside the 3 outputs"),
         (lambda: (broken(), task()), "NaN or infinity"),
         (lambda: (net(), Task(inputs()[:, :2], labels())), "does not take inputs"),
-        (lambda: (net(), Task(inputs(), labels(), aggregate="l2")), "no sum"),
+        (lambda: (net(), Task(inputs(), labels(), aggregate="l2")), "a sum or a mean"),
         (lambda: (net(), Task(inputs(), labels(), metric="zero-one")), "no gradient"),
         (lambda: (net(), Task(inputs())), "label"),
     ],
@@ -363,10 +363,10 @@ def test_mistakes_are_one_line(ask, make, words):
     [
         (lambda: fisher_information(net(), task(), draws=0), "draws is 0"),
         (lambda: curvature_diagonal(net(), task(), draws=-1), "draws is -1"),
-        (lambda: fisher_information(net(), Task(inputs(), soft(), metric="l1")), "no likelihood"),
+        (lambda: fisher_information(net(), Task(inputs(), soft(), metric="l1")), "not a negative log-likelihood"),
         (
             lambda: fisher_information(net(), Task(inputs(), labels(), loss=nn.CrossEntropyLoss(WEIGHT))),
-            "no likelihood",
+            "not a negative log-likelihood",
         ),
         (lambda: hessian(net(), Task(inputs(), metric="cross-entropy")), "needs labels"),
         (lambda: gauss_newton(net(), Task(inputs(), metric="l1")), "needs labels"),

@@ -229,8 +229,8 @@ def test_where_no_gradient_is_seen_the_scale_is_infinite():
 @pytest.mark.parametrize("wrong, match", [
     (lambda: fisher_trace(task(), labels="true"), "labels takes 'model' or 'data' or 'all'"),
     (lambda: fisher_trace(task(), draws=0), "draws is 0"),
-    (lambda: fisher_trace(Task(torch.zeros(3, 5))), "no labels tell what the outputs are"),
-    (lambda: fisher_trace(task(metric="zero-one")), "zero-one is no likelihood"),
+    (lambda: fisher_trace(Task(torch.zeros(3, 5))), "without labels the loss is not known"),
+    (lambda: fisher_trace(task(metric="zero-one")), "zero-one is not a negative log-likelihood"),
     (lambda: fisher_trace(Task(torch.zeros(0, 5), torch.zeros(0).long())), "no examples"),
     (lambda: fisher_trace(Task(torch.zeros(3, 5), metric="cross-entropy"), labels="data")(net()), "has no labels"),
     (lambda: fisher_trace(task())(net() + math.nan * net().weights), "NaN or infinity"),

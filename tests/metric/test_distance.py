@@ -356,7 +356,7 @@ def test_mistakes_get_one_clear_line(task):
     a = mlp([2, 3, 3], 0)
     broken = a.at(a.weights.replace({"0.bias": torch.full((3,), math.nan)}))
     for call, message in (
-        (lambda: functional(a, a, task, "l3"), "one of l2, disagreement, kl, got 'l3'"),
+        (lambda: functional(a, a, task, "l3"), "kind takes 'l2' or 'disagreement' or 'kl', got str 'l3'"),
         (lambda: functional(a, mlp([2, 3, 4], 0), task), r"outputs of shape \(3,\) and \(4,\)"),
         (lambda: functional(a, mlp([5, 3, 3], 0), task), "inputs of shape"),
         (lambda: modulo(Enumeration([2, 3, 3]))(a, broken), r"NaN or infinity in 0\.bias"),

@@ -336,8 +336,8 @@ def test_a_correction_leaves_masked_weights_alone():
 @pytest.mark.parametrize(
     ("act", "words"),
     [
-        (lambda t, n, g: Pullback(t, "probs"), "unknown output"),
-        (lambda t, n, g: Pullback(t, solver="newton"), "unknown solver"),
+        (lambda t, n, g: Pullback(t, "probs"), "'logits'"),
+        (lambda t, n, g: Pullback(t, solver="newton"), "'auto'"),
         (lambda t, n, g: Pullback(t, damping=-1.0), "damping"),
         (lambda t, n, g: Pullback(t).step(n, g), "give length"),
         (lambda t, n, g: Pullback(t).step(n, g, length=0.0), "length must be positive"),
@@ -353,7 +353,9 @@ def test_a_correction_leaves_masked_weights_alone():
 def test_bad_use_is_refused_in_one_line(act, words):
     net, task = case("mlp")
     g = gradient(goal("mlp"), net)
-    with pytest.raises((PullbackError, WeightspaceError, RuntimeError)) as error:
+    with pytest.raises(
+        (PullbackError, WeightspaceError, RuntimeError, TypeError)
+    ) as error:  # beartype checks first here
         act(task, net, g)
     assert words in str(error.value)
 

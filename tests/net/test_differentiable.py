@@ -272,7 +272,7 @@ def test_what_a_pass_back_leaves_out_is_left_out_everywhere(name):
     assert torch.allclose(ws.gauss_newton(net, task).dense(), 2 * j.T @ j, atol=1e-10)
     assert torch.allclose(curvature_diagonal(net, task).flat(), 2 * j.square().sum(0), atol=1e-10)
     assert torch.allclose(ws.Pullback(task).spectrum(net, 3), torch.linalg.eigvalsh(j @ j.T / 3).flip(0)[:3], rtol=1e-6)
-    with pytest.raises(ws.WeightspaceError, match="not the change of the first"):
+    with pytest.raises(ws.WeightspaceError, match="not the derivative of the first"):
         ws.hessian(net, task)
 
 
@@ -550,7 +550,7 @@ def test_a_rewriting_left_out_is_seen(op, monkeypatch):
         monkeypatch.setattr(linearised, "trusted", lambda *args: (False, True))
         assert adjoint(*embedded(padding_idx=0)) > 1e-3
     else:
-        with pytest.raises(ws.WeightspaceError, match="not the change of the first"):
+        with pytest.raises(ws.WeightspaceError, match="not the derivative of the first"):
             ws.hessian(normed("weight_norm"), Task(drawn(5, 4), drawn(5, 3, seed=1), aggregate="sum"))
 
 

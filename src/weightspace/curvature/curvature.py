@@ -1,13 +1,13 @@
-"""Second derivatives of a task's loss at a network, as operators: Gauss-Newton, Hessian, Fisher information.
+"""Gauss-Newton matrix, Hessian and Fisher information of a task at a network, as linear operators.
 
     Gauss-Newton  G = sum_t J_t^T H_t J_t     J_t the Jacobian of the outputs, H_t the Hessian of d_Y in the outputs
     Hessian       H = G + sum_t sum_k (d d_Y / d f_k) d^2 f_k / dw^2
     Fisher        F = sum_t E_{y ~ p} g g^T   g = grad_w log p(y | x_t), p(y) ~ exp(-d_Y(f, y))
 
-All are sums over the examples, never means: for a loss in nats their unit is nats. Where log p is linear in y but for
+All are sums over the examples, never means: for a loss in nats their unit is nats. Where log p is linear in y up to
 terms without f (softmax, Gaussian, Bernoulli), H_t does not depend on y and F = G. Where the outputs are probabilities
 or their logarithms, F is not G: nll_loss is linear in them, so that its G is zero.
-J v is the derivative of u -> J^T u along v, so that one graph of a batch, kept, gives all products.
+J v is the derivative of u -> J^T u along v, so that one stored graph per batch gives all products.
 Sources: Fast exact multiplication by the Hessian (Pearlmutter, 1994); Fast curvature matrix-vector products for
 second-order gradient descent (Schraudolph, 2002); New insights and perspectives on the natural gradient method
 (Martens, 2020).
@@ -57,23 +57,30 @@ __all__ = [
 
 
 _MEMORY = 1 << 30
-_GRAIN, _LEAST = 1 << 22, 256  # bytes of a batch's graph that stay near the processor; examples of a batch
-_TOGETHER = 16  # passes back through one graph
-_STEP, _SAME = 1e-6, 1e-3  # of the weights' norm; of the second derivative's
+_GRAIN, _LEAST = 1 << 22, 256  # bytes of a batch's graph that fit into the processor's cache; least examples of a batch
+_TOGETHER = 16  # backward passes through one graph
+_STEP, _SAME = 1e-6, 1e-3  # of the weights' norm; relative error of the second derivative
 
 Part = Callable[[Weights], Mapping[str, Tensor]]
 
 
 @public
 def gauss_newton(net: Net, task: Task, *, memory: int = _MEMORY) -> Operator:
-    """G = sum_t J_t^T H_t J_t on `net.weights.flat()`, summed over the examples; its diagonal is exact.
+    """The Gauss-Newton matrix G = sum_t J_t^T H_t J_t of a task at a network, as an `Operator` on flat weights.
 
-    H_t has a closed form for cross-entropy, squared error and binary cross-entropy with logits; any other loss is
-    differentiated twice in the outputs. Labels that H_t does not depend on may be missing. Graphs are kept up to
-    `memory` bytes (`graph_bytes` tells what all would take): a product then costs a tangent and a pass back, and for
-    the batches beyond it two passes more. Evaluation mode; the weights must not change in place while the operator is
-    in use. Raises `CurvatureError` for outputs that are not finite or do not depend on the weights, and for losses
-    without derivatives; `TaskError` for labels that do not fit.
+    Summed over the examples; acts on `net.weights.flat()`; its diagonal is exact. H_t has a closed form for
+    cross-entropy, squared error and binary cross-entropy with logits; any other loss is differentiated twice in the
+    outputs. Labels that H_t does not depend on may be missing. Graphs are stored up to `memory` bytes (`graph_bytes`
+    estimates the size of all): a product then costs a tangent and a backward pass, and two passes more for the batches
+    beyond. Evaluation mode; the weights must not change in place while the operator is in use. Raises `CurvatureError`
+    for outputs that are not finite or do not depend on the weights, and for losses without derivatives; `TaskError` for
+    labels that do not fit.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> g, v = ws.gauss_newton(net, task), net.weights.randn(0).flat()
+    >>> g.shape, bool(v @ (g @ v) >= 0)     # positive semidefinite
+    ((1210, 1210), True)
     """
 
     def part(start: int, x: Any, y: Tensor | None) -> Part:
@@ -88,12 +95,20 @@ def gauss_newton(net: Net, task: Task, *, memory: int = _MEMORY) -> Operator:
 def fisher_information(
     net: Net, task: Task, draws: int | None = None, *, seed: int = 0, memory: int = _MEMORY
 ) -> Operator:
-    """F = sum_t E_{y ~ p} g g^T, labels y drawn from the network, p(y) ~ exp(-d_Y): softmax, Gaussian or Bernoulli.
+    """The Fisher information F = sum_t E_{y ~ p} g g^T of a network on a task, g = grad_w log p(y), as an `Operator`.
 
-    Exact, for which F = G, or with the outputs read as p or log p where the loss reads them so (binary_cross_entropy,
-    nll_loss); with `draws`, the mean over so many labels an example (in a sequence, a position) in place of E. The
-    Gaussian of "squared" is exp(-|f - y|^2), of variance 1/2, so that F = 2 J^T J. Memory, cost and errors as
-    `gauss_newton`; `CurvatureError` as well for a loss that is no likelihood.
+    Labels y are drawn from the network, p(y) ~ exp(-d_Y): softmax, Gaussian or Bernoulli. Exact by default, where
+    F = G, or with the outputs taken as p or log p for a loss that does so (binary_cross_entropy, nll_loss); with
+    `draws`, the mean over so many labels per example (in a sequence, per position). The Gaussian of "squared" is
+    exp(-|f - y|^2), of variance 1/2, so that F = 2 J^T J. Memory, cost and errors as `gauss_newton`; `CurvatureError`
+    also for a loss that is not a negative log-likelihood.
+
+    >>> import torch, weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> v = net.weights.randn(0).flat()
+    >>> f, g = ws.fisher_information(net, task), ws.gauss_newton(net, task)
+    >>> torch.allclose(f @ v, g @ v, rtol=1e-2, atol=1e-2)     # equal for cross-entropy
+    True
     """
     _some(draws)
 
@@ -110,10 +125,17 @@ def fisher_information(
 
 @public
 def hessian(net: Net, task: Task, *, memory: int = _MEMORY) -> Operator:
-    """The Hessian of the loss in the weights, summed over the examples: exact, the derivative of the gradient.
+    """The Hessian of the loss in the weights, summed over the examples and exact, as an `Operator`.
 
-    Memory, cost and errors as `gauss_newton`; `CurvatureError` as well where torch's second derivative is not the
-    change of the first one: for parts that are detached, and backward passes written in Python that forget some.
+    Memory, cost and errors as `gauss_newton`; `CurvatureError` also where torch's second derivative is not that of the
+    first: for detached parts, and backward passes written in Python that leave out a part of it.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> h = ws.hessian(net, task)
+    >>> u, v = net.weights.randn(0).flat(), net.weights.randn(1).flat()
+    >>> h.shape, bool(abs(u @ (h @ v) - v @ (h @ u)) < 1e-2 * (h @ u).norm() * v.norm())     # symmetric
+    ((1210, 1210), True)
     """
 
     def part(start: int, x: Any, y: Tensor | None) -> Part:
@@ -128,11 +150,20 @@ def hessian(net: Net, task: Task, *, memory: int = _MEMORY) -> Operator:
 
 @public
 def curvature_diagonal(net: Net, task: Task, draws: int | None = None, *, seed: int = 0) -> Weights:
-    """diag G, exact: a pass back for every output, and of each the squares of every example's gradient, added up.
+    """The exact diagonal of the Gauss-Newton matrix, as `Weights`; or with `draws`, an estimate of the Fisher diagonal.
 
-    With `draws`, that of the Fisher information from so many labels an example, drawn: unbiased, a pass back each.
-    Linear maps and convolutions whose weight is used once cost a pass together; other tensors, a gradient for every
-    example. Errors as `gauss_newton`, and with draws as `fisher_information`.
+    Cost: a backward pass for every output; with `draws`, one for each of so many random labels per example, which is
+    unbiased. Linear maps and convolutions whose weight is used once share a pass; other tensors take a gradient for
+    every example. Errors as `gauss_newton`, and with draws as `fisher_information`.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> diagonal = ws.curvature_diagonal(net, task)
+    >>> diagonal["1.weight"].shape, bool(diagonal.flat().min() >= 0)
+    (torch.Size([16, 64]), True)
+    >>> trace = 60 * ws.fisher_trace(task, labels="all")(net)
+    >>> bool(abs(diagonal.flat().sum() / trace - 1) < 1e-3)
+    True
     """
     _some(draws)
     return _squared(net, task, _likely if draws else output_hessian, draws, seed)
@@ -165,10 +196,16 @@ def summed_squares(
 
 @public
 def blocks(operator: Operator, weights: Weights, *, largest: int = 1024) -> dict[str, Tensor]:
-    """Name -> the diagonal block (n, n) of a symmetric operator that is that tensor's, in float64.
+    """The diagonal blocks of a symmetric operator, one (n, n) for every tensor, in float64.
 
-    Of a tensor of more than `largest` numbers its diagonal (n,) alone, for which the operator must know its own. Cost:
-    a product for every number of the others. Raises `OperatorError` for a diagonal that is not known.
+    For a tensor of more than `largest` numbers only the diagonal (n,), from the operator's exact diagonal. Cost: a
+    product for every number of the other tensors. Raises `OperatorError` for an operator without an exact diagonal.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> found = ws.curvature.blocks(ws.gauss_newton(net, task), net.weights, largest=20)
+    >>> {name: tuple(block.shape) for name, block in found.items()}
+    {'1.weight': (1024,), '1.bias': (16, 16), '3.weight': (160,), '3.bias': (10, 10)}
     """
     found: dict[str, Tensor] = {}
     diagonal = None
@@ -188,10 +225,16 @@ def blocks(operator: Operator, weights: Weights, *, largest: int = 1024) -> dict
 
 @public
 def graph_bytes(net: Net, task: Task) -> int:
-    """What the graphs of all batches would take, known from two examples."""
+    """An estimate of the bytes that the autograd graphs of all batches take together, from two examples.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> ws.curvature.graph_bytes(net, task) > 60 * 16 * 4     # at least the hidden activations
+    True
+    """
     x = carried(task.example(2), checked(net))
     with torch.no_grad():
-        task.forward(net, x)  # says what is wrong in the user's words
+        task.forward(net, x)  # raises a clear error first
     seen = {w.untyped_storage().data_ptr() for w in net.tensors.values()}
     kept: dict[int, int] = {}
 
@@ -269,10 +312,9 @@ _seen: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
 
 def _compared(net: Net, task: Task) -> None:
-    """Compare the derivative of the gradient with its differences, on two examples.
+    """Check the derivative of the gradient against finite differences on two examples; raises `CurvatureError`.
 
-    Once for every architecture, form of its inputs, and loss.
-    In float64, for a step so short that it crosses no kink. Raises `CurvatureError`.
+    Once for every architecture, shape of inputs, and loss; in float64, with a step too short to cross a kink.
     """
     kept, this = _seen.setdefault(net.architecture, set()), _question(net, task)
     if this is not None and this in kept:
@@ -300,7 +342,7 @@ def _compared(net: Net, task: Task) -> None:
     if math.sqrt(away) > _SAME * math.sqrt(size) + 100 * noise:
         told_of = ", ".join(bent.written) or "a part of the network that is detached, or an operation"
         raise CurvatureError(
-            f"the second derivative is not the change of the first: {told_of} has a derivative that cannot be "
+            f"the second derivative is not the derivative of the first: {told_of} has a derivative that cannot be "
             "differentiated; take gauss_newton, or write it by operations of torch"
         )
     if this is not None:
@@ -339,13 +381,13 @@ def _operator(
     memory: int,
     diagonal: Callable[[], Weights] | None,
 ) -> Operator:
-    """The sum of the batches' parts; as many of them are kept as fit into `memory`."""
+    """The operator that sums the batches' parts, of which as many are stored as fit into `memory`."""
     weights, held = checked(net).weights, []
     single = max(1, graph_bytes(net, task) / len(task))
     task, share, start = _regrouped(task, _GRAIN / single), memory / single, 0
     for x, y in task.batches(net):
         share -= len(input_leaves(x)[0])
-        made = part(start, x, y)  # also where it is not kept: what is wrong is said here
+        made = part(start, x, y)  # also where it is not kept, so that errors are raised here
         start += len(input_leaves(x)[0])
         if share >= 0:
             held.append(made)
@@ -375,7 +417,7 @@ def _operator(
 
 
 def _regrouped(task: Task, most: float) -> Task:
-    """The same task in batches that a processor works on well; those of a loader, or a metric of batches, stay."""
+    """The same task in batches that fit into the cache; unchanged for loaders and metrics of whole batches."""
     own = task.metric is None or isinstance(task.metric, str)
     if not (task.in_memory and (own or (task.recognised and task.recognised.kind not in ("whole", "apart")))):
         return task
@@ -393,7 +435,7 @@ def _outer(scores: Tensor, u: Tensor) -> Tensor:
 
 
 def _likely(task: Task, f: Tensor, y: Tensor | None) -> OutputHessian:
-    """The Fisher information in the outputs; labels that are there must fit."""
+    """The Fisher information in the outputs; labels, where given, are checked."""
     if y is not None:
         output_hessian(task, f, y)
     return likelihood(task, f, y, unit=False)

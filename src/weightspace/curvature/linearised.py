@@ -1,4 +1,4 @@
-"""The Jacobian of a network on data, as a linear map: J v and J^T u, exact."""
+"""The Jacobian of a network's outputs in its weights, as a linear operator: exact J v and J^T u."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from weightspace.task.task import Task
 
 __all__ = ["Linearised", "jacobian", "tangent", "trusted"]
 
-_HELD = 1 << 13  # outputs of a task whose graphs are kept
-_AGREE = 10.0  # square roots of rounding, relative, by which a product and its transpose may differ
+_HELD = 1 << 13  # outputs of a task up to which its graphs are stored
+_AGREE = 10.0  # relative tolerance of <r, J J^T r> = |J^T r|^2, in square roots of the rounding
 
 
 # ------------------------------------------------------------------ the Jacobian of a network on data
@@ -39,11 +39,18 @@ Function = Callable[[Sequence[Tensor]], Tensor]
 
 @public
 class Linearised:
-    """f around a point as a linear map: J v and J^T u from one graph.
+    """A function linearised at a point: J v and J^T u from one stored graph.
 
-    J v is the derivative of u -> J^T u along v, and so its transpose: what a pass back leaves out, J leaves out too.
-    With `forward`, or where an operation cannot be differentiated twice, it is a tangent instead. Raises
-    `OperatorError` for outputs that do not depend on the point, and where torch has neither.
+    J v is the derivative of u -> J^T u along v, and so the exact transpose: what the backward pass leaves out, J leaves
+    out too. With `forward`, or where an operation cannot be differentiated twice, J v is taken in forward mode. Raises
+    `OperatorError` for outputs that do not depend on the point, and where torch has neither derivative.
+
+    >>> import torch, weightspace as ws
+    >>> at = ws.curvature.Linearised(lambda w: w[0] ** 2, [torch.tensor([1.0, 2.0, 3.0])])
+    >>> at.push([torch.ones(3)])
+    tensor([2., 4., 6.])
+    >>> at.pull(torch.ones(3))
+    [tensor([2., 4., 6.])]
     """
 
     def __init__(self, f: Function, point: Sequence[Tensor], forward: bool = False) -> None:
@@ -56,14 +63,14 @@ class Linearised:
 
     @cached_property
     def back(self) -> tuple[Tensor, list[Tensor | None]]:
-        """u, and J^T u as a function of it; u is nowhere in particular, as some formulas divide by it."""
+        """u, and J^T u as a function of u; u is random, because some derivatives divide by it."""
         drawn = torch.randn(self.outputs.shape, generator=torch.Generator().manual_seed(0))
         u = drawn.to(self.outputs).requires_grad_()
         with torch.enable_grad(), math_attention():
             return u, [*grad(self.outputs, self.point, u, create_graph=True, allow_unused=True)]
 
     def push(self, vector: Sequence[Tensor]) -> Tensor:
-        """J v."""
+        """J v, a change of the point to a change of the outputs."""
         if self._forward:
             return tangent(self._f, self.point, vector)
         try:
@@ -93,7 +100,12 @@ def _missing(error: BaseException) -> str:
 
 @public
 def tangent(f: Function, point: Sequence[Tensor], vector: Sequence[Tensor]) -> Tensor:
-    """J v, forward. Raises `OperatorError` where an operation has no forward derivative."""
+    """J v by forward-mode differentiation. Raises `OperatorError` where an operation has no forward derivative.
+
+    >>> import torch, weightspace as ws
+    >>> ws.curvature.tangent(lambda w: w[0] ** 2, [torch.tensor([1.0, 2.0, 3.0])], [torch.ones(3)])
+    tensor([2., 4., 6.])
+    """
     with math_attention(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch's own forward mode raises one when first used
         try:
@@ -112,12 +124,18 @@ _trusted: WeakKeyDictionary[nn.Module, dict[str | None, tuple[bool, bool]]] = We
 
 @public
 def trusted(net: Net, some: Iterable[Function], point: Sequence[Tensor], of: str | None) -> tuple[bool, bool]:
-    """Whether J is the transpose of J^T where it is taken from two passes back, and where it is taken forward.
+    """Whether J v is right by two backward passes, and whether it is right in forward mode: a pair of booleans.
 
-    torch's forward mode follows what is computed under no_grad, and a derivative written in Python may follow nothing.
-    Tried once for every architecture and form `of` its inputs (`digest.form`), by |J^T r|^2 = <r, J J^T r>, on the
-    first of `some` that can be computed: a network may not take two examples alone. Raises `OperatorError` where
-    neither is.
+    Right means that J is the transpose of J^T, checked by |J^T r|^2 = <r, J J^T r>. Forward mode also differentiates
+    what runs under no_grad, and a derivative written in Python may have none of its own. Checked on the first function
+    of `some` that can be computed (a network may refuse two examples alone), once for every architecture and kind `of`
+    inputs (`digest.form`; None: always anew). Raises `OperatorError` where neither is right.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> outputs = lambda w: w[0].square()
+    >>> ws.curvature.trusted(net, [outputs], [net.weights.flat()], None)
+    (True, True)
     """
     kept = _trusted.setdefault(net.architecture, {})
     if of in kept:
@@ -163,55 +181,76 @@ def _opaque(names: Sequence[str]) -> str:
 
 @public
 def jacobian(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> Operator:
-    """J = d(outputs of all examples)/dw: rows are outputs example by example, columns weights.
+    """The Jacobian J = d(outputs of all examples)/d(weights) of a network on a task, as an `Operator`.
 
-    J and J^T are transposes of one another: what a pass back leaves out, as the row of an embedding's padding, J leaves
-    out. Nothing is stored but a batch at a time, and the graphs of all where these are small. J v then costs about a
-    pass forward and back, else a pass forward and its tangent; J^T u one pass forward and back. The net is in
-    evaluation mode: running statistics are constants. Raises `OperatorError` for outputs that do not depend on the
-    weights, and for an operation whose derivative torch has only once. Positions of a sequence that are labelled -100
-    have rows of zeros.
+    Rows are outputs example by example, columns flat weights. J and J^T are exact transposes: what a backward pass
+    leaves out, such as the padding row of an embedding, J leaves out too. One batch is in memory at a time, or the
+    graphs of all where these are small. J v then costs about a forward and a backward pass, else a forward pass with
+    its tangent; J^T u one forward and backward pass. Evaluation mode: running statistics are constants. Raises
+    `OperatorError` for outputs that do not depend on the weights, and for an operation that torch cannot differentiate
+    twice. Positions of a sequence that are labelled -100 have rows of zeros.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> j = ws.jacobian(net, task)
+    >>> j.rows, j.columns                    # 60 examples x 10 outputs; 1210 weights
+    (600, 1210)
+    >>> (j @ net.weights.randn(0).flat()).shape
+    torch.Size([600])
     """
-    weights, state = net.weights, dict(net.state)
-    flat = weights.flat()
-    batches = [*task.batches(net)]
-    task.fits(net)
+    parts = _Batches(net, task, output)
+    return Operator(sum(parts.sizes), len(parts.flat), parts.push, parts.pull)
 
-    def at(x: Any, y: Tensor | None) -> Function:
+
+class _Batches:
+    """The Jacobian of a network on a task, batch by batch; the graphs of a small task are stored."""
+
+    def __init__(self, net: Net, task: Task, output: Callable[[Any], Tensor]) -> None:
+        self.net, self.output, self.state = net, output, dict(net.state)
+        self.flat = net.weights.flat()
+        self.batches = [*task.batches(net)]
+        task.fits(net)
+        with torch.no_grad(), math_attention():
+            self.sizes = [self.function(*batch)([self.flat]).numel() for batch in self.batches]
+        self.held: dict[int, Linearised] = {}
+        self.keep = sum(self.sizes) <= _HELD
+        some = [self.function(carried(task.example(2), net), None), self.function(*self.batches[0])]
+        self.back, self.forward = trusted(net, some, [self.flat], form(net, task.example(1)))
+
+    def function(self, x: Any, y: Tensor | None) -> Function:
+        """The outputs of a batch as a function of the flat weights."""
+
         def f(w: Sequence[Tensor]) -> Tensor:
             args, kwargs = ((), dict(x)) if isinstance(x, dict) else (x if isinstance(x, tuple) else (x,), {})
-            out = counted(output(called(net.architecture, {**weights.shaped(w[0]), **state}, args, kwargs)), y)
+            tensors = {**self.net.weights.shaped(w[0]), **self.state}
+            out = counted(self.output(called(self.net.architecture, tensors, args, kwargs)), y)
             return out.reshape(len(out), -1)
 
         return f
 
-    with torch.no_grad(), math_attention():
-        sizes = [at(*batch)([flat]).numel() for batch in batches]
-    held: dict[int, Linearised] = {}
-    keep = sum(sizes) <= _HELD
-    some = [at(carried(task.example(2), net), None), at(*batches[0])]
-    back, forward = trusted(net, some, [flat], form(net, task.example(1)))
-
-    def linear(k: int) -> Linearised:
-        """A batch; those of a small task are kept."""
-        if k in held:
-            return held[k]
-        found = Linearised(at(*batches[k]), [flat], not back)
-        if keep:
-            held[k] = found
+    def linear(self, k: int) -> Linearised:
+        """Batch k, linearised."""
+        if k in self.held:
+            return self.held[k]
+        found = Linearised(self.function(*self.batches[k]), [self.flat], not self.back)
+        if self.keep:
+            self.held[k] = found
         return found
 
-    def push(v: Tensor) -> Tensor:
-        along = [v.to(flat)]
-        ahead = forward and not keep
-        parts = (tangent(at(*b), [flat], along) if ahead else linear(k).push(along) for k, b in enumerate(batches))
+    def push(self, v: Tensor) -> Tensor:
+        """J v."""
+        along = [v.to(self.flat)]
+        if self.forward and not self.keep:
+            parts = (tangent(self.function(*batch), [self.flat], along) for batch in self.batches)
+        else:
+            parts = (self.linear(k).push(along) for k in range(len(self.batches)))
         return torch.cat([part.flatten() for part in parts])
 
-    def pull(u: Tensor) -> Tensor:
-        def transposed(k: int, part: Tensor) -> Tensor:
-            found = linear(k)
-            return found.pull(part.view(found.outputs.shape))[0]  # type: ignore[return-value]
+    def pull(self, u: Tensor) -> Tensor:
+        """J^T u."""
+        rows = u.to(self.flat).split(self.sizes)
+        return reduce(Tensor.add_, (self._transposed(k, part) for k, part in enumerate(rows)))
 
-        return reduce(Tensor.add_, (transposed(k, part) for k, part in enumerate(u.to(flat).split(sizes))))
-
-    return Operator(sum(sizes), len(flat), push, pull)
+    def _transposed(self, k: int, part: Tensor) -> Tensor:
+        found = self.linear(k)
+        return found.pull(part.view(found.outputs.shape))[0]  # type: ignore[return-value]

@@ -1,8 +1,8 @@
-"""The Hessian of a loss in the outputs and its square roots; the likelihood that a loss belongs to, and labels of it.
+"""The Hessian of a loss in the outputs, the likelihood that belongs to a loss, and labels drawn from it.
 
-With p the softmax of the outputs f of one label and c what its loss weighs, the Hessian of cross-entropy is
+With p the softmax of the outputs f of one label and c the weight of its loss, the Hessian of cross-entropy is
 c (diag p - p p^T) = sum_k u_k u_k^T, u_k = sqrt(c p_k) (e_k - p). It is computed in float64: where p is nearly one of
-the e_k, differences of float32 numbers would be all that is left of it.
+the e_k, only rounding would be left of it in float32.
 """
 
 from __future__ import annotations
@@ -33,17 +33,18 @@ _LAWS = {
 
 
 class CurvatureError(WeightspaceError):
-    """A task or a network without the second derivatives that were asked for."""
+    """Raised for a task or a network that does not have the second derivatives asked for."""
 
 
 @public
 @dataclass(frozen=True)
 class OutputHessian:
-    """H of the summed loss of a batch in its outputs f; H does not mix examples. All tensors are of the form of f.
+    """The Hessian H of a batch's summed loss in its outputs f, block-diagonal over the examples.
 
-    `action(u)` is H u. `roots()` gives pairs (s, u_k), s = 1 or -1, with H_t = sum_k s u_k u_k^T for every example t.
-    Of a likelihood, H is E_y s s^T, s = d(log p(y))/df, and `scores(draws, seed, start)` gives s for labels y drawn
-    from p; `start` is the number of the first example, so that a label does not depend on the batches.
+    All tensors have the shape of f. `action(u)` is H u. `roots()` yields pairs (s, u_k), s = 1 or -1, with
+    H_t = sum_k s u_k u_k^T for every example t. For a likelihood, H is E_y s s^T with s = d(log p(y))/df, and
+    `scores(draws, seed, start)` yields s for labels y drawn from p; `start` is the number of the first example, so that
+    the labels do not depend on the batch size. Made by `output_hessian` and `likelihood`.
     """
 
     action: Callable[[Tensor], Tensor]
@@ -61,15 +62,24 @@ class OutputHessian:
 
 @public
 def output_hessian(task: Task, f: Tensor, y: Tensor | None) -> OutputHessian:
-    """H at the outputs f of a batch with labels y, which may be missing where H does not depend on them.
+    """The Hessian of the loss in the outputs f of a batch with labels y; None where H does not depend on them.
 
     In closed form for the metrics "cross-entropy" and "squared" and for torch's cross_entropy, mse_loss and
     binary_cross_entropy_with_logits, functions, modules or partials, settings included; by autograd for other losses.
     Raises `CurvatureError` for outputs that are not finite, an aggregate that is not a sum or a mean over the examples
     and losses without a gradient, or that mix examples; `TaskError` for labels that do not fit.
+
+    >>> import torch, weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> f = task.outputs(net)
+    >>> h = ws.curvature.output_hessian(task, f, task.labels())
+    >>> h.action(f).shape, bool(h.action(torch.ones_like(f)).abs().max() < 1e-5)     # the softmax ignores shifts
+    (torch.Size([60, 10]), True)
     """
     if task.aggregate not in ("mean", "sum"):
-        raise CurvatureError(f"curvature is that of a sum over the examples; aggregate {task.aggregate!r} is no sum")
+        raise CurvatureError(
+            f"curvature needs a sum or a mean over the examples, and the task's aggregate is {task.aggregate!r}"
+        )
     f, y = _finite(f), None if y is None else y.to(f.device)
     if y is not None:
         slope = _slopes(task, f, y)
@@ -89,9 +99,16 @@ def output_hessian(task: Task, f: Tensor, y: Tensor | None) -> OutputHessian:
 
 @public
 def law_of(task: Task) -> str:
-    """What labels are drawn from: "softmax", "classes" (outputs are log p), "gaussian", "bernoulli", "coins" (p).
+    """The distribution of labels that belongs to a task's loss, by its name.
 
-    Raises `CurvatureError`, by its name, for a loss that is no negative logarithm of a likelihood.
+    "softmax", "gaussian", "bernoulli", "classes" or "coins". With "classes" the
+    outputs are log-probabilities of classes, with "coins" probabilities of binary labels. Raises `CurvatureError`,
+    naming the loss, for one that is not a negative log-likelihood.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> ws.curvature.law_of(task)
+    'softmax'
     """
     kind, loss = _kind(task), task.recognised
     weighed = loss is not None and any(loss.settings.get(name) is not None for name in ("weight", "pos_weight"))
@@ -99,17 +116,25 @@ def law_of(task: Task) -> str:
     if kind not in _LAWS or weighed or smooth:
         why = " with weights" if weighed else " with smoothed labels" if smooth else ""
         known = '"cross-entropy", "squared", or torch\'s for classes, numbers or coins'
-        raise CurvatureError(f"{name_of(task.metric)}{why} is no likelihood to draw labels from; give the task {known}")
+        raise CurvatureError(f"{name_of(task.metric)}{why} is not a negative log-likelihood; give {known}")
     return _LAWS[kind]
 
 
 @public
 def likelihood(task: Task, f: Tensor, y: Tensor | None, *, unit: bool = True) -> OutputHessian:
-    """E_y s s^T, s = d(log p(y))/df, of the likelihood p that the loss belongs to; none where y says -100.
+    """The Fisher information in the outputs f: E_y s s^T, s = d(log p(y))/df, of the likelihood p of the loss.
 
-    `unit`: a loss that is the mean over several outputs belongs to their product, and squares belong to a normal
-    distribution of variance one. Else p(y) ~ exp(-loss), so that squares have the variance that the loss gives them.
-    Raises `CurvatureError` as `law_of`, and for outputs that are no probabilities where the loss takes them for such.
+    Zero where y is -100. With `unit`, a loss that is the mean over several outputs belongs to the product of their
+    likelihoods, and squared error to a normal distribution of variance one; else p(y) ~ exp(-loss), so that the loss
+    sets the variance. Raises `CurvatureError` as `law_of`, and for outputs that are not probabilities where the loss
+    needs them.
+
+    >>> import torch, weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> f, y = task.outputs(net), task.labels()
+    >>> fisher, hessian = ws.curvature.likelihood(task, f, y), ws.curvature.output_hessian(task, f, y)
+    >>> torch.allclose(fisher.action(f), hessian.action(f), atol=1e-6)     # equal for cross-entropy
+    True
     """
     law, loss, f = law_of(task), task.recognised, _finite(f)
     y = None if y is None else y.to(f.device)
@@ -117,7 +142,7 @@ def likelihood(task: Task, f: Tensor, y: Tensor | None, *, unit: bool = True) ->
         mass = _mass(loss, f, y)
         if not bool(((mass == 0) | ((mass - 1).abs() < 1e-3)).all()):
             raise CurvatureError(
-                f"soft labels that do not add up to one have no likelihood; {task} needs probabilities"
+                f"soft labels must be probabilities that add up to one to have a likelihood; {task} has others"
             )
         return _softmax(f, loss, mass) if law == "softmax" else _classes(f, loss, mass)
     if law == "gaussian":
@@ -126,19 +151,25 @@ def likelihood(task: Task, f: Tensor, y: Tensor | None, *, unit: bool = True) ->
     assert loss is not None
     several = f[0].numel()
     if not unit and several > 1:
-        raise CurvatureError(f"{loss.name} is the mean over {several} outputs, and exp(-loss) no likelihood of them")
+        raise CurvatureError(f"{loss.name} is the mean over {several} outputs, so exp(-loss) is not a likelihood")
     s = f.double().sigmoid() if law == "bernoulli" else f.double()
     h = s * (f.double().neg().sigmoid() if law == "bernoulli" else 1 - s)
     if law == "coins":
         if not bool(((s > 0) & (s < 1)).all()):
-            raise CurvatureError(f"{loss.name} takes outputs for probabilities, and some are not between 0 and 1")
+            raise CurvatureError(f"{loss.name} needs outputs that are probabilities, and some are not between 0 and 1")
         h = 1 / h
     return _diagonal(f, h, law)
 
 
 @public
 def nats(task: Task, f: Tensor) -> float:
-    """How many times the loss of an example its -log p is, p the `likelihood` with `unit`."""
+    """The factor from an example's loss to its negative log-likelihood in nats, that of `likelihood` with `unit`.
+
+    >>> import torch, weightspace as ws
+    >>> squared = ws.Task(torch.zeros(4, 3), torch.zeros(4, 2), metric="squared")
+    >>> ws.curvature.nats(squared, torch.zeros(4, 2))     # -log p = |f - y|^2 / 2
+    0.5
+    """
     loss, law = task.recognised, law_of(task)
     several = f[0].numel() if loss is not None and loss.paired else 1
     return several / 2 if law == "gaussian" else several
@@ -158,9 +189,9 @@ def _slopes(task: Task, f: Tensor, y: Tensor) -> Tensor:
 
 
 def _kind(task: Task) -> str:
-    """The task's own metric by its name, torch's losses by their kind."""
+    """The name of the task's metric, or the kind of a loss of torch."""
     if task.metric is None:
-        raise CurvatureError('no labels tell what the outputs are; give Task(inputs, metric="cross-entropy")')
+        raise CurvatureError('without labels the loss is not known; give Task(inputs, metric="cross-entropy")')
     return task.metric if isinstance(task.metric, str) else task.recognised.kind if task.recognised else ""
 
 
@@ -168,7 +199,7 @@ def _kind(task: Task) -> str:
 
 
 def _mass(loss: Loss | None, f: Tensor, y: Tensor | None) -> Tensor:
-    """c: what the labels of every position weigh together, with a last dimension of one; classes of f last."""
+    """c: the total weight of the labels of every position, with a last dimension of one; f has classes last."""
     f = f if loss is None else loss.turned(f)
     if f.ndim < 2:
         raise CurvatureError(f"outputs of shape {tuple(f.shape)} have no axis of classes")
@@ -215,10 +246,10 @@ def _softmax(f: Tensor, loss: Loss | None, mass: Tensor) -> OutputHessian:
 
 
 def _classes(f: Tensor, loss: Loss | None, mass: Tensor) -> OutputHessian:
-    """Outputs that are log p themselves: the score of a label is one at its place."""
+    """Outputs that are log p: the score of a label is its one-hot vector."""
     p = (f if loss is None else loss.turned(f)).double().exp()
     if not bool(((p.sum(-1) - 1).abs() < 1e-3).all()):
-        raise CurvatureError("nll_loss takes outputs for log-probabilities, and these do not add up to one")
+        raise CurvatureError("nll_loss needs outputs that are log-probabilities, and these do not add up to one")
 
     def scores(draws: int, seed: int, start: int) -> Iterator[Tensor]:
         for hot in _drawn(p, draws, seed, start):
@@ -229,7 +260,7 @@ def _classes(f: Tensor, loss: Loss | None, mass: Tensor) -> OutputHessian:
 
 
 def _back(u: Tensor, f: Tensor) -> Tensor:
-    """From classes last to the form of the outputs f."""
+    """From classes last to the shape of the outputs f."""
     return (u if u.shape == f.shape else u.movedim(-1, 1)).to(f)
 
 
@@ -321,7 +352,7 @@ def _by_autograd(task: Task, f: Tensor, y: Tensor) -> OutputHessian:
 
 
 def _apart(action: Callable[[Tensor], Tensor], f: Tensor) -> None:
-    """Raise `CurvatureError` where the outputs of one example bend the loss of another."""
+    """Raise `CurvatureError` where the Hessian mixes examples."""
     signs = torch.ones(len(f), *[1] * (f.ndim - 1), dtype=f.dtype, device=f.device)
     signs[1::2] = -1
     for at in (0, f[0].numel() - 1):
@@ -331,5 +362,5 @@ def _apart(action: Callable[[Tensor], Tensor], f: Tensor) -> None:
         whole = action(u)
         if bool((action(signs * u) - signs * whole).abs().max() > 1e-4 * whole.abs().max()):
             raise CurvatureError(
-                "the loss of an example depends on the outputs of others; no matrix of its own is there"
+                "the loss of an example depends on the outputs of others, so that it has no Hessian of its own"
             )

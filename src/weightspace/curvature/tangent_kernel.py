@@ -1,8 +1,8 @@
-"""The empirical neural tangent kernel K = J J^T of a network on data, layer by layer; J is never formed.
+"""The empirical neural tangent kernel K = J J^T of a network on data, summed layer by layer without forming J.
 
 J has a row for every output of every example. A layer z = V h adds sum_{s,t} (h_is . h_jt)(d_iks . d_jlt) to the entry
-of outputs k of example i and l of example j, where d = d(output)/dz and s, t run over positions (tokens, pixels). One
-pass back for each output gives d for all examples at once, because in evaluation mode no example sees another.
+of output k of example i and output l of example j, where d = d(output)/dz and s, t run over positions (tokens,
+pixels). One backward pass per output gives d for all examples, which are independent in evaluation mode.
 Source: Neural tangent kernel (Jacot, Gabriel, Hongler, 2018).
 """
 
@@ -34,12 +34,23 @@ _ROOM = 1 << 26
 
 
 class KernelError(WeightspaceError):
-    """A network whose kernel is not written out: weights that are used too often, or too many of them."""
+    """Raised for a kernel that is too large: too many numbers in a weight that needs its rows of J one by one."""
 
 
 @public
 def kernel(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> Float[Tensor, "rows rows"]:
-    """K = J J^T in float64, rows example by example. Raises `KernelError` where it would not fit."""
+    """The neural tangent kernel K = J J^T of a network on a task, in float64; rows are outputs example by example.
+
+    Raises `KernelError` where it would need too much memory.
+
+    >>> import torch, weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> some = task.take(5, seed=0)
+    >>> k = ws.curvature.kernel(net, some)
+    >>> j = ws.jacobian(net, some).dense().double()
+    >>> k.shape, torch.allclose(k, j @ j.T, rtol=1e-3, atol=1e-3)
+    (torch.Size([50, 50]), True)
+    """
     fed, outputs = feed(net, task, output)
     rows = len(task) * outputs
     total = torch.zeros(rows, rows, dtype=torch.float64)
@@ -72,7 +83,7 @@ def _of_layer(fed: Fed, rows: int) -> Tensor:
 def _of_rest(
     net: Net, task: Task, output: Callable[[Any], Tensor], rest: dict[str, Tensor], rows: int
 ) -> Iterator[Tensor]:
-    """Weights of norms, embeddings, gates, and those used more than once: their rows of J one tensor at a time."""
+    """The parts of all other weights (norms, embeddings, used more than once), from their rows of J, one by one."""
     x, y = carried(task.example(len(task)), net), task.positions()
     for name, tensor in rest.items():
         if rows * tensor.numel() > _ROOM:

@@ -95,8 +95,7 @@ def pulled(kept: Sequence[Kept], out: Tensor, u: Tensor | None = None) -> tuple[
 def feed(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> tuple[list[Fed], int]:
     """The inputs and output derivatives of linear maps and convolutions on all examples; and the number of outputs.
 
-    Layers whose weight is used more than once are left out, and layers whose output has no axis over the examples
-    because several of them were merged.
+    Without layers whose weight is used more than once, or whose output has no axis over the examples.
 
     >>> import weightspace as ws
     >>> net, task = ws.demo.example()

@@ -1,4 +1,4 @@
-"""How far a small step goes, and which step is best."""
+"""Metrics on weight space: the length of a step, the steepest direction, and optimisers that follow it."""
 
 from weightspace.contents import handed_on
 

@@ -1,7 +1,7 @@
-"""The acceleration of a geodesic: a step that bends with the set of networks of equal outputs.
+"""Geodesic acceleration: the second-order correction of a step under the pullback metric.
 
-Along v the outputs move by J v + D^2 f[v, v] / 2. The step v + a / 2 with J a = -D^2 f[v, v], a of least norm, takes
-the second term away; a is the Christoffel term of the pullback metric along v. Source: Improvements to the
+Along v the outputs move by J v + D^2 f[v, v] / 2. The step v + a / 2 with J a = -D^2 f[v, v], a of least norm,
+cancels the second term; a is the Christoffel term of the pullback metric along v. Source: Improvements to the
 Levenberg-Marquardt algorithm for nonlinear least-squares minimization (Transtrum, Sethna, 2012).
 """
 
@@ -36,11 +36,11 @@ _KINKED = {"relu", "relu_", "leaky_relu", "leaky_relu_", "prelu", "rrelu", "hard
 
 
 class GeodesicError(WeightspaceError):
-    """A network whose second derivative does not tell how its outputs bend."""
+    """Raised for a network with kinks, whose second derivative says little about finite steps."""
 
 
 def kink(net: Net, metric: Pullback) -> str | None:
-    """The first operation that has a kink, such as a ReLU, or may have one; None for a smooth network."""
+    """The name of the first operation with a kink, such as ReLU, or that may have one; None for a smooth network."""
     try:
         graph = graph_of(net, metric.task.example(2))
     except SymmetryError:
@@ -54,14 +54,14 @@ def kink(net: Net, metric: Pullback) -> str | None:
 
 
 def acceleration(metric: Pullback, net: Net, vector: Weights, force: bool = False, inner: int = 20) -> Weights:
-    """a / 2 for the step v = `vector`, by `inner` steps of CGLS.
+    """The correction a / 2 of the step v = `vector`, by `inner` steps of CGLS.
 
-    Raises `GeodesicError` for a network with kinks unless `force`: between kinks its second derivative sees about a
-    tenth of what the outputs do on a finite step, and `retract`, which sees all of it, costs less.
+    Raises `GeodesicError` for a network with kinks unless `force`: between kinks its second derivative has about a
+    tenth of the change of the outputs on a finite step, and `retract`, which has all of it, costs less.
     """
     where = None if force else kink(net, metric)
     if where:
-        raise GeodesicError(f"{where} has kinks that a second derivative does not see; use corrections, or force it")
+        raise GeodesicError(f"{where} has kinks, which a second derivative leaves out; use corrections, or force=True")
     weights, state, pick = net.weights, dict(net.state), metric.picked
     flat, v = weights.flat(), vector.flat()
     parts: list[Tensor] = []

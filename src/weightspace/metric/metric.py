@@ -1,14 +1,13 @@
-"""How far a small step goes, and which step is steepest.
+"""Euclidean, relative, spectral and Adam metrics: the length of a step, and the steepest direction for a gradient.
 
-A metric is a norm on the vectors at every network: |v|_w. A Riemannian one has an inner product <v, u>_w as
-well.
+A metric is a norm |v|_w on the steps v at every network w. A Riemannian one also has an inner product <v, u>_w.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -25,19 +24,25 @@ if TYPE_CHECKING:
 __all__ = ["Adam", "Euclidean", "Metric", "Relative", "Spectral", "by_layer"]
 
 
+Granularity: TypeAlias = Literal["tensor", "neuron"]
 _PIECE = 4096
 
 
 @runtime_checkable
 class Metric(Protocol):
-    """A norm |v|_w at every network w, and the unit vector that descends a covector fastest."""
+    """The protocol of a metric: a norm |v|_w at every network w, and the steepest unit step for a gradient.
+
+    >>> import weightspace as ws
+    >>> all(isinstance(metric(), ws.metric.Metric) for metric in (ws.Euclidean, ws.Relative, ws.Spectral, ws.Adam))
+    True
+    """
 
     def norm(self, net: Net, vector: Weights) -> Float[Tensor, ""]:
         """|v|_w."""
         ...
 
     def steepest(self, net: Net, covector: Weights) -> Weights:
-        """The v of |v|_w = 1 with the lowest <covector, v>."""
+        """The step v of length |v|_w = 1 with the lowest <covector, v>; the covector is a gradient."""
         ...
 
 
@@ -48,13 +53,16 @@ def _usable(net: Net, covector: Weights) -> None:
 
 
 @public
-def by_layer(tensor: Tensor, granularity: str = "tensor") -> Float[Tensor, " parts"]:
-    """|w_l| in float64: of the whole tensor, or of every neuron, which is a row of a tensor of two dimensions or more.
+def by_layer(tensor: Tensor, granularity: Granularity = "tensor") -> Float[Tensor, " parts"]:
+    """The norm of a tensor, or of each of its neurons (rows), in float64; tensors of one dimension are one row.
 
-    Raises `WeightspaceError` for another granularity.
+    >>> import torch, weightspace as ws
+    >>> w = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
+    >>> ws.metric.by_layer(w, "neuron")
+    tensor([5., 2.], dtype=torch.float64)
+    >>> ws.metric.by_layer(w).shape
+    torch.Size([1])
     """
-    if granularity not in ("tensor", "neuron"):
-        raise WeightspaceError(f'granularity must be "tensor" or "neuron", got {granularity!r}')
     rows = (
         tensor.detach().flatten(1) if granularity == "neuron" and tensor.dim() > 1 else tensor.detach().reshape(1, -1)
     )
@@ -67,7 +75,15 @@ def by_layer(tensor: Tensor, granularity: str = "tensor") -> Float[Tensor, " par
 @public
 @dataclass(frozen=True)
 class Euclidean:
-    """|v|^2 = <v, v> = sum_i v_i^2, the same at every network: every weight counts alike."""
+    """The Euclidean metric |v|^2 = sum_i v_i^2, the same at every network; a flow under it is gradient descent.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> gradient = ws.gradient(task, net)
+    >>> v = ws.Euclidean().steepest(net, gradient)
+    >>> round(float(ws.Euclidean().norm(net, v)), 3), bool(gradient.dot(v) < 0)
+    (1.0, True)
+    """
 
     def norm(self, net: Net, vector: Weights) -> Float[Tensor, ""]:
         """|v| = sqrt(sum_i v_i^2), in float64."""
@@ -80,10 +96,9 @@ class Euclidean:
         return v.dot(u)
 
     def steepest(self, net: Net, covector: Weights) -> Weights:
-        """argmin of <c, v> over |v| = 1, which is -c / |c|: the direction of gradient descent.
+        """-c / |c|, the direction of gradient descent: argmin of <c, v> over |v| = 1.
 
-        The zero covector, where no direction descends, gives the zero vector. Raises `WeightspaceError` for
-        NaN or infinity.
+        A zero gradient gives the zero step. Raises `WeightspaceError` for NaN or infinity.
         """
         _usable(net, covector)
         size = float(covector.norm())
@@ -93,11 +108,18 @@ class Euclidean:
 @public
 @dataclass
 class Adam:
-    """|v|^2 = sum_i sqrt(h_i) v_i^2, h the running mean of the squared covectors seen: steps as the optimiser Adam's.
+    """The metric of the optimiser Adam: |v|^2 = sum_i sqrt(h_i) v_i^2, h the running mean of squared gradients.
 
-    `steepest` is -m / (sqrt(h) + eps) with m the running mean of the covectors, both without their bias, and is not of
-    length one: a flow of size s is Adam with learning rate s. `begin()` gives one that has seen nothing.
+    `steepest` is -m / (sqrt(h) + eps) with m the running mean of the gradients, both bias-corrected; it is not of
+    length one: a flow of size s is Adam with learning rate s. `begin()` returns a fresh copy without a history.
     Source: Adam, a method for stochastic optimization (Kingma, Ba, 2015).
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> adam = ws.Adam()
+    >>> v = adam.steepest(net, ws.gradient(task, net))
+    >>> adam.seen, round(float(v["3.bias"].abs().max()), 2)     # the first step is the sign of the gradient
+    (1, 1.0)
     """
 
     beta: tuple[float, float] = (0.9, 0.999)
@@ -106,22 +128,22 @@ class Adam:
     _moments: tuple[Tensor, Tensor] | None = field(default=None, repr=False, compare=False)  # flat, changed in place
 
     def begin(self) -> Adam:
-        """The same, having seen nothing."""
+        """A metric with the same settings and no history."""
         return Adam(self.beta, self.eps)
 
     def norm(self, net: Net, vector: Weights) -> Float[Tensor, ""]:
-        """|v|. Raises `WeightspaceError` before a covector was seen."""
+        """|v|. Raises `WeightspaceError` before the first gradient."""
         scaled = vector.shaped(vector.flat() * self.curvature(net).flat().sqrt())
         return scaled.norm()
 
     def curvature(self, net: Net) -> Weights:
-        """sqrt(h), a number for every weight. Raises `WeightspaceError` before a covector was seen."""
+        """sqrt(h), a number for every weight. Raises `WeightspaceError` before the first gradient."""
         if self._moments is None:
-            raise WeightspaceError("this metric is made of the gradients seen, and none was; take a step first")
+            raise WeightspaceError("Adam's metric is made of past gradients, and there is none yet; take a step first")
         return net.weights.shaped((self._moments[1] / (1 - self.beta[1] ** self.seen)).sqrt_())
 
     def steepest(self, net: Net, covector: Weights) -> Weights:
-        """The step of learning rate one. Raises `WeightspaceError` for NaN or infinity."""
+        """Adam's step of learning rate one, after adding the gradient to the history; refuses NaN and infinity."""
         _usable(net, covector)
         (b1, b2), c = self.beta, covector.flat()
         if self._moments is None:
@@ -134,14 +156,14 @@ class Adam:
         return covector.shaped(torch.div(mean, root, out=root).div_(b1**self.seen - 1))
 
     def state(self) -> dict[str, Tensor]:
-        """A copy of what has been seen, as tensors."""
+        """A copy of the history, as tensors."""
         if self._moments is None:
             return {}
         mean, square = self._moments
         return {"seen": torch.tensor(self.seen), "mean": mean.clone(), "square": square.clone()}
 
     def restore(self, net: Net, state: Mapping[str, Tensor]) -> None:
-        """Have seen what `state` tells, nothing where it is empty."""
+        """Set the history to a `state()`; an empty one clears it."""
         if not state:
             self.seen, self._moments = 0, None
             return
@@ -153,18 +175,21 @@ class Adam:
 @public
 @dataclass(frozen=True)
 class Relative:
-    """|v|_w = max_l |v_l| / |w_l| over the tensors, or over all neurons (rows): how large a change is to each layer.
+    """The relative metric |v|_w = max_l |v_l| / |w_l| over the tensors l, or over all neurons (rows).
 
-    `steepest` is v_l = -|w_l| g_l / |g_l|, so that a flow of size s is Fromage with learning rate s, but for its factor
-    1 / sqrt(1 + s^2). Where w_l is zero, 1 stands for |w_l|; where g_l is zero, v_l is. Raises `WeightspaceError` for
-    another granularity than "tensor" and "neuron", NaN or infinity. Source: On the distance between two neural networks
+    `steepest` is v_l = -|w_l| g_l / |g_l|, so that a flow of size s is Fromage with learning rate s, up to its factor
+    1 / sqrt(1 + s^2). Where w_l is zero, |w_l| is replaced by 1; where g_l is zero, v_l is zero. Raises
+    `WeightspaceError` for NaN or infinity. Source: On the distance between two neural networks
     and the stability of learning (Bernstein, Vahdat, Yue, Liu, 2020).
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> v = ws.Relative().steepest(net, ws.gradient(task, net))
+    >>> {name: round(float(v[name].norm() / w.norm()), 3) for name, w in net.weights.items()}
+    {'1.weight': 1.0, '1.bias': 1.0, '3.weight': 1.0, '3.bias': 1.0}
     """
 
-    granularity: str = "tensor"
-
-    def __post_init__(self) -> None:
-        by_layer(torch.zeros(1, 1), self.granularity)
+    granularity: Granularity = "tensor"
 
     def _scales(self, w: Tensor) -> Tensor:
         size = by_layer(w, self.granularity)
@@ -190,22 +215,29 @@ class Relative:
 @public
 @dataclass(frozen=True)
 class Spectral:
-    """|v| = max_l |v_l|_2, the largest operator norm of the tensors, each as a matrix of its rows; |v_l| for vectors.
+    """The spectral metric |v| = max_l |v_l|_2, the largest operator norm of the tensors; a flow under it is Muon.
 
-    `steepest` is v_l = -U V^T for g_l = U S V^T, and -g_l / |g_l| for vectors: a flow under it goes where the optimiser
-    Muon goes. A kernel is the matrix (units, rest), whose norm is below that of its convolution by at most the
-    square root of the number of taps: `spectral.convolution_norm` has the latter. Sources: A spectral condition for
-    feature learning (Yang, Simon, Bernstein, 2023); Muon (Jordan and others, 2024).
+    A tensor is the matrix of its rows, and |v_l|_2 the Euclidean norm for vectors. `steepest` is v_l = -U V^T for
+    g_l = U S V^T, and -g_l / |g_l| for vectors. A convolution's kernel is the matrix (units, rest), whose norm is below
+    that of the convolution by at most the square root of the number of taps: `convolution_norm` of the wing `linear`
+    has the latter. Sources: A spectral condition for feature learning (Yang, Simon, Bernstein, 2023); Muon (Jordan and
+    others, 2024).
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> v = ws.Spectral().steepest(net, ws.gradient(task, net))
+    >>> round(float(ws.Spectral().norm(net, v)), 2)
+    1.0
     """
 
     def norm(self, net: Net, vector: Weights) -> Float[Tensor, ""]:
-        """max_l |v_l|_2, by a Krylov space: too small by about 1e-5 of itself at most."""
+        """max_l |v_l|_2, by a Krylov method: too small by a relative error of about 1e-5 at most."""
         net.weights.check(vector)
         sizes = [spectral_norm(v.flatten(1)) if v.dim() > 1 else float(by_layer(v)) for v in vector.values()]
         return torch.tensor(max(sizes), dtype=torch.float64)
 
     def steepest(self, net: Net, covector: Weights) -> Weights:
-        """v_l = -U V^T; directions with a singular value below the rounding of the largest stay out."""
+        """v_l = -U V^T, without directions whose singular value is rounding beside the largest."""
         _usable(net, covector)
         return covector.replace({name: -_orthogonal(g) for name, g in covector.items()})
 

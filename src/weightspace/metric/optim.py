@@ -1,7 +1,7 @@
-"""Steps relative to the weights, as optimisers after the conventions of torch.optim.
+"""The optimisers Fromage and Lamb, whose steps are relative to the weights, with the interface of torch.optim.
 
-A relative step of size s moves a block of weights W against a direction u by s |W|, however long u is:
-W - s |W| u / |u|. A block is a tensor, or a neuron of it. `Fromage` takes the gradient for u, `Lamb` the step of Adam.
+A relative step of size s moves a block of weights W along a direction -u by s |W|, whatever the length of u:
+W - s |W| u / |u|. A block is a tensor, or one neuron. In `Fromage`, u is the gradient; in `Lamb`, the step of Adam.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _fused_sgd: Callable[..., None] | None = getattr(torch, "_fused_sgd_", None)
 
 
 class _Relative(Optimizer):
-    """The relative step along a direction that a subclass makes of the gradient."""
+    """An optimiser that takes relative steps; a subclass computes the direction from the gradient."""
 
     def __init__(self, params: ParamsT, **defaults: Any) -> None:
         if defaults.pop("differentiable"):
@@ -76,11 +76,11 @@ class _Relative(Optimizer):
         return loss
 
     def _directions(self, group: dict[str, Any], params: list[Tensor]) -> list[Tensor]:
-        """Where each parameter shall go less of."""
+        """The direction u of every parameter, along which it is decreased."""
         raise NotImplementedError
 
     def _limits(self, group: dict[str, Any], params: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Every parameter with p_bound |W_init|; none where there is no bound."""
+        """Pairs of a parameter and its bound p_bound |W_init|; empty where there is no bound."""
         found = []
         for p in params if group["p_bound"] is not None else ():
             w, state = _real(p), self.state[p]
@@ -91,20 +91,29 @@ class _Relative(Optimizer):
 
 
 class Fromage(_Relative):
-    """W <- (W - lr |W| g / |g|) / sqrt(1 + lr^2) for every tensor, or every neuron, W with gradient g.
+    """The optimiser Fromage: W <- (W - lr |W| g / |g|) / sqrt(1 + lr^2) for every tensor or neuron W with gradient g.
 
-    `lr` is how far a block moves in shares of its own length, as a number or a tensor of one. The division takes back
-    what a step orthogonal to W adds to |W|: there a step is a rotation by atan(lr). `correct=False` leaves it out.
-    With `granularity="neuron"` a block is W[i], one row of a tensor of two dimensions or more; tensors of fewer are one
-    block each. `p_bound` keeps |W| <= p_bound |W_init| for every block, W_init as it stood before the first step;
-    blocks that began at zero are not bounded. All of these may differ from group to group.
+    `lr` is the length of a step relative to |W|, as a number or a tensor of one. The division removes what a step
+    orthogonal to W adds to |W|: such a step is a rotation by atan(lr). `correct=False` leaves it out. With
+    `granularity="neuron"` a block is W[i], one row of a tensor of two dimensions or more; other tensors are one block
+    each. `p_bound` keeps |W| <= p_bound |W_init| for every block, W_init its value before the first step; blocks that
+    began at zero are not bounded. Parameter groups may have settings of their own.
 
     Where |W| = 0 the step is -lr g, not divided; where g = 0, or there is no gradient, the block stays as it is (the
     published code divides there too). `foreach` and `fused` choose between equal ways to compute the step: tensor
-    after tensor, all at once, or by one kernel of torch a tensor (processors only, where it is the default).
-    Norms are exact to 1e-6 whatever the number of weights, and to the last tiny gradient. Raises `WeightspaceError`
-    for settings that cannot be, sparse gradients, and `differentiable`.
+    after tensor, all at once, or by one fused kernel per tensor (CPU only, where it is the default).
+    Norms are exact to 1e-6 for any number of weights, and for tiny gradients. Raises `WeightspaceError` for invalid
+    settings, sparse gradients, and `differentiable`.
     Source: On the distance between two neural networks and the stability of learning (Bernstein et al., 2020).
+
+    >>> import torch, weightspace as ws
+    >>> layer = torch.nn.Linear(3, 2)
+    >>> before = layer.weight.detach().clone()
+    >>> optimiser = ws.optim.Fromage(layer.parameters(), lr=0.1, correct=False)
+    >>> layer(torch.ones(1, 3)).square().sum().backward()
+    >>> optimiser.step()
+    >>> round(float((layer.weight - before).norm().detach() / before.norm()), 3)
+    0.1
     """
 
     def __init__(
@@ -131,11 +140,20 @@ class Fromage(_Relative):
 
 
 class Lamb(_Relative):
-    """W <- W - lr |W| u / |u|, with u = m / (sqrt(v) + eps) + weight_decay W, for every tensor W.
+    """The optimiser Lamb: W <- W - lr |W| u / |u|, u = m / (sqrt(v) + eps) + weight_decay W, for every tensor W.
 
-    m and v are the running means of the gradient and of its square with rates `betas`, both without their bias, as in
-    Adam. Zero tensors as in `Fromage`. Raises `WeightspaceError` for settings that cannot be and sparse gradients.
+    m and v are the running means of the gradient and of its square with rates `betas`, bias-corrected as in Adam. Zero
+    tensors as in `Fromage`. Raises `WeightspaceError` for invalid settings and sparse gradients.
     Source: Large batch optimization for deep learning, training BERT in 76 minutes (You et al., 2020).
+
+    >>> import torch, weightspace as ws
+    >>> layer = torch.nn.Linear(3, 2)
+    >>> before = layer.weight.detach().clone()
+    >>> optimiser = ws.optim.Lamb(layer.parameters(), lr=0.1)
+    >>> layer(torch.ones(1, 3)).square().sum().backward()
+    >>> optimiser.step()
+    >>> round(float((layer.weight - before).norm().detach() / before.norm()), 3)
+    0.1
     """
 
     def __init__(
@@ -186,9 +204,9 @@ def relative_step(
     foreach: bool | None = None,
     fused: bool | None = None,
 ) -> None:
-    """Every W of `params`, real tensors, moved in place by the relative step along its direction u.
+    """Move every real tensor W of `params` in place by the relative step along its direction u.
 
-    On a processor nothing is waited for when a number is read, and numbers are read; elsewhere all stays in tensors.
+    On a CPU the norms are read as numbers; on other devices all stays in tensors, without synchronisation.
     """
     if not params:
         return
@@ -198,7 +216,7 @@ def relative_step(
     if foreach is None and fused is None:
         fused, foreach = near, not near
     if fused and not near:
-        raise WeightspaceError("fused steps are for parameters and rates on a processor; set `fused` false")
+        raise WeightspaceError("fused steps are for parameters and rates on the CPU; set `fused` false")
     way = _single if neuron else _fused if fused else _multi if foreach else _single
     way(params, directions, lr, correct, neuron)
 
@@ -283,7 +301,7 @@ def norm(x: Tensor, neuron: bool = False) -> Tensor:
 
 
 def _norms(tensors: Sequence[Tensor]) -> list[float]:
-    """|x| of each: rows of numbers first, then the rows; all in float64 where squares would vanish."""
+    """|x| of each tensor: of rows first, then of the row norms; in float64 where squares would underflow."""
     if not tensors:
         return []
     sizes = torch.stack(torch._foreach_norm([_in_rows(x) for x in tensors])).double().tolist()
@@ -332,7 +350,7 @@ def _real(x: Tensor) -> Tensor:
 
 
 def _check(group: dict[str, Any]) -> None:
-    """Raise for a setting that cannot be."""
+    """Raise `WeightspaceError` for an invalid setting."""
     if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
         raise WeightspaceError(f"lr has {group['lr'].numel()} numbers; give one")
     for name in ("lr", "eps", "weight_decay"):

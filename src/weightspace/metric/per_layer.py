@@ -1,10 +1,10 @@
-"""A gradient in the modes of a metric that takes every layer by itself.
+"""Layer-wise metrics: a gradient in the eigenvectors of layers' input moments, or of Kronecker factors (K-FAC).
 
-What a layer z = V h is given on the task has the second moment C = sum h h^T / N (patches for a convolution, a one for
-the bias). "layer" measures a step D of V by tr(D C D^T), the change of z: where that is zero in every layer, every
-layer is given what it was given before, and the outputs stay for a step of any length. "kronecker" measures it by
-tr(D A D^T B), A the mean of h h^T and B the second moment of d(outputs)/dz: the pullback metric, had layers and
-positions nothing to do with one another. Sources: Gradient projection memory for continual learning (Saha, Garg, Roy,
+The inputs h of a layer z = V h on the task have the second moment C = sum h h^T / N (patches for a convolution, a one
+for the bias). "layer" measures a step D of V by tr(D C D^T), the change of z: where that is zero in every layer, all
+layers keep their inputs, and the outputs stay the same for a step of any length. "kronecker" measures it by
+tr(D A D^T B), A the mean of h h^T and B the second moment of d(outputs)/dz: the pullback metric, if layers and
+positions were independent. Sources: Gradient projection memory for continual learning (Saha, Garg, Roy,
 2021); Optimizing neural networks with Kronecker-factored approximate curvature (Martens, Grosse, 2015).
 """
 
@@ -38,7 +38,7 @@ _NULL, _DAMPING = 1e-12, 1e-4
 
 @dataclass(frozen=True)
 class _Basis:
-    """Eigenvectors of what a layer is given, and of the slopes of what it gives."""
+    """Eigenvectors of the second moments of a layer's inputs, and of the derivatives of the outputs in its output."""
 
     layer: Layer
     given: Float[Tensor, "columns columns"]
@@ -54,9 +54,10 @@ def layer_modes(
     both: bool = False,
     mix: Tensor | None = None,
 ) -> Modes:
-    """The modes, layer by layer; frozen weights, and those outside of linear maps and convolutions, do not move.
+    """A gradient in the modes of all layers; with `both`, of Kronecker factors.
 
-    `mix`: B, if it is there. A layer of which a part is frozen does not move.
+    Frozen weights, layers of which a part is frozen, and weights outside of linear maps and convolutions do not move.
+    `mix`: the matrices B of the pullback metric, or None for the identity.
     Raises `KernelError` for a network without a layer of these kinds.
     """
     found = list(_kronecker(net.free(), task, output, mix) if both else _given(net.free(), task))
@@ -75,15 +76,15 @@ def layer_modes(
             _put(new, basis.layer, whole)
         return new.flat()
 
-    told = "first order; layers apart, Kronecker factors" if both else "first order in what every layer gives"
+    told = "first order; layers apart, Kronecker factors" if both else "first order in the output of every layer"
     still = len(net.weights) - sum(1 + (basis.layer.bias is not None) for basis in found)
     rest = f"; {still} other tensors stay" if still else ""
-    kept = told if both else "any length: every layer is given what it was"
+    kept = told if both else "any length: every layer keeps its inputs"
     return Modes(torch.cat([b.values for b in found]), coefficients, assemble, False, told + rest, kept + rest)
 
 
 def moments(net: Net, task: Task) -> Iterator[tuple[Layer, Float[Tensor, "columns columns"]]]:
-    """C = sum h h^T / N for every linear map and convolution, in float64."""
+    """The second moment C = sum h h^T / N of the inputs of every linear map and convolution, in float64."""
     sums: dict[str, tuple[Layer, Tensor]] = {}
     for x, _ in task.batches(net):
         graph = graph_of(net, x)
@@ -100,10 +101,10 @@ def moments(net: Net, task: Task) -> Iterator[tuple[Layer, Float[Tensor, "column
 
 
 def compensated(net: Net, task: Task, mask: Weights) -> Net:
-    """`net` with the mask's zeros, every row of a layer changed so that it says most nearly what it said.
+    """`net` pruned by a mask, the other weights of a layer adjusted to keep its outputs as near as possible.
 
-    argmin_W' tr((W' - W) C (W' - W)^T) over W' with these zeros, column by column: a weight that goes passes its part
-    on to those after it. C is the second moment of what the layer is given by `net`. Sources: Optimal brain surgeon
+    argmin_W' tr((W' - W) C (W' - W)^T) over W' with these zeros, column by column: the weights after a removed one make
+    up for it. C is the second moment of the layer's inputs in `net`. Sources: Optimal brain surgeon
     (Hassibi, Stork, 1993); SparseGPT (Frantar, Alistarh, 2023).
     """
     new = net.weights.shaped(net.weights.flat() * mask.flat())

@@ -1,14 +1,14 @@
-"""The pullback metric: how far outputs move when weights do.
+"""The pullback metric: how far the outputs of a network on a task move when its weights do.
 
-A = B J / sqrt(N) maps a step v of the weights to its drift, the change of the N examples' outputs in root mean square;
+A = B J / sqrt(N) maps a step v of the weights to its drift, the root mean square change of the N examples' outputs;
 G = A^T A, |v|_G = |A v|. B is the identity for logits, and sqrt(p) (1 - 1 p^T) for "fisher" (then G is the Fisher
 information of the softmax); "hellinger" is an eighth of that.
 
-Every question about a gradient g is answered by one family of steps, v(lam) = -lam (G + lam)^-1 g: the gradient itself
-for lam -> infinity, its part that leaves the outputs alone for lam -> 0. Its modes are known from one factorisation,
+All steps for a gradient g are in one family, v(lam) = -lam (G + lam)^-1 g: the gradient itself
+for lam -> infinity, its part that does not change the outputs for lam -> 0. Its modes come from one factorisation,
 of K = A A^T by eigenvectors ("dual", exact) or of a Krylov space of G ("gltr": Solving the trust-region subproblem
-using the Lanczos method; Gould, Lucidi, Roma, Toint, 1999), and then every lam is free.
-Source of the question: Engineering flexible machine learning systems by traversing functionally invariant paths
+using the Lanczos method; Gould, Lucidi, Roma, Toint, 1999), after which every lam costs little.
+Source: Engineering flexible machine learning systems by traversing functionally invariant paths
 (Raghavan, Tharwat, Hari, Satani, Liu, Thomson, 2024), whose equation 4 is min v^T G v + beta v . g on |v|^2 = eps.
 """
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -45,37 +45,47 @@ if TYPE_CHECKING:
 __all__ = ["Pullback", "PullbackError"]
 
 
-_OUTPUTS = ("logits", "fisher", "hellinger")
-_SOLVERS = ("auto", "dual", "gltr", "layer", "kronecker")
+Outputs: TypeAlias = Literal["logits", "fisher", "hellinger"]
+Solver: TypeAlias = Literal["auto", "dual", "gltr", "layer", "kronecker"]
 _DUAL_ROWS = 1500
-_LARGE = 1 << 28  # weights from which on a Krylov space is too much to hold
+_LARGE = 1 << 28  # weights from which on a Krylov space needs too much memory
 _NULL = 1e-7
 _SMALL, _ROUNDING = 1e-3, 1e-9  # shares of |g|^2
 _KRYLOV = 15
 
 
 class PullbackError(WeightspaceError):
-    """A metric that cannot be built on this task, or a step that was asked for and does not exist."""
+    """Raised for a metric that cannot be built on a task, and for a step that does not exist."""
 
 
 @public
 @dataclass(frozen=True)
 class Pullback:
-    """G = J^T B^T B J / N of a task's inputs: what moving does to its outputs.
+    """The pullback metric G = J^T B^T B J / N of a task: |v|_G is the change of its outputs under a step v.
 
-    Labels are not used, but that positions of a sequence that they mark with -100 count nowhere.
+    Labels are not used, except that positions of a sequence that they mark with -100 do not count.
 
     `output`: "logits", "fisher", "hellinger", or a function of what the network returns. `solver`: "dual" (exact; up to
-    1500 rows = examples x outputs), "gltr" (Krylov, any size), "layer" (what every layer is given; its null space keeps
+    1500 rows = examples x outputs), "gltr" (Krylov, any size), "layer" (the inputs of every layer; its null space keeps
     the outputs for steps of any length, and is smaller), "kronecker" (layers apart, each a Kronecker product), or
     "auto": dual where it fits, else gltr, else layer where no basis would fit into memory. `damping` is added to G
-    where it is inverted without another choice. `mask`: weights where it is zero do not move; G is that of the others.
-    Nor do frozen ones (`Net.frozen`), unless a vector that is given moves them.
+    where it is inverted and nothing else sets the shift. `steps`: the dimension of the Krylov space. `mask`: weights
+    where it is zero do not move; G is that of the others. Frozen weights (`Net.frozen`) do not move either, unless a
+    given vector moves them.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> metric = ws.Pullback(task.take(20, seed=0))
+    >>> step = metric.step(net, ws.gradient(task, net), length=0.1, budget=0.01)
+    >>> round(step.length, 3), step.progress > 0, step.guarantee
+    (0.1, True, 'first order; exact minimiser')
+    >>> metric.drift(net + step.vector, net) < 0.02     # the measured change of the outputs
+    True
     """
 
     task: Task
-    output: str | Callable[[Any], Tensor] = "logits"
-    solver: str = "auto"
+    output: Outputs | Callable[[Any], Tensor] = "logits"
+    solver: Solver = "auto"
     damping: float = 0.0
     steps: int = _KRYLOV
     mask: Weights | None = None
@@ -83,10 +93,6 @@ class Pullback:
     _seen: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.output, str) and self.output not in _OUTPUTS:
-            raise PullbackError(f"unknown output {self.output!r}; choose {', '.join(_OUTPUTS)} or give a function")
-        if self.solver not in _SOLVERS:
-            raise PullbackError(f"unknown solver {self.solver!r}; choose {', '.join(_SOLVERS)}")
         if not 0 <= self.damping < math.inf:
             raise PullbackError(f"damping must be a number from 0, got {self.damping}")
         if self.steps < 1:
@@ -97,7 +103,7 @@ class Pullback:
     # -------------------------------------------------------------- the metric itself
 
     def outputs(self, net: Net) -> Float[Tensor, "examples outputs"]:
-        """What the metric looks at: the outputs of all examples, flat."""
+        """The outputs of all examples that the metric compares, flat."""
         with torch.no_grad():
             parts = [counted(self.picked(self.task.raw(net, x)), y) for x, y in self.task.batches(net)]
         self._seen["classes"] = parts[0].shape[-1] if parts[0].dim() > 1 else 1
@@ -107,7 +113,7 @@ class Pullback:
         return found
 
     def factor(self, net: Net) -> Operator:
-        """A: weights -> drift of every output; zero for weights that are masked or frozen."""
+        """The operator A, from steps of the weights to drifts of the outputs; zero for masked or frozen weights."""
         return self._factor(net, self._holder(net))
 
     def _factor(self, net: Net, kept: Callable[[Tensor], Tensor]) -> Operator:
@@ -116,23 +122,23 @@ class Pullback:
         return Operator(j.rows, j.columns, lambda v: turn(j @ kept(v)), lambda u: kept(j.T @ back(u)))
 
     def operator(self, net: Net) -> Operator:
-        """G."""
+        """The operator G = A^T A."""
         return self.factor(net).gram()
 
     def inner(self, net: Net, v: Weights, u: Weights) -> Float[Tensor, ""]:
-        """<v, u>_G, frozen weights that they move included."""
+        """<v, u>_G, frozen weights included."""
         a = self._factor(net, self._kept)
         return torch.dot((a @ v.flat()).double(), (a @ u.flat()).double())
 
     def norm(self, net: Net, vector: Weights) -> Float[Tensor, ""]:
-        """|v|_G = |A v|: the drift that the metric predicts, frozen weights that v moves included."""
+        """|v|_G = |A v|: the drift that the metric predicts, frozen weights included."""
         net.weights.check(vector)
         return (self._factor(net, self._kept) @ vector.flat()).double().norm()
 
     def drift(self, net: Net, anchor: Net | Tensor) -> float:
-        """Root mean square over the examples of |B (f - f_anchor)|, measured; B taken at the anchor.
+        """The measured drift: the root mean square over the examples of |B (f - f_anchor)|, B taken at the anchor.
 
-        Raises `GoalError` where the two are different networks in one memory: the anchor would have moved too.
+        Raises `GoalError` where both networks share memory, so that the anchor would have moved too.
         """
         if isinstance(anchor, Net) and anchor.weights is not net.weights:
             not_aliased(net, anchor)
@@ -147,7 +153,7 @@ class Pullback:
         return float(away.double().norm())
 
     def spectrum(self, net: Net, k: int = 50) -> Float[Tensor, " k"]:
-        """The `k` largest eigenvalues of G but zeros, each as often as it occurs: of the dual, or by Lanczos."""
+        """The `k` largest nonzero eigenvalues of G with multiplicity, from the dual or by Lanczos."""
         if self._dual(net) is not None:
             values = self._last["values"]
             return values.flip(0)[:k]
@@ -155,7 +161,7 @@ class Pullback:
         return values[values > _NULL * values[0]]
 
     def cost(self, net: Net) -> Cost:
-        """What one factorisation will take, known from sizes alone: one example is run, to count its outputs."""
+        """The cost of one factorisation, from sizes alone: one example is run, to count its outputs."""
         with torch.no_grad():
             x = next(iter(self.task.take(1).batches(net)))[0]
             outputs = self.picked(self.task.raw(net, x)).numel()
@@ -176,17 +182,17 @@ class Pullback:
             bytes=16 * sum(c**2 for c in columns),
         )
 
-    # -------------------------------------------------------------- gradients seen through it
+    # -------------------------------------------------------------- steps for a gradient
 
     def modes(self, net: Net, covector: Weights) -> Modes:
-        """One factorisation for the covector: every step of its family is cheap afterwards."""
+        """One factorisation for a gradient, after which all steps of its family are cheap."""
         net.weights.check(covector)
         bad = covector.unusable()
         if bad:
             raise PullbackError(f"the gradient has NaN or infinity in {bad[0]}; lower the step or check the loss")
         g = self._holder(net)(covector.flat())
         if not float(g.norm()):
-            raise PullbackError("the gradient is zero: there is no direction to go")
+            raise PullbackError("the gradient is zero, so that no step makes progress")
         solver = "layer" if self.solver == "auto" and net.weights.numel > _LARGE else self.solver
         if solver in ("layer", "kronecker"):
             if self.mask is not None:
@@ -202,9 +208,9 @@ class Pullback:
         return replace(modes, told=f"first order; {told}", kept=f"first order; {told}")
 
     def steepest(self, net: Net, covector: Weights) -> Weights:
-        """argmin of <c, v> over v^T (G + damping) v = 1: v = -(G + damping)^-1 c, scaled.
+        """-(G + damping)^-1 c scaled to v^T (G + damping) v = 1: the natural-gradient direction for a gradient c.
 
-        Raises `PullbackError` where damping is 0 and c has a part that does not move the outputs: v would be infinite.
+        Raises `PullbackError` for damping 0: v would be infinite along directions that do not change the outputs.
         """
         if not self.damping:
             raise PullbackError("without damping the steepest direction is infinitely long; give damping=, or use step")
@@ -214,9 +220,9 @@ class Pullback:
         return net.weights.shaped(vector.to(net.weights.flat()))
 
     def capacity(self, net: Net, goal: Goal | Task | Callable[[Net], Tensor]) -> float:
-        """|P g| / |g|, P onto the null space of G: how much of the goal's gradient leaves the task's outputs alone.
+        """|P g| / |g|, P onto the null space of G: the part of a goal's gradient that keeps the task's outputs.
 
-        Of the layers' null spaces with solver "layer". Where the dual does not fit, from 200 steps of CGLS: an upper
+        With solver "layer", of the layers' null spaces. Where the dual does not fit, from 200 steps of CGLS: an upper
         bound, close where G has few large eigenvalues.
         """
         wanted = gradient(goal, net)
@@ -233,7 +239,7 @@ class Pullback:
     def tradeoff(
         self, net: Net, goal: Goal | Task | Callable[[Net], Tensor], length: float = 1.0, n: int = 41
     ) -> Tradeoff:
-        """Progress on the goal against drift, to first order, for steps of one length."""
+        """Progress on a goal against drift, to first order, for steps of one length."""
         modes = self.modes(net, gradient(goal, net))
         top = float(modes.values.max()) or 1.0
         shifts = [0.0, *np.geomspace(1e-8 * top, 1e3 * top, n - 2), math.inf]
@@ -251,10 +257,10 @@ class Pullback:
         beta: float | None = None,
         eps: float | None = None,
     ) -> Step:
-        """The step of largest progress with |v| = `length` whose predicted drift is within `budget`.
+        """The step of most progress with |v| = `length` and a predicted drift within `budget`.
 
-        With `beta` and `eps` instead: argmin v^T G v + beta v . g on |v|^2 = eps. Where even the null space is not
-        enough for the budget, the step is shortened. Raises `PullbackError` for a length, budget, beta or eps that is
+        With `beta` and `eps` instead: argmin v^T G v + beta v . g on |v|^2 = eps. Where no step of that length is
+        within the budget, it is shortened. Raises `PullbackError` for a length, budget, beta or eps that is
         not positive.
         """
         given = {"length": length, "budget": budget, "beta": beta, "eps": eps}
@@ -270,7 +276,7 @@ class Pullback:
         return self._taken(net, modes, math.sqrt(eps), secular(modes, beta, math.sqrt(eps)), budget)
 
     def along(self, net: Net, modes: Modes, length: float, budget: float | None = None) -> Step:
-        """`step` where the modes of the covector are known already."""
+        """`step` for a gradient whose `modes` are known."""
         shift = self.damping or math.inf
         if budget is not None:
             shift = min(shift, largest_shift(lambda s: length * ratio(modes, s) <= budget, modes))
@@ -286,7 +292,7 @@ class Pullback:
         return Step(vector, scale * modes.length(shift), drift, progress, shift, told)
 
     def retract(self, net: Net, anchor: Net | Tensor, steps: int = 1, inner: int = 20) -> Net:
-        """`net` brought back to the outputs of `anchor`: Gauss-Newton with the Jacobian frozen at `net`.
+        """`net` moved back to the outputs of `anchor` by Gauss-Newton steps, with the Jacobian fixed at `net`.
 
         w <- w - argmin |A d - r|^2 + damping |d|^2, of least norm, by `inner` steps of CGLS; r is the drift.
         """
@@ -306,7 +312,7 @@ class Pullback:
         return vector if self.mask is None else vector * self.mask.flat().to(vector)
 
     def _holder(self, net: Net) -> Callable[[Tensor], Tensor]:
-        """v with zeros where weights are masked or frozen."""
+        """A function that sets masked and frozen weights of a vector to zero."""
         if not net.frozen:
             return self._kept
         free = loose(net).flat()
@@ -314,7 +320,7 @@ class Pullback:
 
     @property
     def picked(self) -> Callable[[Any], Tensor]:
-        """The outputs that count, in what the network returns."""
+        """The function that picks the outputs from what the network returns."""
         return self.output if callable(self.output) else logits
 
     def _mix(self, net: Net) -> Tensor | None:
@@ -373,21 +379,21 @@ class Pullback:
         return values[kept], vectors[:, kept], a
 
     def _key(self, net: Net) -> str | None:
-        """Where a factorisation holds: this network, these examples, these outputs; None where that cannot be told."""
+        """The cache key of a factorisation: network, examples and outputs; None where it cannot be computed."""
         try:
             return digest(net, self.task, self.output)
         except DigestError:
             return None
 
     def _eigen(self, g: Tensor, values: Tensor, vectors: Tensor, a: Operator) -> Modes:
-        """Modes A^T u_i / sqrt(value_i), and one more: what is left of g."""
+        """Modes A^T u_i / sqrt(value_i), and one more: the rest of g, in the null space."""
         c = vectors.T @ (a @ g).double()
         coefficients = c / values.sqrt()
         rest = max(float(g.double().square().sum()) - float(coefficients.square().sum()), 0.0)
 
         size = float(g.double().square().sum())
         alone = g if rest > _SMALL * size else self._alone(g, values, vectors, a)
-        if alone is not g:  # what is left is small, and a difference of large vectors would be rounding
+        if alone is not g:  # the rest is small; as a difference of large vectors it would be rounding
             left = float(alone.double().square().sum())
             alone, rest = (alone, left) if left > _ROUNDING * size else (torch.zeros_like(g), 0.0)
 
@@ -399,7 +405,7 @@ class Pullback:
         return Modes(torch.cat([zero, values]), torch.cat([zero + math.sqrt(rest), coefficients]), assemble, True)
 
     def _alone(self, g: Tensor, values: Tensor, vectors: Tensor, a: Operator) -> Tensor:
-        """The part of g in the null space, itself: what the rows hold is taken away twice."""
+        """The part of g in the null space: the projection on the rows is subtracted twice, for precision."""
         for _ in range(2):
             g = g - a.T @ (vectors @ (vectors.T @ (a @ g).double() / values)).to(g)
         return g

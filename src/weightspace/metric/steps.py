@@ -1,7 +1,8 @@
-"""A gradient in the modes of a metric: every step that trades progress for drift, from one factorisation.
+"""A gradient in the eigenvectors of a metric, and all steps that trade progress on it against drift.
 
-v(lam) = -lam (G + lam)^-1 g is the gradient itself for lam -> infinity, and its part that G does not see for lam -> 0;
-its length, drift and progress are sums over modes, so that a step of a given length or budget is one search for lam.
+v(lam) = -lam (G + lam)^-1 g is the gradient itself for lam -> infinity, and its part in the null space of G for
+lam -> 0; its length, drift and progress are sums over modes, so that a step of a given length or budget is a
+one-dimensional search for lam.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ __all__ = ["Modes", "Step", "Tradeoff", "largest_shift", "ratio", "secular"]
 
 @dataclass(frozen=True)
 class Modes:
-    """g in an orthonormal system: `values` of G, `coefficients` of g; zero values are what leaves the outputs alone.
+    """A gradient g in eigenvectors e_i of a metric G: eigenvalues `values`, and `coefficients` of g.
 
-    `assemble(f)` is sum_i f_i coefficients_i e_i. `exact`: all of g is in the modes and all values are eigenvalues.
-    `told`, `kept`: what is guaranteed of a step along them, and of one within the null space.
+    Modes of value zero do not change the outputs. `assemble(f)` is sum_i f_i coefficients_i e_i. `exact`: all of g is
+    in the modes and all values are eigenvalues. `told`, `kept`: the guarantee for a step, and for one in the null
+    space, in words.
     """
 
     values: Float[Tensor, " k"]
@@ -44,7 +46,7 @@ class Modes:
 
     @property
     def _numbers(self) -> tuple[np.ndarray, np.ndarray]:
-        """Values and coefficients where a search for lam asks for them: in NumPy, whose calls cost a tenth."""
+        """Values and coefficients for the search for lam, in NumPy, whose calls cost a tenth."""
         return self.values.numpy(force=True).astype(float), self.coefficients.numpy(force=True).astype(float)
 
     def _shares(self, lam: float) -> np.ndarray:
@@ -69,7 +71,7 @@ class Modes:
 
 @dataclass(frozen=True)
 class Step:
-    """A step: its vector, |v|, the drift that the metric predicts, -<g, v>, lam, and what is guaranteed."""
+    """A step v under a pullback metric: `length` |v|, predicted `drift`, `progress` -<g, v>, `shift` lam."""
 
     vector: Weights
     length: float
@@ -81,7 +83,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Tradeoff:
-    """For steps of one length: progress against drift, from the null space (shift 0) to the gradient (infinite)."""
+    """Progress against drift for steps of one length, from the null space (shift 0) to the gradient (infinite)."""
 
     shift: Float[np.ndarray, " n"]
     drift: Float[np.ndarray, " n"]
@@ -89,7 +91,7 @@ class Tradeoff:
 
 
 def ratio(modes: Modes, shift: float) -> float:
-    """Drift of a step of length 1."""
+    """The drift of a step of length 1."""
     length = modes.length(shift)
     return modes.drift(shift) / length if length else math.inf
 
