@@ -99,7 +99,7 @@ class Information:
     the prior's term where that is smaller) over its norm at a network drawn from Q. `products`: forward and backward
     passes, or products with G, over the whole task. `examples`: the number of terms in L. `harmonic`, for "local": the
     measured rise of the loss for weights drawn from the best posterior with independent weights, over that of the
-    quadratic: 1 where it holds, far above where the minimum is narrower than its curvature, as with a saturated softmax.
+    quadratic: 1 where it holds, far above where the minimum is narrower than its curvature, as for a saturated softmax.
     """
 
     method: str
