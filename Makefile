@@ -1,7 +1,8 @@
 PYTHON ?= python3
 BIN = .venv/bin
+PYTEST = $(BIN)/pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-all test-of coverage clean
+.PHONY: demo test test-slow test-all test-of coverage clean
 
 demo: .venv/ready
 	$(BIN)/weightspace demo
@@ -10,17 +11,24 @@ test: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 -m "not slow"
+	$(PYTEST) -m "not slow"
 
-test-all: test
-	$(BIN)/pytest -n 2 -m slow
+test-slow: .venv/ready-dev
+	$(PYTEST) -m slow
+
+# tests of the file F: those of its name, else those of its part of a wing, else those of the wing
+WHERE = $(subst /, ,$(patsubst src/weightspace/%,%,$(basename $(F))))
+WING = tests/$(firstword $(WHERE))
+OF = $(filter tests/%,$(F)) $(wildcard $(foreach name,$(lastword $(WHERE)) $(word 2,$(WHERE)),$(WING)/test_$(name).py) $(WING))
+
+test-all: test test-slow
 
 test-of: .venv/ready-dev
-	$(BIN)/pytest -n 2 $(wildcard tests/$(notdir $(patsubst %/,%,$(dir $(F))))/test_$(notdir $(F))) \
-		$(if $(wildcard tests/$(notdir $(patsubst %/,%,$(dir $(F))))/test_$(notdir $(F))),,tests/$(notdir $(patsubst %/,%,$(dir $(F)))))
+	$(PYTEST) $(or $(firstword $(OF)),tests)
 
 coverage: .venv/ready-dev
-	$(BIN)/pytest -n 2 --cov=weightspace --cov-report=term:skip-covered
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pytest-cov
+	$(PYTEST) --cov=weightspace --cov-report=term:skip-covered
 
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

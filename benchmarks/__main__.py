@@ -19,6 +19,7 @@ from benchmarks import (
     memory,
     merge,
     optim,
+    orbits,
     paths,
     planted,
     representation,
@@ -44,6 +45,7 @@ _TABLES = {
     "paths": paths.summary,
     "curvature": curvature.summary,
     "rules": rules.summary,
+    "orbits": orbits.summary,
 }
 _RESULTS = {"matchers": "align"}
 

@@ -1,4 +1,4 @@
-"""Two networks of different seeds, brought together: naive, `rebasin`, `sinkhorn-rebasin` and ours, side by side.
+"""Alignment of two networks of different seeds: barrier and time of naive, `rebasin`, `sinkhorn-rebasin` and ours.
 
 For every pair of seeds (0, 1), (2, 3), ..: the test-loss barrier over 11 points, whether the moved network still
 computes what it did, and seconds. Alignment sees the training images only. Networks with BatchNorm have their
@@ -9,7 +9,6 @@ statistics re-estimated on the training images at every point of every line, who
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,7 +17,6 @@ from statistics import median
 from time import process_time
 from typing import Any
 
-import torch
 from torch import nn
 
 import weightspace as ws
@@ -232,18 +230,19 @@ def _line(row: Row) -> str:
     return f"{row.net} {row.pair} {row.method}: {figures}{kept} {row.note}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nets", nargs="*", default=list(NETS), choices=list(zoo.NETS))
-    parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--no-peers", action="store_true")
-    parser.add_argument("--no-matchers", action="store_true", help="leave out each of our matchers alone")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    run(given.nets, given.pairs, given.repeats, not given.no_peers, not given.no_matchers)
-    rows = measure.kept("align")
-    print("\n" + summary(rows) + "\n\n" + by_matcher(rows))
+def both(rows: Sequence[dict[str, Any]]) -> str:
+    """The table of the methods, and that of our matchers."""
+    return f"{summary(rows)}\n\n{by_matcher(rows)}"
+
+
+_OPTIONS = {
+    "--nets": {"nargs": "*", "default": list(NETS), "choices": list(zoo.NETS)},
+    "--pairs": 3,
+    "--repeats": 3,
+    "--no-peers": {"action": "store_false", "dest": "with_peers"},
+    "--no-matchers": {"action": "store_false", "dest": "each_matcher", "help": "leave out each of our matchers alone"},
+}
+main = measure.command("align", __doc__, run, both, _OPTIONS)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Coordinate descent of weight matching at width 2048 on trained weights: our assignment against scipy's dense one.
+"""Weight matching by coordinate descent at width 2048 on trained weights: our linear assignment against scipy's.
 
 Everything else is the same code, the same order of axes and the same start; only the solver of the linear assignment
 is exchanged. The objective <a, g b> of both is reported beside the seconds.
@@ -8,7 +8,6 @@ is exchanged. The objective <a, g b> of both is reported beside the seconds.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -105,32 +104,18 @@ def run(
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> str:
-    head = ["pair", "objective, scipy", "objective, ours", "scipy, s", "ours, s", "ratio", "assignments alone"]
-    return measure.table(
-        head,
+    body = [
         [
-            [
-                f"`{row['net']}` {tuple(row['pair'])}",
-                f"{row['plain']:.4f}",
-                f"{row['ours']:.4f}",
-                f"{row['plain_seconds']:.1f}",
-                f"{row['ours_seconds']:.1f}",
-                f"{row['ratio']:.2f}x",
-                f"{row['solving']:.2f}x",
-            ]
-            for row in rows
-        ],
-    )
+            f"`{r['net']}` {tuple(r['pair'])}", f"{r['plain']:.4f}", f"{r['ours']:.4f}", f"{r['plain_seconds']:.1f}",
+            f"{r['ours_seconds']:.1f}", f"{r['ratio']:.2f}x", f"{r['solving']:.2f}x",
+        ]
+        for r in rows
+    ]  # fmt: skip
+    head = "pair | objective, scipy | objective, ours | scipy, s | ours, s | ratio | assignments alone"
+    return measure.table(head, body)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=3)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    run(pairs=given.pairs, repeats=given.repeats)
-    print("\n" + summary(measure.kept("assignment")))
+main = measure.command("assignment", __doc__, run, summary, {"--pairs": 1, "--repeats": 3})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""What the benchmarks share: contestants timed in turns, tables, results kept as JSON."""
+"""What the benchmarks share: contestants timed in turns, results kept as JSON, one command line."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 import weightspace as ws
+from experiments.record import table as table
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -57,9 +59,9 @@ def in_turns(contestants: Mapping[str, Callable[[], Any]], repeats: int = 3) -> 
     return runs
 
 
-def ratio(slow: Runs, fast: Runs) -> float:
-    """Median over the turns of (processor seconds of the one) / (those of the other)."""
-    pairs = [s / f for s, f in zip(slow.processor, fast.processor, strict=False)]
+def ratio(slow: Runs, fast: Runs, clock: str = "processor") -> float:
+    """Median over the turns of (seconds of the one) / (those of the other), by the "processor" or the "wall" clock."""
+    pairs = [s / f for s, f in zip(getattr(slow, clock), getattr(fast, clock), strict=False)]
     return statistics.median(pairs) if pairs else float("nan")
 
 
@@ -83,12 +85,6 @@ def fixed(value: float | None, digits: int = 3) -> str:
     return "-" if value is None or value != value else f"{value:.{digits}f}"
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A markdown table."""
-    lines = [list(head), ["---"] * len(head), *map(list, rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def keep(name: str, data: Any, folder: Path = RESULTS) -> Path:
     """Write results/NAME.json."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,6 +99,27 @@ def kept(name: str, folder: Path = RESULTS) -> Any:
     """Results of an earlier run, or None."""
     path = folder / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else None
+
+
+def command(
+    name: str, about: str, run: Callable[..., Any], summary: Callable[[Any], str], options: Mapping[str, Any]
+) -> Callable[[Sequence[str] | None], None]:
+    """The `main` of a benchmark: `run` with what was given on one thread, then print the table of all that is kept.
+
+    An option is its default, or settings of argparse; `run` takes each by its name.
+    """
+
+    def main(arguments: Sequence[str] | None = None) -> None:
+        form = argparse.RawDescriptionHelpFormatter
+        parser = argparse.ArgumentParser(prog=f"benchmarks.{name}", description=about, formatter_class=form)
+        for option, how in options.items():
+            parser.add_argument(option, **(how if isinstance(how, dict) else {"type": type(how), "default": how}))
+        given = parser.parse_args(arguments)
+        torch.set_num_threads(1)
+        run(**vars(given))
+        print("\n" + summary(kept(name)))
+
+    return main
 
 
 def _plain(value: Any) -> Any:

@@ -7,7 +7,6 @@ The networks are MLPs; b is a permuted copy of a with half as much noise as weig
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -104,32 +103,18 @@ def run(width: int = 1024, layers: int = 1, ends: int = 12000, results: Path = m
 
 def summary(rows: Sequence[dict[str, Any]]) -> str:
     """One line for each shape."""
-    head = ["network", "S, MB", "tiny files, MB", "peak, MB", "above, in S", "seconds"]
-    return measure.table(
-        head,
+    body = [
         [
-            [
-                f"{r['ends']} inputs and outputs, width {r['width']}, {r['layers']} square layers",
-                f"{r['size']:.0f}",
-                f"{r['tiny']:.0f}",
-                f"{r['peak']:.0f}",
-                f"{r['share']:.2f}",
-                f"{r['seconds']:.0f}",
-            ]
-            for r in rows
-        ],
-    )
+            f"{r['ends']} inputs and outputs, width {r['width']}, {r['layers']} square layers",
+            *(f"{r[key]:.0f}" for key in ("size", "tiny", "peak")), f"{r['share']:.2f}", f"{r['seconds']:.0f}",
+        ]
+        for r in rows
+    ]  # fmt: skip
+    return measure.table("network | S, MB | tiny files, MB | peak, MB | above, in S | seconds", body)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=1024)
-    parser.add_argument("--layers", type=int, default=1)
-    parser.add_argument("--ends", type=int, default=12000)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    run(given.width, given.layers, given.ends)
-    print("\n" + summary(measure.kept("memory")))
+_OPTIONS = {"--width": 1024, "--layers": 1, "--ends": 12000}
+main = measure.command("memory", __doc__, run, summary, _OPTIONS)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Five networks averaged: naively, by `rebasin.MergeMany`, by ours; beside the single networks and their ensemble.
+"""Averages of five networks: naive, by `rebasin.MergeMany`, by ours; beside the single networks and their ensemble.
 
 Groups of five MLPs of other seeds, disjoint. Test accuracy and seconds, in one run; alignment sees training images.
 
@@ -7,7 +7,6 @@ Groups of five MLPs of other seeds, disjoint. Test accuracy and seconds, in one 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -147,15 +146,12 @@ def _share(rows: Sequence[dict[str, Any]], ours: str, peer: str) -> str:
     return "-" if share is None else f"{100 * share:.0f} %"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--net", default="mlp", choices=list(zoo.NETS))
-    parser.add_argument("--groups", type=int, default=5)
-    parser.add_argument("--no-peers", action="store_true")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    run(given.net, given.groups, not given.no_peers)
-    print("\n" + summary(measure.kept("merge")))
+_OPTIONS = {
+    "--net": {"default": "mlp", "choices": list(zoo.NETS), "dest": "name"},
+    "--groups": 5,
+    "--no-peers": {"action": "store_false", "dest": "with_peers"},
+}
+main = measure.command("merge", __doc__, run, summary, _OPTIONS)
 
 
 if __name__ == "__main__":

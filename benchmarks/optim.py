@@ -1,4 +1,4 @@
-"""A step of Fromage beside a step of stochastic gradient descent and the fastest published code; norms in float32.
+"""Time of a step of Fromage beside plain SGD and the fastest published code; precision of norms in float32.
 
 9.5 million weights in the 12 tensors of an MLP 784-1536-1536-1536-1536-784-10, one thread, in turns, processor time.
 Published: `Fromage` of pytorch_optimizer 4.1.0, both ways it has, from the folder that WEIGHTSPACE_PEERS_OPTIMIZER
@@ -9,8 +9,6 @@ names.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -114,13 +112,8 @@ def summary(found: dict[str, Any]) -> str:
     return f"{measure.table(head, rows)}\n\n{text} {error['ours']:.0e} (torch's own: {error['torch']:.0e})."
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=100)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    print(summary(run(given.repeats)))
+main = measure.command("optim", __doc__, run, summary, {"--repeats": 100})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

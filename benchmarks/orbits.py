@@ -1,39 +1,62 @@
-"""Copies under the group, for every architecture of the tests: are they one point to all that chooses in an orbit?
+"""Copies of a network under its symmetry group: do alignment, canonical forms, distances and means treat them as one?
 
-For every kind of move alone and for all together, elements g drawn at random: how far alignment leaves g a from a, how
-far apart canonical forms are and balanced ones (as far as scales go), the distance modulo the group and its lower
-bound, how many verdicts are "same", and how much the mean of a and g a changes the outputs. All over |a|, or over the
-largest output.
+Every architecture of tests/architectures.py, for each kind of move alone and for all together, with elements g drawn at
+random. The worst over all of them: how far `align` leaves g a from a; how far apart the canonical forms of a and g a
+are, and their balanced forms (scales alone); the lower and the upper end of the distance modulo the group, all relative
+to |a|; how much the outputs of the mean of a and g a differ from those of a, relative to the largest output; and how
+many copies `compare` calls the same.
 
     python -m benchmarks.orbits [--elements 20] [names ..]     # two hours on one core
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
+import weightspace as ws
 from benchmarks import measure
+from weightspace.commands.compare import compare
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from architectures import CASES, noisy
-from test_orbit import KINDS, apart, change
 
-import weightspace as ws
-from weightspace.commands.compare import compare
+KINDS = [("permutation",), ("scale",), ("sign",), ("permutation", "scale", "sign")]
+COLUMNS = ("align", "canonical", "balance", "lower", "upper", "mean")
+
+
+def flat(tree: Any) -> Tensor:
+    """All floating-point numbers of a tree of tensors, in one vector."""
+    leaves = [t for t in pytree.tree_leaves(tree) if isinstance(t, Tensor) and t.is_floating_point()]
+    return torch.cat([t.double().flatten() for t in leaves])
+
+
+def apart(a: ws.Net, b: ws.Net) -> float:
+    """|a - b| / |a|, buffers included."""
+    x, y = flat([*a.tensors.values()]), flat([b.tensors[name] for name in a.tensors])
+    return float((y - x).norm() / x.norm())
+
+
+def change(a: ws.Net, b: ws.Net, x: Any) -> float:
+    """The largest difference of an output, over the largest output of a."""
+    with torch.no_grad():
+        before, after = (flat(getattr(out, "logits", out)) for out in (a(x), b(x)))
+    return float((after - before).abs().max() / before.abs().max())
 
 
 def one(a: ws.Net, group: ws.Symmetry, x: Any, kinds: tuple[str, ...], seed: int) -> dict[str, float]:
     """What is measured of a and one copy of it."""
     b = group.sample(seed, kinds)(a)
     interval, size = ws.modulo(group)(a, b), float(a.weights.norm())
-    found = {
+    return {
         "align": apart(a, group.align(b, to=a)),
         "canonical": apart(group.canonical(a), group.canonical(b)),
         "balance": apart(group.balance(a), group.balance(b)) if kinds == ("scale",) else 0.0,
@@ -42,12 +65,12 @@ def one(a: ws.Net, group: ws.Symmetry, x: Any, kinds: tuple[str, ...], seed: int
         "strangers": float(compare(a, b, group).verdict.kind != "same"),
         "mean": change(a, ws.mean([a, b], group), x),
     }
-    return found
 
 
-def run(elements: int, names: list[str], results: Path = measure.RESULTS) -> list[dict[str, Any]]:
-    """The rows of all architectures, those of the named ones measured anew: the worst of all elements and kinds."""
-    for name in names or list(CASES):
+def run(names: Iterable[str] = (), elements: int = 20, results: Path = measure.RESULTS) -> list[dict[str, Any]]:
+    """A row for every architecture named (all by default); rows of others stay as they were measured before."""
+    kept = {row["net"]: row for row in measure.kept("orbits", results) or []}
+    for name in list(names) or list(CASES):
         a = noisy(CASES[name], 1)
         group, x = ws.Symmetry.of(a, CASES[name].example(0)), CASES[name].example(3)
         kinds = [k for k in KINDS if any(set(k) <= set(axis.kinds) for axis in group.axes) or k == KINDS[-1]]
@@ -59,31 +82,26 @@ def run(elements: int, names: list[str], results: Path = measure.RESULTS) -> lis
         except ws.WeightspaceError as error:
             row["refused"] = str(error)
         row["seconds"] = round(time.process_time() - begun, 1)
-        kept = {r["net"]: r for r in measure.kept("orbits", results) or []}
-        measure.keep("orbits", list((kept | {name: row}).values()), results)
-        print(name, {k: v for k, v in row.items() if k not in ("net", "group")}, flush=True)
-    return measure.kept("orbits", results) or []
+        kept[name] = row
+        measure.keep("orbits", list(kept.values()), results)
+        print(name, {key: value for key, value in row.items() if key not in ("net", "group")}, flush=True)
+    return list(kept.values())
 
 
-def summary(rows: list[dict[str, Any]]) -> str:
-    """Architectures, copies, and the worst of each number."""
-    columns = ["align", "canonical", "balance", "lower", "upper", "mean"]
+def summary(rows: Sequence[dict[str, Any]]) -> str:
+    """Architectures, the worst of each number, and how many copies are called the same."""
     body = []
     for r in rows:
-        numbers = [f"{r[c]:.0e}" if "refused" not in r else "" for c in columns]
-        note = r.get("refused", f"{r['elements'] - int(r.get('strangers', 0))} of {r['elements']}")
-        body.append([f"`{r['net']}`", *numbers, note])
-    return measure.table(["net", *columns, '"same"'], body)
+        numbers = [f"{r[column]:.0e}" if column in r else "-" for column in COLUMNS]
+        same = r["refused"] if "refused" in r else f"{r['elements'] - int(r['strangers'])} of {r['elements']}"
+        body.append([f"`{r['net']}`", *numbers, same.replace("|", "/")])
+    head = "network | aligned | canonical | balanced | distance, lower | upper | outputs of the mean | called the same"
+    return measure.table(head, body)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("names", nargs="*", metavar="NET")
-    options.add_argument("--elements", type=int, default=20)
-    given = options.parse_args(arguments)
-    torch.set_num_threads(1)
-    print(summary(run(given.elements, given.names)))
+_NAMES = {"nargs": "*", "metavar": "NET"}
+main = measure.command("orbits", __doc__, run, summary, {"names": _NAMES, "--elements": 20})
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -1,16 +1,14 @@
-"""Paths of examples: all pairs at once, the cost of recording them, and more of them than fit into memory.
+"""Activation paths of examples: similarity of all pairs, the cost of recording, more of them than fit into memory.
 
 python -m benchmarks.paths [pairs record stream] [--repeats 7]
 """
 
 from __future__ import annotations
 
-import argparse
 import resource
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -162,18 +160,16 @@ def summary(found: dict[str, Any]) -> str:
     return "\n\n".join(said)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
-    parser.add_argument("--repeats", type=int, default=7)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
+def run(parts: Sequence[str] = (), repeats: int = 7) -> None:
     found = measure.kept("paths") or {}
-    for part in given.parts or PARTS:
-        found[part] = PARTS[part](given.repeats) if part != "stream" else stream()
+    for part in parts or PARTS:
+        found[part] = PARTS[part](repeats) if part != "stream" else stream()
         measure.keep("paths", found)
-    print(summary(found))
+
+
+_PARTS = {"nargs": "*", "metavar": "PART", "help": ", ".join(PARTS)}
+main = measure.command("paths", __doc__, run, summary, {"parts": _PARTS, "--repeats": 7})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,4 +1,4 @@
-"""Adapters to packages of others on PyPI, run in this process with their own defaults.
+"""Adapters to other packages on PyPI, run in this process with their own defaults.
 
 `rebasin` 0.0.47: coordinate descent of weight matching, and its MergeMany. `sinkhorn-rebasin` 0.0.2: permutations
 learned through Sinkhorn's operator. Both are imported as `rebasin`, so each is installed into a folder of its own,

@@ -1,4 +1,4 @@
-"""A planted move recovered: b = g (a + noise); how many units does the match send back where they came from?
+"""Recovery of a known move: b = g (a + noise); the share of units that matching sends back where they came from.
 
 g is a random permutation, with random positive scales on ReLU networks and random signs on those of tanh. The noise
 is Gaussian, half the standard deviation of each tensor. No data is used.
@@ -8,7 +8,6 @@ is Gaussian, half the standard deviation of each tensor. No data is used.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -109,15 +108,12 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
     return measure.table(["net", "planted", "units", "recovered, worst", "signs, worst", "seconds"], lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nets", nargs="*", default=list(NETS), choices=list(zoo.NETS))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--noise", type=float, default=0.5)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    run(given.nets, given.seeds, given.noise)
-    print("\n" + summary(measure.kept("planted")))
+_OPTIONS = {
+    "--nets": {"nargs": "*", "default": list(NETS), "choices": list(zoo.NETS)},
+    "--seeds": 3,
+    "--noise": {"type": float, "default": 0.5, "dest": "share", "metavar": "NOISE"},
+}
+main = measure.command("planted", __doc__, run, summary, _OPTIONS)
 
 
 if __name__ == "__main__":

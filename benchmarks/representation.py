@@ -9,8 +9,6 @@ against the same statistic in float64; the peer's also where it is given feature
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +60,7 @@ def run(
         row |= dict.fromkeys(("ratio", "wall_ratio", "peer_error", "centred_error"))
         if peer := runs.get("peer"):
             row["ratio"] = measure.ratio(peer, runs["ours"])
-            row["wall_ratio"] = measure.median(a / b for a, b in zip(peer.wall, runs["ours"].wall, strict=True))
+            row["wall_ratio"] = measure.ratio(peer, runs["ours"], "wall")
             row["peer_error"] = abs(peer.value / true - 1)
             row["centred_error"] = abs(peers.linear_cka(x - x.mean(0), y - y.mean(0)) / true - 1)
         rows.append(row)
@@ -81,13 +79,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
     return measure.table(["examples x features", *times, "error", "peer's", "peer's, centred"], body)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=9)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    print(summary(run(given.repeats)))
+main = measure.command("representation", __doc__, run, summary, {"--repeats": 9})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,4 +1,4 @@
-"""Every rule of a certificate, on arguments drawn at random: is a bound ever below what is measured?
+"""The bounds of the certificate, operation by operation, on random arguments: is a bound ever below what is measured?
 
 A draw is an operation with settings from their whole domain, a reference in float64, a point near it as network a
 computes it, and one further off as b does, each in a dtype of its own; weights move too, at random or, one time in
@@ -10,9 +10,7 @@ from it, how far b is from a.
 
 from __future__ import annotations
 
-import argparse
 import random
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -582,14 +580,9 @@ def summary(rows: list[dict[str, Any]]) -> str:
     return measure.table(["rule", "draws", "refused", "exceeded", "largest measured / bound"], body)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("names", nargs="*", metavar="RULE")
-    options.add_argument("--draws", type=int, default=10_000)
-    given = options.parse_args(arguments)
-    torch.set_num_threads(1)
-    print(summary(run(given.draws, given.names)))
+_NAMES = {"nargs": "*", "metavar": "RULE"}
+main = measure.command("rules", __doc__, run, summary, {"names": _NAMES, "--draws": 10_000})
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -7,8 +7,6 @@ Trained: the middle matrix of an MLP 64-2048-2048-10 after 300 steps of Adam on 
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -70,13 +68,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
     return measure.table(head, body)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    print(summary(run(given.repeats)))
+main = measure.command("spectral", __doc__, run, summary, {"--repeats": 5})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,4 +1,4 @@
-"""One exact step of equation 4 on LeNet-300-100, beside other ways to it, and the cost of a product with G.
+"""One exact step of equation 4 on LeNet-300-100, beside other ways to compute it, and the cost of a product with G.
 
 Others: the explicit Jacobian; a search on the sphere |v|^2 = eps as the paper describes it (a random start, then 200
 steps of Adam, brought back to the sphere after each); for the product, curvlinops-for-pytorch 3.0.1 if it is installed.
@@ -11,7 +11,6 @@ beta 1, |step| .3. The gap is (q - q*) / (q_gradient - q*), q* from the explicit
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -194,49 +193,24 @@ def run(
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> str:
-    head = [
-        "memory",
-        "exact step, s",
-        "first one, s",
-        "gap",
-        "Krylov step, s",
-        "gap",
-        "explicit J, s",
-        "search, s",
-        "gap",
-        "G-product",
-        "curvlinops",
-    ]
-    return measure.table(
-        head,
+    body = [
         [
-            [
-                f"{r['images']} images",
-                f"{r['seconds']:.3f}",
-                f"{r['first']:.3f}",
-                f"{r['gap']:.0e}",
-                f"{r['krylov_seconds']:.3f}",
-                f"{r['krylov_gap']:.0e}",
-                measure.fixed(r["explicit_seconds"], 2),
-                f"{r['search_seconds']:.2f}",
-                f"{r['search_gap']:.0e}",
-                f"{r['product']:.2f}",
-                measure.fixed(r["peer"], 2),
-            ]
-            for r in rows
-        ],
-    )
+            f"{r['images']} images", f"{r['seconds']:.3f}", f"{r['first']:.3f}", f"{r['gap']:.0e}",
+            f"{r['krylov_seconds']:.3f}", f"{r['krylov_gap']:.0e}", measure.fixed(r["explicit_seconds"], 2),
+            f"{r['search_seconds']:.2f}", f"{r['search_gap']:.0e}", f"{r['product']:.2f}", measure.fixed(r["peer"], 2),
+        ]
+        for r in rows
+    ]  # fmt: skip
+    head = "memory | exact step, s | first one, s | gap | Krylov step, s | gap | explicit J, s | search, s | gap | "
+    return measure.table(f"{head}G-product | curvlinops", body)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, nargs="*", default=[50, 200])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--data", help="folder of MNIST's official files")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    run(given.images, given.repeats, given.data)
-    print(summary(measure.kept("steps")))
+_OPTIONS = {
+    "--images": {"type": int, "nargs": "*", "default": [50, 200], "dest": "sizes", "metavar": "IMAGES"},
+    "--repeats": 5,
+    "--data": {"help": "folder of MNIST's official files"},
+}
+main = measure.command("steps", __doc__, run, summary, _OPTIONS)
 
 
 if __name__ == "__main__":

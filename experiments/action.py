@@ -1,4 +1,4 @@
-"""Training as diffusion: the action of real runs, the way from network to network, and what flatness tells of errors.
+"""Training as diffusion: the action of training runs, least-action paths between networks, flatness and the test error.
 
     python -m experiments.action [runs reach flat descent escape] [--data DIR] [--seeds 0 1 2]
 
@@ -8,7 +8,7 @@ Embedded digits without --data (a folder of MNIST's files). Rows that are there 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import nn
 
 import weightspace as ws
 from experiments.nets import tensors
-from experiments.record import Job, Record, conduct, number, percent, table
+from experiments.record import Job, Record, block, brief, command, number, percent
 from weightspace.path.diffusion import laplacian
 
 RATES, BATCH, POINTS = (0.1, 0.5), 16, 30
@@ -235,55 +235,49 @@ EXPERIMENTS: dict[str, Callable[[Lab, int], Iterator[Job]]] = {
 # ------------------------------------------------------------------ tables
 
 
-def _brief(value: Any, digits: int = 3) -> str:
-    if value is None:
-        return ""
-    return " / ".join(f"{v:.{digits}g}" for v in value) if isinstance(value, list) else f"{value:.{digits}g}"
-
-
 def tables(record: Record, name: str) -> dict[str, str]:
     """Mark in the README -> table."""
-    found: dict[str, str] = {}
     rows = []
     for rate in RATES:
-        get = lambda key, at=f"runs/{name}/{rate:g}": record.median(at, key)  # noqa: E731
+        get = record.at(f"runs/{name}/{rate:g}")
         if get("static") is not None:
-            parts = [_brief(get(k)) for k in ("static", "kinetic", "chord", "force")]
+            parts = [brief(get(k)) for k in ("temperature", "static", "kinetic", "chord", "force")]
             entropic = f"{get('entropic'):.4g} +- {get('error'):.2g}"
-            last = [_brief(get("half")), _brief(get("laplacians")), percent(get("test_error"))]
-            rows.append([f"{rate:g}", _brief(get("temperature")), *parts, entropic, *last])
-    _put(found, f"action runs {name}", "rate | D at the start / middle / end | static | kinetic | of the straight "
-         "line | force | entropic | kinetic / force / entropic of every second point | tr H, first / largest / last | "
-         "test error, %", rows)  # fmt: skip
-    rows = []
+            last = [brief(get("half")), brief(get("laplacians")), percent(get("test_error"))]
+            rows.append([f"{rate:g}", *parts, entropic, *last])
+    head = (
+        "rate | D at the start / middle / end | static | kinetic | of the straight line | force | entropic | kinetic / "
+    )
+    head += "force / entropic of every second point | tr H, first / largest / last | test error, %"
+    found, rows = block(f"action runs {name}", head, rows), []
     for ends in ("as they are", "aligned"):
-        get = lambda key, at=f"reach/{name}/{ends}": record.median(at, key)  # noqa: E731
-        if get("barrier") is not None:
-            away = [_brief(get(k)) for k in ("distance", "length")]
-            up = [number(get(k), 4) for k in ("straight", "barrier")]
-            told = [_brief(get(k)) for k in ("straight_exponent", "exponent")]
-            rows.append([ends, *away, *up, *told, percent(get("test_error"))])
-    _put(found, f"action reach {name}", "networks | apart | length of the path | barrier of the line | of the path | "
-         "log e^(-barrier / D), line | path | test error of an end / middle of the line / saddle, %", rows)  # fmt: skip
+        at = f"reach/{name}/{ends}"
+        if record.median(at, "barrier") is not None:
+            shown = record.cells(at, "distance length", brief) + record.cells(at, "straight barrier", number, 4)
+            told = record.cells(at, "straight_exponent exponent", brief)
+            rows.append([ends, *shown, *told, *record.cells(at, "test_error", percent)])
+    head = "networks | apart | length of the path | barrier of the line | of the path | log e^(-barrier / D), line | "
+    found |= block(f"action reach {name}", f"{head}path | test error of an end / middle of the line / saddle, %", rows)
     head = "flatness | when | rank correlation with the test error | with the test loss | with the gap of errors | "
-    _put(found, f"action flat {name}", f"{head}with the error, training loss fixed", _correlations(record, name))
+    found |= block(f"action flat {name}", f"{head}with the error, training loss fixed", _correlations(record, name))
     rows = []
     for way in ENDS:
-        get = lambda key, at=f"descent/{name}/{way}": record.median(at, key)  # noqa: E731
-        if get("loss") is not None:
-            told = [_brief(get(k)) for k in ("loss", "flatness", "sharpest", "norm")]
-            rows.append([way, f"{get('steps'):.0f}", *told, percent(get("test_error"))])
-    _put(found, f"action descent {name}", "descent | steps | training loss | tr H / tr F | largest eigenvalue | "
-         "norm of the weights | test error, %", rows)  # fmt: skip
+        at = f"descent/{name}/{way}"
+        if (steps := record.median(at, "steps")) is not None:
+            told = record.cells(at, "loss flatness sharpest norm", brief)
+            rows.append([way, f"{steps:.0f}", *told, *record.cells(at, "test_error", percent)])
+    head = "descent | steps | training loss | tr H / tr F | largest eigenvalue | norm of the weights | test error, %"
+    found |= block(f"action descent {name}", head, rows)
     rows = []
     for batch in ("4", "16", "64", "all"):
-        get = lambda key, at=f"escape/{name}/{batch}": record.median(at, key)  # noqa: E731
-        if get("loss") is not None:
-            told = [_brief(get(k)) for k in ("loss", "laplacian", "sharpest", "moved")]
-            rows.append([batch, *told, percent(get("test_error"))])
-    _put(found, f"action escape {name}", "batch | training loss, before / after | tr H, before / after | largest "
-         "eigenvalue, before / after | moved | test error, before / after, %", rows)  # fmt: skip
-    return found
+        at = f"escape/{name}/{batch}"
+        if record.median(at, "loss") is not None:
+            told = record.cells(at, "loss laplacian sharpest moved", brief)
+            rows.append([batch, *told, *record.cells(at, "test_error", percent)])
+    head = (
+        "batch | training loss, before / after | tr H, before / after | largest eigenvalue, before / after | moved | "
+    )
+    return found | block(f"action escape {name}", f"{head}test error, before / after, %", rows)
 
 
 def _correlations(record: Record, name: str) -> list[list[str]]:
@@ -320,15 +314,7 @@ def _partial(x: list[float], y: list[float], z: list[float]) -> float:
     return (xy - xz * yz) / max(1e-12, ((1 - xz * xz) * (1 - yz * yz)) ** 0.5)
 
 
-def _put(found: dict[str, str], mark: str, head: str, rows: list[list[str]]) -> None:
-    if rows:
-        found[mark] = table(head.split(" | "), rows)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what is not measured yet, then put the tables into the README."""
-    return conduct("action", __doc__, EXPERIMENTS, Lab, tables, arguments)
-
+main = command("action", __doc__, EXPERIMENTS, lambda given: Lab(given.data, given.quick), tables)
 
 if __name__ == "__main__":
     sys.exit(main())

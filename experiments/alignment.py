@@ -7,9 +7,9 @@ Rows that are in the results file already are skipped, so that a run can be stop
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from itertools import pairwise
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from experiments.nets import CACHE, FULL, QUICK, Lab
-from experiments.record import Record, insert, table
+from experiments.record import Job, Record, command, table
 from experiments.tables import TABLES
 from weightspace import (
     Net,
@@ -39,15 +39,11 @@ from weightspace import plane as plane_through
 from weightspace import swa as average
 from weightspace.symmetry.canonical import canonical_element
 
-HERE = Path(__file__).parent
-RESULTS, README = HERE / "results" / "alignment.json", HERE / "README.md"
 NOISES = (1e-4, 1e-3, 1e-2, 1e-1, 0.5)
 CHILDREN = ("exact copy", *(f"noise {noise:g}" for noise in NOISES), "fine-tuned", "independent")
 WAYS = ("as it is", "first", "later", "norm", "mean", "linear", "distance", "matched")
 METHOD = "activations+weights"  # the best single one on these networks
 MOST = 5  # networks to one average
-
-Job = tuple[str, Callable[[], dict[str, Any]]]
 
 
 # --- five keys against matching --------------------------------------------------------------------------------------
@@ -330,52 +326,49 @@ EXPERIMENTS: dict[str, tuple[Callable[[Lab, int], Iterator[Job]], float]] = {
 }
 
 
-def run(lab: Lab, record: Record, names: Sequence[str], seeds: int) -> None:
-    """Measure every row that the record does not hold."""
-    for name in names:
+def _lab(given: Namespace) -> Lab:
+    """Full size on digits has the results file of the README; any other run one in the cache."""
+    torch.set_num_threads(1)
+    lab = Lab(QUICK if given.quick else FULL, given.data, given.cache)
+    if given.quick or given.data:
+        given.out = given.out or given.cache / f"{lab.name}{'-quick' * given.quick}.json"
+    return lab
+
+
+def _jobs(lab: Lab, given: Namespace) -> Iterator[Job]:
+    """The jobs of the chosen experiments, each with how long it will take said before."""
+    record, seeds = Record(given.out), 1 if given.quick else given.seeds
+    for name in given.chosen:
+        if given.fresh:
+            record.forget(name)
         make, cost = EXPERIMENTS[name]
         jobs = [job for seed in range(seeds) for job in make(lab, seed)]
         left = [job for job in jobs if job[0] not in record]
-        cost *= seeds * len(left) / len(jobs) / 60
-        print(f"{name}: {len(jobs)} rows, {len(left)} to measure, about {cost:.1f} minutes", flush=True)
-        for done, (key, measure) in enumerate(left, start=1):
-            began = time.perf_counter()
-            record.add(key, measure())
-            print(f"  [{done}/{len(left)}] {key}  {time.perf_counter() - began:.1f} s", flush=True)
+        minutes = cost * seeds * len(left) / len(jobs) / 60
+        print(f"{name}: {len(jobs)} rows, {len(left)} to measure, about {minutes:.1f} minutes", flush=True)
+        yield from left
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, then print the tables; at full size on digits, put them into the README too."""
-    parser = argparse.ArgumentParser(prog="experiments.alignment", description=__doc__.splitlines()[0])
-    parser.add_argument("experiment", nargs="*", metavar="EXPERIMENT", help=f"{', '.join(EXPERIMENTS)}; all")
-    parser.add_argument("--data", help="folder of mnist, fashion-mnist or cifar10 (embedded digits)")
-    parser.add_argument("--seeds", type=int, default=3, help="repetitions (3)")
-    parser.add_argument("--quick", action="store_true", help="tiny networks, one seed: does it run?")
-    parser.add_argument("--fresh", action="store_true", help="measure again what is in the results file")
-    parser.add_argument("--out", type=Path, help="results file")
-    parser.add_argument("--cache", type=Path, default=CACHE, help="folder of trained networks")
-    chosen = parser.parse_args(arguments)
-    unknown = [name for name in chosen.experiment if name not in EXPERIMENTS]
-    if unknown:
-        parser.error(f"no experiment {unknown[0]!r}; choose {', '.join(EXPERIMENTS)}")
-    torch.set_num_threads(1)
-    try:
-        lab = Lab(QUICK if chosen.quick else FULL, chosen.data, chosen.cache)
-    except WeightspaceError as error:
-        parser.error(str(error))
-    plain = not chosen.quick and chosen.data is None
-    out = chosen.out or (RESULTS if plain else chosen.cache / f"{lab.name}{'-quick' * chosen.quick}.json")
-    record = Record(out)
-    names = chosen.experiment or list(EXPERIMENTS)
-    for name in names if chosen.fresh else ():
-        record.forget(name)
-    run(lab, record, names, 1 if chosen.quick else chosen.seeds)
-    blocks = {name: table(*make(record)) for name, make in TABLES.items() if name.split()[0] in names}
-    for name, block in blocks.items():
-        print(f"\n{name}\n\n{block}")
-    if out == RESULTS:
-        insert(README, blocks)
-    return 0
+def tables(record: Record) -> dict[str, str]:
+    """Mark in the README -> table, of what was measured."""
+    known = {key.split("/")[0] for key in record.rows}
+    return {name: table(*make(record)) for name, make in TABLES.items() if name.split()[0] in known}
+
+
+main = command(
+    "alignment",
+    __doc__,
+    EXPERIMENTS,
+    _lab,
+    lambda record, _: tables(record),
+    jobs=_jobs,
+    data="folder of mnist, fashion-mnist or cifar10",
+    options={
+        "--seeds": {"type": int, "default": 3, "help": "repetitions (3)"},
+        "--fresh": {"action": "store_true", "help": "measure again what is in the results file"},
+        "--cache": {"type": Path, "default": CACHE, "help": "folder of trained networks"},
+    },
+)
 
 
 if __name__ == "__main__":

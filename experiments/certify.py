@@ -1,4 +1,4 @@
-"""Claims of PAC-Bayes: what can be promised on new data (Dziugaite, Roy, 2017; Perez-Ortiz et al., 2021).
+"""PAC-Bayes certificates: bounds on the error on new data (Dziugaite, Roy, 2017; Perez-Ortiz et al., 2021).
 
     python -m experiments.certify [binary taught few whole] [--data DIR] [--rows T-600 ..] [--seeds 0]
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import weightspace as ws
 from experiments.continual import jitter
 from experiments.nets import CACHE, kept, tensors
-from experiments.record import RESULTS, Job, Record, measure, number, parse, parser, percent, table, tell
+from experiments.record import Job, Record, block, command, number, percent
 from weightspace.risk import inequalities
 
 # rows of the paper: hidden layers; certificate, error of the stochastic network on training and test data, KL
@@ -232,26 +232,23 @@ EXPERIMENTS: dict[str, Callable[[Lab, int], Iterator[Job]]] = {
 
 def tables(record: Record, name: str) -> dict[str, str]:
     """Mark in the README -> table."""
-    found: dict[str, str] = {}
     rows = []
     for row in ROWS:
-        get = _get(record, f"binary/{name}/{row}")
+        get = record.at(f"binary/{name}/{row}")
         if get("bound") is not None:
             told = PUBLISHED.get(row, (None,) * 4) if name == "mnist" else (None,) * 4
             claimed = [number(told[0]), number(told[1]), number(told[2]), f"{told[3]:,}" if told[3] else ""]
             measured = [number(get("bound")), number(get("error")), number(get("test")), f"{get('nats'):,.0f}"]
             rows.append([row, f"{get('weights'):,}", *claimed, *measured, f"{get('cpu') / 60:.1f}"])
-    head = "network | weights | claimed: bound | train | test | KL | measured: bound | train | test | KL | "
-    head += "minutes of one core"
-    _put(found, f"certify binary {name}", head, rows)
+    head = "network | weights | claimed: bound | train | test | KL | measured: bound | train | test | KL"
+    found = block(f"certify binary {name}", f"{head} | minutes of one core", rows)
     rows = []
     for what, at in _settings(record, name):
-        get = _get(record, at)
-        rows.append([what, *(number(v) for v in get("families"))])
-    _put(found, f"certify families {name}", " | ".join(("network", *FAMILIES)), rows)
+        rows.append([what, *map(number, record.median(at, "families"))])
+    found |= block(f"certify families {name}", ["network", *FAMILIES], rows)
     rows = []
     for kind in (*(f"last layers, {d:g}" for d in DEVIATIONS), "last layers, learnt", "whole, 0.003"):
-        get = _get(record, f"taught/{name}/{kind}")
+        get = record.at(f"taught/{name}/{kind}")
         if get("bound") is not None:
             last = get("families")[-1]
             shown = [percent(v, 2) for v in (get("centre"), get("error"), get("test"))]
@@ -259,21 +256,17 @@ def tables(record: Record, name: str) -> dict[str, str]:
                          "yes" if get("bound") < last else "no"])  # fmt: skip
     head = "noise in | prior's error, % | Q's, % | Q's on test data, % | KL | certificate, % | "
     head += "hold-out bound, % | below it"
-    _put(found, f"certify taught {name}", head, rows)
+    found |= block(f"certify taught {name}", head, rows)
     rows = []
     for what, (bound, error) in FEW.items():
-        get = _get(record, f"few/{name}/{what}")
+        get = record.at(f"few/{name}/{what}")
         if get("bound") is not None:
             claimed = [number(bound), number(error)]
             rows.append([what, *claimed, *(number(get(k)) for k in ("bound", "test")), f"{get('nats'):.3g}",
                          number(get("families")[-1])])  # fmt: skip
     head = "network | noted: bound | test | measured: bound | test | KL | hold-out bound"
-    _put(found, f"certify few {name}", head, rows)
+    found |= block(f"certify few {name}", head, rows)
     return found
-
-
-def _get(record: Record, at: str) -> Callable[[str], Any]:
-    return lambda key: record.median(at, key)
 
 
 def _settings(record: Record, name: str) -> Iterator[tuple[str, str]]:
@@ -285,23 +278,16 @@ def _settings(record: Record, name: str) -> Iterator[tuple[str, str]]:
             yield what, f"{at}/{name}/{what}"
 
 
-def _put(found: dict[str, str], mark: str, head: str, rows: list[list[str]]) -> None:
-    if rows:
-        found[mark] = table(head.split(" | "), rows)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what is not measured yet, then put the tables into the README."""
-    options = parser("certify", __doc__ or "", EXPERIMENTS, "folder of MNIST's official files")
-    options.add_argument("--rows", nargs="*", default=[], choices=ROWS, help="of binary")
-    options.set_defaults(seeds=[0])
-    given = parse(options, arguments, EXPERIMENTS)
-    lab, out = Lab(given.data, given.quick, given.rows), given.out or RESULTS / "certify.json"
-    for name in given.chosen:
-        for seed in given.seeds:
-            measure(out, EXPERIMENTS[name](lab, seed), lambda row: f"{row['bound']:.4f}")
-    return tell(tables(Record(out), lab.name), given)
-
+main = command(
+    "certify",
+    __doc__,
+    EXPERIMENTS,
+    lambda given: Lab(given.data, given.quick, given.rows),
+    tables,
+    seeds=[0],
+    options={"--rows": {"nargs": "*", "default": [], "choices": ROWS, "help": "of binary"}},
+    say=lambda row: f"{row['bound']:.4f}",
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,14 +10,16 @@ measured again.
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from experiments import diverse, hundred, thin
-from experiments.record import RESULTS, Job, Record, measure, parse, parser, tell
+from experiments.record import Job, Record, command
 from experiments.residual import Lab
+from weightspace import WeightspaceError
 
 Jobs = Callable[[Any, int, list[str]], Iterator[Job]]
 
@@ -37,25 +39,38 @@ def tables(record: Record, cifar: bool = True, full: bool = False) -> dict[str, 
     return found
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what is not measured yet, then put the tables into the README."""
-    known = parser("colours", __doc__, EXPERIMENTS, "folder with cifar10 and cifar100")
-    known.set_defaults(seeds=[0])
-    known.add_argument("--only", nargs="*", default=[], metavar="WAY", help="some rows of the tables")
-    known.add_argument("--full", action="store_true", help="ResNet20 at full resolution")
-    known.add_argument("--device", default="cpu", help="where the networks are")
-    given, made = parse(known, arguments, EXPERIMENTS), dict[str, Any]()
-    if wrong := [way for way in given.only if not any(way in entry[3] for entry in EXPERIMENTS.values())]:
-        known.error(f"no {wrong[0]!r}; choose {', '.join(way for entry in EXPERIMENTS.values() for way in entry[3])}")
-    out = given.out or RESULTS / "colours.json"
+def _lab(given: Namespace) -> Namespace:
+    ways = [way for entry in EXPERIMENTS.values() for way in entry[3]]
+    if wrong := [way for way in given.only if way not in ways]:
+        raise WeightspaceError(f"no {wrong[0]!r}; choose {', '.join(ways)}")
+    return given
+
+
+def _jobs(_: Namespace, given: Namespace) -> Iterator[Job]:
+    made = dict[str, Any]()
     for name in given.chosen:
         folder, kind, jobs, _, _ = EXPERIMENTS[name]
         make = partial(kind, given.data and str(Path(given.data) / folder), given.quick, given.full, given.device)
         lab = made[folder] = made.get(folder) or make()
         for seed in given.seeds:
-            measure(out, jobs(lab, seed, given.only))
-    return tell(tables(Record(out), bool(given.data), given.full), given)
+            yield from jobs(lab, seed, given.only)
 
+
+main = command(
+    "colours",
+    __doc__,
+    EXPERIMENTS,
+    _lab,
+    lambda record, given: tables(record, bool(given.data), given.full),
+    jobs=_jobs,
+    data="folder with cifar10 and cifar100",
+    seeds=[0],
+    options={
+        "--only": {"nargs": "*", "default": [], "metavar": "WAY", "help": "some rows of the tables"},
+        "--full": {"action": "store_true", "help": "ResNet20 at full resolution"},
+        "--device": {"default": "cpu", "help": "where the networks are"},
+    },
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""An old task kept while a new one is learnt: MNIST, then Fashion-MNIST, one network of 20 outputs.
+"""Continual learning: MNIST, then Fashion-MNIST, by one network of 20 outputs; how much of MNIST it keeps.
 
     python -m experiments.continual [METHOD ..] --data DIR [--memories 50 200 2000] [--seeds 0 1 2] [--quick]
 
@@ -11,8 +11,10 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from torch import Tensor, nn
 
 import weightspace as ws
 from experiments.nets import tensors
-from experiments.record import RESULTS, Record, measure, number, parse, parser, percent, table, tell
+from experiments.record import Job, Record, block, command, number, percent
 
 EPOCHS, BATCH, REHEARSED = (2, 4), 128, 64
 RATE, FAST = 1e-3, 2e-3
@@ -190,37 +192,35 @@ def measured(lab: Lab, way: str, n: int, seed: int) -> dict[str, Any]:
 
 def tables(record: Record, name: str) -> dict[str, str]:
     """Mark in the README -> table."""
-    sizes = sorted({int(key.split("/")[2]) for key in record.rows if key.startswith(name)})
-    rows = []
-    for way in WAYS:
-        for n in sizes:
-            at = f"{name}/{way}/{n}"
-            if record.median(at, "mean") is None:
-                continue
-            ceiling = record.median(f"{name}/joint training/0", "mean")
-            shown = [percent(record.median(at, k)) for k in ("old", "new", "mean")]
-            share = "" if ceiling is None else percent(record.median(at, "mean") / ceiling)
+    ceiling, rows = record.median(f"{name}/joint training/0", "mean"), []
+    for way, n in product(WAYS, sorted({int(key.split("/")[2]) for key in record.rows if key.startswith(name)})):
+        at = f"{name}/{way}/{n}"
+        if (mean := record.median(at, "mean")) is not None:
+            shown = [*record.cells(at, "old new mean", percent), percent(ceiling and mean / ceiling)]
             last = [number(record.median(at, "drift"), 1), number(record.median(at, "seconds"), 0)]
-            rows.append([way, str(n) if WAYS[way][1] else "", *shown, share, *last, str(len(record.of(at)))])
-    head = ["way", "old images kept", "old, %", "new, %", "mean, %", "of the ceiling, %", "drift", "seconds", "seeds"]
-    return {f"continual {name}": table(head, rows)} if rows else {}
+            rows.append([way, str(n) if WAYS[way][1] else "", *shown, *last, str(len(record.of(at)))])
+    head = "way | old images kept | old, % | new, % | mean, % | of the ceiling, % | drift | seconds | seeds"
+    return block(f"continual {name}", head, rows)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what is not measured yet, then put the table into the README."""
-    known = parser("continual", __doc__, WAYS, "folder with mnist and fashion-mnist")
-    known.add_argument("--memories", type=int, nargs="*", default=[50, 200, 2000], help="old images kept")
-    given = parse(known, arguments, WAYS)
-    lab, out = Lab(given.data, given.quick), given.out or RESULTS / "continual.json"
-    jobs = (
-        (f"{lab.name}/{way}/{n}/{seed}", partial(measured, lab, way, n or 50, seed))
-        for seed in given.seeds
-        for way in given.chosen
-        for n in (given.memories if WAYS[way][1] else [0])
-    )
-    measure(out, jobs, lambda row: f"{row['old']:.4f} {row['new']:.4f} {row['mean']:.4f}")
-    return tell(tables(Record(out), lab.name), given)
+def _jobs(lab: Lab, given: Namespace) -> Iterator[Job]:
+    for seed in given.seeds:
+        for way in given.chosen:
+            for n in given.memories if WAYS[way][1] else [0]:
+                yield f"{lab.name}/{way}/{n}/{seed}", partial(measured, lab, way, n or 50, seed)
 
+
+main = command(
+    "continual",
+    __doc__,
+    WAYS,
+    lambda given: Lab(given.data, given.quick),
+    tables,
+    jobs=_jobs,
+    data="folder with mnist and fashion-mnist",
+    options={"--memories": {"type": int, "nargs": "*", "default": [50, 200, 2000], "help": "old images kept"}},
+    say=lambda row: f"{row['old']:.4f} {row['new']:.4f} {row['mean']:.4f}",
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""Critical periods (Achille, Rovere, Soatto, 2019): what blurred images cost for good, by when they were blurred.
+"""Critical periods (Achille, Rovere, Soatto, 2019): the lasting cost of blurred images, by when in training they come.
 
     python -m experiments.critical [removal windows restart] [--data DIR] [--seeds 0 1 2 3]
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import plotly.graph_objects as go
 from torch import nn
 
 import weightspace as ws
-from experiments.record import RESULTS, Record, parse, parser, percent, table, tell
+from experiments.record import Job, Record, command, percent, table
 from weightspace.pages.critical_periods import period_figure
 from weightspace.training.critical_periods import CriticalPeriod, Row, Training, blur, critical_period
 
@@ -163,16 +164,23 @@ def figure(record: Record, name: str = "digits") -> go.Figure:
     return period_figure(told(record, "windows", name), told(record, "removal", name))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what is not measured yet, then put the tables into the README."""
-    known = parser("critical", __doc__, EXPERIMENTS, "folder of Fashion-MNIST's official files")
-    known.set_defaults(seeds=[0, 1, 2, 3])
-    given = parse(known, arguments, EXPERIMENTS)
-    lab, out = Lab(given.data, given.quick), given.out or RESULTS / "critical.json"
+def _jobs(lab: Lab, given: Namespace) -> Sequence[Job]:
+    """Every run is measured and kept here, as `critical_period` ends it; nothing is left to do."""
     for name in given.chosen:
-        EXPERIMENTS[name](lab, out, given.seeds)
-    return tell(tables(Record(out), lab.name), given)
+        EXPERIMENTS[name](lab, given.out, given.seeds)
+    return ()
 
+
+main = command(
+    "critical",
+    __doc__,
+    EXPERIMENTS,
+    lambda given: Lab(given.data, given.quick),
+    tables,
+    jobs=_jobs,
+    data="folder of Fashion-MNIST's official files",
+    seeds=[0, 1, 2, 3],
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""Several networks of CIFAR-10 as one, and what fools them. Run by `experiments.colours ensembles`.
+"""Ensembles on CIFAR-10: diversity and adversarial attacks. Run by `experiments.colours ensembles`.
 
 Attacks: PGD of 20 steps on pixels in [0, 1]; by torchattacks where WEIGHTSPACE_PEERS_TORCHATTACKS names its folder.
 """
@@ -17,7 +17,7 @@ import weightspace as ws
 from experiments.alignment import kernel_alignment
 from experiments.freedom import Pixels, fooling
 from experiments.nets import tensors
-from experiments.record import Job, Record, number, percent, table
+from experiments.record import Job, Record, block, number, percent
 from experiments.residual import Block, Lab, shifted
 from weightspace.task.datasets import STATISTICS
 
@@ -140,11 +140,10 @@ def tables(record: Record, name: str) -> dict[str, str]:
         if record.median(at, "clean") is not None:
             names = ("clean", "worst", "transfer", "surrogate", "white box")
             attacks.append([kind, *(percent(record.median(at, k)) for k in names)])
-            shown = [number(record.median(at, k), 2) for k in ("coherence", "known", "apart", "layers")]
-            wrong = percent(record.median(at, "disagreement"))
-            apart.append([kind, *shown[:2], wrong, *shown[2:], number(record.median(at, "seconds"), 0)])
-    head = ["members", "clean, %", "worst member, %", "transfer, %", "fresh surrogate, %", "white box, %"]
-    other = ["members", "coherence", "coherence with the surrogate", "disagree, %", "apart in weights",
-             "1 - CKA, block by block", "seconds"]  # fmt: skip
-    marks = f"ensembles {name}", f"diversity {name}"
-    return {m: table(h, r) for m, h, r in zip(marks, (head, other), (attacks, apart), strict=True) if r}
+            shown = record.cells(at, "coherence known apart layers", number, 2)
+            shown.insert(2, percent(record.median(at, "disagreement")))
+            apart.append([kind, *shown, *record.cells(at, "seconds", number, 0)])
+    head = "members | clean, % | worst member, % | transfer, % | fresh surrogate, % | white box, %"
+    found = block(f"ensembles {name}", head, attacks)
+    head = "members | coherence | coherence with the surrogate | disagree, % | apart in weights | "
+    return found | block(f"diversity {name}", f"{head}1 - CKA, block by block | seconds", apart)

@@ -14,9 +14,9 @@ from plotly.subplots import make_subplots
 
 from experiments import critical
 from experiments import structure as tasks
-from experiments.alignment import CHILDREN, MOST, NOISES, RESULTS, WAYS
+from experiments.alignment import CHILDREN, MOST, NOISES, WAYS
 from experiments.images import given_up
-from experiments.record import Record
+from experiments.record import RESULTS, Record
 from experiments.tables import NAMES
 
 COLOURS = ("#888888", "#0072b2", "#56b4e9", "#009e73", "#e69f00", "#cc79a7", "#d55e00", "#000000")
@@ -134,15 +134,14 @@ FIGURES: dict[str, Callable[[Record], go.Figure]] = {
 
 def main() -> None:
     """Write a PNG a figure beside the results."""
-    folder = RESULTS.parent
     for name, draw in FIGURES.items():
-        own = folder / f"{name}.json"
-        figure = draw(Record(own if own.exists() else RESULTS)).update_layout(
+        own = RESULTS / f"{name}.json"
+        figure = draw(Record(own if own.exists() else RESULTS / "alignment.json")).update_layout(
             template="plotly_white", width=1000, margin={"t": 40, "b": 50, "l": 55, "r": 20}
         )
-        figure.write_image(folder / f"{name}.png")
-    seen = critical.figure(Record(folder / "critical.json"))
-    seen.update_layout(width=1000, paper_bgcolor="white").write_image(folder / "critical.png")
+        figure.write_image(RESULTS / f"{name}.png")
+    seen = critical.figure(Record(RESULTS / "critical.json"))
+    seen.update_layout(width=1000, paper_bgcolor="white").write_image(RESULTS / "critical.png")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How much room a function leaves: the metric's spectrum, prune and learn in both orders, ensembles from a path.
+"""Spectrum of the pullback metric; pruning and learning in both orders; ensembles made along a path.
 
     python -m experiments.freedom [spectrum commute ensembles] [--data DIR] [--seeds 0 1 2] [--quick]
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import weightspace as ws
 from experiments.invariant import Lab, _turned
-from experiments.record import Job, Record, conduct, number, percent, table
+from experiments.record import Job, Record, block, command, number, percent
 from weightspace.flows.attacks import attacked
 from weightspace.flows.pruning import sparsity
 
@@ -173,65 +173,33 @@ EXPERIMENTS: dict[str, Callable[[Lab, int], Iterator[Job]]] = {
 
 def tables(record: Record, name: str) -> dict[str, str]:
     """Mark in the README -> table."""
-    found = {}
     rows = []
     for state in ("fresh", "trained"):
         for n in SIZES:
             at = f"spectrum/{name}/{state}/{n}"
-            if record.median(at, "values") is not None:
-                values = [number(v, 2) for v in record.median(at, "values")[: 3 if n < 50 else 4]]
-                last = [number(record.median(at, k), 0) for k in ("stiff", "rank")]
-                rows.append(
-                    [
-                        state,
-                        str(n),
-                        *values,
-                        *[""] * (4 - len(values)),
-                        number(record.median(at, "participation"), 1),
-                        *last,
-                    ]
-                )
-    if rows:
-        head = ["network", "examples", "1st", "10th", "50th", "200th", "participation", "above a thousandth", "rank"]
-        found[f"spectrum {name}"] = table(head, rows)
-    at = f"commute/{name}/0.9"
-    if record.median(at, "apart") is not None:
-        rows = [[way, *(percent(v) for v in record.median(at, way))] for way in ("dense", "prune first", "learn first")]
-        zeros = ["", *(percent(v) for v in record.median(at, "zeros"))]
-        found[f"commute {name}"] = table(
-            ["way", "old digits, %", "new digits, %", "zeros, %"], [[*r, z] for r, z in zip(rows, zeros, strict=True)]
-        )
+            if (values := record.median(at, "values")) is not None:
+                shown = [number(v, 2) for v in values[: 3 if n < 50 else 4]]
+                shown += [""] * (4 - len(shown)) + record.cells(at, "participation", number, 1)
+                rows.append([state, str(n), *shown, *record.cells(at, "stiff rank", number, 0)])
+    head = "network | examples | 1st | 10th | 50th | 200th | participation | above a thousandth | rank"
+    found = block(f"spectrum {name}", head, rows)
+    at, rows = f"commute/{name}/0.9", []
+    if (zeros := record.median(at, "zeros")) is not None:
+        ways = zip(("dense", "prune first", "learn first"), (None, *zeros), strict=True)
+        rows = [[way, *map(percent, record.median(at, way)), percent(z)] for way, z in ways]
+    found |= block(f"commute {name}", "way | old digits, % | new digits, % | zeros, %", rows)
     rows = []
     for kind in ("single", "independent", "noise", "random walk", "spread"):
         at = f"ensembles/{name}/{kind}"
         if record.median(at, "clean") is not None:
-            shares = [
-                percent(record.median(at, k))
-                for k in ("clean", "worst", "transfer", "surrogate", "white box", "automatic")
-            ]
-            rows.append(
-                [kind, *shares, number(record.median(at, "coherence"), 2), percent(record.median(at, "disagreement"))]
-            )
-    if rows:
-        head = [
-            "members",
-            "clean, %",
-            "worst member, %",
-            "transfer, %",
-            "fresh surrogate, %",
-            "white box, %",
-            "white box, APGD, %",
-            "coherence",
-            "disagree, %",
-        ]
-        found[f"ensembles {name}"] = table(head, rows)
-    return found
+            attacks = ("clean", "worst", "transfer", "surrogate", "white box", "automatic")
+            shares = [percent(record.median(at, k)) for k in attacks] + record.cells(at, "coherence", number, 2)
+            rows.append([kind, *shares, *record.cells(at, "disagreement", percent)])
+    head = "members | clean, % | worst member, % | transfer, % | fresh surrogate, % | white box, % | "
+    return found | block(f"ensembles {name}", f"{head}white box, APGD, % | coherence | disagree, %", rows)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what is not measured yet, then put the tables into the README."""
-    return conduct("freedom", __doc__, EXPERIMENTS, Lab, tables, arguments)
-
+main = command("freedom", __doc__, EXPERIMENTS, lambda given: Lab(given.data, given.quick), tables)
 
 if __name__ == "__main__":
     sys.exit(main())

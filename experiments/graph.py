@@ -1,4 +1,4 @@
-"""A graph of networks: every edge is a short flow, which learns a task or prunes further; every node is asked.
+"""A graph of networks: every edge is a short flow that learns a task or prunes, every node's accuracy is measured.
 
 A node is the word of what was done on the way from the root: s, i, y (a task learnt) and p (pruned further).
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 import weightspace as ws
 from experiments.reading import Lab, fresh, joined, learnt, pruned, rights
-from experiments.record import Job, Record, number, percent, table
+from experiments.record import Job, Record, block, number, percent, table
 from experiments.texts import TASKS
 from weightspace.flows.pruning import sparsity
 
@@ -62,9 +62,9 @@ class Graph:
         return learnt(self.lab, net, LETTERS[word[-1]], before, self.seed, STEPS)
 
 
-def graph(lab: Lab, seed: int, full: bool) -> Iterator[Job]:
-    """Three orders of the tasks with one pruning anywhere; with `full` all orders, three prunings."""
-    orders, prunings = (["".join(o) for o in permutations(LETTERS)], len(SHARES)) if full else (ORDERS, 1)
+def graph(lab: Lab, seed: int) -> Iterator[Job]:
+    """Three orders of the tasks with one pruning anywhere; with --full all orders, three prunings."""
+    orders, prunings = (["".join(o) for o in permutations(LETTERS)], len(SHARES)) if lab.full else (ORDERS, 1)
     if lab.quick:
         orders = orders[:1]
     found: list[Graph] = []
@@ -100,9 +100,8 @@ def tables(record: Record, name: str) -> dict[str, str]:
         mean = [sum(at[w][k] for w in ends) / len(ends) for k in range(3)]
         rows.append([order, percent(nodes.get(order)), percent(sum(ends.values()) / len(ends)), percent(mean),
                      f"{best} {percent(ends[best])}", f"{worst} {percent(ends[worst])}"])  # fmt: skip
-    head = ["order", "dense end, %", "pruned ends, %", "sst2, imdb, yelp, %", "best", "worst"]
-    found = {f"graph orders {name}": table(head, rows)} if rows else {}
-    rows = []
+    head = "order | dense end, % | pruned ends, % | sst2, imdb, yelp, % | best | worst"
+    found, rows = block(f"graph orders {name}", head, rows), []
     depths: dict[int, list[str]] = {}
     for word in nodes:
         depths.setdefault(0 if word == "start" else len(word), []).append(word)
@@ -113,5 +112,5 @@ def tables(record: Record, name: str) -> dict[str, str]:
         seconds = sum(record.median(f"graph/{name}/{w}", "seconds") for w in some)
         rows.append([str(depth), str(len(some)), *map(percent, mean_), f"{best} {percent(nodes[best])}",
                      number(seconds / len(some), 0)])  # fmt: skip
-    head = ["edges from the root", "networks", "dense, mean %", "pruned, mean %", "best", "seconds a network"]
+    head = "edges from the root | networks | dense, mean % | pruned, mean % | best | seconds a network"
     return found | {f"graph depth {name}": table(head, rows)}

@@ -22,7 +22,7 @@ import weightspace as ws
 from experiments import split
 from experiments.continual import adam
 from experiments.nets import tensors
-from experiments.record import Job, Record, number, percent, table
+from experiments.record import Job, Record, block, number, percent
 from experiments.residual import FULL, QUICK, SMALL, Lab, residual, shifted
 from weightspace.task.datasets import STATISTICS
 
@@ -206,4 +206,4 @@ def tables(record: Record, name: str) -> dict[str, str]:
     asked = "task given", "among all"
     each = ["{}, %", "of DER++, {}", "first / last quarter of the tasks, {}, %"]
     head = ["way", *(part.format(how) for how in asked for part in each), "seconds", "seeds"]
-    return {f"split {name}": table(head, rows)} if rows else {}
+    return block(f"split {name}", head, rows)

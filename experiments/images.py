@@ -1,4 +1,4 @@
-"""Image functions (anonymous, 2021): which units each image goes through while a network learns; its figures 1 to 6.
+"""Image functions (anonymous, 2021), figures 1 to 6: which units each image activates while a network learns.
 
     python -m experiments.images [mlp alexnet vgg resnet] [--data DIR] [--seeds 0] [--quick] [--full --device cuda]
 
@@ -11,8 +11,10 @@ from __future__ import annotations
 import math
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -23,7 +25,7 @@ from torch import nn
 
 import weightspace as ws
 from experiments.nets import tensors
-from experiments.record import RESULTS, Job, Record, measure, number, parse, parser, percent, table, tell
+from experiments.record import Job, Record, command, number, percent, table
 from experiments.residual import Size, residual, shifted
 from weightspace.inside import path_overlap
 from weightspace.inside.units import Gates
@@ -278,25 +280,27 @@ def tables(record: Record) -> dict[str, str]:
     return found
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what is not measured yet, then put the tables into the README."""
-    known = parser("images", __doc__, KINDS, "folder with mnist and cifar10")
-    known.set_defaults(seeds=[0])
-    known.add_argument("--full", action="store_true", help="wider and deeper networks")
-    known.add_argument("--device", default="cpu", help="where the networks are")
-    given = parse(known, arguments, KINDS)
-    out = given.out or RESULTS / "images.json"
-
-    def jobs(kind: str) -> Iterator[Job]:
+def _jobs(_: Namespace, given: Namespace) -> Iterator[Job]:
+    for kind in given.chosen:
         lab = Lab(kind, given.data, given.quick, given.full, given.device)
         for seed in given.seeds:
-            where = f"{lab.name}{' full' if given.full else ''}"
-            yield f"images/{where}/{kind}/{seed}", lambda seed=seed: seen(lab, seed)
+            yield f"images/{lab.name}{' full' * given.full}/{kind}/{seed}", partial(seen, lab, seed)
 
-    for kind in given.chosen:
-        measure(out, jobs(kind))
-    return tell(tables(Record(out)), given)
 
+main = command(
+    "images",
+    __doc__,
+    KINDS,
+    lambda given: given,
+    lambda record, _: tables(record),
+    jobs=_jobs,
+    data="folder with mnist and cifar10",
+    seeds=[0],
+    options={
+        "--full": {"action": "store_true", "help": "wider and deeper networks"},
+        "--device": {"default": "cpu", "help": "where the networks are"},
+    },
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import nn
 import weightspace as ws
 from experiments.continual import jitter
 from experiments.nets import tensors
-from experiments.record import RESULTS, Job, Record, conduct, number, percent, table
+from experiments.record import RESULTS, Job, Record, block, command, number, percent
 from weightspace.flows.pruning import tightened
 
 SPARSITIES = (0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.991, 0.994)
@@ -205,64 +205,44 @@ EXPERIMENTS: dict[str, Callable[[Lab, int], Iterator[Job]]] = {
 
 def tables(record: Record, name: str) -> dict[str, str]:
     """Mark in the README -> table."""
-    found = {}
-    rows = [
-        [f"{100 * s:g}", *(percent(record.median(f"sparsify/{name}/{s:g}", k)) for k in ("one_shot", "repaired")),
-         percent(record.median(f"sparsify/{name}/{s:g}", "layers")),
-         number(record.median(f"sparsify/{name}/{s:g}", "seconds"), 0)]
-        for s in SPARSITIES
-        if record.median(f"sparsify/{name}/{s:g}", "repaired") is not None
-    ]  # fmt: skip
-    if rows:
-        head = ["zero, %", "cut in one go, %", "cut and repaired, %", "zero by layer, %", "seconds"]
-        found[f"sparsify {name}"] = table(head, rows)
     rows = []
-    for sparsity in sorted(DESCENTS):
-        shown = [
-            f"{100 * sparsity:g}",
-            *(_shown(record, way, name, sparsity) for way in ("changed", "descend", "ticket", "random")),
-        ]
-        if any(shown[1:]):
-            at = f"descend/{name}/{sparsity:g}"
-            rows.append([*shown, percent(record.median(at, "layers")), number(record.median(at, "seconds"), 0)])
-    if rows:
-        head = [
-            "zero, %",
-            "descent, changed copies, %",
-            "descent, %",
-            "lottery ticket, %",
-            "random zeros, %",
-            "zero by layer (descent), %",
-            "seconds (descent)",
-        ]
-        found[f"descend {name}"] = table(head, rows)
+    for s in SPARSITIES:
+        at = f"sparsify/{name}/{s:g}"
+        if record.median(at, "repaired") is not None:
+            rows.append([f"{100 * s:g}", *record.cells(at, "one_shot repaired layers", percent),
+                         *record.cells(at, "seconds", number, 0)])  # fmt: skip
+    head = "zero, % | cut in one go, % | cut and repaired, % | zero by layer, % | seconds"
+    found = block(f"sparsify {name}", head, rows)
+    rows = []
+    for s in sorted(DESCENTS):
+        shown = [_spread(record, f"{way}/{name}/{s:g}") for way in ("changed", "descend", "ticket", "random")]
+        if any(shown):
+            at = f"descend/{name}/{s:g}"
+            shown += record.cells(at, "layers", percent)
+            rows.append([f"{100 * s:g}", *shown, *record.cells(at, "seconds", number, 0)])
+    head = "zero, % | descent, changed copies, % | descent, % | lottery ticket, % | random zeros, % | "
+    found |= block(f"descend {name}", f"{head}zero by layer (descent), % | seconds (descent)", rows)
     rows = []
     for budget in ("descent", *BUDGETS):
         at = f"learn/{name}/{budget}"
-        if record.median(at, "old") is None:
-            continue
-        shares = [percent(record.median(at, k)) for k in ("old", "new")]
-        drifts = [number(record.median(at, k), 2) for k in ("drift", "heldout", "seconds")]
-        rows.append(["plain descent" if budget == "descent" else f"budget {budget:g}", *shares, *drifts])
-    if rows:
-        head = ["way", "old digits, %", "new digits, %", "drift, memory", "drift, held out", "seconds"]
-        found[f"learn {name}"] = table(head, rows)
-    return found
+        if record.median(at, "old") is not None:
+            way = "plain descent" if budget == "descent" else f"budget {budget:g}"
+            drifts = record.cells(at, "drift heldout seconds", number, 2)
+            rows.append([way, *record.cells(at, "old new", percent), *drifts])
+    head = "way | old digits, % | new digits, % | drift, memory | drift, held out | seconds"
+    return found | block(f"learn {name}", head, rows)
 
 
-def _shown(record: Record, way: str, name: str, sparsity: float) -> str:
+def _spread(record: Record, setting: str) -> str:
     """The median over seeds, and in brackets the lowest, the highest and how many there are."""
-    found = [row["right"] for row in record.of(f"{way}/{name}/{sparsity:g}")]
+    found = [row["right"] for row in record.of(setting)]
     if not found:
         return ""
     spread = f" ({percent(min(found), 2)} to {percent(max(found), 2)}, {len(found)})" if len(found) > 1 else " (1)"
     return percent(median(found), 2) + spread
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what is not measured yet, then put the tables into the README."""
-    return conduct("invariant", __doc__, EXPERIMENTS, Lab, tables, arguments)
-
+main = command("invariant", __doc__, EXPERIMENTS, lambda given: Lab(given.data, given.quick), tables)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""A language model on invariant paths: pruned without labels, three tasks one after the other, a graph of networks.
+"""A language model on invariant paths: pruning without labels, three tasks in sequence, a graph of networks.
 
     python -m experiments.language [fill continual own commute graph] --data DIR --model DIR [--full] [--quick]
 
@@ -11,9 +11,11 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -23,7 +25,7 @@ import weightspace as ws
 from experiments.graph import graph
 from experiments.graph import tables as graph_tables
 from experiments.reading import BATCH, RATE, REHEARSED, STEPS, Lab, joined, learnt, pruned, reader, remembered, rights
-from experiments.record import RESULTS, Job, Record, measure, number, parse, parser, percent, table, tell
+from experiments.record import Job, Record, block, command, number, percent
 from experiments.texts import MASKS, TASKS, Filler
 from weightspace.flows.pruning import sparsity, tightened
 
@@ -43,7 +45,7 @@ def filler(lab: Lab, seed: int) -> ws.Net:
     return lab.kept(f"filler-{FITTED}-{seed}", start, lambda net: lab.run(net, goal, FITTED, FIT))
 
 
-def fill(lab: Lab, seed: int, full: bool) -> Iterator[Job]:
+def fill(lab: Lab, seed: int) -> Iterator[Job]:
     """Masks filled in under sparsity: cut in one go, cut and repaired by layer, cut along a descent."""
     yield f"fill/{lab.name}/dense/0/{seed}", lambda: _filled(lab, seed, "dense", 0.0)
     for way in CUTS:
@@ -131,13 +133,13 @@ WAYS: dict[str, Callable[[Stage, ws.Net], ws.Net]] = {
 }  # fmt: skip
 
 
-def continual(lab: Lab, seed: int, full: bool) -> Iterator[Job]:
+def continual(lab: Lab, seed: int) -> Iterator[Job]:
     """SST-2, IMDB, Yelp one after the other, two outputs that all share."""
     for way in WAYS:
         yield f"continual/{lab.name}/shared/{way}/{seed}", partial(_learnt, lab, seed, False, way)
 
 
-def own(lab: Lab, seed: int, full: bool) -> Iterator[Job]:
+def own(lab: Lab, seed: int) -> Iterator[Job]:
     """The same, two outputs for every task: which task a text is from must be known too."""
     for way in WAYS:
         yield f"continual/{lab.name}/own/{way}/{seed}", partial(_learnt, lab, seed, True, way)
@@ -159,7 +161,7 @@ def _learnt(lab: Lab, seed: int, own: bool, way: str) -> dict[str, Any]:
 # ------------------------------------------------------------------ prune and learn
 
 
-def commute(lab: Lab, seed: int, full: bool) -> Iterator[Job]:
+def commute(lab: Lab, seed: int) -> Iterator[Job]:
     """Prune then learn the second task, and learn it then prune: do they lead to one place?"""
     share = 0.3 if lab.quick else 0.6
     yield f"commute/{lab.name}/{share:g}/{seed}", partial(_commute, lab, seed, share)
@@ -183,58 +185,58 @@ def _commute(lab: Lab, seed: int, share: float) -> dict[str, Any]:
     }
 
 
-EXPERIMENTS: dict[str, Callable[[Lab, int, bool], Iterator[Job]]] = {
+EXPERIMENTS: dict[str, Callable[[Lab, int], Iterator[Job]]] = {
     "fill": fill, "continual": continual, "own": own, "commute": commute, "graph": graph,
 }  # fmt: skip
 
 
 def tables(record: Record, name: str) -> dict[str, str]:
     """Mark in the README -> table."""
-    found: dict[str, str] = {}
-    kinds = ("accuracy", "pseudo", "seconds")
-    dense = [record.median(f"fill/{name}/dense/0", k) for k in kinds]
-    rows = [["0", "dense", percent(dense[0]), number(dense[1], 1), ""]] if dense[0] is not None else []
-    for share in SPARSITIES:
-        for way in CUTS:
-            right, pseudo, seconds = (record.median(f"fill/{name}/{way}/{share:g}", k) for k in kinds)
-            if right is not None:
-                rows.append([f"{100 * share:g}", way, percent(right), number(pseudo, 1), number(seconds, 0)])
-    if rows:
-        found[f"fill {name}"] = table(["zero, %", "way", "masks right, %", "pseudo-perplexity", "seconds"], rows)
+    rows = []
+    for way, share in (("dense", 0.0), *product(CUTS, SPARSITIES)):
+        right, pseudo, seconds = map(record.at(f"fill/{name}/{way}/{share:g}"), ("accuracy", "pseudo", "seconds"))
+        if right is not None:
+            seconds = None if way == "dense" else seconds
+            rows.append([f"{100 * share:g}", way, percent(right), number(pseudo, 1), number(seconds, 0)])
+    rows.sort(key=lambda row: float(row[0]))
+    found = block(f"fill {name}", "zero, % | way | masks right, % | pseudo-perplexity | seconds", rows)
     for kind in ("shared", "own"):
         rows = []
         for way in WAYS:
             at = f"continual/{name}/{kind}/{way}"
             if record.median(at, "mean") is not None:
-                shown = [percent(record.median(at, k)) for k in (*TASKS, "mean")]
-                rows.append([way, *shown, number(record.median(at, "seconds"), 0)])
-        if rows:
-            head = ["way", *(f"after {task}, %" for task in TASKS), "mean at the end, %", "seconds"]
-            found[f"continual {name} {kind}"] = table(head, rows)
-    at = f"commute/{name}/0.6"
-    if record.median(at, "apart") is not None:
-        steps = ("dense", "pruned", "learnt", "prune first", "learn first")
-        zeros = dict(zip(steps[3:], record.median(at, "zeros"), strict=True))
-        rows = [[step, *map(percent, record.median(at, step)), percent(zeros.get(step))] for step in steps]
-        found[f"commute {name}"] = table(["network", "sst2, %", "imdb, %", "zeros, %"], rows)
+                shown = record.cells(at, f"{' '.join(TASKS)} mean", percent)
+                rows.append([way, *shown, *record.cells(at, "seconds", number, 0)])
+        head = ["way", *(f"after {task}, %" for task in TASKS), "mean at the end, %", "seconds"]
+        found |= block(f"continual {name} {kind}", head, rows)
+    at, rows = f"commute/{name}/0.6", []
+    if (ends := record.median(at, "zeros")) is not None:
+        steps = zip(("dense", "pruned", "learnt", "prune first", "learn first"), (None, None, None, *ends), strict=True)
+        rows = [[step, *map(percent, record.median(at, step)), percent(zeros)] for step, zeros in steps]
+    found |= block(f"commute {name}", "network | sst2, % | imdb, % | zeros, %", rows)
     return found | graph_tables(record, name)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what is not measured yet, then put the tables into the README."""
-    known = parser("language", __doc__, EXPERIMENTS, "folder with sst2, imdb and yelp-labelled")
-    known.add_argument("--model", help="folder of a BertModel and its tokenizer")
-    known.add_argument("--full", action="store_true", help="364 networks in the graph, hours")
-    known.set_defaults(seeds=[0])
-    given = parse(known, arguments, EXPERIMENTS)
+def _lab(given: Namespace) -> Lab:
     if not given.quick and not (given.data and given.model):
-        known.error("give --data DIR and --model DIR, or --quick")
-    lab, out = Lab(given.data, given.model, given.quick), given.out or RESULTS / "language.json"
-    for name in given.chosen:
-        for seed in given.seeds:
-            measure(out, EXPERIMENTS[name](lab, seed, given.full), str)
-    return tell(tables(Record(out), lab.name), given)
+        raise ws.WeightspaceError("give --data DIR and --model DIR, or --quick")
+    return Lab(given.data, given.model, given.quick, given.full)
 
+
+main = command(
+    "language",
+    __doc__,
+    EXPERIMENTS,
+    _lab,
+    tables,
+    data="folder with sst2, imdb and yelp-labelled",
+    seeds=[0],
+    options={
+        "--model": {"help": "folder of a BertModel and its tokenizer"},
+        "--full": {"action": "store_true", "help": "364 networks in the graph, hours"},
+    },
+    say=str,
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""Networks to experiment on, trained once and kept in a folder: the same seed gives the same network."""
+"""Networks for the experiments, trained once and kept in a folder: the same seed gives the same network."""
 
 from __future__ import annotations
 

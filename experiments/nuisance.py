@@ -1,4 +1,4 @@
-"""Nuisances and groups: what layers tell of shifts, turns and light, and networks that turns pass through.
+"""Nuisances and equivariance: information of layers about shifts, turns and light; networks equivariant to turns.
 
     python -m experiments.nuisance [defects layers turned] [--data DIR] [--seeds 0 1 2]
 
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 import weightspace as ws
 from experiments.nets import tensors
-from experiments.record import Job, Record, conduct, number, percent, table
+from experiments.record import Job, Record, block, brief, command, number, percent
 from weightspace.codes import nuisance
 from weightspace.equivariance.equivariance import reynolds_defect
 
@@ -205,44 +206,37 @@ EXPERIMENTS: dict[str, Callable[[Lab, int], Iterator[Job]]] = {
 # ------------------------------------------------------------------ tables
 
 
-def _brief(value: Any) -> str:
-    return "" if value is None else f"{value:.2g}"
-
-
 def tables(record: Record, name: str) -> dict[str, str]:
     """Mark in the README -> table."""
-    found: dict[str, str] = {}
     rows = []
     for padding in PADDINGS:
-        get = lambda key, at=f"defects/{name}/{padding}": record.median(at, key)  # noqa: E731
-        if get("mean") is not None:
-            told = [_brief(get(k)) for k in ("one_one", "mean", "worst", "weights")]
+        at = f"defects/{name}/{padding}"
+        if record.median(at, "mean") is not None:
+            told = record.cells(at, "one_one mean worst weights", brief, 2)
             rows.append([f"convolution 5 x 5, {padding} padding", *told])
-    at = f"defects/{name}/noise"
-    if record.median(at, "weights") is not None:
-        rows.append([f"a random 64 x 64 matrix (expected {record.median(at, 'expected'):.5f})", "", "", "",
-                     f"{record.median(at, 'weights'):.5f}"])  # fmt: skip
+    get = record.at(f"defects/{name}/noise")
+    if get("weights") is not None:
+        what = f"a random 64 x 64 matrix (expected {get('expected'):.5f})"
+        rows.append([what, "", "", "", f"{get('weights'):.5f}"])
     at = f"defects/{name}/p4"
     if record.median(at, "single") is not None:
-        single, double, plain = (_brief(record.median(at, k)) for k in ("single", "double", "plain"))
-        rows.append(
-            [f"p4 network under quarter turns, float32 (float64: {double}; plain: {plain})", "", "", single, ""]
-        )
-    _put(found, f"nuisance defects {name}", "map | shift by (1, 1) | mean over shifts | worst | of its weights", rows)
-    rows = []
-    for kind in KINDS:
-        for way in WAYS:
-            at = f"turned/{name}/{kind}, {way}"
-            if record.median(at, "right") is not None:
-                told = [f"{record.median(at, 'weights'):.0f}", *(percent(v) for v in record.median(at, "right"))]
-                rows.append([f"{kind}, trained {way}", *told, _brief(record.median(at, "defect"))])
-                for how in ("max", "mean") if kind == "plain" else ():
-                    right = [percent(v) for v in record.median(at, how)]
-                    rows.append([f"its orbit {how}imum" if how == "max" else "its orbit mean", "", *right, "0"])
+        single, double, plain = record.cells(at, "single double plain", brief, 2)
+        what = f"p4 network under quarter turns, float32 (float64: {double}; plain: {plain})"
+        rows.append([what, "", "", single, ""])
+    head = "map | shift by (1, 1) | mean over shifts | worst | of its weights"
+    found, rows = block(f"nuisance defects {name}", head, rows), []
+    for kind, way in product(KINDS, WAYS):
+        get = record.at(f"turned/{name}/{kind}, {way}")
+        if get("right") is not None:
+            told = [f"{get('weights'):.0f}", *map(percent, get("right")), brief(get("defect"), 2)]
+            rows.append([f"{kind}, trained {way}", *told])
+            for how in ("max", "mean") if kind == "plain" else ():
+                label = f"its orbit {how}imum" if how == "max" else "its orbit mean"
+                rows.append([label, "", *map(percent, get(how)), "0"])
     head = "network | weights | right upright, % | after quarter turns, % | after any turn, % | invariance defect"
-    _put(found, f"nuisance turned {name}", head, rows)
+    found |= block(f"nuisance turned {name}", head, rows)
     for kind in ("mlp", "cnn"):
-        _put(found, f"nuisance layers {name} {kind}", *_profile(record, name, kind))
+        found |= block(f"nuisance layers {name} {kind}", *_profile(record, name, kind))
     return found
 
 
@@ -263,15 +257,7 @@ def _profile(record: Record, name: str, kind: str) -> tuple[str, list[list[str]]
     return " | ".join(["nuisance", "trained", "epoch", *places]), rows
 
 
-def _put(found: dict[str, str], mark: str, head: str, rows: list[list[str]]) -> None:
-    if rows:
-        found[mark] = table(head.split(" | "), rows)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what is not measured yet, then put the tables into the README."""
-    return conduct("nuisance", __doc__, EXPERIMENTS, Lab, tables, arguments)
-
+main = command("nuisance", __doc__, EXPERIMENTS, lambda given: Lab(given.data, given.quick), tables)
 
 if __name__ == "__main__":
     sys.exit(main())

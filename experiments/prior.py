@@ -1,4 +1,4 @@
-"""Claim: among all priors E_D[Q], the mean of the codes of other data, makes the information in the weights least.
+"""Claim: of all priors, the mean of the posteriors on other data, E_D[Q], minimises the information in the weights.
 
     python -m experiments.prior [--data DIR] [--seeds 0 1 2]
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import weightspace as ws
-from experiments.record import Job, Record, conduct, number, percent, table
+from experiments.record import Job, Record, block, command, number, percent
 from weightspace.risk import inequalities
 
 SETS, EXAMPLES, DELTA = 8, 160, 0.05
@@ -110,28 +110,18 @@ EXPERIMENTS: dict[str, Callable[[Lab, int], Iterator[Job]]] = {"priors": priors}
 
 def tables(record: Record, name: str) -> dict[str, str]:
     """Medians over seeds."""
-    head = [
-        "codes from",
-        *(f"KL, {prior}" for prior in PRIORS),
-        "error, %",
-        "error of the others' mean, test, %",
-        "bound",
-    ]
     rows = []
     for start in STARTS:
-        setting = f"priors/{name}/{start}"
-        if not record.of(setting):
-            continue
-        nats = [number(v, 0) for v in record.median(setting, "nats")]
-        errors = [percent(record.median(setting, key)) for key in ("error", "prior_error")]
-        rows.append([start, *nats, *errors, number(record.median(setting, "bound"))])
-    return {f"priors {name}": table(head, rows)} if rows else {}
+        at = f"priors/{name}/{start}"
+        if record.of(at):
+            shown = [number(v, 0) for v in record.median(at, "nats")] + record.cells(at, "error prior_error", percent)
+            rows.append([start, *shown, *record.cells(at, "bound", number)])
+    kls = " | ".join(f"KL, {prior}" for prior in PRIORS)
+    head = f"codes from | {kls} | error, % | error of the others' mean, test, % | bound"
+    return block(f"priors {name}", head, rows)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what is not measured yet, then put the tables into the README."""
-    return conduct("prior", __doc__, EXPERIMENTS, Lab, tables, arguments)
-
+main = command("prior", __doc__, EXPERIMENTS, lambda given: Lab(given.data, given.quick), tables)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""Does early over mid cross-path similarity tell how a network generalises? 96 MLPs and 32 convolutional networks.
+"""Does the ratio of early to mid cross-path similarity predict generalisation? 96 MLPs and 32 convolutional networks.
 
     python -m experiments.ratio [mlp cnn] [--seeds 0] [--quick]
 
@@ -22,7 +22,7 @@ from torch import nn
 import weightspace as ws
 from experiments.images import perceptron
 from experiments.nets import tensors
-from experiments.record import RESULTS, Job, Record, measure, number, parse, parser, table, tell
+from experiments.record import Job, Record, block, command, number
 from weightspace.inside import path_overlap
 
 SIZE, EPOCHS, DECAYS = 400, 30, (15, 22)
@@ -126,23 +126,22 @@ def tables(record: Record) -> dict[str, str]:
             labels = {None: "all", 0.0: "true labels", 0.2: "a fifth of the labels random"}[noise]
             rows.append([f"{len(some)} {kind.upper()}s, {labels}", *(number(t, 2) for t in told),
                          number(tau(early, test), 2)])  # fmt: skip
-    if not rows:
-        return {}
     head = "networks | tau, test error | granulated | tau, gap | granulated | tau of early alone, test error"
-    return {"ratio": table(head.split(" | "), rows)}
+    return block("ratio", head, rows)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what is not measured yet, then put the tables into the README."""
-    known = parser("ratio", __doc__, AXES, "not used")
-    known.set_defaults(seeds=[0])
-    given = parse(known, arguments, AXES)
-    out = given.out or RESULTS / "ratio.json"
-    for kind in given.chosen:
-        for seed in given.seeds:
-            measure(out, jobs(kind, seed, given.quick))
-    return tell(tables(Record(out)), given)
-
+main = command(
+    "ratio",
+    __doc__,
+    AXES,
+    lambda given: given,
+    lambda record, _: tables(record),
+    jobs=lambda _, given: (
+        job for kind in given.chosen for seed in given.seeds for job in jobs(kind, seed, given.quick)
+    ),
+    data="not used",
+    seeds=[0],
+)
 
 if __name__ == "__main__":
     sys.exit(main())

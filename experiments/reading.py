@@ -1,4 +1,4 @@
-"""Networks that read texts: made once and kept, taught a task, pruned, asked."""
+"""Text classifiers: made once and kept, trained on a task, pruned, tested."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ FIRST, STEPS, RATE, REHEARSED, MEMORY = 60, 24, 4e-4, 8, 100  # steps, rate, old
 class Lab:
     """The texts, and networks that are made once and kept."""
 
-    def __init__(self, data: str | None, model: str | None, quick: bool, cache: Path | None = CACHE) -> None:
-        self.quick, self.texts, self.cache = quick, Texts(data, model, quick), None if quick else cache
+    def __init__(self, data: str | None, model: str | None, quick: bool, full: bool = False) -> None:
+        self.quick, self.full, self.cache = quick, full, None if quick else CACHE
+        self.texts = Texts(data, model, quick)
         self.name = self.texts.name
         self.begun: dict[tuple[int, bool], list[float]] = {}
 

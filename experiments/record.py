@@ -1,4 +1,7 @@
-"""What was measured: rows in a JSON file, written after each one, and their medians over seeds."""
+"""The command line of every experiment: parse, measure what is not measured yet, show the tables.
+
+Rows are kept in a JSON file, written after each one; tables are medians over seeds.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from weightspace import WeightspaceError
 
 
 class Record:
@@ -23,10 +28,17 @@ class Record:
         return key in self.rows
 
     def forget(self, experiment: str) -> None:
-        self.rows = {key: row for key, row in self.rows.items() if not key.startswith(f"{experiment}/")}
+        """Drop all rows of an experiment, from the file too."""
+        left = {key: row for key, row in self.rows.items() if not key.startswith(f"{experiment}/")}
+        if len(left) < len(self.rows):
+            self.rows = left
+            self._write()
 
     def add(self, key: str, row: dict[str, Any]) -> None:
         self.rows[key] = {name: _short(value) for name, value in row.items()}
+        self._write()
+
+    def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = (f"{json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(self.rows.items()))
         partial = self.path.with_suffix(".tmp")
@@ -46,6 +58,14 @@ class Record:
             return [median(column) for column in zip(*values, strict=True)]
         return median(values)
 
+    def at(self, setting: str) -> Callable[[str], Any]:
+        """Name -> median over the seeds of that setting."""
+        return lambda name: self.median(setting, name)
+
+    def cells(self, setting: str, names: str, show: Callable[..., str], *digits: int) -> list[str]:
+        """Medians of the names, given with spaces between them, as cells of a table."""
+        return [show(self.median(setting, name), *digits) for name in names.split()]
+
 
 def _short(value: Any) -> Any:
     if isinstance(value, float):
@@ -53,37 +73,48 @@ def _short(value: Any) -> Any:
     return [_short(v) for v in value] if isinstance(value, list) else value
 
 
-def number(value: Any, digits: int = 3) -> str:
-    """.983, 1.24, 34.5, or several with slashes."""
+def _shown(value: Any, style: str, times: int = 1) -> str:
+    """A number in Python's format; nothing for None, several with slashes."""
     if value is None:
         return ""
     if isinstance(value, list):
-        return " / ".join(number(v, digits) for v in value)
-    return f"{value:.{digits}f}"
+        return " / ".join(_shown(v, style, times) for v in value)
+    return f"{times * value:{style}}"
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """0.983, 1.240, 34.500."""
+    return _shown(value, f".{digits}f")
+
+
+def brief(value: Any, digits: int = 3) -> str:
+    """0.983, 1.24, 34.5, 1.2e-05: so many significant digits."""
+    return _shown(value, f".{digits}g")
 
 
 def percent(value: Any, digits: int = 1) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, list):
-        return " / ".join(percent(v, digits) for v in value)
-    return f"{100 * value:.{digits}f}"
+    return _shown(value, f".{digits}f", 100)
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """GitHub's Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def table(head: str | Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; the head as a list or as "one | two"."""
+    head = head.split(" | ") if isinstance(head, str) else head
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows])
+
+
+def block(mark: str, head: str | Sequence[str], rows: Sequence[Sequence[str]]) -> dict[str, str]:
+    """Mark in the README -> table, where there are rows."""
+    return {mark: table(head, rows)} if rows else {}
 
 
 def insert(readme: Path, blocks: dict[str, str]) -> None:
     """Put every block between its two marks in a Markdown file."""
     text = readme.read_text()
-    for name, block in blocks.items():
+    for name, shown in blocks.items():
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         if begin in text and end in text:
             before, rest = text.split(begin, 1)
-            text = f"{before}{begin}\n{block}\n{end}{rest.split(end, 1)[1]}"
+            text = f"{before}{begin}\n{shown}\n{end}{rest.split(end, 1)[1]}"
     readme.write_text(text)
 
 
@@ -92,29 +123,6 @@ def insert(readme: Path, blocks: dict[str, str]) -> None:
 RESULTS, README = Path(__file__).parent / "results", Path(__file__).parent / "README.md"
 
 Job = tuple[str, Callable[[], dict[str, Any]]]
-
-
-def parser(module: str, doc: str, known: Collection[str], data: str) -> argparse.ArgumentParser:
-    """What an experiment is to measure, on which data, for which seeds."""
-    found = argparse.ArgumentParser(prog=f"experiments.{module}", description=doc.splitlines()[0])
-    found.add_argument("chosen", nargs="*", metavar="NAME", help=f"{', '.join(known)}; all")
-    found.add_argument("--data", help=f"{data} (embedded digits)")
-    found.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    found.add_argument("--quick", action="store_true", help="one seed, barely trained: does it run?")
-    found.add_argument("--out", type=Path, help="results file")
-    return found
-
-
-def parse(
-    found: argparse.ArgumentParser, arguments: Sequence[str] | None, known: Collection[str]
-) -> argparse.Namespace:
-    """The arguments, all names where none was given."""
-    given = found.parse_args(arguments)
-    if wrong := [name for name in given.chosen if name not in known]:
-        found.error(f"no {wrong[0]!r}; choose {', '.join(known)}")
-    given.chosen = given.chosen or list(known)
-    given.seeds = [0] if given.quick else given.seeds
-    return given
 
 
 def measure(out: Path, jobs: Iterable[Job], say: Callable[[dict[str, Any]], str] = lambda row: "") -> None:
@@ -127,39 +135,60 @@ def measure(out: Path, jobs: Iterable[Job], say: Callable[[dict[str, Any]], str]
             print(f"{key}  {say(row)}  {time.perf_counter() - began:.1f} s", flush=True)
 
 
-def tell(found: dict[str, str], given: argparse.Namespace) -> int:
-    """Print the tables, and put them into the README unless the run was a trial."""
-    for mark, block in found.items():
-        print(f"\n{mark}\n\n{block}")
-    if given.out is None and not given.quick:
-        insert(README, found)
-    return 0
+def each(experiments: Mapping[str, Callable[[Any, int], Iterable[Job]]]) -> Callable[..., Iterator[Job]]:
+    """The jobs of the chosen experiments, seed by seed."""
+    return lambda lab, given: (
+        job for name in given.chosen for seed in given.seeds for job in experiments[name](lab, seed)
+    )
 
 
-def conduct(
+def command(
     name: str,
     about: str,
-    experiments: dict[str, Callable[[Any, int], Iterable[Job]]],
-    lab: Callable[[str | None, bool], Any],
-    tables: Callable[[Record, str], dict[str, str]],
-    arguments: Sequence[str] | None = None,
-) -> int:
-    """Measure what is not measured yet, then put the tables into the README; `lab(data, quick)` has a name."""
-    options = parser(name, about, experiments, "folder of MNIST's official files")
-    given = parse(options, arguments, experiments)
-    return measured(name, experiments, given, lab(given.data, given.quick), tables)
+    known: Collection[str],
+    lab: Callable[[argparse.Namespace], Any],
+    tables: Callable[[Record, Any], dict[str, str]],
+    *,
+    jobs: Callable[[Any, argparse.Namespace], Iterable[Job]] | None = None,
+    data: str = "folder of MNIST's official files",
+    seeds: Sequence[int] = (0, 1, 2),
+    options: Mapping[str, dict[str, Any]] | None = None,
+    say: Callable[[dict[str, Any]], str] = lambda row: "",
+) -> Callable[[Sequence[str] | None], int]:
+    """The `main` of an experiment: measure what is not measured yet, then put the tables into the README.
 
+    `lab(given)` makes what the jobs work with, `jobs(lab, given)` yields them (those of `known` by default), and
+    `tables(record, lab.name)` are shown (`tables(record, lab)` where it has no name). A WeightspaceError of `lab` is
+    a mistake in the arguments. Tables go into the README unless the run was quick or had a results file of its own.
+    """
+    settings: dict[str, dict[str, Any]] = {
+        "chosen": {"nargs": "*", "metavar": "NAME", "help": f"{', '.join(known)}; all"},
+        "--data": {"help": f"{data} (embedded digits)"},
+        "--seeds": {"type": int, "nargs": "*", "default": list(seeds)},
+        "--quick": {"action": "store_true", "help": "one seed, barely trained: does it run?"},
+        "--out": {"type": Path, "help": "results file"},
+    }
+    jobs = jobs or each(known)  # type: ignore[arg-type]
 
-def measured(
-    name: str,
-    experiments: dict[str, Callable[[Any, int], Iterable[Job]]],
-    given: argparse.Namespace,
-    lab: Any,
-    tables: Callable[[Record, str], dict[str, str]],
-) -> int:
-    """`conduct`, where options of its own were read."""
-    out = given.out or RESULTS / f"{name}.json"
-    for chosen in given.chosen:
-        for seed in given.seeds:
-            measure(out, experiments[chosen](lab, seed))
-    return tell(tables(Record(out), lab.name), given)
+    def main(arguments: Sequence[str] | None = None) -> int:
+        parser = argparse.ArgumentParser(prog=f"experiments.{name}", description=about.splitlines()[0])
+        for option, how in (settings | dict(options or {})).items():
+            parser.add_argument(option, **how)
+        given = parser.parse_args(arguments)
+        if wrong := [chosen for chosen in given.chosen if chosen not in known]:
+            parser.error(f"no {wrong[0]!r}; choose {', '.join(known)}")
+        given.chosen, given.seeds = given.chosen or list(known), [0] if given.quick else given.seeds
+        try:
+            made = lab(given)
+        except WeightspaceError as error:
+            parser.error(str(error))
+        trial, given.out = given.quick or given.out is not None, given.out or RESULTS / f"{name}.json"
+        measure(given.out, jobs(made, given), say)
+        found = tables(Record(given.out), getattr(made, "name", made))
+        for mark, shown in found.items():
+            print(f"\n{mark}\n\n{shown}")
+        if not trial:
+            insert(README, found)
+        return 0
+
+    return main

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import weightspace as ws
 from experiments import sweep as tasks
 from experiments.nets import tensors
-from experiments.record import RESULTS, Job, Record, measure, number, parse, parser, percent, table, tell
+from experiments.record import Job, Record, block, command, number, percent
 
 WIDTH, BATCH, STEPS = 64, 64, 2000
 DEPTHS = {"digits": (5, 10, 15, 20, 30, 50), "mnist": (10, 20, 30)}
@@ -196,27 +196,22 @@ def best(row: dict[str, Any]) -> tuple[float, float, list[float], float]:
 
 def tables(record: Record, name: str) -> dict[str, str]:
     """Mark in the README -> table."""
-    found = {}
-    rows = []
+    optimisers, rows = ("SGD", "Adam", "Fromage"), []
     for deep in DEPTHS.get(name, ()):
-        shown = [record.of(f"depth/{name}/{way}/{deep}") for way in ("SGD", "Adam", "Fromage")]
+        shown = [record.of(f"depth/{name}/{way}/{deep}") for way in optimisers]
         if any(shown):
-            rows.append([str(deep), *(_deep_cells(some) for some in shown)])
-    if rows:
-        head = ["hidden layers", *(f"{way}: train / test, %" for way in ("SGD", "Adam", "Fromage"))]
-        found[f"depth {name}"] = table(head, rows)
+            rows.append([str(deep), *map(_deep_cells, shown)])
+    found = block(f"depth {name}", ["hidden layers", *(f"{way}: train / test, %" for way in optimisers)], rows)
     rows = []
     for kind in ("normalised", "plain"):
         for way in ("Fromage", "no factor"):
             for row in record.of(f"growth/{name}/{kind}/{way}"):
                 for rate, ratio, right in zip(row["rates"], row["ratio"], row["train"], strict=True):
                     law = 1.0 if way == "Fromage" else (1 + rate**2) ** (row["steps"] / 2)
-                    law_shown = _big(law) if kind == "normalised" else ""
-                    middle = statistics.median(right)
-                    rows.append([kind, way, f"{rate:g}", _big(statistics.median(ratio)), law_shown, percent(middle)])
-    if rows:
-        head = ["layers", "step", "rate", "norm at the end / at the start", "the law's", "train, %"]
-        found[f"growth {name}"] = table(head, rows)
+                    seen = [_big(statistics.median(ratio)), _big(law) if kind == "normalised" else ""]
+                    rows.append([kind, way, f"{rate:g}", *seen, percent(statistics.median(right))])
+    head = "layers | step | rate | norm at the end / at the start | the law's | train, %"
+    found |= block(f"growth {name}", head, rows)
     rows = []
     for task, (_, what, digits) in tasks.TASKS.items():
         for way in WAYS:
@@ -225,10 +220,8 @@ def tables(record: Record, name: str) -> dict[str, str]:
                 rows.append([what, way, *_sweep_cells(task, scores, digits)])
         for row in record.of(f"sweep/{task}/floor"):
             rows.append([what, "training images", *[""] * len(RATES), number(row["score"], digits), ""])
-    if rows:
-        head = ["task", "optimiser", *(f"{rate:g}" for rate in RATES), "best", "rates near the best"]
-        found["sweep"] = table(head, rows)
-    return found
+    head = ["task", "optimiser", *(f"{rate:g}" for rate in RATES), "best", "rates near the best"]
+    return found | block("sweep", head, rows)
 
 
 def _sweep_cells(task: str, scores: dict[float, float | None], digits: int) -> list[str]:
@@ -253,14 +246,14 @@ def _big(value: float) -> str:
     return f"{value:.3g}" if value < 1e4 else f"{value:.1e}"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what is not measured yet, then put the tables into the README."""
-    given = parse(parser("relative", __doc__, EXPERIMENTS, "folder of MNIST's official files"), arguments, EXPERIMENTS)
-    lab, out = Lab(given.data, given.quick, given.seeds), given.out or RESULTS / "relative.json"
-    for name in given.chosen:
-        measure(out, EXPERIMENTS[name](lab))
-    return tell(tables(Record(out), lab.name), given)
-
+main = command(
+    "relative",
+    __doc__,
+    EXPERIMENTS,
+    lambda given: Lab(given.data, given.quick, given.seeds),
+    tables,
+    jobs=lambda lab, given: (job for name in given.chosen for job in EXPERIMENTS[name](lab)),
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""Five tasks of two digits each, one after the other, one head of ten outputs: what is left of all of them at the end.
+"""Continual learning of five tasks of two digits each, one head of ten outputs: accuracy on all of them at the end.
 
     python -m experiments.split [METHOD ..] [--data DIR] [--memory 250] [--seeds 0 1 2] [--quick]
 
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 import weightspace as ws
 from experiments.continual import BATCH, FAST, REHEARSED, adam, cycle, derpp, ewc, first, kept, new
 from experiments.nets import tensors
-from experiments.record import RESULTS, Record, measure, number, parse, parser, percent, table, tell
+from experiments.record import Job, Record, block, command, number, percent
 
 TASKS, EPOCHS = 5, 3
 
@@ -152,27 +153,29 @@ def tables(record: Record, name: str) -> dict[str, str]:
         at = f"split/{name}/{way}"
         if record.median(at, "mean") is not None:
             spread = [row["mean"] for row in record.of(at)]
-            shown = [percent(record.median(at, k)) for k in ("right", "mean")]
             span = f"{percent(min(spread))} to {percent(max(spread))}"
-            rows.append([way, *shown, span, number(record.median(at, "seconds"), 0)])
-    head = ["way", "0/1, 2/3, 4/5, 6/7, 8/9, %", "mean, %", "over seeds", "seconds"]
-    return {f"split {name}": table(head, rows)} if rows else {}
+            shown = [*record.cells(at, "right mean", percent), span]
+            rows.append([way, *shown, *record.cells(at, "seconds", number, 0)])
+    head = "way | 0/1, 2/3, 4/5, 6/7, 8/9, % | mean, % | over seeds | seconds"
+    return block(f"split {name}", head, rows)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what is not measured yet, then put the table into the README."""
-    known = parser("split", __doc__, WAYS, "folder of MNIST's official files")
-    known.add_argument("--memory", type=int, default=250, help="images kept at the end, in all")
-    given = parse(known, arguments, WAYS)
-    lab, out = Stage(given.data, given.quick), given.out or RESULTS / "split.json"
-    jobs = (
-        (f"split/{lab.name}/{way}/{seed}", partial(measured, lab, way, given.memory, seed))
-        for seed in given.seeds
-        for way in given.chosen
-    )
-    measure(out, jobs, lambda row: f"{row['mean']:.4f}")
-    return tell(tables(Record(out), lab.name), given)
+def _jobs(lab: Stage, given: Namespace) -> Iterator[Job]:
+    for seed in given.seeds:
+        for way in given.chosen:
+            yield f"split/{lab.name}/{way}/{seed}", partial(measured, lab, way, given.memory, seed)
 
+
+main = command(
+    "split",
+    __doc__,
+    WAYS,
+    lambda given: Stage(given.data, given.quick),
+    tables,
+    jobs=_jobs,
+    options={"--memory": {"type": int, "default": 250, "help": "images kept at the end, in all"}},
+    say=lambda row: f"{row['mean']:.4f}",
+)
 
 if __name__ == "__main__":
     sys.exit(main())

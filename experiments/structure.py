@@ -1,4 +1,4 @@
-"""Claims of information in the weights (Achille, Soatto, 2018; Achille, Paolini, Mbeng, Soatto, 2019): what tasks cost.
+"""Information in the weights (Achille, Soatto, 2018; Achille, Paolini, Mbeng, Soatto, 2019): structure functions.
 
     python -m experiments.structure [labels widths] [--data DIR] [--seeds 0 1]
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from statistics import mean
@@ -23,7 +23,7 @@ from torch import nn
 
 import weightspace as ws
 from experiments.nets import tensors
-from experiments.record import Job, Record, measured, number, parse, parser, percent, table
+from experiments.record import Job, Record, command, number, percent, table
 from weightspace.codes.structure_functions import Run, StructureFunction
 from weightspace.codes.weight_information import Unconverged
 
@@ -231,13 +231,14 @@ def _line(record: Record, at: str, width: int) -> list[str]:
     ]  # fmt: skip
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what is not measured yet, then put the tables into the README."""
-    known = parser("structure", __doc__, EXPERIMENTS, "folder of MNIST's official files")
-    known.add_argument("--folder", type=Path, help="where codes are kept one by one, for a run that is cut off")
-    given = parse(known, arguments, EXPERIMENTS)
-    return measured("structure", EXPERIMENTS, given, Lab(given.data, given.quick, given.folder), tables)
-
+main = command(
+    "structure",
+    __doc__,
+    EXPERIMENTS,
+    lambda given: Lab(given.data, given.quick, given.folder),
+    tables,
+    options={"--folder": {"type": Path, "help": "where codes are kept one by one, for a run that is cut off"}},
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 
 from experiments.record import Record, number, percent
 
-Table = tuple[list[str], list[list[str]]]
+Table = tuple[str | list[str], list[list[str]]]
 
 NAMES = {
     "distance": "distance to v*",
@@ -48,28 +49,24 @@ def mean_accuracy(record: Record) -> Table:
 
 
 def paths(record: Record) -> Table:
-    head = ["net", "ends", "line", "Bezier", "polychain", "worst accuracy on Bezier, %"]
-    head += ["in place, step by step, %", "in place, end to end, %"]
     rows = []
-    for kind in ("mlp", "cnn"):
-        for ends in ("independent", "aligned", "permuted copy"):
-            get = lambda name: record.median(f"paths/{kind}/{ends}", name)  # noqa: B023, E731
-            shares = [percent(get(name)) for name in ("bezier_worst_accuracy", "step", "ends")]
-            rows.append([kind.upper(), ends, *(number(get(n)) for n in ("line", "bezier", "polychain")), *shares])
-    return head, rows
+    for kind, ends in product(("mlp", "cnn"), ("independent", "aligned", "permuted copy")):
+        at = f"paths/{kind}/{ends}"
+        barriers = record.cells(at, "line bezier polychain", number)
+        rows.append([kind.upper(), ends, *barriers, *record.cells(at, "bezier_worst_accuracy step ends", percent)])
+    head = "net | ends | line | Bezier | polychain | worst accuracy on Bezier, % | in place, step by step, % | "
+    return f"{head}in place, end to end, %", rows
 
 
 def averages(record: Record) -> Table:
-    head = ["net", "n", "one network, %", "mean as they are", "the same, repaired", "mean modulo symmetry"]
-    head += ["the same, repaired", "mean of predictions"]
     rows = []
-    for kind in ("mlp", "cnn"):
-        for n in range(2, 6):
-            at = f"averages/{kind}/{n}"
-            places = [(at, "single"), (at, "naive"), (at, "mended"), (f"{at} without data", "merged")]
-            places += [(at, "merged"), (at, "ensemble")]
-            rows.append([kind.upper(), str(n), *(_scored(record, *place) for place in places)])
-    return head, rows
+    for kind, n in product(("mlp", "cnn"), range(2, 6)):
+        at = f"averages/{kind}/{n}"
+        places = [(at, "single"), (at, "naive"), (at, "mended"), (f"{at} without data", "merged")]
+        places += [(at, "merged"), (at, "ensemble")]
+        rows.append([kind.upper(), str(n), *(_scored(record, *place) for place in places)])
+    head = "net | n | one network, % | mean as they are | the same, repaired | mean modulo symmetry | "
+    return f"{head}the same, repaired | mean of predictions", rows
 
 
 def _scored(record: Record, setting: str, name: str) -> str:
@@ -78,57 +75,41 @@ def _scored(record: Record, setting: str, name: str) -> str:
 
 
 def swa(record: Record) -> Table:
-    names = ("last", "swa", "annealed", "merged")
-    head = ["last epoch, %", "mean of the last epochs (SWA)", "annealed run", f"{5} annealed runs, merged"]
-    head += ["barrier, first to last", "in place, first to last, %"]
     at = "swa/run"
-    return head, [
-        [
-            *(_scored(record, at, k) for k in names),
-            number(record.median(at, "line")),
-            percent(record.median(at, "in_place")),
-        ]
-    ]
+    scores = [_scored(record, at, name) for name in ("last", "swa", "annealed", "merged")]
+    head = "last epoch, % | mean of the last epochs (SWA) | annealed run | 5 annealed runs, merged | "
+    row = [*scores, *record.cells(at, "line", number), *record.cells(at, "in_place", percent)]
+    return f"{head}barrier, first to last | in place, first to last, %", [row]
 
 
 def plane(record: Record) -> Table:
-    head = [
-        "three networks",
-        "train loss, corners",
-        "train loss, centre",
-        "test error %, corners",
-        "test error %, centre",
-    ]
     rows = []
     for kind in ("one run", "independent", "aligned"):
-        get = lambda name: record.median(f"plane/{kind}", name)  # noqa: B023, E731
-        errors = [percent(get("test_error_corners")), percent(get("test_error_centre"))]
-        rows.append([kind, number(get("train_loss_corners"), 4), number(get("train_loss_centre"), 4), *errors])
+        losses = record.cells(f"plane/{kind}", "train_loss_corners train_loss_centre", number, 4)
+        rows.append([kind, *losses, *record.cells(f"plane/{kind}", "test_error_corners test_error_centre", percent)])
+    head = "three networks | train loss, corners | train loss, centre | test error %, corners | test error %, centre"
     return head, rows
 
 
 def widths(record: Record) -> Table:
-    head = ["other network", "L2 of outputs", "predictions that differ, %", "KL", "CKA of the layers", "weights"]
     rows = []
     for other in ("fine-tuned", "same width", "half the width", "quarter of the width", "untrained"):
-        get = lambda name: record.median(f"widths/{other}", name)  # noqa: B023, E731
+        get = record.at(f"widths/{other}")
         near, far = get("aligned_distance"), get("distance")
         weights = "refused" if near is None else f"{number(far, 1)} apart, aligned {number(near, 1)}"
         row = [other, number(get("l2")), percent(get("disagreement")), number(get("kl")), number(get("cka"), 2)]
         rows.append([*row, weights])
-    return head, rows
+    return "other network | L2 of outputs | predictions that differ, % | KL | CKA of the layers | weights", rows
 
 
 def parametrisations(record: Record) -> Table:
-    head = ["parametrisation", "accuracy, %", "barrier as they are", "barrier matched", "in place, %"]
-    names = {"mlp": "free", "ordered": "differences of biases >= 0", "asymmetric": "a quarter of the entries fixed"}
     rows = []
+    names = {"mlp": "free", "ordered": "differences of biases >= 0", "asymmetric": "a quarter of the entries fixed"}
     for kind, name in names.items():
-        get = lambda k: record.median(f"parametrisations/{kind}", k)  # noqa: B023, E731
-        rows.append(
-            [name, percent(get("accuracy")), number(get("naive")), number(get("matched")), percent(get("in_place"))]
-        )
-    return head, rows
+        at = f"parametrisations/{kind}"
+        barriers = record.cells(at, "naive matched", number)
+        rows.append([name, *record.cells(at, "accuracy", percent), *barriers, *record.cells(at, "in_place", percent)])
+    return "parametrisation | accuracy, % | barrier as they are | barrier matched | in place, %", rows
 
 
 TABLES: dict[str, Callable[[Record], Table]] = {

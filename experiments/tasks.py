@@ -1,4 +1,4 @@
-"""Claims of distances between tasks (Achille, Paolini, Mbeng, Soatto, 2019), of task2vec and of LogME.
+"""Distances between tasks (Achille, Paolini, Mbeng, Soatto, 2019), beside task2vec and LogME; transfer between tasks.
 
     python -m experiments.tasks [digits images transfer] [--data DIR] [--seeds 0]
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 import weightspace as ws
 from experiments.nets import tensors
-from experiments.record import RESULTS, Job, Record, measure, number, parse, parser, percent, table, tell
+from experiments.record import RESULTS, Job, Record, command, number, percent, table
 from weightspace.codes.scores import headless, transfer_scores
 from weightspace.codes.task_map import TaskMap
 
@@ -388,21 +389,25 @@ def _picked(row: Mapping[str, Any], score: str, end: str) -> tuple[float, float,
     return max(accuracy), accuracy[max(range(len(scores)), key=lambda k: scores[k])], sum(accuracy) / len(accuracy)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what is not measured yet, then put the tables into the README."""
-    made = parser("tasks", __doc__, EXPERIMENTS, "folder with those of MNIST and Fashion-MNIST")
-    made.set_defaults(seeds=[0])
-    given = parse(made, arguments, EXPERIMENTS)
+def _lab(given: Namespace) -> Lab:
     if given.data is None and not given.quick:
-        given.chosen = [name for name in given.chosen if name == "digits"] or made.error("images need --data")
+        given.chosen = [name for name in given.chosen if name == "digits"]
+        if not given.chosen:
+            raise ws.WeightspaceError("images need --data")
     out = given.out or RESULTS / "tasks.json"
     os.makedirs(out.parent, exist_ok=True)
-    lab = Lab(given.data, given.quick, out)
-    for name in given.chosen:
-        for seed in given.seeds:
-            measure(out, EXPERIMENTS[name](lab, seed))
-    return tell(tables(Record(out)), given)
+    return Lab(given.data, given.quick, out)
 
+
+main = command(
+    "tasks",
+    __doc__,
+    EXPERIMENTS,
+    _lab,
+    lambda record, _: tables(record),
+    data="folder with those of MNIST and Fashion-MNIST",
+    seeds=[0],
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""Texts and the networks that read them: a trained encoder from a folder, or a tiny one of random weights.
+"""Text data and the networks that read it: a trained encoder from a folder, or a tiny one of random weights.
 
 Embeddings are held: they are buffers, so that the weights of a network are those of its layers and of its head. Word
 pieces that no text here holds are left out of the tables.

@@ -1,4 +1,4 @@
-"""Claims of deep relative trust (Bernstein, Vahdat, Yue, Liu, 2020; Bernstein's essay): what small relative changes do.
+"""Deep relative trust (Bernstein, Vahdat, Yue, Liu, 2020; Bernstein's essay): effects of small relative weight changes.
 
     python -m experiments.trust [noise breakdown checkerboard compress examples clip] [--data DIR] [--seeds 0 1 2]
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache
 from statistics import median
 from typing import Any
@@ -23,7 +23,7 @@ from torch import nn
 
 import weightspace as ws
 from experiments.nets import tensors
-from experiments.record import Job, Record, conduct, number, percent, table
+from experiments.record import Job, Record, block, brief, command, number, percent
 from weightspace.metric.distance import euclidean
 from weightspace.trust.expected_displacement import displacement
 from weightspace.trust.perturbation import movable
@@ -245,10 +245,6 @@ EXPERIMENTS: dict[str, Callable[[Lab, int], Iterator[Job]]] = {
 # ------------------------------------------------------------------ tables
 
 
-def _each(value: Any, digits: int = 3) -> str:
-    return " / ".join(f"{v:.{digits}g}" for v in value) if value is not None else ""
-
-
 def tables(record: Record, name: str) -> dict[str, str]:
     """Mark in the README -> table."""
     found: dict[str, str] = {}
@@ -256,74 +252,61 @@ def tables(record: Record, name: str) -> dict[str, str]:
     for depth in DEPTHS:
         at = f"noise/{name}/{depth}"
         for k, eta in enumerate(ETAS):
-            seen = {
-                key: record.median(at, key) for key in ("measured", "expected", "model", "with_data", "certificate")
-            }
+            keys = ("measured", "expected", "model", "with_data", "certificate")
+            seen = {key: record.median(at, key) for key in keys}
             if seen["measured"] is None:
                 continue
             error = max(abs(row["measured"][k] / row["expected"][k] - 1) for row in record.of(at))
             rows.append([depth if not k else "", f"{100 * eta:g}", *(f"{seen[c][k]:.3g}" for c in seen),
                          f"{100 * error:.0f}", f"{percent(record.median(at, 'accuracy')[k])}",
                          percent(record.median(at, "width")) if not k else ""])  # fmt: skip
-    _put(found, f"noise {name}", "matrices | noise, % | measured | expected | model | proven, with activations | "
+    found |= block(f"noise {name}", "matrices | noise, % | measured | expected | model | proven, with activations | "
          "proven, without | worst error of expected, % | accuracy, % | width, %", rows)  # fmt: skip
     rows = [
-        [f"{depth} {when}", *(_each(record.median(f"breakdown/{name}/{depth}, {when}", k)) for k in
+        [f"{depth} {when}", *(brief(record.median(f"breakdown/{name}/{depth}, {when}", k)) for k in
                               ("gradient", "outputs", "model"))]
         for depth in ("2", "16") for when in ("fresh", "trained")
         if record.median(f"breakdown/{name}/{depth}, {when}", "model")
     ]  # fmt: skip
     head = "matrices | change of the gradient at .001 / .01 / .1 | change of the outputs | model"
-    _put(found, f"breakdown {name}", head, rows)
+    found |= block(f"breakdown {name}", head, rows)
     rows = []
     for depth in BOARDS:
         at = f"checkerboard/plane/{depth}"
         if (clean := record.median(at, "clean")) is not None:
             left = record.median(at, "accuracy")
             kept = [(a - 0.5) / (clean - 0.5) for a in left] if clean > 0.5 else None
-            rows.append(
-                [str(depth), percent(clean), percent(left), percent(kept, 0), _each(record.median(at, "moved"))]
-            )
+            shown = [percent(clean), percent(left), percent(kept, 0), brief(record.median(at, "moved"))]
+            rows.append([str(depth), *shown])
     head = "hidden layers | without noise, % | under 10 / 20 / 50 % | left of what is above chance, % | outputs moved"
-    _put(found, "checkerboard", head, rows)
+    found |= block("checkerboard", head, rows)
     rows = []
     for kind, how in CHANGES:
         at = f"compress/{name}/{kind} {how}"
         if record.median(at, "model") is not None:
             what = f"{how} bits" if kind == "quantise" else f"{100 * how:.0f} % zeros"
             size = percent(record.median(at, "relative"))
-            told = [number(record.median(at, k)) for k in ("measured", "expected")]
-            rows.append([what, size, *told, f"{record.median(at, 'model'):.3g}", percent(record.median(at, "right"))])
+            told = record.cells(at, "measured expected", number)
+            rows.append([what, size, *told, f"{record.median(at, 'model'):.3g}", *record.cells(at, "right", percent)])
     head = "change | of the norm, % | outputs moved | expected of noise | model | accuracy before / after, %"
-    _put(found, f"compress {name}", head, rows)
+    found |= block(f"compress {name}", head, rows)
     rows = []
     for most in CLIPS:
         at = f"clip/{name}/{most or 'none'}"
         if record.median(at, "right") is not None:
-            rows.append([str(most or "none"), percent(record.median(at, "right")), _each(record.median(at, "auc"))])
+            rows.append([str(most or "none"), *record.cells(at, "right", percent), *record.cells(at, "auc", brief)])
     head = "largest trust of a step | accuracy of members / others, % | AUC by trust / displacement / loss"
-    _put(found, f"clip {name}", head, rows)
+    found |= block(f"clip {name}", head, rows)
     at = f"examples/{name}/left out"
     if record.median(at, "cost") is not None:
-        told = [number(record.median(at, k), 2) for k in ("distance", "cost", "loss")]
-        rows = [[*told, _each(record.median(at, "largest")), _each(record.median(at, "median"))]]
-        head = (
-            "trust and distance | trust and rise of its loss | loss and that rise | distance, largest / median | "
-            "rise, top half / rest"
-        )
-        _put(found, f"left out {name}", head, rows)
+        told = record.cells(at, "distance cost loss", number, 2)
+        rows = [[*told, *record.cells(at, "largest median", brief)]]
+        head = "trust and distance | trust and rise of its loss | loss and that rise | distance, largest / median | "
+        found |= block(f"left out {name}", f"{head}rise, top half / rest", rows)
     return found
 
 
-def _put(found: dict[str, str], mark: str, head: str, rows: list[list[str]]) -> None:
-    if rows:
-        found[mark] = table(head.split(" | "), rows)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what is not measured yet, then put the tables into the README."""
-    return conduct("trust", __doc__, EXPERIMENTS, Lab, tables, arguments)
-
+main = command("trust", __doc__, EXPERIMENTS, lambda given: Lab(given.data, given.quick), tables)
 
 if __name__ == "__main__":
     sys.exit(main())

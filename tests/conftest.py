@@ -11,39 +11,53 @@ import ast
 import importlib
 import os
 import pkgutil
+import re
 import typing
 import warnings
 
+import beartype
 import beartype.roar
 import jaxtyping
 import pytest
 import torch
-from jaxtyping._import_hook import JaxtypingTransformer
+from jaxtyping._import_hook import JaxtypingTransformer, Typechecker
 
 torch.set_num_threads(1)
 
 PACKAGE = "weightspace"
-CHECKER = "beartype.beartype(conf = beartype.BeartypeConf(is_pep484_tower=True))"
+CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 OTHERS = (
     *("numpy", "torch.export", "scipy.optimize", "scipy.sparse.csgraph", "sklearn.datasets", "safetensors.torch"),
     *("typer", "rich.progress", "rich.table", "plotly.graph_objects"),
 )
+VISIT = JaxtypingTransformer.visit_FunctionDef
 UNCHECKED = bool(os.environ.get("WEIGHTSPACE_UNCHECKED"))
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Beartype looks at random items of a list; hypothesis warns of that inside of its strategies."""
-    config.addinivalue_line("filterwarnings", "ignore:Do not use the .random. module inside strategies")
+def states_shapes(node: ast.FunctionDef) -> bool:
+    """Whether a signature names an array type of jaxtyping: all others are checked by beartype alone."""
+    arguments = [a.annotation for a in ast.walk(node.args) if isinstance(a, ast.arg)]
+    words = {w for a in (*arguments, node.returns) if a is not None for w in re.findall(r"\w+", ast.unparse(a))}
+    return any(getattr(getattr(jaxtyping, word, None), "__module__", "") == "jaxtyping" for word in words)
 
 
-def outermost(visit: typing.Any) -> typing.Any:
-    """Leave functions inside of functions alone: they would be decorated anew at every call, 30 times the cost."""
+def visit(self: JaxtypingTransformer, node: ast.FunctionDef) -> ast.FunctionDef:
+    """Decorate a function as jaxtyping does, but for two kinds of cost that check nothing.
 
-    def outermost_only(self: JaxtypingTransformer, node: ast.FunctionDef) -> ast.FunctionDef:
-        inside = any(isinstance(parent, ast.FunctionDef) for parent in self._parents)
-        return node if inside else visit(self, node)
-
-    return outermost_only
+    Functions inside of functions are left alone: they would be decorated anew at every call, 30 times the cost.
+    Signatures without shapes go to beartype itself: jaxtyping binds the arguments of every call by hand, 20 times the
+    cost of the check, and has no more to say of them.
+    """
+    if any(isinstance(parent, ast.FunctionDef) for parent in self._parents):
+        return node
+    if states_shapes(node):
+        return VISIT(self, node)
+    checker = ast.parse("jaxtyping._import_hook.Typechecker.lookup['plain']", mode="eval").body
+    node.decorator_list.append(ast.copy_location(checker, node))
+    self._parents.append(node)
+    self.generic_visit(node)
+    self._parents.pop()
+    return node
 
 
 def import_checked() -> None:
@@ -51,7 +65,9 @@ def import_checked() -> None:
     for name in OTHERS:
         importlib.import_module(name)
     typing.TYPE_CHECKING = True
-    JaxtypingTransformer.visit_FunctionDef = outermost(JaxtypingTransformer.visit_FunctionDef)
+    JaxtypingTransformer.visit_FunctionDef = visit
+    plain = beartype.BeartypeConf(is_pep484_tower=True, violation_type=jaxtyping.TypeCheckError)
+    Typechecker.lookup["plain"] = beartype.beartype(conf=plain)
     try:
         with jaxtyping.install_import_hook(PACKAGE, CHECKER), warnings.catch_warnings():
             warnings.simplefilter("ignore", beartype.roar.BeartypeWarning)
@@ -62,5 +78,10 @@ def import_checked() -> None:
         typing.TYPE_CHECKING = False
 
 
-if not UNCHECKED:
-    import_checked()
+def pytest_configure(config: pytest.Config) -> None:
+    """Import the package, but for the process that only hands tests to workers."""
+    # Beartype looks at random items of a list; hypothesis warns of that inside of its strategies.
+    config.addinivalue_line("filterwarnings", "ignore:Do not use the .random. module inside strategies")
+    hands_out = config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput")
+    if not UNCHECKED and not hands_out:
+        import_checked()

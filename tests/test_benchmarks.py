@@ -185,6 +185,19 @@ def test_paths_are_compared_recorded_and_streamed(load):
     assert not table._paths({"record": {"share": 0.1, "bits": 1.06}})[0][-1]
 
 
+def test_copies_under_the_group_are_one_point(load, tmp_path):
+    orbits, table = load("orbits"), load("__main__")
+    (row,) = orbits.run(["mlp"], 1, tmp_path)
+    assert max(row[column] for column in orbits.COLUMNS) < 1e-5 and row["strangers"] == 0 and row["elements"] > 1
+    kept = json.loads((tmp_path / "orbits.json").read_text())
+    kept.append({"net": "other", "group": "", "elements": 2, "refused": "too many | units", "seconds": 0.1})
+    made = table._TABLES["orbits"](kept)
+    assert f"| {row['elements']} of {row['elements']} |" in made and made.endswith("| - | too many / units |")
+    net = ws.Net.of(nn.Linear(2, 2))
+    assert orbits.apart(net, net.at(2 * net.weights)) == pytest.approx(1)
+    assert orbits.change(net, net.at(2 * net.weights), torch.ones(1, 2)) == pytest.approx(1)
+
+
 def test_the_readme_shows_what_was_measured(load):
     text = (ROOT / "benchmarks" / "README.md").read_text()
     for name, table in load("__main__").tables().items():

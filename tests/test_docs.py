@@ -15,9 +15,12 @@ import weightspace as ws
 from weightspace.cli import app
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 PAGES += [page for folder in ("benchmarks", "experiments") for page in (ROOT / folder).glob("README.md")]
-TARGETS = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+TARGETS = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
 COMMANDS = typer.main.get_command(app)
 
 
@@ -44,7 +47,7 @@ def wrong_commands(text: str) -> Iterator[str]:
             if problem := _parsed(words):
                 yield f"{line}: {problem}"
         elif program == "make":
-            yield from (f"{line}: no target {word}" for word in words if word not in TARGETS)
+            yield from (f"{line}: no target {word}" for word in words if word not in TARGETS and "=" not in word)
         elif words[0] == "-m" and words[1] != "venv":
             if not (ROOT / words[1].replace(".", "/")).with_suffix(".py").exists():
                 yield f"{line}: no such module"
@@ -94,8 +97,29 @@ def test_every_page_of_the_docs_is_in_the_index():
 
 def test_the_api_page_names_what_is_public():
     rows = re.findall(r"^\| `(\w+)` \| .+ \|$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
-    assert sorted(rows) == sorted(ws.__all__)
-    assert all(getattr(ws, name) is not None for name in rows)
+    handed_on = [name for names in ws._CONTENTS.values() for name in names]
+    assert sorted(rows) == sorted([*ws._CONTENTS, *handed_on, "demo", "optim"])
+    assert set(ws.__all__) <= set(rows) and all(getattr(ws, name) is not None for name in rows)
+
+
+def test_the_architecture_page_has_a_line_for_every_wing_and_file():
+    """A wing has a row in the first table; a file has one in the table under the heading of its wing."""
+    head, *wings = re.split(r"^### (?=\w+$)", (ROOT / "docs" / "architecture.md").read_text(), flags=re.MULTILINE)
+    house = ROOT / "src" / "weightspace"
+    parts = {
+        p.stem if p.suffix else p.name for p in house.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()
+    }
+    assert set(_rows(head)) == parts - {"__init__"}
+    for text in wings:
+        wing, _, table = text.partition("\n")
+        files = {".".join(p.relative_to(house / wing).with_suffix("").parts) for p in (house / wing).rglob("*.py")}
+        assert set(_rows(table.split("\n## ")[0])) - {"rules"} == {f for f in files if not f.endswith("__init__")}, wing
+    assert {text.partition("\n")[0] for text in wings} == {p for p in parts if (house / p).is_dir()}
+
+
+def _rows(text: str) -> list[str]:
+    """The names in the first column of tables."""
+    return [name for row in re.findall(r"^\| (`.+?) \|", text, re.MULTILINE) for name in re.findall(r"`([\w.]+)`", row)]
 
 
 def test_wrong_pages_are_seen(tmp_path):

@@ -1,4 +1,7 @@
-"""The experiments measure what they say: exact copies, planted noise, resuming, and a README that is true."""
+"""The experiments measure what they say: exact copies, planted noise, resuming, and a README that is true.
+
+Runs that take longest are marked slow; that an experiment runs and takes up its rows again is asked of the others too.
+"""
 
 from __future__ import annotations
 
@@ -173,7 +176,7 @@ def test_bad_arguments_are_refused_in_one_line(arguments, capsys):
 
 
 def test_the_readme_shows_what_was_measured():
-    text, measured = alignment.README.read_text(), record.Record(alignment.RESULTS)
+    text, measured = record.README.read_text(), record.Record(record.RESULTS / "alignment.json")
     for name, make in tables.TABLES.items():
         assert record.table(*make(measured)) in text, f"the table {name!r} is out of date"
 
@@ -185,6 +188,7 @@ def test_networks_that_are_kept_are_read_back(tmp_path):
     assert line(first, nets.Lab(size, cache=tmp_path).net("mlp", 4)).length() > 0
 
 
+@pytest.mark.slow
 def test_invariant_paths_run_and_can_be_taken_up_again(tmp_path, capsys):
     out = tmp_path / "rows.json"
     assert invariant.main(["--quick", "--out", str(out)]) == 0
@@ -208,6 +212,7 @@ def test_continual_learning_runs_and_can_be_taken_up_again(tmp_path, capsys):
     assert out.read_text() == first
 
 
+@pytest.mark.slow
 def test_split_digits_run_and_can_be_taken_up_again(tmp_path, capsys):
     out = tmp_path / "rows.json"
     assert split.main(["--quick", "--memory", "20", "--out", str(out)]) == 0
@@ -225,6 +230,7 @@ def test_copies_are_changed_a_little_and_from_the_seed():
     assert 0.5 < float(moved[0].sum() / x.sum()) < 1.5 and float((moved[0] - x).abs().max()) > 0.2
 
 
+@pytest.mark.slow
 def test_rooms_experiments_run_and_can_be_taken_up_again(tmp_path, capsys):
     out = tmp_path / "rows.json"
     assert freedom.main(["--quick", "--out", str(out)]) == 0
@@ -305,6 +311,7 @@ def test_the_loss_that_wants_networks_diverse_is_its_formula():
     assert residual.diverse(f, y.flip(0)).item() != pytest.approx(total.item() / 5, abs=1e-2)
 
 
+@pytest.mark.slow
 def test_colours_run_and_can_be_taken_up_again(tmp_path, capsys):
     """Without the slowest kinds of ensembles and prunings, which the other experiments walk too."""
     out, split_ways = tmp_path / "rows.json", ["naive", "held on changed copies", "invariant path"]
@@ -336,6 +343,7 @@ def test_images_are_mirrored_and_moved_and_from_the_seed():
     assert columns.unique().tolist() == [3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
 
 
+@pytest.mark.slow
 def test_trust_runs_and_can_be_taken_up_again(tmp_path, capsys):
     out = tmp_path / "rows.json"
     arguments = ["noise", "breakdown", "compress", "clip", "--quick", "--out", str(out)]
@@ -397,6 +405,7 @@ def test_critical_periods_run_and_can_be_taken_up_again(tmp_path, capsys):
     assert len(critical.figure(record.Record(out)).data) == 2 + 3
 
 
+@pytest.mark.slow
 def test_language_experiments_run_and_can_be_taken_up_again(tmp_path, capsys):
     out = tmp_path / "rows.json"
     assert language.main(["--quick", "--out", str(out)]) == 0
@@ -459,6 +468,7 @@ def test_early_over_mid_runs_and_orders(tmp_path):
     assert ratio.tau([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
 
 
+@pytest.mark.slow
 def test_distances_between_tasks_run_and_are_told(tmp_path):
     out = tmp_path / "rows.json"
     assert tasks.main(["digits", "transfer", "--quick", "--out", str(out)]) == 0
@@ -473,6 +483,7 @@ def test_distances_between_tasks_run_and_are_told(tmp_path):
     assert tasks.order_kept(names, [row] * 5, "abcd") and not tasks.order_kept(names, [row] * 5, "acbd")
 
 
+@pytest.mark.slow
 def test_actions_run_and_can_be_taken_up_again(tmp_path, capsys):
     out = tmp_path / "rows.json"
     assert action.main(["--quick", "--out", str(out)]) == 0
@@ -514,7 +525,7 @@ def test_images_turn_as_they_are_told():
 
 
 def test_the_readme_shows_what_was_measured_of_nuisances_and_actions():
-    text, found = alignment.README.read_text(), {}
+    text, found = record.README.read_text(), {}
     for name in ("digits", "mnist"):
         found |= action.tables(record.Record(record.RESULTS / "action.json"), name)
         found |= nuisance.tables(record.Record(record.RESULTS / "nuisance.json"), name)
@@ -522,7 +533,7 @@ def test_the_readme_shows_what_was_measured_of_nuisances_and_actions():
 
 
 def test_the_readme_shows_what_was_measured_of_invariant_paths():
-    text = alignment.README.read_text()
+    text = record.README.read_text()
     found = invariant.tables(record.Record(record.RESULTS / "invariant.json"), "mnist")
     found |= continual.tables(record.Record(record.RESULTS / "continual.json"), "mnist to fashion-mnist")
     found |= freedom.tables(record.Record(record.RESULTS / "freedom.json"), "mnist")
@@ -541,6 +552,7 @@ def test_the_readme_shows_what_was_measured_of_invariant_paths():
     assert len(found) == 48 and all(table in text for table in found.values())
 
 
+@pytest.mark.slow
 def test_certificates_run_and_can_be_taken_up_again(tmp_path, capsys):
     out = tmp_path / "rows.json"
     assert certify.main(["--quick", "--out", str(out)]) == 0
@@ -555,7 +567,7 @@ def test_certificates_run_and_can_be_taken_up_again(tmp_path, capsys):
 
 
 def test_the_readme_shows_what_was_measured_of_certificates():
-    text, found = alignment.README.read_text(), {}
+    text, found = record.README.read_text(), {}
     for name in ("digits", "mnist"):
         found |= certify.tables(record.Record(record.RESULTS / "certify.json"), name)
     assert len(found) == 5 and all(table in text for table in found.values())
@@ -563,7 +575,7 @@ def test_the_readme_shows_what_was_measured_of_certificates():
 
 def test_the_readme_shows_what_was_measured_of_tasks():
     found = tasks.tables(record.Record(record.RESULTS / "tasks.json"))
-    assert len(found) >= 2 and all(table in alignment.README.read_text() for table in found.values())
+    assert len(found) >= 2 and all(table in record.README.read_text() for table in found.values())
 
 
 def test_priors_run_and_are_told(tmp_path):
@@ -576,4 +588,4 @@ def test_priors_run_and_are_told(tmp_path):
     assert prior.main(["--quick", "--out", str(out)]) == 0
     assert out.read_text() == first
     found = prior.tables(record.Record(record.RESULTS / "prior.json"), "digits")
-    assert len(found) == 1 and all(table in alignment.README.read_text() for table in found.values())
+    assert len(found) == 1 and all(table in record.README.read_text() for table in found.values())

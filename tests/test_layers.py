@@ -11,7 +11,7 @@ HOUSE = Path(__file__).parents[1] / "src" / "weightspace"
 WINGS = """contents net checkpoint linear task graph inside equivariance curvature metric codes path trust risk symmetry
     training flows commands pages demo cli __main__"""
 FILES = {
-    "net": "differentiable errors state public plain weights names net average inputs model",
+    "net": "differentiable errors state public cost plain weights names net average inputs model",
     "checkpoint": "files refusal locate pickled reader architecture writer",
     "linear": "assignment estimate krylov norms traces determinants operator",
     "task": "examples formats losses measures outputs task classification datasets data_files digest goal",
@@ -21,8 +21,8 @@ FILES = {
     "equivariance": "finite_group equivariance layers",
     "curvature": "gradients linearised outputs curvature fisher tangent_kernel",
     "metric": "distance metric optim steps per_layer pullback geodesic",
-    "codes": """langevin nuisance posterior quadratic attribution scores structure_functions sweep task_map transfer
-        weight_information""",
+    "codes": """langevin nuisance posterior quadratic attribution scores structure_functions store sweep task_map
+        transfer weight_information""",
     "path": "path diffusion barrier loss_plane trail",
     "trust": """bounds.rounding bounds.rule bounds.maps bounds.norms bounds.pointwise bounds.shapes bounds.sums
         bounds.twins bounds.walk bounds.certificate expected_displacement relative perturbation sensitivity""",
@@ -31,12 +31,12 @@ FILES = {
         align.relax align.merge align.refit align.repair align.match align.features symmetry quotient""",
     "training": "critical_periods recording recorder adapters",
     "flows": "batches anchors attacks ensembles goals pruning result stepper",
-    "commands": """progress paths workspace capacity certify compare align inform merge perturb stability tasks walk
-        watch""",
-    "pages": """page style certify compare align critical_periods inform merge paths stability tasks walk capacity
-        watch""",
-    "cli": """options words show align capacity certify compare inform merge paths perturb read stability tasks walk
-        watch""",
+    "commands": """progress data scores settings workspace compare align merge capacity walk perturb stability inform
+        tasks certify watch paths""",
+    "pages": """page style compare align merge walk capacity stability inform tasks certify paths watch
+        critical_periods""",
+    "cli": """options words show read compare align merge walk perturb capacity stability inform certify tasks watch
+        paths""",
 }
 PARTS = {"graph.rules": "rules.", "trust.bounds": "bounds.", "symmetry.align": "align."}  # wings of wings
 ORDER = [
@@ -114,6 +114,17 @@ def test_names_of_the_last_release_warn_and_lead_to_the_same():
         assert ws.metric.Fromage is ws.metric.Fromage
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("weightspace.nothing")
+
+
+@pytest.mark.filterwarnings("ignore:weightspace.* is now in")
+def test_names_that_were_given_up_warn_and_lead_to_what_took_their_place():
+    for place, old, now in (
+        (ws.path, "ActionCost", "Cost"),
+        (ws.diffusion, "ActionCost", "Cost"),
+    ):
+        with pytest.warns(DeprecationWarning, match=f"{old} is now weightspace.net.{now}; take that"):
+            assert getattr(place, old) is getattr(ws.net, now)
+        assert old not in dir(ws.path)
 
 
 def imports(tree):

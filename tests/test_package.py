@@ -17,7 +17,9 @@ from conftest import UNCHECKED
 from torch import nn
 
 import weightspace as ws
+from weightspace.demo import digits_cnn
 from weightspace.path.loss_plane import Plane
+from weightspace.trust.bounds.rule import RULES
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
@@ -152,3 +154,15 @@ def test_a_planted_danger_is_seen(planted):
     assert list(dangers(planted))
     assert not list(dangers("torch.load(path, weights_only=True)\nast.literal_eval(text)\nnp.load(path)"))
     assert PLACES.search("see " + "/ho" + "me/me/x") and not PLACES.search("path/to/home")
+
+
+def test_what_is_imported_alone_is_the_same_as_with_everything_imported():
+    """Tests import every module; a user imports one, and the rules that others register must be there all the same."""
+    group = "str(ws.Symmetry.of(demo.digits_cnn(), torch.zeros(2, 1, 8, 8)))"
+    done = python(
+        "import torch, weightspace as ws\nfrom weightspace import demo\n"
+        f"print({group})\nws.certificate\nfrom weightspace.trust.bounds import rule\nprint(sorted(rule.RULES))"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == str(ws.Symmetry.of(digits_cnn(), torch.zeros(2, 1, 8, 8)))
+    assert done.stdout.splitlines()[1] == str(sorted(RULES))

@@ -15,15 +15,22 @@ __all__ = ["OldNames", "handed_on", "moved"]
 
 
 def handed_on(
-    package: str, contents: Mapping[str, Sequence[str]]
+    package: str, contents: Mapping[str, Sequence[str]], renamed: Mapping[str, Sequence[str]] | None = None
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """`__getattr__`, `__dir__` and `__all__` of a package that hands on names of its files.
 
     `contents`: a file, by its name in the package or by its whole address, -> the names that it gives.
+    `renamed`: the address of a name -> names that it had in the last release, which warn.
     """
     home = {name: file for file, names in contents.items() for name in names}
 
+    now = {old: address for address, names in (renamed or {}).items() for old in names}
+
     def get(name: str) -> Any:
+        if name in now:
+            warnings.warn(f"{package}.{name} is now {now[name]}; take that", DeprecationWarning, 2)
+            module, _, kept = now[name].rpartition(".")
+            return getattr(import_module(module), kept)
         if name not in home:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         file = home[name]
@@ -45,9 +52,10 @@ def _old(old: str, files: str) -> ModuleType:
     module = ModuleType(f"weightspace.{old}", f"Moved: see weightspace.{files.split()[0]}.")
 
     def get(name: str) -> Any:
-        for file in files.split():
-            if not name.startswith("_") and hasattr(import_module(f"weightspace.{file}"), name):
-                return getattr(import_module(f"weightspace.{file}"), name)
+        wings = [file.partition(".")[0] for file in files.split()]  # they know what was renamed
+        for place in (*files.split(), *wings) if not name.startswith("_") else ():
+            if (found := getattr(import_module(f"weightspace.{place}"), name, None)) is not None:
+                return found
         raise AttributeError(f"module 'weightspace.{old}' has no attribute {name!r}")
 
     module.__getattr__ = get  # type: ignore[method-assign]

@@ -1,7 +1,7 @@
-"""A tour of two minutes on embedded data: two digit classifiers from different seeds are compared, aligned and merged.
+"""The demo: a tour of all commands in two minutes, on two classifiers of the embedded digits.
 
-Every step runs on files, through what the commands run, and shows the command that a user would type. A capability
-that is added later adds its step to `STEPS`: a function that gets the stage, says what it found, and returns pages.
+Every step calls the function of a command on files, and shows the command line that does the same. A new step is a
+function in `STEPS` that gets the stage, prints what it found, and returns its pages.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from torch import nn
 
 from weightspace.checkpoint import writer
 from weightspace.commands.align import align
-from weightspace.commands.certify import certified
+from weightspace.commands.certify import Prior, certify
 from weightspace.commands.compare import compare_files
-from weightspace.commands.inform import informed
+from weightspace.commands.inform import inform
 from weightspace.commands.merge import merge
-from weightspace.commands.paths import passages
-from weightspace.commands.progress import Progress
-from weightspace.commands.stability import trial
-from weightspace.commands.tasks import told_apart
-from weightspace.commands.walk import walk
-from weightspace.commands.watch import watched
+from weightspace.commands.paths import paths
+from weightspace.commands.settings import Settings
+from weightspace.commands.stability import stability
+from weightspace.commands.tasks import tasks
+from weightspace.commands.walk import Limits, walk
+from weightspace.commands.watch import Schedule, watch
 from weightspace.commands.workspace import Workspace
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.model import fresh
 from weightspace.net.net import Net
 from weightspace.pages.align import align_page
-from weightspace.pages.certify import certified_page
-from weightspace.pages.compare import comparison_page
-from weightspace.pages.inform import informed_page
+from weightspace.pages.certify import certify_page
+from weightspace.pages.compare import compare_page
+from weightspace.pages.inform import inform_page
 from weightspace.pages.merge import merge_page
 from weightspace.pages.page import Card, Page, save
 from weightspace.pages.paths import paths_page
-from weightspace.pages.stability import trial_page
+from weightspace.pages.stability import stability_page
 from weightspace.pages.tasks import tasks_page
 from weightspace.pages.walk import walk_page
 from weightspace.task import datasets
@@ -89,7 +89,7 @@ def example(seed: int = 0) -> tuple[Net, Task]:
 
 
 def train(seed: int, data: Task, tick: Callable[[], None] = lambda: None, epochs: int = _EPOCHS) -> Net:
-    """A `digits_cnn` trained by Adam, its rate falling to zero; the seed draws the start and the order."""
+    """A `digits_cnn` trained by Adam with a learning rate that falls to zero; `seed` draws weights and batches."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = digits_cnn()
@@ -111,14 +111,18 @@ def train(seed: int, data: Task, tick: Callable[[], None] = lambda: None, epochs
 
 @dataclass
 class Stage:
-    """Where the steps play: the folder, the open bench, who listens, and the numbers for `--json`."""
+    """What the steps share: the folder, the open workspace, the settings, the console, and the numbers for `--json`."""
 
     folder: Path
-    bench: Workspace
+    space: Workspace
+    settings: Settings
     console: Console | None
-    progress: Progress
-    seed: int
     numbers: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def untaught(self) -> Settings:
+        """Settings without an architecture, for commands that bring their own network."""
+        return replace(self.settings, arch=None)
 
     def path(self, name: str) -> Path:
         """A file of the demo."""
@@ -146,12 +150,14 @@ def trained(stage: Stage) -> Sequence[Page]:
     data, right = datasets.digits(), accuracy(datasets.digits("test"))
     ticks = iter(range(2 * _EPOCHS))
     scores = {}
-    for name, seed in (("a", stage.seed), ("b", stage.seed + 1)):
-        net = train(seed, data, lambda: stage.progress("training two networks", next(ticks), 2 * _EPOCHS), _EPOCHS)
+    for name, seed in (("a", stage.settings.seed), ("b", stage.settings.seed + 1)):
+        net = train(
+            seed, data, lambda: stage.settings.progress("training two networks", next(ticks), 2 * _EPOCHS), _EPOCHS
+        )
         writer.save(net.tensors, stage.path(f"{name}.safetensors"), force=True)
         scores[name] = right(net)
         if name == "a":
-            copy = stage.bench.group.sample(seed=stage.seed + 2)(net)
+            copy = stage.space.group.sample(seed=stage.settings.seed + 2)(net)
             writer.save(copy.tensors, stage.path("disguised.safetensors"), force=True)
     stage.numbers["accuracy"] = scores
     stage.say(f"  a.safetensors: {scores['a']:.1%} of test digits right.  b.safetensors: {scores['b']:.1%}.")
@@ -159,22 +165,22 @@ def trained(stage: Stage) -> Sequence[Page]:
 
 
 def disguised(stage: Stage) -> Sequence[Page]:
-    """A copy whose units were renumbered and rescaled is recognised."""
+    """A copy with renumbered and rescaled units is recognised."""
     stage.title("1. Same or not? A copy of a whose hidden units were renumbered and rescaled at random")
     words = stage.command(_words("compare", "a.safetensors", "disguised.safetensors"))
-    found = compare_files(stage.bench, stage.path("a.safetensors"), stage.path("disguised.safetensors"))
+    found = compare_files(stage.space, stage.path("a.safetensors"), stage.path("disguised.safetensors"))
     stage.say(f"  Weights as stored: {found.relative_naive:.2f} of their norm apart, as if unrelated (1.41).")
     stage.say(f"  Once the units are matched: {found.relative:.0e} apart.")
     stage.say(f"  Verdict: {found.verdict.words}.", style="green")
     stage.numbers["disguised"] = found.data()
-    return [comparison_page(found, "A disguised copy", words)]
+    return [compare_page(found, "A disguised copy", words)]
 
 
 def compared(stage: Stage) -> Sequence[Page]:
     """The two seeds are independent, and nearer than they look."""
     stage.title("2. Compare a and b, trained from different seeds")
     words = stage.command(_words("compare", "a.safetensors", "b.safetensors"))
-    found = compare_files(stage.bench, stage.path("a.safetensors"), stage.path("b.safetensors"))
+    found = compare_files(stage.space, stage.path("a.safetensors"), stage.path("b.safetensors"))
     line = found.line
     assert line is not None
     half = {which: values[len(values) // 2] for which, values in line.accuracy.items()}
@@ -185,15 +191,15 @@ def compared(stage: Stage) -> Sequence[Page]:
         f"{line.barrier['after']:.2f}: two seeds found much the same solution, with its units in another order.",
     )
     stage.numbers["compare"] = found.data()
-    return [comparison_page(found, "Compare", words)]
+    return [compare_page(found, "Compare", words)]
 
 
 def aligned(stage: Stage) -> Sequence[Page]:
-    """b is written with its units in the order of a."""
-    stage.title("3. Align b to a: the same function, written so that its units stand where those of a stand")
+    """b is written with its units matched to those of a."""
+    stage.title("3. Align b to a: the same function, its units in the order of those of a")
     words = stage.command(_words("align", "b.safetensors", "--to a.safetensors", out="b_aligned.safetensors"))
     a, b, out = (stage.path(f"{name}.safetensors") for name in ("a", "b", "b_aligned"))
-    done = align(stage.bench, b, a, out, force=True)
+    done = align(stage.space, b, a, out)
     stage.say(
         f"  {done.moved:.0%} of the units moved; the outputs changed by {done.function:.0e} of their size (rounding).",
         f"  Distance to a: {done.before:.1f} before, {done.after:.1f} now.",
@@ -206,8 +212,8 @@ def merged(stage: Stage) -> Sequence[Page]:
     """The average of both works after alignment."""
     stage.title("4. Merge a and b: one network that is the average of both")
     words = stage.command(_words("merge", "a.safetensors", "b.safetensors", out="merged.safetensors"))
-    paths = [stage.path(f"{name}.safetensors") for name in ("a", "b")]
-    done = merge(stage.bench, paths, stage.path("merged.safetensors"), force=True)
+    files = [stage.path(f"{name}.safetensors") for name in ("a", "b")]
+    done = merge(stage.space, files, stage.path("merged.safetensors"))
     for score in done.scores():
         name = Path(score.name).name if score in done.singles else score.name
         stage.say(f"  {name:<34}{score.accuracy or 0:>7.1%}", style="green" if score is done.aligned else None)
@@ -216,13 +222,13 @@ def merged(stage: Stage) -> Sequence[Page]:
 
 
 def pruned(stage: Stage) -> Sequence[Page]:
-    """Nine weights of ten at zero, the function kept."""
-    stage.title("5. Walk: set nine weights of ten in a to zero, without labels, and keep what it does")
+    """Nine weights of ten set to zero, the function kept."""
+    stage.title("5. Walk: set nine weights of ten in a to zero, without labels, and keep its function")
     goal, files = "prune:0.9", ("a.safetensors", "pruned.safetensors")
     words = f"weightspace walk {files[0]} --keep {_DATA} --toward {goal} --steps 8 --arch {_ARCH} -o {files[1]}"
     stage.command(words)
     start, end = map(stage.path, files)
-    done = walk(start, _DATA, goal, end, arch=_ARCH, steps=8, force=True, seed=stage.seed, progress=stage.progress)
+    done = walk(start, _DATA, goal, end, Limits(steps=8), settings=stage.settings)
     _, before, after = done.scores[0]
     was, now = (f"{score.accuracy or 0:.1%}" for score in (before, after))
     stage.say(
@@ -230,8 +236,8 @@ def pruned(stage: Stage) -> Sequence[Page]:
     )
     stage.numbers["walk"] = done.data()
     lead = (
-        "The smallest weights go to zero step by step; after each step the others are corrected so that the outputs on "
-        "200 images stay what they were. No label is used."
+        "The smallest weights are set to zero step by step; after each step the others are corrected, so that the "
+        "outputs on 200 images stay what they were. No label is used."
     )
     loss = Card("Loss on held-out digits", f"{before.loss:.3f}", f"{after.loss:.3f}")
     cards = [Card("Accuracy on held-out digits", was, now, f"with {done.sparsity:.0%} of the weights at zero"), loss]
@@ -240,8 +246,8 @@ def pruned(stage: Stage) -> Sequence[Page]:
 
 
 def learned(stage: Stage) -> Sequence[Page]:
-    """The digits turned by a right angle, learnt without forgetting those that stand."""
-    stage.title("6. Walk: let a learn the digits turned by a right angle, and keep those that stand")
+    """Rotated digits are learnt, and the upright ones are not forgotten."""
+    stage.title("6. Walk: let a learn digits rotated by 90 degrees, and keep the upright ones")
     turned = datasets.digits()
     inputs = turned.example(len(turned)).rot90(1, (-2, -1))
     np.savez(stage.path("turned.npz"), x=inputs.numpy(), y=turned.labels().numpy())
@@ -251,50 +257,49 @@ def learned(stage: Stage) -> Sequence[Page]:
     stage.command(words)
     done = walk(
         stage.path("a.safetensors"), _DATA, f"learn:{stage.path('turned.npz')}", stage.path("learned.safetensors"),
-        arch=_ARCH, budget=_DRIFT, memory=_KEPT, steps=_LEARNING, size=_LENGTH, force=True, picture=True,
-        seed=stage.seed, progress=stage.progress,
+        Limits(budget=_DRIFT, memory=_KEPT, steps=_LEARNING, size=_LENGTH), picture=True, settings=stage.settings,
     )  # fmt: skip
     (_, old, kept), (_, ignorant, learnt) = done.scores
     was, now, before, after = (f"{score.accuracy or 0:.1%}" for score in (old, kept, ignorant, learnt))
-    stage.say(f"  Standing digits right: {was} before, {now} after.  Turned ones: {before}, {after}.", style="green")
+    stage.say(
+        f"  Accuracy on upright digits: {was} before, {now} after.  On rotated ones: {before}, {after}.", style="green"
+    )
     stage.numbers["learned"] = {key: value for key, value in done.data().items() if key != "picture"}
     page = walk_page(done, "Learn", words)
-    return [replace(page, headline=f"Turned digits learnt, {after} right; those that stand kept, {now} right")]
+    return [replace(page, headline=f"Rotated digits learnt: {after} right; upright ones kept: {now} right")]
 
 
 def shaken(stage: Stage) -> Sequence[Page]:
-    """How much noise a takes, by four numbers."""
-    stage.title("7. Shake: how much noise do the weights of a take before it breaks?")
+    """How much noise a tolerates: measured, expected, modelled."""
+    stage.title("7. Stability: how much noise in the weights does a tolerate?")
     words = (
         f"weightspace stability a.safetensors --data {_DATA} --arch {_ARCH} --draws {_DRAWS} --report stability.html"
     )
     stage.command(words)
-    done = trial(
-        stage.path("a.safetensors"), _DATA, arch=_ARCH, draws=_DRAWS, seed=stage.seed, progress=stage.progress
-    )  # fmt: skip
+    done = stability(stage.path("a.safetensors"), _DATA, draws=_DRAWS, settings=stage.settings)
     at = next(step for step in done.found.steps if step.relative == _SHOWN)
     stage.say(
-        f"  Noise of {_SHOWN:.0%} of every layer's norm moves the outputs by {median(at.moved):.0%} of their size",
-        f"  ({at.expected:.0%} was expected, {at.model:.0%} by the model), and leaves {median(at.accuracy):.1%} right.",
+        f"  Noise of {_SHOWN:.0%} of every layer's norm changes the outputs by {median(at.moved):.0%} of their size",
+        f"  (expected {at.expected:.0%}, by the model {at.model:.0%}); the accuracy is then {median(at.accuracy):.1%}.",
     )
-    stage.say(f"  One point of accuracy is lost at {done.width:.0%}.", style="green")
+    stage.say(f"  Noise of {done.width:.0%} costs one point of accuracy.", style="green")
     stage.numbers["stability"] = done.data()
-    return [trial_page(done, "Shake", words)]
+    return [stability_page(done, "Stability", words)]
 
 
 def recorded(stage: Stage) -> Sequence[Page]:
-    """A network that learns from scratch, and the way that examples take through it meanwhile."""
-    stage.title("8. Watch: which units does every example go through, while a network learns?")
-    words = f"weightspace watch -o run.rec --data {_DATA} --epochs {_WATCHED} --seed {stage.seed}"
+    """A network that learns from scratch, and which units are on for each example meanwhile."""
+    stage.title("8. Watch: which units are on for every example, while a network learns?")
+    words = f"weightspace watch -o run.rec --data {_DATA} --epochs {_WATCHED} --seed {stage.settings.seed}"
     stage.command(words)
     file = stage.path("run.rec")
     file.unlink(missing_ok=True)
-    done = watched(file, _DATA, epochs=_WATCHED, seed=stage.seed, progress=stage.progress)
-    found = passages(file, progress=stage.progress)
+    done = watch(file, _DATA, Schedule(epochs=_WATCHED), settings=stage.untaught)
+    found = paths(file, progress=stage.settings.progress)
     own, cross = found.own["all"], found.cross["all"]
     stage.say(
-        f"  From record to record an example keeps {min(own):.0%} of its path at the least, {own[-1]:.1%} at the end;",
-        f"  where two examples meet, {min(cross):.0%} and {cross[-1]:.1%}. Recording: {done.overhead:.0%} of the time.",
+        f"  From record to record an example keeps at least {min(own):.0%} of its path, {own[-1]:.1%} at the end;",
+        f"  of what two examples share, {min(cross):.0%} and {cross[-1]:.1%}. Recording took {done.overhead:.0%}.",
         style="green",
     )
     stage.numbers["watch"] = {**done.data(), "out": str(file), "own": own, "cross": cross}
@@ -302,44 +307,41 @@ def recorded(stage: Stage) -> Sequence[Page]:
 
 
 def asked(stage: Stage) -> Sequence[Page]:
-    """What the weights of a hold about the digits."""
-    stage.title("9. Ask: how many nats do the weights of a hold about the digits?")
+    """The information in the weights of a about the digits."""
+    stage.title("9. Inform: how much information do the weights of a hold about the digits?")
     options = f"--limit {_ASKED} --rank {_RANK}"
     words = f"weightspace inform a.safetensors --data {_DATA} --arch {_ARCH} {options} --report inform.html"
     stage.command(words)
-    done = informed(
-        stage.path("a.safetensors"), _DATA, arch=_ARCH, limit=_ASKED, rank=_RANK, seed=stage.seed,
-        progress=stage.progress,
-    )  # fmt: skip
+    done = inform(stage.path("a.safetensors"), _DATA, limit=_ASKED, rank=_RANK, settings=stage.settings)
     found, labels = done.found[0], done.labels or 0.0
     stage.say(
-        f"  {found.value:,.0f} +- {found.error:.1g} nats about {found.examples} examples;",
-        f"  as much as if {found.dimension:,.0f} of its weights were known, and nothing of the others.",
-        f"  With the loss that is left, {found.length:,.0f} nats; the labels alone take {labels:,.0f}.",
+        f"  {found.value:,.0f} +- {found.error:.1g} nats about {found.examples} examples, in {found.dimension:,.0f} "
+        "effective weights.",
+        f"  With the remaining loss, {found.length:,.0f} nats; the labels alone take {labels:,.0f}.",
         style="green",
     )
     stage.numbers["inform"] = done.data()
-    return [informed_page(done, "Inform", words)]
+    return [inform_page(done, "Inform", words)]
 
 
 def mapped(stage: Stage) -> Sequence[Page]:
-    """How far three tasks are apart."""
+    """The distances between three tasks."""
     stage.title("10. Tasks: how much of one is left to learn, once another is known?")
     words = f"weightspace tasks {' '.join(_TASKS)} --limit {_ASKED} --seeds 1 --steps {_STEPS} --report tasks.html"
     stage.command(words)
-    done = told_apart(_TASKS, limit=_ASKED, seeds=1, steps=_STEPS, seed=stage.seed, progress=stage.progress)
+    done = tasks(_TASKS, limit=_ASKED, seeds=1, steps=_STEPS, settings=stage.untaught)
     found = done.found
     for target in found.names:
         source = found.nearest(target)
         d = found.distance(source, target)
-        stage.say(f"  {target}: {d.target:,.0f} nats; {d.value:,.0f} are left when {source} is known.", style="green")
+        stage.say(f"  {target}: {d.target:,.0f} nats; {d.value:,.0f} are left once {source} is known.", style="green")
     stage.numbers["tasks"] = found.data()
     return [tasks_page(done, "Tasks", words)]
 
 
 def promised(stage: Stage) -> Sequence[Page]:
-    """A promise for new digits, from digits that a has not seen."""
-    stage.title("11. Certify: how often will a err on new digits, at most?")
+    """A bound for new digits, from digits that a was not trained on."""
+    stage.title("11. Certify: an upper bound on the error of a on new digits")
     words = (
         f"weightspace certify a.safetensors --data new.npz --unseen --arch {_ARCH} --steps {_TRAINED} "
         f"--draws {_DRAWN} --report certify.html"
@@ -347,18 +349,18 @@ def promised(stage: Stage) -> Sequence[Page]:
     stage.command(words)
     test = datasets.digits("test")
     np.savez(stage.path("new.npz"), x=test.example(len(test)).numpy(), y=test.labels().numpy())
-    done = certified(
-        stage.path("a.safetensors"), str(stage.path("new.npz")), arch=_ARCH, unseen=True, steps=_TRAINED, draws=_DRAWN,
-        seed=stage.seed, progress=stage.progress,
+    done = certify(
+        stage.path("a.safetensors"), str(stage.path("new.npz")), Prior(unseen=True), steps=_TRAINED, draws=_DRAWN,
+        settings=stage.settings,
     )  # fmt: skip
     q = done.found
     stage.say(
-        f"  {q.centre_error:.1%} errors on {q.examples} digits that it has not seen; on new ones at most",
-        f"  {q.hold_out:.1%} by counting, {q.bound:.1%} by PAC-Bayes, each with probability {1 - q.delta:g}.",
+        f"  Error {q.centre_error:.1%} on {q.examples} digits that it was not trained on; on new ones at most",
+        f"  {q.hold_out:.1%} by the hold-out bound, {q.bound:.1%} by PAC-Bayes, each with probability {1 - q.delta:g}.",
         style="green",
     )
     stage.numbers["certify"] = done.data()
-    return [certified_page(done, "Certify", words)]
+    return [certify_page(done, "Certify", words)]
 
 
 def overview(numbers: Mapping[str, Any]) -> Page:
@@ -376,7 +378,7 @@ def overview(numbers: Mapping[str, Any]) -> Page:
     lead = (
         "The hidden units of a network can be renumbered and rescaled without changing what it computes. So two "
         "checkpoints may look unrelated and still hold the same solution, and their plain average is useless. "
-        "weightspace reads off which moves are free, undoes them, and then compares and averages. "
+        "weightspace finds the changes that leave the function the same, undoes them, and then compares and averages. "
         "Orange: as stored. Green: after alignment."
     )
     return Page("Overview", "Two networks can be the same and look nothing alike", lead, cards=cards)
@@ -406,23 +408,22 @@ def _words(command: str, *files: str, out: str | None = None) -> str:
 
 def run(
     folder: Path,
+    settings: Settings,
     *,
     console: Console | None = None,
-    force: bool = False,
-    seed: int = 0,
-    progress: Progress = lambda what, done, total: None,
 ) -> Mapping[str, Any]:
-    """All steps in `folder`, then the report; the numbers found."""
-    _prepare(folder, force)
+    """Run all steps in `folder`, write the report, and return the numbers."""
+    _prepare(folder, settings.force)
+    settings = replace(settings, arch=_ARCH, force=True)
     target = folder / "report.html"
     if console:
         console.print("Hidden units of a network can be renumbered and rescaled without changing what it computes.")
-        console.print("weightspace reads off which moves are free, and undoes them before it compares or averages.")
-    bench = Workspace.open(_ARCH, [], _DATA, seed=seed, progress=progress)
-    stage = Stage(folder, bench, console, progress, seed)
-    stage.say(f"Free moves of this network (S: renumber, R+: rescale): {bench.group}")
+        console.print("weightspace finds these changes, and undoes them before it compares or averages networks.")
+    space = Workspace.open([], settings, _DATA)
+    stage = Stage(folder, space, settings, console)
+    stage.say(f"Symmetry group of this network (S: renumber, R+: rescale): {space.group}")
     pages = [section for step in STEPS for section in step(stage)]
-    progress("writing the report", 0, 0)
+    settings.progress("writing the report", 0, 0)
     save([overview(stage.numbers), *pages], target, title="weightspace demo")
     where = target.resolve()
     stage.say("", f"Files and commands to try yourself: cd {shlex.quote(str(folder))}")
@@ -431,7 +432,7 @@ def run(
 
 
 def _prepare(folder: Path, force: bool) -> None:
-    """The folder; files in it are overwritten only in the demo's own, or with `force`."""
+    """Make the folder; its files are overwritten only if it is the demo's own, or with `force`."""
     if folder.exists() and not folder.is_dir():
         raise WeightspaceError(f"{folder} is a file; choose a folder with -o")
     taken = [name for name in (*(f"{name}.safetensors" for name in _FILES), "run.rec") if (folder / name).exists()]

@@ -212,7 +212,7 @@ def test_every_signal_that_ends_a_command_is_one_line(tmp_path, monkeypatch, cap
         os.kill(os.getpid(), number)
         time.sleep(5)
 
-    monkeypatch.setattr("weightspace.commands.watch.watched", stopped)
+    monkeypatch.setattr("weightspace.commands.watch.watch", stopped)
     handler = signal.getsignal(number)
     assert main(["watch", "-o", str(tmp_path / "x.rec")]) == code
     assert capsys.readouterr().err.splitlines()[-1] == "weightspace: stopped; nothing was left half-written"

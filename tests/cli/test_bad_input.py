@@ -414,12 +414,12 @@ def test_killed_while_writing_leaves_the_old_file(here):
 def test_ctrl_c_in_the_middle_leaves_nothing(here):
     script = """
         import signal, sys, time
-        from weightspace import workbench
+        from weightspace.symmetry.symmetry import Symmetry
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is born deaf to it
         def slow(*args, **kwargs):
             print("matching", flush=True)
             time.sleep(60)
-        workbench.Symmetry.match = slow
+        Symmetry.match = slow
         from weightspace.cli import main
         sys.exit(main(sys.argv[1:]))
     """

@@ -23,7 +23,7 @@ from weightspace.checkpoint import reader, writer
 from weightspace.checkpoint.architecture import ArchitectureError, Stored, find, parse_example
 from weightspace.cli import main
 from weightspace.commands import compare
-from weightspace.commands.workspace import splits
+from weightspace.commands.data import splits
 from weightspace.net.net import Net
 from weightspace.path.trail import Trail
 from weightspace.symmetry.symmetry import Symmetry
@@ -148,7 +148,7 @@ def test_compare_prints_verdict_table_and_numbers(here, capsys):
     code, out, err = run(capsys, "compare", "a.safetensors", "b.safetensors", "--arch", ARCH, "--data", "data.npz")
     assert code == 0
     for words in ("Independent: trained apart", "as stored", "aligned", "loss barrier", "accuracy half way",
-                  "certainly between", "0.weight", "12x6", "S12 x R+12 x S8 x R+8", "Matched by"):  # fmt: skip
+                  "proven", "0.weight", "12x6", "S12 x R+12 x S8 x R+8", "Matched by"):  # fmt: skip
         assert words in out
     assert "reading the symmetry" in err and "\x1b" not in out + err
 
@@ -289,7 +289,7 @@ def test_report_is_written(here, capsys):
             "renumbered",
         ),
         (("merge", "a.safetensors", "b.safetensors", "--data", "data.npz", "-o", "m.safetensors"), "averaged into one"),
-        (("capacity", "a.safetensors", "--keep", "data.npz", "--learn", "data.npz"), "What progress costs"),
+        (("capacity", "a.safetensors", "--keep", "data.npz", "--learn", "data.npz"), "Progress against drift"),
     ],
 )
 def test_what_aligns_merges_or_asks_for_room_has_a_page_too(here, capsys, words, seen):
@@ -590,11 +590,11 @@ def test_walk_into_a_folder_goes_on_from_there_and_shows_where_it_went(here, cap
     assert steps == sorted(set(steps)) and steps[0] == 0 and steps[-1] == 12
     text = page.read_text()
     for words in (
-        "Where it went",
-        "What it kept on the way",
+        "The path in weight space",
+        "Accuracy along the path",
         "Drift, step by step",
-        "What progress costs",
-        "Stiff and",
+        "Progress against drift",
+        "Spectrum of",
     ):
         assert words in text
     code, _, err = run(capsys, "walk", "b.safetensors", *options, "-o", folder, "--steps", 4)
@@ -625,7 +625,7 @@ def test_walk_knows_every_goal(here, capsys, toward):
 def test_capacity_says_how_much_room_there_is(here, capsys):
     options = ("--keep", "data.npz", "--learn", "data.npz", "--arch", ARCH, "--memory", 5)
     code, out, err = run(capsys, "capacity", "a.safetensors", *options)
-    assert code == 0 and "leaves the kept outputs alone" in out, err
+    assert code == 0 and "leaves the outputs to keep alone" in out, err
     found = json.loads(run(capsys, "capacity", "a.safetensors", *options, "--json")[1])
     assert 0 <= found["layers"] <= found["free"] + 1e-6 <= 1 + 2e-6 and found["rows"] == 5 * 3
     drifts, progress = zip(*found["tradeoff"], strict=True)
@@ -638,12 +638,12 @@ def test_capacity_says_how_much_room_there_is(here, capsys):
     ("toward", "more", "words"),
     [
         ("prune:1.5", (), "between 0 and 1"),
-        ("prune:x", (), "no number"),
+        ("prune:x", (), "not a number"),
         ("bake", (), "no goal of that name"),
         ("prune:0.5,3:2", (), "n:m"),
         ("harden:-1", (), "radius"),
-        ("drift:x", (), "no whole number"),
-        ("prune:0.5,descent", ("--budget", 1), "leave --budget out"),
+        ("drift:x", (), "not a whole number"),
+        ("prune:0.5,descent", ("--budget", 1), "leave out --budget"),
         ("learn:nowhere.npz", (), "no such file"),
         ("drift:1", ("--budget", 0), "budget must be positive"),
         ("drift:1", ("--size", -1), "size must be positive"),
@@ -681,7 +681,7 @@ def test_perturb_writes_what_it_says(here, capsys, options):
         assert found["largest"] == pytest.approx(0.1, rel=1e-4)
         assert 0.2 < found["measured"] / found["expected"] < 5
     code, text, err = run(capsys, "perturb", "a.safetensors", "-o", out, "--arch", ARCH, "--force", *options)
-    assert code == 0 and "Relative trust" in text, err
+    assert code == 0 and "Deep relative trust" in text, err
     out.unlink()
 
 
@@ -690,7 +690,12 @@ def test_stability_tells_and_shows(here, capsys):
     options = ("--data", "data.npz", "--arch", ARCH, "--sizes", "0.05,0.2", "--draws", 3)
     code, text, err = run(capsys, "stability", "a.safetensors", *options, "--report", page)
     assert code == 0 and "proven" in text and "Most fragile" in text, err
-    for words in ("Four answers to one question", "Accuracy under noise", "Where it breaks first", "proven, without"):
+    for words in (
+        "Change of the outputs under noise",
+        "Accuracy under noise",
+        "Most fragile tensors",
+        "proven, without",
+    ):
         assert words in page.read_text()
     page.unlink()
     code, text, err = run(capsys, "stability", "a.safetensors", *options, "--no-proof", "--json")
@@ -710,7 +715,7 @@ def test_outputs_are_compared_where_there_are_no_labels(here, capsys):
     steps = json.loads(text)["found"]["steps"]
     assert all(step["moved"] and not step["accuracy"] and not step["loss"] for step in steps)
     code, text, err = run(capsys, "perturb", "a.safetensors", *given, "-o", here / "u.safetensors")
-    assert code == 0 and "Outputs moved by" in text, err
+    assert code == 0 and "Change of the outputs" in text, err
     for words in (
         ("compare", "a.safetensors", "b.safetensors"),
         ("merge", "a.safetensors", "b.safetensors", "-o", here / "v.safetensors"),
@@ -727,7 +732,7 @@ def test_outputs_are_compared_where_there_are_no_labels(here, capsys):
         (("perturb", "a.safetensors", "-o", "x.safetensors", "--kind", "burn"), "kind must be one of"),
         (("perturb", "a.safetensors", "-o", "x.safetensors", "--bits", "4"), "bits goes with"),
         (("perturb", "none.safetensors", "-o", "x.safetensors"), "no such file"),
-        (("stability", "a.safetensors", "--data", "data.npz", "--sizes", "0.1,x"), "numbers with commas"),
+        (("stability", "a.safetensors", "--data", "data.npz", "--sizes", "0.1,x"), "numbers separated by commas"),
         (("stability", "a.safetensors", "--data", "data.npz", "--sizes", "12"), "relative must be in"),
         (("stability", "a.safetensors", "--data", "nowhere.npz"), "no such file"),
         (("stability", "a.safetensors", "--data", "data.npz", "--tolerance", "-1"), "tolerance"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from weightspace.codes.structure_functions import Run, StructureError, StructureFunction
+from weightspace.codes.structure_functions import Run, StructureFunction
 from weightspace.codes.sweep import cost, random_labels, structure_function
 from weightspace.net.errors import WeightspaceError
 from weightspace.task.task import Task
@@ -144,7 +144,7 @@ def test_a_sweep_goes_on_where_it_was_cut_off(tmp_path):
     seen.clear()
     again = swept(folder=tmp_path, progress=lambda *k: seen.append(k))
     assert again.runs == whole.runs and len(seen) == 40 and seen[-1] == (160, 160)
-    with pytest.raises(StructureError, match="holds sweeps of"):
+    with pytest.raises(WeightspaceError, match="holds sweeps of"):
         structure_function(model(), small(), [0.3], seeds=(3,), steps=41, folder=tmp_path)
     json.dumps(whole.data(), allow_nan=False)
 

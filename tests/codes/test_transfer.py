@@ -204,12 +204,12 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch):
     again = task_distances(dict(reversed(tasks.items())), mlp, **options)
     assert len(calls) == 12 and torch.equal(again.values, found.values.flip(0, 1))
     assert not [*tmp_path.glob("*.partial")]
-    with pytest.raises(TransferError, match=r"was measured with another steps \(10\); give another file"):
+    with pytest.raises(WeightspaceError, match=r"was measured with another steps \(10\); give another file"):
         task_distances(tasks, mlp, **(options | {"steps": 11}))
-    with pytest.raises(TransferError, match="holds codes of another sub; give another file"):
+    with pytest.raises(WeightspaceError, match="holds codes of another sub; give another file"):
         task_distances(tasks | {"sub": known("same")}, mlp, **options)
     file.write_text("[]")
-    with pytest.raises(TransferError, match="holds no lengths of codes"):
+    with pytest.raises(WeightspaceError, match="holds no lengths of codes"):
         task_distances(tasks, mlp, **options)
 
 

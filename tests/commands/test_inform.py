@@ -129,7 +129,7 @@ def test_certify_promises_what_counting_promises(here, capsys):
     words = ["certify", "net.safetensors", *ARCH, "--data", "new.npz", "--unseen", "--steps", "40", "--draws", "20000"]
     code, out, err = asked(capsys, *words, "--report", "certify.html", "-o", "mean.safetensors")
     assert code == 0 and "40 steps of 200 examples" in err and "hold-out" in out
-    assert "How much is promised" in (here / "certify.html").read_text()
+    assert "Bounds on the error" in (here / "certify.html").read_text()
     assert {n: t.shape for n, t in load_file("mean.safetensors").items()} == {
         n: t.shape for n, t in load_file("net.safetensors").items()
     }
@@ -149,16 +149,16 @@ def test_certify_from_the_start_of_training(capsys):
 
 WRONG = [
     (["inform", "net.safetensors", "--data", "data.npz", "--method", "guess"], "--method guess: choose local"),
-    (["inform", "net.safetensors", "--data", "bare.npz"], "no labels, and there is nothing to know"),
+    (["inform", "net.safetensors", "--data", "bare.npz"], "no labels, and this command measures a loss"),
     (["inform", "net.safetensors", "--data", "data.npz", "--beta", "0"], "beta must be"),
     (["inform", "absent.safetensors", "--data", "data.npz"], "no such file"),
     (["inform", "net.safetensors", "--data", "wide.npz"], "does not take inputs of shape"),
     (["inform", "net.safetensors", "--data", "data.npz", "--report", "page.txt"], "must end in .html"),
     (["tasks", "data.npz"], "two or more data sets, each once"),
     (["tasks", "data.npz", "data.npz"], "two or more data sets, each once"),
-    (["tasks", "data.npz", "data.npz:7-9"], "no example of the classes 7-9"),
-    (["tasks", "data.npz", "data.npz:upside"], "'upside' is no classes"),
-    (["tasks", "data.npz", "data.npz:rotated"], "only square images can be turned"),
+    (["tasks", "data.npz", "data.npz:7-9"], "no example has a label among 7-9"),
+    (["tasks", "data.npz", "data.npz:upside"], "'upside' is not known"),
+    (["tasks", "data.npz", "data.npz:rotated"], "only square images can be rotated"),
     (["tasks", "data.npz", "wide.npz"], "bring them to one shape"),
     (["tasks", "data.npz", "bare.npz"], "bare.npz: no labels"),
     (["certify", "net.safetensors", "--data", "data.npz", "--delta", "1.5"], "delta is 1.5"),

@@ -42,7 +42,7 @@ def run(capsys, *words):
 
 
 def test_watch_records_and_draws(here, capsys):
-    assert "Where two examples meet" in (here / "watch.html").read_text()
+    assert "Cross-path similarity, all pairs" in (here / "watch.html").read_text()
     seen = Recording("run.rec")
     assert [record.step for record in seen] == [0, 4, 8, 12, 16]
     assert {"gates", "held", "accuracy", "loss", "from_start", "activations"} <= set(seen[-1].values)
@@ -66,7 +66,7 @@ def test_paths_tells_what_the_functions_say(here, capsys):
     assert found["steps"] == [4, 8, 12, 16] and len(found["matrix"]) == 5 and len(found["scatter"][0]) == 190
     assert list(found["layers"]) == ["2", "4", "6", "8"] and found["layer"] == "4"
     code, out, err = run(capsys, "paths", "run.rec", "--gates", "held", "--layer", "8", "--report", "paths.html")
-    assert code == 0 and "self-path" in out and "Path given up" in out, err
+    assert code == 0 and "self-path" in out and "Path turnover per unit" in out, err
     for words in ("Self-path similarity", "Cross-path similarity by layer", "Paths of every two records",
                   "The nearest example changes", "Overlap and distance", "Path turnover"):  # fmt: skip
         assert words in (here / "paths.html").read_text()
@@ -83,7 +83,7 @@ def test_paths_of_a_recorder_of_ones_own(here, capsys):
                 model[1].weight.mul_(1.1).add_(0.02)
             watch.step()
     code, out, err = run(capsys, "paths", "own.rec", "--report", "own.html")
-    assert code == 0 and "2: no kink" in out.replace("\n", " ") and "Path given up" not in out, err
+    assert code == 0 and "2: smooth activation" in out.replace("\n", " ") and "Path turnover per unit" not in out, err
     page = (here / "own.html").read_text()
     assert "Overlap and distance" not in page and "Fisher trace" in page
 
@@ -92,7 +92,7 @@ def test_paths_of_a_recorder_of_ones_own(here, capsys):
     ("words", "told"),
     [
         (("paths", "none.rec"), "none.rec: cannot be read (No such file or directory)"),
-        (("paths", "bad.rec"), "is no recording of this version"),
+        (("paths", "bad.rec"), "is not a recording of this version"),
         (("paths", "bare.rec"), "no gates; record gates=gates(probe)"),
         (("paths", "once.rec"), "gates at one step only"),
         (("paths", "run.rec", "--gates", "x"), "no gates named 'x'"),
@@ -103,7 +103,7 @@ def test_paths_of_a_recorder_of_ones_own(here, capsys):
         (("paths", "run.rec", "--report", "x.txt"), "x.txt"),
         (("watch", "-o", "x.txt"), "x.txt"),
         (("watch", "-o", "x.rec", "--data", "nowhere.npz"), "no such file"),
-        (("watch", "-o", "x.rec", "--rate", "nan"), "the rate positive"),
+        (("watch", "-o", "x.rec", "--rate", "nan"), "--rate positive"),
         (("watch", "-o", "x.rec", "--arch", "torch.nn:Tanh"), "Tanh has no gates"),
         (("watch", "-o", "x.rec", "--arch", "torch.nn:Linear(in_features=5,out_features=2)"), "does not take inputs"),
         (("watch", "-o", "missing/x.rec"), "missing"),

@@ -227,7 +227,7 @@ def test_where_no_gradient_is_seen_the_scale_is_infinite():
 
 
 @pytest.mark.parametrize("wrong, match", [
-    (lambda: fisher_trace(task(), labels="true"), "unknown labels 'true'"),
+    (lambda: fisher_trace(task(), labels="true"), "labels takes 'model' or 'data' or 'all'"),
     (lambda: fisher_trace(task(), draws=0), "draws is 0"),
     (lambda: fisher_trace(Task(torch.zeros(3, 5))), "no labels tell what the outputs are"),
     (lambda: fisher_trace(task(metric="zero-one")), "zero-one is no likelihood"),

@@ -20,6 +20,7 @@ from weightspace.equivariance.equivariance import (
 )
 from weightspace.equivariance.finite_group import FiniteGroup, GroupError
 from weightspace.equivariance.layers import GroupConv, GroupPool
+from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 from weightspace.task.classification import accuracy
 from weightspace.task.task import Task
@@ -80,10 +81,10 @@ TURN = FiniteGroup.rotations().actions
     "actions, message",
     [
         ([], "got none"),
-        ([TURN[0], TURN[1]], "the list is no group"),
+        ([TURN[0], TURN[1]], "the list is not a group"),
         ([TURN[1], TURN[2], TURN[3]], "none of the 3 functions is the identity"),
         ([TURN[0], TURN[0]], "elements 0 and 1 act alike"),
-        ([TURN[0], lambda x: x[..., 0]], r"makes shape \(4,\) of \(4, 4\)"),
+        ([TURN[0], lambda x: x[..., 0]], r"turns shape \(4, 4\) into \(4,\)"),
         ([TURN[0], lambda x: x @ torch.eye(3)], r"does not act on shape \(4, 4\)"),
     ],
 )
@@ -169,7 +170,7 @@ def test_an_orbit_makes_any_function_invariant(how):
         (lambda: invariance_defect(lambda x: x * math.nan, noise(2, 4), FiniteGroup.shifts(4)), "outputs hold NaN"),
         (lambda: invariance_defect(lambda x: x, noise(2, 4) / 0, FiniteGroup.shifts(4)), "inputs hold NaN"),
         (lambda: invariance_defect(lambda x: x, noise(0, 4), FiniteGroup.shifts(4)), "an empty tensor"),
-        (lambda: invariance_defect(lambda x: 0 * x, noise(2, 4), FiniteGroup.shifts(4)), "outputs are zero"),
+        (lambda: invariance_defect(lambda x: 0 * x, noise(2, 4), FiniteGroup.shifts(4)), "outputs are all zero"),
         (lambda: invariance_defect("net", noise(2, 4), FiniteGroup.shifts(4)), "got str"),
         (lambda: equivariance_defect(lambda x: x[:, :3], noise(2, 4), FiniteGroup.shifts(4)), "do not act on shape"),
         (
@@ -177,13 +178,14 @@ def test_an_orbit_makes_any_function_invariant(how):
             "is not the group on the inputs",
         ),
         (lambda: invariant(3, FiniteGroup.shifts(4)), "got int"),
-        (lambda: invariant(lambda x: x, FiniteGroup.shifts(4), "median"), 'must be "max" or "mean"'),
         (lambda: invariance_defect(lambda x: x, Task({"a": noise(2, 4)}), FiniteGroup.shifts(4)), "got dict"),
     ],
 )
 def test_what_has_no_defect(call, message):
     with pytest.raises(GroupError, match=message):
         call()
+    with pytest.raises(WeightspaceError, match="how takes 'max' or 'mean', got str 'median'"):
+        invariant(lambda x: x, FiniteGroup.shifts(4), "median")
 
 
 # ------------------------------------------------------------------ weights
@@ -248,9 +250,9 @@ def _cycle(k: int):
         (lambda: reynolds(noise(3, 3) / 0, FiniteGroup.shifts(3).matrices((3,))), "weights hold NaN"),
         (lambda: reynolds(noise(3, 4), FiniteGroup.shifts(3).matrices((3,))), "the weight needs 4 x 4"),
         (lambda: reynolds(noise(3, 3), torch.eye(3)[None], torch.eye(3).expand(2, 3, 3)), r"got \[1, 2\]"),
-        (lambda: reynolds(noise(3, 3), torch.stack([torch.eye(3), torch.eye(3).roll(1, 0)])), "no group"),
+        (lambda: reynolds(noise(3, 3), torch.stack([torch.eye(3), torch.eye(3).roll(1, 0)])), "not one group"),
         (lambda: reynolds(noise(3, 3), None, torch.zeros(1, 3, 3)), "cannot be inverted"),
-        (lambda: reynolds_defect(torch.zeros(3, 3), FiniteGroup.shifts(3).matrices((3,))), "weights are zero"),
+        (lambda: reynolds_defect(torch.zeros(3, 3), FiniteGroup.shifts(3).matrices((3,))), "weights are all zero"),
     ],
 )
 def test_what_has_no_average(call, message):
@@ -348,8 +350,8 @@ def test_a_network_of_layers_learns_and_stays_invariant():
         (lambda: GroupConv(1, 1, 3, "p6"), "unknown group 'p6'"),
         (lambda: GroupConv(1, 1, 3, padding="reflect"), "padding 'reflect'"),
         (lambda: GroupConv(1, 1, 4), "even size 4 has no centre"),
-        (lambda: GroupConv(0, 1, 3), "no layer of p4 has 0 and 1 channels"),
-        (lambda: GroupConv(1, 1, 3, dims=1), "no layer of p4"),
+        (lambda: GroupConv(0, 1, 3), "p4 has no layer of 0 and 1 channels"),
+        (lambda: GroupConv(1, 1, 3, dims=1), "p4 has no layer"),
         (lambda: GroupConv(1, 1, 3)(torch.zeros(1, 1, 4, 4)), r"expected maps \('example', 1, 4, 'size', 'size'\)"),
         (lambda: GroupConv(1, 1, 3, lifting=True)(torch.zeros(1, 2, 4, 4)), "got shape"),
         (lambda: GroupConv(1, 1, 7, lifting=True)(torch.zeros(1, 1, 2, 2)), "too small"),

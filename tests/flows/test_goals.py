@@ -308,7 +308,7 @@ def test_the_norm_of_adam_weighs_by_the_gradients_seen():
         (lambda a, t: gem(learn(t), [t], batch=0), "at least one"),
         (lambda a, t: learn(t) + 3, "not a int"),
         (lambda a, t: drift(-1), "seed"),
-        (lambda a, t: value_and_gradient(hold(t, a, output=lambda f: f[:, :1], distance="kl"), a), "no classes"),
+        (lambda a, t: value_and_gradient(hold(t, a, output=lambda f: f[:, :1], distance="kl"), a), "not classes"),
         (lambda a, t: spread([], t), "at least one"),
         (lambda a, t: harden(t, 0.0), "radius"),
         (lambda a, t: value_and_gradient(harden(Task({"x": t.example(5)}, t.labels()[:5]), 0.1), a), "one tensor"),

@@ -305,7 +305,7 @@ def broken(x, value):
 def test_mistakes_get_one_clear_line():
     x, y = drawn(0, 20, 5, 40)
     for call, message in (
-        (lambda: cka(x, y[:19]), "x is of 20 examples and y of 19"),
+        (lambda: cka(x, y[:19]), "x has 20 examples and y has 19"),
         (lambda: cka(x[:3], y[:3], unbiased=True), r"at least 4 examples with a feature are needed, x is \(3, 5\)"),
         (lambda: procrustes(x[:1], y[:1]), "at least 2 examples"),
         (lambda: cka(x[:, :0], y), r"with a feature are needed, x is \(20, 0\)"),
@@ -315,8 +315,8 @@ def test_mistakes_get_one_clear_line():
         (lambda: pwcca(x, y), "all one, whatever the data, where 20 examples have 19 directions"),
         (lambda: svcca(x, y, keep=1), "all one, whatever the data"),
         (lambda: svcca(x, y, keep=0), r"a share of the variance in \(0, 1\], got 0"),
-        (lambda: similarity({"a": x}, {"b": y}, "rsa"), "one of cka, unbiased cka, svcca, .*, got 'rsa'"),
-        (lambda: similarity({"a": x}, {"b": y[:7]}), "a is of 20 examples and b of 7"),
+        (lambda: similarity({"a": x}, {"b": y}, "rsa"), "measure takes 'cka' or .*, got str 'rsa'"),
+        (lambda: similarity({"a": x}, {"b": y[:7]}), "a has 20 examples and b has 7"),
         (lambda: cka(torch.eye(6), torch.randn(6, 3), unbiased=True), "0/0: all examples"),
     ):
         with pytest.raises(WeightspaceError, match=message) as caught:

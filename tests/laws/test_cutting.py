@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -88,7 +89,9 @@ def texts(way="whole", **how):
     return cut(x, y, way, **how)
 
 
-def network(kind=Mlp, seed=0):
+@cache
+def network(kind=Mlp, seed=0, way="whole"):
+    """One object for each way to cut: what is remembered of it (its graph, say) is of this way alone."""
     torch.manual_seed(seed)
     net = ws.Net.of(kind().double())
     return ws.perturb(net, 0.3, seed=seed + 1) if kind is Tokens else ws.reset_statistics(net, classes())
@@ -109,6 +112,7 @@ def flat(found):
     return torch.tensor([float(found)], dtype=DOUBLE)
 
 
+@cache
 def group(net):
     return ws.Symmetry.of(net, classes().example(2))
 
@@ -271,7 +275,7 @@ def off(found, whole):
 
 
 def asked(name, kind, way, **how):
-    a, b = (network(Mlp if kind is classes else Tokens, seed) for seed in (0, 1))
+    a, b = (network(Mlp if kind is classes else Tokens, seed, way) for seed in (0, 1))
     entry = CLASSES[name]
     return (CLASSES[entry] if isinstance(entry, str) else entry)(a, b, kind(way, **how))
 
@@ -329,7 +333,7 @@ def test_the_law_sees_batches_that_weigh_alike(monkeypatch):
 def test_the_law_sees_numbers_that_belong_to_batches(monkeypatch):
     """Planted: every batch counts its examples from 0."""
     right = examples.uniform
-    monkeypatch.setattr(expected_displacement, "uniform", lambda s, d, seed, start, *o: right(s, d, seed, 0, *o))
+    monkeypatch.setattr(gradients, "uniform", lambda s, d, seed, start, *o: right(s, d, seed, 0, *o))
     name = "expected_displacement.displacement"
     assert off(asked(name, classes, "batches of 3"), asked(name, classes, "whole")) > 1e-4
 

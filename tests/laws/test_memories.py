@@ -135,13 +135,12 @@ MEMORIES = {
     "metric.pullback.Pullback._seen": "test_a_factorisation_is_of_this_network_and_these_examples",
     "flows.anchors.Hold._kept": "test_an_anchor_is_asked_again_where_something_changed_in_place",
     "structure.structure_function(folder)": "test_sweeps_in_a_folder_are_of_this_question",
-    "codes.sweep._Kept._last": "test_sweeps_in_a_folder_are_of_this_question",
-    "codes.sweep._Kept.runs": "test_sweeps_in_a_folder_are_of_this_question",
     "transfer.task_distance(file)": "test_codes_in_a_file_are_of_this_question",
     "transfer.task_distances(file)": "test_codes_in_a_file_are_of_this_question",
-    "codes.transfer._Book.about": "test_codes_in_a_file_are_of_this_question",
+    "codes.store.Store.found": "test_codes_in_a_file_are_of_this_question",
+    "codes.store.Store.more": "test_sweeps_in_a_folder_are_of_this_question",
     "codes.transfer._Maker._forms": "test_networks_of_other_forms_are_not_made_alike",
-    "inquiry.told_apart(file)": "test_codes_in_a_file_are_of_this_question",
+    "commands.tasks.tasks(file)": "test_codes_in_a_file_are_of_this_question",
     "flows.flow(trail)": "test_a_path_in_a_folder_is_of_this_question",
     "flows.stepper._Run._adam": "test_a_path_in_a_folder_is_of_this_question",
     "flows.stepper._Run._saved": "test_a_path_in_a_folder_is_of_this_question",
@@ -189,7 +188,7 @@ MEMORIES = {
     "training.recorder.Recorder._start": "the records of one run, in its order",
     "training.recorder.Recorder.failures": "the records of one run, in its order",
     "training.recorder.Recorder.records": "the records of one run, in its order",
-    "watching.passages(file)": "reads what is there at every call",
+    "commands.paths.paths(file)": "reads what is there at every call",
     "activation.gates(file)": WRITTEN,
     "activation.features(folder)": WRITTEN,
     "demo.run(folder)": WRITTEN,
@@ -516,15 +515,15 @@ def test_sweeps_in_a_folder_are_of_this_question(tmp_path, change):
         assert sought(task, model, folder=tmp_path) == kept
         anchors = {"anchor": Net.of(mlp())}, {"betas": (0.05, 0.1)}
         for more in ({"steps": 5}, {"batch": 8}, {"lr": 0.01}, {"draws": 3}, *anchors):
-            with pytest.raises(ws.codes.StructureError, match="holds sweeps of"):
+            with pytest.raises(WeightspaceError, match="holds sweeps of"):
                 sought(task, model, folder=tmp_path, **more)
         rows = next(tmp_path.glob("task-0-up.json"))
         old = {"of": {"steps": 4}, "runs": files.unsealed(files.read_json(rows))["runs"]}
         rows.write_text(json.dumps(files.sealed(old)))
-        with pytest.raises(ws.codes.StructureError, match="holds sweeps of"):
+        with pytest.raises(WeightspaceError, match="holds sweeps of"):
             sought(task, model, folder=tmp_path)
         return
-    with pytest.raises(ws.codes.StructureError, match="holds sweeps of another (task|network|loss)"):
+    with pytest.raises(WeightspaceError, match="holds sweeps of another (task|network|loss)"):
         sought(task, model, folder=tmp_path)
 
 
@@ -542,14 +541,14 @@ def test_codes_in_a_file_are_of_this_question(tmp_path, change):
     if change == "nothing":
         assert sought(task, model, file=file) == kept
         for more in ({"steps": 4}, {"beta": 2.0}, {"task_id": True}, {"anchor": Net.of(mlp())}, {"batch": 8}):
-            with pytest.raises(ws.codes.TransferError, match="another"):
+            with pytest.raises(WeightspaceError, match="another"):
                 sought(task, model, file=file, **more)
         written = json.loads(file.read_text())
         file.write_text(json.dumps(files.sealed({"about": {}, "tasks": {}, "lengths": written["lengths"]})))
-        with pytest.raises(ws.codes.TransferError, match="another version"):
+        with pytest.raises(WeightspaceError, match="another version"):
             sought(task, model, file=file)
         return
-    with pytest.raises(ws.codes.TransferError, match="holds codes of another"):
+    with pytest.raises(WeightspaceError, match="holds codes of another"):
         sought(task, model, file=file)
 
 
@@ -566,7 +565,7 @@ def test_a_value_that_no_code_shows_is_seen_in_the_loss(tmp_path, monkeypatch):
     options = {"betas": (0.1,), "seeds": (0,), "steps": 2, "folder": tmp_path}
     ws.structure_function(mlp, Task(x, y, metric=hidden), **options)
     monkeypatch.setenv("FACTOR", "2")
-    with pytest.raises(ws.codes.StructureError, match="another loss"):
+    with pytest.raises(WeightspaceError, match="another loss"):
         ws.structure_function(mlp, Task(x, y, metric=hidden), **options)
 
 

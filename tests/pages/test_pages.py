@@ -17,13 +17,13 @@ from torch import nn
 from weightspace.commands import compare
 from weightspace.commands.align import Aligned
 from weightspace.commands.merge import Merged
-from weightspace.commands.workspace import Score
+from weightspace.commands.scores import Score
 from weightspace.metric.distance import functional
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 from weightspace.pages import page
 from weightspace.pages.align import align_page
-from weightspace.pages.compare import comparison_page
+from weightspace.pages.compare import compare_page
 from weightspace.pages.merge import merge_page
 from weightspace.symmetry.symmetry import Symmetry
 from weightspace.task.task import Task
@@ -104,7 +104,7 @@ def text():
     merged = Merged(["a", EVIL], "m", "S4", scores, Score("mean as stored", 1.9, 0.31), Score("mean", 0.2, 0.95),
                     Score("ensemble", 0.09, 0.985), 450, False, [])  # fmt: skip
     aligned = Aligned(("b", EVIL), "out", "S4", "weights", "why", 0.99, 20.0, 17.0, 3e-7, [EVIL], None)
-    pages = [comparison_page(comparison(EVIL), command=f"weightspace compare {EVIL}")]
+    pages = [compare_page(comparison(EVIL), command=f"weightspace compare {EVIL}")]
     pages += [align_page(aligned), merge_page(merged)]
     return page.render(pages, title=EVIL)
 
@@ -153,7 +153,7 @@ def test_an_unescaped_name_would_be_seen():
 
 
 def test_a_script_cannot_be_closed_by_a_name():
-    made = page.render([comparison_page(comparison("</script><script>alert(1)</script>"))])
+    made = page.render([compare_page(comparison("</script><script>alert(1)</script>"))])
     assert len(Seen(made).scripts) == 3
 
 
@@ -177,31 +177,31 @@ def test_every_figure_has_its_place(text):
 
 
 def test_the_verdict_and_the_cards_are_in_words():
-    words = " ".join(Seen(page.render([comparison_page(comparison())])).words)
+    words = " ".join(Seen(page.render([compare_page(comparison())])).words)
     for expected in ("Independent: as it is", "differ by 1.2", "1.42", "1.16", "31.0%", "95.0%", "between 8.5 and 13.5",
                      "S4 x R+4", "4×3", "450 examples", "unknown operation"):  # fmt: skip
         assert expected in words
 
 
 def test_without_data_there_is_no_line():
-    made = comparison_page(comparison(line=False))
+    made = compare_page(comparison(line=False))
     assert [part.title for part in made.parts if isinstance(part, page.Figure)] == [
         "The same units, in another order",
-        "How far apart, whatever the numbering",
+        "Distance up to symmetry",
         "Layer by layer",
     ]
     assert len(made.cards) == 1
 
 
 def test_many_layers_are_drawn_without_their_names():
-    made = comparison_page(comparison(layers=200))
+    made = compare_page(comparison(layers=200))
     figure = made.parts[-2]
     assert isinstance(figure, page.Figure)
     assert figure.plot.layout.xaxis.showticklabels is False and len(figure.plot.data[0].y) == 201
 
 
 def test_one_page_has_no_menu_and_many_have():
-    one = comparison_page(comparison())
+    one = compare_page(comparison())
     assert "<nav>" not in page.render([one])
     assert [a["href"] for t, a in Seen(page.render([one, one])).tags if t == "a"] == ["#page-0", "#page-1"]
 
@@ -211,13 +211,13 @@ def test_saving_is_all_or_nothing(tmp_path, monkeypatch):
     target.write_text("old")
     monkeypatch.setattr(os, "replace", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(WeightspaceError, match="No space left"):
-        page.save([comparison_page(comparison())], target)
+        page.save([compare_page(comparison())], target)
     assert target.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["out.html"]
 
 
 def test_the_same_numbers_give_the_same_file(tmp_path):
     for name in ("one.html", "two.html"):
-        page.save([comparison_page(comparison())], tmp_path / name)
+        page.save([compare_page(comparison())], tmp_path / name)
     assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
 
 
@@ -234,7 +234,7 @@ def test_only_classes_are_predicted(outputs, kind):
     x = torch.randn(20, 4)
     task = Task(x, torch.randn(20, outputs) if kind == "regression" else torch.arange(20) % 3)
     found = compare.compare(a, b, Symmetry.of(a, x[:2]), align_on=task, measure_on=task, points=3)
-    told = " ".join([found.verdict.why, *found.remarks(), str(comparison_page(found))])
+    told = " ".join([found.verdict.why, *found.remarks(), str(compare_page(found))])
     assert "The outputs differ by" in told
     assert ("predictions" in told) == (kind == "classes")
 

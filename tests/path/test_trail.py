@@ -378,8 +378,8 @@ def test_widening_leaves_the_outputs_that_were_there():
     assert bool((end(x).argmax(1) == 4).all())
     for act, words in (
         (lambda: a.widen(0), "at least one"),
-        (lambda: a.widen(1, "1"), "no linear map '1'"),
-        (lambda: Net.of(nn.Conv2d(1, 1, 1)).widen(1), "no linear map"),
+        (lambda: a.widen(1, "1"), "no linear layer '1'"),
+        (lambda: Net.of(nn.Conv2d(1, 1, 1)).widen(1), "no linear layer"),
     ):
         with pytest.raises(WeightspaceError, match=words):
             act()

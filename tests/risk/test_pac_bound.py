@@ -275,7 +275,7 @@ BAD = {
     "no examples": lambda: ws.pac_bayes(net(), Task(torch.zeros(0, 4), torch.zeros(0))),
     "not the same architecture": lambda: ws.pac_bayes(net(), T, prior=net(width=3)),
     "no part of the module draws w anew": lambda: ws.pac_bayes(Net.of(Free()), T),
-    "no family 'best'": lambda: ws.pac_bayes(net(), T, family="best"),
+    "family takes 'kl' or 'catoni', got str 'best'": lambda: ws.pac_bayes(net(), T, family="best"),
     "a prior deviation of -1": lambda: ws.pac_bayes(net(), T, deviation=-1.0),
     "steps is 0; give a positive number": lambda: ws.pac_bayes(net(), T, steps=0),
 }

@@ -254,7 +254,7 @@ def test_samples_come_from_their_seed(name):
     assert apart(group.sample(seed=1)(net), group.sample(seed=2)(net)) > FAULT
 
 
-# the certificate
+# the group as JSON
 
 
 def test_saved_and_loaded_it_acts_alike(case, group, tmp_path):
@@ -267,8 +267,14 @@ def test_saved_and_loaded_it_acts_alike(case, group, tmp_path):
         assert apart(group.sample(seed=seed)(net), loaded.sample(seed=seed)(net)) == 0
 
 
+def test_the_old_name_of_as_json_warns():
+    group = read(CASES["mlp"])
+    with pytest.warns(DeprecationWarning, match="as_json"):
+        assert group.certificate() == group.as_json()
+
+
 @pytest.mark.parametrize("name", SOME)
-def test_a_certificate_that_was_tampered_with_acts_differently_or_is_refused(name, tmp_path):
+def test_a_file_that_was_tampered_with_acts_differently_or_is_refused(name, tmp_path):
     case, group = CASES[name], read(CASES[name])
     group.save(tmp_path / "group.json")
     data = json.loads((tmp_path / "group.json").read_text())
@@ -286,7 +292,7 @@ def test_a_certificate_that_was_tampered_with_acts_differently_or_is_refused(nam
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1, 2]", '{"format": "another"}', '{"format": '])
-def test_what_is_no_certificate_is_refused_in_one_line(text, tmp_path):
+def test_a_file_without_a_group_is_refused_in_one_line(text, tmp_path):
     (tmp_path / "group.json").write_text(text)
     with pytest.raises(SymmetryError) as error:
         Symmetry.load(tmp_path / "group.json")

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 
+from weightspace.net.errors import WeightspaceError
 from weightspace.task import data_files, datasets, formats
-from weightspace.task.examples import TaskError
 from weightspace.task.task import Task
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -45,7 +45,7 @@ def idx(array, code=0x08, sizes=None):
 
 
 def refused(match, read, *args, **options):
-    with pytest.raises(TaskError, match=match) as caught:
+    with pytest.raises(WeightspaceError, match=match) as caught:
         read(*args, **options)
     assert "\n" not in str(caught.value)
 
@@ -71,7 +71,7 @@ def test_digits_are_the_split_of_scikit_learn():
 def test_digits_are_flat_on_request_and_scaled_to_one():
     x, _ = whole(datasets.digits("test", flat=True))
     assert x.shape == (450, 64) and float(x.min()) == 0 and float(x.max()) == 1
-    refused("no split 'valid'", datasets.digits, "valid")
+    refused("split takes 'train' or 'test', got str 'valid'$", datasets.digits, "valid")
 
 
 # official folders
@@ -108,7 +108,7 @@ def test_a_folder_is_read_by_its_name(folder):
     fashion = folder.rename(folder.parent / "Fashion-MNIST")
     assert torch.equal(whole(data_files.read(fashion))[0], whole(datasets.fashion_mnist(fashion))[0])
     refused("not a folder of mnist", data_files.read, folder.parent)
-    refused("no split", data_files.read, fashion, split="all")
+    refused("split takes 'train' or 'test', got str 'all'$", data_files.read, fashion, split="all")
 
 
 def test_official_files_that_are_not_there_or_not_official(folder):
@@ -166,7 +166,7 @@ def broken_idx():
     bomb = gzip.compress(idx(np.zeros((4, 1000, 1000), np.uint8), sizes=(2, 2, 2)))
     return {
         "empty": (b"", "is empty"),
-        "cut in the magic": (good[:3], "not an idx file|no known kind"),
+        "cut in the magic": (good[:3], "not an idx file|not of a known kind"),
         "cut in the header": (good[:9], "cut short in its header"),
         "cut in the body": (good[:-1], "claims 8 bytes .* in|too many"),
         "cut gzip": (gzip.compress(good)[:-9], "broken or cut short"),
@@ -374,7 +374,7 @@ def test_objects_in_npz_are_refused_and_not_run(tmp_path, monkeypatch):
     np.savez(tmp_path / "d.npz", x=np.array([Bomb(), Bomb()], dtype=object), y=np.arange(2))
     refused("holds Python objects", data_files.read, tmp_path / "d.npz")
     (tmp_path / "d.pkl").write_bytes(pickle.dumps(Bomb()))
-    refused("no known kind", data_files.read, tmp_path / "d.pkl")
+    refused("not of a known kind", data_files.read, tmp_path / "d.pkl")
     assert not Bomb.mark.exists()
 
 
@@ -383,7 +383,7 @@ def test_what_is_no_data_file(tmp_path):
     (tmp_path / "empty").touch()
     refused("is empty", data_files.read, tmp_path / "empty")
     (tmp_path / "table.csv").write_text("x,y\n1,2\n")
-    refused("no known kind", data_files.read, tmp_path / "table.csv")
+    refused("not of a known kind", data_files.read, tmp_path / "table.csv")
 
 
 # parquet

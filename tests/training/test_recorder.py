@@ -167,9 +167,9 @@ def test_files_that_hold_no_recording(tmp_path):
     with pytest.raises(RecordingError, match="cannot be read"):
         Recording(file)
     file.write_bytes(b"not a recording at all")
-    with pytest.raises(RecordingError, match="no recording of this version"):
+    with pytest.raises(RecordingError, match="not a recording of this version"):
         Recording(file)
-    with pytest.raises(RecordingError, match="no recording of this version"):
+    with pytest.raises(RecordingError, match="not a recording of this version"):
         watching(module(), file=file)
     assert file.read_bytes() == b"not a recording at all"
     with pytest.raises(RecordingError, match="cannot be written"):

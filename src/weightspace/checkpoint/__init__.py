@@ -1,4 +1,4 @@
-"""A checkpoint is a map from name to tensor that lies in a file, read without running it."""
+"""Checkpoints: named tensors in a file, read without running code from it, and written whole or not at all."""
 
 from weightspace.contents import handed_on
 

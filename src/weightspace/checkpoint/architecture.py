@@ -1,8 +1,8 @@
-"""How the command line finds an architecture, an example of its input, and the networks in its files.
+"""Architectures, example inputs and networks named on the command line: `package.module:factory`, folders, `.pt2`.
 
-`package.module:factory` is imported from the current directory or the environment: these are the user's own words, and
-importing them runs the user's own code. A Hugging Face folder says itself what it is; its code is never run.
-An exported program (`.pt2`) is code that came with a file, so it is opened only where the user said so.
+`package.module:factory` is imported from the current directory or the environment, which runs the user's own code. A
+Hugging Face folder names its architecture in `config.json`; code in it is never run. An exported program (`.pt2`) is
+code that came with a file, so it is opened only with `--trust-code`.
 """
 
 from __future__ import annotations
@@ -42,23 +42,27 @@ _PT2 = (
 )
 _HF = "needs transformers; install it by pip install 'weightspace[hf]', or give --arch"
 _LARGEST_EXAMPLE = 1 << 28
-_IMAGE = 64  # side of an image for a network that takes any
+_IMAGE = 64  # pixels, the side of an example image for a network that takes any size
 
 
 class ArchitectureError(WeightspaceError):
-    """An architecture, or an example of its input, that was not found where the command line said."""
+    """An architecture, example input or checkpoint that does not exist or does not fit."""
 
 
 def find(arch: str | None, paths: list[Path], trust_code: bool = False) -> nn.Module:
-    """The module that `arch` names, or that the first of `paths` describes by itself; its weights do not matter.
+    """The module that `arch` names, with arbitrary weights; without `arch`, the one that `paths[0]` describes.
 
     `arch` is `package.module:factory`, a Hugging Face folder (with `config.json`) or a `.pt2`. Raises
-    `ArchitectureError`.
+    `ArchitectureError` where there is none.
+
+    >>> from weightspace.checkpoint import architecture
+    >>> type(architecture.find("weightspace.demo:digits_cnn(width=4)", [])).__name__
+    'Sequential'
     """
     if arch is None:
         described = [q for p in paths[:1] for q in (p, p.parent) if (q / "config.json").is_file() or q.suffix == ".pt2"]
         if not described and any((p / "adapter_config.json").is_file() for p in paths):
-            raise ArchitectureError(f"{paths[0]} holds an adapter, changes of another network; merge it into its base")
+            raise ArchitectureError(f"{paths[0]} holds an adapter, not a whole network; merge it into its base model")
         if not described:
             raise ArchitectureError(f"which architecture do these weights belong to? {_FORM}")
         arch = str(described[0])
@@ -92,10 +96,10 @@ def _made(arch: str) -> nn.Module:
 
 
 def _parse(arch: str) -> tuple[str, str, dict[str, Any]]:
-    """`pkg.mod:factory(width=16)` -> ("pkg.mod", "factory", {"width": 16}); arguments are literals only."""
+    """The parts of `pkg.mod:factory(width=16)`: ("pkg.mod", "factory", {"width": 16}); arguments are literals."""
     module, colon, call = arch.partition(":")
     if not colon or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", module):
-        seen = "no such folder, and no colon" if not colon else f"{module!r} is no module name"
+        seen = "no such folder, and no colon" if not colon else f"{module!r} is not a module name"
         raise ArchitectureError(f"--arch {arch}: {seen}; {_FORM}")
     try:
         tree = ast.parse(call.strip(), mode="eval").body
@@ -105,7 +109,7 @@ def _parse(arch: str) -> tuple[str, str, dict[str, Any]]:
             raise ValueError("write arguments as name=value")
         name = ast.unparse(called.func if called else tree)
         if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name):
-            raise ValueError(f"{name!r} is no name")
+            raise ValueError(f"{name!r} is not a name")
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
         raise ArchitectureError(f"--arch {arch}: cannot be understood ({_reason(error)}); {_FORM}") from error
     return module, name, arguments
@@ -150,10 +154,10 @@ def _reason(error: BaseException) -> str:
 
 
 def _pretrained(folder: Path) -> nn.Module:
-    """The transformers class that `config.json` names, at fresh weights; no code of the folder is run."""
+    """The transformers model that `config.json` names, with random weights; no code of the folder is run."""
     path = folder / "config.json"
     if not path.is_file():
-        raise ArchitectureError(f"{folder} has no config.json, so it is no Hugging Face model; {_FORM}")
+        raise ArchitectureError(f"{folder} has no config.json, so it is not a Hugging Face model; {_FORM}")
     try:
         import transformers
     except ImportError as error:
@@ -161,7 +165,7 @@ def _pretrained(folder: Path) -> nn.Module:
     try:
         names = read_json(path)["architectures"] or [None]
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        config.use_cache = False  # a cache among the outputs cannot be exported
+        config.use_cache = False  # outputs that hold a cache cannot be exported
         named = getattr(transformers, str(names[0]), None)
         if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
             return named(config)
@@ -188,7 +192,7 @@ def _program(path: Path, trust_code: bool) -> nn.Module:
     module = _open_program(path, trust_code).module()
 
     def stay(self: nn.Module, mode: bool = True) -> nn.Module:
-        return self  # the mode was fixed by the export; torch's own method raises
+        return self  # the mode was fixed at export, and torch's own method raises an error
 
     module.train = types.MethodType(stay, module)
     module.eval = types.MethodType(stay, module)
@@ -199,7 +203,14 @@ def _program(path: Path, trust_code: bool) -> nn.Module:
 
 
 def parse_example(text: str, seed: int = 0) -> Tensor:
-    """`2x3x32x32`: normal random numbers of that shape; `ids:2x16`: the integers 0, 1, 2, .. as token ids."""
+    """An example input from text: `2x3x32x32`, standard normal numbers; `ids:2x16`, the token ids 0, 1, 2, ...
+
+    Raises `ArchitectureError` for text that is not a shape.
+
+    >>> from weightspace.checkpoint import architecture
+    >>> architecture.parse_example("2x1x8x8").shape
+    torch.Size([2, 1, 8, 8])
+    """
     kind, colon, shape = text.rpartition(":")
     try:
         sizes = [int(n) for n in shape.lower().replace(",", "x").split("x")]
@@ -221,23 +232,24 @@ def parse_example(text: str, seed: int = 0) -> Tensor:
 
 
 def _tokens(config: Any) -> Tensor:
-    """As many of the first token ids as two short texts hold."""
+    """Token ids of two short texts, (2, 8): 0, 1, 2, ..."""
     return torch.arange(16).reshape(2, 8).remainder(getattr(config, "vocab_size", None) or 16)
 
 
 def _images(config: Any) -> Tensor:
+    """Two random images (2, channels, height, width)."""
     size = getattr(config, "image_size", _IMAGE)
     size = size if isinstance(size, (list, tuple)) else [size] * 2
     return torch.randn(2, getattr(config, "num_channels", 3), *size)
 
 
 def _spectra(config: Any) -> Tensor:
-    """Twice as many frames as positions, since the convolutions of an encoder of speech halve them."""
+    """Two random spectrograms, with two frames for each position: the convolutions of a speech encoder halve them."""
     return torch.randn(2, getattr(config, "num_mel_bins", 80), 2 * getattr(config, "max_source_positions", 1500))
 
 
 def _sound(config: Any) -> Tensor:
-    """Long enough for sixteen frames."""
+    """Two random waveforms, long enough for sixteen frames."""
     return torch.randn(2, 16 * math.prod(getattr(config, "conv_stride", [320])) + 400)
 
 
@@ -245,10 +257,15 @@ _INPUTS = {"input_ids": _tokens, "pixel_values": _images, "input_features": _spe
 
 
 def example_of(module: nn.Module) -> Any:
-    """The input that the module itself brings: `example_input_array` (Lightning), or that of a transformers model.
+    """An example input of a module: its `example_input_array` (Lightning), or one made for a transformers model.
 
-    Tokens, images or sound, whatever its main input is; with tokens for a decoder, or images beside a text, if it
-    takes both. Raises `ArchitectureError` where there is none.
+    Of a transformers model: tokens, images or sound, as its main input is; with tokens for the decoder, or images
+    beside the text, where it takes both. Raises `ArchitectureError` for any other module.
+
+    >>> import weightspace as ws
+    >>> from weightspace.checkpoint import architecture
+    >>> architecture.example_of(ws.demo.digits_cnn(width=4)).shape
+    torch.Size([2, 1, 8, 8])
     """
     own = getattr(module, "example_input_array", None)
     if own is not None:
@@ -270,7 +287,7 @@ def example_of(module: nn.Module) -> Any:
 
 
 class Stored(Mapping[str, Tensor]):
-    """`tensors` in the names of a file: each is made when it is asked for, `move(name of the net, tensor)`."""
+    """The tensors of a network under the names of its file, each computed when read: `move(network's name, tensor)`."""
 
     def __init__(self, source: Mapping[str, Tensor], net: Net, move: Any) -> None:
         self._source, self._move = source, move
@@ -287,12 +304,12 @@ class Stored(Mapping[str, Tensor]):
 
     @property
     def shapes(self) -> Mapping[str, torch.Size] | None:
-        """Those of the file, if it tells them without being read."""
+        """The shapes of the tensors by name, where the source has them without reading data; else None."""
         return getattr(self._source, "shapes", None)
 
     @property
     def dtypes(self) -> Mapping[str, torch.dtype] | None:
-        """Those of the file, if it tells them without being read."""
+        """The dtypes of the tensors by name, where the source has them without reading data; else None."""
         return getattr(self._source, "dtypes", None)
 
     def __iter__(self) -> Iterator[str]:
@@ -303,7 +320,7 @@ class Stored(Mapping[str, Tensor]):
 
 
 class _Part(Mapping[str, Tensor]):
-    """Some tensors of a file, under other names: `names` says under which they are in the file."""
+    """Some tensors of a file, under other names. `names`: new name -> name in the file."""
 
     def __init__(self, source: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
         self._source, self._names = source, names
@@ -319,22 +336,22 @@ class _Part(Mapping[str, Tensor]):
 
     @property
     def shapes(self) -> Mapping[str, torch.Size] | None:
-        """Those of the file, if it tells them without being read."""
+        """The shapes of the tensors by name, where the source has them without reading data; else None."""
         return self._cut(getattr(self._source, "shapes", None))
 
     @property
     def dtypes(self) -> Mapping[str, torch.dtype] | None:
-        """Those of the file, if it tells them without being read."""
+        """The dtypes of the tensors by name, where the source has them without reading data; else None."""
         return self._cut(getattr(self._source, "dtypes", None))
 
-    def _cut(self, told: Mapping[str, Any] | None) -> dict[str, Any] | None:
-        return None if told is None else {name: told[source] for name, source in self._names.items()}
+    def _cut(self, known: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        return None if known is None else {name: known[source] for name, source in self._names.items()}
 
 
 def _named(template: Net, source: Mapping[str, Tensor], path: Path) -> tuple[Mapping[str, Tensor], list[str]]:
-    """The tensors under the names of the architecture, where a prefix ("model.") is in the way; what was left out.
+    """The tensors of a file without a prefix such as "model.", and a note of what was left out.
 
-    A file that holds the architecture under several prefixes holds several networks: `entry.chosen` says which.
+    A file that holds the architecture under several prefixes holds several networks: see `refusal.chosen`.
     """
     under = prefixes(template.architecture, template.tensors, source)
     if not under:
@@ -351,10 +368,10 @@ def _named(template: Net, source: Mapping[str, Tensor], path: Path) -> tuple[Map
 
 
 def _translated(template: Net, path: Path, source: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """What transformers makes of the tensors, under the names that it gives layers today; what it left out.
+    """The tensors of an older Hugging Face folder under today's names, and a note of what was left out.
 
-    Nothing where they do not fit. It has renamed layers of some networks since their folders were written. Its own
-    report is not printed.
+    Transformers has since renamed the layers of some networks, and translates the names. Empty where the tensors do not
+    fit. Its own report is not printed.
     """
     kind: Any = type(template.architecture)
     folder = path if path.is_dir() else path.parent
@@ -372,7 +389,7 @@ def _translated(template: Net, path: Path, source: Mapping[str, Tensor]) -> tupl
                 None, config=template.architecture.config, state_dict=dict(source), output_loading_info=True,
                 local_files_only=True, use_safetensors=True, dtype="auto",
             )  # fmt: skip
-    except Exception:  # the names that do not fit are what the user is told
+    except Exception:  # the caller reports the names that do not fit
         return {}, []
     finally:
         logging.set_verbosity(level)
@@ -385,9 +402,16 @@ def _translated(template: Net, path: Path, source: Mapping[str, Tensor]) -> tupl
 
 
 def check(template: Net, path: Path) -> None:
-    """Raise `WeightspaceError` unless the checkpoint can be opened and its names and shapes fit.
+    """Raise `WeightspaceError` unless a checkpoint can be opened and its names and shapes fit the network.
 
-    Reads no tensor, but of a folder whose names transformers has to translate.
+    No tensor is read, except of a folder whose names transformers has to translate.
+
+    >>> import tempfile
+    >>> import weightspace as ws
+    >>> from weightspace.checkpoint import architecture
+    >>> net, _ = ws.demo.example()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     architecture.check(net, ws.checkpoint.save(net.tensors, folder))
     """
     if path.suffix == ".pt2":
         return
@@ -400,7 +424,10 @@ def check(template: Net, path: Path) -> None:
 def _fit(
     template: Net, source: Mapping[str, Tensor], path: Path, whole: Mapping[str, Tensor]
 ) -> tuple[Net, Mapping[str, Tensor], list[str]]:
-    """The network of these tensors, the tensors under names that fit, and what was left out; `whole`: with data."""
+    """The network of these tensors, the tensors under names that fit it, and notes of what was left out.
+
+    `source` may be on the meta device; `whole` holds the data.
+    """
     tensors, notes = _named(template, source, path)
     try:
         return template.load(tensors), tensors, notes
@@ -413,14 +440,23 @@ def _fit(
 
 def _hint(names: Iterable[str]) -> str:
     changes = all("lora_" in name or "adapter" in name for name in names)
-    return " It holds an adapter, changes of another network: merge it into its base first." if changes else ""
+    return " It holds an adapter, not a whole network: merge it into its base model first." if changes else ""
 
 
 def load(template: Net, path: Path, trust_code: bool = False) -> tuple[Net, Mapping[str, Tensor], dict[str, str]]:
     """The network of a checkpoint, its tensors under the names of the file, and the metadata of the file.
 
-    Tells by a `FileNote` what of the file was left out or renamed. Raises `WeightspaceError`: a file that cannot be
-    read, tensors that do not fit, several networks in it of which none is meant more than others, NaN or infinity.
+    Warns by a `FileNote` of everything that was left out or renamed. Raises `WeightspaceError` for a file that cannot
+    be read, tensors that do not fit, several networks among which none was chosen, and NaN or infinity.
+
+    >>> import tempfile
+    >>> import weightspace as ws
+    >>> from weightspace.checkpoint import architecture
+    >>> net, _ = ws.demo.example()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     found, tensors, metadata = architecture.load(net, ws.checkpoint.save(net.tensors, folder))
+    >>> float((found - net).norm())
+    0.0
     """
     notes: list[str] = []
     if path.suffix == ".pt2":

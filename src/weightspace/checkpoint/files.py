@@ -1,7 +1,7 @@
-"""Files written whole or not at all, and JSON read within limits: the one way in which everything here does either.
+"""Atomic writing of files, and reading of JSON within limits of memory.
 
-A file grows under a hidden name beside its place, `.name.MARK-PID-RANDOM.tmp`, and is renamed when it is on the disk.
-What a process that died left under such names is removed at the next write beside it.
+A file is written under a hidden name beside its target, `.name.MARK-PID-RANDOM.tmp`, and renamed once it is on disk.
+Such files of a process that died are removed at the next write into the same folder.
 """
 
 from __future__ import annotations
@@ -41,25 +41,34 @@ __all__ = [
 
 
 LARGEST = 25_000_000  # bytes of JSON that are read
-_ENTRIES = 2_000_000  # of its lists and mappings together: 100 bytes of memory each
+_ENTRIES = 2_000_000  # entries of its lists and mappings together, of 100 bytes of memory each
 _NAME = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.tmp")
 _DAY = 86_400
-_TAIL = (1 << 16) + 22 + 20  # the end of a zip, its longest comment, and what points to a longer end
+_TAIL = (1 << 16) + 22 + 20  # bytes: the longest comment of a zip, its end record, and the locator of a zip64 end
 _DIGEST = "digest"
 
 
-CHOSEN: ContextVar[str | None] = ContextVar("weights", default=None)  # of several networks in a file; --weights
+CHOSEN: ContextVar[str | None] = ContextVar("weights", default=None)  # --weights: which network of a file is meant
 
 
 class FileNote(UserWarning):
-    """What of a file was left out, renamed or guessed: no mistake, but to be told."""
+    """A warning that something of a file was left out, renamed or guessed."""
 
 
 # ------------------------------------------------------------------ writing
 
 
 def write(path: Path, content: bytes | str) -> None:
-    """Write one file, whole or not at all. Raises `OSError`."""
+    """Write one file, whole or not at all. Raises `OSError`.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from weightspace.checkpoint import files
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     files.write(Path(folder) / "a.json", "{}")
+    ...     files.read_json(Path(folder) / "a.json")
+    {}
+    """
     body = content.encode() if isinstance(content, str) else content
 
     def stream(file: BinaryIO) -> None:
@@ -71,9 +80,10 @@ def write(path: Path, content: bytes | str) -> None:
 def write_all(
     written: Mapping[Path, Callable[[BinaryIO], None]], *, first: Iterable[Path] = (), last: Iterable[Path] = ()
 ) -> None:
-    """Write several files: all of them beside their places, then `first` goes, they are renamed in order, `last` goes.
+    """Write several files, whole or not at all. `written`: target -> a function that writes into an open file.
 
-    Raises `OSError`, for a link that leads nowhere too; whatever is raised, nothing stays under a hidden name.
+    All are written under hidden names; then the files in `first` are removed, the new ones renamed in order, and the
+    files in `last` removed. Raises `OSError`, also for a broken link; no hidden file is left behind.
     """
     for target in written:
         refuse_dangling(target)
@@ -101,7 +111,7 @@ def write_all(
 
 @contextmanager
 def beside(target: Path) -> Iterator[Path]:
-    """A hidden name to write under, for a file that grows slowly; it becomes `target` where nothing is raised."""
+    """A context with a hidden path to write to, which is renamed to `target` at the end if no error is raised."""
     refuse_dangling(target)
     sweep(target.parent)
     path = _hidden(target)
@@ -117,7 +127,7 @@ def _hidden(target: Path) -> Path:
 
 
 def refuse_dangling(path: Path) -> None:
-    """Raise `FileNotFoundError` for a link that leads nowhere: it would be written through, or be replaced unseen."""
+    """Raise `FileNotFoundError` for a broken link, which would be written through or replaced without notice."""
     if path.is_symlink() and not path.exists():
         raise FileNotFoundError(
             errno.ENOENT, f"it is a link to {os.readlink(path)}, which is not there; remove the link", str(path)
@@ -125,12 +135,12 @@ def refuse_dangling(path: Path) -> None:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file of this name is one that was being written here."""
+    """Whether a name is that of a temporary file of this module."""
     return _NAME.fullmatch(name) is not None
 
 
 def sweep(folder: Path) -> None:
-    """Remove what processes that are no more were writing in a folder, and did not end."""
+    """Remove the temporary files that processes which have ended left in a folder."""
     with suppress(OSError), os.scandir(folder) as items:
         for item in items:
             found = _NAME.fullmatch(item.name)
@@ -155,28 +165,28 @@ def _is_left(item: os.DirEntry[str], where: str, pid: int) -> bool:
 
 
 def _place() -> str:
-    """Eight digits for the machine and, inside of it, the room in which process numbers are counted."""
-    room = ""
+    """Eight hexadecimal digits for the machine and the namespace of process ids."""
+    namespace = ""
     with suppress(OSError):
-        room = os.readlink("/proc/self/ns/pid")
-    return f"{zlib.crc32(f'{platform.node()} {room}'.encode()):08x}"
+        namespace = os.readlink("/proc/self/ns/pid")
+    return f"{zlib.crc32(f'{platform.node()} {namespace}'.encode()):08x}"
 
 
 def _sync(folder: Path) -> None:
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
-            with suppress(OSError):  # some network file systems cannot; the files are in their place already
+            with suppress(OSError):  # some network file systems cannot sync a folder; the files are renamed already
                 os.fsync(handle)
         finally:
             os.close(handle)
 
 
-# ------------------------------------------------------------------ what came in place of a file
+# ------------------------------------------------------------------ files that are not what they should be
 
 
 def instead(head: bytes) -> tuple[str, str] | None:
-    """What lies where a file should, by its first bytes, and what to do: a pointer, a web page, an archive; or None."""
+    """What a file is by its first bytes, and what to do: a git-lfs pointer, a web page, an archive; else None."""
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith(b"version https://git-lfs"):
         return "a git-lfs pointer, not the file itself", "fetch it by git lfs pull"
@@ -195,9 +205,9 @@ _PACKED = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"7z
 
 
 def directory_size(path: Path) -> int:
-    """Bytes of a zip's list of its records, as the file itself claims: what opening it takes, ten times over.
+    """The size in bytes of a zip's directory, as the file claims; opening the zip takes ten times as much memory.
 
-    Raises `OSError`, or `ValueError` where no such list is there.
+    Raises `OSError`, or `ValueError` for a file that has no such directory.
     """
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -219,7 +229,7 @@ def directory_size(path: Path) -> int:
 
 
 def read_json(path: Path, largest: int = LARGEST) -> Any:
-    """The value in a JSON file. Raises `OSError`, or `ValueError` in one line."""
+    """The value in a JSON file of at most `largest` bytes. Raises `OSError`, or `ValueError` in one line."""
     with path.open("rb") as file:
         text = file.read(largest + 1)
     if what := instead(text[:200]):
@@ -228,9 +238,9 @@ def read_json(path: Path, largest: int = LARGEST) -> Any:
 
 
 def parse(text: bytes | str, largest: int = LARGEST) -> Any:
-    """The value of a JSON text of at most `largest` bytes, in bounded memory; a key that stands twice is an error.
+    """The value of a JSON text of at most `largest` bytes, read in bounded memory.
 
-    Raises `ValueError` in one line, for what is nested without end too.
+    Raises `ValueError` with a message of one line, also for a repeated key and for text that is nested too deep.
     """
     if len(text) > largest:
         raise ValueError(f"it has more than {largest:,} bytes")
@@ -253,14 +263,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def sealed(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The mapping with a digest of all that it says, for `unsealed` to check."""
+    """The mapping with a SHA-256 digest of its content, for `unsealed` to check."""
     plain: dict[str, Any] = json.loads(json.dumps(tree))
     plain.pop(_DIGEST, None)
     return {**plain, _DIGEST: _digest(plain)}
 
 
 def unsealed(tree: Any) -> dict[str, Any]:
-    """The mapping without its digest. Raises `ValueError` where it has none, or another than it should."""
+    """The mapping without its digest. Raises `ValueError` for a missing or wrong digest."""
     if not isinstance(tree, dict):
         raise ValueError(f"it is a {type(tree).__name__}, not a mapping")
     if _DIGEST not in tree:

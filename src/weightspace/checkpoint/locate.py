@@ -1,4 +1,4 @@
-"""Which file or files of a folder hold a checkpoint."""
+"""Finding the checkpoint in a folder: Hugging Face's names, variants, shards, or the one file of weights."""
 
 from __future__ import annotations
 
@@ -45,11 +45,8 @@ ELSEWHERE = {
 }
 
 
-# ------------------------------------------------------------------ which file
-
-
 def locate(path: Path, wanted: str | None) -> tuple[Path, bool]:
-    """The file to open, and whether it is the variant of a folder that `wanted` names."""
+    """The file to open, and whether it is the variant ("fp16", "ema") of a folder that `wanted` names."""
     if path.is_dir():
         names = sorted(item.name for item in path.iterdir())
         variants = {name: found[3] or found[6] for name in names if (found := _VARIANT.fullmatch(name))}
@@ -68,7 +65,7 @@ def locate(path: Path, wanted: str | None) -> tuple[Path, bool]:
 
 
 def only(path: Path, names: list[str], variants: Mapping[str, str]) -> str:
-    """The name of the one checkpoint in a folder."""
+    """The name of the one checkpoint in a folder. Raises `CheckpointError` where there is none, or several."""
     usual = [name for name in _FOLDER if name in names]
     if usual:
         return usual[0]
@@ -93,11 +90,12 @@ def only(path: Path, names: list[str], variants: Mapping[str, str]) -> str:
 
 
 def holds_weights(name: str) -> bool:
+    """Whether a file name has the ending of a checkpoint."""
     return name.endswith((".safetensors", *TORCH)) and not name.startswith(".")
 
 
 def left_in(folder: Path, file: Path) -> list[str]:
-    """A note of what else a folder holds that could have been meant."""
+    """A note of the other checkpoints in a folder, where there are any."""
     names = {item.name for item in folder.iterdir() if holds_weights(item.name) and not _BESIDE.fullmatch(item.name)}
     owners = {file.name}
     if file.name.endswith(".json"):
@@ -106,10 +104,8 @@ def left_in(folder: Path, file: Path) -> list[str]:
     return [f"took {file.name!r}, left out {some(left)}"] if left else []
 
 
-# ------------------------------------------------------------------ safetensors
-
-
 def read_index(path: Path, text: bytes) -> dict[str, Any]:
+    """The mapping in the JSON text of an index or header. Raises `CheckpointError` for anything else."""
     try:
         value = files.parse(text)
     except ValueError as error:

@@ -1,6 +1,6 @@
-"""What `torch.save` wrote, read without running it.
+"""Reading the files of `torch.save` without running code from them.
 
-A dry run of the pickle calls nothing and checks every size before `torch.load(weights_only=True)` sees the file.
+A dry run of the pickle, which calls nothing, checks every size before `torch.load(weights_only=True)` reads the file.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = ["read_torch"]
 
 
 _BESIDE = {*"optimizer optimizers optimiser optim scheduler scaler sampler rng".split()}
-_DEEPEST, _MOST = 4, 10_000  # of mappings in mappings
+_DEEPEST, _MOST = 4, 10_000  # depth and number of nested mappings
 _FOREIGN = {".npy": "a file of numpy arrays (.npz)", "model.weights.h5": "a Keras network"}
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _ITEMSIZE = {
@@ -71,7 +71,7 @@ def read_torch(path: Path, wanted: str | None = None) -> Opened:
         zipped = file.read(4) == b"PK\3\4"
     try:
         sums = _audit(path, zipped)
-        if path.suffix == ".safetensors":  # torch goes by this name, whatever the file is
+        if path.suffix == ".safetensors":  # torch would go by this ending, whatever the file is
             with path.open("rb") as file:
                 loaded = torch.load(file, map_location="cpu", weights_only=True)
         else:
@@ -94,7 +94,7 @@ def _audit(path: Path, zipped: bool) -> set[tuple[int, int]] | None:
 
 
 class _Sums:
-    """The checksums of the storages in a zip, which torch itself does not look at; a storage is looked at once."""
+    """The checksums of the storages in a zip, which torch itself does not check; each storage is checked once."""
 
     def __init__(self, path: Path, known: set[tuple[int, int]] | None) -> None:
         self._path, self._known, self._seen = path, known, set[int]()
@@ -105,12 +105,12 @@ class _Sums:
             return
         raw: Any = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
         if (storage.nbytes(), zlib.crc32(raw)) not in self._known:
-            raise refusal(self._path, f"tensor {name!r} is damaged, its checksum is another")
+            raise refusal(self._path, f"tensor {name!r} is damaged: its checksum is wrong")
         self._seen.add(storage.data_ptr())
 
 
 def _audit_zip(path: Path) -> set[tuple[int, int]] | None:
-    """Sizes and checksums of the records; None where the file was written without them."""
+    """Sizes and checksums of the records of a zip; None where it was written without checksums."""
     size, listed = path.stat().st_size, files.directory_size(path)
     if listed > DIRECTORY:
         raise refusal(path, f"a zip that lists its records in {listed:,} bytes (limit {DIRECTORY:,})", SAFE)
@@ -125,11 +125,11 @@ def _audit_zip(path: Path) -> set[tuple[int, int]] | None:
         if "constants.pkl" in sizes or any(name.startswith("code/") for name in sizes):
             raise refusal(path, "a TorchScript archive is code and was not opened", SAFE)
         if foreign := next((what for ending, what in _FOREIGN.items() if _ends(records, ending)), None):
-            raise refusal(path, f"is {foreign}, no checkpoint of torch", "give safetensors or what torch.save wrote")
+            raise refusal(path, f"is {foreign}, not a checkpoint of torch", "give safetensors or a file of torch.save")
         unpacked = sum(record.file_size for record in records)
         if unpacked > size or any(record.compress_type != zipfile.ZIP_STORED for record in records):
             raise refusal(path, f"a compressed zip, {size:,} bytes that claim to be {unpacked:,}", SAFE)
-        # torch finds a record without regard to case, so of two it might read the one not looked at here
+        # torch ignores case in names of records, so of two alike it might read the one that is not checked here
         doubled = len({name.casefold() for name in sizes}) < len(records)
         if doubled or archive.comment or not all(record.filename.startswith(root) for record in records):
             raise refusal(path, "a zip with doubled or stray records", "do not trust this file")
@@ -137,7 +137,7 @@ def _audit_zip(path: Path) -> set[tuple[int, int]] | None:
             seen = sizes.get("data.pkl", 0)
             raise refusal(path, f"a zip with a data.pkl of {seen:,} bytes (wanted 1 to {HEADER:,})", SAFE)
         summed = any(record.CRC for record in records)
-        if not summed:  # torch can be told not to compute them
+        if not summed:  # torch can write files without checksums
             archive.getinfo(root + "data.pkl").CRC = None  # type: ignore[assignment]
         audit = _Audit(path)
         audit.run(io.BytesIO(archive.read(root + "data.pkl")))
@@ -155,7 +155,7 @@ def _ends(records: list[zipfile.ZipInfo], ending: str) -> bool:
 
 
 def _audit_legacy(path: Path) -> None:
-    """The form before torch 1.6: five pickles, then every storage as a count and its bytes."""
+    """Check a file in the format before torch 1.6: five pickles, then every storage as a count and its bytes."""
     size = path.stat().st_size
     with path.open("rb") as file:
         head = io.BytesIO(file.read(HEADER))
@@ -182,7 +182,7 @@ class _Storage(NamedTuple):
 
 
 class _Tuple(tuple[Any, ...]):
-    """A tuple that knows what hashing it costs: its parts, each counted as often as it occurs."""
+    """A tuple with the cost of hashing it: its nested parts, each counted as often as it occurs."""
 
     cost: int
 
@@ -206,9 +206,9 @@ _CONSTANT: dict[str, Callable[[], Any]] = {
 class _Audit:
     """A dry run of pickles that calls and allocates nothing.
 
-    Refuses all but plain tensors in plain containers, and tensors larger than the storage that they claim;
-    `claimed` then is what the file says of its storages. `torch.load(weights_only=True)` allows all this and
-    more: it would let a file of 1 kB ask for 10^12 numbers.
+    Refuses everything but plain tensors in plain containers, and tensors larger than their storage; `claimed` holds the
+    sizes of the storages as the file gives them. `torch.load(weights_only=True)` is laxer: it would let a file of 1 kB
+    allocate 10^12 numbers.
     """
 
     def __init__(self, path: Path) -> None:
@@ -217,7 +217,7 @@ class _Audit:
         self.made = 0
 
     def run(self, stream: io.BytesIO) -> Any:
-        """The value of the next pickle in the stream; mappings and tensors in it are mere tokens."""
+        """The value of the next pickle in the stream, with placeholders for mappings and tensors."""
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -290,7 +290,7 @@ class _Audit:
 
     def _call(self, function: Any, arguments: Any) -> Any:
         if not isinstance(function, _Global) or not isinstance(arguments, _Tuple):
-            raise ValueError("calls what is no function")
+            raise ValueError("calls something that is not a function")
         if function.name in _REBUILD:
             return self._tensor(*arguments)
         if function.name == _PARAMETER and arguments[0] is _TENSOR:
@@ -317,7 +317,7 @@ class _Audit:
         if not isinstance(storage, _Storage) or not shaped or not all(map(is_size, (offset, *size, *stride))):
             raise ValueError("a tensor in an unknown form")
         itemsize = storage.itemsize
-        if len(rest) > 2 and isinstance(rest[2], _Global):  # the third form brings a dtype of its own
+        if len(rest) > 2 and isinstance(rest[2], _Global):  # `_rebuild_tensor_v3` has a dtype of its own
             itemsize = getattr(torch, rest[2].name.partition(" ")[2]).itemsize
         numel = math.prod(size)
         extent = 0
@@ -332,7 +332,7 @@ class _Audit:
 
 
 def _unwrap(path: Path, loaded: Any, wanted: str | None, sums: _Sums) -> Opened:
-    """The one network in what was loaded; scalars beside it become metadata, the rest a note."""
+    """The one network in a loaded file; scalars beside it become metadata, everything else is named in a note."""
     found = _networks(path, loaded) if isinstance(loaded, dict) else {}
     if not found:
         seen = f"only {some(loaded) or 'an empty mapping'}" if isinstance(loaded, dict) else type(loaded).__name__
@@ -353,7 +353,7 @@ def _unwrap(path: Path, loaded: Any, wanted: str | None, sums: _Sums) -> Opened:
     for name, tensor in named.items():
         dense(path, name, tensor)
     entries = {name: Entry(t.shape, t.dtype, partial(_own, t, name, sums)) for name, t in named.items()}
-    left.sort(key=lambda key: key not in found)  # what may have been meant comes first
+    left.sort(key=lambda key: key not in found)  # other networks come first
     took, lost = [f"took {taken!r}"] if taken else [], [f"left out {some(left)}"] if left else []
     return Opened(entries, metadata, [", ".join(took + lost)] if took + lost else [], taken)
 
@@ -363,11 +363,11 @@ def _mappings(tree: dict[Any, Any]) -> list[Any]:
 
 
 def _networks(path: Path, loaded: dict[Any, Any]) -> dict[str, tuple[Any, ...]]:
-    """The mappings of names to weights that are in a file, by dotted names: the keys that lead to each."""
+    """The networks (mappings from names to weights) in a file: dotted name -> the keys that lead to it."""
     levels: list[tuple[tuple[Any, ...], dict[Any, Any]]] = [((), loaded)]
     seen: list[tuple[tuple[Any, ...], dict[Any, Any]]] = []
     for keys, tree in levels:
-        if {"state", "param_groups"} <= tree.keys():  # of an optimiser, whatever it is called
+        if {"state", "param_groups"} <= tree.keys():  # the state of an optimiser
             continue
         seen.append((keys, tree))
         deeper = [key for key in _mappings(tree) if isinstance(key, str) and not words(key) & _BESIDE]

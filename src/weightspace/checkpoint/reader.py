@@ -1,7 +1,6 @@
-"""A checkpoint is a map name -> tensor that lies in a file.
+"""Reading checkpoints: safetensors files, Hugging Face folders, and files of `torch.save`.
 
-`read` opens safetensors files, Hugging Face folders and what `torch.save` wrote; `save` writes safetensors,
-all of it or nothing. No code is run from a file, and what it claims is checked before memory is given to it.
+No code is run from a file, and the sizes that it claims are checked before memory is allocated.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ __all__ = ["Checkpoint", "CheckpointError", "finite", "read"]
 
 
 _PREFIXES = ("module.", "_orig_mod.", "module.")  # either may be outside the other
-_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # no network has such names of its own
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # anywhere in a name
 _MARKS = {
     b"GGUF": ELSEWHERE[r".*\.gguf"],
     b"\x89HDF": ("an HDF5 file (Keras, TensorFlow)", "convert it to safetensors first"),
@@ -57,16 +56,24 @@ DTYPES = {
     **{"U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8},
     **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "C64": torch.complex64},
 }
-_TICK = 10_000_000  # nanoseconds; the clock of file systems is coarser than ours
+_TICK = 10_000_000  # nanoseconds: the resolution of the times of files
 
 
 @public
 class Checkpoint(Mapping[str, Tensor]):
-    """The map name -> tensor of a file: each access reads one tensor into fresh memory, in the file's dtype.
+    """The tensors of a file by name: each access reads one tensor into new memory, in the file's dtype.
 
-    `path` is what was opened, `metadata` the file's text entries (of a `torch.save` file: its numbers and
-    strings, as text), `notes` a line for everything that was left out or renamed. An unknown name is a
-    `KeyError`; a file that changed since it was opened is a `CheckpointError`.
+    Made by `read`. `path` is what was opened, `metadata` the file's text entries (of a `torch.save` file: its numbers
+    and strings, as text), `notes` has a line for everything that was left out or renamed. Raises `KeyError` for an
+    unknown name, and `CheckpointError` where the file has changed since it was opened.
+
+    >>> import tempfile
+    >>> import weightspace as ws
+    >>> net, _ = ws.demo.example()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     checkpoint = ws.checkpoint.read(ws.checkpoint.save(net.tensors, folder))
+    ...     checkpoint["1.weight"].shape, len(checkpoint), checkpoint.nbytes
+    (torch.Size([16, 64]), 4, 4840)
     """
 
     def __init__(
@@ -92,31 +99,41 @@ class Checkpoint(Mapping[str, Tensor]):
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
-        """Name -> shape, in the file's order; no tensor is read."""
+        """The shapes of the tensors by name, in the file's order; no tensor is read."""
         return {name: entry.shape for name, entry in self._entries.items()}
 
     @property
     def dtypes(self) -> dict[str, torch.dtype]:
-        """Name -> dtype, in the file's order; no tensor is read."""
+        """The dtypes of the tensors by name, in the file's order; no tensor is read."""
         return {name: entry.dtype for name, entry in self._entries.items()}
 
     @property
     def nbytes(self) -> int:
-        """Bytes that all tensors take in memory; a tied one counts under each of its names."""
+        """The size of all tensors in memory, in bytes; a tied tensor counts under each of its names."""
         return sum(entry.shape.numel() * entry.dtype.itemsize for entry in self._entries.values())
 
 
 @public
 def read(path: str | os.PathLike[str], *, weights: str | None = None) -> Checkpoint:
-    """Open a checkpoint. No code of it is run, and no tensor is read before it is asked for.
+    """Open a checkpoint: a mapping from names to tensors. No code of it is run; a tensor is read when it is accessed.
 
-    Takes a safetensors file, what `torch.save` wrote (both by their content, whatever the ending), the `.index.json`
-    of a sharded one, or a folder: Hugging Face's names, variants (`model.fp16.safetensors`), or the one file of weights
-    in it. Of a training checkpoint the one network is taken; of several `weights` names one ("ema", "generator",
-    "fp16"; by default what `--weights` says), else it is the one of a usual name (`state_dict`, `model`, ..) that is no
-    running average. Wrappers' names are removed: `module.` (DataParallel, AveragedModel) and `_orig_mod.`
-    (torch.compile) where every name has it. `notes` tells of all that was left out or renamed.
-    Raises `CheckpointError`, which names the networks where several could be meant.
+    `path`: a safetensors file, a file of `torch.save` (both recognised by their content, not by their ending), the
+    `.index.json` of a sharded checkpoint, or a folder with Hugging Face's names, variants (`model.fp16.safetensors`),
+    or a single file of weights. Of a training checkpoint, the network is taken. `weights` chooses one of several
+    networks ("ema", "generator", "fp16"; by default the value of `--weights`); without it, the one with a usual name
+    (`state_dict`, `model`, ..) that is not a running average. The prefixes of wrappers are removed where all names have
+    them: `module.` (DataParallel, AveragedModel) and `_orig_mod.` (torch.compile). `notes` lists everything that was
+    left out or renamed. Raises `CheckpointError` for a file that cannot be read, and where several networks could be
+    meant, with their names.
+
+    >>> import tempfile
+    >>> import weightspace as ws
+    >>> net, _ = ws.demo.example()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = ws.checkpoint.save(2 * net.weights, folder)
+    ...     twice = net.load(ws.checkpoint.read(path))
+    >>> round(float(twice.weights.norm() / net.weights.norm()), 3)
+    2.0
     """
     path, wanted = Path(path), files.CHOSEN.get() if weights is None else weights
     try:
@@ -140,7 +157,7 @@ def read(path: str | os.PathLike[str], *, weights: str | None = None) -> Checkpo
 
 
 def _under(path: Path, entries: dict[str, Entry], wanted: str, taken: str) -> tuple[dict[str, Entry], str]:
-    """The tensors under the one prefix that `wanted` names: an average, or one of several networks, beside others."""
+    """The tensors under the one prefix that `wanted` names, such as "ema", and a note of what was left out."""
     found = dict[str, None]()
     for name in entries:
         parts = name.split(".")
@@ -161,7 +178,7 @@ def _under(path: Path, entries: dict[str, Entry], wanted: str, taken: str) -> tu
 
 
 def _without(entries: dict[str, Entry], prefix: str) -> tuple[dict[str, Entry], str]:
-    """The tensors without a prefix that all have, but for counters that a wrapper keeps beside them (n_averaged)."""
+    """The tensors without a prefix that all names share, but for the counters of a wrapper (n_averaged)."""
     bare = {name.removeprefix(prefix): e for name, e in entries.items() if name.startswith(prefix) and name != prefix}
     left = [name for name in entries if name.removeprefix(prefix) not in bare or not name.startswith(prefix)]
     counts = all(entries[n].shape == () and not entries[n].dtype.is_floating_point and "." not in n for n in left)
@@ -172,7 +189,7 @@ def _without(entries: dict[str, Entry], prefix: str) -> tuple[dict[str, Entry], 
 
 
 def _unwrapped(entries: dict[str, Entry]) -> tuple[dict[str, Entry], str]:
-    """The tensors without the names that wrappers of a part of a network put into the middle of theirs."""
+    """The tensors without the parts that wrappers of a layer insert into the middle of names."""
     bare = {".".join(part for part in name.split(".") if part not in _WRAPPERS): e for name, e in entries.items()}
     if bare.keys() == entries.keys() or len(bare) < len(entries):
         return entries, ""
@@ -181,7 +198,15 @@ def _unwrapped(entries: dict[str, Entry]) -> tuple[dict[str, Entry], str]:
 
 @public
 def finite(tensors: Mapping[str, Tensor]) -> None:
-    """Raise `CheckpointError` naming the tensors that hold NaN or infinity; one tensor is read at a time."""
+    """Raise `CheckpointError` naming the tensors that hold NaN or infinity; one tensor is read at a time.
+
+    >>> import weightspace as ws
+    >>> net, _ = ws.demo.example()
+    >>> ws.checkpoint.finite(net.tensors)
+    >>> ws.checkpoint.finite(net.weights / 0)
+    Traceback (most recent call last):
+    weightspace.checkpoint.refusal.CheckpointError: NaN or infinity in '1.weight', ...
+    """
     bad = [name for name in tensors if not _is_finite(tensors[name])]
     if bad:
         raise CheckpointError(f"NaN or infinity in {some(bad)}; give weights from before training diverged")
@@ -222,7 +247,7 @@ def _open(path: Path, wanted: str | None = None) -> Opened:
 
 
 def _refuse_others(path: Path, head: bytes) -> None:
-    """One line for what is known, and no checkpoint that could be read."""
+    """Raise `CheckpointError` for a known kind of file that is not a checkpoint, or that cannot be read here."""
     found = files.instead(head) or next((what for mark, what in _MARKS.items() if head.startswith(mark)), None)
     if found is None and head[257:262] == b"ustar":
         found = "a tar archive (of files, or of torch before 0.2)", "unpack it, or save it again as safetensors"
@@ -256,10 +281,10 @@ def _shards(path: Path) -> Opened:
 
 
 def _shard(index: Path, file: str) -> Path:
-    """The file that an index names, kept inside its folder (in a hub cache: inside the model's own)."""
+    """The file that an index names. Raises `CheckpointError` for one outside of the folder (or hub cache)."""
     plain = Path(file).name == file and "\\" not in file and "\0" not in file
     if not plain or not file.endswith((".safetensors", *TORCH)):
-        raise refusal(index, f"names {file!r}, which is no plain file name", "do not trust this index")
+        raise refusal(index, f"names {file!r}, which is not a plain file name", "do not trust this index")
     shard, folder = index.parent / file, index.parent.resolve()
     root = folder.parent.parent if folder.parent.name == "snapshots" else folder
     if not shard.resolve().is_relative_to(root):
@@ -270,7 +295,7 @@ def _shard(index: Path, file: str) -> Path:
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """The parsed header, and where the data begins."""
+    """The parsed header of a safetensors file, and the offset of its data."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -293,7 +318,7 @@ def _safetensors(path: Path) -> Opened:
     entries = {name: _entry(path, name, claim, start, stamp) for name, claim in header.items()}
     try:
         with safe_open(path, framework="numpy"):
-            pass  # the reference parser looks for what is left: overlaps, holes, trailing bytes
+            pass  # the reference parser checks the rest: overlaps, holes, trailing bytes
     except Exception as error:
         raise refusal(path, f"damaged safetensors file ({str(error)[:200]})") from error
     return Opened(entries, metadata, [])
@@ -316,12 +341,12 @@ def _entry(path: Path, name: str, claim: Any, start: int, stamp: tuple[int, ...]
 
 
 def _stamp(stat: os.stat_result) -> tuple[int, ...]:
-    """What is other once a file is replaced or written over, whatever its size, and though its mtime be set back."""
+    """Numbers that change when a file is replaced or overwritten, even where its size and mtime are restored."""
     return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_dev
 
 
 def _settled(path: Path) -> os.stat_result:
-    """The file's stat, once its times are old enough that a later change must give it others."""
+    """The stat of a file, after a wait of milliseconds if it is so new that a later change might keep its times."""
     stat = path.stat()
     if 0 <= (age := time.time_ns() - stat.st_ctime_ns) < _TICK:
         time.sleep((_TICK - age) / 1e9)
@@ -329,7 +354,7 @@ def _settled(path: Path) -> os.stat_result:
 
 
 def _fetch(path: Path, stamp: tuple[int, ...], start: int, shape: list[int], dtype: torch.dtype) -> Tensor:
-    # read, not mapped: a mapping is shared by all who ask, counts as memory in use, and dies with the file
+    # read, not memory-mapped: a map would be shared between calls, and break when the file is overwritten
     try:
         with path.open("rb") as file:
             if _stamp(os.fstat(file.fileno())) != stamp:
@@ -344,4 +369,5 @@ def _fetch(path: Path, stamp: tuple[int, ...], start: int, shape: list[int], dty
 
 
 def bytes_of(tensor: Tensor) -> Any:
+    """The bytes of a contiguous tensor, as an array that shares its memory."""
     return tensor.reshape(-1).view(torch.uint8).numpy()

@@ -1,4 +1,4 @@
-"""Write a checkpoint tensor by tensor, whole or not at all."""
+"""Writing checkpoints as safetensors, tensor by tensor, whole or not at all."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ __all__ = ["save"]
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
-# ------------------------------------------------------------------ writing
-
-
 class _Plan(NamedTuple):
+    """A tensor that is to be written."""
+
     name: str
     dtype: torch.dtype
     shape: torch.Size
@@ -46,15 +45,20 @@ def save(
     metadata: Mapping[str, str] | None = None,
     shard: int = 5_000_000_000,
 ) -> Path:
-    """Write safetensors, all of it or nothing; return the file to read (of a sharded checkpoint, the index).
+    """Write named tensors as safetensors, whole or not at all; returns the path to read (the index, if sharded).
 
-    `path` ends in `.safetensors`, or is a folder, which gets Hugging Face's names (`model.safetensors`).
-    Above `shard` bytes the tensors go to `name-00001-of-0000N.safetensors` beside
-    `name.safetensors.index.json`. Tied tensors are written under each name. `metadata` defaults to that
-    of a `Checkpoint`. Each tensor is asked for twice, one at a time, so a lazy mapping costs the memory
-    of its largest tensor. Files grow under hidden names `.name.*.tmp` and are renamed when complete; with
-    `force` they replace what stands there.
-    Raises `CheckpointError`.
+    `path` ends in `.safetensors`, or is a folder, which gets Hugging Face's name `model.safetensors`. Above `shard`
+    bytes the tensors go to `name-00001-of-0000N.safetensors` beside `name.safetensors.index.json`. Tied tensors are
+    written under each name. `metadata` defaults to that of a `Checkpoint`. Each tensor is accessed twice, one at a
+    time, so a lazy mapping takes the memory of its largest tensor. Files are written under hidden names `.name.*.tmp`
+    and renamed when complete; with `force` they replace existing ones. Raises `CheckpointError` where that fails.
+
+    >>> import tempfile
+    >>> import weightspace as ws
+    >>> net, _ = ws.demo.example()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     ws.checkpoint.save(net.tensors, folder).name
+    'model.safetensors'
     """
     path = Path(path)
     folder, stem = (path, "model") if path.is_dir() else (path.parent, path.name.removesuffix(".safetensors"))
@@ -81,7 +85,7 @@ def save(
 
 
 def _vacant(path: Path, folder: Path, stem: str, force: bool) -> list[Path]:
-    """What an earlier save under this name left; an error if that must stay."""
+    """The files of an earlier save under this name. Raises `CheckpointError` where there are some and not `force`."""
     if not folder.is_dir():
         raise refusal(path, f"the folder {folder} does not exist", "create it first")
     if path.name == stem and not path.is_dir():
@@ -120,7 +124,7 @@ def _groups(plans: list[_Plan], shard: int) -> list[list[_Plan]]:
 def _stream(
     path: Path, tensors: Mapping[str, Tensor], group: list[_Plan], about: Mapping[str, str], file: BinaryIO
 ) -> None:
-    # the widest dtype first, as the reference does: every tensor is then aligned to its item size
+    # the widest dtype first, as in the reference implementation: every tensor is then aligned to its item size
     ordered = sorted(group, key=lambda plan: (-plan.dtype.itemsize, plan.name))
     ends = dict(zip([p.name for p in ordered], _cumulative(p.nbytes for p in ordered), strict=True))
     header: dict[str, Any] = {"__metadata__": dict(about)}
@@ -141,7 +145,7 @@ def _stream(
 
 
 def _write(path: Path, written: Mapping[Path, Callable[[BinaryIO], None]], old: list[Path]) -> None:
-    # the old index goes first: else a kill between two renames would leave it over new shards
+    # the old index is removed first: it must not stay beside new shards if the process is killed between two renames
     first = [item for item in old if len(written) > 1 and item.name.endswith(INDEX)]
     try:
         files.write_all(written, first=first, last=[item for item in old if item not in written])

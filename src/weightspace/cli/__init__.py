@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. torch is imported by the commands, not by `--help`."""
+"""The command line: each command parses its options, calls `commands`, and prints. `--help` does not load torch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from weightspace.cli import (
     walk,
     watch,
 )  # fmt: skip
-from weightspace.cli.options import Debug, Force, Json, Seed
+from weightspace.cli.options import Shared, shared
 from weightspace.cli.show import answers_alone, note, noted, print_json, progress
 from weightspace.cli.words import console, printable
 
@@ -38,20 +38,14 @@ __all__ = ["app", "main"]
 
 
 _ABOUT = (
-    "Read a network's symmetry; compare, align, merge, move and shake checkpoints of one architecture.\n\n"
-    "Two networks that compute the same thing can have very different weights, because hidden units can be renumbered "
-    "and rescaled. These commands read off which moves leave a network's function alone, and undo them before they "
-    "measure or average.\n\n"
-    "Exit codes: 0 done, 1 another verdict than the one expected, 2 a mistake (one line says which)."
+    "Compare, align, merge, change and measure trained networks (checkpoints of one architecture).\n\n"
+    "Two networks that compute the same function can have very different weights, because hidden units can be "
+    "renumbered and rescaled. These commands find the changes that leave the function the same, and undo them before "
+    "they measure or average.\n\n"
+    "New here? Run `weightspace demo`.\n\n"
+    "Exit codes: 0 done; 1 not the verdict that --expect names; 2 an error, explained in one line."
 )
-_PANELS: dict[str, list[Callable[..., None]]] = {  # of --help, in its order
-    "Look": [read.read, compare.compare],
-    "Align and merge": [align.align, merge.merge],
-    "Move": [walk.walk, perturb.perturb],
-    "Measure": [capacity.capacity, stability.stability, inform.inform, tasks.tasks, certify.certify],
-    "Watch a run": [watch.watch, paths.paths],
-}
-_STOPPED = 130  # typer's code, and the shell's, for Ctrl-C
+_STOPPED = 130  # exit code for Ctrl-C, in typer and in the shell
 _SIGNALS = ("SIGTERM", "SIGHUP")
 
 
@@ -60,13 +54,10 @@ class _Stopped(BaseException):
 
 
 app = typer.Typer(help=_ABOUT, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for panel, commands in _PANELS.items():
-    for command in commands:
-        app.command(rich_help_panel=panel)(command)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; the exit code. A mistake is one line on stderr, never a traceback without --debug."""
+    """Run the command line and return the exit code. An error is one line on stderr; --debug shows the traceback."""
     given = sys.argv[1:] if arguments is None else arguments
     chosen = CHOSEN.set(None)
     try:
@@ -91,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the command as Ctrl-C does; one that is ignored (nohup) stays so."""
+    """SIGTERM and SIGHUP end the command as Ctrl-C does; a signal that is ignored (nohup) stays ignored."""
 
     def stop(number: int, frame: object) -> None:
         for other in before:
@@ -112,7 +103,7 @@ def _signals() -> Iterator[None]:
 
 @contextmanager
 def _notes(debug: bool) -> Iterator[None]:
-    """Notes on files are kept for the answer; other warnings are not for a user, but with --debug."""
+    """Keep notes on files for the answer; show other warnings only with --debug."""
     with warnings.catch_warnings(), noted():
         if not debug:
             warnings.simplefilter("ignore")
@@ -129,7 +120,7 @@ def _notes(debug: bool) -> Iterator[None]:
 
 
 def _line(error: Exception) -> str:
-    """What to tell: the message of an error that a user can mend; of any other, its kind as well."""
+    """One line for an error: its message, and for one that is not the user's mistake its type as well."""
     from weightspace.net.errors import WeightspaceError
 
     if hasattr(error, "format_message"):  # typer's own: an unknown option, a missing argument
@@ -164,22 +155,33 @@ def weightspace(
         bool | None, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = None,
 ) -> None:
-    """All commands; no options of its own but the version."""
+    """All commands. The only option of its own is the version."""
 
 
-@app.command(rich_help_panel="Look")
+@shared("seed")
 def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write to.")] = Path("weightspace-demo"),
-    force: Force = False,
-    as_json: Json = False,
-    seed: Seed = 0,
-    debug: Debug = False,
+    *,
+    common: Shared,
 ) -> None:
-    """Everything that works so far, on embedded data, in two minutes; ends with a page to look at."""
+    """A tour of all commands on a small built-in data set, in two minutes; writes a page with figures."""
     from weightspace import demo as show
 
-    stdout = None if as_json else console()
+    stdout = None if common.as_json else console()
     with progress(stdout) as step:
-        done = show.run(out, console=stdout, force=force, seed=seed, progress=step)
-    if as_json:
+        done = show.run(out, common.settings(step), console=stdout)
+    if common.as_json:
         print_json(done)
+
+
+_PANELS: dict[str, list[Callable[..., None]]] = {  # of --help, in its order
+    "Look": [demo, read.read],
+    "Compare and merge": [compare.compare, align.align, merge.merge],
+    "Move": [walk.walk, perturb.perturb],
+    "Measure": [capacity.capacity, stability.stability, inform.inform, certify.certify],
+    "Sets of data": [tasks.tasks],
+    "Training runs": [watch.watch, paths.paths],
+}
+for panel, commands in _PANELS.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)

@@ -7,32 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from weightspace.cli.options import (
-    Arch,
-    Data,
-    Debug,
-    Example,
-    Force,
-    Json,
-    Limit,
-    Method,
-    Report,
-    Seed,
-    Trust,
-    Weights,
-    vacant,
-)
+from weightspace.cli.options import Checkpoint, Shared, shared
 from weightspace.cli.show import answer, opened
 from weightspace.cli.words import console, make_table, printable, say_change, say_notes
 
 if TYPE_CHECKING:
     from weightspace.commands.compare import Comparison
 
-__all__ = ["compare", "say_comparison"]
+__all__ = ["compare", "say_compare"]
 
 
-def say_comparison(found: Comparison) -> None:
-    """`compare`."""
+def say_compare(found: Comparison) -> None:
+    """Print the answer of `compare`."""
     out = console()
     out.print(f"{found.verdict.words[0].upper()}{found.verdict.words[1:]}", style="bold")
     out.print(f"{found.verdict.why[0].upper()}{found.verdict.why[1:]}.")
@@ -46,37 +32,30 @@ def say_comparison(found: Comparison) -> None:
     say_notes(out, found.notes)
 
 
+@shared("arch weights trust_code data example method limit report seed")
 def compare(
-    a: Annotated[Path, typer.Argument(help="A checkpoint: .safetensors, a Hugging Face folder, .pt, .bin, .ckpt.")],
+    a: Checkpoint,
     b: Annotated[Path, typer.Argument(help="Another one, of the same architecture.")],
-    arch: Arch = None,
-    data: Data = None,
-    example: Example = None,
-    report: Report = None,
     expect: Annotated[
         str | None,
-        typer.Option(help="Exit 1 unless the verdict is same, function (or nearer), related (or nearer), independent."),
+        typer.Option(
+            help="Exit with code 1 unless the verdict is this one or a nearer one: same, function, related; or exactly "
+            "independent."
+        ),
     ] = None,
-    method: Method = "auto",
-    limit: Limit = 2048,
-    force: Force = False,
-    as_json: Json = False,
-    seed: Seed = 0,
-    trust_code: Trust = False,
-    weights: Weights = None,
-    debug: Debug = False,
+    *,
+    common: Shared,
 ) -> None:
-    """How far apart are two networks really? Distances and loss, as stored and after alignment, and a verdict."""
+    """How different are two networks really? Distance and loss, as stored and after alignment, and a verdict."""
     kinds = ("same", "function", "related", "independent")
     if expect not in (None, *kinds):
         raise typer.BadParameter(f"{expect!r}; choose same, function, related or independent.", param_hint="--expect")
-    vacant(report, (".html", ".htm"), force)
-    with opened(arch, [a, b], data, example, trust_code, seed, limit, method) as bench:
+    with opened([a, b], common) as space:
         from weightspace.commands.compare import compare_files
 
-        found = compare_files(bench, a, b)
-    from weightspace.pages.compare import comparison_page
+        found = compare_files(space, a, b)
+    from weightspace.pages.compare import compare_page
 
-    answer(found, say_comparison, as_json, report, comparison_page)
+    answer(found, say_compare, common, compare_page)
     if expect and found.verdict.kind not in ((expect,) if expect == kinds[-1] else kinds[: kinds.index(expect) + 1]):
         raise typer.Exit(1)

@@ -7,32 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from weightspace.cli.options import (
-    Arch,
-    Data,
-    Debug,
-    Example,
-    Force,
-    Json,
-    Limit,
-    Out,
-    Report,
-    Seed,
-    Trust,
-    Weights,
-    vacant,
-)
+from weightspace.cli.options import Out, Shared, free, shared
 from weightspace.cli.show import answer, opened
 from weightspace.cli.words import console, make_table, printable, say_notes
 
 if TYPE_CHECKING:
     from weightspace.commands.merge import Merged
 
-__all__ = ["merge", "say_merged"]
+__all__ = ["merge", "say_merge"]
 
 
-def say_merged(done: Merged) -> None:
-    """`merge`."""
+def say_merge(done: Merged) -> None:
+    """Print the answer of `merge`."""
     out = console()
     if done.scores():
         table = make_table(f"on {done.examples} held-out examples", "loss", "accuracy")
@@ -44,30 +30,20 @@ def say_merged(done: Merged) -> None:
     out.print(f"Written: {printable(done.out)}", soft_wrap=True)
 
 
+@shared("arch weights trust_code data example limit report seed")
 def merge(
     checkpoints: Annotated[list[Path], typer.Argument(help="Two or more networks of one architecture.")],
     out: Out,
-    arch: Arch = None,
-    data: Data = None,
-    example: Example = None,
-    limit: Limit = 2048,
-    report: Report = None,
-    force: Force = False,
-    as_json: Json = False,
-    seed: Seed = 0,
-    trust_code: Trust = False,
-    weights: Weights = None,
-    debug: Debug = False,
+    common: Shared,
 ) -> None:
-    """Average networks after aligning them, so that the average works: one network, no larger than each."""
+    """Align networks and average them into one of the same size; with --data, compared with the plain average."""
     if len(checkpoints) < 2:
         raise typer.BadParameter("give two or more networks to merge.", param_hint="CHECKPOINTS")
-    vacant(out, (".safetensors",), force)
-    vacant(report, (".html", ".htm"), force)
-    with opened(arch, checkpoints, data, example, trust_code, seed, limit) as bench:
-        from weightspace.commands.merge import merge as go
+    free(out, (".safetensors",), common.force)
+    with opened(checkpoints, common) as space:
+        from weightspace.commands.merge import merge as run
 
-        done = go(bench, checkpoints, out, force=force)
+        done = run(space, checkpoints, out)
     from weightspace.pages.merge import merge_page
 
-    answer(done, say_merged, as_json, report, merge_page)
+    answer(done, say_merge, common, merge_page)

@@ -1,67 +1,25 @@
-"""What commands are asked: the options that several share, and checks of outputs before any work is done."""
+"""Options that several commands share, each declared once, and checks of outputs before any work is done."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from weightspace.checkpoint.files import CHOSEN, refuse_dangling
 
-__all__ = [
-    "Arch",
-    "Data",
-    "Debug",
-    "Example",
-    "Force",
-    "Json",
-    "Limit",
-    "Method",
-    "Out",
-    "Report",
-    "Seed",
-    "Trust",
-    "Weights",
-    "missing",
-    "numbers",
-    "vacant",
-]
+if TYPE_CHECKING:
+    from weightspace.commands.progress import Progress
+    from weightspace.commands.settings import Settings
 
+__all__ = ["Checkpoint", "Limit", "Out", "Shared", "free", "missing", "numbers", "shared"]
 
-Arch = Annotated[
-    str | None,
-    typer.Option(
-        help="The architecture: package.module:factory, importable from here, such as mypkg.models:resnet20 or "
-        "mypkg.models:resnet20(width=16); a Hugging Face folder; or a .pt2. Not needed for Hugging Face folders."
-    ),
-]
-Data = Annotated[
-    str | None,
-    typer.Option(
-        help="Examples to align and measure on: an .npz with x and y, idx or parquet file, or digits, mnist, "
-        "fashion-mnist, cifar10 (found in WEIGHTSPACE_DATA). Alignment and measurement never share examples."
-    ),
-]
-Example = Annotated[
-    str | None, typer.Option(help="Shape of an input, if there is no --data: 2x3x32x32, or ids:2x16 for tokens.")
-]
-Limit = Annotated[int, typer.Option(min=2, help="Use at most this many examples to measure on.")]
-Out = Annotated[Path, typer.Option("-o", "--out", help="Where to write: a .safetensors file.")]
-Report = Annotated[Path | None, typer.Option(help="Write a page with figures (.html, works offline).")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
-Method = Annotated[
-    str,
-    typer.Option(
-        help="How units are matched: weights (fastest), activations, activations+weights, frank-wolfe, or auto: "
-        "try them and keep the best."
-    ),
-]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn at random.")]
-Trust = Annotated[
-    bool, typer.Option("--trust-code", help="Open .pt2 files. They are programs: only for files that you trust.")
-]
+_NETWORK, _RUN = "Network and data", "Output and run"
 
 
 def _choose(name: str | None) -> str | None:
@@ -70,24 +28,130 @@ def _choose(name: str | None) -> str | None:
     return name
 
 
-Weights = Annotated[
-    str | None,
-    typer.Option(
-        callback=_choose, help="Which network, where a file holds several: ema, generator, or a folder's variant, fp16."
-    ),
+Checkpoint = Annotated[
+    Path, typer.Argument(help="A checkpoint: .safetensors, a Hugging Face folder, .pt, .bin or .ckpt.")
 ]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Limit = Annotated[
+    int, typer.Option(min=2, rich_help_panel=_NETWORK, help="Use at most this many examples to measure on.")
+]
+Out = Annotated[Path, typer.Option("-o", "--out", help="The file to write (.safetensors).")]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What was given for the options that several commands share; the field's name is that of the parameter."""
+
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=_NETWORK,
+            help="The architecture: package.module:factory, importable from here, such as mypkg.models:resnet20 or "
+            "mypkg.models:resnet20(width=16); a Hugging Face folder; or a .pt2 file. A checkpoint that is a Hugging "
+            "Face folder needs none.",
+        ),
+    ] = None
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            callback=_choose,
+            rich_help_panel=_NETWORK,
+            help="Which network to take from a file that holds several (ema, generator), or which variant of a folder "
+            "(fp16).",
+        ),
+    ] = None
+    trust_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-code",
+            rich_help_panel=_NETWORK,
+            help="Open .pt2 files, which are programs. Only for files that you trust.",
+        ),
+    ] = False
+    data: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=_NETWORK,
+            help="Examples to align and to measure on: an .npz file with x and y, an idx or parquet file, or digits, "
+            "mnist, fashion-mnist, cifar10 (in the folder WEIGHTSPACE_DATA). Each example is used for one of the two.",
+        ),
+    ] = None
+    example: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=_NETWORK,
+            help="Shape of an input batch, needed without --data: 2x3x32x32, or ids:2x16 for tokens.",
+        ),
+    ] = None
+    method: Annotated[
+        str,
+        typer.Option(
+            help="How units are matched: weights (fastest), activations, activations+weights, frank-wolfe, or auto, "
+            "which tries them and keeps the best."
+        ),
+    ] = "auto"
+    limit: Limit = 2048
+    report: Annotated[
+        Path | None,
+        typer.Option(rich_help_panel=_RUN, help="Write a page with figures (.html); it works offline."),
+    ] = None
+    as_json: Annotated[
+        bool, typer.Option("--json", rich_help_panel=_RUN, help="Print one JSON object on stdout, and nothing else.")
+    ] = False
+    force: Annotated[bool, typer.Option("--force", rich_help_panel=_RUN, help="Overwrite files that exist.")] = False
+    seed: Annotated[int, typer.Option(min=0, rich_help_panel=_RUN, help="Seed of all random numbers.")] = 0
+    debug: Annotated[bool, typer.Option("--debug", rich_help_panel=_RUN, help="Show the traceback of an error.")] = (
+        False
+    )
+
+    def settings(self, progress: Progress) -> Settings:
+        """The part that the commands are given."""
+        from weightspace.commands.settings import Settings
+
+        return Settings(self.arch, self.seed, self.force, self.trust_code, progress)
+
+
+def shared(names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add shared options to a command, whose last parameter gets their values as one `Shared`.
+
+    `names`: fields of `Shared`; --json, --force and --debug are always added. An existing --report is refused before
+    the command begins.
+    """
+    wanted = {*names.split(), "as_json", "force", "debug"}
+    hints = get_type_hints(Shared, include_extras=True)
+    added = [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in fields(Shared)
+        if field.name in wanted
+    ]
+    assert len(added) == len(wanted), f"not all of {names} are shared options"
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [*inspect.signature(command, eval_str=True).parameters.values()][:-1]
+
+        @wraps(command)
+        def run(**given: Any) -> None:
+            common = Shared(**{name: given.pop(name) for name in wanted})
+            free(common.report, (".html", ".htm"), common.force)
+            command(**given, common=common)
+
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *added)}
+        run.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
+        return run
+
+    return decorate
 
 
 def missing(path: Path) -> Exception:
-    """The error of an output whose folder is not there."""
+    """The error for an output whose folder does not exist."""
     from weightspace.net.errors import WeightspaceError
 
     return WeightspaceError(f"{path}: the folder {path.parent} does not exist; create it first")
 
 
-def vacant(path: Path | None, endings: tuple[str, ...], force: bool) -> None:
-    """Refuse an output path before any work is done for it."""
+def free(path: Path | None, endings: tuple[str, ...], force: bool) -> None:
+    """Check that an output can be written, before any work is done for it. Raises `WeightspaceError`."""
     from weightspace.net.errors import WeightspaceError
 
     if path is None or (path.is_dir() and endings == (".safetensors",)):
@@ -105,8 +169,8 @@ def vacant(path: Path | None, endings: tuple[str, ...], force: bool) -> None:
 
 
 def numbers(text: str, option: str = "--sizes") -> list[float]:
-    """The numbers of an option, in order, each once."""
+    """The numbers of a comma-separated option, sorted, each once."""
     try:
         return sorted({float(word) for word in text.split(",")})
     except ValueError as error:
-        raise typer.BadParameter(f"{text!r}; give numbers with commas: 0.1,0.2", param_hint=option) from error
+        raise typer.BadParameter(f"{text!r}; give numbers separated by commas: 0.1,0.2", param_hint=option) from error

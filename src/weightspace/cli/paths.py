@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from weightspace.cli.options import Debug, Force, Json, Report, numbers, vacant
+from weightspace.cli.options import Shared, numbers, shared
 from weightspace.cli.show import answer, progress
 from weightspace.cli.words import console, make_table, printable
 
 if TYPE_CHECKING:
-    from weightspace.commands.paths import Passages
+    from weightspace.commands.paths import PathHistory
 
 __all__ = ["paths", "say_paths"]
 
 
-def say_paths(found: Passages) -> None:
-    """`paths`."""
+def say_paths(found: PathHistory) -> None:
+    """Print the answer of `paths`."""
     out = console()
     table = make_table(
         "layer", "units", "self-path: first", "middle", "last", "cross-path: first", "middle", "last", "dead"
@@ -32,35 +32,36 @@ def say_paths(found: Passages) -> None:
     out.print(table)
     given = [t for t in found.turnover if t is not None]
     if given:
-        out.print(
-            f"Path given up for each unit of log relative trust: {given[0]:.3g} at first, {given[-1]:.3g} at the end."
-        )
+        out.print(f"Path turnover per unit of log relative trust: {given[0]:.3g} at first, {given[-1]:.3g} at the end.")
     if found.ratio is not None:
-        out.print(f"Early to mid cross-path ratio: {found.ratio:.3f}. It did not tell the error in our experiments.")
+        out.print(
+            f"Early to mid cross-path ratio: {found.ratio:.3f}. In our experiments it did not predict the test error."
+        )
     for line in found.remarks():
         out.print(printable(line))
 
 
+@shared("report")
 def paths(
-    recording: Annotated[Path, typer.Argument(help="A file that `watch` or a Recorder wrote.")],
-    gates: Annotated[str | None, typer.Option(help="Which gates, where several were recorded.")] = None,
-    layer: Annotated[str | None, typer.Option(help="The layer of ranks and distances (the second).")] = None,
-    stages: Annotated[str | None, typer.Option(help="Steps at which the rate fell, as 100,150: early to mid.")] = None,
-    report: Report = None,
-    force: Force = False,
-    as_json: Json = False,
-    debug: Debug = False,
+    recording: Annotated[Path, typer.Argument(help="A .rec file, written by `watch` or by a Recorder.")],
+    gates: Annotated[str | None, typer.Option(help="Which gates, if several were recorded.")] = None,
+    layer: Annotated[str | None, typer.Option(help="The layer for ranks and distances (the second).")] = None,
+    stages: Annotated[
+        str | None,
+        typer.Option(help="The two steps at which the learning rate fell, as 100,150: adds the early-to-mid ratio."),
+    ] = None,
+    *,
+    common: Shared,
 ) -> None:
-    """Which way do examples take through the network, and when does it stop changing? For any recorded run."""
-    vacant(report, (".html", ".htm"), force)
-    from weightspace.commands.paths import passages
+    """Which units are on for each example of a recorded run, and when does that stop changing?"""
+    from weightspace.commands.paths import paths as run
 
     ends = numbers(stages, "--stages") if stages else []
     if stages and len(ends) != 2:
         raise typer.BadParameter(f"{stages!r}; give two steps, as 100,150", param_hint="--stages")
     with progress() as step:
         both = (int(ends[0]), int(ends[1])) if ends else None
-        found = passages(recording, name=gates, layer=layer, stages=both, progress=step)
+        found = run(recording, name=gates, layer=layer, stages=both, progress=step)
     from weightspace.pages.paths import paths_page
 
-    answer(found, say_paths, as_json, report, paths_page)
+    answer(found, say_paths, common, paths_page)

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from weightspace.cli.options import Arch, Data, Debug, Force, Json, Limit, Out, Seed, Trust, Weights, vacant
+from weightspace.cli.options import Out, Shared, free, shared
 from weightspace.cli.show import answer, progress
 from weightspace.cli.words import console, printable
 
 if TYPE_CHECKING:
     from weightspace.commands.perturb import Perturbed
 
-__all__ = ["perturb", "say_perturbed"]
+__all__ = ["perturb", "say_perturb"]
 
 
-def say_perturbed(done: Perturbed) -> None:
-    """`perturb`."""
+def say_perturb(done: Perturbed) -> None:
+    """Print the answer of `perturb`."""
     out = console()
     out.print(f"{done.kind}: {done.tensors} tensors changed, by up to {done.largest:.1%} of their norm.", style="bold")
-    out.print(f"Relative trust, a model of what the outputs do: {done.model:.3g}")
+    out.print(f"Deep relative trust, a model of the change of the outputs: {done.model:.3g}")
     if done.measured is not None and done.expected is not None:
-        out.print(f"Outputs moved by {done.measured:.3g} of their size; {done.expected:.3g} was expected of noise.")
+        out.print(f"Change of the outputs: {done.measured:.3g} of their size; expected of noise: {done.expected:.3g}.")
     if done.scores:
         before, after = done.scores
         out.print(f"Loss {before.loss:.4f} before, {after.loss:.4f} after.")
@@ -32,33 +32,29 @@ def say_perturbed(done: Perturbed) -> None:
     out.print(f"Written: {printable(done.out)}", soft_wrap=True)
 
 
+@shared("arch weights trust_code data limit seed")
 def perturb(
     checkpoint: Annotated[Path, typer.Argument(help="The network to change.")],
     out: Out,
     relative: Annotated[
         float | None, typer.Option(help="Size of the change of every tensor, as a share of its norm (0.2).")
     ] = None,
-    kind: Annotated[str, typer.Option(help="noise, quantise (to an even grid), prune (smallest to zero).")] = "noise",
-    bits: Annotated[int | None, typer.Option(help="Of --kind quantise, in place of --relative.")] = None,
-    share: Annotated[float | None, typer.Option(help="Of --kind prune: zeros, in place of --relative.")] = None,
-    data: Data = None,
-    arch: Arch = None,
-    limit: Limit = 2048,
-    force: Force = False,
-    as_json: Json = False,
-    seed: Seed = 0,
-    trust_code: Trust = False,
-    weights: Weights = None,
-    debug: Debug = False,
+    kind: Annotated[
+        str, typer.Option(help="noise, quantise (round to an even grid) or prune (smallest weights to zero).")
+    ] = "noise",
+    bits: Annotated[int | None, typer.Option(help="For quantise: bits a weight, in place of --relative.")] = None,
+    share: Annotated[float | None, typer.Option(help="For prune: share of zeros, in place of --relative.")] = None,
+    *,
+    common: Shared,
 ) -> None:
-    """Change every layer by a share of its norm: noise, rounding or zeros; with --data, predicted against measured."""
-    vacant(out, (".safetensors",), force)
-    from weightspace.commands.perturb import perturbed
+    """Write a network with noise, rounding or zeros in every layer; with --data, its predicted and measured effect."""
+    free(out, (".safetensors",), common.force)
+    from weightspace.commands.perturb import perturb as run
 
-    options: dict[str, Any] = {"relative": relative, "kind": kind, "bits": bits, "share": share, "data": data}
     with progress() as step:
         step("perturbing", 0, 0)
-        done = perturbed(
-            checkpoint, out, arch=arch, limit=limit, force=force, trust_code=trust_code, seed=seed, **options
+        done = run(
+            checkpoint, out, data=common.data, relative=relative, kind=kind, bits=bits, share=share, limit=common.limit,
+            settings=common.settings(step),
         )  # fmt: skip
-    answer(done, say_perturbed, as_json)
+    answer(done, say_perturb, common)

@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from weightspace.cli.options import Arch, Data, Debug, Example, Force, Json, Seed, Trust, Weights, vacant
+from weightspace.cli.options import Shared, free, shared
 from weightspace.cli.show import opened, print_json
 from weightspace.cli.words import console, make_table, printable, say_notes
 
 if TYPE_CHECKING:
     from weightspace.symmetry.symmetry import Symmetry
 
-__all__ = ["read", "say_group"]
+__all__ = ["read", "say_read"]
 
 
-def say_group(group: Symmetry, name: str, certificate: Path | None) -> None:
-    """`read`."""
+def say_read(group: Symmetry, name: str, certificate: Path | None) -> None:
+    """Print the answer of `read`."""
     out = console()
     order = f"10^{group.log10_order:.0f}" if group.log10_order > 4 else f"{10**group.log10_order:.0f}"
     out.print(f"{name}: {group}", style="bold")
-    out.print(f"{len(group)} axes of units that move together; {order} ways to renumber them, all the same function.")
+    out.print(f"{len(group)} axes (sets of units that move together); {order} equivalent ways to renumber them.")
     table = make_table("axis", "units", "moves", "depends on", "places", "tensors")
     for axis in group.axes:
         places = group.places[axis.name]
@@ -36,28 +36,22 @@ def say_group(group: Symmetry, name: str, certificate: Path | None) -> None:
     if group.verified:
         out.print("Verified: " + group.verified["how"] + f", in {group.verified['dtype']}.")
     if certificate:
-        out.print(f"Certificate: {certificate}", soft_wrap=True)
+        out.print(f"Written: {certificate}", soft_wrap=True)
 
 
+@shared("arch weights trust_code data example seed")
 def read(
-    checkpoint: Annotated[Path | None, typer.Argument(help="A Hugging Face folder, instead of --arch.")] = None,
-    arch: Arch = None,
-    data: Data = None,
-    example: Example = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the group as a JSON certificate.")] = None,
-    force: Force = False,
-    as_json: Json = False,
-    seed: Seed = 0,
-    trust_code: Trust = False,
-    weights: Weights = None,
-    debug: Debug = False,
+    checkpoint: Annotated[Path | None, typer.Argument(help="A Hugging Face folder, in place of --arch.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the group to this file (.json).")] = None,
+    *,
+    common: Shared,
 ) -> None:
-    """Which moves of the weights leave the function alone? Print the symmetry group of an architecture."""
-    vacant(out, (".json",), force)
-    with opened(arch, [checkpoint] if checkpoint else [], data, example, trust_code, seed) as bench:
+    """The symmetry group of an architecture: which changes of the weights leave the function the same?"""
+    free(out, (".json",), common.force)
+    with opened([checkpoint] if checkpoint else [], common) as space:
         if out:
-            bench.group.save(out)
-    if as_json:
-        print_json(bench.group.certificate())
+            space.group.save(out)
+    if common.as_json:
+        print_json(space.group.as_json())
     else:
-        say_group(bench.group, type(bench.template.architecture).__name__, out)
+        say_read(space.group, type(space.template.architecture).__name__, out)

@@ -1,4 +1,4 @@
-"""What commands show: progress while they work, and the answer as a page, as JSON or in words."""
+"""Progress while a command works, and its answer as a page, as JSON or as text."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from weightspace.cli.words import console, printable
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from weightspace.cli.options import Shared
     from weightspace.commands.progress import Progress
     from weightspace.commands.workspace import Workspace
     from weightspace.pages.page import Page
@@ -28,7 +29,7 @@ _ANSWERS: ContextVar[TextIO | None] = ContextVar("answers", default=None)  # whe
 
 @contextmanager
 def answers_alone() -> Iterator[None]:
-    """What else is printed meanwhile, by the user's own code too, goes to stderr: on stdout there is JSON alone."""
+    """Send everything printed meanwhile, also by the user's own code, to stderr: stdout gets the JSON alone."""
     token = _ANSWERS.set(sys.stdout)
     try:
         with redirect_stdout(sys.stderr):
@@ -39,7 +40,7 @@ def answers_alone() -> Iterator[None]:
 
 @contextmanager
 def noted() -> Iterator[None]:
-    """Keep the notes on files for the answer, which tells them; where no answer comes, they are told on stderr."""
+    """Keep notes on files for the answer, which shows them; without an answer they are printed on stderr."""
     token = _NOTES.set([])
     try:
         yield
@@ -50,14 +51,14 @@ def noted() -> Iterator[None]:
 
 
 def note(text: str) -> None:
-    """Keep a note for the answer, once."""
+    """Keep a note for the answer; the same text is kept once."""
     kept = _NOTES.get()
     if kept is not None and text not in kept:
         kept.append(text)
 
 
 def _told() -> list[str]:
-    """The notes kept so far, which are then told."""
+    """The notes kept so far; they are then forgotten."""
     kept = _NOTES.get() or []
     told = list(kept)
     kept.clear()
@@ -65,29 +66,20 @@ def _told() -> list[str]:
 
 
 @contextmanager
-def opened(
-    arch: str | None,
-    paths: list[Path],
-    data: str | None,
-    example: str | None,
-    trust_code: bool,
-    seed: int,
-    limit: int = 2048,
-    method: str = "auto",
-) -> Iterator[Workspace]:
-    """What the options name, opened, with the progress shown while it is used."""
-    from weightspace.commands.workspace import Workspace as Bench
+def opened(paths: list[Path], common: Shared) -> Iterator[Workspace]:
+    """The workspace of some checkpoints; progress is shown while it is used."""
+    from weightspace.commands.workspace import Workspace
 
     with progress() as step:
-        options: dict[str, Any] = {"limit": limit, "method": method, "trust_code": trust_code, "seed": seed}
-        yield Bench.open(arch, paths, data, example, progress=step, **options)
+        given = common.data, common.example
+        yield Workspace.open(paths, common.settings(step), *given, limit=common.limit, method=common.method)
 
 
 @contextmanager
 def progress(beside: Console | None = None) -> Iterator[Progress]:
-    """On a terminal a bar or a spinner; else one plain line for every new thing that is done. On stderr.
+    """A callback that shows progress on stderr: a bar on a terminal, else one line for each new thing that is done.
 
-    Where the command itself prints to a terminal meanwhile, the bar keeps out of the way of that console, `beside`.
+    `beside`: a console on which the command itself prints meanwhile; the bar then stays below what it prints.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -116,29 +108,28 @@ def progress(beside: Console | None = None) -> Iterator[Progress]:
 def answer(
     done: Any,
     say: Callable[..., None],
-    as_json: bool,
-    report: Path | None = None,
+    common: Shared,
     page: Callable[[Any], Page] | None = None,
 ) -> None:
-    """The page that `page` draws, if a report is wanted; then `done` as JSON, or in words."""
-    if report and page:
+    """Write the page if a report is wanted, then print `done`: as JSON, or as text by `say`."""
+    if common.report and page:
         from weightspace.pages.page import save
 
-        save([page(done)], report)
+        save([page(done)], common.report)
     told = _told()
-    if as_json:
+    if common.as_json:
         found = done.data()
         print_json({**found, "notes": [*found.get("notes", []), *told]} if told else found)
         return
     say(done)
     for text in told:
         console().print(f"Note: {printable(text)}", style="yellow", soft_wrap=True)
-    if report:
-        console().print(f"Report: {printable(str(report))}", soft_wrap=True)
+    if common.report:
+        console().print(f"Report: {printable(str(common.report))}", soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
-    """JSON has no NaN and no infinity: null."""
+    """Print a value as JSON; NaN and infinity, which JSON does not have, become null."""
     from weightspace.net.plain import plain
 
     print(json.dumps(plain(value), indent=1, allow_nan=False), file=_ANSWERS.get() or sys.stdout)

@@ -4,37 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from weightspace.cli.options import (
-    Arch,
-    Debug,
-    Force,
-    Json,
-    Limit,
-    Report,
-    Seed,
-    Trust,
-    Weights,
-    numbers,
-    vacant,
-)
+from weightspace.cli.options import Limit, Shared, numbers, shared
 from weightspace.cli.show import answer, progress
 from weightspace.cli.words import console, make_table, printable
 
 if TYPE_CHECKING:
-    from weightspace.commands.stability import Trial
+    from weightspace.commands.stability import NoiseTest
 
-__all__ = ["say_trial", "stability"]
+__all__ = ["stability", "say_stability"]
 
 
-def say_trial(done: Trial) -> None:
-    """`stability`."""
+def say_stability(done: NoiseTest) -> None:
+    """Print the answer of `stability`."""
     out, found = console(), done.found
     proven = any(step.with_data is not None for step in found.steps)
-    columns = ["noise", "outputs moved: measured", "expected", "model"]
+    columns = ["noise", "change of the outputs: measured", "expected", "model"]
     columns += ["proven, with activations", "without"] if proven else []
     columns += ["accuracy"] if found.accuracy is not None else ["loss"] if found.loss is not None else []
     table = make_table(*columns)
@@ -49,34 +37,35 @@ def say_trial(done: Trial) -> None:
         out.print(printable(line))
 
 
+@shared("arch weights trust_code report seed")
 def stability(
-    checkpoint: Annotated[Path, typer.Argument(help="The network to shake.")],
+    checkpoint: Annotated[Path, typer.Argument(help="The network to test.")],
     data: Annotated[
-        str, typer.Option(help="Data to look at it on: a file or a data set; y is scored, and may be missing.")
+        str,
+        typer.Option(help="Examples to test it on: a file or a data set. Labels, if there are any, give the accuracy."),
     ],
-    arch: Arch = None,
-    sizes: Annotated[str, typer.Option(help="Sizes of the noise.")] = "0.01,0.02,0.05,0.1,0.2,0.5,1",
-    draws: Annotated[int, typer.Option(min=1, help="How often each size is drawn.")] = 10,
-    tolerance: Annotated[float, typer.Option(help="What noise may cost, for the width: of accuracy, or loss.")] = 0.01,
-    proof: Annotated[bool, typer.Option(help="Compute certificates (a Cholesky factor a tensor and size).")] = True,
+    sizes: Annotated[
+        str, typer.Option(help="Sizes of the noise, as shares of the norm of every tensor.")
+    ] = "0.01,0.02,0.05,0.1,0.2,0.5,1",
+    draws: Annotated[int, typer.Option(min=1, help="Random draws of each size.")] = 10,
+    tolerance: Annotated[
+        float, typer.Option(help="Loss of accuracy (or rise of the loss) that defines the width of the minimum.")
+    ] = 0.01,
+    proof: Annotated[
+        bool, typer.Option(help="Also compute certificates (a Cholesky factor for each tensor and size).")
+    ] = True,
     limit: Limit = 512,
-    report: Report = None,
-    force: Force = False,
-    as_json: Json = False,
-    seed: Seed = 0,
-    trust_code: Trust = False,
-    weights: Weights = None,
-    debug: Debug = False,
+    *,
+    common: Shared,
 ) -> None:
-    """How much noise do the weights take? Measured, expected, modelled and proven, and which layer breaks first."""
-    vacant(report, (".html", ".htm"), force)
-    from weightspace.commands.stability import trial
+    """How much noise do the weights tolerate? Measured, expected, modelled and proven, and which layer breaks first."""
+    from weightspace.commands.stability import stability as run
 
-    options: dict[str, Any] = {"draws": draws, "tolerance": tolerance, "proven": proof, "limit": limit, "seed": seed}
     with progress() as step:
-        done = trial(
-            checkpoint, data, arch=arch, sizes=numbers(sizes), trust_code=trust_code, progress=step, **options
+        done = run(
+            checkpoint, data, sizes=numbers(sizes), draws=draws, tolerance=tolerance, proven=proof, limit=limit,
+            settings=common.settings(step),
         )  # fmt: skip
-    from weightspace.pages.stability import trial_page
+    from weightspace.pages.stability import stability_page
 
-    answer(done, say_trial, as_json, report, trial_page)
+    answer(done, say_stability, common, stability_page)

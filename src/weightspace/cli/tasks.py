@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from weightspace.cli.options import Arch, Debug, Force, Json, Report, Seed, Trust, Weights, vacant
+from weightspace.cli.options import Shared, free, shared
 from weightspace.cli.show import answer, progress
 from weightspace.cli.words import console, make_table, printable
 
 if TYPE_CHECKING:
-    from weightspace.commands.tasks import Apart
+    from weightspace.commands.tasks import TaskDistances
 
-__all__ = ["say_tasks", "tasks"]
+__all__ = ["tasks", "say_tasks"]
 
 
-def say_tasks(done: Apart) -> None:
-    """`tasks`."""
+def say_tasks(done: TaskDistances) -> None:
+    """Print the answer of `tasks`."""
     out, found = console(), done.found
-    table = make_table("known \\ to be learnt", "examples", "C, nats", *(printable(name) for name in found.names))
+    table = make_table(
+        "known \\ to learn", "examples", "code length C, nats", *(printable(name) for name in found.names)
+    )
     for k, source in enumerate(found.names):
         row = [f"{found.distance(source, target).value:,.0f}" for target in found.names]
         table.add_row(printable(source), f"{found.examples[k]:,}", f"{found.lengths[source]:,.0f}", *row)
@@ -29,46 +31,42 @@ def say_tasks(done: Apart) -> None:
         source = found.nearest(target)
         d = found.distance(source, target)
         out.print(
-            f"{printable(target)}: nearest is {printable(source)}, {d.value:,.0f} nats are left ({d.relative:.0%})."
+            f"{printable(target)}: nearest is {printable(source)}, which leaves {d.value:,.0f} nats ({d.relative:.0%})."
         )
     for line in done.remarks():
         out.print(printable(line))
 
 
+@shared("arch weights trust_code report seed")
 def tasks(
     data: Annotated[
         list[str],
         typer.Argument(help="Two or more data sets or files, or parts: mnist:0-4, digits:rotated, x.npz:random."),
     ],
-    arch: Arch = None,
     limit: Annotated[int, typer.Option(min=2, help="Use at most this many examples of each.")] = 500,
-    seeds: Annotated[int, typer.Option(min=1, help="Codes of every task; the shortest counts.")] = 2,
-    steps: Annotated[int, typer.Option(min=1, help="Steps for each code.")] = 1000,
+    seeds: Annotated[int, typer.Option(min=1, help="Codes trained for each task; the shortest counts.")] = 2,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps for each code.")] = 1000,
     task_id: Annotated[
-        bool, typer.Option("--task-id", help="A head for each task: telling tasks apart then costs nothing.")
+        bool,
+        typer.Option("--task-id", help="One head for each task, so that telling the tasks apart costs nothing."),
     ] = False,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Keep codes here (.json): a run that was cut off goes on.")
+        Path | None, typer.Option("-o", "--out", help="Keep codes in this file (.json); an interrupted run resumes.")
     ] = None,
-    report: Report = None,
-    force: Force = False,
-    as_json: Json = False,
-    seed: Seed = 0,
-    trust_code: Trust = False,
-    weights: Weights = None,
-    debug: Debug = False,
+    *,
+    common: Shared,
 ) -> None:
-    """How far apart are tasks? What is left to learn of each, in nats, when another is known; a map; the nearest.
+    """How far apart are tasks? The nats that each costs once another is known, the nearest of each, and a map.
 
-    What it will cost is said before it begins.
+    The expected cost is printed before the run begins.
     """
-    vacant(report, (".html", ".htm"), force)
-    vacant(out, (".json",), True)
-    from weightspace.commands.tasks import told_apart
+    free(out, (".json",), True)
+    from weightspace.commands.tasks import tasks as run
 
-    options: dict[str, Any] = {"limit": limit, "seeds": seeds, "steps": steps, "task_id": task_id, "file": out}
     with progress() as step:
-        done = told_apart(data, arch=arch, trust_code=trust_code, seed=seed, progress=step, **options)
+        done = run(
+            data, limit=limit, seeds=seeds, steps=steps, task_id=task_id, file=out, settings=common.settings(step)
+        )  # fmt: skip
     from weightspace.pages.tasks import tasks_page
 
-    answer(done, say_tasks, as_json, report, tasks_page)
+    answer(done, say_tasks, common, tasks_page)

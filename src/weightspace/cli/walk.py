@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from weightspace.cli.options import (
-    Arch,
-    Debug,
-    Force,
-    Json,
-    Limit,
-    Out,
-    Report,
-    Seed,
-    Trust,
-    Weights,
-    missing,
-    vacant,
-)
+from weightspace.cli.options import Shared, free, missing, shared
 from weightspace.cli.show import answer, progress
 from weightspace.cli.words import console, make_table, printable
 
 if TYPE_CHECKING:
     from weightspace.commands.walk import Walked
 
-__all__ = ["say_walked", "walk"]
+__all__ = ["walk", "say_walk"]
 
 
-def say_walked(done: Walked) -> None:
-    """`walk`."""
+def say_walk(done: Walked) -> None:
+    """Print the answer of `walk`."""
     out = console()
     if done.scores:
         table = make_table("on held-out examples", "loss before", "after", "accuracy before", "after")
@@ -44,56 +31,54 @@ def say_walked(done: Walked) -> None:
     out.print(f"Written: {printable(done.out)}", soft_wrap=True)
 
 
+@shared("arch weights trust_code limit report seed")
 def walk(
     checkpoint: Annotated[Path, typer.Argument(help="The network to move.")],
     keep: Annotated[
         str,
-        typer.Option(help="Data on which the outputs must stay: a file with x and y (y only scores), or a data set."),
+        typer.Option(help="Data on which the outputs must stay: a file or a data set. Labels only give the accuracy."),
     ],
     toward: Annotated[
         str,
         typer.Option(
-            help="learn:DATA, prune:0.9 (or prune:0.99,descent; prune:0.5,2:4; prune:0.3,neuron), drift:SEED, spread, "
-            "harden:RADIUS, or another checkpoint."
+            help="The goal: learn:DATA, prune:0.9 (or prune:0.99,descent; prune:0.5,2:4; prune:0.3,neuron), "
+            "drift:SEED, spread, harden:RADIUS, or another checkpoint."
         ),
     ],
-    out: Out,
-    arch: Arch = None,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="The file to write (.safetensors), or a folder for the whole path.")
+    ],
     budget: Annotated[
-        float | None, typer.Option(help="Drift of the outputs that is allowed, in their units (a tenth of their size).")
+        float | None,
+        typer.Option(
+            help="Largest drift of the outputs to keep, in their units (a tenth of their standard deviation)."
+        ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="How many steps (40; 2,000 of a descent).")] = None,
-    size: Annotated[float | None, typer.Option(help="Length of a step (1 % of the weights' norm).")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Number of steps (40; 2,000 for pruning by descent).")
+    ] = None,
+    size: Annotated[float | None, typer.Option(help="Length of a step (1 % of the norm of the weights).")] = None,
     memory: Annotated[
-        int | None, typer.Option(min=1, help="On how many examples outputs are held (200; of a descent, all).")
+        int | None,
+        typer.Option(min=1, help="Number of examples on which outputs are kept (200; for pruning by descent, all)."),
     ] = None,
-    limit: Limit = 2048,
-    report: Report = None,
-    force: Force = False,
-    as_json: Json = False,
-    seed: Seed = 0,
-    trust_code: Trust = False,
-    weights: Weights = None,
-    debug: Debug = False,
+    *,
+    common: Shared,
 ) -> None:
-    """Move a network without changing what it does: learn something new, prune, explore, or go to another network.
+    """Change a network (learn, prune, explore, go to another one) while its outputs on the data to keep stay.
 
-    An output that ends in .safetensors is the network at the end; any other is a folder for the path, from which a walk
-    that was cut off goes on (--force begins anew).
+
+    A walk into a folder that was interrupted resumes from there; --force starts again.
     """
     if out.suffix:
-        vacant(out, (".safetensors",), force)
+        free(out, (".safetensors",), common.force)
     elif not out.parent.is_dir():
         raise missing(out)
-    vacant(report, (".html", ".htm"), force)
-    from weightspace.commands.walk import walk as go
+    from weightspace.commands import walk as run
 
-    options: dict[str, Any] = {"budget": budget, "steps": steps, "size": size, "memory": memory, "limit": limit}
+    limits, drawn = run.Limits(budget, steps, size, memory, common.limit), common.report is not None
     with progress() as step:
-        done = go(
-            checkpoint, keep, toward, out, arch=arch, force=force, trust_code=trust_code, seed=seed, progress=step,
-            picture=report is not None, **options,
-        )  # fmt: skip
+        done = run.walk(checkpoint, keep, toward, out, limits, picture=drawn, settings=common.settings(step))
     from weightspace.pages.walk import walk_page
 
-    answer(done, say_walked, as_json, report, walk_page)
+    answer(done, say_walk, common, walk_page)

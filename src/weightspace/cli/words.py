@@ -1,4 +1,4 @@
-"""Text for people: the console, tables, and what a terminal can print."""
+"""Text on a terminal: the console, tables, notes, names made safe to print."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _PIPED = 120
 
 
 def printable(text: str) -> str:
-    """Text without control characters: names come from files, and a terminal obeys what it is sent."""
+    """Text without control characters: names come from files, and a terminal obeys control characters."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def console() -> Console:
-    """Standard output, on which `[red]` is text; as wide as the terminal, or 120 columns in a pipe."""
+    """Standard output without markup (`[red]` is text); as wide as the terminal, 120 columns in a pipe."""
     out = Console(markup=False, highlight=False, emoji=False)
     if not out.is_terminal:
         out.width = _PIPED
@@ -44,7 +44,7 @@ def say_notes(out: Console, notes: list[str]) -> None:
 
 
 def say_change(out: Console, done: Comparison | Aligned) -> None:
-    """What alignment changed, and the sentences about it."""
+    """Print a table of what alignment changed, and the remarks."""
     table = make_table("", "as stored", "aligned")
     for row in done.rows():
         table.add_row(*row)

@@ -5,13 +5,13 @@ from weightspace.contents import handed_on
 __getattr__, __dir__, __all__ = handed_on(
     __name__,
     {
+        "weightspace.net.cost": ["Cost"],
         "posterior": ["Code", "encode", "Gaussian", "Noisy", "PosteriorError", "stream"],
         "quadratic": ["Quadratic", "QuadraticError"],
         "langevin": ["learning_coefficient", "LearningCoefficient", "LearningError", "loss_and_slope"],
         "attribution": ["attributed", "Attribution", "products", "Scaled"],
         "weight_information": [
             "Bracket",
-            "Cost",
             "cost",
             "flatness_bound",
             "Information",

@@ -27,11 +27,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from weightspace.graph.layer import layers
-from weightspace.graph.on_data import graph_of
+from weightspace.graph.on_data import graph_of, layers_on, pulled
 from weightspace.net.differentiable import called
 from weightspace.net.errors import SymmetryError, WeightspaceError
-from weightspace.net.inputs import arguments, carried, input_tensors
+from weightspace.net.inputs import arguments, carried
 from weightspace.net.net import Net, checked, math_attention
 from weightspace.net.public import public
 from weightspace.net.weights import Weights
@@ -223,22 +222,12 @@ def _read(net: Net, task: Task) -> dict[str, _Map]:
         graph = graph_of(net, x)
     except SymmetryError:
         return {}
-    wanted = {layer.node: layer for layer in layers(graph) if layer.contracts and layer.learnt(net.weights)}
-    learnt = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in net.weights.items()}
-    kept, raw = [], None
-    with torch.enable_grad(), math_attention():
-        for node, (given,), (value,) in graph.walk([{**net.state, **learnt}], input_tensors(x), lift=False):
-            if node.op == "output":
-                raw = value
-            elif node in wanted:
-                kept.append((wanted[node], given[0].dim() == 2, value))
-        if not kept:
-            return {}
-        out = task.output(raw if not isinstance(raw, (tuple, list)) or len(raw) > 1 else raw[0])
-        first = torch.autograd.grad(out[0].sum(), [z for _, _, z in kept], allow_unused=True)
+    kept, out = layers_on(net, graph, x, lambda layer: layer.contracts and layer.learnt(net.weights), task.output)
+    if not kept:
+        return {}
     return {
-        layer.weight: _Map(layer.bias, single and layer.name == "linear")
-        for (layer, single, _), slope in zip(kept, first, strict=True)
+        part.layer.weight: _Map(part.layer.bias, part.given[0].dim() == 2 and part.layer.name == "linear")
+        for part, slope in zip(kept, pulled(kept, out), strict=True)
         if slope is not None and len(slope) == len(out) > 1 and not bool(slope[1:].any())
     }
 

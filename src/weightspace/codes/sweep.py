@@ -2,54 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from weightspace.checkpoint import files, reader, writer
+from weightspace.checkpoint import reader, writer
 from weightspace.codes.posterior import Code, Gaussian, encode
+from weightspace.codes.store import Store
 from weightspace.codes.structure_functions import Run, StructureError, StructureFunction
+from weightspace.net.cost import Cost
 from weightspace.net.model import Model, fresh
 from weightspace.net.net import Net
 from weightspace.net.public import public
-from weightspace.task.digest import changed, digest, response, told
+from weightspace.task.digest import digest, response, told
 from weightspace.task.losses import IGNORED
 from weightspace.task.task import Task
 
-__all__ = ["Cost", "Run", "StructureError", "StructureFunction", "cost", "random_labels", "structure_function"]
+__all__ = ["Run", "StructureError", "StructureFunction", "cost", "random_labels", "structure_function"]
 
 
 BETAS = tuple(round(10 ** (k / 4), 4) for k in range(-8, 5))
 _WAYS = ("up", "down")
 _VERSION = 2  # of the files in a folder
-
-
-@public
-@dataclass(frozen=True)
-class Cost:
-    """What sweeps take: so many `codes` of `steps` steps, each a pass over `batch` examples forward and back.
-
-    `bytes`: means, variances, their gradients and the optimiser's moments; the graph of a batch comes on top.
-    """
-
-    codes: int
-    steps: int
-    batch: int
-    bytes: int
-
-    def __str__(self) -> str:
-        total = self.codes * self.steps
-        return (
-            f"{self.codes} codes of {self.steps:,} steps: {total:,} passes over {self.batch:,} examples forward and "
-            f"back, and {self.bytes / 2**20:,.1f} MiB"
-        )
 
 
 @public(order=("task", "model"))
@@ -63,11 +43,15 @@ def cost(
     batch: int = 512,
     calibrate: bool = False,
 ) -> Cost:
-    """What `structure_function` with these arguments takes, known before it runs."""
+    """What `structure_function` with these arguments takes: so many codes, each of so many steps.
+
+    `bytes`: means, variances, their gradients and the optimiser's moments; the graph of a batch comes on top.
+    """
     weights = fresh(model, seeds[0]).weights
     codes = len(_betas(betas)) * len(_WAYS) * len(seeds) * (1 + calibrate)
     numbers = sum(buffer.numel() * buffer.element_size() for buffer in weights.buffers)
-    return Cost(codes, steps, min(batch, len(task)), 2 * 4 * numbers)
+    taken = {"codes": codes, "steps": steps, "passes": codes * steps, "bytes": 2 * 4 * numbers}
+    return Cost(batch=min(batch, len(task)), **taken)
 
 
 @public(order=("task", "model"), renamed={"rate": "lr"})
@@ -161,75 +145,68 @@ def _betas(betas: Sequence[float] | None) -> list[float]:
     return grid
 
 
-class _Kept:
-    """The codes of one sweep on disk, and where the last of them ended.
+class _Kept(Store[float, Run]):
+    """The codes of one sweep by beta, and where the last of them ended.
 
     A code depends on the task, the network that the seed draws, the options of `encode`, and the betas before its own.
     """
 
+    rows, holds, instead = "runs", "sweeps", "choose another folder"
+
     def __init__(
         self, folder: Any, name: str, net: Net, task: Task, betas: Sequence[float], options: dict[str, Any]
     ) -> None:
-        self.runs: list[Run] = []
-        self._net, self._at = net, None if folder is None else Path(folder)
-        if self._at is None:
-            return
-        self._name, self._last = name, ""
-        self._of = {"version": _VERSION, **{key: told(value) for key, value in sorted(options.items())}}
-        self._of |= {"task": digest(task), "network": digest(net), "loss": response(task, net)}
-        self._at.mkdir(parents=True, exist_ok=True)
-        if self._rows.exists():
-            self._read(self._at, betas)
+        self._net, self._name = net, name
+        at = None if folder is None else Path(folder)
 
-    @property
-    def _rows(self) -> Path:
-        assert self._at is not None
-        return self._at / f"{self._name}.json"
+        def about() -> dict[str, dict[str, Any]]:
+            of = {"version": _VERSION, **{key: told(value) for key, value in sorted(options.items())}}
+            return {"of": of | {"task": digest(task), "network": digest(net), "loss": response(task, net)}}
 
-    def _read(self, at: Path, betas: Sequence[float]) -> None:
-        try:
-            seen = files.unsealed(files.read_json(self._rows))
-            of, last, runs = dict(seen["of"]), str(seen.get("last", "")), [Run(**row) for row in seen["runs"]]
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise StructureError(f"{self._rows} holds no sweeps ({error}); choose another folder") from error
-        if name := changed(of, self._of):
-            values = of.get(name), self._of[name]
-            short = not any(isinstance(v, list) or len(str(v)) > 20 for v in values)
-            which = f"{name} {values[0]}, not {values[1]}" if short else f"another {name}"
-            raise StructureError(f"{at} holds sweeps of {which}; choose another folder")
-        if any(run.beta != beta for run, beta in zip(runs, betas, strict=False)) or Path(last).name != last:
+        super().__init__(at and at / f"{name}.json", about)
+        last = self.more["last"] = str(self.more.get("last", ""))
+        if any(a != b for a, b in zip(self.found, betas, strict=False)) or Path(last).name != last:
             raise StructureError(
                 f"{at} holds sweeps of other betas, and a code starts where the one before it ended; choose another"
             )
-        self.runs, self._last = runs, last
+        if at is not None:
+            at.mkdir(parents=True, exist_ok=True)
+
+    def load(self, row: Any) -> tuple[float, Run]:
+        """A code under its beta."""
+        return row["beta"], Run(**row)
+
+    def dump(self, key: float, value: Run) -> Any:
+        """The code alone: its beta is in it."""
+        return asdict(value)
+
+    def other(self, group: str, name: str, before: Any, now: Any) -> str:
+        """A short value is told."""
+        assert self.path is not None
+        short = not any(isinstance(v, list) or len(str(v)) > 20 for v in (before, now))
+        which = f"{name} {before}, not {now}" if short else f"another {name}"
+        return f"{self.path.parent} holds sweeps of {which}; choose another folder"
 
     def start(self) -> Gaussian | None:
         """Where the last code ended."""
-        if self._at is None or not self._last:
+        if self.path is None or not self.more["last"]:
             return None
-        tensors = reader.read(self._at / self._last)
+        tensors = reader.read(self.path.with_name(self.more["last"]))
         parts = [{n: tensors[f"{part}:{n}"] for n in self._net.weights} for part in ("mean", "log_variance")]
         mean, spread = (self._net.weights.replace(part) for part in parts)
         return Gaussian(self._net.at(mean), spread)
 
     def add(self, run: Run, last: Gaussian | None) -> None:
         """Write a code down: first where it ended, under a name of its own, then that it is there."""
-        self.runs.append(run)
-        if self._at is None:
-            return
-        before, self._last = self._last, ""
-        if last is not None:
+        before, self.more["last"] = self.more["last"], ""
+        if last is not None and self.path is not None:
             tensors = {f"mean:{n}": w for n, w in last.net.weights.items()}
             tensors |= {f"log_variance:{n}": w for n, w in last.log_variance.items()}
-            self._last = f"{self._name}-{len(self.runs):03d}.safetensors"
-            writer.save(tensors, self._at / self._last, force=True)
-        kept = {"of": self._of, "last": self._last, "runs": [asdict(run) for run in self.runs]}
-        try:
-            files.write(self._rows, json.dumps(files.sealed(kept)))
-        except OSError as error:
-            raise StructureError(f"{self._rows} cannot be written ({error.strerror}); free space there") from error
-        if before and before != self._last:
-            (self._at / before).unlink(missing_ok=True)
+            self.more["last"] = f"{self._name}-{len(self.found) + 1:03d}.safetensors"
+            writer.save(tensors, self.path.with_name(self.more["last"]), force=True)
+        self[run.beta] = run
+        if self.path is not None and before and before != self.more["last"]:
+            self.path.with_name(before).unlink(missing_ok=True)
 
 
 def _sweep(
@@ -243,10 +220,9 @@ def _sweep(
     progress: Callable[[int], None] | None,
 ) -> Iterator[Run]:
     """Find the codes of one sweep, in its order, or take those that are stored."""
-    known = {run.beta: run for run in kept.runs}
     start = kept.start()
     for k, beta in enumerate(betas):
-        if beta not in known:
+        if beta not in kept:
 
             def step(done: int, total: int, before: int = k * options["steps"]) -> None:
                 if progress is not None:
@@ -254,9 +230,8 @@ def _sweep(
 
             code = encode(net, task, beta, start=start, seed=seed, progress=step, **options)
             start = _onwards(code)
-            known[beta] = Run(seed, way, beta, code.loss, code.error, code.kl, code.right)
-            kept.add(known[beta], start)
-        yield known[beta]
+            kept.add(Run(seed, way, beta, code.loss, code.error, code.kl, code.right), start)
+        yield kept[beta]
 
 
 def _onwards(code: Code) -> Gaussian | None:

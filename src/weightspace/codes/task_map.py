@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from weightspace.net.errors import WeightspaceError
+from weightspace.net.plain import plain
 from weightspace.net.public import public
 
 if TYPE_CHECKING:
@@ -57,10 +58,10 @@ class Distance:
 
     def data(self) -> dict[str, Any]:
         """All fields as plain data for JSON."""
-        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         codes = {name: list(lengths) for name, lengths in self.codes.items()}
-        plain |= {"codes": codes, "notes": list(self.notes), "relative": plain_numbers(self.relative)}
-        return plain | {"spread": plain_numbers(self.spread)}
+        plain_fields = {"codes": codes, "notes": list(self.notes), "relative": plain(self.relative)}
+        return fields | plain_fields | {"spread": plain(self.spread)}
 
 
 # ------------------------------------------------------------------ many tasks
@@ -179,10 +180,7 @@ class TaskMap:
             "beta": self.beta,
             "task_id": self.task_id,
             "lengths": [self.lengths[name] for name in self.names],
-            **{
-                name: plain_numbers(getattr(self, name))
-                for name in ("values", "spread", "relative", "positions", "stress")
-            },
+            **{name: plain(getattr(self, name)) for name in ("values", "spread", "relative", "positions", "stress")},
             "nearest": {name: self.nearest(name) for name in self.names if self.sources(name)},
             "arrows": [{"from": a, "to": b, "there": there.value, "back": back.value} for there, back, a, b in pairs],
             "notes": list(dict.fromkeys(note for there, back, *_ in pairs for note in (*there.notes, *back.notes))),
@@ -195,15 +193,6 @@ class TaskMap:
         for name, size, row in zip(self.names, self.examples, self.values.tolist(), strict=True):
             lines.append([name, str(size), f"{self.lengths[name]:.0f}", *(f"{value:.0f}" for value in row)])
         return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def plain_numbers(value: Any) -> Any:
-    """Numbers and tensors as plain lists, with None for NaN."""
-    if isinstance(value, Tensor):
-        return plain_numbers(value.tolist())
-    if isinstance(value, list):
-        return [plain_numbers(part) for part in value]
-    return None if math.isnan(value) else value
 
 
 def _deviation(lengths: Sequence[float]) -> float:

@@ -16,13 +16,11 @@ Soatto, 2021).
 
 from __future__ import annotations
 
-import json
 import math
 import operator
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import reduce
 from itertools import combinations, product
 from pathlib import Path
@@ -31,19 +29,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightspace.checkpoint import files
 from weightspace.codes.posterior import encode
+from weightspace.codes.store import Store
 from weightspace.codes.task_map import Distance, Key, TaskMap, TransferError
+from weightspace.net.cost import Cost
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.inputs import each, leaves
 from weightspace.net.model import Model, fresh
 from weightspace.net.net import Net
 from weightspace.net.public import public
-from weightspace.task.digest import DigestError, Frame, changed, digest, response, told
+from weightspace.task.digest import DigestError, Frame, digest, response, told
 from weightspace.task.outputs import logits
 from weightspace.task.task import Task
 
-__all__ = ["Cost", "cost", "task_distance", "task_distances"]
+__all__ = ["cost", "task_distance", "task_distances"]
 
 
 _VERSION = 2  # of the file
@@ -119,28 +118,13 @@ def task_distances(
     maker = _Maker(model, task_id)
     book = _Book(file, {"task_id": task_id, **options}, tasks, model, seeds)
     for done, (seed, key) in enumerate(product(seeds, wanted)):
-        if (key, seed) not in book:
+        if (_sorted(key), seed) not in book:
             net, task = maker.placed([tasks[name] for name in key], seed)
-            book[key, seed] = encode(net, task, seed=seed, **options).length
+            book[_sorted(key), seed] = encode(net, task, seed=seed, **options).length
         if progress is not None:
             progress(done + 1, len(wanted) * len(seeds))
-    codes = {key: tuple(book[key, seed] for seed in seeds) for key in wanted}
+    codes = {key: tuple(book[_sorted(key), seed] for seed in seeds) for key in wanted}
     return TaskMap(tuple(tasks), codes, tuple(len(task) for task in tasks.values()), beta, task_id)
-
-
-@public
-@dataclass(frozen=True)
-class Cost:
-    """What `task_distances` takes: the number of codes, of steps in all, of examples passed forward and back.
-
-    A step costs about four passes of the plain network forward and back over its batch. `bytes`: the Gaussian, its
-    gradients and the optimiser's moments; activations of one batch come on top.
-    """
-
-    codes: int
-    steps: int
-    examples: int
-    bytes: int
 
 
 @public
@@ -155,12 +139,21 @@ def cost(
     task_id: bool = False,
     **options: Any,
 ) -> Cost:
-    """What `task_distances` of these arguments takes, before it is begun."""
+    """What `task_distances` of these arguments takes: codes, their steps in all, examples passed forward and back.
+
+    A step costs about four passes of the plain network forward and back over its batch. `bytes`: the Gaussian, its
+    gradients and the optimiser's moments; activations of one batch come on top.
+    """
     net = _checked(tasks, model, task_id, seeds)
     sizes = [sum(len(tasks[name]) for name in key) for key in _wanted(tasks, targets)]
     codes = len(sizes) * len(seeds)
     passed = sum(min(batch, size) for size in sizes) * steps * len(seeds)
-    return Cost(codes, codes * steps, passed, 8 * sum(w.nbytes for w in net.weights.values()))
+    room = 8 * sum(w.nbytes for w in net.weights.values())
+    return Cost(codes=codes, steps=codes * steps, examples=passed, bytes=room)
+
+
+def _sorted(key: Sequence[str]) -> Key:
+    return tuple(sorted(key))
 
 
 def _wanted(tasks: Mapping[str, Task], targets: Sequence[str] | None) -> list[Key]:
@@ -280,12 +273,15 @@ def _blamed(name: str) -> Iterator[None]:
 # ------------------------------------------------------------------ what was found, in a file
 
 
-class _Book:
-    """Lengths by tasks and seed, written down as they are found; what is in the file already is read.
+class _Book(Store[tuple[Key, int], float]):
+    """Lengths by tasks and seed, whatever the order of the tasks.
 
     `settings`, `tasks` and `networks` (by seed) say what the lengths depend on; `seen` is the loss of every task at the
     networks that the seeds draw, which shows what no code does.
     """
+
+    rows, holds, instead, version = "lengths", "lengths of codes", "give another file, or none", _VERSION
+    grows = ("tasks", "networks", "seen")
 
     def __init__(
         self,
@@ -295,55 +291,29 @@ class _Book:
         model: Model,
         seeds: Sequence[int],
     ) -> None:
-        self.path, self.lengths = None if file is None else Path(file), dict[tuple[Key, int], float]()
-        if self.path is None:
-            return
-        nets = {seed: fresh(model, seed) for seed in seeds}
-        self.about: dict[str, dict[str, Any]] = {
-            "settings": {name: told(value) for name, value in sorted(settings.items())},
-            "tasks": {name: digest(task) for name, task in tasks.items()},
-            "networks": {str(seed): digest(net) for seed, net in nets.items()},
-            "seen": {f"{name} {seed}": response(task, nets[seed]) for name, task in tasks.items() for seed in seeds},
-        }
-        if self.path.exists():
-            self._read(self.path)
+        def about() -> dict[str, dict[str, Any]]:
+            nets = {seed: fresh(model, seed) for seed in seeds}
+            return {
+                "settings": {name: told(value) for name, value in sorted(settings.items())},
+                "tasks": {name: digest(task) for name, task in tasks.items()},
+                "networks": {str(seed): digest(net) for seed, net in nets.items()},
+                "seen": {f"{name} {s}": response(task, nets[s]) for name, task in tasks.items() for s in seeds},
+            }
 
-    def _read(self, path: Path) -> None:
-        try:
-            kept = files.unsealed(files.read_json(path))
-            rows, version = kept["lengths"], kept.get("version")
-            lengths = {_sorted(((*key,), int(seed))): float(length) for key, seed, length in rows}
-            about = {what: dict(kept[what]) for what in self.about} if version == _VERSION else {}
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise TransferError(f"{path} holds no lengths of codes ({error}); give another file, or none") from error
-        if not about:
-            raise TransferError(f"{path} is of another version, which told less of what it holds; give another file")
-        if name := changed(about["settings"], self.about["settings"]):
-            before = about["settings"].get(name)
-            raise TransferError(f"{path} was measured with another {name} ({before}); give another file")
-        for what, words in (("tasks", ""), ("networks", "network for seed "), ("seen", "loss of task and seed ")):
-            asked = {name: value for name, value in self.about[what].items() if name in about[what]}
-            if name := changed(about[what], asked):
-                raise TransferError(f"{path} holds codes of another {words}{name}; give another file")
-            self.about[what] = about[what] | self.about[what]
-        self.lengths = lengths
+        super().__init__(None if file is None else Path(file), about)
 
-    def __contains__(self, found: tuple[Key, int]) -> bool:
-        return _sorted(found) in self.lengths
+    def load(self, row: Any) -> tuple[tuple[Key, int], float]:
+        """Names of tasks and seed, and the length."""
+        key, seed, length = row
+        return (_sorted(key), int(seed)), float(length)
 
-    def __getitem__(self, found: tuple[Key, int]) -> float:
-        return self.lengths[_sorted(found)]
+    def dump(self, key: tuple[Key, int], value: float) -> Any:
+        """[names, seed, length]."""
+        return [[*key[0]], key[1], value]
 
-    def __setitem__(self, found: tuple[Key, int], length: float) -> None:
-        self.lengths[_sorted(found)] = length
-        if self.path is not None:
-            rows = [[*row] for row in ((list(k), s, value) for (k, s), value in self.lengths.items())]
-            kept = {"version": _VERSION, **self.about, "lengths": rows}
-            try:
-                files.write(self.path, json.dumps(files.sealed(kept)))
-            except OSError as error:
-                raise TransferError(f"{self.path} cannot be written ({error.strerror}); free space there") from error
-
-
-def _sorted(found: tuple[Key, int]) -> tuple[Key, int]:
-    return tuple(sorted(found[0])), found[1]
+    def other(self, group: str, name: str, before: Any, now: Any) -> str:
+        """A setting is told; all else is a digest."""
+        if group == "settings":
+            return f"{self.path} was measured with another {name} ({before}); give another file"
+        words = {"tasks": "", "networks": "network for seed ", "seen": "loss of task and seed "}[group]
+        return f"{self.path} holds codes of another {words}{name}; give another file"

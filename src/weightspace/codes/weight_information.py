@@ -35,6 +35,7 @@ from weightspace.codes.langevin import learning_coefficient, loss_and_slope
 from weightspace.codes.posterior import encode
 from weightspace.codes.quadratic import Quadratic, positive
 from weightspace.curvature.curvature import curvature_diagonal, gauss_newton
+from weightspace.net.cost import Cost
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net, checked
 from weightspace.net.plain import plain
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Bracket",
-    "Cost",
     "Information",
     "InformationError",
     "Unconverged",
@@ -129,21 +129,6 @@ class Information:
 
 
 @public
-@dataclass(frozen=True)
-class Cost:
-    """What `information` takes: `products`, each a pass forward and back over all examples or a little more.
-
-    `bytes`: what is held beside the network, its graph on the task left out (`curvature.graph_bytes`).
-    """
-
-    products: int
-    bytes: int
-
-    def __str__(self) -> str:
-        return f"{self.products:,} passes forward and back over the examples, and {self.bytes / 2**20:,.1f} MiB"
-
-
-@public
 def cost(
     net: Net,
     task: Task,
@@ -159,17 +144,25 @@ def cost(
     draws: int = 200,
     burn: int = 200,
 ) -> Cost:
-    """What `information` with these arguments takes, known before it runs."""
+    """What `information` with these arguments takes, known before it runs.
+
+    Each of the `products` is a pass forward and back over all examples or a little more. `bytes`: beside the network's
+    graph on the task (`curvature.graph_bytes`).
+    """
     net = net.free()
     n, share = net.weights.numel, min(1.0, batch / len(task))
     if method == "variational":
-        return Cost(math.ceil(repeats * 2 * steps * share), 2 * 4 * n * 8)
+        return _passes(math.ceil(repeats * 2 * steps * share), 2 * 4 * n * 8)
     if method == "sgld":
-        return Cost(math.ceil(chains * (burn + draws) * share), 4 * n * 8)
+        return _passes(math.ceil(chains * (burn + draws) * share), 4 * n * 8)
     _known_method(method)
     sizes = [w.numel() for w in net.weights.values()]
     many, room = products(sizes, rank=rank, probes=probes, blocks=blocks)
-    return Cost(many + _DRAWS, room)
+    return _passes(many + _DRAWS, room)
+
+
+def _passes(n: int, room: int) -> Cost:
+    return Cost(products=n, passes=n, bytes=room)
 
 
 @public

@@ -1,8 +1,8 @@
-"""What `weightspace align` does: write a checkpoint with its units where another has them."""
+"""`weightspace align`: write a checkpoint with its units renumbered and rescaled to match another one."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightspace.checkpoint import architecture, writer
 from weightspace.checkpoint.architecture import ArchitectureError, Stored
 from weightspace.commands.compare import Line, along
-from weightspace.commands.workspace import Workspace, pair
+from weightspace.commands.workspace import Workspace, file_names
 from weightspace.metric.distance import euclidean
 from weightspace.net.inputs import carried
 from weightspace.net.net import Net
@@ -26,7 +25,10 @@ __all__ = ["Aligned", "align"]
 
 @dataclass(frozen=True)
 class Aligned:
-    """b moved to where it is nearest a: what changed, and how far the function did (|f - g f| / |f|: rounding)."""
+    """A network aligned to another: distances before and after, and how much its outputs changed.
+
+    `moved`: share of units that were renumbered; `function`: |f_after - f_before| / |f_before|, which is rounding.
+    """
 
     names: tuple[str, str]
     out: str
@@ -41,7 +43,7 @@ class Aligned:
     line: Line | None = None
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """What changed: label, as stored, aligned."""
+        """Rows of the table: label, as stored, aligned."""
         rows = [("distance to the target", f"{self.before:.4g}", f"{self.after:.4g}")]
         return rows + (self.line.rows() if self.line else [])
 
@@ -58,30 +60,41 @@ class Aligned:
         return asdict(self)
 
 
-def align(space: Workspace, path: Path, to: Path, out: Path, *, force: bool = False) -> Aligned:
-    """Write the checkpoint at `path` with its units where those of `to` are: names, dtypes, metadata stay."""
-    fixed = space.load(to)
-    net, source, metadata = architecture.load(space.template, path, space.trust_code)
-    space.progress(f"matching the units of {path.name} to {to.name}", 0, 0)
-    match = space.group.match(net, to=fixed, data=space.align_on, method=space.method, seed=space.seed)
-    stored = Stored(source, space.template, partial(_moved, match.element))
+def align(space: Workspace, path: Path, to: Path, out: Path) -> Aligned:
+    """Write the checkpoint at `path` aligned to the one at `to`; names, dtypes and metadata stay those of `path`."""
+    fixed, file, settings = space.load(to), space.open_file(path), space.settings
+    net = file.net
+    settings.progress(f"matching the units of {path.name} to {to.name}", 0, 0)
+    match = space.group.match(net, to=fixed, data=space.align_on, method=space.method, seed=settings.seed)
+    stored = file.moved(partial(_moved, match.element))
     before, after = euclidean(fixed, net), apart(fixed, net, match.element)
     line = _aligned_line(space, fixed, net, match.element)
     outputs = _outputs(space, net)
+    file = replace(file, net=file.template)
     del fixed, net  # what is checked and written from here on is read from the file again
     function = _drift(space, outputs, stored)
-    space.progress(f"writing {out.name}", 0, 0)
-    writer.save(stored, out, force=force, metadata=metadata)
-    names = pair(path, to)
-    moved = match.element.difference(space.group.identity())
-    told = (str(space.group), match.method, match.why, moved, before, after, function, list(space.group.notes), line)
-    return Aligned(names, str(out), *told)
+    settings.progress(f"writing {out.name}", 0, 0)
+    file.write(stored, out)
+    first, second = file_names(path, to)
+    return Aligned(
+        names=(first, second),
+        out=str(out),
+        group=str(space.group),
+        method=match.method,
+        why=match.why,
+        moved=match.element.difference(space.group.identity()),
+        before=before,
+        after=after,
+        function=function,
+        notes=list(space.group.notes),
+        line=line,
+    )
 
 
 def _aligned_line(space: Workspace, a: Net, b: Net, element: Element) -> Line | None:
     if space.measure_on is None:
         return None
-    return along(a, b, element(b), space.measure_on, space.align_on, progress=space.progress)
+    return along(a, b, element(b), space.measure_on, space.align_on, progress=space.settings.progress)
 
 
 def _outputs(space: Workspace, net: Net) -> Tensor:
@@ -94,12 +107,12 @@ def _drift(space: Workspace, outputs: Tensor, stored: Stored) -> float:
     moved = space.template.load(stored)
     drift = float((_outputs(space, moved) - outputs).norm()) / (float(outputs.norm()) or 1.0)
     if not drift <= max(1e-3, 20 * float(torch.finfo(moved.dtype).eps)):
-        raise ArchitectureError(f"the aligned network's outputs would be off by {drift:.1e}; nothing was written")
+        raise ArchitectureError(f"alignment would change the outputs by {drift:.1e} of their size; nothing was written")
     return drift
 
 
 def _moved(element: Element, name: str, tensor: Tensor) -> Tensor:
-    """The element's action, in float32 where the dtype is coarser: factors would be rounded before they cancel."""
+    """The tensor moved by the element, computed in float32 where its dtype is half: rounded factors do not cancel."""
     if name not in element.group.tensors:
         return tensor
     wide = tensor.dtype in (torch.float16, torch.bfloat16)

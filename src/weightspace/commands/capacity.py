@@ -1,4 +1,4 @@
-"""What `weightspace capacity` measures: how much of a new task leaves the outputs on old data alone."""
+"""`weightspace capacity`: how much of the gradient of a new task leaves the outputs on old data alone."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from weightspace.commands.workspace import opened, splits
+from weightspace.commands.data import splits
+from weightspace.commands.settings import Settings
 from weightspace.metric.pullback import Pullback
-from weightspace.metric.steps import Cost
+from weightspace.net.cost import Cost
 from weightspace.net.errors import WeightspaceError
 
-__all__ = ["Room", "capacity"]
+__all__ = ["Capacity", "capacity"]
 
 
 @dataclass(frozen=True)
-class Room:
-    """How much of a new task's gradient leaves the outputs on some data alone, before anything is moved.
+class Capacity:
+    """Share of a new task's gradient that leaves the outputs on the data to keep alone.
 
-    `free`: to first order; `layers`: for steps of any length; `tradeoff`: drift and progress of a step of `length`;
-    `spectrum`: the largest eigenvalues of the metric; `rows`: how many outputs are held.
+    `free`: to first order; `layers`: for steps of any length; `tradeoff`: drift and progress of steps of `length`;
+    `spectrum`: the largest eigenvalues of the pullback metric; `rows`: number of outputs to keep.
     """
 
     name: str
@@ -38,7 +39,7 @@ class Room:
 
     def data(self) -> dict[str, Any]:
         """As plain data."""
-        return asdict(self)
+        return {**asdict(self), "cost": self.cost.data()}
 
 
 def capacity(
@@ -46,14 +47,15 @@ def capacity(
     keep: str,
     new: str,
     *,
-    arch: str | None = None,
     memory: int = 100,
     limit: int = 2048,
-    trust_code: bool = False,
-    seed: int = 0,
-) -> Room:
-    """Measure the room, and move nothing. Raises `WeightspaceError`."""
-    _, net, _, _ = opened(path, arch, trust_code)
+    settings: Settings,
+) -> Capacity:
+    """Measure the capacity for `new` of a network that must keep its outputs on `memory` examples of `keep`.
+
+    Nothing is changed or written. Raises `WeightspaceError`.
+    """
+    net, seed = settings.open(path).net, settings.seed
     held, goal = splits(keep, limit, seed)[0].take(memory, seed), splits(new, limit, seed)[0].take(memory, seed)
     metric, length = Pullback(held), 0.01 * float(net.weights.norm())
     curve = metric.tradeoff(net, goal, length)
@@ -61,7 +63,7 @@ def capacity(
         layers = Pullback(held, solver="layer").capacity(net, goal)
     except WeightspaceError:
         layers = None
-    return Room(
+    return Capacity(
         name=path.name,
         examples=len(held),
         rows=metric.outputs(net).numel(),

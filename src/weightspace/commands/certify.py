@@ -1,4 +1,4 @@
-"""What `weightspace certify` promises: a bound on the error on new data."""
+"""`weightspace certify`: a PAC-Bayes bound on the error on new data."""
 
 from __future__ import annotations
 
@@ -7,27 +7,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from weightspace.checkpoint import architecture, writer
-from weightspace.checkpoint.architecture import ArchitectureError, Stored
-from weightspace.commands.progress import Progress, duration, seconds, silent
-from weightspace.commands.workspace import labelled, limited, opened, picked, scored, sources
+from weightspace.checkpoint.architecture import ArchitectureError
+from weightspace.commands.data import labelled, limited, train_and_test
+from weightspace.commands.progress import duration, seconds
+from weightspace.commands.scores import scored
+from weightspace.commands.settings import Settings
+from weightspace.net.cost import Cost
 from weightspace.net.net import Net
 from weightspace.risk import pac_bound
 from weightspace.risk.pac_bound import RiskBound, pac_bayes
 from weightspace.task.task import Task
 
-__all__ = ["Certified", "certified"]
+__all__ = ["Certified", "Prior", "certify"]
 
-
-_NARROW = 0.01  # the deviation of weights that are their own prior
-
-
-# ------------------------------------------------------------------ certify
+_NARROW = 0.01  # standard deviation of the prior around a checkpoint that is its own prior
 
 
 @dataclass(frozen=True)
 class Certified:
-    """What was promised for the networks drawn from Q, and what the checkpoint itself does; `out`: where mu went."""
+    """The bound for networks drawn from Q, and the errors of the checkpoint itself; `out`: where the mean of Q is."""
 
     name: str
     data_name: str
@@ -44,15 +42,17 @@ class Certified:
         if self.unseen:
             said.append(
                 f"{self.name} itself, if it has seen none of these {q.examples:,} examples, errs on at most "
-                f"{q.hold_out:.2%} of new ones (by counting, with the same probability)."
+                f"{q.hold_out:.2%} of new ones (the hold-out bound, with the same probability)."
             )
         elif q.kind == "random":
             said.append(
                 f"This holds for networks drawn from Q, which was trained here from the prior; for {self.name} alone "
-                "no such promise is known. What it promises, it promises for examples like these."
+                "no such bound is known. New examples must come from the same distribution as these."
             )
         else:
-            said.append("It holds if the prior was chosen without these examples; those given were compared.")
+            said.append(
+                "It holds if the prior was chosen without these examples; none of those of --seen is among them."
+            )
         return said
 
     def data(self) -> dict[str, Any]:
@@ -60,53 +60,58 @@ class Certified:
         return {**{k: v for k, v in vars(self).items() if k != "found"}, **self.found.data()}
 
 
-def certified(
+@dataclass(frozen=True)
+class Prior:
+    """Where the prior is centred; a fresh initialisation by default.
+
+    `file`: a checkpoint from before training, or trained on other data, `seen`. `unseen`: the checkpoint to certify
+    itself, because it has seen none of the examples.
+    """
+
+    file: Path | None = None
+    seen: str | None = None
+    unseen: bool = False
+
+
+def certify(
     path: Path,
     data: str,
+    prior: Prior,
     *,
-    arch: str | None = None,
-    prior: Path | None = None,
-    seen: str | None = None,
-    unseen: bool = False,
     delta: float = 0.05,
     steps: int | None = None,
     draws: int | None = None,
     limit: int = 60_000,
     out: Path | None = None,
-    force: bool = False,
-    trust_code: bool = False,
-    seed: int = 0,
-    progress: Progress = silent,
+    settings: Settings,
 ) -> Certified:
-    """`pac_bayes` for a checkpoint on the training examples of `data`; what it takes is told before it runs.
+    """`pac_bayes` for a checkpoint on the training examples of `data`; the cost is told before it runs.
 
-    `prior`: the checkpoint from before training; `unseen`: the checkpoint itself, which has not seen `data`; neither: a
-    fresh initialisation. `seen`: what the prior was trained on. `out`: where the mean of Q is written. Raises
-    `WeightspaceError`.
+    `delta`: the probability with which the bound may fail. `steps` of training on the bound; `draws`: networks drawn to
+    estimate the error. `out`: where the mean of Q is written. Raises `WeightspaceError`.
     """
-    if unseen and prior:
+    if prior.unseen and prior.file:
         raise ArchitectureError("--unseen takes the checkpoint itself as the prior; leave out --prior")
-    template, net, source, metadata = opened(path, arch, trust_code)
-    task, test = sources(data)
-    task = limited(labelled(task, data), limit, seed)
-    centre = net if unseen else architecture.load(template, prior, trust_code)[0] if prior else None
-    taught = sources(seen)[0] if seen else None
-    given = {"steps": steps, "draws": draws}
-    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    options |= {"deviation": _NARROW} if unseen else {}
-    cost = pac_bound.cost(net, task, **{name: value for name, value in options.items() if name != "deviation"})
-    what = f"{cost}, about {duration(_expected_seconds(net, task, cost))}"
+    file, progress = settings.open(path), settings.progress
+    task, test = train_and_test(data)
+    task = limited(labelled(task, data), limit, settings.seed)
+    centre = file.net if prior.unseen else file.like(prior.file) if prior.file else None
+    seen = train_and_test(prior.seen)[0] if prior.seen else None
+    given = {name: value for name, value in (("steps", steps), ("draws", draws)) if value is not None}
+    cost = pac_bound.cost(file.net, task, **given)
+    options: dict[str, Any] = {**given, "deviation": _NARROW} if prior.unseen else {**given}
+    what = f"{cost}, about {duration(_expected_seconds(file.net, task, cost))}"
     progress(what, 0, 0)
     found = pac_bayes(
-        net, task, delta, prior=centre, seen=taught, test=test, seed=seed, progress=partial(progress, what), **options
+        file.net, task, delta, prior=centre, seen=seen, test=test, seed=settings.seed,
+        progress=partial(progress, what), **options,
     )  # fmt: skip
-    if unseen or seen:
+    if prior.unseen or prior.seen:
         found = replace(found, kind="data")
     if out:
-        stored = Stored(source, template, partial(picked, found.posterior.net.tensors))
-        writer.save(stored, out, force=force, metadata={**metadata, "weightspace": "the mean of Q, certified"})
-    own, own_test = _error(net, task), None if test is None else _error(net, test)
-    return Certified(path.name, data, found, own, own_test, unseen, None if out is None else str(out))
+        file.save(found.posterior.net, out, "the mean of Q, certified")
+    own, own_test = _error(file.net, task), None if test is None else _error(file.net, test)
+    return Certified(path.name, data, found, own, own_test, prior.unseen, None if out is None else str(out))
 
 
 def _error(net: Net, task: Task) -> float | None:
@@ -114,8 +119,8 @@ def _error(net: Net, task: Task) -> float | None:
     return 1 - score[0].accuracy if score and score[0].accuracy is not None else None
 
 
-def _expected_seconds(net: Net, task: Task, cost: pac_bound.Cost) -> float:
-    """Seconds: a step is about two passes forward and back over its batch, a draw two passes forward."""
+def _expected_seconds(net: Net, task: Task, cost: Cost) -> float:
+    """Seconds expected: a step is about two passes forward and back over its batch, a draw two passes forward."""
     some = task.take(cost.batch, 0)
     one = seconds(net, some)
     return 2 * one * cost.steps + one * cost.draws / len(some)

@@ -1,12 +1,12 @@
-"""How two checkpoints relate: everything that `weightspace compare` prints and its report draws.
+"""`weightspace compare`: how two checkpoints relate, in distances, losses and a verdict.
 
-Let g be the element of the group that brings b nearest a, and w' the balanced member of w's orbit of scales, running
-variances divided into the gains of their norms. Then
+Let g be the element of the group that brings b nearest to a, and w' the weights w with balanced scales (running
+variances folded into the gains of their norm layers). Then
 
     r = |a' - g b'| / sqrt((|a'|^2 + |b'|^2) / 2)
 
-is 0 for one network in two disguises, sqrt(2) for weights that have nothing in common, and does not depend on the order
-or the scale of the units of either network.
+is 0 for two copies of one network, sqrt(2) for unrelated weights, and does not depend on the order or the scale of the
+units of either network.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightspace.commands.progress import Progress
-from weightspace.commands.workspace import Workspace, pair
+from weightspace.commands.progress import Progress, silent
+from weightspace.commands.workspace import Workspace, file_names
 from weightspace.metric.distance import euclidean, functional, layerwise
 from weightspace.net.net import Net
 from weightspace.net.public import public
@@ -59,7 +59,7 @@ _SHOWN = 48
 @public
 @dataclass(frozen=True)
 class Verdict:
-    """`kind` is "same", "function", "related" or "independent"; `words` and `why` say it, with the number seen."""
+    """How two networks relate: `kind` is "same", "function", "related" or "independent"; `why` gives the number."""
 
     kind: str
     words: str
@@ -83,7 +83,7 @@ class Layer:
 @public
 @dataclass(frozen=True)
 class Line:
-    """What is met on the straight line from a to b, as stored ("before") and after alignment, on held-out examples."""
+    """Loss and accuracy on the straight line from a to b, as stored ("before") and aligned ("after"), held out."""
 
     t: list[float]
     loss: dict[str, list[float]]
@@ -93,7 +93,7 @@ class Line:
     statistics_reset: bool
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """Barrier, and accuracy half way, as stored and aligned."""
+        """Rows of the table: label, as stored, aligned."""
         before, after = (f"{self.barrier[k]:.4f}" for k in ("before", "after"))
         rows = [("loss barrier on the line", before, after)]
         if self.accuracy:
@@ -103,8 +103,8 @@ class Line:
         return rows
 
     def remarks(self) -> list[str]:
-        """What the numbers were measured on."""
-        said = f"Measured on {self.examples:,} examples that alignment did not see."
+        """Which examples the numbers were measured on."""
+        said = f"Measured on {self.examples:,} examples that were not used for alignment."
         if self.statistics_reset:
             said += " BatchNorm statistics were re-estimated at every point of the line."
         return [said]
@@ -124,8 +124,11 @@ class Units:
 @public
 @dataclass(frozen=True)
 class Comparison:
-    """What is known about two networks of one architecture. `relative` is r of the module's formula, `aligned` is
-    |a - g b| in the scales of a, `balanced` and `interval` are |a' - b'| and min_g |a' - g b'|."""
+    """How two networks of one architecture relate.
+
+    In the notation of the module: `naive` |a - b|; `aligned` |a - g b| in the scales of a; `balanced` |a' - b'|;
+    `interval` bounds min over g of |a' - g b'|; `relative` r; `in_place` the share of units that g leaves in place.
+    """
 
     names: tuple[str, str]
     architecture: str
@@ -150,10 +153,14 @@ class Comparison:
     slice: str = "scales balanced"
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """What changes by alignment: label, as stored, aligned."""
+        """Rows of the table: label, as stored, aligned."""
         rows = [
             ("distance |a - b|", f"{self.naive:.4g}", f"{self.aligned:.4g}"),
-            ("of the norm, scales balanced (unrelated: 1.41)", f"{self.relative_naive:.3g}", f"{self.relative:.3g}"),
+            (
+                "relative distance, scales balanced (unrelated: 1.41)",
+                f"{self.relative_naive:.3g}",
+                f"{self.relative:.3g}",
+            ),
         ]
         return rows + (self.line.rows() if self.line else [])
 
@@ -161,8 +168,8 @@ class Comparison:
         """The sentences below the table."""
         low, high = self.interval
         said = [
-            f"Distance modulo the symmetry, {self.slice}: certainly between {low:.4g} and {high:.4g}.",
-            f"{self.in_place:.0%} of the units stay in their place. Matched by {self.method}: {self.why}.",
+            f"Distance up to symmetry, {self.slice}: between {low:.4g} and {high:.4g}, which is proven.",
+            f"{self.in_place:.0%} of the units keep their number. Matched by {self.method}: {self.why}.",
             f"Symmetry of {self.architecture} ({self.numbers:,} weights): {self.group}.",
         ]
         if self.outputs:
@@ -172,7 +179,7 @@ class Comparison:
         return said + (self.line.remarks() if self.line else [])
 
     def data(self) -> dict[str, Any]:
-        """Everything but the picture of the units, as plain data."""
+        """As plain data, without the matrices of `units`."""
         return {key: value for key, value in asdict(self).items() if key != "units"}
 
 
@@ -182,10 +189,10 @@ def judge(relative: float, precision: float = 0.0, outputs: float | None = None)
 
     - same: r <= max(1e-4, `precision`), the rounding of the dtype, and outputs (where data was given) that differ by
       at most max(1e-3, 10 `precision`) of their size;
-    - function: r is larger, and outputs were given and agree to rounding, max(1e-5, 10 `precision`) of their size: one
-      function on these examples, which the moves of the group do not explain;
-    - related (fine-tuned from one another, or from one ancestor): r <= 0.7;
-    - independent: the rest.
+    - function: r is larger, and outputs were given and agree to rounding, max(1e-5, 10 `precision`) of their size: the
+      same function on these examples, though no element of the group maps one network to the other;
+    - related (fine-tuned from one another, or from a common ancestor): r <= 0.7;
+    - independent: everything else.
 
     Measured on CNNs and MLPs of width 16 to 512 on digits: copies permuted and rescaled 7e-8, fine-tuned for 2 to 60
     epochs .01 to .41, independent seeds .99 to 1.15, random initialisations 1.15 to 1.21.
@@ -196,11 +203,13 @@ def judge(relative: float, precision: float = 0.0, outputs: float | None = None)
         if outputs is None or outputs <= max(_OUTPUTS, 10 * precision):
             agree = "" if outputs is None else f", and the outputs by {outputs:.1g}"
             return Verdict("same", "the same network, up to symmetry", f"{seen}{agree} (up to {most:g} is rounding)")
-        why = f"{seen}, but the outputs by {outputs:.2g} of theirs, which is more than rounding"
+        why = f"{seen}, but the outputs by {outputs:.2g} of their size, which is more than rounding"
         return Verdict("related", "related: one is a small change of the other", why)
     if outputs is not None and outputs <= max(_ROUNDING, 10 * precision):
-        words = "the same function; no move of the group that was read joins them"
-        return Verdict("function", words, f"{seen}, and yet the outputs by {outputs:.1g} of theirs, which is rounding")
+        words = "the same function, but no symmetry that was found maps one to the other"
+        return Verdict(
+            "function", words, f"{seen}, and yet the outputs by {outputs:.1g} of their size, which is rounding"
+        )
     if relative <= RELATED:
         words = "related: fine-tuned from one another, or from one ancestor"
         return Verdict("related", words, f"{seen} (up to {RELATED:g} is related, unrelated weights give 1.41)")
@@ -220,11 +229,11 @@ def compare(
     points: int = 11,
     method: str = "auto",
     seed: int = 0,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> Comparison:
-    """Match b to a, measure both, and judge. The two tasks should not share examples.
+    """Align b to a, measure how far apart they are, and give a verdict. The two tasks must not share examples.
 
-    The distance is that of the nearest g b found; the line goes to the g b of lowest barrier, where there is data.
+    Distances are to the nearest g b found; the line goes to the g b with the lowest barrier, where there is data.
     """
     a.check(b)
     progress(f"matching the units of {names[1]} to {names[0]}", 0, 0)
@@ -276,9 +285,9 @@ def _product(a: Net, b: Net) -> float:
 
 
 def _relative(a: Net, b: Net) -> float:
-    """|a - b| over the root mean square of |a| and |b|; 0 for the same, about 1.41 for unrelated ones.
+    """|a - b| over the root mean square of |a| and |b|: 0 for equal weights, about 1.41 for unrelated ones.
 
-    Over matrices and kernels, if there are any: the gains of norms are alike, near 1, in networks that share nothing.
+    Over matrices and kernels, if there are any: gains of norm layers are near 1 in unrelated networks too.
     """
     names = [n for n, w in a.weights.items() if w.dim() > 1] or list(a.weights)
     pairs = [(a.weights[n].double(), b.weights[n].double()) for n in names]
@@ -301,9 +310,9 @@ def _layers(a: Net, b: Net, moved: Net) -> list[Layer]:
 
 
 def _outputs(a: Net, b: Net, task: Task) -> dict[str, float]:
-    """How far the functions are: |f_a - f_b| over |f_a|, and over how far f_a varies on the data.
+    """How different the functions are: |f_a - f_b| over |f_a|, and over the standard deviation of f_a on the data.
 
-    Of classes, also the share of predictions that differ.
+    For classes, also the share of predictions that differ.
     """
     outputs = task.outputs(a)
     f = outputs.double().flatten(1)
@@ -316,7 +325,7 @@ def _outputs(a: Net, b: Net, task: Task) -> dict[str, float]:
 
 
 def _telling(outputs: dict[str, float]) -> float | None:
-    """How far outputs are apart, as far as that tells functions apart: constants agree in any network."""
+    """The difference of the outputs; None where it says nothing, because the outputs barely vary over the data."""
     relative = outputs.get("relative")
     return None if relative is None or (relative <= _OUTPUTS and outputs["of_spread"] > _VARIED) else relative
 
@@ -329,7 +338,7 @@ def along(
     task: Task,
     statistics: Task | None = None,
     points: int = 11,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> Line:
     """Loss and accuracy on the lines from a to b and from a to `moved`.
 
@@ -366,7 +375,7 @@ def _barrier(loss: list[float]) -> float:
 
 
 def _units(group: Symmetry, a: Net, b: Net, moved: Net) -> Units | None:
-    """Cosines on the axis with the most units that move together and alone; at most 48 of them are shown."""
+    """Cosines between the units of the largest axis that depends on no other; at most 48 units are shown."""
     axes = [axis for axis in group.permutable() if not axis.over]
     if not axes:
         return None
@@ -378,7 +387,7 @@ def _units(group: Symmetry, a: Net, b: Net, moved: Net) -> Units | None:
 
 
 def _rows(group: Symmetry, axis: Axis, net: Net) -> Tensor:
-    """Every unit as one vector of length 1: all of its weights, at every place."""
+    """Every unit as a unit vector: all of its weights, in every tensor."""
     parts = []
     for place in group.places[axis.name]:
         block = group.blocks[place.block]
@@ -393,15 +402,16 @@ def _rounded(matrix: Tensor) -> list[list[float]]:
 
 
 def compare_files(space: Workspace, a: Path, b: Path) -> Comparison:
-    """How two checkpoints relate."""
+    """`compare` for two checkpoints of a workspace."""
+    first, second = file_names(a, b)
     return compare(
         space.load(a),
         space.load(b),
         space.group,
         align_on=space.align_on,
         measure_on=space.measure_on,
-        names=pair(a, b),
+        names=(first, second),
         method=space.method,
-        seed=space.seed,
-        progress=space.progress,
+        seed=space.settings.seed,
+        progress=space.settings.progress,
     )

@@ -1,4 +1,4 @@
-"""What `weightspace inform` measures: how many nats the weights hold about their data."""
+"""`weightspace inform`: the information that the weights hold about their data, in nats."""
 
 from __future__ import annotations
 
@@ -8,32 +8,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from weightspace.checkpoint import architecture
 from weightspace.checkpoint.architecture import ArchitectureError
 from weightspace.codes import sweep, weight_information
 from weightspace.codes.structure_functions import StructureFunction
 from weightspace.codes.sweep import structure_function
 from weightspace.codes.weight_information import Information, information
-from weightspace.commands.progress import Progress, duration, seconds, silent
-from weightspace.commands.workspace import labelled, limited, opened, scored, sources
+from weightspace.commands.data import labelled, limited, train_and_test
+from weightspace.commands.progress import Progress, duration, seconds
+from weightspace.commands.scores import scored
+from weightspace.commands.settings import Settings
 from weightspace.net.net import Net
 from weightspace.task.classification import classifies
 from weightspace.task.task import Task
 
-__all__ = ["Informed", "informed"]
+__all__ = ["Informed", "inform"]
 
 METHODS = ("local", "variational", "sgld")
 
 
-# ------------------------------------------------------------------ inform
-
-
 @dataclass(frozen=True)
 class Informed:
-    """What the weights of a checkpoint hold about `examples` examples, by one or more methods; all in nats.
+    """Information in the weights of a checkpoint about `examples` examples, by one or more methods; all in nats.
 
-    `labels`: what it takes to write the labels down without the inputs, N times the entropy of the classes; `loss`: the
-    network's own, summed. `structure`: of the task with networks of this architecture, where it was asked for.
+    `labels`: N times the entropy of the classes, the code length of the labels without the inputs; `loss`: the summed
+    loss of the network. `structure`: the structure function of the task, where it was asked for.
     """
 
     name: str
@@ -48,24 +46,24 @@ class Informed:
 
     @property
     def shortest(self) -> Information | None:
-        """The code with the least E L + beta KL, where one was found."""
+        """The method with the shortest code, E L + beta KL; None for sgld alone, which gives no code."""
         return min((i for i in self.found if i.method != "sgld"), key=lambda i: i.length, default=None)
 
     def remarks(self) -> list[str]:
         """The sentences below the table."""
         said = [
-            "information: KL between the weights that the task allows and what was known before, in nats. local: from "
-            "the curvature at the network; variational: from the noise that its weights bear; sgld: from the loss at "
-            "the temperature of the data, the learning coefficient times log N, without a prior."
+            "information: KL divergence between the posterior over weights and the prior, in nats. local: from the "
+            "curvature at the network; variational: from a Gaussian trained on the code length; sgld: the learning "
+            "coefficient times log N, estimated by SGLD chains, without a prior."
         ]
         best = self.shortest
         if best is not None and self.labels:
             share = best.length / self.labels
             said.append(
-                f"Network and what it leaves open take {best.length:,.0f} nats ({best.method}); the labels alone take "
+                f"Weights and remaining loss take {best.length:,.0f} nats ({best.method}); the labels alone take "
                 f"{self.labels:,.0f}. "
                 + (f"The network saves {1 - share:.0%} of that." if share < 1 else
-                   "Nothing is saved: this code of the network costs more than the labels that it explains.")
+                   "Nothing is saved: the code of the weights is longer than that of the labels.")
             )  # fmt: skip
         return [*said, *(f"{i.method}: {note}." for i in self.found for note in i.notes)]
 
@@ -76,31 +74,29 @@ class Informed:
         return {**told, "found": [i.data() for i in self.found], "structure": curve}
 
 
-def informed(
+def inform(
     path: Path,
     data: str,
     *,
     method: str = "local",
-    arch: str | None = None,
     beta: float = 1.0,
     anchor: Path | None = None,
     curve: bool = False,
     rank: int | None = None,
     limit: int = 1000,
-    trust_code: bool = False,
-    seed: int = 0,
-    progress: Progress = silent,
+    settings: Settings,
 ) -> Informed:
-    """`information` in a checkpoint about the training examples of `data`; what it takes is told before it runs.
+    """`information` in a checkpoint about the training examples of `data`; the cost is told before it runs.
 
-    `anchor`: the checkpoint from before training. `rank`: of the local method. `curve`: the structure function of the
-    task as well. Raises `WeightspaceError`.
+    `anchor`: a checkpoint from before training, the mean of the prior. `rank`: of the local method. `curve`: the
+    structure function of the task as well. Raises `WeightspaceError`.
     """
     if method not in (*METHODS, "all"):
         raise ArchitectureError(f"--method {method}: choose {', '.join(METHODS)} or all")
-    template, net, *_ = opened(path, arch, trust_code)
-    start = architecture.load(template, anchor, trust_code)[0] if anchor else None
-    task = limited(labelled(sources(data)[0], data), limit, seed)
+    file, seed, progress = settings.open(path), settings.seed, settings.progress
+    net = file.net
+    start = file.like(anchor) if anchor else None
+    task = limited(labelled(train_and_test(data)[0], data), limit, seed)
     score = scored(task, net)
     one = seconds(net, task)
     found = []
@@ -130,7 +126,7 @@ def _swept(net: Net, task: Task, start: Net | None, seed: int, one: float, progr
 
 
 def _entropy(task: Task) -> float | None:
-    """N H(classes) in nats, where labels name classes."""
+    """N times the entropy of the classes, in nats; None where labels are not classes."""
     if not classifies(task):
         return None
     y = task.labels()

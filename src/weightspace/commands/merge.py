@@ -1,4 +1,4 @@
-"""What `weightspace merge` does: write the mean of checkpoints modulo the group."""
+"""`weightspace merge`: write the mean of checkpoints, aligned first, and compare it with other averages."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from weightspace.checkpoint import architecture, writer
-from weightspace.checkpoint.architecture import Stored
-from weightspace.commands.workspace import Score, Workspace, labels, scored
+from weightspace.commands.scores import Score, scored
+from weightspace.commands.workspace import Workspace, file_names
 from weightspace.net.average import average
 from weightspace.net.net import Net
 from weightspace.symmetry.align.repair import has_statistics, reset_statistics
@@ -25,7 +24,7 @@ __all__ = ["Merged", "merge"]
 
 @dataclass(frozen=True)
 class Merged:
-    """The mean of networks modulo the group, and what else one could have done with them."""
+    """The aligned mean of networks, and the scores of each, of their plain mean and of their ensemble."""
 
     names: list[str]
     out: str
@@ -39,7 +38,7 @@ class Merged:
     notes: list[str]
 
     def scores(self) -> list[Score]:
-        """Single networks, their mean as stored and after alignment, and the ensemble; nothing without data."""
+        """Scores of the single networks, both means and the ensemble; an empty list without data."""
         return [*self.singles, *(s for s in (self.naive, self.aligned, self.ensemble) if s is not None)]
 
     def data(self) -> dict[str, Any]:
@@ -47,19 +46,17 @@ class Merged:
         return asdict(self)
 
 
-def merge(space: Workspace, paths: Sequence[Path], out: Path, *, force: bool = False) -> Merged:
-    """Write the mean of checkpoints modulo the group, in the names, dtypes and metadata of the first."""
-    first, source, metadata = architecture.load(space.template, paths[0], space.trust_code)
+def merge(space: Workspace, paths: Sequence[Path], out: Path) -> Merged:
+    """Align checkpoints, average them, and write the mean in the names, dtypes and metadata of the first."""
+    file, settings = space.open_file(paths[0]), space.settings
+    first = file.net
     nets = [first, *(space.load(path) for path in paths[1:])]
-    space.progress(f"aligning {len(nets)} networks and averaging them", 0, 0)
-    merged = mean(nets, space.group, data=space.align_on, seed=space.seed)
-    names = labels(paths)
+    settings.progress(f"aligning {len(nets)} networks and averaging them", 0, 0)
+    merged = mean(nets, space.group, data=space.align_on, seed=settings.seed)
+    names = file_names(*paths)
     scores = _merge_scores(space, names, nets, merged)
-    space.progress(f"writing {out.name}", 0, 0)
-    tensors = merged.tensors
-    stored = Stored(source, space.template, lambda name, tensor: tensors[name].to(tensor.dtype))
-    note = {"weightspace": f"mean of {len(nets)} networks modulo symmetry"}
-    writer.save(stored, out, force=force, metadata={**metadata, **note})
+    settings.progress(f"writing {out.name}", 0, 0)
+    file.save(merged, out, f"mean of {len(nets)} networks modulo symmetry")
     return Merged(
         names=names,
         out=str(out),
@@ -75,26 +72,25 @@ def _merge_scores(space: Workspace, names: list[str], nets: list[Net], merged: N
     task = space.measure_on
     if task is None or space.align_on is None or any(y is None for _, y in task.batches()):
         return {"singles": [], "naive": None, "aligned": None, "ensemble": None}
-    singles = []
+    singles, progress = [], space.settings.progress
     for k, (name, net) in enumerate(zip(names, nets, strict=True)):
-        space.progress("measuring", k, len(nets) + 2)
+        progress("measuring", k, len(nets) + 2)
         singles += scored(task, net, name=name)
-    space.progress("measuring", len(nets), len(nets) + 2)
+    progress("measuring", len(nets), len(nets) + 2)
     naive, *_ = scored(task, reset_statistics(average(nets), space.align_on), name="mean as stored")
-    space.progress("measuring", len(nets) + 1, len(nets) + 2)
+    progress("measuring", len(nets) + 1, len(nets) + 2)
     aligned, *_ = scored(task, merged, name="mean after alignment and repair")
     return {"singles": singles, "naive": naive, "aligned": aligned, "ensemble": _ensemble(nets, task)}
 
 
 def _stale(net: Net, data: Task | None) -> list[str]:
-    stale = data is None and has_statistics(net)
-    return (
-        ["BatchNorm statistics of the mean are averages and fit badly; re-estimate them with --data"] if stale else []
-    )
+    if data is not None or not has_statistics(net):
+        return []
+    return ["the BatchNorm statistics of the mean are averages and fit badly; re-estimate them with --data"]
 
 
 def _ensemble(nets: Sequence[Net], task: Task) -> Score | None:
-    """The average of predictions: of probabilities where labels name classes, else of outputs."""
+    """The score of the averaged predictions: of probabilities where labels are classes, else of outputs."""
     labels = [y for _, y in task.batches()]
     if any(y is None for y in labels) or not isinstance(task.metric, str):
         return None

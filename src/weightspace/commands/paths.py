@@ -1,4 +1,4 @@
-"""What `weightspace paths` finds in a recorded run: the paths of examples, and when they stop to change."""
+"""`weightspace paths`: which units are on for each example of a recorded run, and when that stops changing."""
 
 from __future__ import annotations
 
@@ -11,32 +11,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightspace.commands.progress import Progress
+from weightspace.commands.progress import Progress, silent
 from weightspace.inside import path_overlap
 from weightspace.inside.units import Gates
 from weightspace.training.adapters import scalars
 from weightspace.training.recording import Recording, RecordingError
 
-__all__ = ["ANCHOR", "Passages", "passages"]
+__all__ = ["ANCHOR", "PathHistory", "paths"]
 
-
-ANCHOR = 5
+ANCHOR = 5  # the example whose nearest others are followed
 _PAIRS, _CANDIDATES = 400, 128
 
 
-# ------------------------------------------------------------------ what a recording tells
-
-
 @dataclass(frozen=True)
-class Passages:
-    """What became of the paths of one set of examples, from record to record; lists run over the steps after the first.
+class PathHistory:
+    """How the paths of one set of examples change from record to record; lists run over the records after the first.
 
-    `own`, `cross`: self-path and mean cross-path similarity with the record before, by layer and for "all". `bands`:
+    `own`, `cross`: self-path and mean cross-path similarity with the previous record, by layer and for "all". `bands`:
     the 10th, 50th and 90th percentile of the cross-path similarity of all layers. `activations`: the same of the
-    activations. `flips`: share of units that changed; `turnover`: of paths given up for each unit of log relative
-    trust. `matrix`: self-path similarity of every two records. `ranks`: of the candidates that were ever among the six
-    nearest to an anchor. `scatter`: distance and overlap of some pairs at the end; `spearman`, of all pairs. `ratio`:
-    early to mid cross-path similarity, if the stages were told.
+    activations. `flips`: share of units that changed; `turnover`: share of the path that changed for each unit of log
+    relative trust. `matrix`: self-path similarity of every two records. `ranks`: of the examples that were ever among
+    the six nearest to `ANCHOR`. `scatter`: input distance and path overlap of some pairs at the end; `spearman`: their
+    rank correlation over all pairs. `ratio`: early to mid cross-path similarity, if the stages were given.
     """
 
     name: str
@@ -68,46 +64,72 @@ class Passages:
     def remarks(self) -> list[str]:
         """The sentences below the figures."""
         said = [
-            f"self-path: share of its path that an example keeps; cross-path: of what two examples share. "
+            f"self-path: share of its path that an example keeps; cross-path: the same of what two examples share. "
             f"{self.examples} examples, {sum(self.layers.values()):,} units in {len(self.layers)} layers.",
-            "A rise towards one is in part the falling rate: turnover divides by how far the weights went.",
+            "Part of the rise is due to the falling learning rate; turnover divides by how far the weights moved.",
         ]
         if self.ratio is not None:
             said.append(
-                "Early to mid ratio: mean cross-path similarity before the first decay, over that up to the second."
+                "Early to mid ratio: mean cross-path similarity before the first decay of the learning rate, over that "
+                "between the first and the second."
             )
         if self.inexact:
             said.append(
-                f"{', '.join(self.inexact)}: no kink; a unit counts as on where its pre-activation is positive."
+                f"{', '.join(self.inexact)}: smooth activation; a unit counts as on where its input is positive."
             )
         return said
 
 
-def passages(
+def paths(
     file: Path,
     *,
     name: str | None = None,
     layer: str | None = None,
     stages: tuple[int, int] | None = None,
-    progress: Progress = lambda what, done, total: None,
-) -> Passages:
-    """Read a recording. `name`: which gates, where there are several; `layer` for ranks and distances, by default the
-    second; `stages`: steps of the two decays of the rate. Raises `RecordingError` for a recording without gates.
+    progress: Progress = silent,
+) -> PathHistory:
+    """Compare the paths of a recording, record by record.
+
+    `name`: which gates, where several were recorded; `layer`: for ranks and distances, by default the second; `stages`:
+    the steps of the two decays of the learning rate. Raises `RecordingError` for a recording without gates.
     """
     seen = list(Recording(file))
+    name, layer, some = _chosen(file, seen, name, layer)
+    history: list[Gates] = [record.values[name] for record in some]
+    layers, steps = history[0].layers, [record.step for record in some[1:]]
+    own, cross, bands = _compared(history, progress)
+    trust = [record.values.get("from_last") for record in some[1:]]
+    scatter, spearman = _distances(seen, history[-1], layer)
+    ranks, kept = _near(history, layer)
+    return PathHistory(
+        Path(file).name, name, len(history[0]), layers, steps, own, cross, bands, _activations(some),
+        [_flips(p, q) for p, q in zip(history, history[1:], strict=False)],
+        [(1 - s) / math.log1p(t) if t else None for s, t in zip(own["all"], trust, strict=True)],
+        path_overlap.dead(history[-1]), _kept(history),
+        ranks, kept, layer, scatter, spearman, _ratio(steps, cross["all"], stages), _numbers(seen), history[0].inexact,
+    )  # fmt: skip
+
+
+def _chosen(file: Path, seen: Sequence[Any], name: str | None, layer: str | None) -> tuple[str, str, list[Any]]:
+    """The names of the gates and of the layer, and the records that have these gates."""
     there = [key for key in (seen[0].values if seen else {}) if any(isinstance(r.values.get(key), Gates) for r in seen)]
     if not there or name not in (None, *there):
         raise RecordingError(f"{file}: no gates{f' named {name!r}' if name else ''}; record gates=gates(probe)")
     name = name or there[0]
     some = [record for record in seen if isinstance(record.values.get(name), Gates)]
-    history: list[Gates] = [record.values[name] for record in some]
-    if len(history) < 2:
-        raise RecordingError(f"{file}: gates at one step only; paths are compared over time")
-    layers = history[0].layers
+    if len(some) < 2:
+        raise RecordingError(f"{file}: gates at one step only; record two or more, to compare paths over time")
+    layers = some[0].values[name].layers
     if layer is not None and layer not in layers:
         raise RecordingError(f"{file}: no layer {layer!r}; there are {', '.join(layers)}")
-    layer = layer or list(layers)[min(1, len(layers) - 1)]
-    steps, pairs = [record.step for record in some[1:]], list(zip(history, history[1:], strict=False))
+    return name, layer or list(layers)[min(1, len(layers) - 1)], some
+
+
+def _compared(
+    history: Sequence[Gates], progress: Progress
+) -> tuple[dict[str, list[float]], dict[str, list[float]], list[list[float]]]:
+    """Self-path and cross-path similarity of each record with the previous one, by layer and for "all"; percentiles."""
+    layers, pairs = history[0].layers, list(zip(history, history[1:], strict=False))
     own: dict[str, list[float]] = {key: [] for key in (*layers, "all")}
     cross: dict[str, list[float]] = {key: [] for key in (*layers, "all")}
     bands = []
@@ -120,16 +142,7 @@ def passages(
         own["all"].append(float(path_overlap.self_path(p, q).mean()))
         cross["all"].append(path_overlap.off_diagonal(whole))
         bands.append(torch.quantile(_some(whole), torch.tensor([0.1, 0.5, 0.9])).tolist())
-    trust = [record.values.get("from_last") for record in some[1:]]
-    scatter, spearman = _distances(seen, history[-1], layer)
-    ranks, kept = _near(history, layer)
-    return Passages(
-        Path(file).name, name, len(history[0]), layers, steps, own, cross, bands, _activations(some),
-        [_flips(p, q) for p, q in pairs],
-        [(1 - s) / math.log1p(t) if t else None for s, t in zip(own["all"], trust, strict=True)],
-        path_overlap.dead(history[-1]), _kept(history),
-        ranks, kept, layer, scatter, spearman, _ratio(steps, cross["all"], stages), _numbers(seen), history[0].inexact,
-    )  # fmt: skip
+    return own, cross, bands
 
 
 def _kept(history: Sequence[Gates]) -> list[list[float]]:

@@ -1,27 +1,27 @@
-"""What `weightspace perturb` does: change every layer by a share of its norm, and write the network."""
+"""`weightspace perturb`: change every layer by a share of its norm, and write the network."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from weightspace.checkpoint import writer
-from weightspace.checkpoint.architecture import Stored
-from weightspace.commands.workspace import Score, opened, picked, scored, splits
+from weightspace.commands.data import splits
+from weightspace.commands.scores import Score, scored
+from weightspace.commands.settings import Settings
+from weightspace.trust import perturbation
 from weightspace.trust.expected_displacement import displacement
-from weightspace.trust.perturbation import movable, perturb
 from weightspace.trust.relative import relative_trust
 
-__all__ = ["Perturbed", "perturbed"]
+__all__ = ["Perturbed", "perturb"]
 
 
 @dataclass(frozen=True)
 class Perturbed:
-    """A network that was changed: `model` is its relative trust; with data, the outputs' relative displacement too.
+    """A perturbed network: size of the change, and what it does to the outputs.
 
-    `expected`: for a change of these sizes in no particular direction. `scores`: before and after.
+    `largest`: of the relative changes of all tensors; `model`: deep relative trust. With data: `measured`, the relative
+    displacement of the outputs, `expected`, the same for random changes of these sizes, and `scores` before and after.
     """
 
     name: str
@@ -39,26 +39,24 @@ class Perturbed:
         return asdict(self)
 
 
-def perturbed(
+def perturb(
     path: Path,
     out: Path,
     *,
     data: str | None = None,
-    arch: str | None = None,
     relative: float | None = None,
     kind: str = "noise",
     bits: int | None = None,
     share: float | None = None,
     limit: int = 2048,
-    force: bool = False,
-    trust_code: bool = False,
-    seed: int = 0,
+    settings: Settings,
 ) -> Perturbed:
-    """`perturb` a checkpoint and write it in the names and dtypes of its file. Raises `WeightspaceError`."""
-    template, net, source, metadata = opened(path, arch, trust_code)
+    """`trust.perturb` a checkpoint and write it in the names and dtypes of its file. Raises `WeightspaceError`."""
+    file, seed = settings.open(path), settings.seed
+    net = file.net
     task = splits(data, limit, seed)[1] if data is not None else None
-    other = perturb(net, relative, seed=seed, kind=kind, bits=bits, share=share)
-    names = movable(net)
+    other = perturbation.perturb(net, relative, seed=seed, kind=kind, bits=bits, share=share)
+    names = perturbation.movable(net)
     measured = expected = scores = None
     if task is not None:
         before, after = (task.outputs(n).double() for n in (net, other))
@@ -66,8 +64,7 @@ def perturbed(
         expected = displacement(net, task, other - net, seed=seed, names=names).relative
         before_and_after = scored(task, net, other)
         scores = (before_and_after[0], before_and_after[1]) if before_and_after else None
-    stored = Stored(source, template, partial(picked, other.tensors))
-    writer.save(stored, out, force=force, metadata={**metadata, "weightspace": f"perturbed by {kind}"})
+    file.save(other, out, f"perturbed by {kind}")
     change = (other - net).norms()
     sizes = net.weights.norms()
     largest = max((change[n] / sizes[n] for n in names), default=0.0)

@@ -1,4 +1,4 @@
-"""What a long run tells of itself while it works."""
+"""Progress of a long command: the callback that is told, and how long a run will take."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from weightspace.task.task import Task
 
 __all__ = ["Progress", "duration", "seconds", "silent"]
 
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str, int, int], None]  # what is being done, steps done, steps in all (0: not known)
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -19,7 +19,7 @@ def silent(what: str, done: int, total: int) -> None:
 
 
 def seconds(net: Net, task: Task) -> float:
-    """What a pass forward and back over the task takes; the second of two."""
+    """Seconds that one pass forward and back over the task takes; the second of two passes is timed."""
     value_and_gradient(task, net)
     begun = time.perf_counter()
     value_and_gradient(task, net)
@@ -27,5 +27,5 @@ def seconds(net: Net, task: Task) -> float:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """Seconds for a reader: "40 s", "3 min"."""
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

@@ -1,4 +1,4 @@
-"""What `weightspace stability` measures: noise of growing size, and how long the function holds."""
+"""`weightspace stability`: what noise of growing size in the weights does to the outputs."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from weightspace.commands.progress import Progress
-from weightspace.commands.workspace import opened, splits
+from weightspace.commands.data import splits
+from weightspace.commands.settings import Settings
 from weightspace.net.errors import WeightspaceError
-from weightspace.trust.perturbation import Stability, stability, width
+from weightspace.trust import perturbation
+from weightspace.trust.perturbation import Stability
 
-__all__ = ["Trial", "trial"]
+__all__ = ["NoiseTest", "stability"]
 
 _SIZES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _WIDTH_DRAWS = 10
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What `stability` found for a checkpoint, and the width of its minimum for a `tolerance`."""
+class NoiseTest:
+    """`trust.stability` of a checkpoint, and the width of its minimum: the noise that costs `tolerance`."""
 
     name: str
     examples: int
@@ -32,7 +33,7 @@ class Trial:
 
     @property
     def measure(self) -> str:
-        """What the tolerance is a tolerance of."""
+        """Unit of the tolerance: accuracy, loss or outputs, whichever the data allow."""
         if self.found.accuracy is not None:
             return "of accuracy"
         return "of loss, in bits" if self.found.loss is not None else "of the outputs' size"
@@ -42,9 +43,10 @@ class Trial:
         share = max(self.found.displacement.shares.items(), key=lambda item: item[1], default=("", 0.0))
         said = [
             f"Noise of {self.width:.1%} of every layer's norm costs {self.tolerance:g} {self.measure}.",
-            f"Most fragile: {share[0]}, {share[1]:.0%} of what small noise does to the outputs.",
-            "measured: median of the draws. expected: first derivative. model: relative trust, no bound. "
-            "proven: certificates, with the activations on these examples and without.",
+            f"Most fragile tensor: {share[0]}, through which {share[1]:.0%} of the effect of small noise comes.",
+            "measured: median of the draws. expected: root mean square from the first derivative. model: deep relative "
+            "trust, not a bound. proven: upper bounds (certificates), with the activations on these examples and "
+            "without.",
         ]
         if self.found.refused:
             said.append(f"No certificate: {self.found.refused}.")
@@ -58,30 +60,31 @@ class Trial:
         return told
 
 
-def trial(
+def stability(
     path: Path,
     data: str,
     *,
-    arch: str | None = None,
     sizes: Sequence[float] = _SIZES,
     draws: int = 10,
     tolerance: float = 0.01,
     proven: bool = True,
     limit: int = 512,
-    trust_code: bool = False,
-    seed: int = 0,
-    progress: Progress = lambda what, done, total: None,
-) -> Trial:
-    """How much noise a checkpoint takes, on held-out examples of `data`. Raises `WeightspaceError`."""
+    settings: Settings,
+) -> NoiseTest:
+    """How much noise in the weights a checkpoint tolerates, on held-out examples of `data`.
+
+    `sizes`: of the noise, relative to the norm of every tensor; `draws`: per size; `proven`: compute certificates.
+    Raises `WeightspaceError`.
+    """
     if not 0 < tolerance < math.inf:
-        raise WeightspaceError(f"tolerance must be positive, got {tolerance}")
-    _, net, _, _ = opened(path, arch, trust_code)
+        raise WeightspaceError(f"--tolerance {tolerance}: give a positive number")
+    net, seed, progress = settings.open(path).net, settings.seed, settings.progress
     task = splits(data, limit, seed)[1]
 
     def tell(done: int, total: int) -> None:
-        progress("shaking the weights", done, total)
+        progress("adding noise to the weights", done, total)
 
-    found = stability(net, task, sizes, draws, seed=seed, proven=proven, progress=tell)
+    found = perturbation.stability(net, task, sizes, draws, seed=seed, proven=proven, progress=tell)
     progress("measuring the width of the minimum", 0, 0)
-    wide = width(net, task, tolerance, draws=_WIDTH_DRAWS, seed=seed)
-    return Trial(path.name, len(task), draws, wide, tolerance, found)
+    wide = perturbation.width(net, task, tolerance, draws=_WIDTH_DRAWS, seed=seed)
+    return NoiseTest(path.name, len(task), draws, wide, tolerance, found)

@@ -1,24 +1,23 @@
-"""What `weightspace walk` does: move a network as far as the outputs on some data allow, towards something.
+"""`weightspace walk`: move a network toward a goal while its outputs on some data stay within a budget.
 
-The data to keep is halved: the outputs on one part are held within the budget, the drift on the other is reported.
+The data to keep is halved: outputs on one half are kept within the budget, the drift on the other half is reported.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from weightspace.checkpoint import architecture, writer
-from weightspace.checkpoint.architecture import ArchitectureError, Stored
+from weightspace.checkpoint.architecture import ArchitectureError
 from weightspace.commands.capacity import pairs
-from weightspace.commands.progress import Progress
-from weightspace.commands.workspace import Score, opened, picked, scored, splits
+from weightspace.commands.data import splits
+from weightspace.commands.scores import Score, scored
+from weightspace.commands.settings import Opened, Settings
 from weightspace.flows.attacks import harden
 from weightspace.flows.goals import drift, learn, spread, toward
 from weightspace.flows.pruning import Prune, prune, sparsity
@@ -32,27 +31,27 @@ from weightspace.symmetry.symmetry import Symmetry
 from weightspace.task.classification import accuracy, classifies
 from weightspace.task.task import Task
 
-__all__ = ["Picture", "Walked", "walk"]
-
+__all__ = ["Limits", "Picture", "Walked", "walk"]
 
 _FORM = "learn:DATA, prune:0.9, prune:0.5,2:4, drift:SEED, spread, harden:RADIUS, or another checkpoint"
 _BUDGET = 0.1  # of the root mean square of the outputs, less their mean
-_RATE = 5e-3  # learning rate of a descent
-_POINTS = 12
+_RATE = 5e-3  # learning rate of pruning by descent
+_POINTS = 12  # networks kept on the path
 _SHOWN = 30  # eigenvalues
 _CHECKS = 100  # of the drift on held-out examples
-_NUDGE = 1e-6  # a network is as like itself as can be: no gradient leads away
-_STEPS, _DESCENT = 40, 2000
+_NUDGE = 1e-6  # at the start the gradient of `spread` is zero: a network is most similar to itself
+_STEPS, _DESCENT = 40, 2000  # default steps; of pruning by descent
 _MEMORY = 200
 
 
 @dataclass(frozen=True)
 class Picture:
-    """The walk, beside the same number of steps of plain descent where the goal has a gradient.
+    """What the report of a walk draws, next to as many steps of plain gradient descent where the goal has a gradient.
 
-    `plane`: for either, the points in the plane of largest variance, whose share is `shown`; `scores`: task -> the
-    accuracies (or losses) at these points; `drift`: memory and held-out, step by step; `spectrum`: eigenvalues of the
-    metric at both ends; `tradeoff`: drift and progress of first steps of one length.
+    `plane`: run -> its networks in the plane of largest variance; `shown`: share of the variance in that plane;
+    `scores`: run -> task -> accuracies (or losses) of these networks; `drift`: on the examples kept and on held-out
+    ones, step by step; `spectrum`: eigenvalues of the metric at both ends; `tradeoff`: drift and progress of first
+    steps of one length.
     """
 
     plane: dict[str, list[tuple[float, float]]]
@@ -66,9 +65,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Walked:
-    """Where the walk led. Drifts are root mean squares over examples, in units of the outputs.
+    """The result of a walk. Drifts are root mean squares over examples, in the units of the outputs.
 
-    `free`: share of the new task's first gradient that leaves the kept outputs alone; `scores`: before and after.
+    `used`, `heldout`: drift on the examples kept, and on held-out ones. `moved`: relative to the norm of the weights.
+    `free`: share of the new task's first gradient that leaves the outputs to keep alone; `scores`: before and after.
     """
 
     name: str
@@ -87,15 +87,15 @@ class Walked:
 
     def remarks(self) -> list[str]:
         """The sentences below the table."""
-        ends = {"steps": "all steps were made", "budget": "no step within the budget was left"}
+        ends = {"steps": "all steps were taken", "budget": "no further step fits the budget"}
         why = ends.get(self.why, self.why)
         allowed = "" if self.budget is None else f" of a budget of {self.budget:.3g}"
         said = [
-            f"{self.steps} steps toward {self.goal}, {self.moved:.1%} of the weights' norm; {why}.",
-            f"Drift of the kept outputs: {self.used:.3g}{allowed}; {self.heldout:.3g} on held-out examples.",
+            f"{self.steps} steps toward {self.goal} moved the weights by {self.moved:.1%} of their norm; {why}.",
+            f"Drift of the outputs to keep: {self.used:.3g}{allowed}; {self.heldout:.3g} on held-out examples.",
         ]
         if self.free is not None:
-            said.append(f"{self.free:.1%} of the new task's first gradient left the kept outputs alone.")
+            said.append(f"{self.free:.1%} of the new task's first gradient leaves the outputs to keep alone.")
         if self.sparsity is not None:
             said.append(f"{self.sparsity:.2%} of the weights in matrices and kernels are zero.")
         return said
@@ -105,63 +105,43 @@ class Walked:
         return asdict(self)
 
 
-def walk(
-    path: Path,
-    keep: str,
-    goal: str,
-    out: Path,
-    *,
-    arch: str | None = None,
-    budget: float | None = None,
-    steps: int | None = None,
-    size: float | None = None,
-    memory: int | None = None,
-    limit: int = 2048,
-    force: bool = False,
-    trust_code: bool = False,
-    seed: int = 0,
-    picture: bool = False,
-    progress: Progress = lambda what, done, total: None,
-) -> Walked:
-    """Walk, and write the network at the end in the names, dtypes and metadata of the file.
+@dataclass(frozen=True)
+class Limits:
+    """How far a walk may go; what is None is chosen from the goal and the network.
 
-    Where `out` is a folder, write the path itself there; a walk that was cut off goes on from it. `picture`: measure
-    what a report shows. Raises `WeightspaceError`.
+    `budget`: drift of the outputs to keep, in their units; default a tenth of their standard deviation. `steps`:
+    default 40, for pruning by descent 2,000. `size`: length of a step, default 1 % of the norm of the weights.
+    `memory`: number of examples on which outputs are kept, default 200. `examples`: read of each data set, at most.
     """
-    template, net, source, metadata = opened(path, arch, trust_code)
-    held, probe = splits(keep, limit, seed)
-    slow = goal.startswith("prune:") and goal.endswith(",descent")
-    steps, memory = steps or (_DESCENT if slow else _STEPS), memory or (len(held) if slow else _MEMORY)
-    held = held.take(memory, seed)
-    metric = Pullback(held, damping=1e-6)
+
+    budget: float | None = None
+    steps: int | None = None
+    size: float | None = None
+    memory: int | None = None
+    examples: int = 2048
+
+
+def walk(
+    path: Path, keep: str, goal: str, out: Path, limits: Limits, *, picture: bool = False, settings: Settings
+) -> Walked:
+    """Move the network at `path` toward `goal`, keep its outputs on `keep`, and write it in the form of its file.
+
+    Where `out` is a folder, the path itself is written there, and an interrupted walk resumes from it. `picture`:
+    measure what a report shows. Raises `WeightspaceError`.
+    """
+    file = settings.open(path)
+    course = _course(file, keep, goal, limits)
+    settings.progress(f"walking toward {goal}", 0, course.steps)
     folder = out if out.suffix != ".safetensors" else None
-    if slow and budget is not None:
-        raise ArchitectureError("a descent keeps no budget at every step; leave --budget out, and look at the drift")
-    if budget is None and not slow:
-        outputs = metric.outputs(net)
-        budget = _BUDGET * float((outputs - outputs.mean(0)).square().sum(1).mean().sqrt())
-    aim, new = _aim(goal, template, net, held, trust_code, limit, seed)
-    free = metric.capacity(net, new[0].take(memory, seed)) if new else None
-    progress(f"walking toward {goal}", 0, steps)
-
-    def tell(record: Record) -> None:
-        drifts = f"drift {record.drift:.3g} of {budget:.3g}, " if budget is not None else ""
-        progress(f"{drifts}held out {record.heldout:.3g}", record.step + 1, steps)
-
-    length = size if size is not None else (_RATE if isinstance(aim, Prune) else 0.01 * float(net.weights.norm()))
-    every = max(1, steps // _POINTS) if picture or folder else steps
-    if folder is not None and force:
+    every = max(1, course.steps // _POINTS) if picture or folder else course.steps
+    if folder is not None and settings.force:
         Trail.erase(folder)
-    found = flow(
-        net, aim, metric, steps=steps, size=length, budget=budget, probe=probe, progress=tell, save=every, trail=folder,
-        check=max(1, steps // _CHECKS),
-    )  # fmt: skip
-    end = found[-1]
-    scores = _scores(net, end, probe, new[1] if new else None)
-    seen = _picture(found, aim, metric, probe, new, length, steps, every, budget) if picture else None
+    found = course.run(file.net, every, folder, settings)
+    new, end = course.new, found[-1]
+    scores = _scores(file.net, end, course.probe, new[1] if new else None)
+    seen = _picture(found, course, every) if picture else None
     if folder is None:
-        stored = Stored(source, template, partial(picked, end.tensors))
-        writer.save(stored, out, force=force, metadata={**metadata, "weightspace": f"walked toward {goal}"})
+        file.save(end, out, f"walked toward {goal}")
     last = found.log[-1] if found.log else None
     return Walked(
         name=path.name,
@@ -169,40 +149,77 @@ def walk(
         goal=_short(goal),
         steps=len(found.log),
         why=found.why,
-        budget=budget,
+        budget=course.budget,
         used=last.drift if last else 0.0,
         heldout=last.heldout if last else 0.0,
-        moved=float((end - net).norm()) / float(net.weights.norm()),
-        free=free,
+        moved=float((end - file.net).norm()) / float(file.net.weights.norm()),
+        free=course.free,
         sparsity=None if found.mask is None else sparsity(found.mask),
         scores=scores,
         picture=seen,
     )
 
 
-def _picture(
-    found: Flow,
-    aim: Any,
-    metric: Pullback,
-    probe: Task,
-    new: tuple[Task, Task] | None,
-    length: float,
-    steps: int,
-    every: int,
-    budget: float | None,
-) -> Picture:
+@dataclass(frozen=True)
+class _Course:
+    """A walk that is ready to run: `aim` is the goal as a function, `new` its data to learn from and to measure on."""
+
+    aim: Any
+    metric: Pullback
+    probe: Task
+    new: tuple[Task, Task] | None
+    free: float | None
+    budget: float | None
+    steps: int
+    size: float
+
+    def run(self, net: Net, every: int, trail: Path | None, settings: Settings) -> Flow:
+        """The flow; every so many steps a network is kept, in the folder `trail` if there is one."""
+
+        def tell(record: Record) -> None:
+            drifts = f"drift {record.drift:.3g} of {self.budget:.3g}, " if self.budget is not None else ""
+            settings.progress(f"{drifts}held out {record.heldout:.3g}", record.step + 1, self.steps)
+
+        return flow(
+            net, self.aim, self.metric, steps=self.steps, size=self.size, budget=self.budget, probe=self.probe,
+            progress=tell, save=every, trail=trail, check=max(1, self.steps // _CHECKS),
+        )  # fmt: skip
+
+
+def _course(file: Opened, keep: str, goal: str, limits: Limits) -> _Course:
+    net, seed, budget = file.net, file.settings.seed, limits.budget
+    held, probe = splits(keep, limits.examples, seed)
+    descent = goal.startswith("prune:") and goal.endswith(",descent")
+    memory = limits.memory or (len(held) if descent else _MEMORY)
+    held = held.take(memory, seed)
+    metric = Pullback(held, damping=1e-6)
+    if descent and budget is not None:
+        raise ArchitectureError("pruning by descent has no budget for each step; leave out --budget, and see the drift")
+    if budget is None and not descent:
+        outputs = metric.outputs(net)
+        budget = _BUDGET * float((outputs - outputs.mean(0)).square().sum(1).mean().sqrt())
+    aim, new = _aim(goal, file, held, limits.examples)
+    free = metric.capacity(net, new[0].take(memory, seed)) if new else None
+    default = _RATE if isinstance(aim, Prune) else 0.01 * float(net.weights.norm())
+    size = limits.size if limits.size is not None else default
+    return _Course(aim, metric, probe, new, free, budget, limits.steps or (_DESCENT if descent else _STEPS), size)
+
+
+def _picture(found: Flow, course: _Course, every: int) -> Picture:
+    metric, new = course.metric, course.new
     runs = {"within the budget": list(found)}
-    if not isinstance(aim, Prune):
-        runs["plain descent"] = list(flow(found[0], aim, Euclidean(), steps=steps, size=length, save=every))
+    if not isinstance(course.aim, Prune):
+        plain = flow(found[0], course.aim, Euclidean(), steps=course.steps, size=course.size, save=every)
+        runs["plain descent"] = list(plain)
     plane, shown = _plane([net for nets in runs.values() for net in nets])
     rows = iter(plane)
-    measured = {"kept": probe} | ({"new": new[1]} if new else {})
+    measured = {"kept": course.probe} | ({"new": new[1]} if new else {})
     labelled = {k: t for k, t in measured.items() if all(y is not None for _, y in t.batches())}
     classes = all(classifies(task) for task in labelled.values())
     look: Callable[[Task], Callable[[Net], float]] = accuracy if classes else lambda task: lambda net: float(task(net))
     with torch.no_grad():
         scores = {run: {k: [look(t)(net) for net in nets] for k, t in labelled.items()} for run, nets in runs.items()}
-    curve = metric.tradeoff(found[0], new[0].take(200, 0), length) if new else None
+    curve = metric.tradeoff(found[0], new[0].take(200, 0), course.size) if new else None
     return Picture(
         plane={run: [next(rows) for _ in nets] for run, nets in runs.items()},
         shown=shown,
@@ -232,31 +249,36 @@ def _short(goal: str) -> str:
     return f"{kind}:{Path(value).name}" if colon and kind == "learn" else Path(goal).name
 
 
-def _aim(
-    goal: str, template: Net, net: Net, held: Task, trust_code: bool, limit: int, seed: int
-) -> tuple[Any, tuple[Task, Task] | None]:
+def _aim(goal: str, file: Opened, held: Task, limit: int) -> tuple[Any, tuple[Task, Task] | None]:
+    """The goal that the words stand for, and its data to learn from and to measure on, if it has any."""
+    net, seed = file.net, file.settings.seed
     kind, colon, value = goal.partition(":")
     if kind == "learn" and value:
         learn_on, measure_on = splits(value, limit, seed)
         return learn(learn_on, seed=seed), (learn_on, measure_on)
     if kind in ("prune", "drift", "harden") and colon:
-        share, _, how = value.partition(",")
-        try:
-            number = int(share) if kind == "drift" else float(share)
-        except ValueError as error:
-            what = "whole number" if kind == "drift" else "number"
-            raise ArchitectureError(f"--toward {goal}: {share!r} is no {what}; give {_FORM}") from error
-        if kind == "prune":
-            descent = how == "descent"
-            structure = "unstructured" if descent or not how else how
-            return prune(number, structure, "descent" if descent else "gauss-newton", seed=seed), None
-        return (drift(int(number)) if kind == "drift" else harden(held, number, seed=seed)), None
+        return _numbered(goal, held, seed), None
     if goal == "spread":
         return _NUDGE * drift(seed) + spread([net], held, seed=seed), None
     if not Path(goal).exists():
         raise ArchitectureError(f"--toward {goal}: no such file, and no goal of that name; give {_FORM}")
-    other = architecture.load(template, Path(goal), trust_code)[0]
-    return toward(Symmetry.of(net, held.example(2)).align(other, to=net, data=held)), None
+    return toward(Symmetry.of(net, held.example(2)).align(file.like(Path(goal)), to=net, data=held)), None
+
+
+def _numbered(goal: str, held: Task, seed: int) -> Any:
+    """prune:SHARE[,HOW], drift:SEED or harden:RADIUS."""
+    kind, _, value = goal.partition(":")
+    number, _, how = value.partition(",")
+    try:
+        x = int(number) if kind == "drift" else float(number)
+    except ValueError as error:
+        what = "whole number" if kind == "drift" else "number"
+        raise ArchitectureError(f"--toward {goal}: {number!r} is not a {what}; give {_FORM}") from error
+    if kind == "prune":
+        descent = how == "descent"
+        structure = "unstructured" if descent or not how else how
+        return prune(x, structure, "descent" if descent else "gauss-newton", seed=seed)
+    return drift(int(x)) if kind == "drift" else harden(held, x, seed=seed)
 
 
 def _scores(before: Net, after: Net, kept: Task, new: Task | None) -> list[tuple[str, Score, Score]]:

@@ -1,12 +1,10 @@
-"""What the commands open: an architecture with its group, checkpoints and data."""
+"""Several checkpoints of one architecture: its symmetry group, and examples to align and to measure on."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
-import warnings
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,91 +15,16 @@ from torch import Tensor, nn
 
 from weightspace.checkpoint import architecture
 from weightspace.checkpoint.architecture import ArchitectureError
-from weightspace.checkpoint.files import FileNote
-from weightspace.commands.progress import Progress, silent
+from weightspace.commands.data import splits
+from weightspace.commands.settings import Opened, Settings
 from weightspace.net.errors import SymmetryError, first_line
 from weightspace.net.inputs import carried
 from weightspace.net.net import Net
 from weightspace.symmetry.align.match import METHODS
 from weightspace.symmetry.symmetry import Symmetry
-from weightspace.task import data_files, datasets
-from weightspace.task.classification import accuracy, classifies
 from weightspace.task.task import Task
 
-__all__ = ["Score", "Workspace", "labels", "limited", "scored", "sources", "splits"]
-
-
-def labelled(task: Task, data: str) -> Task:
-    if any(y is None for _, y in task.batches()):
-        raise ArchitectureError(f"{data}: no labels, and there is nothing to know; give x and y")
-    return task
-
-
-_NAMED = {
-    "digits": lambda split: datasets.digits(split),
-    "mnist": lambda split: datasets.mnist(split=split),
-    "fashion-mnist": lambda split: datasets.fashion_mnist(split=split),
-    "fashion_mnist": lambda split: datasets.fashion_mnist(split=split),
-    "cifar10": lambda split: datasets.cifar10(split=split),
-}
-
-
-@dataclass(frozen=True)
-class Score:
-    """One network, or the average of what several say, on held-out examples."""
-
-    name: str
-    loss: float
-    accuracy: float | None
-
-
-def labels(paths: Sequence[Path]) -> list[str]:
-    """What to call files: their own names where these tell them apart, else their paths."""
-    short = [path.name for path in paths]
-    return short if len(set(short)) == len(short) else [str(path) for path in paths]
-
-
-def pair(a: Path, b: Path) -> tuple[str, str]:
-    first, second = labels([a, b])
-    return first, second
-
-
-def sources(data: str) -> tuple[Task, Task | None]:
-    """The training and the test examples of a known data set or of files with splits; all of one file, and None."""
-    path = Path(data).expanduser()
-    if data in _NAMED and not path.exists():
-        return _NAMED[data]("train"), _NAMED[data]("test")
-    if path.is_dir() or _has_splits(path):
-        return _told(data_files.read(path, split="train")), _told(data_files.read(path, split="test"))
-    if path.exists():
-        return _told(data_files.read(path)), None
-    known = ", ".join(name for name in _NAMED if "_" not in name)
-    raise ArchitectureError(f"--data {data}: no such file, and no data set of that name; known are {known}")
-
-
-def _told(task: Task) -> Task:
-    for note in task.notes:
-        warnings.warn(note, FileNote, stacklevel=3)
-    return task
-
-
-def splits(data: str, limit: int, seed: int) -> tuple[Task, Task]:
-    """Examples to align on, and others to measure on: the splits of a known data set, or two halves of a file."""
-    first, second = sources(data)
-    if second is None:
-        first, second = first.split(0.5, seed)
-    return limited(first, limit, seed), limited(second, limit, seed)
-
-
-def limited(task: Task, limit: int, seed: int) -> Task:
-    """At most so many examples, drawn at random."""
-    return task.take(limit, seed) if len(task) > limit else task
-
-
-def _has_splits(path: Path) -> bool:
-    with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
-        return {"x_train.npy", "y_train.npy", "x_test.npy", "y_test.npy"} <= set(archive.namelist())
-    return False
+__all__ = ["Workspace", "file_names"]
 
 
 @dataclass(frozen=True)
@@ -113,28 +36,23 @@ class Workspace:
     group: Symmetry
     align_on: Task | None
     measure_on: Task | None
-    trust_code: bool
-    seed: int
-    progress: Progress
+    settings: Settings
     method: str = "auto"
 
     @classmethod
     def open(
         cls,
-        arch: str | None,
         paths: Sequence[Path],
+        settings: Settings,
         data: str | None = None,
         example: str | None = None,
         *,
         limit: int = 2048,
         method: str = "auto",
-        trust_code: bool = False,
-        seed: int = 0,
-        progress: Progress = silent,
     ) -> Workspace:
-        """Find the architecture, see that the checkpoints fit it, open the data, read the group; no tensor is read.
+        """Find the architecture, check that the checkpoints fit it, open the data, read the group; load no weights.
 
-        Raises `WeightspaceError` for whatever does not fit.
+        Raises `WeightspaceError`.
         """
         _return_memory()
         if method not in ("auto", *METHODS):
@@ -142,11 +60,11 @@ class Workspace:
         for path in paths:
             if not path.exists() and not path.with_name(f"{path.name}.index.json").exists():
                 raise ArchitectureError(f"{path}: no such file or folder; check the path")
-        module = architecture.find(arch, list(paths), trust_code)
-        align_on, measure_on = splits(data, limit, seed) if data is not None else (None, None)
+        module = architecture.find(settings.arch, list(paths), settings.trust_code)
+        align_on, measure_on = splits(data, limit, settings.seed) if data is not None else (None, None)
         if align_on is not None and next(align_on.batches())[1] is None:
             raise ArchitectureError(f"--data {data}: inputs without labels, and a loss is measured; add an array y")
-        shown = _example(module, align_on, example, seed)
+        shown = _example(module, align_on, example, settings.seed)
         net = Net.of(module)
         del module
         for path in paths:
@@ -154,28 +72,33 @@ class Workspace:
         shown = carried(shown, net)
         _try(net, shown)
         net = net.at(net.weights.map(_meta))
-        progress(f"reading the symmetry of {type(net.architecture).__name__}", 0, 0)
-        try:
-            group = Symmetry.of(net, shown, verify=True)
-        except SymmetryError:  # not every network stands random weights: once more at those it was made with
-            group = Symmetry.of(architecture.find(arch, list(paths), trust_code), shown)
+        settings.progress(f"reading the symmetry of {type(net.architecture).__name__}", 0, 0)
+        group = _group(net, shown, paths, settings)
         hollow = net.at(net.weights, net.state.map(_meta))
         gc.collect()  # the exported graph is a cycle that holds the probe's weights
-        return cls(hollow, shown, group, align_on, measure_on, trust_code, seed, progress, method)
+        return cls(hollow, shown, group, align_on, measure_on, settings, method)
+
+    def open_file(self, path: Path) -> Opened:
+        """The network of a checkpoint, and what it takes to write one like it. Raises `WeightspaceError`."""
+        return self.settings.load(self.template, path)
 
     def load(self, path: Path) -> Net:
         """The network of a checkpoint. Raises `WeightspaceError`."""
-        self.progress(f"loading {path.name}", 0, 0)
-        return architecture.load(self.template, path, self.trust_code)[0]
+        self.settings.progress(f"loading {path.name}", 0, 0)
+        return self.open_file(path).net
 
 
-def scored(task: Task, *nets: Net, name: str = "") -> list[Score]:
-    """Loss, and accuracy where labels name classes, of every net; nothing where there are no labels."""
-    if any(y is None for _, y in task.batches()):
-        return []
-    right = accuracy(task) if classifies(task) else None
-    with torch.no_grad():
-        return [Score(name, float(task(net)), right(net) if right else None) for net in nets]
+def file_names(*paths: Path) -> list[str]:
+    """What to call files: by name where the names differ, else by path."""
+    short = [path.name for path in paths]
+    return short if len(set(short)) == len(short) else [str(path) for path in paths]
+
+
+def _group(net: Net, example: Any, paths: Sequence[Path], settings: Settings) -> Symmetry:
+    try:
+        return Symmetry.of(net, example, verify=True)
+    except SymmetryError:  # some networks fail at random weights: try again at their own initialisation
+        return Symmetry.of(architecture.find(settings.arch, list(paths), settings.trust_code), example)
 
 
 def _meta(tensor: Tensor) -> Tensor:
@@ -212,14 +135,3 @@ def _shape(example: Any) -> Any:
     if isinstance(example, dict):
         return {key: _shape(value) for key, value in example.items()}
     return [_shape(value) for value in example] if isinstance(example, (list, tuple)) else type(example).__name__
-
-
-def opened(path: Path, arch: str | None, trust_code: bool) -> tuple[Net, Net, Any, dict[str, str]]:
-    if not path.exists():
-        raise ArchitectureError(f"{path}: no such file or folder; check the path")
-    template = Net.of(architecture.find(arch, [path], trust_code))
-    return template, *architecture.load(template, path, trust_code)
-
-
-def picked(tensors: Mapping[str, Tensor], name: str, tensor: Tensor) -> Tensor:
-    return tensors[name].to(tensor.dtype)

@@ -1,4 +1,4 @@
-"""First and second derivatives of a task at a network, as operators, traces and diagonals."""
+"""Jacobian, Hessian, Gauss-Newton, Fisher information and tangent kernel of a task at a network."""
 
 from weightspace.contents import handed_on
 

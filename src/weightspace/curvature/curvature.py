@@ -102,8 +102,7 @@ def fisher_information(
         bent = _likely(task, linear.outputs, y)
         if draws is None:
             return lambda v: linear.pull(bent.action(linear.push(v)))
-        assert bent.scores is not None
-        scores = torch.stack([*bent.scores(draws, seed, start)])
+        scores = torch.stack([score for _, score in bent.factors(draws, seed, start)])
         return lambda v: linear.pull(_outer(scores, linear.push(v)))
 
     return _operator(net, task, part, memory, None if draws else lambda: _squared(net, task, _likely))
@@ -142,22 +141,26 @@ def curvature_diagonal(net: Net, task: Task, draws: int | None = None, *, seed: 
 def _squared(
     net: Net, task: Task, middle: Callable[..., OutputHessian], draws: int | None = None, seed: int = 0
 ) -> Weights:
-    """The squares of J_t^T u over the roots u of what stands in the middle, or over scores that are drawn."""
+    task = _regrouped(task, 2 * _GRAIN / max(1, graph_bytes(net, task) / len(task)))
+    return net.weights.zeros().replace(summed_squares(net, task, middle, draws, seed)[0])
+
+
+def summed_squares(
+    net: Net, task: Task, middle: Callable[..., OutputHessian], draws: int | None = None, seed: int = 0
+) -> tuple[dict[str, Tensor], int]:
+    """The sum of the squares of J_t^T u over the roots u of `middle`, or over drawn scores; and how many examples t."""
     names = [name for name, w in checked(net).weights.items() if w.is_floating_point()]
     total = {name: torch.zeros(net.weights[name].shape, dtype=torch.float64, device=net.device) for name in names}
-    task, start = _regrouped(task, 2 * _GRAIN / max(1, graph_bytes(net, task) / len(task))), 0
+    start = 0
     for x, y in task.batches(net):
         with torch.no_grad(), math_attention():
             bent = middle(task, task.forward(net, carried(x, net)), y)
-        roots = bent.roots()
-        if draws is not None and bent.scores is not None:
-            roots = ((1.0 / draws, u) for u in bent.scores(draws, seed, start))
-        for sign, some in groupby(roots, lambda root: root[0]):
+        for sign, some in groupby(bent.factors(draws, seed, start), lambda root: root[0]):
             while together := [u for _, u in islice(some, _TOGETHER)]:
                 for name, part in squared_gradients(net, task, x, together, names).items():
                     total[name] += sign * part
         start += len(input_leaves(x)[0])
-    return net.weights.zeros().replace(total)
+    return total, start
 
 
 @public

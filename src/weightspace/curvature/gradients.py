@@ -1,4 +1,4 @@
-"""Gradients of every example: their squares and traces, layer by layer, in one pass back."""
+"""Squared per-example gradients, layer by layer, from one backward pass for all examples."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from weightspace.graph.layer import Layer, layers, rows_met
-from weightspace.graph.on_data import derived_graph, examples_at
+from weightspace.graph.layer import Layer
+from weightspace.graph.on_data import derived_graph, layers_on, pulled
 from weightspace.net.differentiable import called, told
 from weightspace.net.errors import SymmetryError, WeightspaceError, first_line
-from weightspace.net.inputs import arguments, carried, each, input_tensors, leaves
+from weightspace.net.inputs import arguments, carried, each, leaves
 from weightspace.net.net import Net, math_attention
 from weightspace.net.public import public
 from weightspace.task.examples import normal, uniform
@@ -30,14 +30,24 @@ __all__ = ["squared_gradients", "squares", "traces"]
 
 _ROOM = 1 << 25
 _ALIKE = 10
-_CACHE = 1 << 18  # numbers that stay near the processor
+_CACHE = 1 << 18  # numbers that fit into the processor's cache
 
 
 @public
 def traces(
     net: Net, task: Task, names: list[str], *, draws: int = 8, seed: int = 0
 ) -> Iterator[tuple[dict[str, float], float]]:
-    """For every draw of u: name -> |J_l^T u|^2, summed over examples, whose mean is tr G_l; and |f|."""
+    """Monte Carlo estimates of the trace of G_l = J_l^T J_l for every tensor l: |J_l^T u|^2 with u ~ N(0, 1).
+
+    Yields for every draw of u: (name -> the sum over the examples, |f| over all outputs).
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> for found, size in ws.curvature.traces(net, task, ["3.weight", "3.bias"], draws=2):
+    ...     print(sorted(found), 200 < found["3.bias"] < 1000, size > 0)     # 600 is expected: the number of outputs
+    ['3.bias', '3.weight'] True True
+    ['3.bias', '3.weight'] True True
+    """
     totals = [dict.fromkeys(names, 0.0) for _ in range(draws)]
     square, start = 0.0, 0
     for x, _ in task.batches(net):
@@ -57,10 +67,17 @@ def traces(
 def squares(
     net: Net, task: Task, x: Any, cotangents: Sequence[Tensor], names: Sequence[str]
 ) -> list[dict[str, Float[Tensor, " examples"]]]:
-    """For every u of the form of the outputs of x: name -> |J_il^T u_i|^2 of every example i, in float64.
+    """The squared norm of every example's gradient, for every tensor: name -> |J_il^T u_i|^2, in float64.
 
-    J_il^T u_i is the gradient of u_i . f(x_i) in the tensor l. Linear maps and convolutions whose weight is used once
-    cost a pass back together; all other tensors a gradient for every example.
+    J_il^T u_i is the gradient of u_i . f(x_i) in the tensor l; one dict for every u, which has the shape of the outputs
+    of x. Linear maps and convolutions whose weight is used once take one backward pass for all; other tensors, a
+    gradient for every example.
+
+    >>> import torch, weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> [found] = ws.curvature.squares(net, task, task.example(3), [torch.ones(3, 10)], ["1.weight", "3.bias"])
+    >>> found["1.weight"].shape, found["3.bias"].tolist()
+    (torch.Size([3]), [10.0, 10.0, 10.0])
     """
     x = carried(x, net)
     _by_itself(net, task, x)
@@ -73,7 +90,7 @@ def squares(
 
 @torch.no_grad()
 def _by_itself(net: Net, task: Task, x: Any) -> None:
-    """Raise `WeightspaceError` where the outputs on an example depend on the other: it has no gradient of its own."""
+    """Raise `WeightspaceError` where the outputs on one example depend on another, so that it has no own gradient."""
     if len(leaves(x)[0]) < 2:
         return
     pair = each(lambda t: torch.stack([t[0], t[-1]]), x)
@@ -97,9 +114,9 @@ def _by_itself(net: Net, task: Task, x: Any) -> None:
 
 @dataclass(frozen=True)
 class _Met:
-    """A layer on a batch: which of its tensors are asked for, what its rows meet, and each cotangent pulled to it.
+    """A layer on a batch: its tensors that are wanted, its inputs, and each cotangent pulled back to its output.
 
-    `met` is None where the outputs do not depend on the layer.
+    `met`, the inputs, is None where the outputs do not depend on the layer.
     """
 
     layer: Layer
@@ -109,51 +126,34 @@ class _Met:
 
 
 def _layers_met(net: Net, task: Task, x: Any, drawn: Sequence[Tensor], names: set[str]) -> Iterator[_Met]:
-    """Linear maps and convolutions whose weight is used once, from one pass back for each u."""
+    """Inputs and slopes of linear maps and convolutions whose weight is used once: a backward pass for each u."""
     try:
         graph = derived_graph(net, x)
     except SymmetryError:
         return
-    wanted = {layer.node: layer for layer in layers(graph) if {layer.weight, layer.bias} & names}
-    kept: list[tuple[Layer, tuple[Any, ...], Tensor]] = []
-    learnt = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in net.weights.items()}
-    with torch.enable_grad(), math_attention():
-        raw: Any = None
-        for node, (given,), (value,) in graph.walk([{**net.state, **learnt}], input_tensors(x), lift=False):
-            if node.op == "output":
-                raw = value
-            elif node in wanted and wanted[node].plain(given):
-                kept.append((wanted[node], given, value))
-        if not kept:
-            return
-        out = task.output(raw if not isinstance(raw, (tuple, list)) or len(raw) > 1 else raw[0])
-        values = [z for _, _, z in kept]
-        try:
-            first = torch.autograd.grad(out[0].sum(), values, retain_graph=True, allow_unused=True)
-            slopes = [torch.autograd.grad(out, values, u.view(out.shape), True, allow_unused=True) for u in drawn]
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:  # an operation of the graph that has no derivative, though the network's own has
-            return
-    for k, (layer, given, z) in enumerate(kept):
+    kept, out = layers_on(net, graph, x, lambda layer: bool({layer.weight, layer.bias} & names), task.output)
+    kept = [part for part in kept if part.layer.plain(part.given)]
+    if not kept:
+        return
+    try:
+        first, slopes = pulled(kept, out), [pulled(kept, out, u) for u in drawn]
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # an operation of the graph has no derivative, though the module's own has one
+        return
+    for k, part in enumerate(kept):
+        layer, start = part.layer, first[k]
         own = ({layer.weight} | ({layer.bias} if layer.bias else set())) & names
-        if first[k] is None:
+        if start is None:
             yield _Met(layer, own, None, [])
-            continue
-        at = examples_at(first[k], len(out), layer)
-        if at is None:
-            continue
-        with torch.no_grad():
-            met = rows_met(layer, (given[0].movedim(at, 0), *given[1:]))
-            turned = [slope[k].movedim(at, 0) for slope in slopes]
-            turned = turned if layer.at < 0 else [t.movedim(layer.at, -1) for t in turned]
-            yield _Met(layer, own, met, [t.reshape(len(met), -1, z.shape[layer.at]) for t in turned])
+        elif found := part.by_example(start, [u for slope in slopes if (u := slope[k]) is not None], len(out)):
+            yield _Met(layer, own, *found)
 
 
 def _of_layers(
     net: Net, task: Task, x: Any, cotangents: Sequence[Tensor], names: set[str], totals: list[dict[str, Tensor]]
 ) -> set[str]:
-    """Fill in what the layers give; which tensors that were."""
+    """Add the squares of the tensors of layers to `totals`; returns the names of these tensors."""
     done: set[str] = set()
     for fed in _layers_met(net, task, x, cotangents, names):
         done |= fed.own
@@ -167,7 +167,7 @@ def _of_layers(
 
 
 def _add(total: dict[str, Tensor], own: set[str], layer: Layer, met: Tensor, slope: Tensor) -> None:
-    """|sum_t d_t h_t^T|^2 of every example, without and with the one that stands for the bias."""
+    """|sum_t d_t h_t^T|^2 of every example for the weight, and |sum_t d_t|^2 for the bias."""
     h, d = met.double(), slope.double()
     h = h if layer.bias is None else h[..., :-1]
     if layer.weight in own:
@@ -185,7 +185,16 @@ def _add(total: dict[str, Tensor], own: set[str], layer: Layer, met: Tensor, slo
 def squared_gradients(
     net: Net, task: Task, x: Any, cotangents: Sequence[Tensor], names: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Name -> sum over every u and example i of (J_il^T u_i)^2, entry by entry: `squares`, not summed over entries."""
+    """The squared gradients entry by entry, summed over examples: name -> sum_u sum_i (J_il^T u_i)^2.
+
+    Arguments as in `squares`, whose values are sums over the entries.
+
+    >>> import torch, weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> found = ws.curvature.squared_gradients(net, task, task.example(3), [torch.ones(3, 10)], ["1.weight", "3.bias"])
+    >>> found["1.weight"].shape, found["3.bias"].tolist() == [3.0] * 10
+    (torch.Size([16, 64]), True)
+    """
     x = carried(x, net)
     _by_itself(net, task, x)
     total: dict[str, Tensor] = {}
@@ -202,7 +211,7 @@ def squared_gradients(
 
 
 def _entries(fed: _Met, net: Net) -> dict[str, Tensor]:
-    """sum_u sum_i (sum_t d_t h_t^T)^2 of every entry."""
+    """sum_u sum_i (sum_t d_t h_t^T)^2 of every entry of a layer's weight and bias."""
     layer, h = fed.layer, fed.met
     assert h is not None
     found: dict[str, Tensor] = {}
@@ -230,7 +239,7 @@ def _entries(fed: _Met, net: Net) -> dict[str, Tensor]:
 def _of_rest(
     net: Net, task: Task, x: Any, cotangents: Sequence[Tensor], rest: list[str], totals: list[dict[str, Tensor]]
 ) -> None:
-    """Tensors that are used twice, of norms, embeddings and what has no rule."""
+    """The squares of all other tensors: of norms and embeddings, and weights that are used more than once."""
     for total, u in zip(totals, cotangents, strict=True):
         found = [*_every_gradient(net, task, x, u, rest)]
         for name in rest:

@@ -50,6 +50,14 @@ class OutputHessian:
     roots: Callable[[], Iterator[Root]]
     scores: Scores | None = None
 
+    def factors(self, draws: int | None, seed: int, start: int) -> Iterator[Root]:
+        """`roots()`; or pairs (1 / draws, s) with so many scores s, whose sum of s s^T is H on average."""
+        if draws is None:
+            return self.roots()
+        if self.scores is None:
+            raise CurvatureError("the loss is no likelihood to draw labels from")
+        return ((1.0 / draws, score) for score in self.scores(draws, seed, start))
+
 
 @public
 def output_hessian(task: Task, f: Tensor, y: Tensor | None) -> OutputHessian:

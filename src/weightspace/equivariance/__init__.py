@@ -1,4 +1,4 @@
-"""What a function owes a group that acts on its inputs, and layers that pay by construction."""
+"""Finite groups acting on inputs: how equivariant a function is, and layers that are so by construction."""
 
 from weightspace.contents import handed_on
 

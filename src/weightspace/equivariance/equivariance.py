@@ -1,8 +1,8 @@
-"""What a function owes a group that acts on its inputs and outputs, and how far it is from paying.
+"""Equivariance and invariance defects of functions and weights, and averages over a group.
 
 A function f is equivariant when f(g x) = g f(x) for all g of a group G, invariant when the action on its outputs is
 trivial. A linear map W is equivariant exactly when it equals its Reynolds average R(W) = mean_g rho_out(g)^-1 W
-rho_in(g), the orthogonal projection on the equivariant maps where G acts by permutations. `GroupConv` is equivariant
+rho_in(g), the orthogonal projection onto the equivariant maps where G acts by permutations. `GroupConv` is equivariant
 whatever its weights: (F * psi)(g) = sum_h F(h) psi(g^-1 h), over turns, reflections and shifts.
 Sources: Group equivariant convolutional networks (Cohen, Welling, 2016); Steerable CNNs (Cohen, Welling, 2017).
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ __all__ = ["Defect", "equivariance_defect", "invariance_defect", "invariant", "r
 
 
 Act: TypeAlias = Callable[[Tensor], Tensor]
+Pooling: TypeAlias = Literal["max", "mean"]
 _EXACT = 1e-5
 
 
@@ -40,29 +41,41 @@ _EXACT = 1e-5
 @public
 @dataclass(frozen=True)
 class Defect:
-    """|f(g x) - g f(x)| / |f(x)| over all examples for every element; `mean` and `worst` leave out the identity."""
+    """How far a function is from equivariant: |f(g x) - g f(x)| / |f(x)| over all examples, for every group element.
+
+    Made by `equivariance_defect` and `invariance_defect`.
+    """
 
     elements: list[float]
 
     @property
     def mean(self) -> float:
-        """The mean over the elements other than the identity."""
+        """The mean over the elements but the identity; 0 in the trivial group."""
         others = self.elements[1:]
         return sum(others) / len(others) if others else 0.0
 
     @property
     def worst(self) -> float:
-        """The largest."""
+        """The largest over the elements."""
         return max(self.elements)
 
 
 @public
 def equivariance_defect(f: Any, x: Task | Tensor, group: FiniteGroup, on_output: FiniteGroup | None = None) -> Defect:
-    """|f(g x) - g f(x)| / |f(x)| for every g; `on_output`: the same group as it acts on outputs, else as on inputs.
+    """The relative equivariance error |f(g x) - g f(x)| / |f(x)| of a function, for every element g of a group.
 
-    Norms go over all examples and outputs. Zero for an equivariant f, about sqrt(2) where f(g x) and g f(x) have
-    nothing to do with one another. Networks are in evaluation mode. Cost: n + 1 passes forward. Raises `GroupError`
-    for outputs on which the group does not act, that are zero, or that are not finite.
+    `f`: a Net, a module or a function; `on_output`: the same group as it acts on outputs, by default as on inputs.
+    Norms are over all examples and outputs. Zero for an equivariant f, about sqrt(2) where f(g x) and g f(x) are
+    unrelated. Networks are in evaluation mode. Cost: one forward pass per element, and one. Raises `GroupError` for
+    outputs on which the group does not act, that are zero, or that are not finite.
+
+    >>> import torch, weightspace as ws
+    >>> _, task = ws.demo.example()
+    >>> x, group = task.example(4), ws.FiniteGroup.rotations()
+    >>> ws.equivariance_defect(torch.nn.AvgPool2d(2), x, group).worst < 1e-5
+    True
+    >>> ws.equivariance_defect(lambda x: x.cumsum(-1), x, group).worst > 0.1
+    True
     """
     acting = group if on_output is None else on_output
     if not torch.equal(acting.table, group.table):
@@ -72,7 +85,16 @@ def equivariance_defect(f: Any, x: Task | Tensor, group: FiniteGroup, on_output:
 
 @public
 def invariance_defect(f: Any, x: Task | Tensor, group: FiniteGroup) -> Defect:
-    """|f(g x) - f(x)| / |f(x)| for every g of the group; as `equivariance_defect`."""
+    """The relative invariance error |f(g x) - f(x)| / |f(x)| of a function, for every element g of a group.
+
+    Arguments, cost and errors as in `equivariance_defect`.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> found = ws.invariance_defect(net, task, ws.FiniteGroup.rotations())
+    >>> len(found.elements), found.elements[0], found.worst > 0.1
+    (4, 0.0, True)
+    """
     return _defect(f, x, group, None)
 
 
@@ -87,10 +109,10 @@ def _defect(f: Any, x: Task | Tensor, group: FiniteGroup, acting: FiniteGroup | 
             turned = before if acting is None else acting(k, before)
             after = _finite(function(group(k, batch)))
             if after.shape != turned.shape:
-                raise GroupError(f"outputs {tuple(after.shape)} of turned inputs, {tuple(turned.shape)} of others")
+                raise GroupError(f"f(g x) has shape {tuple(after.shape)}, g f(x) has {tuple(turned.shape)}; give one")
             squares[k] += (after.double() - turned.double()).square().sum().cpu()
     if not total:
-        raise GroupError("the outputs are zero, and nothing is small or large beside them")
+        raise GroupError("the outputs are all zero, so that no relative defect is defined")
     return Defect((squares / total).sqrt().tolist())
 
 
@@ -117,27 +139,32 @@ def _finite(x: Tensor, what: str = "outputs") -> Tensor:
 
 
 class Orbit(nn.Module):
-    """x -> max or mean of f(g x) over the group."""
+    """A module x -> max or mean of f(g x) over the group."""
 
-    def __init__(self, f: Any, group: FiniteGroup, how: str) -> None:
+    def __init__(self, f: Any, group: FiniteGroup, how: Pooling) -> None:
         super().__init__()
         self.inner, self.group, self.how = f, group, how
 
     def forward(self, x: Tensor) -> Tensor:
-        """All elements, one after the other."""
+        """Evaluate f at g x for every element, one after the other."""
         seen = torch.stack([logits(self.inner(self.group(k, x))) for k in range(len(self.group))])
         return seen.amax(0) if self.how == "max" else seen.mean(0)
 
 
 @public
-def invariant(f: Any, group: FiniteGroup, how: str = "mean") -> Any:
-    """x -> mean_g f(g x), or the maximum over g of every output: invariant whatever f is.
+def invariant(f: Any, group: FiniteGroup, how: Pooling = "mean") -> Any:
+    """An invariant version of f: the function x -> mean_g f(g x), or with "max" the maximum over g of every output.
 
     A Net becomes a Net whose weights are named "inner.*", a module a module that can be trained, a function a function.
     Cost: that of f, once for every element.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> group = ws.FiniteGroup.rotations()
+    >>> averaged = ws.invariant(net, group)
+    >>> ws.invariance_defect(averaged, task, group).worst < 1e-4
+    True
     """
-    if how not in ("max", "mean"):
-        raise GroupError(f'how must be "max" or "mean", got {how!r}')
     if not isinstance(f, Net):
         orbit = Orbit(f, group, how) if callable(f) else None
         if orbit is None:
@@ -156,11 +183,19 @@ Rho: TypeAlias = "Matrices | Tensor | Sequence[Tensor] | None"
 def reynolds(
     weight: Float[Tensor, "*shape"], rho_in: Rho, rho_out: Rho = None, *, kernel: FiniteGroup | None = None
 ) -> Float[Tensor, "*shape"]:
-    """R(W) = mean_g rho_out(g)^-1 W rho_in(g), the equivariant part of a linear map; None is the trivial action.
+    """The Reynolds average of a linear map, its equivariant part: R(W) = mean_g rho_out(g)^-1 W rho_in(g).
 
-    `rho_in`, `rho_out`: one matrix for every element, such as `group.matrices((1, 8, 8))`. For a convolution's kernel
-    they act on channels, and `kernel` on the taps: R(K) = mean_g rho_out(g)^-1 K(g .) rho_in(g), the condition of a
-    steerable kernel. In float64. Raises `GroupError` for matrices of other sizes, or that are no group.
+    `rho_in`, `rho_out`: one matrix for every element, such as `group.matrices((1, 8, 8))`; None is the trivial action.
+    For a convolution's kernel they act on channels, and `kernel` on the spatial taps:
+    R(K) = mean_g rho_out(g)^-1 K(g .) rho_in(g), the condition of a steerable kernel. In float64. Raises `GroupError`
+    for matrices of other sizes, or that do not form a group.
+
+    >>> import torch, weightspace as ws
+    >>> rho = ws.FiniteGroup.shifts(3).matrices((3,))
+    >>> ws.equivariance.reynolds(torch.diag(torch.tensor([1.0, 2.0, 6.0])), rho, rho)
+    tensor([[3., 0., 0.],
+            [0., 3., 0.],
+            [0., 0., 3.]], dtype=torch.float64)
     """
     w = _finite(weight.detach().double(), "weights")
     if w.dim() < 2:
@@ -168,7 +203,7 @@ def reynolds(
     once = _averaged(w, rho_in, rho_out, kernel)
     again = _averaged(once, rho_in, rho_out, kernel)
     if float((again - once).norm()) > _EXACT * float(w.norm()):
-        raise GroupError("averaging twice is not averaging once: the matrices are no group in the same order")
+        raise GroupError("averaging twice differs from averaging once: rho_in and rho_out are not one group")
     return once
 
 
@@ -176,10 +211,20 @@ def reynolds(
 def reynolds_defect(
     weight: Float[Tensor, "*shape"], rho_in: Rho, rho_out: Rho = None, *, kernel: FiniteGroup | None = None
 ) -> float:
-    """|W - R(W)| / |W|: 0 for an equivariant map; sqrt(1 - 1/n) expected of noise under n regular shifts."""
+    """The relative distance of a linear map from its Reynolds average: |W - R(W)| / |W|, arguments as in `reynolds`.
+
+    0 for an equivariant map; sqrt(1 - 1/n) is expected of random weights under n regular shifts.
+
+    >>> import torch, weightspace as ws
+    >>> rho = ws.FiniteGroup.shifts(3).matrices((3,))
+    >>> ws.equivariance.reynolds_defect(torch.eye(3), rho, rho)
+    0.0
+    >>> round(ws.equivariance.reynolds_defect(torch.diag(torch.tensor([1.0, 2.0, 6.0])), rho, rho), 2)
+    0.58
+    """
     w = weight.detach().double()
     if not float(w.norm()):
-        raise GroupError("the weights are zero, which is equivariant and has no relative defect")
+        raise GroupError("the weights are all zero, so that no relative defect is defined")
     return float((w - reynolds(weight, rho_in, rho_out, kernel=kernel)).norm() / w.norm())
 
 

@@ -1,4 +1,4 @@
-"""Finite groups that act on tensors: shifts, quarter turns, reflections, permutations, and lists of functions."""
+"""Finite groups acting on tensors: cyclic shifts, quarter turns, reflections, permutations, any list of functions."""
 
 from __future__ import annotations
 
@@ -25,15 +25,26 @@ _EXACT = 1e-5
 
 
 class GroupError(WeightspaceError):
-    """Functions that are no group, tensors that a group does not act on, or a function that has no defect."""
+    """Raised for functions that do not form a group, tensors it does not act on, and undefined defects."""
 
 
 @public
 @dataclass(frozen=True)
 class FiniteGroup:
-    """A finite group and its action on tensors: `actions[k]` is x -> g_k x, `table[i, j]` names g_i g_j, g_0 = 1.
+    """A finite group acting on tensors: `actions[k]` is x -> g_k x, `table[i, j]` the number of g_i g_j, g_0 = 1.
 
-    The actions move the last axes of a tensor; those before them, the examples and channels, are left alone.
+    The actions move the last axes of a tensor; the axes before them, examples and channels, are left alone. Made by
+    `shifts`, `rotations`, `dihedral`, `permutations`, or from any list of functions by `of`.
+
+    >>> import torch, weightspace as ws
+    >>> group = ws.FiniteGroup.rotations()
+    >>> group
+    FiniteGroup(quarter turns, 4 elements)
+    >>> group(1, torch.tensor([[1, 2], [3, 4]]))
+    tensor([[2, 4],
+            [1, 3]])
+    >>> int(group.table[1, 2]), group.inverse(1)
+    (3, 3)
     """
 
     actions: tuple[Act, ...]
@@ -42,9 +53,14 @@ class FiniteGroup:
 
     @classmethod
     def of(cls, actions: Sequence[Act], example: Tensor, name: str = "group") -> FiniteGroup:
-        """The group of these functions, tried on noise of the form of `example`; the identity comes first.
+        """The group formed by a list of functions, checked on random tensors of the shape of `example`.
 
-        Raises `GroupError` for functions that keep no shape, act alike, lack the identity or a product of two of them.
+        The identity is put first. Raises `GroupError` for functions that change the shape or act alike, and lists
+        without the identity or a product of two of them.
+
+        >>> import torch, weightspace as ws
+        >>> ws.FiniteGroup.of([lambda x: x, lambda x: -x], torch.zeros(3), name="signs")
+        FiniteGroup(signs, 2 elements)
         """
         given = tuple(actions)
         if not given:
@@ -71,13 +87,18 @@ class FiniteGroup:
         table = torch.zeros(len(given), len(given), dtype=torch.long)
         for i, j in product(range(len(given)), repeat=2):
             if (both := find(given[i](images[j].view(probe.shape)))) is None:
-                raise GroupError(f"element {i} after element {j} is none of the {len(given)}; the list is no group")
+                raise GroupError(f"element {i} after element {j} is none of the {len(given)}; the list is not a group")
             table[place[i], place[j]] = place[both]
         return cls(tuple(given[k] for k in sequence), table, name)
 
     @classmethod
     def shifts(cls, sizes: int | Sequence[int], step: int = 1) -> FiniteGroup:
-        """Cyclic shifts of the last axes, which have these sizes, by multiples of `step`: a circle or a torus."""
+        """Cyclic shifts of the last axes, which have these sizes, by multiples of `step`.
+
+        >>> import weightspace as ws
+        >>> ws.FiniteGroup.shifts((8, 8), step=2)
+        FiniteGroup(shifts of 8 x 8, 16 elements)
+        """
         sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
         if not sizes or step < 1 or any(n < 1 or n % step for n in sizes):
             raise GroupError(f"shifts by {step} need sizes that it divides, got {sizes}")
@@ -92,13 +113,23 @@ class FiniteGroup:
 
     @classmethod
     def rotations(cls) -> FiniteGroup:
-        """C4: quarter turns of square images, the last two axes."""
+        """C4: quarter turns of square images, which are the last two axes.
+
+        >>> import weightspace as ws
+        >>> len(ws.FiniteGroup.rotations())
+        4
+        """
         turns = torch.arange(4)
         return cls(tuple(_turn(k, False) for k in range(4)), (turns[:, None] + turns) % 4, "quarter turns")
 
     @classmethod
     def dihedral(cls) -> FiniteGroup:
-        """D4: quarter turns of square images, and each after a reflection left to right."""
+        """D4: quarter turns of square images, and each of them after a reflection left to right.
+
+        >>> import weightspace as ws
+        >>> len(ws.FiniteGroup.dihedral())
+        8
+        """
         turn, mirror = torch.arange(8) % 4, torch.arange(8) // 4
         turned = (turn[:, None] + (1 - 2 * mirror[:, None]) * turn) % 4
         actions = tuple(_turn(k % 4, k > 3) for k in range(8))
@@ -106,9 +137,13 @@ class FiniteGroup:
 
     @classmethod
     def permutations(cls, orders: Sequence[Sequence[int]] | Int[Tensor, "n d"]) -> FiniteGroup:
-        """The action x -> x[..., p] of a group of permutations p of the features on the last axis.
+        """A group of permutations p of the features on the last axis, acting by x -> x[..., p].
 
-        Raises `GroupError` for rows that are no permutations, or no group.
+        Raises `GroupError` for rows that are not permutations, or do not form a group.
+
+        >>> import weightspace as ws
+        >>> ws.FiniteGroup.permutations([[0, 1, 2], [1, 0, 2]])
+        FiniteGroup(permutations, 2 elements)
         """
         rows = torch.as_tensor(orders)
         if rows.dim() != 2 or not torch.equal(rows.sort(1).values, torch.arange(rows.shape[1]).expand(*rows.shape)):
@@ -116,7 +151,7 @@ class FiniteGroup:
         return cls.of([_reorder(row) for row in rows], torch.zeros(1, rows.shape[1]), "permutations")
 
     def regular(self, axis: int = -3) -> FiniteGroup:
-        """The action (g F)(h, x) = F(g^-1 h, g^-1 x) on maps whose `axis`, before those that g moves, runs over G."""
+        """The action (g F)(h, x) = F(g^-1 h, g^-1 x) on maps with an `axis` over G, before those that g moves."""
         back = [self.table[self.inverse(k)] for k in range(len(self))]
         return FiniteGroup(
             tuple(_both(act, where, axis) for act, where in zip(self.actions, back, strict=True)),
@@ -125,15 +160,21 @@ class FiniteGroup:
         )
 
     def inverse(self, k: int) -> int:
-        """The number of g_k^-1."""
+        """The number of the inverse of element k."""
         return int((self.table[k] == 0).nonzero()[0])
 
     def matrices(self, shape: Sequence[int]) -> Matrices:
-        """The action on tensors of this shape, flattened, as matrices rho(g)."""
+        """The action on flattened tensors of this shape, as one matrix rho(g) for every element.
+
+        >>> import weightspace as ws
+        >>> rho = ws.FiniteGroup.rotations().matrices((2, 2))
+        >>> len(rho), rho[1].shape
+        (4, torch.Size([4, 4]))
+        """
         return Matrices(self, tuple(shape))
 
     def __call__(self, k: int, x: Tensor) -> Tensor:
-        """g_k x. Raises `GroupError` for a tensor on which it does not act."""
+        """g_k x. Raises `GroupError` for a tensor on which the group does not act."""
         try:
             found = self.actions[k](x)
         except (RuntimeError, LookupError, TypeError, ValueError) as error:
@@ -141,7 +182,7 @@ class FiniteGroup:
                 raise
             raise GroupError(f"{self.name} does not act on shape {tuple(x.shape)}: {first_line(error)}") from error
         if found.shape != x.shape:
-            raise GroupError(f"element {k} makes shape {tuple(found.shape)} of {tuple(x.shape)}; an action keeps it")
+            raise GroupError(f"element {k} turns shape {tuple(x.shape)} into {tuple(found.shape)}; an action keeps it")
         return found
 
     def __len__(self) -> int:
@@ -152,7 +193,7 @@ class FiniteGroup:
 
 
 def _probed(given: tuple[Act, ...], example: Tensor) -> tuple[Tensor, Tensor]:
-    """Noise of the form of the example, and what every element makes of it."""
+    """A random tensor of the shape of the example, and its image under every element."""
     generator = torch.Generator().manual_seed(0)
     dtype = example.dtype if example.is_floating_point() else torch.float32
     probe = torch.randn(example.shape, generator=generator, dtype=dtype)
@@ -193,7 +234,15 @@ def _both(act: Act, where: Tensor, axis: int) -> Act:
 
 @public
 class Matrices(Sequence[Tensor]):
-    """rho(g_0), rho(g_1), ... on flattened tensors of a shape; each is made when it is asked for."""
+    """The matrices rho(g_0), rho(g_1), ... of a group on flattened tensors of a shape, each made when it is read.
+
+    >>> import weightspace as ws
+    >>> rho = ws.FiniteGroup.shifts(3).matrices((3,))
+    >>> rho[1]
+    tensor([[0., 0., 1.],
+            [1., 0., 0.],
+            [0., 1., 0.]], dtype=torch.float64)
+    """
 
     def __init__(self, group: FiniteGroup, shape: tuple[int, ...]) -> None:
         self.group, self.shape, self.size = group, shape, math.prod(shape)

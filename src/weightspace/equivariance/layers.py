@@ -1,4 +1,4 @@
-"""Convolutions and pools that are equivariant by construction."""
+"""Group convolutions and group pooling: layers that are equivariant by construction."""
 
 from __future__ import annotations
 
@@ -28,15 +28,25 @@ _POINT: dict[str, Callable[[], FiniteGroup] | None] = {
 
 
 class GroupConv(nn.Module):
-    """A convolution over a group of the plane: (F * psi)(g) = sum_h F(h) psi(g^-1 h), equivariant whatever psi.
+    """A group convolution (F * psi)(g) = sum_h F(h) psi(g^-1 h) over the plane, equivariant for any weights psi.
 
-    `group`: "shifts", a plain convolution, of sequences too (`dims=1`); "p4", with quarter turns; "p4m", with
-    reflections as well, these being 4 and 8 elements. A lifting layer takes images (example, channel, height, width);
-    others take, and all give, maps (example, channel, element, height, width), on which G acts as
-    `FiniteGroup.rotations().regular()` does. Weights are (out, in, element, size, size), without elements where the
-    layer lifts. `padding`: "circular", exact for shifts too; "zeros", exact for turns; "valid". Without a stride, which
-    would sample off the centre; pool maps of even size with `F.max_pool3d(x, (1, 2, 2))`. Raises `GroupError` for an
-    even `size` with a padding, which moves the centre, and for maps that do not fit.
+    `group`: "shifts", a plain convolution, also of sequences (`dims=1`); "p4", with the 4 quarter turns; "p4m", with
+    reflections as well, 8 elements. A lifting layer takes images (example, channel, height, width); the others take,
+    and all return, maps (example, channel, element, height, width), on which the group acts as
+    `FiniteGroup.rotations().regular()` does. Weights are (out, in, element, size, size), without the element axis in a
+    lifting layer. `padding`: "circular", exact for shifts too; "zeros", exact for turns; "valid". There is no stride,
+    which would sample off the centre; pool maps of even size with `F.max_pool3d(x, (1, 2, 2))`. Raises `GroupError` for
+    an even `size` with padding, which moves the centre, and for maps that do not fit.
+
+    >>> import torch, weightspace as ws
+    >>> _, task = ws.demo.example()
+    >>> lift, group = ws.GroupConv(1, 4, 3, lifting=True), ws.FiniteGroup.rotations()
+    >>> lift(task.example(3)).shape
+    torch.Size([3, 4, 4, 8, 8])
+    >>> ws.GroupConv(4, 2, 3)(lift(task.example(3))).shape
+    torch.Size([3, 2, 4, 8, 8])
+    >>> ws.equivariance_defect(lift, task.example(3), group, group.regular()).worst < 1e-4
+    True
     """
 
     def __init__(
@@ -58,7 +68,7 @@ class GroupConv(nn.Module):
             raise GroupError(f"unknown group {group!r} or padding {padding!r}; choose of {known}")
         if min(inputs, outputs, size) < 1 or dims not in (1, 2) or (dims == 1 and group != "shifts"):
             raise GroupError(
-                f"no layer of {group} has {inputs} and {outputs} channels, size {size} and {dims} dimensions"
+                f"{group} has no layer of {inputs} and {outputs} channels, size {size} and {dims} dimensions"
             )
         if size % 2 == 0 and padding != "valid":
             raise GroupError(f'a kernel of even size {size} has no centre; take an odd one, or padding="valid"')
@@ -83,7 +93,7 @@ class GroupConv(nn.Module):
         return turned.transpose(1, 2).reshape(out * self.order, -1, *taps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The maps over the group."""
+        """The convolved maps, with an axis over the group elements."""
         elements = () if self.lifting else (self.order,)
         if x.dim() != 2 + len(elements) + self.dims or x.shape[1 : 2 + len(elements)] != (
             self.weight.shape[1],
@@ -102,14 +112,20 @@ class GroupConv(nn.Module):
         return out if self.order == 1 else out.unflatten(1, (-1, self.order))
 
     def extra_repr(self) -> str:
-        """What is printed of the layer."""
+        """The settings shown when the layer is printed."""
         out, channels = self.weight.shape[:2]
         kind = "lifting, " if self.lifting and self.order > 1 else ""
         return f"{channels}, {out}, size={self.size}, {self.group}, {kind}{self.padding}"
 
 
 class GroupPool(nn.Module):
-    """Maps over a group and the plane -> maps on the plane: the maximum or the mean over the elements."""
+    """Pooling over the group: the maximum or the mean of a map over the elements, which turns with the image.
+
+    >>> import torch, weightspace as ws
+    >>> maps = torch.zeros(3, 4, 8, 5, 5)     # example, channel, element, height, width
+    >>> ws.GroupPool("mean")(maps).shape
+    torch.Size([3, 4, 5, 5])
+    """
 
     def __init__(self, how: str = "max") -> None:
         super().__init__()

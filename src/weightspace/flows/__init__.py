@@ -1,4 +1,4 @@
-"""Steps from network to network, along what a goal asks for and a metric allows."""
+"""Training and editing as flows: steps that lower a goal as far as a metric allows, and the known goals."""
 
 from weightspace.contents import handed_on
 

@@ -1,4 +1,4 @@
-"""Goals that hold a network to what it was: its outputs on data, its weights, its gradients."""
+"""Goals that keep a network as it was: its outputs (distillation) or its weights (elastic weight consolidation)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weightspace.curvature.gradients import squared_gradients
+from weightspace.curvature.curvature import summed_squares
 from weightspace.curvature.outputs import law_of, likelihood
 from weightspace.flows.batches import Augment, changed, forward, mean_of, positive
 from weightspace.net.inputs import carried, leaves
-from weightspace.net.net import Net, checked, math_attention
+from weightspace.net.net import Net, checked
 from weightspace.net.public import public
 from weightspace.net.weights import Weights
 from weightspace.task.digest import DigestError, Frame, digest
@@ -31,7 +31,7 @@ __all__ = ["ewc", "fisher", "hold"]
 
 @dataclass(frozen=True)
 class Hold(Goal):
-    """How far outputs are from those of an anchor."""
+    """The goal of `hold`: the mean distance of outputs from those of an anchor network."""
 
     task: Task
     anchor: Net
@@ -45,7 +45,7 @@ class Hold(Goal):
     _kept: list[_Answers] = field(default_factory=list, repr=False, compare=False)
 
     def value_and_gradient(self, net: Net, step: int) -> tuple[float, Weights]:
-        """The gradient and the value on one batch."""
+        """The value and the gradient on the batch of this step."""
         if net.weights is not self.anchor.weights:
             not_aliased(net, self.anchor)
         triples = list(self._triples(net, step))
@@ -61,7 +61,7 @@ class Hold(Goal):
         return differentiated(away, net)
 
     def _triples(self, net: Net, step: int) -> Iterator[tuple[Any, Tensor | None, Tensor]]:
-        """Inputs, labels, outputs of the anchor; asked for all at once where the inputs stay."""
+        """Inputs, labels, and the anchor's outputs; the outputs are computed once where the inputs stay the same."""
         plain = self.augment is None and self.task.in_memory
         if plain and (frame := _frame(self.anchor, self.output)) is not None:
             asked = frame, self.batch, step, self.seed
@@ -80,9 +80,10 @@ class Hold(Goal):
 
 @dataclass(frozen=True)
 class _Answers:
-    """What an anchor says on the examples of a task; it depends on the anchor, on the inputs, and on what is picked.
+    """The anchor's outputs on all examples of a task, and what tells whether they are still valid.
 
-    `numbered` is the task with its rows for labels, `sums` of the inputs tell whether a row is what it was.
+    `numbered` is the task with row numbers for labels; `sums` of the inputs tell whether a row has changed; `weights`
+    and `frame` do so for the anchor.
     """
 
     outputs: Tensor
@@ -92,7 +93,7 @@ class _Answers:
     frame: str
 
     def batches(self, anchor: Net, frame: str, batch: int, step: int, seed: int) -> list[tuple[Any, Tensor]] | None:
-        """Inputs of a batch, and what the anchor said; None where it would say something else, changed in place."""
+        """Inputs and the anchor's outputs of a batch; None if the anchor or the inputs were changed in place."""
         now = [*anchor.weights.buffers, *anchor.state.buffers]
         if frame != self.frame or not all(torch.equal(w, b) for w, b in zip(self.weights, now, strict=True)):
             return None
@@ -114,7 +115,7 @@ def _answers(task: Task, anchor: Net, output: Callable[[Tensor], Tensor], frame:
 
 
 def _row_sums(x: Any) -> Float[Tensor, " examples"]:
-    """One number for every example, other for other inputs: a random projection in float64."""
+    """A checksum of every example: a random projection in float64."""
     total = torch.zeros(())
     for k, part in enumerate(leaves(x)):
         rows = part.detach().flatten(1) if part.dim() > 1 else part.detach()[:, None]
@@ -144,13 +145,22 @@ def hold(
     augment: Augment | None = None,
     output: Callable[[Tensor], Tensor] = lambda f: f,
 ) -> Goal:
-    """E d(f(x), f_anchor(x)) over the inputs of a task: what `Pullback` measures, without being linearised.
+    """A goal: the mean distance d(f(x), f_anchor(x)) of outputs from those of `anchor`, over the inputs of a task.
 
-    `distance`, for outputs f and probabilities p = softmax(f / temperature): "squared" |f - f_anchor|^2, "kl"
-    temperature^2 KL(p_anchor | p), "bhattacharyya" -log sum_k sqrt(p_k p_anchor,k). `labels` adds so much of the task's
-    own loss on the same examples. Positions that are labelled -100 count nowhere. `output` picks the outputs that
-    count. The anchor's outputs are asked for anew where `augment` changes the inputs. Raises `GoalError`; also where
-    anchor and network are two that share one memory, so that the anchor would move too.
+    What `Pullback` measures, without linearisation. `distance`, for outputs f and probabilities p = softmax(f /
+    temperature): "squared" |f - f_anchor|^2, "kl" temperature^2 KL(p_anchor | p), "bhattacharyya" -log sum_k sqrt(p_k
+    p_anchor,k). `labels` adds that multiple of the task's own loss on the same examples. Positions labelled -100 are
+    not counted. `output` selects the outputs to compare. Where `augment` changes the inputs, the anchor's outputs are
+    computed anew. Raises `GoalError`; also where anchor and network are two that share memory, so that the anchor would
+    move too.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> goal = ws.hold(task, net, "kl", temperature=2)
+    >>> goal.value_and_gradient(net, step=0)[0] < 1e-6                     # at the anchor
+    True
+    >>> goal.value_and_gradient(ws.demo.example(1)[0], step=0)[0] > 1e-3
+    True
     """
     if distance not in _DISTANCES:
         raise GoalError(f"unknown distance {distance!r}; choose {', '.join(_DISTANCES)}")
@@ -170,7 +180,7 @@ def _alike(f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
 
 def _probable(f: Tensor) -> None:
     if f.dim() < 2 or f.shape[-1] < 2:
-        raise GoalError(f'outputs of shape {tuple(f.shape)} are no classes; hold them by distance="squared"')
+        raise GoalError(f'outputs of shape {tuple(f.shape)} are not classes; hold them by distance="squared"')
 
 
 def _squared(f: Tensor, g: Tensor, t: float, y: Tensor | None) -> tuple[Tensor, int]:
@@ -189,7 +199,7 @@ def _kl(f: Tensor, g: Tensor, t: float, y: Tensor | None) -> tuple[Tensor, int]:
 
 
 def _positions(d: Tensor, f: Tensor, y: Tensor | None) -> tuple[Tensor, int]:
-    """The sum over the positions that count, and how many these are."""
+    """The sum over the positions that count, and their number."""
     d = d[labelled(f, y)] if f.dim() > 2 else d
     return d.sum(), d.numel()
 
@@ -204,14 +214,14 @@ _DISTANCES: dict[str, Callable[[Tensor, Tensor, float, Tensor | None], tuple[Ten
 
 @dataclass(frozen=True)
 class Ewc(Goal):
-    """strength / 2 sum_i F_i (w_i - anchor_i)^2."""
+    """The goal of `ewc`: strength / 2 sum_i F_i (w_i - anchor_i)^2."""
 
     anchor: Net
     importance: Weights
     strength: float
 
     def value_and_gradient(self, net: Net, step: int) -> tuple[float, Weights]:
-        """strength F (w - anchor), and the value."""
+        """The value, and the gradient strength F (w - anchor)."""
         away = net - self.anchor
         pull = away.shaped(self.strength * self.importance.flat() * away.flat())
         return float(pull.dot(away)) / 2, pull
@@ -219,9 +229,18 @@ class Ewc(Goal):
 
 @public(order=("task", "net"))
 def ewc(net: Net, task: Task, strength: float = 1.0, seed: int = 0) -> Goal:
-    """strength / 2 sum_i F_i (w_i - w0_i)^2, F the diagonal of the Fisher information of `task` at `net`.
+    """The elastic weight consolidation penalty, a goal: strength / 2 sum_i F_i (w_i - w0_i)^2.
 
+    F is the diagonal of the Fisher information of `task` at `net`, and w0 the weights of `net`.
     Source: Overcoming catastrophic forgetting in neural networks (Kirkpatrick et al., 2017).
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> goal = ws.ewc(net, task, strength=10)
+    >>> goal.value_and_gradient(net, step=0)[0]
+    0.0
+    >>> goal.value_and_gradient(ws.perturb(net, 0.1, seed=0), step=0)[0] > 0
+    True
     """
     if not 0 < strength < math.inf:
         raise GoalError(f"strength must be positive, got {strength}")
@@ -230,22 +249,20 @@ def ewc(net: Net, task: Task, strength: float = 1.0, seed: int = 0) -> Goal:
 
 @public(order=("task", "net"))
 def fisher(net: Net, task: Task, seed: int = 0) -> Weights:
-    """F_i = E_x E_{y ~ p(.|x)} (d log p(y|x) / dw_i)^2: one label drawn from the network for every example.
+    """The diagonal of the Fisher information, F_i = E_x E_{y ~ p(.|x)} (d log p(y|x) / dw_i)^2, as weights.
 
-    p is the `likelihood` of the task's loss: the softmax of the outputs, a normal distribution of variance one around
-    them, or a coin for each. Of positions that are labelled -100 there is nothing. Squared gradients of examples, not
-    of batches: a batch's mean gradient squared is smaller by the batch. Raises `WeightspaceError`, by its name, for a
-    loss that is no likelihood.
+    One label is drawn from the network's own prediction for every example. p is the `likelihood` of the task's loss:
+    the softmax of the outputs, a normal distribution of variance one around them, or a Bernoulli distribution for each.
+    Positions labelled -100 contribute nothing. Gradients are squared per example, not per batch: the square of a
+    batch's mean gradient is smaller by the batch size. Raises `WeightspaceError`, naming the loss, for one that is not
+    a likelihood.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> f = ws.flows.fisher(net, task)
+    >>> bool((f.flat() >= 0).all()), f["1.weight"].shape
+    (True, torch.Size([16, 64]))
     """
-    names = [n for n, w in checked(net).weights.items() if w.is_floating_point()]
-    total = {n: torch.zeros(net.weights[n].shape, dtype=torch.float64, device=net.device) for n in names}
     law_of(task)
-    count = 0
-    for x, y in task.batches(net):
-        with torch.no_grad(), math_attention():
-            drawn = likelihood(task, forward(task, net, carried(x, net)), y)
-        assert drawn.scores is not None
-        for name, found in squared_gradients(net, task, x, [*drawn.scores(1, seed, count)], names).items():
-            total[name] += found
-        count += len(leaves(x)[0])
+    total, count = summed_squares(net, task, likelihood, 1, seed)
     return net.weights.zeros().replace({name: t / count for name, t in total.items()})

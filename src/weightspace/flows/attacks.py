@@ -1,4 +1,4 @@
-"""Inputs moved against a network, and the goal that hardens it against them."""
+"""Adversarial examples: inputs moved to raise the loss, and adversarial training as a goal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,16 @@ __all__ = ["attacked", "harden", "input_gradient"]
 def input_gradient(
     net: Net, task: Task, x: Any, y: Tensor | None, graph: bool = False
 ) -> Float[Tensor, "examples numbers"]:
-    """d(loss of every example)/dx, flat. Raises `GoalError` for inputs that are not floating-point."""
+    """The gradient of every example's loss with respect to its inputs, as rows.
+
+    `graph`: keep the graph, for second derivatives. Raises `GoalError` for inputs that are not floating-point.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> x, y = next(task.batches(net))
+    >>> ws.flows.input_gradient(net, task, x, y).shape                     # 60 images of 64 pixels
+    torch.Size([60, 64])
+    """
     parts = leaves(x)
     if not all(part.is_floating_point() for part in parts):
         raise GoalError("these inputs are integers (tokens) and have no gradient; give embeddings or images")
@@ -40,7 +49,7 @@ def input_gradient(
 
 @dataclass(frozen=True)
 class Harden(Goal):
-    """The loss where an attack has moved the inputs."""
+    """The goal of `harden`: the loss on attacked inputs."""
 
     task: Task
     radius: float
@@ -50,7 +59,7 @@ class Harden(Goal):
     span: tuple[float, float]
 
     def value_and_gradient(self, net: Net, step: int) -> tuple[float, Weights]:
-        """The gradient and the loss on one attacked batch."""
+        """The loss and its gradient on one attacked batch."""
         some = self.task.minibatch(self.batch, step, self.seed)
         moved = [(attacked(net, self.task, x, y, self.radius, self.steps, self.span), y) for x, y in some.batches(net)]
         return differentiated(lambda w: mean_of([self.task.summed(forward(self.task, w, x), y) for x, y in moved]), net)
@@ -65,12 +74,19 @@ def harden(
     seed: int = 0,
     span: tuple[float, float] = (-math.inf, math.inf),
 ) -> Goal:
-    """max L(x + d) over |d|_inf <= radius, by `steps` of projected signed ascent; inputs stay within `span`.
+    """Adversarial training, a goal: max L(x + d) over |d|_inf <= radius, by `steps` of projected gradient ascent.
 
-    Source: Towards deep learning models resistant to adversarial attacks (Madry et al., 2018).
+    Inputs stay within `span`. Source: Towards deep learning models resistant to adversarial attacks (Madry et al.,
+    2018).
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> goal = ws.harden(task, radius=0.1, batch=60)
+    >>> goal.value_and_gradient(net, step=0)[0] > float(task(net))
+    True
     """
     if not 0 < radius < math.inf or steps < 1:
-        raise GoalError(f"an attack needs a positive radius and a step, got {radius} and {steps}")
+        raise GoalError(f"an attack needs a positive radius and at least one step, got {radius} and {steps}")
     positive("a batch", batch)
     return Harden(task, radius, steps, batch, seed, span)
 
@@ -79,7 +95,15 @@ def harden(
 def attacked(
     net: Net, task: Task, x: Any, y: Tensor | None, radius: float, steps: int, span: tuple[float, float]
 ) -> Tensor:
-    """The inputs where the ascent ends."""
+    """Adversarial examples: the inputs after `steps` of projected gradient ascent on the loss within |d|_inf <= radius.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> x, y = next(task.batches(net))
+    >>> moved = ws.flows.attacked(net, task, x, y, radius=0.1, steps=3, span=(0, 1))
+    >>> round(float((moved - x).abs().max()), 3), bool(ws.Task(moved, y)(net) > task(net))
+    (0.1, True)
+    """
     if not isinstance(x, Tensor):
         raise GoalError("an attack moves one tensor of inputs; these have several")
     moved = x

@@ -1,4 +1,4 @@
-"""What goals share: batches of examples, changes of their inputs, means over uneven parts."""
+"""Helpers of goals: outputs of a batch, augmentation, means over batches of uneven sizes."""
 
 from __future__ import annotations
 

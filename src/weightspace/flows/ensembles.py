@@ -1,4 +1,4 @@
-"""Several networks as one, and how different they are."""
+"""Ensembles of networks: mean prediction, draws around a training run (SWAG), and diversity measures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["coherence", "disagreement", "ensemble", "swag"]
 
 
 class _Mean(nn.Module):
-    """log (1 / n) sum_k softmax f_k(x)."""
+    """The log of the mean probability, log (1 / n) sum_k softmax f_k(x)."""
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -35,16 +35,23 @@ class _Mean(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         outputs = [logits(member(*args, **kwargs)) for member in self.members]
         if outputs[0].dim() < 2 or outputs[0].shape[-1] < 2:
-            raise WeightspaceError(f"outputs of shape {tuple(outputs[0].shape)} are no classes; average them yourself")
+            raise WeightspaceError(f"outputs of shape {tuple(outputs[0].shape)} are not classes; average them yourself")
         rows = torch.stack([f.to(wide(f.dtype)).log_softmax(-1) for f in outputs])  # rounded once, at the end
         return (rows.logsumexp(0) - math.log(len(self.members))).to(outputs[0].dtype)
 
 
 @public
 def ensemble(nets: Sequence[Net]) -> Net:
-    """The network f(x) = log (1 / n) sum_k softmax f_k(x): whatever looks at a network looks at the ensemble.
+    """The ensemble of networks as one network: f(x) = log (1 / n) sum_k softmax f_k(x).
 
-    It costs its members. Raises `WeightspaceError` for none, `ArchitectureMismatch` for networks of different tensors.
+    Whatever takes a network takes it. One call costs a call of every member. Raises `WeightspaceError` for an empty
+    list, `ArchitectureMismatch` for networks of different tensors.
+
+    >>> import weightspace as ws
+    >>> (a, task), (b, _) = ws.demo.example(), ws.demo.example(1)
+    >>> both = ws.ensemble([a, b])
+    >>> both(task.example(3)).exp().sum(1).round(decimals=3)               # probabilities
+    tensor([1., 1., 1.])
     """
     members = list(nets)
     if not members:
@@ -60,12 +67,19 @@ def ensemble(nets: Sequence[Net]) -> Net:
 
 @public
 def swag(points: Iterable[Net], n: int, seed: int = 0) -> list[Net]:
-    """n networks drawn from the Gaussian of the points of a run: mean m, covariance (diag(s^2) + D D^T / (k - 1)) / 2.
+    """Draw n networks by SWAG: from a Gaussian fitted to the points of a training run.
 
-    m and s^2 are the mean and the variance of the k points, D their differences from m; the state is that of the last
-    point (re-estimate running statistics). Frozen weights stay. Raises `WeightspaceError` for fewer than two points,
-    and for frozen weights that differ.
-    Source: A simple baseline for Bayesian uncertainty in deep learning (Maddox et al., 2019).
+    Its mean is m, its covariance (diag(s^2) + D D^T / (k - 1)) / 2; m and s^2 are the mean and the variance of the k
+    points, D their differences from m. Buffers are those of the last point (re-estimate running statistics). Frozen
+    weights stay. Raises `WeightspaceError` for fewer than two points, and for frozen weights that differ. Source: A
+    simple baseline for Bayesian uncertainty in deep learning (Maddox et al., 2019).
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> path = ws.flow(net, ws.learn(task), ws.Euclidean(), steps=4, size=0.1, save=1)
+    >>> nets = ws.swag(path, 3, seed=0)
+    >>> len(nets), bool((nets[0] - nets[1]).norm() > 0)
+    (3, True)
     """
     nets = _pair(list(points))
     flat = torch.stack([net.weights.flat() for net in nets])
@@ -88,20 +102,32 @@ def swag(points: Iterable[Net], n: int, seed: int = 0) -> list[Net]:
 
 @public
 def disagreement(nets: Sequence[Net], task: Task) -> float:
-    """Mean over pairs of the share of examples that the two put into different classes, in [0, 1]."""
+    """The share of examples that two networks classify differently, in [0, 1]; the mean over pairs.
+
+    >>> import weightspace as ws
+    >>> (a, task), (b, _) = ws.demo.example(), ws.demo.example(1)
+    >>> ws.disagreement([a, a], task), ws.disagreement([a, b], task) > 0
+    (0.0, True)
+    """
     with torch.no_grad():
         outputs = [task.outputs(net) for net in _pair(nets)]
     if outputs[0].dim() < 2 or outputs[0].shape[-1] < 2:
-        raise WeightspaceError(f"outputs of shape {tuple(outputs[0].shape)} are no classes; they cannot disagree")
+        raise WeightspaceError(f"outputs of shape {tuple(outputs[0].shape)} are not classes; give classifiers")
     classes = [f.argmax(-1) for f in outputs]
     return _mean([(a != b).double().mean() for a, b in combinations(classes, 2)])
 
 
 @public
 def coherence(nets: Sequence[Net], task: Task) -> float:
-    """Mean over pairs and examples of cos(grad_x L(f_a), grad_x L(f_b)), in [-1, 1]: an attack on one fools the other.
+    """The mean cosine similarity of input gradients, cos(grad_x L(f_a), grad_x L(f_b)), in [-1, 1].
 
-    Source: Improving adversarial robustness of ensembles with diversity training (Kariyappa, Qureshi, 2019).
+    The mean is over pairs of networks and examples. Where it is high, an adversarial example for one network also fools
+    the other. Source: Improving adversarial robustness of ensembles with diversity training (Kariyappa, Qureshi, 2019).
+
+    >>> import weightspace as ws
+    >>> (a, task), (b, _) = ws.demo.example(), ws.demo.example(1)
+    >>> round(ws.coherence([a, a], task), 3), ws.coherence([a, b], task) < 0.9
+    (1.0, True)
     """
     rows = [_gradients(net, task) for net in _pair(nets)]
     return _mean([F.cosine_similarity(a, b, dim=1).double().mean() for a, b in combinations(rows, 2)])
@@ -114,7 +140,7 @@ def _gradients(net: Net, task: Task) -> Float[Tensor, "examples numbers"]:
 def _pair(nets: Sequence[Net]) -> list[Net]:
     found = [checked(net) for net in nets]
     if len(found) < 2:
-        raise WeightspaceError(f"how alike are networks? give at least two, got {len(found)}")
+        raise WeightspaceError(f"a comparison needs at least two networks, got {len(found)}")
     return found
 
 

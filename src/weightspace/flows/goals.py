@@ -1,7 +1,7 @@
-"""Goals: what a flow lowers.
+"""Goals: the objectives that a flow lowers, from new tasks to gradient episodic memory.
 
 Any function of a network whose value is one differentiable number is a goal. Those here change from step to step
-(batches), look at other networks as well, or bend the gradient; they add up: `learn(new) + 0.5 * hold(memory, net)`.
+(batches), compare with other networks, or project the gradient; they add up: `learn(new) + 0.5 * hold(memory, net)`.
 The known methods of continual learning are sums of them, under `Euclidean` or `Adam`:
 
     naive               learn(new)
@@ -41,7 +41,7 @@ __all__ = ["drift", "gem", "learn", "spread", "toward"]
 
 @dataclass(frozen=True)
 class Learn(Goal):
-    """The loss of a task, on another batch at every step."""
+    """The goal of `learn`: the loss of a task, on another batch at every step."""
 
     task: Task
     batch: int
@@ -49,7 +49,7 @@ class Learn(Goal):
     augment: Augment | None
 
     def value_and_gradient(self, net: Net, step: int) -> tuple[float, Weights]:
-        """The gradient and the loss of one batch."""
+        """The loss and its gradient on the batch of this step."""
         some = self.task.minibatch(self.batch, step, self.seed)
         if self.augment is not None:
             some = some.mapped(lambda x: changed(x, self.augment, self.seed, step))
@@ -58,9 +58,17 @@ class Learn(Goal):
 
 @public
 def learn(task: Task, batch: int = 128, seed: int = 0, augment: Augment | None = None) -> Goal:
-    """The task's loss, on `batch` examples at every step, in another order every epoch.
+    """A goal: the task's loss, on `batch` examples at every step, in a new order every epoch.
 
-    `augment(inputs, generator)` changes the inputs of a batch on the way.
+    `augment(inputs, generator)` changes the inputs of a batch beforehand.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> goal = ws.learn(task, batch=20)
+    >>> value, gradient = goal.value_and_gradient(net, step=0)
+    >>> path = ws.flow(net, goal, ws.Adam(), steps=15, size=0.01)          # five epochs of Adam
+    >>> bool(task(path[-1]) < task(net))
+    True
     """
     positive("a batch", batch)
     return Learn(task, batch, seed, augment)
@@ -68,7 +76,7 @@ def learn(task: Task, batch: int = 128, seed: int = 0, augment: Augment | None =
 
 @dataclass(frozen=True)
 class Gem(Goal):
-    """A goal whose gradient is bent until it hurts no memory."""
+    """The goal of `gem`: a goal whose gradient is projected so that it raises the loss of no memory."""
 
     goal: Goal
     memories: tuple[Task, ...]
@@ -76,7 +84,7 @@ class Gem(Goal):
     seed: int
 
     def value_and_gradient(self, net: Net, step: int) -> tuple[float, Weights]:
-        """The nearest vector with no negative product with the gradient of any memory, and the goal's value."""
+        """The goal's value, and the nearest vector with no negative product with a memory's gradient."""
         value, wanted = self.goal.value_and_gradient(net, step)
         rows = [gradient(m.minibatch(self.batch, step, self.seed), net).flat() for m in self.memories]
         a, g = torch.stack(rows).double(), wanted.flat().double()
@@ -90,13 +98,21 @@ class Gem(Goal):
 
 @public
 def gem(goal: Goal | Task | Callable[[Net], Tensor], memories: Sequence[Task], batch: int = 64, seed: int = 0) -> Goal:
-    """`goal` with its gradient g replaced by argmin |v - g| over <v, g_k> >= 0, g_k the gradient of memory k.
+    """Gradient episodic memory, a goal: `goal` with its gradient projected so that no memory's loss rises.
 
-    One memory of all old tasks is A-GEM. Sources: Gradient episodic memory for continual learning (Lopez-Paz, Ranzato,
-    2017); Efficient lifelong learning with A-GEM (Chaudhry, Ranzato, Rohrbach, Elhoseiny, 2019).
+    The gradient g becomes argmin |v - g| over <v, g_k> >= 0, g_k the gradient of memory k. One memory of all old tasks
+    is A-GEM. Sources: Gradient episodic memory for continual learning (Lopez-Paz, Ranzato, 2017); Efficient lifelong
+    learning with A-GEM (Chaudhry, Ranzato, Rohrbach, Elhoseiny, 2019).
+
+    >>> import weightspace as ws
+    >>> net, old = ws.demo.example()
+    >>> new = ws.random_labels(old, 1.0, seed=0)
+    >>> _, v = ws.gem(ws.learn(new, batch=60), [old], batch=60).value_and_gradient(net, step=0)
+    >>> bool(v.dot(ws.gradient(old, net)) > -1e-4)                         # a step along -v does not raise the old loss
+    True
     """
     if isinstance(memories, Task) or not memories:
-        raise GoalError("which memories are protected? give a list of at least one task")
+        raise GoalError("gem needs a list of at least one task as memories")
     positive("a batch", batch)
     return Gem(as_goal(goal), tuple(memories), batch, seed)
 
@@ -106,18 +122,27 @@ def gem(goal: Goal | Task | Callable[[Net], Tensor], memories: Sequence[Task], b
 
 @dataclass(frozen=True)
 class Drift(Goal):
-    """No goal but a heading: a random direction, the same at every step."""
+    """The goal of `drift`: a random direction, the same at every step."""
 
     seed: int
 
     def value_and_gradient(self, net: Net, step: int) -> tuple[float, Weights]:
-        """The direction; it has no value."""
+        """NaN, since it has no value, and the direction."""
         return math.nan, net.weights.randn(self.seed)
 
 
 @public
 def drift(seed: int) -> Goal:
-    """Explore: a random heading drawn from `seed`, kept as far as the metric allows."""
+    """A goal for exploring: a random direction drawn from `seed`, the same at every step.
+
+    Under a `Pullback`, a flow along it finds other networks with the same outputs.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> path = ws.flow(net, ws.drift(0), ws.Pullback(task.take(20)), steps=3, size=0.2)
+    >>> bool((path[-1] - net).norm() > 0.3), path.log[-1].drift < 0.01      # far in weights, near in outputs
+    (True, True)
+    """
     if not 0 <= seed < 1 << 63:
         raise GoalError(f"a seed is a whole number from 0 to 2^63, got {seed}")
     return Drift(seed)
@@ -125,30 +150,37 @@ def drift(seed: int) -> Goal:
 
 @dataclass(frozen=True)
 class Toward(Goal):
-    """Half the squared distance to another network."""
+    """The goal of `toward`: half the squared distance to another network."""
 
     other: Net
 
     def __call__(self, net: Net) -> Tensor:
-        """|w - w_other|^2 / 2, with its graph."""
+        """|w - w_other|^2 / 2, differentiable."""
         net.check(self.other)
         parts = [(w - self.other.weights[n].to(w)).square().sum() / 2 for n, w in net.weights.items()]
         return torch.stack(parts).sum()
 
     def value_and_gradient(self, net: Net, step: int) -> tuple[float, Weights]:
-        """w - w_other, and the value."""
+        """The value, and w - w_other."""
         return differentiated(self, net)
 
 
 @public
 def toward(other: Net) -> Goal:
-    """|w - w_other|^2 / 2: go to another network (align it first)."""
+    """A goal: half the squared distance |w - w_other|^2 / 2 to another network (align it first).
+
+    >>> import weightspace as ws
+    >>> (a, task), (b, _) = ws.demo.example(), ws.demo.example(1)
+    >>> path = ws.flow(a, ws.toward(b), ws.Euclidean(), steps=5, size=0.5)
+    >>> round(float((b - a).norm() - (b - path[-1]).norm()), 2)
+    2.5
+    """
     return Toward(checked(other))
 
 
 @dataclass(frozen=True)
 class Spread(Goal):
-    """How alike the input gradients of networks are."""
+    """The goal of `spread`: the coherence of input gradients with those of other networks."""
 
     others: tuple[Net, ...]
     task: Task
@@ -156,7 +188,7 @@ class Spread(Goal):
     seed: int
 
     def value_and_gradient(self, net: Net, step: int) -> tuple[float, Weights]:
-        """The gradient and the coherence on one batch."""
+        """The coherence and its gradient on the batch of this step."""
         batches = list(self.task.minibatch(self.batch, step, self.seed).batches(net))
         theirs = [[input_gradient(other, self.task, x, y).detach() for other in self.others] for x, y in batches]
 
@@ -172,11 +204,18 @@ class Spread(Goal):
 
 @public
 def spread(others: Sequence[Net], task: Task, batch: int = 64, seed: int = 0) -> Goal:
-    """mean over examples and others of cos(grad_x L(f), grad_x L(f_other)): networks that fool one another less.
+    """A goal for diverse ensembles: the mean cosine similarity of input gradients, cos(grad_x L(f), grad_x L(f_other)).
 
+    Lowering it makes networks that the same adversarial examples do not fool; see `coherence`.
     Source: Improving adversarial robustness of ensembles with diversity training (Kariyappa, Qureshi, 2019).
+
+    >>> import weightspace as ws
+    >>> (a, task), (b, _) = ws.demo.example(), ws.demo.example(1)
+    >>> path = ws.flow(a, ws.spread([b], task), ws.Euclidean(), steps=3, size=0.1)
+    >>> ws.coherence([path[-1], b], task) < ws.coherence([a, b], task)
+    True
     """
     if not others:
-        raise GoalError("spread from which networks? give at least one")
+        raise GoalError("spread needs at least one other network")
     positive("a batch", batch)
     return Spread(tuple(checked(o) for o in others), task, batch, seed)

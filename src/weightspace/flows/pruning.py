@@ -1,4 +1,4 @@
-"""Pruning: which weights go to zero, and when. What is left is repaired without labels; see `flow`."""
+"""Pruning: which weights are set to zero, and on which schedule. `flow` repairs those that are left, without labels."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _REPAIRS = ("gauss-newton", "layer", "descent")
 
 
 class PruneError(WeightspaceError):
-    """A sparsity, a structure or a repair that makes no sense, or one that would empty a layer."""
+    """A sparsity, structure or repair that is not possible, or that would empty a layer."""
 
 
 @public
 @dataclass(frozen=True)
 class Prune:
-    """A share of the weights to zero: of all matrices and kernels together, the smallest; biases and norms stay."""
+    """The goal of `prune`: set the smallest matrix and kernel weights to zero; biases and norms stay."""
 
     sparsity: float
     structure: str
@@ -49,15 +49,21 @@ def prune(
     seed: int = 0,
     augment: Callable[[Any, torch.Generator], Any] | None = None,
 ) -> Prune:
-    """Zero in a share `sparsity` of the weights of matrices and kernels that are not frozen, tightened step by step.
+    """Pruning as a goal of `flow`: set a share `sparsity` of the matrix and kernel weights to zero, step by step.
 
-    `structure`: "unstructured"; "n:m" as in "2:4" (n of every m neighbours stay, so that the sparsity is 1 - n/m; a
-    layer whose rows cannot be cut into m stays whole); or "neuron": whole units with all that leads to them and from
-    them, a share of the units of every layer's kind.
-    `repair`: "gauss-newton", a few steps of the flow with the metric's examples all at once; "layer", every layer by
-    itself, as SparseGPT (a baseline; quick); or "descent", thousands of steps on batches: longer, and better where
-    almost nothing is left. `augment(inputs, generator)` changes the inputs of a descent's batches on the way: the
-    network as it was says what the changed ones are. Raises `PruneError`.
+    Frozen weights are left alone. `structure`: "unstructured"; "n:m" as in "2:4" (n of every m neighbours stay, so that
+    the sparsity is 1 - n/m; a layer whose rows cannot be cut into m stays whole); or "neuron": whole units with their
+    incoming and outgoing weights, the same share of the units of every layer. `repair`: "gauss-newton", a few steps of
+    the flow with the metric's examples all at once; "layer", every layer by itself, as SparseGPT (a baseline; quick);
+    or "descent", thousands of steps on batches: longer, and better at high sparsity. `augment(inputs, generator)`
+    changes the inputs of a descent's batches; the original network's outputs on the changed inputs are the targets.
+    Raises `PruneError`.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> path = ws.flow(net, ws.prune(0.5), ws.Pullback(task), steps=3)
+    >>> round(ws.flows.sparsity(path.mask), 2), round(ws.flows.sparsity(path[-1].weights), 2)
+    (0.5, 0.5)
     """
     if not 0 < sparsity < 1:
         raise PruneError(f"a sparsity lies between 0 and 1, got {sparsity}; 1 would empty every layer")
@@ -76,13 +82,26 @@ def prune(
 
 @public
 def share_at(sparsity: float, done: float) -> float:
-    """s (1 - (1 - done)^3): most goes early (To prune, or not to prune; Zhu, Gupta, 2017)."""
+    """The cubic pruning schedule: the sparsity s (1 - (1 - done)^3) when a share `done` of the steps is made.
+
+    Source: To prune, or not to prune (Zhu, Gupta, 2017).
+
+    >>> import weightspace as ws
+    >>> [round(ws.flows.share_at(0.9, done), 2) for done in (0, 0.5, 1)]
+    [0.0, 0.79, 0.9]
+    """
     return sparsity * (1 - (1 - min(1.0, done)) ** 3)
 
 
 @public
 def sparsity(mask: Mapping[str, Tensor]) -> float:
-    """Share of zeros in the matrices and kernels of a mask or of weights."""
+    """The share of zeros in the matrices and kernels of a mask or of weights.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> ws.flows.sparsity(net.weights), ws.flows.sparsity(net.weights.zeros())
+    (0.0, 1.0)
+    """
     matrices = [m for m in mask.values() if m.dim() > 1]
     return 1 - sum(int((m != 0).sum()) for m in matrices) / max(1, sum(m.numel() for m in matrices))
 
@@ -98,10 +117,16 @@ def tightened(
     group: Group | None = None,
     frozen: Collection[str] = (),
 ) -> Weights:
-    """A mask that zeroes a share of the weights: one where a weight stays; what was zero in `before` stays zero.
+    """The pruning mask for a share of the weights: zero where one is cut, else one; zeros of `before` stay zero.
 
-    `worth` (by default |w|) orders the weights. Those of `frozen` are neither cut nor counted.
+    The weights with the smallest `worth` (by default |w|) are cut. Those of `frozen` are neither cut nor counted.
     Raises `PruneError` for a layer that would be empty.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> mask = ws.flows.tightened(net.weights, ws.prune(0.8), share=0.8)
+    >>> round(ws.flows.sparsity(mask), 2)
+    0.8
     """
     names = [name for name, w in weights.items() if w.dim() > 1 and name not in frozen]
     if not names:
@@ -139,7 +164,7 @@ def _smallest(weights: Weights, value: Mapping[str, Tensor], names: list[str], s
 def _neighbours(
     weights: Weights, value: Mapping[str, Tensor], names: list[str], structure: str, done: float
 ) -> Weights:
-    """Of those that will go, the m - n smallest of every m neighbours, the smallest so far."""
+    """Of the m - n smallest of every m neighbours, which are to be cut in the end, the smallest so far."""
     n, m = map(int, structure.split(":"))
     fitting = [name for name in names if value[name].flatten(1).shape[1] % m == 0]
     if not fitting:
@@ -158,7 +183,7 @@ def _neighbours(
 
 
 def _units(weights: Weights, value: Mapping[str, Tensor], share: float, group: Group) -> Weights:
-    """Of every axis of units that may change places, the same share: those with the smallest weights around them."""
+    """The same share of every permutable axis of units: those with the smallest weights around them."""
     mask = weights.map(torch.ones_like)
     axes = [axis for axis in group.permutable() if not axis.over]
     if not axes:

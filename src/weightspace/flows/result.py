@@ -1,4 +1,4 @@
-"""What a flow returns: the path, why it ended, and what every step cost."""
+"""The result of a flow: the path, why it ended, and a record of every step."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["Flow", "FlowError", "Record"]
 
 
 class FlowError(WeightspaceError):
-    """A flow that cannot begin: a goal, a budget or a mask that makes no sense."""
+    """A flow that cannot start: a goal, budget, mask or metric that does not fit."""
 
 
 @public
 @dataclass(frozen=True)
 class Record:
-    """One accepted step: its length, goal before it (NaN: not a number), drift measured and predicted, held-out."""
+    """One accepted step: its length, the goal before it (NaN if none), drift measured and predicted, held-out drift."""
 
     step: int
     length: float
@@ -33,10 +33,18 @@ class Record:
 
 @public
 class Flow(Path):
-    """The path of a flow: marked points are the networks that were saved, `log` has a record for every step.
+    """The path of a flow: its marked points are the saved networks, and `log` has a record of every step.
 
-    `why`: "steps" (all were made), "budget" (no step within it was left), "heldout", "goal" (its gradient vanished), or
-    "nan in NAME". `mask`: zero where weights are held at zero.
+    `why` it ended: "steps" (all were made), "budget" (no step within it was left), "heldout", "goal" (its gradient
+    vanished), or "nan in NAME". `mask`: zero where weights are held at zero.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> path = ws.flow(net, ws.learn(task), ws.Euclidean(), steps=20, size=0.1)
+    >>> path
+    Flow(20 steps, stopped by steps)
+    >>> path.why, len(path.log), len(path)                                 # the start, then every tenth step
+    ('steps', 20, 3)
     """
 
     __slots__ = ("log", "mask", "why")

@@ -1,7 +1,7 @@
-"""A flow: steps from network to network, along what a goal asks for and a metric allows.
+"""`flow`: steepest descent of a goal under a metric, which includes training, pruning and invariant paths.
 
-flow(net, goal, metric) goes, again and again, by the step of a given length that lowers the goal most among those that
-the metric lets pass. Under `Pullback` of an old task this is a functionally invariant path: a predictor (the step of
+flow(net, goal, metric) repeats the step of a given length that lowers the goal most at the least cost in the metric.
+Under `Pullback` of an old task this is a functionally invariant path: a predictor (the step of
 largest progress within the drift that is left), a corrector (Gauss-Newton back to the anchor's outputs), and a measured
 drift that decides whether the step counts. Under `Euclidean` it is gradient descent with steps of constant length,
 under `Adam` the optimiser of that name.
@@ -72,20 +72,29 @@ def flow(
     trail: str | os.PathLike[str] | None = None,
     progress: Callable[[Record], None] = lambda record: None,
 ) -> Flow:
-    """From `net`, `steps` steps of length `size` (a number, or a function of the share done) that lower `goal`.
+    """Move `net` by `steps` steps of length `size` that lower `goal` as far as `metric` allows; returns the path.
 
-    `budget`: the drift on the metric's own examples, measured from `net`, that no accepted step exceeds. `probe`: other
-    examples on which the drift is measured too, every `check` steps; `max_drift`: the drift there that ends the flow.
-    `corrections`: Gauss-Newton steps back to the anchor after every step. `accelerate`: bend every step by the
-    geodesic's acceleration (refused for a network with kinks, unless "force"). `mask`: weights where it is zero stay
-    as they are. `frozen`: so do weights that the module held by requires_grad=False, and they are not counted;
-    with "move" they move. `max_trust`: a step that would go further in `relative_trust` is cut to this (of a goal,
-    not of `prune`). `save`: every how many steps a network is kept; with `trail`, in that folder too, and a flow that
-    was cut off goes on from there, if all that it depends on is the same: the network, the goal, the metric and their
-    examples, and every argument above but `max_drift` and, where `size` is a number and nothing is pruned, `steps`.
-    Drifts are root mean squares in units of the outputs. `prune` with Gauss-Newton repair ignores `size` and makes at
-    least two corrections a step; with descent, `size` is Adam's highest learning rate.
-    Raises `FlowError`; what happens on the way ends the flow: see `why`.
+    `size`: a length in weight space, or a function of the share of steps done. `budget`: the largest drift on the
+    metric's own examples, measured from `net`. `probe`: other examples to measure drift on, every `check` steps;
+    `max_drift`: the drift there that ends the flow. Drifts are root mean squares in units of the outputs.
+    `corrections`: Gauss-Newton steps back to the original outputs after every step. `accelerate`: bend every step by
+    the geodesic's acceleration (refused for a network with kinks, unless "force"). `mask`: weights where it is zero
+    stay fixed. `frozen`: "stay" also fixes weights with requires_grad=False, "move" does not. `max_trust`: the largest
+    `relative_trust` of a step (not for `prune`). `save`: every how many steps a network is kept; with `trail`, in that
+    folder too, from which an interrupted flow continues if all it depends on is the same: the network, the goal, the
+    metric and their examples, and every argument above but `max_drift` and, where `size` is a number and nothing is
+    pruned, `steps`. `prune` with Gauss-Newton repair ignores `size` and makes at least two corrections a step; with
+    descent, `size` is Adam's highest learning rate. Raises `FlowError`; what happens on the way ends the flow: `why`.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> path = ws.flow(net, ws.learn(task), ws.Euclidean(), steps=10, size=0.1)     # gradient descent
+    >>> path, bool(task(path[-1]) < task(net))
+    (Flow(10 steps, stopped by steps), True)
+    >>> kept = ws.Pullback(task.take(20))                                           # keep the outputs on 20 examples
+    >>> path = ws.flow(net, ws.prune(0.5), kept, steps=3)
+    >>> path.log[-1].drift < 0.01
+    True
     """
     _sound(steps, size, budget, max_drift, max_trust, corrections, save, check)
     if not isinstance(goal, Prune):
@@ -163,7 +172,7 @@ def _sound(
 
 
 class _Run:
-    """What a flow knows on its way."""
+    """The state of a running flow."""
 
     def __init__(
         self,
@@ -228,7 +237,7 @@ class _Run:
         return self._done(why)
 
     def _snapshot(self, adam: Adam | None) -> dict[str, Tensor]:
-        """What a step that is refused for its held-out drift must bring back; no other accepted step is taken back."""
+        """The moments to restore if the step is refused for its held-out drift."""
         return adam.state() if adam is not None and self.limit is not None else {}
 
     def _length(self, size: Size, done: float) -> float:
@@ -270,7 +279,7 @@ class _Run:
         return "budget"
 
     def _clipped(self, net: Net) -> Net:
-        """Where the straight step to `net` has gone as far as `max_trust` allows."""
+        """The farthest point on the straight step to `net` that `max_trust` allows."""
         if self.max_trust is None or net.weights.unusable():
             return net
         apart = [float(d.max()) for d in relative_distances(self.net, net).values()]
@@ -289,7 +298,7 @@ class _Run:
     # -------------------------------------------------------------- pruning
 
     def prune(self, goal: Prune, steps: int) -> Flow:
-        """Cut a little, repair on all of the metric's examples, by Gauss-Newton or layer by layer, and again."""
+        """Prune gradually: cut a few weights, repair on the metric's examples (Gauss-Newton or by layer), repeat."""
         assert isinstance(self.metric, Pullback)
         why, group = "steps", self._group(goal)
         for k in range(self.begun, steps):
@@ -318,10 +327,10 @@ class _Run:
         return self._done(why)
 
     def carve(self, goal: Prune, steps: int, size: Size) -> Flow:
-        """Cut a little every few steps of a descent that holds the outputs: what is cut is worth least, w^2 h.
+        """Prune during a descent that holds the outputs: every few steps, cut the weights with the least w^2 h.
 
-        h is Adam's mean square gradient: w^2 h is the damage of a weight to second order, with the squared slope for
-        the curvature (Optimal brain damage; LeCun, Denker, Solla, 1990).
+        h is Adam's mean squared gradient: w^2 h is the second-order damage of removing a weight, with the squared
+        gradient for the curvature (Optimal brain damage; LeCun, Denker, Solla, 1990).
         """
         assert isinstance(self.metric, Pullback)
         why, group, adam = "steps", self._group(goal), Adam()
@@ -361,7 +370,7 @@ class _Run:
         return self._done(why)
 
     def _tighter(self, goal: Prune, share: float, group: Symmetry | None, worth: Weights | None = None) -> Weights:
-        """The next mask of what is cut; what the caller holds is neither cut nor counted."""
+        """The next pruning mask; weights that the caller holds are neither cut nor counted."""
         weights = self.net.weights
         value = (weights if worth is None else worth).map(torch.abs)
         if self.held is not None:
@@ -378,7 +387,7 @@ class _Run:
         assert isinstance(self.metric, Pullback)
         return Symmetry.of(self.net, self.metric.task.example(2), scales=False) if goal.structure == "neuron" else None
 
-    # -------------------------------------------------------------- what every step does
+    # -------------------------------------------------------------- common to all steps
 
     def _held(self, net: Net, step: int, steps: int) -> float:
         if self.heldout is None or self.there is None or ((step + 1) % self.check and step != steps - 1):
@@ -408,14 +417,14 @@ class _Run:
         self.trail.append(self.net, self.log[-1].step + 1, kept, **facts)
 
     def remember(self, adam: Adam | None = None) -> None:
-        """Let the moments of `adam` be saved with the points, and those that were saved come back."""
+        """Save the moments of `adam` with the points from now on, and restore those that were saved."""
         self._adam = adam or self._adam
         state = {name.removeprefix("adam."): t for name, t in self._saved.items() if name.startswith("adam.")}
         if self._adam is not None and state:
             self._adam.restore(self.net, state)
 
     def resume(self, trail: Trail, asked: dict[str, Any], steps: int) -> None:
-        """Go on from where a flow of the very same question was cut off."""
+        """Continue an interrupted flow with the same arguments."""
         begun, before = trail[0], trail.index.get("asked")
         if float((begun - self.start).norm()) > 0 or float((begun.state - self.start.state).norm()) > 0:
             raise FlowError(f"{trail.folder}: the path there began at another network; choose another folder")
@@ -464,5 +473,5 @@ def _holding(net: Net, mask: Weights | None) -> Weights | None:
 
 
 def _already(net: Net, mask: Weights) -> Weights:
-    """Zero where the mask holds a zero: that was cut before."""
+    """Zero where the mask is zero and so is the weight: pruned before."""
     return mask.shaped(((mask.flat() != 0) | (net.weights.flat() != 0)).to(mask.flat()))

@@ -1,4 +1,4 @@
-"""What a network computes, node by node, and how axes are carried through."""
+"""The computation graph of a network: exported, evaluated node by node, its axes followed from weights to outputs."""
 
 from weightspace.contents import handed_on
 

@@ -1,8 +1,8 @@
-"""What a dimension of a tensor is made of.
+"""Atoms: sets of interchangeable indices, of which every dimension of a tensor is a product (union-find, no torch).
 
-A dimension is a product of atoms, row-major, outermost first; size one is the empty product. An atom is a leaf, or has
-been refined into a product of atoms or into a concatenation of dimensions. Refinement and union are lazy and in place,
-so that every other tensor that holds the atom sees them. Nothing here knows of torch.
+A dimension is a row-major product of atoms, the outermost first; size one is the empty product. An atom is a leaf, or
+has been refined into a product of atoms or into a concatenation of dimensions. Refinement and union are lazy and in
+place, so that they apply to every other tensor that holds the atom.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ MIXED = "a view mixes its factors"
 
 
 class Atom:
-    """A set of `size` > 1 interchangeable indices, until it is pinned, refined or united with another.
+    """A set of `size` > 1 interchangeable indices; it may later be pinned, refined or united with another.
 
-    `pin`: why its indices cannot move, or None. `foreign`: it comes from an input of the network. `constant`: it comes
-    from a tensor of fixed values, which pins whatever it meets without becoming one with it. `viewed`: it was born
-    when a view split a larger atom. `members[A, i]`: the copy of this atom that is met where axis A stands at index i.
+    `pin`: the reason why its indices cannot move, or None. `foreign`: it comes from an input of the network.
+    `constant`: it comes from a tensor of fixed values, which pins the atoms it is united with and stays separate.
+    `viewed`: it was made when a view split a larger atom. `members[A, i]`: its copy at index i of axis A.
     """
 
     __slots__ = ("constant", "factors", "foreign", "members", "parent", "parts", "pin", "size", "viewed")
@@ -67,7 +67,7 @@ Dim: TypeAlias = list[Atom]
 
 @dataclass(frozen=True)
 class Span:
-    """Affine positions in one dimension: start + sum_k index_k strides_k, index_k running over leaves_k."""
+    """Positions in one dimension: start + sum_k index_k strides_k, where index_k runs over the leaf k."""
 
     start: int
     strides: tuple[int, ...]
@@ -78,7 +78,7 @@ class Span:
         return Span(self.start * stride, tuple(stride * t for t in self.strides), self.leaves)
 
     def then(self, inner: Span) -> Span:
-        """Every position of this, and from there every one of `inner`."""
+        """The sums of a position of this and a position of `inner`."""
         return Span(self.start + inner.start, self.strides + inner.strides, self.leaves + inner.leaves)
 
 
@@ -141,7 +141,7 @@ def _bundle(d: Dim) -> Atom:
 
 
 def pin(d: Iterable[Atom], reason: str) -> None:
-    """Forbid the indices of a dimension to move, in every refinement and member."""
+    """Mark the indices of a dimension as immovable, in every refinement and member."""
     for atom in d:
         atom = root(atom)
         if atom.factors is not None:
@@ -156,7 +156,7 @@ def pin(d: Iterable[Atom], reason: str) -> None:
 
 
 def members(atom: Atom) -> dict[tuple[Atom, int], Atom]:
-    """The atom's members under the present representatives of their keys."""
+    """The atom's members by the current representatives of their keys."""
     if any(key.parent is not None for key, _ in atom.members):
         old, atom.members = atom.members, {}
         for (key, i), child in old.items():
@@ -176,7 +176,7 @@ def _adopt(atom: Atom, key: Atom, i: int, child: Atom) -> None:
 
 
 def member(atom: Atom, key: Atom, i: int) -> Dim:
-    """The dimension met in place of `atom` where axis `key` stands at index i; pinned atoms stay themselves."""
+    """The copy of `atom` at index i of axis `key`; pinned atoms are their own copy."""
     atom, key = root(atom), root(key)
     if atom.factors is not None:
         return [m for factor in flat(atom.factors) for m in member(factor, key, i)]
@@ -192,7 +192,7 @@ def member(atom: Atom, key: Atom, i: int) -> Dim:
 
 
 def collapse(atom: Atom, key: Atom) -> None:
-    """Unite an atom with all its members over `key`: it does not depend on that axis after all."""
+    """Unite an atom with all its members over `key`, because it does not depend on that axis."""
     atom, key = root(atom), root(key)
     children = [child for (k, _), child in members(atom).items() if k is key]
     atom.members = {at: child for at, child in atom.members.items() if at[0] is not key}
@@ -298,7 +298,7 @@ def _cut_atom(atom: Atom, k: int) -> tuple[Dim, Dim] | None:
 
 
 def unify(one: Iterable[Atom], two: Iterable[Atom], reason: str = MIXED) -> bool:
-    """Declare two dimensions of equal size to be indexed alike; pins both, and returns False, where it cannot."""
+    """Declare that two dimensions of equal size share their indices; where that fails, pin both and return False."""
     a, b = flat(one), flat(two)
     if size(a) != size(b):
         raise ValueError(f"cannot unify dimensions of sizes {size(a)} and {size(b)}")
@@ -323,7 +323,7 @@ def unify(one: Iterable[Atom], two: Iterable[Atom], reason: str = MIXED) -> bool
 
 
 def _unite(x: Atom, y: Atom) -> bool:
-    """Make two irreducible atoms of one size the same; False where their refinements do not fit."""
+    """Unite two irreducible atoms of one size; False where their refinements do not fit."""
     if x.constant != y.constant:
         pin([y if x.constant else x], (x if x.constant else y).pin or "constant")
         return True
@@ -373,7 +373,7 @@ def _align_parts(x: Atom, y: Atom) -> bool:
 
 
 def leaves(dims: Iterable[Dim]) -> set[Atom]:
-    """The leaves met in a tensor's dimensions."""
+    """The leaves in a tensor's dimensions."""
     return {leaf for d in dims for span in _spans(d) for leaf in span.leaves}
 
 
@@ -418,9 +418,9 @@ def _divided(block: tuple[Span, ...]) -> list[tuple[Span, ...]]:
 
 
 def spread(dims: list[Dim], refused: set[tuple[Atom, Atom]]) -> None:
-    """Where a tensor is cut at every index of an axis, all that stands beside may depend on that axis too.
+    """Where a tensor is cut at every index of an axis, let the other atoms of the tensor depend on that axis too.
 
-    `refused`: pairs of an atom and an axis of which it is known not to depend.
+    `refused`: pairs of an atom and an axis on which it is known not to depend.
     """
     for block in product(*map(_spans, dims)):
         _spread(block, refused)
@@ -440,7 +440,7 @@ def _spread(block: tuple[Span, ...], refused: set[tuple[Atom, Atom]]) -> None:
 
 
 def _at(span: Span, key: Atom, i: int) -> list[Span]:
-    """A span with the axis `key` standing at index i."""
+    """A span with the axis `key` fixed at index i."""
     out = [Span(span.start, (), ())]
     for stride, leaf in zip(span.strides, span.leaves, strict=True):
         child = members(leaf).get((key, i))

@@ -1,4 +1,4 @@
-"""Follow every axis of every tensor through a graph."""
+"""Follow the axes of parameters through an exported graph, to find which of them are indexed together."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ _LISTED = 4096
 
 @dataclass
 class Reading:
-    """Labels of every tensor in the graph. `named`: parameters and buffers; `all`: every tensor, hidden ones too."""
+    """The labels found for the tensors of a graph.
+
+    `named`: those of parameters and buffers; `values`: by node; `all`: of every tensor, inside of an operation too.
+    """
 
     named: dict[str, Labels]
     values: dict[fx.Node, Outcome | None]
@@ -37,7 +40,7 @@ class Reading:
 
 
 def follow(graph: Trace, outputs_move: bool = False) -> Reading:
-    """Carry labels from the placeholders to the outputs."""
+    """Label the dimensions of every tensor, from the placeholders to the outputs, whose indices are then pinned."""
     needed = live(graph)
     reading = Reading({}, {})
     for node in graph.nodes:
@@ -58,7 +61,7 @@ def follow(graph: Trace, outputs_move: bool = False) -> Reading:
         items = value if isinstance(value, tuple) else (value,)
         reading.all += [item.full for item in items if item is not None]
     reading.notes += [
-        f"{name} is handed out beside the logits and no output: it is renumbered with the axes it holds"
+        f"{name} is returned beside the logits and not treated as an output: a symmetry may permute its axes"
         for name, nodes in graph.beside.items()
         if any(_moves(reading.values.get(node)) for node in nodes)
     ]
@@ -83,7 +86,7 @@ def live(graph: Trace) -> set[fx.Node]:
 
 
 def masks(graph: Trace, state: Collection[str]) -> set[str]:
-    """Tensors among `state` that are multiplied into a parameter, entry by entry: they say which entries are there."""
+    """The masks among the buffers `state`: those multiplied into a parameter entry by entry."""
     found: set[str] = set()
     for node in graph.nodes:
         if node.op == "call_function" and op_name(node) in ("mul", "mul_"):
@@ -95,7 +98,7 @@ def masks(graph: Trace, state: Collection[str]) -> set[str]:
 
 
 def shifts(graph: Trace) -> set[str]:
-    """Tensors of the point that are added to something: biases."""
+    """The biases: parameters and buffers that are added to something."""
     found: set[str | None] = set()
     for node in graph.nodes:
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
@@ -108,21 +111,21 @@ def shifts(graph: Trace) -> set[str]:
 
 
 def _stored(graph: Trace, node: Any) -> str | None:
-    """The tensor of the point that a node is, cast or turned."""
+    """The name of the parameter or buffer that a node is, up to casts, views and transposes."""
     while isinstance(node, fx.Node) and node.op == "call_function" and op_name(node) in _TURNS:
         node = node.args[0]
     return graph.sources.get(node) if isinstance(node, fx.Node) else None
 
 
 def used_outputs(node: fx.Node, needed: Collection[fx.Node]) -> set[int]:
-    """Which of several outputs the needed nodes take."""
+    """The indices of a node's outputs that the needed nodes use."""
     return {int(u.args[1]) for u in node.users if u.target is operator.getitem and u in needed}  # type: ignore[arg-type]
 
 
 def _shape(value: Any) -> tuple[int, ...]:
     try:
         return tuple(int(n) for n in value.shape)
-    except Exception as error:  # sizes that only the data decide cannot be numbers
+    except Exception as error:  # sizes that depend on the data cannot be numbers
         raise SymmetryError(
             f"a size in the graph depends on the data ({tuple(map(str, value.shape))}), as after x[mask] or nonzero; "
             "such a module cannot be read"
@@ -144,7 +147,7 @@ def _placeholder(graph: Trace, node: fx.Node, reading: Reading) -> Labels | None
 
 
 def constant_labels(value: Tensor) -> Labels:
-    """A constant is pinned along every dimension in which its entries differ."""
+    """Labels of a constant, pinned along every dimension in which its entries differ."""
     listed = (
         value.dim() == 1 and not value.is_floating_point() and value.device.type != "meta" and len(value) <= _LISTED
     )
@@ -162,7 +165,7 @@ def constant_labels(value: Tensor) -> Labels:
 
 
 def _join_written(graph: Trace, reading: Reading) -> None:
-    """What a tensor becomes is indexed as it was."""
+    """Unite the dimensions of a tensor that is written with those of its new value."""
     for name, node in graph.written:
         labels, before = reading.values.get(node), reading.named.get(name)
         if isinstance(labels, Labels) and before is not None and labels.shape == before.shape and not labels.uniform:

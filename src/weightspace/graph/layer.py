@@ -1,4 +1,4 @@
-"""Linear maps, convolutions and norms in a graph: their weights, and what the rows of a weight are multiplied with."""
+"""The layers of a graph (linear maps, convolutions, norms): their weights, and the inputs of every unit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 
 @dataclass(frozen=True)
 class Layer:
-    """A node with a weight that is used nowhere else, and the dimension of its units."""
+    """A node of a graph whose weight is used nowhere else; `at` is the dimension of its output over its units."""
 
     node: fx.Node
     name: str
@@ -31,7 +31,7 @@ class Layer:
     at: int
 
     def learnt(self, weights: Container[str]) -> bool:
-        """Whether its weight and bias are among the weights: a buffer is held."""
+        """Whether its weight and bias are among the weights, and not buffers."""
         return self.weight in weights and (self.bias is None or self.bias in weights)
 
     @property
@@ -40,12 +40,12 @@ class Layer:
         return self.name == "linear" or self.name in _CONVOLUTIONS
 
     def plain(self, given: tuple[Any, ...]) -> bool:
-        """Whether every unit sees all of the input: no groups."""
+        """Whether it is a linear map or a convolution without groups, so that every unit sees all input channels."""
         return self.contracts and not (self.name in _CONVOLUTIONS and len(given) > 6 and given[6] != 1)
 
 
 def layers(graph: Trace) -> Iterator[Layer]:
-    """All nodes whose weight, and bias if there is one, is used nowhere else."""
+    """The layers of a graph: all nodes whose weight, and bias if there is one, is used nowhere else."""
     uses: dict[str, int] = {}
     for node in graph.nodes:
         for used in node.all_input_nodes:
@@ -66,7 +66,10 @@ def layers(graph: Trace) -> Iterator[Layer]:
 def rows_met(
     layer: Layer, given: tuple[Any, ...], part: slice = slice(None)
 ) -> Float[Tensor, "examples positions columns"]:
-    """What the rows of the weight are multiplied with at every position, and a one for the bias."""
+    """The inputs that the rows of a layer's weight are multiplied with, at every position; and a one for the bias.
+
+    For a convolution, patches. `part`: which examples.
+    """
     x, weight = given[0][part], given[1]
     if layer.name != "linear":
         patch = torch.eye(weight[0].numel()).to(weight).reshape(-1, *weight.shape[1:])

@@ -1,8 +1,8 @@
-"""The graph of a network on examples: exported once, and what each layer meets there."""
+"""The graph of a network on a task's examples: exported once, with the inputs and output derivatives of each layer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -31,55 +31,101 @@ __all__ = ["Fed", "derived_graph", "examples_at", "feed", "graph_of"]
 @public
 @dataclass(frozen=True)
 class Fed:
-    """A layer on data: what the rows of its weight meet, and d(outputs)/d(its output), at every position."""
+    """A layer on data: `met` are its inputs, `slope` is d(outputs)/d(its output), at every position. Made by `feed`."""
 
     layer: Layer
     met: Float[Tensor, "examples positions columns"]
     slope: Float[Tensor, "examples outputs positions units"]
 
 
-@public
-def feed(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> tuple[list[Fed], int]:
-    """Linear maps and convolutions whose weights are used once, on all examples; and how many outputs there are.
+@dataclass(frozen=True)
+class Kept:
+    """A layer while the graph runs on a batch: what it was given and what it gave, differentiable in the weights."""
 
-    A layer is left out where its output has no dimension of examples: several of them have become one.
-    """
-    x = carried(task.example(len(task)), net)
-    graph = derived_graph(net, x)
-    found = {layer.node: layer for layer in layers(graph) if layer.learnt(net.weights)}
-    inputs = input_tensors(x)
+    layer: Layer
+    given: tuple[Any, ...]
+    value: Tensor
+
+    def by_example(self, first: Tensor, slopes: Sequence[Tensor], n: int) -> tuple[Tensor, list[Tensor]] | None:
+        """What the rows of its weight meet (example, position, column), and slopes (example, position, unit).
+
+        None where its output has no dimension of examples: several of them have become one. `first`: the slope of the
+        outputs of the first of `n` examples.
+        """
+        at = examples_at(first, n, self.layer)
+        if at is None:
+            return None
+        unit, (x, *rest) = self.layer.at, self.given
+        with torch.no_grad():
+            met = rows_met(self.layer, (x.movedim(at, 0), *rest))
+            turned = [slope.movedim(at, 0) for slope in slopes]
+            turned = turned if unit < 0 else [t.movedim(unit, -1) for t in turned]
+            return met, [t.reshape(len(met), -1, self.value.shape[unit]) for t in turned]
+
+
+def layers_on(
+    net: Net, graph: Trace, x: Any, chosen: Callable[[Layer], bool], output: Callable[[Any], Tensor]
+) -> tuple[list[Kept], Tensor]:
+    """The layers that are chosen, on a batch, and its outputs."""
+    found = {layer.node: layer for layer in layers(graph) if chosen(layer)}
     learnt = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in net.weights.items()}
-    kept: list[tuple[Layer, tuple[Any, ...], Tensor]] = []
+    kept: list[Kept] = []
     with torch.enable_grad(), math_attention():
         raw: Any = None
-        for node, given, values in graph.walk([{**net.state, **learnt}], inputs, lift=False):
+        for node, (given,), (value,) in graph.walk([{**net.state, **learnt}], input_tensors(x), lift=False):
             if node.op == "output":
-                raw = values[0]
-            elif node in found and found[node].plain(given[0]):
-                kept.append((found[node], given[0], values[0]))
-        out = output(raw if not isinstance(raw, (tuple, list)) or len(raw) > 1 else raw[0])
-        out = counted(out, task.positions())
-        out = out.reshape(len(out), -1)
-        nodes = [z for _, _, z in kept]
+                raw = value
+            elif node in found:
+                kept.append(Kept(found[node], given, value))
+        return kept, output(raw if not isinstance(raw, (tuple, list)) or len(raw) > 1 else raw[0])
 
-        def back(target: Tensor) -> list[Tensor]:
-            if not nodes:
-                return []
-            found = torch.autograd.grad(target, nodes, retain_graph=True, allow_unused=True)
-            return [torch.zeros_like(z) if g is None else g for g, z in zip(found, nodes, strict=True)]
 
-        first = back(out[0].sum())
-        slopes = [back(out[:, k].sum()) for k in range(out.shape[1])]
+def pulled(kept: Sequence[Kept], out: Tensor, u: Tensor | None = None) -> tuple[Tensor | None, ...]:
+    """d(u . outputs) / d(a layer's output) for every layer; None where the outputs do not depend on it.
+
+    Without u it is that of the sum of the first example's outputs, which shows where the examples lie.
+    """
+    if u is None:
+        u = torch.zeros_like(out)
+        u[0] = 1
+    return torch.autograd.grad(out, [part.value for part in kept], u.view(out.shape), True, allow_unused=True)
+
+
+@public
+def feed(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> tuple[list[Fed], int]:
+    """The inputs and output derivatives of linear maps and convolutions on all examples; and the number of outputs.
+
+    Layers whose weight is used more than once are left out, and layers whose output has no axis over the examples
+    because several of them were merged.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> fed, outputs = ws.graph.feed(net, task)
+    >>> [found.layer.weight for found in fed], outputs
+    (['1.weight', '3.weight'], 10)
+    >>> fed[0].met.shape, fed[0].slope.shape     # 64 inputs and a one for the bias; 16 units
+    (torch.Size([60, 1, 65]), torch.Size([60, 10, 1, 16]))
+    """
+    x = carried(task.example(len(task)), net)
+
+    def flat(raw: Any) -> Tensor:
+        out = counted(output(raw), task.positions())
+        return out.reshape(len(out), -1)
+
+    kept, out = layers_on(net, derived_graph(net, x), x, lambda layer: layer.learnt(net.weights), flat)
+    kept = [part for part in kept if part.layer.plain(part.given)]
+
+    def filled(slopes: tuple[Tensor | None, ...]) -> list[Tensor]:
+        return [torch.zeros_like(k.value) if g is None else g for k, g in zip(kept, slopes, strict=True)]
+
+    if not kept:
+        return [], out.shape[1]
+    first = filled(pulled(kept, out))
+    slopes = [filled(pulled(kept, out, unit.expand_as(out).contiguous())) for unit in torch.eye(out.shape[1]).to(out)]
     fed = []
-    for at, (layer, seen, z) in enumerate(kept):
-        batch = examples_at(first[at], len(out), layer)
-        if batch is None:
-            continue
-        with torch.no_grad():
-            met = rows_met(layer, (seen[0].movedim(batch, 0), *seen[1:]))
-            units = torch.stack([s[at].movedim(batch, 0) for s in slopes], 1)
-            units = units if layer.at < 0 else units.movedim(layer.at + 1, -1)
-        fed.append(Fed(layer, met.detach(), units.reshape(len(met), len(slopes), -1, z.shape[layer.at]).detach()))
+    for k, part in enumerate(kept):
+        if found := part.by_example(first[k], [slope[k] for slope in slopes], len(out)):
+            fed.append(Fed(part.layer, found[0], torch.stack(found[1], 1)))
     return fed, out.shape[1]
 
 
@@ -88,11 +134,19 @@ _graphs: WeakKeyDictionary[nn.Module, dict[str, Trace]] = WeakKeyDictionary()
 
 @public
 def graph_of(net: Net, x: Any) -> Trace:
-    """The graph of the architecture on inputs like these, exported once and kept as long as the architecture.
+    """The exported graph (`Trace`) of a network on inputs like x, cached as long as the architecture lives.
 
-    It depends on all of the network but the numbers in its weights and state (`digest.Frame`), on the names, order and
-    nesting of the inputs, their shapes, dtypes and devices, on values that are no tensors, and on torch's default dtype
-    and autocast. Where an attribute hides its state nothing is kept.
+    The cache key is all of the network but the numbers in its weights and state (`digest.Frame`), the names, order,
+    nesting, shapes, dtypes and devices of the inputs, values that are not tensors, and torch's default dtype and
+    autocast. Nothing is cached where an attribute of the module has state that cannot be read.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> graph = ws.graph.graph_of(net, task.example(2))
+    >>> sorted(graph.sources.values())     # the placeholders that are weights
+    ['1.bias', '1.weight', '3.bias', '3.weight']
+    >>> ws.graph.graph_of(net, task.example(2)) is graph
+    True
     """
     ambient = torch.get_default_dtype(), torch.is_autocast_enabled(net.device.type)
     try:
@@ -107,17 +161,24 @@ def graph_of(net: Net, x: Any) -> Trace:
 
 @public
 def derived_graph(net: Net, x: Any) -> Trace:
-    """`graph_of`, if its derivatives are those of the module. Raises `SymmetryError` where they are not.
+    """`graph_of`, checked to have the same derivatives as the module; raises `SymmetryError` where they differ.
 
-    Export sees what is computed and not how its derivative was written: a backward pass written in Python, a detached
-    part, a hook. Tried once for every graph, on a random product of the outputs.
+    Export keeps what is computed, but not a backward pass written in Python, a detached part, or a hook. Checked once
+    for every graph, on a random linear combination of the outputs.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> ws.graph.derived_graph(net, task.example(2)).derived
+    True
     """
     graph = graph_of(net, x)
     if graph.derived is None:
         graph.derived = _agree(net, x, graph)
     if not graph.derived:
         name = type(net.architecture).__name__
-        raise SymmetryError(f"{name}, as exported, has other derivatives than the module; layers are not taken apart")
+        raise SymmetryError(
+            f"{name}, as exported, has other derivatives than the module; look for detach, hooks, backward passes"
+        )
     return graph
 
 
@@ -131,7 +192,7 @@ def _agree(net: Net, x: Any, graph: Trace) -> bool:
 
 
 def _slopes(net: Net, x: Any, graph: Trace | None) -> list[Tensor]:
-    """A random product of the first output, in parts, and its gradient in the weights: by the graph, or the module."""
+    """The first output, and the gradient in the weights of a random combination of it: by the graph or the module."""
     learnt = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in net.weights.items()}
     tensors = {**net.state, **learnt}
     with torch.enable_grad(), math_attention():
@@ -150,7 +211,17 @@ def _slopes(net: Net, x: Any, graph: Trace | None) -> list[Tensor]:
 
 @public
 def examples_at(slope: Tensor, n: int, layer: Layer) -> int | None:
-    """The dimension of a layer's output along which the examples lie: the first output reaches its first slice only."""
+    """The dimension of a layer's output that is over the n examples, or None.
+
+    `slope` is the gradient of the first example's outputs there: it is zero outside of the first slice.
+
+    >>> import torch, weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> layer = ws.graph.feed(net, task)[0][0].layer
+    >>> slope = torch.zeros(60, 16).index_fill(0, torch.tensor(0), 1.0)
+    >>> ws.graph.examples_at(slope, 60, layer)
+    0
+    """
     for k in range(slope.dim() - 1) if layer.name == "linear" else (0,):
         if slope.shape[k] == n and not bool(slope.narrow(k, 1, n - 1).any()):
             return k

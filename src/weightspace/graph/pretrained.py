@@ -1,6 +1,6 @@
-"""What models of transformers do in their own way: how they sum over experts, what they hand out beside their logits.
+"""Special cases of Hugging Face transformers: outputs beside the logits, and mixtures of experts.
 
-Nothing here imports transformers; a model is known by the methods that it brings.
+Nothing here imports transformers; a model is recognised by its methods.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ _INSIDE = ("state", "past_key_values", "cache", "mems", "attentions")
 
 
 def beside(names: Collection[str]) -> set[str]:
-    """Of outputs with names, what a model hands out of its inside: hidden states, caches, attention maps.
+    """The names of internal values among a model's outputs: hidden states, caches, attention maps.
 
-    Beside logits only: a model without them answers with its hidden states.
+    None where there are no logits: the hidden states are then the output.
     """
     return {name for name in names if any(part in name for part in _INSIDE)} if "logits" in names else set()
 
 
 def answer(output: Any) -> Any:
-    """What a model returned, without what it hands out of its inside."""
+    """What a model returned, without the internal values that `beside` names."""
     if not isinstance(output, Mapping):
         return output
     inside = beside([str(key) for key in output])
@@ -34,7 +34,7 @@ def answer(output: Any) -> Any:
 
 
 def answer_only(exported: Any) -> dict[str, list[fx.Node]]:
-    """Take out of a graph's outputs what the model hands out of its inside; name -> nodes of what was taken."""
+    """Remove the internal values that `beside` names from a graph's outputs; returns name -> removed nodes."""
     spec = exported.call_spec.out_spec
     node = next(n for n in exported.graph_module.graph.nodes if n.op == "output")
     outputs = list(node.args[0])[-spec.num_leaves :] if spec.num_leaves else []  # written tensors come before
@@ -54,9 +54,9 @@ def answer_only(exported: Any) -> dict[str, list[fx.Node]]:
 
 @contextlib.contextmanager
 def plain_experts(module: nn.Module) -> Iterator[None]:
-    """Mixtures summed by plain products over the experts that were chosen, and as they were after.
+    """A context in which mixtures of experts use plain batched products over the chosen experts.
 
-    What they use else has no float64, or loops over what the data chose.
+    Their other implementations have no float64, or loops that depend on the data.
     """
     models: list[Any] = [m for m in module.modules() if _mixes(m)]
     held = [(m, m.get_experts_implementation()) for m in models]

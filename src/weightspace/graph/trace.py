@@ -1,4 +1,4 @@
-"""Export a module and walk its graph.
+"""Export a module to a graph, and evaluate the graph node by node.
 
 The graph is that of `torch.export` after decomposition to core ATen, except that operations which are easier to read
 whole (linear, convolution, attention, norms, pools) are kept.
@@ -42,12 +42,12 @@ _KEEP = (
 
 @dataclass
 class Trace:
-    """An exported graph: its nodes, and what every placeholder stands for.
+    """An exported graph, and what each of its placeholders stands for.
 
-    `sources[node]` is the name of a parameter or persistent buffer; `constants[node]` a tensor that no checkpoint
-    holds; all other placeholders are inputs. `derived`: whether it has the derivatives of the module (None: not tried).
-    `written`: names of tensors that a call changes, and what they become.
-    `beside`: what a model hands out of its inside, and is no output here.
+    `sources[node]` is the name of a parameter or persistent buffer; `constants[node]` a tensor that is not in a
+    checkpoint; all other placeholders are inputs. `derived`: whether it has the derivatives of the module (None: not
+    checked yet). `written`: names of tensors that a call changes, and the nodes of their new values. `beside`: internal
+    values that the model returns (hidden states, caches), which are not outputs here.
     """
 
     graph: fx.GraphModule
@@ -72,7 +72,7 @@ class Trace:
         watch: Callable[[fx.Node, Any], None] | None = None,
         lift: bool = True,
     ) -> list[Tensor]:
-        """Evaluate the graph; `watch(node, value)` sees every value. `lift`: casts to lower precision are skipped."""
+        """Evaluate the graph; `watch(node, value)` is called for every value. `lift`: skip casts to lower precision."""
         out: list[Tensor] = []
         for node, _, (value,) in self.walk([tensors], inputs, lift):
             if node.op == "output":
@@ -84,9 +84,9 @@ class Trace:
     def walk(
         self, points: Sequence[Mapping[str, Tensor]], inputs: list[Tensor], lift: bool = True
     ) -> Iterator[tuple[fx.Node, list[tuple[Any, ...]], list[Any]]]:
-        """Evaluate the graph at several points at once: every node, its arguments and its values, one for each point.
+        """Evaluate the graph with several sets of weights at once, yielding (node, its arguments, its values).
 
-        What is written into a value is what the nodes after it see.
+        Arguments and values are lists, one entry for each set. Later nodes see a value as it is after changes in place.
         """
         given_inputs = sum(isinstance(node.meta.get("val"), Tensor) for node in self.inputs)
         if len(inputs) != given_inputs:
@@ -136,13 +136,13 @@ class Trace:
 
 
 def _widest(tensors: Mapping[str, Tensor], constants: Mapping[fx.Node, Tensor]) -> torch.dtype:
-    """The precision that a lifted run keeps: that of the point itself."""
+    """The precision kept in a lifted run: that of the weights."""
     found = (t.dtype for t in (*tensors.values(), *constants.values()) if t.is_floating_point())
     return next(found, torch.float64)
 
 
 def _widened(value: Any, wide: torch.dtype | None) -> Any:
-    """A floating-point tensor or dtype below the precision `wide` in that precision."""
+    """A floating-point tensor or dtype, raised to the precision `wide` where it is lower."""
     dtype = value.dtype if isinstance(value, Tensor) else value
     if wide is None or not isinstance(dtype, torch.dtype) or not (dtype.is_floating_point or dtype.is_complex):
         return value
@@ -153,7 +153,7 @@ def _widened(value: Any, wide: torch.dtype | None) -> Any:
 
 
 def evaluate(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], wide: torch.dtype | None) -> Any:
-    """The value of one node. `wide`: a precision below which nothing is cast or made; None: as the graph says.
+    """The value of one node. `wide`: the lowest precision that is cast to or created; None: as in the graph.
 
     Raises `SymmetryError`, naming the operation, where torch cannot do it.
     """
@@ -184,7 +184,7 @@ def evaluate(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], wide:
 def _batch_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, *rest: Any, **named: Any
 ) -> Tensor:
-    """In arithmetic, because the derivative of the fused one with respect to the statistics is silently zero."""
+    """Batch norm in plain arithmetic: the fused one has a zero derivative in the running statistics, without a word."""
     eps = named.get("eps", rest[2] if len(rest) > 2 else 1e-5)
     if mean is None or var is None or (rest and rest[0] is True):
         return torch.nn.functional.batch_norm(x, mean, var, weight, bias, True, 0.0, eps)
@@ -210,7 +210,7 @@ def op_name(node: fx.Node) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what export prints and logs; its exceptions speak for themselves."""
+    """A context that silences what export prints and logs; exceptions pass."""
     previous = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -223,7 +223,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_state(dtype: torch.dtype) -> Iterator[None]:
-    """Torch as reading needs it, whatever the caller has set: gradients on, no autocast, `dtype` the default one."""
+    """A context with torch's global state set for export: gradients on, no autocast, `dtype` the default dtype."""
     before = torch.get_default_dtype()
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -263,7 +263,7 @@ def _table() -> Any:
 
 
 def _needs_decomposition(graph: fx.Graph) -> bool:
-    """A graph of known, functional operations is read as it is."""
+    """Whether a graph has operations that are not known, or change their arguments, so that it is decomposed."""
     for node in graph.nodes:
         if node.op == "get_attr":
             return True
@@ -281,7 +281,7 @@ def _needs_decomposition(graph: fx.Graph) -> bool:
 
 
 def _of_functorch(node: fx.Node) -> bool:
-    """Whether it opens, closes or feeds a level of vmap or grad: half a graph of these would leave torch inside."""
+    """Whether a node opens, closes or feeds a level of vmap or grad, which cannot be evaluated one by one."""
     return "functorch" in str(getattr(node.target, "__module__", ""))
 
 

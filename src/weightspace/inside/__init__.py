@@ -1,4 +1,4 @@
-"""What examples make of a network: units that are on, paths, what a step writes."""
+"""What happens inside a network on given examples: gates, activations, path overlap, similarity of layers."""
 
 from weightspace.contents import handed_on
 

@@ -1,8 +1,8 @@
-"""What one example writes into the weights: the update of a step, example by example, as a function of its own.
+"""Image functions: the part of one example in a gradient step, read as a function of its own.
 
-With a_i what enters a layer on example i and d_i = dL_i/dz the gradient at its pre-activations z (which is zero where
-the gate is off), the example's part in the gradient is the linear map x -> d_i (a_i . x) + d_i, for a convolution the
-convolution with the kernel that d_i and a_i make. Under SGD with batches B_t and rate r, w_T - w_0 is
+With a_i the input of a layer on example i and d_i = dL_i/dz the gradient at its pre-activations z (zero where the gate
+is off), the gradient of that example's loss is the linear map x -> d_i (a_i . x) + d_i, for a convolution the
+convolution with the kernel made of d_i and a_i. Under SGD with batches B_t and learning rate r, w_T - w_0 is
 -r sum_t mean_{i in B_t} f_i^t.
 Source: Image functions in neural networks: a perspective on generalization (anonymous, 2021), equations 2, 3 and 10.
 """
@@ -28,14 +28,17 @@ __all__ = ["ImageFunction", "image_function"]
 @public
 @dataclass(frozen=True)
 class ImageFunction:
-    """f_i: in every layer the linear map whose weights are the gradient of the loss of example i, `weights`."""
+    """The image function f_i of example i: in every layer, the linear map with the gradient of its loss as weights.
+
+    `weights` is that gradient. Made by `image_function`.
+    """
 
     net: Net
     weights: Weights
 
     @property
     def layers(self) -> dict[str, list[str]]:
-        """Layer -> names of its weights, of linear maps and convolutions."""
+        """Layer -> names of its weights, for all linear maps and convolutions."""
         found = {}
         for path, module in self.net.architecture.named_modules():
             names = [f"{path}.{name}".lstrip(".") for name, _ in module.named_parameters(recurse=False)]
@@ -44,7 +47,7 @@ class ImageFunction:
         return {path: names for path, names in found.items() if names}
 
     def __call__(self, x: Tensor, layer: str) -> Tensor:
-        """f_i of that layer at x, which is what enters it: d_i (a_i . x) + d_i for every unit of the layer."""
+        """f_i of one layer at inputs x of that layer: d_i (a_i . x) + d_i for every unit."""
         if layer not in self.layers:
             raise WeightspaceError(f"no layer {layer!r} here; there are {', '.join(self.layers)}")
         module = self.net.architecture.get_submodule(layer)
@@ -53,16 +56,16 @@ class ImageFunction:
 
     @torch.no_grad()
     def isolated(self, task: Task) -> Tensor:
-        """The outputs on a task of the network in which every layer is the example's step alone: -f_i for weights.
+        """The outputs on a task of the network whose layers have -f_i for weights: the example's step alone.
 
-        Tensors of norms stay as they are.
+        Parameters of normalisation layers stay as they are.
         """
         names = {name for names in self.layers.values() for name in names}
         alone = self.net.weights.replace({n: -self.weights[n] for n in names})
         return task.outputs(self.net.at(alone, self.net.state))
 
     def correlation(self, other: ImageFunction) -> dict[str, float]:
-        """Layer -> <f, g> / (|f| |g|) as vectors of weights and biases; and "all". 0 where one of them is zero."""
+        """Layer -> cosine <f, g> / (|f| |g|) of weights and biases, and "all" for all layers; 0 where one is zero."""
         self.net.check(other.net)
         groups = {**self.layers, "all": list(self.weights)}
         return {layer: _cosine(self.weights, other.weights, names) for layer, names in groups.items()}
@@ -70,12 +73,22 @@ class ImageFunction:
 
 @public(order=("net", "example", "task"))
 def image_function(net: Net, task: Task, example: int) -> ImageFunction:
-    """The function that example `example` of `task` writes into every layer of `net`, in evaluation mode.
+    """The gradient of the loss of one example of `task`, as a function in every layer of `net`; in evaluation mode.
 
-    Raises `WeightspaceError` for an example that is not there, or no labels.
+    Raises `WeightspaceError` for an index out of range, or a task without labels.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> f = ws.image_function(net, task, example=0)
+    >>> f.layers
+    {'1': ['1.weight', '1.bias'], '3': ['3.weight', '3.bias']}
+    >>> f(task.example(60).flatten(1), layer="1").shape
+    torch.Size([60, 16])
+    >>> round(f.correlation(f)["all"], 3)
+    1.0
     """
     if not 0 <= example < len(task):
-        raise WeightspaceError(f"no example {example} in a task of {len(task)}")
+        raise WeightspaceError(f"example {example} is not in a task of {len(task)} examples; count from 0")
     return ImageFunction(net, gradient(task.pick([example]), checked(net)))
 
 

@@ -1,7 +1,7 @@
-"""Paths of examples through a network, compared: an example with itself at another time, and every pair of examples.
+"""Path overlap: how much the paths of examples through a network agree, over time and between examples.
 
-P, P' are the gates of one set of examples at two times, Bool[image, unit]; Q = P and P'. An empty path shares all of an
-empty one and nothing of another: 0 / 0 is 1, 0 / x is 0.
+The path of an example is the set of its active units. P, P' are the gates of one set of examples at two times,
+Bool[image, unit]; Q = P and P' entry by entry. Two empty paths count as equal: 0 / 0 is 1, 0 / x is 0.
 Source: Image functions in neural networks: a perspective on generalization (anonymous, 2021).
 """
 
@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -49,14 +49,25 @@ __all__ = [
 Paths: TypeAlias = Gates | Tensor
 _CHUNK, _BLOCK = 1 << 14, 256  # units at once; columns of a Gram matrix, of which only the lower half is computed
 _BYTES = 1 << 26  # of the gates unpacked at once
-KINDS = ("count", "cosine", "jaccard", "hamming")
+Kind: TypeAlias = Literal["count", "cosine", "jaccard", "hamming"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @public
 def self_path(p: Paths, q: Paths, layer: str | None = None) -> Float[Tensor, " image"]:
-    """s_i = p_i . q_i / (|p_i| |q_i|): how much of its path an example has kept. `layer`: one of `Gates`, or all.
+    """The cosine of every example's path with its own path at another time: s_i = p_i . q_i / (|p_i| |q_i|).
 
-    Raises `WeightspaceError` for paths of other examples or units.
+    How much of its path an example has kept. `layer`: the name of one layer of `Gates`; by default all layers.
+    Raises `WeightspaceError` where p and q are of different examples or units.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> other, _ = ws.demo.example(1)
+    >>> p, q = ws.gates(task)(net), ws.gates(task)(other)
+    >>> ws.self_path(p, q).shape
+    torch.Size([60])
+    >>> round(float(ws.self_path(p, p).mean()), 3)
+    1.0
     """
     n = _same(p, q, layer)
     both, one, two = (np.zeros(n) for _ in range(3))
@@ -71,11 +82,21 @@ def self_path(p: Paths, q: Paths, layer: str | None = None) -> Float[Tensor, " i
 def cross_path(
     p: Paths, q: Paths, layer: str | None = None, *, overlaps: tuple[Tensor, Tensor] | None = None
 ) -> Float[Tensor, "image image"]:
-    """C_ij = ((p_i p_j) . (q_i q_j)) / (|p_i p_j| |q_i q_j|), products by units: where a pair meets, is that kept?
+    """The cosine of the units that two examples share, with those they share at another time, for every pair.
 
-    All pairs by C = Q Q^T / sqrt(P P^T * P' P'^T), counted exactly. `overlaps`: P P^T and P' P'^T where `overlap` has
-    them already. Cost: three Gram matrices in bytes; memory: four matrices (image, image). Raises `WeightspaceError`
-    for paths of other examples or units.
+    C_ij = ((p_i p_j) . (q_i q_j)) / (|p_i p_j| |q_i q_j|), products unit by unit; for all pairs
+    C = Q Q^T / sqrt(P P^T * P' P'^T), counted exactly. `overlaps`: P P^T and P' P'^T, if `overlap` has computed them
+    already. Cost: three Gram matrices in bytes; memory: four matrices (image, image). Raises `WeightspaceError` where
+    p and q are of different examples or units.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> other, _ = ws.demo.example(1)
+    >>> p, q = ws.gates(task)(net), ws.gates(task)(other)
+    >>> ws.cross_path(p, q).shape
+    torch.Size([60, 60])
+    >>> round(float(ws.cross_path(p, p).mean()), 3)
+    1.0
     """
     _same(p, q, layer)
     one, two = overlaps or (_gram(x for (x,) in _columns(t, layer=layer)) for t in (p, q))
@@ -83,14 +104,22 @@ def cross_path(
 
 
 @public
-def overlap(p: Paths, kind: str = "count", layer: str | None = None) -> Float[Tensor, "image image"]:
-    """How much the paths of every two examples share: "count" p_i . p_j, "cosine", "jaccard", or "hamming".
+def overlap(p: Paths, kind: Kind = "count", layer: str | None = None) -> Float[Tensor, "image image"]:
+    """The overlap of the paths of every pair of examples: the number of shared units p_i . p_j, or a similarity.
 
-    "jaccard" is |p_i and p_j| / |p_i or p_j|, "hamming" the share of the units at which both are alike. The count is
-    large for examples with many units on, whatever they share. Raises `WeightspaceError` for another kind.
+    `kind`: "count" is p_i . p_j, "cosine" p_i . p_j / (|p_i| |p_j|), "jaccard" |p_i and p_j| / |p_i or p_j|, "hamming"
+    the share of the units that are on for both or off for both. The count is large for examples with many active units,
+    whatever they share.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> p = ws.gates(task)(net)
+    >>> shared = ws.inside.overlap(p)
+    >>> shared.shape, bool((shared.diagonal() == p["2"].sum(1)).all())
+    (torch.Size([60, 60]), True)
+    >>> float(ws.inside.overlap(p, "jaccard").diagonal().min())
+    1.0
     """
-    if kind not in KINDS:
-        raise WeightspaceError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     count = _mirrored(_gram(x for (x,) in _columns(p, layer=layer)))
     size = count.diagonal()
     if kind == "count":
@@ -106,14 +135,30 @@ def overlap(p: Paths, kind: str = "count", layer: str | None = None) -> Float[Te
 
 @public
 def self_features(a: Tensor, b: Tensor) -> Float[Tensor, " image"]:
-    """`self_path` of activations: a_i . b_i / (|a_i| |b_i|). Raises `WeightspaceError` where shapes differ."""
+    """The cosine of every example's activations at two times: a_i . b_i / (|a_i| |b_i|); `self_path` of activations.
+
+    Raises `WeightspaceError` where the shapes differ.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> a = ws.features(task)(net)["2"]
+    >>> ws.self_features(a, 2 * a).shape, round(float(ws.self_features(a, 2 * a).mean()), 3)
+    (torch.Size([60]), 1.0)
+    """
     a, b = _matrices(a, b)
     return _share((a * b).sum(1), a.square().sum(1), b.square().sum(1))
 
 
 @public
 def cross_features(a: Tensor, b: Tensor) -> Float[Tensor, "image image"]:
-    """`cross_path` of activations: C = (A * B)(A * B)^T / sqrt((A^2)(A^2)^T * (B^2)(B^2)^T), products by units."""
+    """`cross_path` of activations: C = (A * B)(A * B)^T / sqrt((A^2)(A^2)^T * (B^2)(B^2)^T), products unit by unit.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> a = ws.features(task)(net)["2"]
+    >>> ws.cross_features(a, a).shape, round(float(ws.cross_features(a, a).mean()), 3)
+    (torch.Size([60, 60]), 1.0)
+    """
     a, b = _matrices(a, b)
     both, one, two = a * b, a.square(), b.square()
     return _shares(*(_lower(t, _floats(t.dtype)) for t in (both, one, two)))
@@ -121,10 +166,17 @@ def cross_features(a: Tensor, b: Tensor) -> Float[Tensor, "image image"]:
 
 @public
 def shared_paths(p: Gates, log: bool = False) -> Float[Tensor, "image image"]:
-    """The number of paths from input to output, one unit of every layer, that are open for both: prod_l p_i^l . p_j^l.
+    """The number of active paths from input to output that two examples share: prod_l p_i^l . p_j^l, for every pair.
 
-    In float64, or its logarithm. It is the number of paths of a plain chain of layers, and a product of overlaps
-    elsewhere. Source: Neural path features and neural path kernel (Lakshminarayanan, Singh, 2020).
+    A path is one unit of every layer; the number is exact for a plain chain of layers, and a product of overlaps
+    elsewhere. In float64; with `log`, its logarithm.
+    Source: Neural path features and neural path kernel (Lakshminarayanan, Singh, 2020).
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> p = ws.gates(task)(net)
+    >>> bool((ws.inside.shared_paths(p) == ws.inside.overlap(p)).all())     # one hidden layer
+    True
     """
     total = sum(overlap(p, layer=name).double().log() for name in p.layers)
     assert isinstance(total, Tensor)
@@ -133,7 +185,13 @@ def shared_paths(p: Gates, log: bool = False) -> Float[Tensor, "image image"]:
 
 @public
 def dead(p: Gates) -> dict[str, float]:
-    """Layer -> share of its units that are on for no example."""
+    """The share of dead units of every layer: those that are on for no example.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> ws.inside.dead(ws.gates(task)(net))
+    {'2': 0.0625}
+    """
     found = {}
     for name in p.layers:
         on = [x.any(0) for (x,) in _columns(p, layer=name)]
@@ -143,10 +201,18 @@ def dead(p: Gates) -> dict[str, float]:
 
 @public
 def turnover(p: Paths, q: Paths, distance: float) -> float:
-    """(1 - mean_i s_i) / distance: how much of the paths is given up for each unit of the way between two networks.
+    """The change of the paths per distance moved in weight space: (1 - mean_i s_i) / distance, s_i the `self_path`.
 
-    Paths stand still when steps are small; this does not. `distance`: best `log_relative_trust`
-    of the two networks, which adds up along a run. Raises `WeightspaceError` for one that is not positive.
+    The paths alone change little when steps are small; this ratio does not depend on the learning rate. `distance`:
+    best `log_relative_trust` of the two networks, which adds up along a run. Raises `WeightspaceError` for a distance
+    that is not positive.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> near = ws.perturb(net, 0.1, seed=0)
+    >>> p, q = ws.gates(task)(net), ws.gates(task)(near)
+    >>> ws.inside.turnover(p, q, ws.log_relative_trust(net, near)) > 0
+    True
     """
     if not 0 < distance < math.inf:
         raise WeightspaceError(f"turnover is relative to a positive distance, got {distance}")
@@ -155,9 +221,16 @@ def turnover(p: Paths, q: Paths, distance: float) -> float:
 
 @public
 def against_distance(p: Paths, inputs: Tensor, layer: str | None = None) -> dict[str, float]:
-    """Spearman's rank correlation over pairs of examples of |x_i - x_j| with their overlap, of each kind.
+    """Spearman's rank correlation of the overlap of two examples with their distance |x_i - x_j|, for each kind.
 
-    NaN where all overlaps are the same. Raises `WeightspaceError` for inputs of other examples.
+    Over all pairs of examples; NaN where all overlaps are the same. Raises `WeightspaceError` for inputs of other
+    examples.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> found = ws.inside.against_distance(ws.gates(task)(net), task.example(60))
+    >>> found.keys(), found["cosine"] < 0     # images far apart share few units
+    (dict_keys(['count', 'cosine', 'jaccard', 'hamming']), True)
     """
     x = inputs.detach().flatten(1).double()
     if len(x) != _count(p):
@@ -167,7 +240,14 @@ def against_distance(p: Paths, inputs: Tensor, layer: str | None = None) -> dict
 
 @public
 def ranked(p: Paths, far: Tensor, layer: str | None = None) -> dict[str, float]:
-    """`against_distance` for distances (example, example) that are known."""
+    """`against_distance` with the distances of all pairs of examples given: `far` is (example, example).
+
+    >>> import torch, weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> x = task.example(60).flatten(1)
+    >>> ws.inside.ranked(ws.gates(task)(net), torch.cdist(x, x))["cosine"] < 0
+    True
+    """
     i, j = torch.tril_indices(len(far), len(far), -1)
     close = {kind: overlap(p, kind, layer)[i, j].numpy() for kind in KINDS}
     apart = far[i, j].numpy()
@@ -176,20 +256,35 @@ def ranked(p: Paths, far: Tensor, layer: str | None = None) -> dict[str, float]:
 
 @public
 def early_to_mid(values: Sequence[float], first: int, second: int) -> float:
-    """mean(values[:first]) / mean(values[first:second]): before the first decay of the rate, and until the second.
+    """The ratio of the means of two stages of training: mean(values[:first]) / mean(values[first:second]).
 
-    `values`: mean cross-path similarities, one an epoch. Raises `WeightspaceError` for an empty stage.
+    `values`: one number per epoch, such as the mean cross-path similarity; `first`, `second`: epochs at which the
+    learning rate decays. Raises `WeightspaceError` for an empty stage.
+
+    >>> import weightspace as ws
+    >>> round(ws.inside.early_to_mid([0.1, 0.3, 0.8, 0.8], first=2, second=4), 3)
+    0.25
     """
     if not 0 < first < second <= len(values):
-        raise WeightspaceError(f"stages end at {first} and {second} of {len(values)}; give 0 < first < second <= all")
+        n = len(values)
+        raise WeightspaceError(f"the stages end at {first} and {second} of {n} epochs; give 0 < first < second <= {n}")
     return float(np.mean(values[:first]) / np.mean(values[first:second]))
 
 
 @public
 def features_since(task: Task, layers: Sequence[str] | None = None) -> Callable[[Net], dict[str, dict[str, float]]]:
-    """The observable net -> layer -> mean similarity of activations with those at the last call, "self" and "cross".
+    """A function of a network: how similar its activations on `task` are to those at the previous call, by layer.
 
-    "cross" over pairs of different examples. Nothing at the first call. Memory: activations of two times.
+    Layer -> {"self": the mean of `self_features`, "cross": that of `cross_features` over pairs of different examples};
+    an empty dict at the first call. Memory: activations of two times.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> since = ws.inside.features_since(task)
+    >>> since(net)
+    {}
+    >>> {layer: sorted(found) for layer, found in since(ws.perturb(net, 0.1, seed=0)).items()}
+    {'2': ['cross', 'self']}
     """
     last: dict[str, Tensor] = {}
     look = features(task)
@@ -213,7 +308,14 @@ def features_since(task: Task, layers: Sequence[str] | None = None) -> Callable[
 
 @public
 def off_diagonal(square: Tensor) -> float:
-    """The mean over pairs of different examples. Raises `WeightspaceError` for one example."""
+    """The mean of a square matrix off its diagonal: over all pairs of different examples.
+
+    Raises `WeightspaceError` for one example.
+
+    >>> import torch, weightspace as ws
+    >>> ws.inside.off_diagonal(torch.tensor([[1.0, 0.25], [0.75, 1.0]]))
+    0.5
+    """
     n = len(square)
     if n < 2:
         raise WeightspaceError("one example has no pairs; give two or more")
@@ -223,10 +325,10 @@ def off_diagonal(square: Tensor) -> float:
 @public
 @dataclass(frozen=True)
 class Neighbours:
-    """Which examples take the path most like an anchor's, over time.
+    """The nearest neighbours of anchor examples by path overlap, over time. Made by `neighbours`.
 
-    `ranks[t, a, c]`: rank of candidate c at anchor a, 0 the nearest by overlap. `jaccard[t, a]`: what the nearest few
-    share with those of the time before; `kendall[t, a]`: Kendall's tau of the two orders. `top[a]`: the candidates that
+    `ranks[t, a, c]`: rank of candidate c for anchor a at time t, 0 the nearest. `jaccard[t, a]`: Jaccard index of the
+    nearest few at times t and t + 1; `kendall[t, a]`: Kendall's tau of the two rankings. `top[a]`: the candidates that
     were ever among the nearest few.
     """
 
@@ -241,9 +343,17 @@ def neighbours(
     history: Sequence[Paths], anchors: Sequence[int] = (5, 10, 15), candidates: int = 128, nearest: int = 6,
     layer: str | None = None,
 ) -> Neighbours:  # fmt: skip
-    """The first `candidates` examples ranked by p_a . p_c at every time, the anchor itself left out.
+    """The nearest neighbours of some examples by path overlap p_a . p_c, at every time of a history of gates.
 
-    Raises `WeightspaceError` for anchors or numbers that are not there.
+    The first `candidates` examples are ranked for each anchor, the anchor itself left out. Raises `WeightspaceError`
+    for fewer than two times, anchors that are not among the candidates, or fewer candidates than `nearest`.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> p, q = (ws.gates(task)(n) for n in (net, ws.perturb(net, 0.1, seed=0)))
+    >>> found = ws.inside.neighbours([p, q], anchors=[0, 1], candidates=20)
+    >>> found.ranks.shape, found.jaccard.shape
+    (torch.Size([2, 2, 20]), torch.Size([1, 2]))
     """
     size = min(candidates, min((_count(p) for p in history), default=0))
     if len(history) < 2 or not anchors or not 1 <= nearest < size or any(not 0 <= a < size for a in anchors):
@@ -266,7 +376,7 @@ def neighbours(
 
 
 def _order(p: Paths, anchors: Sequence[int], layer: str | None) -> Tensor:
-    """Candidates by falling overlap, the anchor last."""
+    """Candidates by decreasing overlap, the anchor last."""
     close = overlap(p, layer=layer)[list(anchors)].clone()
     close[range(len(anchors)), list(anchors)] = -1
     return torch.argsort(close, dim=1, descending=True, stable=True)
@@ -282,7 +392,7 @@ def _gram(blocks: Iterator[np.ndarray]) -> Float[Tensor, "image image"]:
         part = _lower(torch.from_numpy(np.ascontiguousarray(block)), product)
         total = part if total is None else total.add_(part)
     if total is None:
-        raise WeightspaceError("no units: nothing to compare")
+        raise WeightspaceError("the paths have no units; give gates of one unit or more")
     return total
 
 
@@ -318,7 +428,7 @@ def _integers() -> _Product | None:
 
 
 def _lower(x: Tensor, product: _Product) -> Tensor:
-    """x x^T by blocks of columns, on and below the diagonal; what stands above is not to be read."""
+    """x x^T by blocks of columns, on and below the diagonal; entries above it are undefined."""
     n, left = len(x), product.left(x)
     found = torch.empty(n, n, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
     for a in range(0, n, _BLOCK):
@@ -327,14 +437,14 @@ def _lower(x: Tensor, product: _Product) -> Tensor:
 
 
 def _mirrored(lower: Tensor) -> Tensor:
-    """What stands below the diagonal, above it too."""
+    """The symmetric matrix whose lower triangle is given; in place."""
     for a in range(_BLOCK, len(lower), _BLOCK):
         lower[:a, a : a + _BLOCK] = lower[a : a + _BLOCK, :a].T
     return lower
 
 
 def _shares(both: Tensor, one: Tensor, two: Tensor) -> Tensor:
-    """`_share` of symmetric matrices of which the lower half is known, in place of `both`."""
+    """`_share` of symmetric matrices whose lower triangles are known, written into `both`."""
     for a in range(0, len(both), _BLOCK):
         rows, some = slice(a, a + _BLOCK), slice(0, a + _BLOCK)
         size = one[rows, some] * two[rows, some]
@@ -376,7 +486,9 @@ def _width(p: Paths, layer: str | None) -> int:
 def _same(p: Paths, q: Paths, layer: str | None) -> int:
     sizes = [(_count(t), _width(t, layer)) for t in (p, q)]
     if sizes[0] != sizes[1]:
-        raise WeightspaceError(f"paths of {sizes[0]} and {sizes[1]} (examples, units) cannot be compared")
+        raise WeightspaceError(
+            f"paths of {sizes[0]} and {sizes[1]} (examples, units) cannot be compared; take both on one task"
+        )
     if isinstance(p, Gates) and isinstance(q, Gates):
         p.check(q.examples)
     return sizes[0][0]
@@ -400,7 +512,7 @@ def _columns(*paths: Paths, layer: str | None = None) -> Iterator[tuple[np.ndarr
 
 
 def _pieces(p: Paths, q: Paths, layer: str | None) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """Some examples at once with all of their units, as few as fit the memory allowed."""
+    """Some examples at once with all of their units, as many as fit into `_BYTES`."""
     first, last = _spans(p, layer)
     step = max(1, _BYTES // max(1, last - first))
     for a in range(0, _count(p), step):
@@ -414,6 +526,8 @@ def _spans(p: Paths, layer: str | None) -> tuple[int, int]:
 
 def _matrices(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     if a.shape != b.shape or a.dim() < 2:
-        raise WeightspaceError(f"activations of {tuple(a.shape)} and {tuple(b.shape)} cannot be compared")
+        raise WeightspaceError(
+            f"activations of {tuple(a.shape)} and {tuple(b.shape)} cannot be compared; give one shape, (example, ..)"
+        )
     x, y = (t.detach().flatten(1).to(torch.promote_types(t.dtype, torch.float32)) for t in (a, b))
     return x, y

@@ -1,12 +1,12 @@
-"""How alike two representations are: what layers make of the same examples, whatever their widths.
+"""Similarity of representations (CKA, SVCCA, PWCCA, Procrustes, matching): layers of any widths on the same examples.
 
-A representation is a tensor (examples, ..); what follows the first dimension is flattened, convolutional maps too.
-Examples are centred first, so that a shift of a feature never counts. K = X X^T and L = Y Y^T of the centred X and Y:
+A representation is a tensor (examples, ..); all dimensions but the first are flattened, for feature maps too. Features
+are centred first, so that constant offsets do not count. K = X X^T and L = Y Y^T of the centred X and Y:
 
-- `cka`: <K, L> / |K| |L|; blind to rotations and to one scale for all features;
-- `procrustes`: min_Q |X / |X| - Y Q / |Y|| over orthogonal Q, a metric; blind to the same;
-- `svcca`, `pwcca`: correlations of the subspaces that X and Y span; blind to invertible linear maps, in part;
-- `matched`: correlations of neurons, one to one; blind to their order, and to the scale of each.
+- `cka`: <K, L> / |K| |L|; invariant under rotations and one scale for all features;
+- `procrustes`: min_Q |X / |X| - Y Q / |Y|| over orthogonal Q, a metric; invariant under the same;
+- `svcca`, `pwcca`: correlations of the subspaces that X and Y span; invariant under invertible linear maps, in part;
+- `matched`: correlations of neurons, one to one; invariant under their order, and the scale of each.
 
 Sources: Similarity of neural network representations revisited (Kornblith et al., 2019); Feature selection via
 dependence maximization (Song et al., 2012); Do wide and deep networks learn the same things? (Nguyen et al., 2021);
@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -34,55 +34,80 @@ if TYPE_CHECKING:
 __all__ = ["cka", "matched", "procrustes", "pwcca", "similarity", "svcca"]
 
 
-_LEAF = (
-    64  # rows, up to which a square on the diagonal of a Gram matrix is formed whole; larger ones split at multiples
-)
-_CHUNK = 1 << 14  # products added up in one product of matrices, before float64 takes over
+Measure: TypeAlias = Literal["cka", "unbiased cka", "svcca", "pwcca", "procrustes", "matched"]
+_LEAF = 64  # rows up to which a block on the diagonal of a Gram matrix is formed whole; larger ones split at multiples
+_CHUNK = 1 << 14  # terms of a sum in the tensors' own precision, before float64 takes over
 _OFFSET = 1e-4  # |x - mean|^2 / |mean|^2, below which float32 loses too much to the mean
-_SAFE = 1e4  # sizes of numbers whose fourth powers float32 holds
+_SAFE = 1e4  # the largest size of numbers whose fourth powers float32 holds
 
 
 @public
 def cka(x: Float[Tensor, " n *p"], y: Float[Tensor, " m *q"], unbiased: bool = False) -> float:
-    """<K, L> / |K| |L| of the centred Gram matrices, linear CKA: 1 for a rotation and scale of each other, 0 to 1.
+    """Linear CKA: <K, L> / |K| |L| of the centred Gram matrices, 0 to 1; 1 for a rotation and scale of each other.
 
-    Biased, it nears 1 for any two representations with many more features than examples. `unbiased`: <K, L> is
-    replaced by the U-statistic of HSIC, with mean 0 for independent ones; negative values are left as they are, and 4
-    examples needed. Symmetric. float32 inputs give it to 1e-6. Cost: n^2 (p + q) / 2 multiplications, or
-    n (p + q)^2 / 2 where these are fewer.
+    It is biased: near 1 for any two representations with many more features than examples. `unbiased`: <K, L> is
+    replaced by the U-statistic of HSIC, with mean 0 for independent ones; it may be negative, and needs 4 examples.
+    Symmetric. Accurate to 1e-6 for float32 inputs. Cost: n^2 (p + q) / 2 multiplications, or n (p + q)^2 / 2 where
+    these are fewer.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> other, _ = ws.demo.example(1)
+    >>> a, b = (ws.features(task)(n)["2"] for n in (net, other))
+    >>> round(ws.cka(a, 3 * a), 3), 0 < ws.cka(a, b) < 0.5
+    (1.0, True)
     """
     return float(_cka({"x": x}, {"y": y}, unbiased)[0, 0])
 
 
 @public
 def svcca(x: Float[Tensor, " n *p"], y: Float[Tensor, " m *q"], keep: float = 0.99) -> float:
-    """The mean canonical correlation of the principal directions that hold a share `keep` of each variance, 0 to 1.
+    """SVCCA: the mean canonical correlation of the principal directions that hold a share `keep` of each variance.
 
-    Over as many correlations as the smaller subspace has dimensions. Blind to rotations and one scale; with `keep` = 1
-    to every invertible linear map. Symmetric. Where two subspaces of dimensions r and s meet in fewer than r + s + 1
-    examples, r + s + 1 - n of the correlations are one whatever the data; where one of them is all there is (n - 1
-    dimensions), every one is: that raises `WeightspaceError`.
+    0 to 1, over as many correlations as the smaller subspace has dimensions. Invariant under rotations and one scale;
+    with `keep` = 1 under every invertible linear map. Symmetric. With n < r + s + 1 examples, r and s the dimensions of
+    the subspaces, r + s + 1 - n of the correlations are one whatever the data; where one subspace has all n - 1
+    dimensions that there are, every correlation is one: that raises `WeightspaceError`.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> a = ws.features(task)(net)["2"]
+    >>> round(ws.svcca(a, a.flip(1)), 3)
+    1.0
     """
     return float(_pairs({"x": x}, {"y": y}, *_svcca(keep)))
 
 
 @public
 def pwcca(x: Float[Tensor, " n *p"], y: Float[Tensor, " m *q"]) -> float:
-    """sum_i a_i r_i / sum_i a_i: canonical correlations r_i, weighted by what x's features show of the i-th direction.
+    """PWCCA: the mean sum_i a_i r_i / sum_i a_i of canonical correlations r_i, weighted by their part in x's features.
 
     a_i = sum_j |<h_i, x_j>| over the features x_j of x, h_i the canonical directions of x. Not symmetric: the weights
-    are those of x. Blind to every invertible linear map of y. No direction is cut off but those of rounding, so more
-    examples than features are needed, several times as many to say much: see `svcca`.
+    are those of x. Invariant under every invertible linear map of y. Only directions of rounding are cut off, so that
+    more examples than features are needed, several times as many for a meaningful value: see `svcca`.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> a = ws.features(task)(net)["2"]
+    >>> round(ws.pwcca(a, a.flip(1)), 3)
+    1.0
     """
     return float(similarity({"x": x}, {"y": y}, "pwcca"))
 
 
 @public
 def procrustes(x: Float[Tensor, " n *p"], y: Float[Tensor, " m *q"]) -> float:
-    """min_Q |X - Y Q| over orthogonal Q, X and Y centred and of Frobenius norm one: sqrt(2 - 2 |X^T Y|_*).
+    """Procrustes distance min_Q |X - Y Q| over orthogonal Q, X and Y centred and of norm one: sqrt(2 - 2 |X^T Y|_*).
 
     A metric on representations up to rotation and scale: 0 to sqrt(2), with the triangle inequality; the narrower
-    one is taken to be filled up with zero features. In float64; distances below 1e-7 are rounding.
+    one is padded with zero features. In float64; distances below 1e-7 are rounding.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> other, _ = ws.demo.example(1)
+    >>> a, b = (ws.features(task)(n)["2"] for n in (net, other))
+    >>> ws.procrustes(a, 3 * a.flip(1)) < 1e-5, 0.5 < ws.procrustes(a, b) < 2**0.5
+    (True, True)
     """
     return float(similarity({"x": x}, {"y": y}, "procrustes"))
 
@@ -91,10 +116,16 @@ def procrustes(x: Float[Tensor, " n *p"], y: Float[Tensor, " m *q"]) -> float:
 def matched(
     x: Float[Tensor, " n *p"], y: Float[Tensor, " m *q"], signed: bool = True
 ) -> tuple[float, Int[Tensor, " units"]]:
-    """The mean correlation of the neurons of x with those of y, matched one to one for the largest sum; the matching.
+    """The mean correlation of neurons of x and y, matched one to one for the largest sum; and the matching.
 
-    The second value says for each neuron of x which one of y it is matched to, -1 for none (where x has more). Not
-    `signed`: absolute values of correlations. A constant neuron has correlation 0. Cost: cubic in the width.
+    The second value is, for each neuron of x, the neuron of y matched to it, -1 for none (where x has more). With
+    `signed` False, absolute values of correlations. A constant neuron has correlation 0. Cost: cubic in the width.
+
+    >>> import torch, weightspace as ws
+    >>> x = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 5.0]])
+    >>> mean, order = ws.inside.matched(x, x.flip(1))
+    >>> round(mean, 3), order
+    (1.0, tensor([1, 0]))
     """
     matrices, (one,), (other,) = _checked({"x": x}, {"y": y})
     return _match(_standardised(matrices[one]), _standardised(matrices[other]), signed)
@@ -102,17 +133,21 @@ def matched(
 
 @public
 def similarity(
-    first: dict[str, Tensor], second: dict[str, Tensor], measure: str = "cka"
+    first: dict[str, Tensor], second: dict[str, Tensor], measure: Measure = "cka"
 ) -> Float[Tensor, "first second"]:
-    """The measure of every layer of `first` (rows) with every one of `second` (columns), in float64.
+    """The similarity of every layer of `first` (rows) with every layer of `second` (columns), in float64.
 
-    `measure`: "cka", "unbiased cka", "svcca", "pwcca", "procrustes" (distances) or "matched". A layer is centred and
-    factored once, not once a pair; a tensor that stands in both sets, once.
+    `measure`: one of the functions of this module by its name; "procrustes" gives distances. Each layer is centred and
+    factored once, not once per pair, and once for a tensor that is in both sets.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> layers = ws.features(task, of="maps")(net)
+    >>> ws.similarity(layers, layers).shape, [round(float(s), 3) for s in ws.similarity(layers, layers).diagonal()]
+    (torch.Size([2, 2]), [1.0, 1.0])
     """
     if measure in ("cka", "unbiased cka"):
         return _cka(first, second, measure != "cka")
-    if measure not in _MEASURES:
-        raise WeightspaceError(f"measure must be one of cka, unbiased cka, {', '.join(_MEASURES)}, got {measure!r}")
     return _pairs(first, second, *_MEASURES[measure])
 
 
@@ -131,7 +166,7 @@ def _pairs(
 def _checked(
     first: dict[str, Tensor], second: dict[str, Tensor], least: int = 2
 ) -> tuple[dict[int, Tensor], list[int], list[int]]:
-    """Every tensor once, flattened, by its id; the ids of the layers of both sets."""
+    """Every different tensor, flattened, by its id; and the ids of the layers of both sets."""
     matrices: dict[int, Tensor] = {}
     count = None
     for name, x in [*first.items(), *second.items()]:
@@ -142,7 +177,7 @@ def _checked(
             raise WeightspaceError(f"at least {least} examples with a feature are needed, {name} is {tuple(x.shape)}")
         count = count or (name, n)
         if n != count[1]:
-            raise WeightspaceError(f"{count[0]} is of {count[1]} examples and {name} of {n}; give both the same ones")
+            raise WeightspaceError(f"{count[0]} has {count[1]} examples and {name} has {n}; give both the same ones")
         matrices[id(x)] = _sound(x.detach().reshape(n, -1), name)
     return matrices, [id(x) for x in first.values()], [id(x) for x in second.values()]
 
@@ -150,9 +185,9 @@ def _checked(
 def _sound(x: Tensor, name: str) -> Tensor:
     low, high = (float(end) for end in x.aminmax())
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise WeightspaceError(f"NaN or infinity in {name}; a representation is of finite numbers")
+        raise WeightspaceError(f"NaN or infinity in {name}; give finite numbers")
     if bool((x[0] == x[-1]).all()) and bool((x == x[:1]).all()):
-        raise WeightspaceError(f"{name} is the same for every example; a constant is like nothing and unlike nothing")
+        raise WeightspaceError(f"{name} is the same for every example; a constant has no similarity with anything")
     dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
     top = max(-low, high)
     return x.to(dtype) if 1 / _SAFE < top < _SAFE else (x.double() / top).to(dtype)
@@ -205,7 +240,7 @@ def _by_examples(xs: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _by_features(xs: list[Tensor], rows: list[int], columns: list[int]) -> tuple[Tensor, Tensor]:
-    """The same from |X_i^T X_j|^2 = <K_i, K_j>; pairs that nobody asks for are left at zero."""
+    """The same from |X_i^T X_j|^2 = <K_i, K_j>; pairs that are not asked for are left at zero."""
     zs = [_centred(x) for x in xs]
     own = torch.stack([z.square().sum(1, dtype=torch.float64) for z in zs])
     inner = torch.zeros(len(zs), len(zs), dtype=torch.float64, device=own.device)

@@ -1,9 +1,9 @@
-"""What happens inside: which units are on for which example, what they say, and the network run along given gates.
+"""Gates and activations of a network on the examples of a task, and the outputs under given gates.
 
-A unit is an output of a ReLU-type function of a pre-activation z, its gate p = [z > 0]. Units are met where torch's
-functions are called, so that modules and functional calls are seen alike; hooks tell in whose forward that was, and
-are removed whatever happens. A layer is named by its module, with the function's name where that module does more, and
-a number from the second call on: "fc1.relu", "block.act#2".
+A unit is an output of a ReLU-type function of a pre-activation z; its gate is p = [z > 0]. Units are recorded where
+torch's functions are called, so that modules and functional calls are treated alike; forward hooks tell which module
+made the call, and are always removed. A layer is named after its module, with the function's name where that module
+does more, and a number from the second call on: "fc1.relu", "block.act#2".
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -53,12 +53,12 @@ def _named(names: set[str]) -> dict[Any, str]:
 
 _UNITS, _LINEAR = _named(_KINKED | _SMOOTH), _named(_MAPS)
 
-Call = Callable[..., Tensor]  # the function met, on its own first argument or on another
+Call = Callable[..., Tensor]  # the intercepted function, of its own first argument or of another
 Meet = Callable[[str, str, Tensor, Call], Tensor]
 
 
 class _Watch(TorchFunctionMode):
-    """Calls `meet(layer, function, first argument, call)` in place of every call of `functions`."""
+    """A mode that calls `meet(layer, function, first argument, call)` in place of every call of `functions`."""
 
     def __init__(self, functions: Mapping[Any, str], meet: Meet) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ def _kink_at_zero(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
 
 @contextmanager
 def _watching(net: Net, functions: Mapping[Any, str], meet: Meet) -> Iterator[_Watch]:
-    """The mode, with hooks that keep the names of the modules being run; all taken away at the end."""
+    """`_Watch` as a context, with hooks that track which module is being run; all are removed at the end."""
     watch, hooks = _Watch(functions, meet), []
     try:
         for path, module in net.architecture.named_modules():
@@ -124,14 +124,14 @@ def _leave(watch: _Watch) -> Callable[..., None]:
 def _rows(label: str, z: Tensor, size: int) -> Tensor:
     if not z.dim() or not z.numel() or z.shape[0] % size:
         raise WeightspaceError(
-            f"layer {label} has units of shape {tuple(z.shape)} for {size} examples; the examples must stand first"
+            f"layer {label} has units of shape {tuple(z.shape)} for {size} examples; the first axis must be the example"
         )
     return z.reshape(size, -1)
 
 
 def _whole(label: str, z: Tensor) -> Tensor:
     if bool(z.sum().isnan()) and bool(z.isnan().any()):
-        raise WeightspaceError(f"NaN in the units of layer {label}; lower the step or look at the inputs")
+        raise WeightspaceError(f"NaN in the units of layer {label}; lower the learning rate, or look at the inputs")
     return z
 
 
@@ -141,18 +141,27 @@ def _whole(label: str, z: Tensor) -> Tensor:
 @public
 @dataclass(frozen=True)
 class Gates:
-    """P[i, u] in {0, 1}: whether unit u is on for example i, one bit each; a row of bytes an example.
+    """The gates of a network on examples: P[i, u] is 1 where unit u is on for example i. Made by `gates`.
 
-    `layers`: layer -> number of its units, in the order in which the network runs them; `p[layer]` is Bool[image, unit]
-    and `len(p)` the number of examples. `bits` may lie in a file. `inexact`: layers whose function has no kink (GELU,
-    SiLU and the like), where on means a positive pre-activation. `examples`: what tells whether two are of the same.
+    One bit each, packed: a row of bytes per example in `bits`, which may be mapped from a file. `layers`: layer ->
+    number of its units, in the order in which the network runs them; `p[layer]` is Bool[image, unit] and `len(p)` the
+    number of examples. `inexact`: layers whose function has no kink (GELU, SiLU and the like), where "on" means a
+    positive pre-activation. `examples`: a checksum for each example, by which gates of different examples are refused.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> p = ws.gates(task)(net)
+    >>> p.layers, len(p), p["2"].shape
+    ({'2': 16}, 60, torch.Size([60, 16]))
+    >>> len(p.take([0, 1, 2]))
+    3
     """
 
     bits: np.ndarray
     layers: dict[str, int]
     inexact: tuple[str, ...] = ()
     task: Task | None = field(default=None, compare=False, repr=False)
-    examples: np.ndarray | None = field(default=None, compare=False, repr=False)  # a number for each, by its inputs
+    examples: np.ndarray | None = field(default=None, compare=False, repr=False)  # a checksum of the inputs of each
 
     def __len__(self) -> int:
         return len(self.bits)
@@ -163,7 +172,7 @@ class Gates:
         return sum(self.layers.values())
 
     def span(self, layer: str | None = None) -> tuple[int, int]:
-        """First unit of a layer among all, and the one after its last. Raises `WeightspaceError` for other names."""
+        """The range (first, last + 1) of a layer's units among all; raises `WeightspaceError` for unknown layers."""
         if layer is None:
             return 0, self.units
         if layer not in self.layers:
@@ -173,7 +182,7 @@ class Gates:
         return first, first + self.layers[layer]
 
     def columns(self, first: int, last: int, rows: slice = slice(None)) -> np.ndarray:
-        """Units first to last - 1 of all or some examples, as bytes 0 and 1."""
+        """The gates of units first to last - 1, of all examples or some, as bytes 0 and 1."""
         low, high = first // 8, -(-last // 8)
         return np.unpackbits(self.bits[rows, low:high], axis=1)[:, first - 8 * low : last - 8 * low]
 
@@ -181,35 +190,43 @@ class Gates:
         return torch.from_numpy(self.columns(*self.span(layer)).view(np.bool_))
 
     def everything(self) -> Bool[Tensor, "image unit"]:
-        """All layers side by side."""
+        """The gates of all layers side by side."""
         return torch.from_numpy(self.columns(0, self.units).view(np.bool_))
 
     def take(self, rows: Sequence[int] | Tensor) -> Gates:
-        """Those of some examples."""
+        """The gates of some examples."""
         some = np.asarray(rows)
         examples = None if self.examples is None else self.examples[some]
         return Gates(self.bits[some], self.layers, self.inexact, examples=examples)
 
     def check(self, examples: np.ndarray | None) -> None:
-        """Raise `WeightspaceError` where these gates are known to be of other examples than those of these numbers."""
+        """Raise `WeightspaceError` where the checksums tell that these gates are of other examples."""
         if self.examples is None or examples is None or np.array_equal(self.examples, examples):
             return
         first = int(np.flatnonzero(self.examples != examples)[0])
         raise WeightspaceError(
-            f"paths of other examples: number {first} has other inputs in the two; take the gates of one task (where "
-            "others are meant, compare p.everything())"
+            f"the paths are of different examples: number {first} has other inputs; take the gates of one task, or "
+            "compare p.everything() if different examples are meant"
         )
 
 
 @public
 def gates(task: Task, file: str | PathLike[str] | None = None) -> Callable[[Net], Gates]:
-    """The function net -> which units are on for every example of `task`: p_i(u) = [z_u(x_i) > 0].
+    """A function of a network that returns its `Gates` on `task`: which units are on, p_i(u) = [z_u(x_i) > 0].
 
-    Units are the outputs of ReLU, leaky and parametric ReLU, clamp at zero; GELU, SiLU, ELU, Mish and the like too, by
-    the sign of the pre-activation. Every position of a map is a unit. In evaluation mode, one forward pass; memory: one
-    batch and a bit a unit and example, which lies in `file` (.npy) where one is given. Raises `WeightspaceError` for a
-    network without such units, NaN (the layer is named), or units whose first axis is not the example.
-    Source: Image functions in neural networks: a perspective on generalization (anonymous, 2021).
+    Units are the outputs of ReLU, leaky and parametric ReLU, clamp at zero, and also of GELU, SiLU, ELU, Mish and the
+    like, by the sign of the pre-activation. Every position of a feature map is a unit. In evaluation mode, one forward
+    pass; memory: one batch, and one bit per unit and example, kept in `file` (.npy) where one is given. Raises
+    `WeightspaceError` for a network without such units, NaN (the layer is named), or units whose first axis is not the
+    example. Source: Image functions in neural networks: a perspective on generalization (anonymous, 2021).
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> p = ws.gates(task)(net)
+    >>> p.layers
+    {'2': 16}
+    >>> p["2"].shape, p["2"].dtype
+    (torch.Size([60, 16]), torch.bool)
     """
 
     @public
@@ -229,7 +246,7 @@ def gates(task: Task, file: str | PathLike[str] | None = None) -> Callable[[Net]
                 found = {name: z.shape[1] for name, z in kept.items()}
                 if not found:
                     name = type(net.architecture).__name__
-                    raise WeightspaceError(f"{name} has no gates: no ReLU, GELU, SiLU or the like is called in it")
+                    raise WeightspaceError(f"{name} has no gates: it calls no ReLU, GELU, SiLU or the like")
                 if not sheets:
                     layers.update(found)
                     sheets.append(_Sheet(places, file, len(task), -(-sum(found.values()) // 8)))
@@ -243,13 +260,13 @@ def gates(task: Task, file: str | PathLike[str] | None = None) -> Callable[[Net]
 
 
 def _steady(task: Task) -> None:
-    """Look at data that are read once only a second time, so that those drawn anew at every pass are refused."""
+    """Start a second pass over data that are not in memory, so that data drawn anew at every pass are refused."""
     if not task.in_memory:
         next(task.batches())
 
 
 def _numbers(x: Any) -> np.ndarray:
-    """A number for every example of a batch, that other inputs would change, whatever the batch and the precision."""
+    """A checksum of the inputs of every example of a batch, whatever the batch size and the precision."""
     parts = [part.detach().cpu() for part in leaves(x)]
     plain = [part.float() if part.is_floating_point() else part for part in parts]
     rows = [part.reshape(len(part), -1).contiguous().view(torch.uint8).numpy() for part in plain if part.numel()]
@@ -267,9 +284,9 @@ def _noted(kept: dict[str, np.ndarray], smooth: list[str], size: int) -> Meet:
 
 
 class _Sheet:
-    """A matrix filled from the top, in memory or in a .npy file: written and not mapped, so that no memory is held.
+    """A matrix filled row by row, in memory or in a .npy file that is written and not mapped, to hold no memory.
 
-    The file comes whole and in place of an older one, which those that it was mapped for keep; `places` says when.
+    When `places` closes, the finished file replaces an older one; arrays mapped from the older one stay valid.
     """
 
     def __init__(
@@ -314,19 +331,25 @@ def _pass(net: Net, task: Task, x: Any, functions: Mapping[Any, str], meet: Meet
 @public
 def features(
     task: Task,
-    of: str = "units",
+    of: Literal["units", "maps"] = "units",
     dtype: torch.dtype = torch.float32,
     folder: str | PathLike[str] | None = None,
 ) -> Callable[[Net], dict[str, Tensor]]:
-    """The function net -> {layer: activations (example, unit)} on all examples of `task`, in evaluation mode.
+    """A function of a network that returns its activations on `task`: {layer: tensor (example, unit)}.
 
-    `of`: "units", what comes out of ReLU-type functions (the layers of `gates`), or "maps", what comes out of linear
-    maps and convolutions. With `folder`, every layer lies in a file there, and memory holds one batch. Raises
-    `WeightspaceError` for another `of` or dtype, a network without such layers, or NaN (the layer is named).
+    `of`: "units" for the outputs of ReLU-type functions (the layers of `gates`), "maps" for the outputs of linear maps
+    and convolutions. In evaluation mode. With `folder`, every layer is kept in a file there, and memory holds one
+    batch. Raises `WeightspaceError` for another dtype than a floating one of 16, 32 or 64 bits, a network without such
+    layers, or NaN (the layer is named).
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> {layer: tuple(a.shape) for layer, a in ws.features(task)(net).items()}
+    {'2': (60, 16)}
+    >>> {layer: tuple(a.shape) for layer, a in ws.features(task, of="maps")(net).items()}
+    {'1': (60, 16), '3': (60, 10)}
     """
-    functions = {"units": _UNITS, "maps": _LINEAR}.get(of)
-    if functions is None:
-        raise WeightspaceError(f'of must be "units" or "maps", got {of!r}')
+    functions = {"units": _UNITS, "maps": _LINEAR}[of]
     if dtype not in (torch.float16, torch.float32, torch.float64):
         raise WeightspaceError(f"activations are kept as float16, float32 or float64, not {dtype}")
 
@@ -338,7 +361,8 @@ def features(
             for x, _ in task.batches(checked(net)):
                 _pass(net, task, x, functions, _kept(found, places, folder, len(task), len(leaves(x)[0]), dtype))
         if not found:
-            raise WeightspaceError(f"{type(net.architecture).__name__} has no layers of this kind: {of}")
+            name = type(net.architecture).__name__
+            raise WeightspaceError(f"{name} has no layers of this kind: {of}; take the other `of`")
         return {label: torch.from_numpy(sheet.done()).to(dtype) for label, sheet in found.items()}
 
     return features
@@ -369,7 +393,13 @@ def _kept(
 
 @public
 def unit_outputs(net: Net, task: Task, x: Any) -> dict[str, Tensor]:
-    """What comes out of every ReLU-type function for a batch, and of the network ("outputs"), with its graph."""
+    """The activations of every ReLU-type layer for a batch, and the network's "outputs", differentiable in the weights.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> {n: tuple(a.shape) for n, a in ws.inside.unit_outputs(net, task, task.example(3)).items()}
+    {'2': (3, 16), 'outputs': (3, 10)}
+    """
     found: dict[str, Tensor] = {}
 
     def meet(label: str, name: str, z: Tensor, call: Call) -> Tensor:
@@ -387,18 +417,26 @@ def unit_outputs(net: Net, task: Task, x: Any) -> dict[str, Tensor]:
 @public
 @torch.no_grad()
 def forced(net: Net, gates: Gates, task: Task | None = None) -> Tensor:
-    """f(x_i) along given gates: every unit gives p_i(u) z_u, whatever the sign of its pre-activation z_u.
+    """The outputs f(x_i) under given gates: every unit gives p_i(u) z_u, whatever the sign of its pre-activation z_u.
 
-    An old path on new weights, where the gates are those of another network of the same architecture. `task` is the
-    one on whose examples the gates were taken, by default the one they remember. A leaky ReLU has its own slope
-    where the gate is off; pooling goes on choosing for itself. Raises `WeightspaceError` for gates of other layers or
-    other examples, or of functions without a kink (GELU, SiLU), which no gate makes linear.
-    Source: as `gates`; its equation 9.
+    With the gates of another network of the same architecture, this is the old path with new weights. `task` is the
+    one on whose examples the gates were taken, by default the one stored in them. A leaky ReLU has its own slope where
+    the gate is off; max pooling still chooses by itself. Raises `WeightspaceError` for gates of other layers or other
+    examples, or of functions without a kink (GELU, SiLU), which no gate makes linear. Source: as `gates`; equation 9.
+
+    >>> import torch, weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> own = ws.forced(net, ws.gates(task)(net))
+    >>> torch.allclose(own, task.outputs(net), atol=1e-4)
+    True
+    >>> other, _ = ws.demo.example(1)
+    >>> ws.forced(other, ws.gates(task)(net)).shape     # the weights of one, the paths of another
+    torch.Size([60, 10])
     """
     checked(net)
     task = task or gates.task
     if task is None:
-        raise WeightspaceError("these gates do not remember their examples; give task=")
+        raise WeightspaceError("these gates do not know their task; give task=")
     if gates.inexact:
         raise WeightspaceError(f"layer {gates.inexact[0]} has no kink, so that no gate makes it linear; take ReLU")
     if len(task) != len(gates):

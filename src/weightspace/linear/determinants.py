@@ -1,18 +1,17 @@
-"""log det(I + A / b) of a positive matrix from products alone."""
+"""Log-determinants log det(I + A / scale) of a positive semidefinite A, estimated from matrix-vector products."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from weightspace.linear.estimate import (
     Bracket,
-    Cost,
     Estimate,
     Linear,
     OperatorError,
@@ -23,6 +22,7 @@ from weightspace.linear.estimate import (
 )
 from weightspace.linear.krylov import Krylov, lanczos
 from weightspace.linear.traces import nonnegative
+from weightspace.net.cost import Cost
 from weightspace.net.public import public
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Nystrom", "bracket", "cost", "logdet", "nystrom"]
 
-_SINGLE = 1e-8  # rounding that float32 adds nothing to
-_RANK, _SAMPLES, _STEPS = 256, 6, 30
+_SINGLE = 1e-8  # a relative error of the products beside which float32 rounding is negligible
+_RANK, _PROBES, _STEPS = 256, 6, 30
 
 
 # ------------------------------------------------------------------ log-determinants
@@ -40,20 +40,32 @@ _RANK, _SAMPLES, _STEPS = 256, 6, 30
 @public
 @dataclass(frozen=True)
 class Nystrom:
-    """U diag(values) U^T <= A of a positive semidefinite A, U with orthonormal columns; `noise`: A's own rounding."""
+    """A low-rank approximation U diag(values) U^T <= A of a positive semidefinite A: see `nystrom`.
+
+    `basis` is U, with orthonormal columns; `noise` is the relative rounding error of A's products.
+    """
 
     basis: Float[Tensor, "n k"]
     values: Float[Tensor, " k"]
     noise: float
 
     def logdet(self, scale: float) -> float:
-        """log det(I + U diag(values) U^T / scale)."""
+        """log det(I + U diag(values) U^T / scale), a lower bound of log det(I + A / scale)."""
         return float((self.values / scale).log1p().sum())
 
 
 @public
 def nystrom(a: Linear, rank: int, seed: int) -> Nystrom:
-    """A S (S^T A S)^+ S^T A, S Gaussian of `rank` columns: as many products. Raises `OperatorError` if not A >= 0."""
+    """The Nystrom approximation A S (S^T A S)^+ S^T A of a positive semidefinite A, S Gaussian with `rank` columns.
+
+    Costs `rank` products with A. Raises `OperatorError` where A is not positive semidefinite.
+
+    >>> import torch
+    >>> import weightspace as ws
+    >>> a = ws.Operator(4, 4, lambda v: torch.tensor([9.0, 4.0, 0.0, 0.0]) * v)
+    >>> ws.linear.nystrom(a, rank=3, seed=0).values.sort().values.round()
+    tensor([4., 9.], dtype=torch.float64)
+    """
     s = torch.linalg.qr(gaussian(a.rows, rank, seed))[0]
     y = times(a, s)
     inner = s.T @ y
@@ -74,12 +86,21 @@ def nystrom(a: Linear, rank: int, seed: int) -> Nystrom:
 def logdet(
     a: Linear, scale: float, rank: int | None, probes: int, steps: int, seed: int
 ) -> tuple[Estimate, Nystrom | None]:
-    """log det(I + A / scale) of a positive semidefinite A, and the Nystrom approximation that it was seen through.
+    """log det(I + A / scale) of a positive semidefinite A with its error, and the Nystrom preconditioner that was used.
 
-    With A' <= A of `rank` and P = I + A' / scale: log det P + E z^T log(P^-1/2 (I + A / scale) P^-1/2) z over signs z.
-    The quadratic forms lie between Gauss and Gauss-Radau quadrature from `steps` of Lanczos: the value is their middle,
-    and half of what is between them is part of the error. Where n products are fewer, and no rank is asked for, the
-    matrix is written out: no error.
+    With A' <= A the Nystrom approximation of `rank` and P = I + A' / scale, it is
+    log det P + E z^T log(P^-1/2 (I + A / scale) P^-1/2) z over random sign vectors z, of which `probes` are drawn.
+    Each quadratic form lies between a Gauss and a Gauss-Radau quadrature from `steps` of Lanczos: the value is their
+    midpoint, and half of their difference is part of the error. Where n products would cost no more and `rank` is None,
+    the dense matrix is used: the error is 0, and the preconditioner None. Raises `OperatorError` where A is not
+    positive semidefinite, and for a scale, a rank or a number that cannot be.
+
+    >>> import torch
+    >>> import weightspace as ws
+    >>> a = ws.Operator(4, 4, lambda v: torch.tensor([9.0, 4.0, 0.0, 0.0]) * v)
+    >>> estimate, _ = ws.linear.logdet(a, scale=1.0, rank=None, probes=6, steps=30, seed=0)
+    >>> round(estimate.value, 2), estimate.error  # log 10 + log 5
+    (3.91, 0.0)
     """
     if not 0 < scale < math.inf:
         raise OperatorError(f"the scale must be a positive number, got {scale}")
@@ -139,11 +160,14 @@ class _Preconditioned:
 
 
 def _quadratures(found: Krylov, noise: float) -> tuple[float, float, int]:
-    """e_1^T log(T) e_1 for a T >= I: Gauss, from above; Gauss-Radau with a node at 1, from below; and the steps."""
+    """Bounds of e_1^T log(T) e_1 for a T >= I, and the number of Lanczos steps.
+
+    The upper bound is the Gauss quadrature, the lower one Gauss-Radau with a node at 1.
+    """
     matrix = found.matrix
     above, least = _log_form(matrix)
     if least < 0.5 - noise:
-        raise OperatorError(f"the operator has a curvature of {least - 1:.1e} scales; it must have none below zero")
+        raise OperatorError(f"the operator has an eigenvalue of {least - 1:.1e} scales; it must have none below zero")
     if not found.rest:
         return above, above, len(matrix)
     k = len(matrix)
@@ -165,10 +189,20 @@ def _log_form(matrix: Tensor) -> tuple[float, float]:
 
 @public
 def bracket(estimate: Estimate, lower: float, parts: Iterable[Tensor], scale: float) -> Bracket:
-    """The estimate between its bounds; `parts` are A's diagonal blocks, or the diagonals of such: matrices or vectors.
+    """An estimate of log det(I + A / scale) with its lower bound and two upper bounds, checked against each other.
 
-    Raises `OperatorError` where a bound is broken by more than six errors: then A is not symmetric and positive
-    semidefinite, or the parts are not its own.
+    `lower`: the bound of a Nystrom approximation. `parts`: A's diagonal blocks (matrices), or their diagonals
+    (vectors). Raises `OperatorError` where a bound is violated by more than six standard errors: A is then not
+    symmetric positive semidefinite, or the parts are not A's.
+
+    >>> import math
+    >>> import torch
+    >>> import weightspace as ws
+    >>> a = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
+    >>> estimate = ws.linear.Estimate(math.log(8), 0.0, 2)  # det(I + A) = 8
+    >>> found = ws.linear.bracket(estimate, lower=0.5, parts=[a.diagonal()], scale=1.0)
+    >>> round(found.diagonal, 2) == round(math.log(9), 2)  # Hadamard's inequality
+    True
     """
     blocks, diagonal, size, some = 0.0, 0.0, 0, False
     for part in parts:
@@ -184,32 +218,39 @@ def bracket(estimate: Estimate, lower: float, parts: Iterable[Tensor], scale: fl
     for low, high in zip(bounds, upper, strict=False):
         if low is not None and low > high:
             raise OperatorError(
-                f"log det {estimate.value:.6g} lies outside of its bounds {found}; A is not what it says"
+                f"log det {estimate.value:.6g} lies outside of its bounds {found}; give a symmetric positive "
+                "semidefinite A, and its own blocks"
             )
     return found
 
 
 # ------------------------------------------------------------------ what it costs
 
+What: TypeAlias = Literal["trace", "diagonal", "eigenvalues", "logdet"]
+
 
 @public(renamed={"samples": "probes"})
 def cost(
-    what: str, n: int, *, probes: int = _SAMPLES, steps: int = _STEPS, rank: int | None = None, k: int = 10
+    what: What, n: int, *, probes: int = _PROBES, steps: int = _STEPS, rank: int | None = None, k: int = 10
 ) -> Cost:
-    """The products of an estimate, and its memory in bytes, at most: what = "trace" (probes: products), "diagonal",
-    "eigenvalues" (k, steps) or "logdet".
+    """The largest number of products and of bytes that an estimate for an n x n operator takes.
+
+    `what`: "trace" and "diagonal" depend on `probes`, "eigenvalues" on `k` and `steps`, "logdet" on `probes`, `steps`
+    and `rank`.
+
+    >>> import weightspace as ws
+    >>> ws.linear.cost("trace", 1000, probes=30).products
+    30
     """
     if what == "trace":
-        return Cost(probes, 8 * n * (3 * probes + 8))
+        return Cost(products=probes, bytes=8 * n * (3 * probes + 8))
     if what == "diagonal":
-        return Cost(probes, 8 * n * 6)
+        return Cost(products=probes, bytes=8 * n * 6)
     if what == "eigenvalues":
         most = min(n, steps)
-        return Cost(2 * most, 8 * n * (2 * most + k + 6) + 32 * (2 * most + k) ** 2)
-    if what == "logdet":
-        r = _default_rank(n) if rank is None else min(rank, n)
-        products = r + probes * min(steps, n)
-        if rank is None and n <= products:
-            return Cost(n, 8 * n * n * 4)
-        return Cost(products, 8 * n * (max(4 * r, r + min(steps, n)) + 8))
-    raise OperatorError(f"unknown estimate {what!r}; choose trace, diagonal, eigenvalues or logdet")
+        return Cost(products=2 * most, bytes=8 * n * (2 * most + k + 6) + 32 * (2 * most + k) ** 2)
+    r = _default_rank(n) if rank is None else min(rank, n)
+    products = r + probes * min(steps, n)
+    if rank is None and n <= products:
+        return Cost(products=n, bytes=8 * n * n * 4)
+    return Cost(products=products, bytes=8 * n * (max(4 * r, r + min(steps, n)) + 8))

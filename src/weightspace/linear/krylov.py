@@ -1,4 +1,4 @@
-"""Lanczos: eigenvalues of a symmetric matrix from products alone, multiplicities included."""
+"""The Lanczos method: the largest eigenvalues of a symmetric matrix from matrix-vector products, with multiplicity."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Krylov", "eigenvalues", "lanczos"]
 
-_INVARIANT = 1e-6
-_KEPT = 0.7  # of a vector, by an orthogonalisation that need not be made again
-_SOME = 10  # steps of a Krylov space before it tells anything
+_INVARIANT = 1e-6  # a residual of this size, relative to the eigenvalues, is taken for zero
+_KEPT = 0.7  # an orthogonalisation that leaves this share of a vector's norm is not repeated
+_SOME = 10  # steps of a Krylov space before its largest eigenvalue says anything
 
 
 # ------------------------------------------------------------------ Krylov spaces
@@ -28,9 +28,10 @@ _SOME = 10  # steps of a Krylov space before it tells anything
 @public
 @dataclass(frozen=True)
 class Krylov:
-    """Q^T A Q = `matrix` (tridiagonal) on the orthonormal rows Q of `basis`, grown from a start of norm `size`.
+    """A Krylov space of a symmetric A: an orthonormal basis, and A restricted to it.
 
-    `rest` is the norm of A q - (its part in the space) for the last q: what the next step would add, 0 if invariant.
+    `basis` holds the orthonormal vectors as rows Q, `matrix` is Q A Q^T (tridiagonal), `size` the norm of the start
+    vector, and `rest` the norm of the residual of the last vector: 0 where the space is invariant under A.
     """
 
     basis: Float[Tensor, "k n"]
@@ -41,10 +42,18 @@ class Krylov:
 
 @public
 def lanczos(a: Linear, start: Tensor, steps: int, tolerance: float = 0.0, wanted: int = 0) -> Krylov:
-    """The Krylov space of `start`, reorthogonalised in full, twice; it ends early where it is invariant.
+    """The Krylov space of a symmetric A and a start vector, of at most `steps` dimensions, fully reorthogonalised.
 
-    With `wanted`, it also ends where the residuals of so many largest eigenvalues are below `tolerance` times the
-    largest. The basis has the dtype of `start`.
+    It ends early where it is invariant under A; with `wanted`, also where the residuals of the `wanted` largest
+    eigenvalues are below `tolerance` times the largest. The basis has the dtype of `start`. Raises `OperatorError` for
+    a start of norm zero, and for NaN or infinity in a product.
+
+    >>> import torch
+    >>> import weightspace as ws
+    >>> a = ws.Operator(3, 3, lambda v: torch.tensor([1.0, 2.0, 3.0]) * v)
+    >>> found = ws.linear.lanczos(a, torch.ones(3), steps=3)
+    >>> torch.linalg.eigvalsh(found.matrix).round(decimals=3)
+    tensor([1., 2., 3.], dtype=torch.float64)
     """
     size = float(torch.linalg.vector_norm(start, dtype=torch.float64))
     if not 0 < size < math.inf:
@@ -69,10 +78,10 @@ def lanczos(a: Linear, start: Tensor, steps: int, tolerance: float = 0.0, wanted
 
 
 def _orthogonal(w: Tensor, rows: Tensor) -> tuple[Tensor, float]:
-    """w without its part in the span of orthonormal rows, and its norm.
+    """w projected onto the orthogonal complement of orthonormal rows, and the norm of the result.
 
-    First without the last two rows, which hold nearly all of it in a Krylov space; then without all; and again where
-    that took much away, for what a pass leaves of the rows is rounding, as a share of what it took.
+    The last two rows go first, as they hold nearly all of the part to remove in a Krylov space; then all rows; and all
+    rows again where that removed much, since what one pass leaves behind is rounding relative to what it removed.
     """
     w = w - rows[-2:].T @ (rows[-2:] @ w)
     before = float(torch.linalg.vector_norm(w, dtype=torch.float64))
@@ -93,11 +102,18 @@ def _settled(matrix: Tensor, rest: float, tolerance: float, wanted: int) -> bool
 
 @public
 def eigenvalues(a: Linear, k: int, seed: int, dtype: torch.dtype, tolerance: float, steps: int) -> Float[Tensor, " k"]:
-    """The k largest eigenvalues of a symmetric A, from below, each as often as it occurs.
+    """The k largest eigenvalues of a symmetric A, with multiplicity, in descending order; each is a lower bound.
 
-    The Krylov space of one start sees one vector of those that share an eigenvalue; the others are orthogonal to it.
-    So a space is grown from one start until k values are settled, their vectors are kept, another is grown from a start
-    orthogonal to these, and so on, until one finds nothing above the k-th.
+    A Krylov space from one start vector holds only one eigenvector of a repeated eigenvalue. So one space is grown
+    until k eigenvalues have converged (residuals below `tolerance` times the largest), their eigenvectors are kept, the
+    next space is grown from a start orthogonal to them, and so on, until a space holds no eigenvalue above the k-th.
+    `steps` products are for the first space and as many for all others; `dtype` is that of the vectors.
+
+    >>> import torch
+    >>> import weightspace as ws
+    >>> a = ws.Operator(4, 4, lambda v: torch.tensor([3.0, 3.0, 2.0, 1.0]) * v)
+    >>> ws.linear.eigenvalues(a, 2, seed=0, dtype=torch.float64, tolerance=1e-6, steps=50).round(decimals=3)
+    tensor([3., 3.], dtype=torch.float64)
     """
     limit, k = min(a.rows, steps), min(k, a.rows)
     found = _Grown.begin(a.rows, min(a.rows, limit + k + limit), dtype)
@@ -116,9 +132,10 @@ def eigenvalues(a: Linear, k: int, seed: int, dtype: torch.dtype, tolerance: flo
 
 @dataclass
 class _Grown:
-    """Orthonormal rows, and A on what they span; `ends`: number of a row -> the size of what A adds to it from outside.
+    """A sum of Krylov spaces: orthonormal rows, A restricted to them, and residual norms.
 
-    Those are the last row of a start, and all rows that were kept.
+    `ends`: number of a row -> the norm of the part of A times this row that lies outside of the space. Those rows are
+    the last one of each start, and all that were kept.
     """
 
     space: Tensor
@@ -128,15 +145,15 @@ class _Grown:
 
     @classmethod
     def begin(cls, n: int, most: int, dtype: torch.dtype) -> _Grown:
-        """Nothing yet; room for `most` rows."""
+        """An empty space with memory for `most` rows."""
         return cls(torch.empty(most, n, dtype=dtype), torch.zeros(most, most, dtype=torch.float64), 0, {})
 
     def values(self, k: int) -> Tensor:
-        """The k largest eigenvalues, the smallest of them first."""
+        """The k largest eigenvalues, in ascending order."""
         return torch.linalg.eigvalsh(self.matrix[: self.size, : self.size])[-k:]
 
     def keep(self, k: int, tolerance: float) -> None:
-        """The vectors of the k largest alone that are settled: beside half a vector nothing is found of its equals."""
+        """Keep only the converged eigenvectors of the k largest eigenvalues: others would hide their multiplicity."""
         values, vectors = torch.linalg.eigh(self.matrix[: self.size, : self.size])
         away = self._away(vectors)
         if float(away.max()) <= _INVARIANT * float(values.abs().max()):
@@ -149,14 +166,11 @@ class _Grown:
         self.ends = dict(enumerate(away[settled].tolist()))
 
     def _away(self, vectors: Tensor) -> Tensor:
-        """|A y - theta y| of Ritz vectors."""
+        """Residual norms |A y - theta y| of Ritz vectors y."""
         return torch.stack([rest * vectors[at] for at, rest in self.ends.items()]).norm(dim=0)
 
     def grow(self, a: Linear, start: Tensor, most: int, k: int, tolerance: float, known: float) -> bool:
-        """Add the Krylov space of a start, until the k largest are settled and nothing above `known` is left in it.
-
-        Whether there was something above.
-        """
+        """Add the Krylov space of a start, until the k largest eigenvalues converge; whether one exceeds `known`."""
         first, (w, rest) = self.size, _orthogonal(start, self.space[: self.size])
         most = min(first + most, len(self.space))
         before = float(torch.linalg.vector_norm(start, dtype=torch.float64))
@@ -176,20 +190,20 @@ class _Grown:
         return first < self.size and self._above(first, known, tolerance)
 
     def _done(self, first: int, k: int, tolerance: float, known: float) -> bool:
-        """Whether the k largest are settled, and those of the last start that could be above are."""
+        """Whether the k largest eigenvalues have converged, and those of the last start that could be among them."""
         if self.size < k:
             return False
         values, vectors = torch.linalg.eigh(self.matrix[: self.size, : self.size])
         away = self._away(vectors[:, -k:])
         if not bool((away <= tolerance * values.abs().max()).all()):
             return False
-        return not first or self._told(first, tolerance, known, float(values.abs().max()))
+        return not first or self._largest_is_known(first, tolerance, known, float(values.abs().max()))
 
-    def _told(self, first: int, tolerance: float, known: float, scale: float) -> bool:
-        """Whether the last start tells the largest value outside of those before: to the tolerance, or its bound.
+    def _largest_is_known(self, first: int, tolerance: float, known: float, scale: float) -> bool:
+        """Whether the largest eigenvalue in the space of the last start has converged, or is bounded by `known`.
 
-        A Krylov space of m steps from a random start is below it by no more than a share of the spectrum's width that
-        Kuczynski and Wozniakowski (1992) bound, but for one start in a thousand.
+        The bound holds with probability 0.999 over random starts (Kuczynski, Wozniakowski, Estimating the largest
+        eigenvalue by the power and Lanczos algorithms with a random start, 1992).
         """
         values, vectors = torch.linalg.eigh(self.matrix[first : self.size, first : self.size])
         steps, rest = len(values), self.ends[self.size - 1]

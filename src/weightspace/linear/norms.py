@@ -1,10 +1,11 @@
-"""Operator norms |W|_2 = max |W x| / |x| of linear maps and convolutions: from below, and from above with a proof.
+"""Spectral norms |W|_2 = max |W x| / |x| of matrices and convolutions: accurate estimates, and proven upper bounds.
 
-From below: the largest singular value of W on span(x, W^T W x, (W^T W)^2 x, ..). From above: mu I - W^T W
-has a Cholesky factor, so that no eigenvalue of W^T W exceeds mu. A convolution is, whatever its padding, stride and
-input size, a part of the convolution on the infinite grid, whose norm is the largest |K(t)|_2 over frequencies t, K the
-kernel's Fourier series; between the points of a grid of n frequencies a dimension, |K(t) v|^2, of degree k - 1 where
-the kernel has k taps, is at most 1 / cos(pi (k - 1) / n) times what it is on the grid.
+The estimate is a lower bound: the largest singular value of W on span(x, W^T W x, (W^T W)^2 x, ..). The upper bound is
+a mu for which mu I - W^T W has a Cholesky factor, so that no eigenvalue of W^T W exceeds mu. A convolution of any
+padding, stride and input size is a part of the convolution on the infinite grid, whose norm is the largest |K(t)|_2
+over frequencies t, with K the Fourier series of the kernel. Between the points of a grid of n frequencies a dimension,
+|K(t) v|^2, a trigonometric polynomial of degree k - 1 for a kernel of k taps, is at most 1 / cos(pi (k - 1) / n) times
+its largest value on the grid.
 Sources: Calculating the singular values and pseudo-inverse of a matrix (Golub, Kahan, 1965); Verification of positive
 definiteness (Rump, 2006); the lemma of M. Riesz (1914) on trigonometric polynomials.
 """
@@ -29,16 +30,24 @@ __all__ = ["convolution_bound", "convolution_norm", "rough_bound", "spectral_bou
 
 
 _MAPS, _STEPS, _PAUSE, _TOLERANCE = 4, 160, 4, 1e-5
-_SMALL = 32  # rows or columns, up to which all singular values are found
+_SMALL = 32  # rows or columns up to which all singular values are computed
 _ABOVE, _TRIES, _POWERS = 1e-3, 60, (8, 120)
-_FINE, _COARSE, _WIDE = 8, 5, 96  # points of the grid for each tap, and from how many channels on fewer
+_FINE, _COARSE, _WIDE = 8, 5, 96  # grid points for each tap, up to _WIDE channels and above
 
 
 @public
 def spectral_norm(matrix: Float[Tensor, "rows columns"], *, tolerance: float = _TOLERANCE, seed: int = 0) -> float:
-    """|W|_2 = sigma_1(W), never too large, too small by about `tolerance` of itself.
+    """The spectral norm |W|_2 = sigma_1(W) of a matrix: a lower bound, accurate to about `tolerance` of itself.
 
-    Cost: some tens of products with a vector. Raises `WeightspaceError` for NaN or infinity.
+    Cost: some tens of matrix-vector products. Raises `WeightspaceError` for NaN or infinity.
+
+    >>> import torch
+    >>> import weightspace as ws
+    >>> round(ws.spectral_norm(torch.tensor([[3.0, 0.0], [0.0, 4.0]])), 4)
+    4.0
+    >>> net, _ = ws.demo.example()
+    >>> 0 < ws.spectral_norm(net.weights["1.weight"]) <= float(net.weights["1.weight"].norm())
+    True
     """
     w = _finite(matrix.detach())
     if min(w.shape) <= _SMALL:
@@ -57,13 +66,20 @@ def convolution_norm(
     seed: int = 0,
     **how: Any,
 ) -> float:
-    """|x -> conv(x, W)|_2 on maps of `size`, never too large; `how`: stride, padding, dilation, groups, as in torch.
+    """The spectral norm of a convolution x -> conv(x, W) on inputs of spatial `size`: an accurate lower bound.
 
-    Raises `WeightspaceError` for NaN or infinity, or a size that does not fit.
+    `how`: stride, padding, dilation, groups, as in torch. Raises `WeightspaceError` for NaN or infinity, or a size that
+    does not fit.
+
+    >>> import torch
+    >>> import weightspace as ws
+    >>> average = torch.full((1, 1, 2, 2), 0.25)
+    >>> ws.linear.convolution_norm(average, (8, 8)) <= 1
+    True
     """
     w, rank = _finite(kernel.detach()), kernel.dim() - 2
     if len(size) != rank or min(size, default=0) < 1:
-        raise WeightspaceError(f"a kernel of shape {tuple(kernel.shape)} takes maps of {rank} sizes, got {size}")
+        raise WeightspaceError(f"a kernel of shape {tuple(kernel.shape)} needs {rank} positive sizes, got {size}")
     convolve: Callable[..., Tensor] = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
     shape = (w.shape[1] * how.get("groups", 1), *size)
     n = math.prod(shape)
@@ -82,9 +98,16 @@ def convolution_norm(
 
 @public
 def spectral_bound(matrix: Float[Tensor, "rows columns"]) -> float:
-    """A number that |W|_2 does not exceed, larger by about a thousandth: mu I - W^T W has a Cholesky factor.
+    """A proven upper bound of the spectral norm |W|_2, larger than it by about a thousandth.
 
-    In float64, with its rounding added. Cost: one product W^T W and one factor of it, cubic in the shorter side.
+    The bound is sqrt(mu) where mu I - W^T W has a Cholesky factor, in float64, with a bound of the rounding added.
+    Cost: one product W^T W and one factorisation of it, cubic in the shorter side.
+
+    >>> import weightspace as ws
+    >>> net, _ = ws.demo.example()
+    >>> w = net.weights["1.weight"]
+    >>> ws.spectral_norm(w) <= ws.spectral_bound(w) <= 1.01 * ws.spectral_norm(w)
+    True
     """
     w = matrix.detach().double()
     guess = spectral_norm(_short(w), tolerance=1e-4)
@@ -93,10 +116,16 @@ def spectral_bound(matrix: Float[Tensor, "rows columns"]) -> float:
 
 @public
 def convolution_bound(kernel: Float[Tensor, "units channels *taps"], groups: int = 1) -> float:
-    """A number that |x -> conv(x, W)|_2 does not exceed for any size, padding, stride or dilation: `convolution_norm`.
+    """A proven upper bound of the spectral norm of a convolution, for any input size, padding, stride and dilation.
 
-    Larger than the norm on infinite maps by 1 to 3 % (8 % above 96 channels). Cost: a Cholesky factor for every
-    frequency of a grid.
+    Larger than the norm on infinite inputs by 1 to 3 % (8 % above 96 channels). Cost: a Cholesky factorisation for
+    every frequency of a grid.
+
+    >>> import torch
+    >>> import weightspace as ws
+    >>> kernel = torch.full((1, 1, 2, 2), 0.25)
+    >>> ws.linear.convolution_norm(kernel, (8, 8)) <= ws.linear.convolution_bound(kernel) <= 1.1
+    True
     """
     w = _finite(kernel.detach()).double()
     parts = w.chunk(groups)
@@ -108,16 +137,23 @@ def convolution_bound(kernel: Float[Tensor, "units channels *taps"], groups: int
 
 
 def _short(w: Tensor) -> Tensor:
-    """In float32, which is enough for a guess, where that can hold it."""
+    """The matrix in float32, which is enough for a first guess, unless it would overflow."""
     short = w.float()
     return short if float(short.abs().max() if w.numel() else 0.0) < 1e30 else w
 
 
 @public
 def rough_bound(kernel: Float[Tensor, "rows columns *taps"], groups: int = 1) -> float:
-    """A number that the norm of |W|, entries without their signs, does not exceed, nor |W|_2: one pass over W.
+    """A cheap upper bound of the spectral norm of a matrix or convolution, from one pass over W.
 
-    sqrt(|W|_1 |W|_inf), of a matrix or a convolution; of a matrix no more than |W|_F.
+    sqrt(|W|_1 |W|_inf), the largest sums of absolute values over columns and over rows; of a matrix at most |W|_F. It
+    bounds the spectral norm of W with all entries made positive too.
+
+    >>> import torch
+    >>> import weightspace as ws
+    >>> w = torch.tensor([[1.0, -1.0], [1.0, 1.0]])
+    >>> ws.spectral_norm(w) <= ws.linear.rough_bound(w)
+    True
     """
     w = kernel.detach().double().abs()
     parts = w.flatten(2).sum(2) if w.dim() > 2 else w
@@ -128,7 +164,7 @@ def rough_bound(kernel: Float[Tensor, "rows columns *taps"], groups: int = 1) ->
 
 
 def _on_grid(kernel: Tensor, grid: list[int]) -> float:
-    """The largest |K(t)|_2 over the grid, from above; where K is real, t and -t have the same."""
+    """An upper bound of the largest |K(t)|_2 over the grid; half of it for a real kernel: t and -t are alike."""
     series = torch.fft.rfftn(kernel, s=grid, dim=tuple(range(2, kernel.dim())))
     matrices = series.flatten(2).movedim(-1, 0)
     wide = matrices.shape[1] < matrices.shape[2]
@@ -139,7 +175,7 @@ def _on_grid(kernel: Tensor, grid: list[int]) -> float:
 
 
 def _powers(matrices: Tensor, steps: int) -> Tensor:
-    """sigma_1 of every matrix, from below, by so many steps of the power method."""
+    """Lower bounds of sigma_1 of every matrix, by a number of steps of the power method."""
     v = _start((matrices.shape[-1], 1), matrices, 0).expand(len(matrices), -1, -1)
     size = v.norm(dim=1, keepdim=True)
     for _ in range(steps):
@@ -149,7 +185,7 @@ def _powers(matrices: Tensor, steps: int) -> Tensor:
 
 
 def _certified(grams: Tensor, guess: float) -> float:
-    """sqrt(mu) for the first mu, from the square of `guess` on, for which mu I - G has a Cholesky factor, for all G."""
+    """sqrt(mu) for the first mu above the square of `guess` for which mu I - G has a Cholesky factor, for all G."""
     n = grams.shape[-1]
     trace = float(grams.diagonal(dim1=-2, dim2=-1).real.sum(-1).max())
     slack = 8 * (n + 2) * torch.finfo(torch.float64).eps * trace
@@ -169,7 +205,7 @@ def _krylov(
     tolerance: float,
     pause: int = 1,
 ) -> float:
-    """sigma_1 on a growing Krylov space, until `pause` steps add less than `tolerance` of it, or the space is all."""
+    """sigma_1 on a growing Krylov space, until `pause` steps add less than `tolerance` of it, or nothing is left."""
     basis, images = torch.linalg.qr(start)[0], []
     block, seen = basis, 0.0
     for k in range(1, _STEPS + 1):
@@ -184,7 +220,7 @@ def _krylov(
 
 
 def _outside(basis: Tensor, new: Tensor) -> Tensor:
-    """An orthonormal basis of what the columns of `new` add to the span of `basis`; none where that is rounding."""
+    """An orthonormal basis of what the columns of `new` add to the span of `basis`, rounding left out."""
     sizes = new.norm(dim=0)
     least = len(basis) ** 0.5 * torch.finfo(new.dtype).eps * float(sizes.max())
     for _ in range(2):
@@ -206,5 +242,5 @@ def _start(shape: tuple[int, int], like: Tensor, seed: int) -> Tensor:
 
 def _finite(w: Tensor) -> Tensor:
     if not bool(w.sum().isfinite() or w.isfinite().all()):
-        raise WeightspaceError("NaN or infinity in a weight; a network of finite weights has norms")
+        raise WeightspaceError("NaN or infinity in a weight; give weights from before training diverged")
     return w if w.dtype in (torch.float32, torch.float64) else w.float()

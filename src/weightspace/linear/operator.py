@@ -1,6 +1,6 @@
-"""Linear maps known by their action: the Jacobian of a network on data, its Gram operators, and what one asks of them.
+"""Operators: linear maps given by their matrix-vector products, such as the Jacobian of a network on data.
 
-A vector of weight space is `weights.flat()`; a vector of outputs has one row for every output of every example.
+A vector of weight space is `weights.flat()`; a vector of outputs has one entry for every output of every example.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from weightspace.linear import determinants, krylov, traces
-from weightspace.linear.estimate import Bracket, Cost, Estimate, OperatorError
+from weightspace.linear.estimate import Bracket, Estimate, OperatorError
+from weightspace.net.cost import Cost
 from weightspace.net.public import public
 
 if TYPE_CHECKING:
@@ -23,15 +24,22 @@ __all__ = ["Operator", "cgls"]
 
 Action = Callable[[Tensor], Tensor]
 
-_LARGEST_DENSE = 1 << 26
+_LARGEST_DENSE = 1 << 26  # entries of a matrix that is written out
 
 
 @public
 class Operator:
-    """A linear map R^columns -> R^rows: v -> A v and u -> A^T u, and no matrix.
+    """A linear map R^columns -> R^rows given by its products v -> A v and u -> A^T u, without its matrix.
 
-    `A @ v`, `A @ B`, `A.T`, `A + B` and `2.0 * A` are operators or vectors again. A symmetric one says so and is its
-    own transpose. Actions take and give vectors; `matmat` goes column by column.
+    `A @ v` is a vector; `A @ B`, `A.T`, `A + B` and `2.0 * A` are operators. A symmetric operator is its own transpose.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> a = ws.gauss_newton(net, task.take(2))
+    >>> a.shape, a.symmetric, (a @ net.weights.flat()).shape
+    ((1210, 1210), True, torch.Size([1210]))
+    >>> a.trace(probes=30).products
+    30
     """
 
     __slots__ = ("_action", "_adjoint", "_exact", "_matmat", "columns", "rows", "symmetric")
@@ -46,7 +54,10 @@ class Operator:
         matmat: Action | None = None,
         exact: Callable[[], Tensor] | None = None,
     ) -> None:
-        """`adjoint` is v -> A^T v; without it the operator is symmetric. `matmat` is V -> A V; `exact` gives diag A."""
+        """`action` is v -> A v, `adjoint` u -> A^T u; without an adjoint the operator is symmetric.
+
+        `matmat` is V -> A V for a matrix of columns, by default column by column; `exact` returns diag A.
+        """
         if adjoint is None and rows != columns:
             raise OperatorError(f"an operator of {rows} rows and {columns} columns is not symmetric; give its adjoint")
         self.rows, self.columns, self.symmetric = rows, columns, adjoint is None
@@ -72,7 +83,7 @@ class Operator:
         return self._action(vector)
 
     def matmat(self, matrix: Float[Tensor, "columns k"]) -> Float[Tensor, "rows k"]:
-        """A V, a column at a time where the operator knows no better. Raises `OperatorError` for another size."""
+        """A V for a matrix V. Raises `OperatorError` for another number of rows."""
         if matrix.shape[0] != self.columns:
             raise OperatorError(f"expected columns of {self.columns} numbers, got shape {tuple(matrix.shape)}")
         if self._matmat is not None and matrix.shape[1]:
@@ -113,26 +124,27 @@ class Operator:
         return Operator(*self.shape, scaled, adjoint, matmat=scaled, exact=exact)
 
     def gram(self) -> Operator:
-        """A^T A."""
+        """The symmetric operator A^T A."""
         return Operator(self.columns, self.columns, lambda v: self.T @ (self @ v))
 
     def dense(self, dtype: torch.dtype = torch.float64) -> Float[Tensor, "rows columns"]:
-        """The matrix. Raises `OperatorError` for one that is not small."""
+        """The matrix of the operator. Raises `OperatorError` above 2^26 entries."""
         if self.rows * self.columns > _LARGEST_DENSE:
-            raise OperatorError(f"{self.rows} x {self.columns} is too large to be written out")
+            raise OperatorError(f"a matrix of {self.rows} x {self.columns} is too large; use products, as A @ v")
         return self.matmat(torch.eye(self.columns, dtype=dtype))
 
     @public(renamed={"samples": "probes"})
-    def trace(self, probes: int = 32, seed: int = 0, method: str = "hutch++") -> Estimate:
-        """tr A from so many products: "hutchinson", "hutch++" or "xtrace", as `estimators.trace` tells."""
+    def trace(self, probes: int = 32, seed: int = 0, method: traces.Method = "hutch++") -> Estimate:
+        """The trace of A, estimated from `probes` matrix-vector products: see `linear.trace` for the methods."""
         self._square()
         return traces.trace(self, method, probes, seed)
 
     @public(renamed={"samples": "probes"})
     def diagonal(self, probes: int | None = None, seed: int = 0) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-        """diag A and the standard error of every entry: zero where A knows it and no number of `probes` is asked for.
+        """The diagonal of A, and the standard error of every entry.
 
-        Else E z * A z over signs z, of 32 probes.
+        Without `probes`, and where the operator has an exact diagonal, that one, with errors 0. Else the mean of
+        z * (A z) over `probes` (32) random sign vectors z.
         """
         self._square()
         if probes is None and self._exact is not None:
@@ -141,9 +153,9 @@ class Operator:
         return traces.diagonal(self, 32 if probes is None else probes, seed)
 
     def exact_diagonal(self) -> Float[Tensor, " n"]:
-        """diag A. Raises `OperatorError` where A does not know it."""
+        """The diagonal of A. Raises `OperatorError` for an operator that was made without `exact`."""
         if self._exact is None:
-            raise OperatorError("this operator does not know its diagonal; estimate it with diagonal(probes)")
+            raise OperatorError("this operator has no exact diagonal; estimate it with diagonal(probes)")
         return self._exact()
 
     def eigenvalues(
@@ -155,11 +167,11 @@ class Operator:
         tolerance: float = 1e-6,
         steps: int | None = None,
     ) -> Float[Tensor, " k"]:
-        """The k largest eigenvalues of a symmetric A: Lanczos, until their residuals are `tolerance` times the largest.
+        """The k largest eigenvalues of a symmetric A, in descending order: Lanczos, to a relative `tolerance`.
 
-        Each is listed as often as it occurs: other starts are tried until one finds no more. `steps` (10 k + 100)
-        products are for the first start and as many for the others, in `dtype`; where they do not suffice, values are
-        too small, and those of a repeated one may be missing.
+        Repeated eigenvalues are listed as often as they occur: new start vectors are tried until one finds no more.
+        `steps` (10 k + 100) products are for the first start and as many for all others, in `dtype`; where these are
+        too few, the values are lower bounds, and repeated ones may be missing.
         """
         n = self._symmetric()
         return krylov.eigenvalues(self, k, seed, dtype, tolerance, min(n, steps or 10 * k + 100))
@@ -168,9 +180,9 @@ class Operator:
     def logdet(
         self, scale: float = 1.0, probes: int = 6, steps: int = 30, seed: int = 0, *, rank: int | None = None
     ) -> Estimate:
-        """log det(I + A / scale) of a positive semidefinite A: Lanczos quadrature behind a Nystrom preconditioner.
+        """log det(I + A / scale) of a positive semidefinite A, by Lanczos quadrature with a Nystrom preconditioner.
 
-        Of `rank` min(256, n / 4); where n products would be no more, exact. As `estimators.logdet` tells.
+        The preconditioner has `rank` min(256, n / 4); exact where n products cost no more. See `linear.logdet`.
         """
         self._symmetric()
         return determinants.logdet(self, scale, rank, probes, steps, seed)[0]
@@ -186,21 +198,25 @@ class Operator:
         *,
         rank: int | None = None,
     ) -> Bracket:
-        """`logdet` between its bounds: nystrom <= exact <= blocks <= diagonal, checked.
+        """`logdet` with its bounds, nystrom <= exact <= blocks <= diagonal, checked against each other.
 
-        `parts`: A's diagonal blocks, of those too large their diagonals; `curvature.blocks` gives both.
+        `parts`: A's diagonal blocks, or the diagonals of blocks that are too large; `curvature.blocks` gives both.
         """
         n = self._symmetric()
         estimate, part = determinants.logdet(self, scale, rank, probes, steps, seed)
         part = part or determinants.nystrom(self, max(1, min(256, n // 4)), seed)
         return determinants.bracket(estimate, part.logdet(scale), parts, scale)
 
-    def cost(self, what: str, **how: Any) -> Cost:
-        """Products and bytes of an estimate before it is made: `estimators.cost`."""
+    def cost(self, what: determinants.What, **how: Any) -> Cost:
+        """The products and bytes that an estimate takes, before it is made: see `linear.cost`."""
         return determinants.cost(what, self.rows, **how)
 
     def solve(self, vector: Tensor, shift: float = 0.0, tolerance: float = 1e-6, steps: int = 200) -> Tensor:
-        """x with (A + shift) x = v for a positive semidefinite A, by conjugate gradients."""
+        """The solution x of (A + shift I) x = v for a positive semidefinite A, by conjugate gradients.
+
+        At most `steps` products, until the residual is below `tolerance` |v|. Raises `OperatorError` where A + shift I
+        turns out not to be positive definite.
+        """
         self._symmetric()
         x, r = torch.zeros_like(vector), vector.clone()
         p, size = r.clone(), float(r @ r)
@@ -211,7 +227,7 @@ class Operator:
             q = self @ p + shift * p
             curvature = float(p @ q)
             if not curvature > 0:
-                raise OperatorError(f"conjugate gradients met curvature {curvature:.1e}; the operator is not positive")
+                raise OperatorError(f"v^T A v is {curvature:.1e} for some v; the operator is not positive definite")
             x, r = x + size / curvature * p, r - size / curvature * q
             size, before = float(r @ r), size
             p = r + size / before * p
@@ -219,12 +235,12 @@ class Operator:
 
     def _square(self) -> int:
         if self.rows != self.columns:
-            raise OperatorError(f"{self.rows} rows and {self.columns} columns: only a square operator has this")
+            raise OperatorError(f"{self.rows} rows and {self.columns} columns; give a square one, such as A.gram()")
         return self.rows
 
     def _symmetric(self) -> int:
         if not self.symmetric:
-            raise OperatorError("this needs a symmetric operator; take A.gram()")
+            raise OperatorError("this needs a symmetric operator; give A.gram(), or an operator without adjoint")
         return self.rows
 
 
@@ -232,7 +248,19 @@ class Operator:
 def cgls(
     operator: Operator, target: Tensor, shift: float = 0.0, steps: int = 20, tolerance: float = 1e-6
 ) -> Float[Tensor, " columns"]:
-    """argmin |A x - b|^2 + shift |x|^2 by conjugate gradients on the normal equations; the least norm for shift 0."""
+    """The least-squares solution argmin_x |A x - b|^2 + shift |x|^2, by conjugate gradients on the normal equations.
+
+    For shift 0, the solution of least norm. At most `steps` iterations, until the residual of the normal equations has
+    fallen by `tolerance`.
+
+    >>> import torch
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> jacobian = ws.jacobian(net, task.take(2))
+    >>> x = ws.linear.cgls(jacobian, torch.ones(jacobian.rows), steps=60)
+    >>> bool((jacobian @ x - 1).norm() < 0.1)  # 20 outputs, 1210 weights: solved
+    True
+    """
     r, s = target, operator.T @ target
     x, p = torch.zeros_like(s), s
     size = first = float(s @ s)

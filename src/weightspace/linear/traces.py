@@ -1,9 +1,10 @@
-"""Traces and diagonals of a matrix from products alone."""
+"""Traces and diagonals of a matrix, estimated from matrix-vector products."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,27 +18,33 @@ if TYPE_CHECKING:
 __all__ = ["diagonal", "trace"]
 
 
-TRACES = ("hutch++", "xtrace", "hutchinson")
+Method: TypeAlias = Literal["hutch++", "xtrace", "hutchinson"]
 
 
 # ------------------------------------------------------------------ traces
 
 
 @public
-def trace(a: Linear, method: str, products: int, seed: int) -> Estimate:
-    """tr A from so many products: "hutchinson", "hutch++" or "xtrace".
+def trace(a: Linear, method: Method, products: int, seed: int) -> Estimate:
+    """The trace of A, estimated from a number of matrix-vector products by a stochastic method.
 
-    Hutchinson: the mean of z^T A z over signs z. Hutch++: exact on the range of A S, S a third of the products wide,
-    and Hutchinson outside of it. XTrace: the same with half, every column of S taking its turn at being the sample.
-    The standard error of XTrace takes its terms as independent, which they are nearly. Raises `OperatorError` for an
-    unknown method, too few products, NaN or infinity.
+    "hutchinson": the mean of z^T A z over random sign vectors z. "hutch++": exact on the range of A S, where S has a
+    third as many columns as there are products, and Hutchinson on its complement. "xtrace": the same with half as many,
+    each column of S in turn being the sample; its standard error takes its terms as independent, which they nearly are.
+    Raises `OperatorError` for too few products, NaN or infinity.
+    Sources: Meyer, Musco, Musco, Woodruff, Hutch++: optimal stochastic trace estimation, 2021; Epperly, Tropp, Webber,
+    XTrace: making the most of every sample in stochastic trace estimation, 2024.
+
+    >>> import torch
+    >>> import weightspace as ws
+    >>> a = ws.Operator(4, 4, lambda v: torch.tensor([1.0, 2.0, 3.0, 4.0]) * v)
+    >>> ws.linear.trace(a, "hutchinson", products=5, seed=0)  # exact for a diagonal matrix
+    Estimate(value=10.0, error=0.0, products=5)
     """
-    if method not in TRACES:
-        raise OperatorError(f"unknown method {method!r}; choose {', '.join(TRACES)}")
-    least = {"hutchinson": 1, "hutch++": 3, "xtrace": 4}[method]
+    least, estimate = _METHODS[method]
     if products < least:
         raise OperatorError(f"{method} needs {least} products or more, got {products}")
-    return {"hutchinson": _hutchinson, "hutch++": _hutchpp, "xtrace": _xtrace}[method](a, products, seed)
+    return estimate(a, products, seed)
 
 
 def _hutchinson(a: Linear, products: int, seed: int) -> Estimate:
@@ -79,8 +86,15 @@ def _xtrace(a: Linear, products: int, seed: int) -> Estimate:
     return estimated(draws, k + r)
 
 
+_METHODS: dict[Method, tuple[int, Callable[[Linear, int, int], Estimate]]] = {  # with the fewest products
+    "hutchinson": (1, _hutchinson),
+    "hutch++": (3, _hutchpp),
+    "xtrace": (4, _xtrace),
+}
+
+
 def _left_out(c: Tensor, i: int) -> Tensor:
-    """The unit vector orthogonal to all columns but the i-th; zero where those span everything."""
+    """The unit vector orthogonal to all columns but the i-th; zero where these columns span the whole space."""
     rest = torch.cat([c[:, :i], c[:, i + 1 :]], 1)
     if not len(c):
         return c.new_zeros(0)
@@ -90,7 +104,7 @@ def _left_out(c: Tensor, i: int) -> Tensor:
 
 
 def _range(y: Tensor) -> Tensor:
-    """An orthonormal basis of what the columns span, as far as it is more than rounding."""
+    """An orthonormal basis of the span of the columns, directions at the level of rounding left out."""
     q, r = torch.linalg.qr(y)
     u, s, _ = torch.linalg.svd(r)
     return q @ u[:, s > 1e-10 * s.max()] if float(s.max()) else q[:, :0]
@@ -98,7 +112,16 @@ def _range(y: Tensor) -> Tensor:
 
 @public(renamed={"samples": "probes"})
 def diagonal(a: Linear, probes: int, seed: int) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """diag A = E z * A z over signs z, and the standard error of every entry."""
+    """The diagonal of A, estimated as the mean of z * (A z) over random sign vectors z, and its standard errors.
+
+    The standard errors are infinite for one probe.
+
+    >>> import torch
+    >>> import weightspace as ws
+    >>> a = ws.Operator(3, 3, lambda v: torch.tensor([1.0, 2.0, 3.0]) * v)
+    >>> ws.linear.diagonal(a, probes=4, seed=0)[0]
+    tensor([1., 2., 3.], dtype=torch.float64)
+    """
     total, square = torch.zeros(a.rows, dtype=torch.float64), torch.zeros(a.rows, dtype=torch.float64)
     for z in signs(a.rows, probes, seed):
         draw = z * times(a, z)
@@ -111,7 +134,8 @@ def diagonal(a: Linear, probes: int, seed: int) -> tuple[Float[Tensor, " n"], Fl
 
 
 def nonnegative(least: float, allowed: float) -> None:
+    """Raise `OperatorError` for a least eigenvalue that is negative by more than rounding."""
     if least < -allowed:
         raise OperatorError(
-            f"the operator has a curvature of {least:.1e}; a log-determinant needs one that is positive"
+            f"the operator has an eigenvalue of {least:.1e}; a log-determinant needs one that is positive"
         )

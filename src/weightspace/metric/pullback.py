@@ -28,7 +28,8 @@ from weightspace.curvature.tangent_kernel import KernelError, kernel
 from weightspace.linear.krylov import lanczos
 from weightspace.linear.operator import Operator, cgls
 from weightspace.metric.per_layer import layer_modes
-from weightspace.metric.steps import Cost, Modes, Step, Tradeoff, largest_shift, ratio, secular
+from weightspace.metric.steps import Modes, Step, Tradeoff, largest_shift, ratio, secular
+from weightspace.net.cost import Cost
 from weightspace.net.errors import SymmetryError, WeightspaceError
 from weightspace.net.net import Net, loose
 from weightspace.net.public import public
@@ -164,11 +165,16 @@ class Pullback:
             fits = rows <= _DUAL_ROWS and self.mask is None
             solver = "layer" if n > _LARGE else "dual" if fits else "gltr"
         if solver == "dual":
-            return Cost(solver, rows, 1 + outputs, 16 * rows**2)
+            return Cost(solver=solver, rows=rows, passes=1 + outputs, bytes=16 * rows**2)
         if solver == "gltr":
-            return Cost(solver, rows, 4 * self.steps, wide * n * (self.steps + 4))
+            return Cost(solver=solver, rows=rows, passes=4 * self.steps, bytes=wide * n * (self.steps + 4))
         columns = [w[0].numel() + 1 for w in net.weights.values() if w.dim() > 1]
-        return Cost(solver, rows, 1 if solver == "layer" else 1 + outputs, 16 * sum(c**2 for c in columns))
+        return Cost(
+            solver=solver,
+            rows=rows,
+            passes=1 if solver == "layer" else 1 + outputs,
+            bytes=16 * sum(c**2 for c in columns),
+        )
 
     # -------------------------------------------------------------- gradients seen through it
 

@@ -20,7 +20,7 @@ from weightspace.net.weights import Weights
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["Cost", "Modes", "Step", "Tradeoff", "largest_shift", "ratio", "secular"]
+__all__ = ["Modes", "Step", "Tradeoff", "largest_shift", "ratio", "secular"]
 
 
 @dataclass(frozen=True)
@@ -77,16 +77,6 @@ class Step:
     progress: float
     shift: float
     guarantee: str
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Before a factorisation: who does it, outputs held, passes over the examples (forward or back), bytes."""
-
-    solver: str
-    rows: int
-    passes: int
-    bytes: int
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A network is a point, a difference of networks is a vector."""
+"""Networks and weight vectors: a network is a point of weight space, a difference of networks is a vector."""
 
 from weightspace.contents import handed_on
 
@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = handed_on(
     __name__,
     {
         "errors": ["ArchitectureMismatch", "InputError", "WeightspaceError"],
+        "cost": ["Cost"],
         "net": ["checked", "loose", "math_attention", "Net", "unfrozen"],
         "weights": ["finite", "squared_distance", "Weights", "wide"],
         "names": ["prefixes"],

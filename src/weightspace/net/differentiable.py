@@ -1,9 +1,9 @@
-"""A network called so that what torch derives from the call is right.
+"""Calls of a network whose derivatives of every order are right.
 
-torch gives four things that a derivative cannot be built on, and each is written here in another way, of the same
-value: a weight norm (its second derivative is wrong), an embedding with a padding row, a largest norm or gradients
-scaled by frequency (it moves forward and not back, or is written into while it is read), distances and bags of
-embeddings (one derivative only), and activation checkpoints, which run the module again after its weights are gone.
+Four operations of torch have wrong or missing derivatives, and are replaced here by others of the same value: weight
+norm (its second derivative is wrong), embeddings with a padding row, a largest norm or gradients scaled by frequency
+(forward and reverse mode disagree, or the weight is written into while it is read), pairwise distances and bags of
+embeddings (first derivatives only), and activation checkpoints, which run the module again after its weights are gone.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ def called(
     *,
     always: bool = True,
 ) -> Any:
-    """f(w, x) with a graph that holds all that its derivatives need.
+    """The output f(w, x) of a module at the weights `tensors`, with a graph whose derivatives are right.
 
-    Without `always`, operations are looked at only where a module of the architecture asks for it.
+    Without `always`, operations are replaced only where a module of the architecture needs it.
     """
     special, hooked = _known(architecture)
     with _plain_checkpoints(), _Rewritten() if always or special else contextlib.nullcontext():
         try:
             return functional_call(architecture, dict(tensors), args, dict(kwargs))
         finally:
-            for child, name in hooked:  # or the architecture would keep the graph
+            for child, name in hooked:  # otherwise the architecture would keep the graph in memory
                 setattr(child, name, getattr(child, name).detach().to("meta"))
 
 
 def _known(architecture: nn.Module) -> tuple[bool, _Hooked]:
-    """Whether a module asks for another way of writing, and which attributes hooks write."""
+    """Whether a module needs operations to be replaced, and the attributes that hooks compute."""
     if architecture not in _seen:
         modules = list(architecture.modules())
         hooked = [(child, name) for child in modules for name in computed(child)]
@@ -64,7 +64,7 @@ def _known(architecture: nn.Module) -> tuple[bool, _Hooked]:
 
 
 def computed(child: nn.Module) -> dict[str, Tensor]:
-    """Attributes that a hook of torch computes at every call from parameters, such as a pruned or normed weight."""
+    """The attributes that a hook of torch computes from parameters at every call, such as a pruned or normed weight."""
     return {
         name: value
         for name, value in vars(child).items()
@@ -73,7 +73,7 @@ def computed(child: nn.Module) -> dict[str, Tensor]:
 
 
 def told(error: BaseException) -> str:
-    """What torch says of a derivative that it does not have, the name of the operation first."""
+    """Torch's error message about a missing derivative, the name of the operation first."""
     line = next((text.strip() for text in str(error).splitlines() if text.strip()), type(error).__name__)
     found = re.search(r"(?:forward AD with|derivative for|backward through|differentiated by) '?([\w:.]+)", line)
     name = found[1].removeprefix("aten::").rstrip(".") if found else ""
@@ -81,7 +81,7 @@ def told(error: BaseException) -> str:
 
 
 def custom_functions(output: Tensor) -> list[str]:
-    """Operations in the graph of `output` whose derivative somebody wrote in Python."""
+    """The names of the `torch.autograd.Function` classes in the graph of `output`: derivatives written in Python."""
     seen: set[Any] = set()
     todo: list[Any] = [output.grad_fn]
     found: list[str] = []
@@ -98,7 +98,7 @@ def custom_functions(output: Tensor) -> list[str]:
 
 @dataclass(frozen=True)
 class SpectralNorm:
-    """A weight that is divided by <left, W right>: names of all three, and how the weight becomes a matrix."""
+    """A weight with spectral norm, W / <left, W right>: the names of the three tensors, and the weight as a matrix."""
 
     weight: str
     left: str
@@ -111,7 +111,7 @@ _norms: WeakKeyDictionary[nn.Module, tuple[SpectralNorm, ...]] = WeakKeyDictiona
 
 
 def spectral_norms(architecture: nn.Module) -> tuple[SpectralNorm, ...]:
-    """Those of torch, parametrisations and the older hooks."""
+    """The weights with torch's spectral norm, whether by parametrisation or by the older hooks."""
     if architecture not in _norms:
         _norms[architecture] = tuple(_spectral_norms(architecture))
     return _norms[architecture]
@@ -142,7 +142,7 @@ _original: dict[str, Any] = {}
 
 
 class _Plainly:
-    """Stands for the function that would run its part of the module twice."""
+    """Replaces `CheckpointFunction`, which would run its part of the module twice."""
 
     @staticmethod
     def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
@@ -150,13 +150,13 @@ class _Plainly:
 
 
 def _twice(*args: Any, **kwargs: Any) -> Iterator[None]:
-    """A checkpoint opens, and closes."""
+    """Replaces the generator of a checkpoint: nothing before the call, nothing after it."""
     yield
 
 
 @contextlib.contextmanager
 def _plain_checkpoints() -> Iterator[None]:
-    """Activation checkpoints keep what they compute: the values are the same."""
+    """A context in which activation checkpoints keep their activations instead of recomputing them."""
     global _inside
     module = torch.utils.checkpoint
     with _lock:
@@ -175,11 +175,11 @@ def _plain_checkpoints() -> Iterator[None]:
                     setattr(module, name, _original.pop(name))
 
 
-# ------------------------------------------------------------------ operations written in another way
+# ------------------------------------------------------------------ operations that are replaced
 
 
 class _Rewritten(TorchFunctionMode):
-    """Calls of the operations in `_WRITTEN` give the same values by other means."""
+    """A mode in which the operations in `_WRITTEN` are replaced by others of the same value."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -1,4 +1,4 @@
-"""Mistakes that a user can make and mend, each with what was wrong, what was seen and what to do."""
+"""Errors that a user can cause and fix; their messages say what was wrong, what was seen and what to do."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ __all__ = ["ArchitectureMismatch", "CallError", "InputError", "SymmetryError", "
 
 
 class WeightspaceError(ValueError):
-    """A mistake that a user can make and mend: says what was wrong, what was seen and what to do."""
+    """An error that a user can fix: the message says what was wrong, what was seen and what to do."""
 
 
 class CallError(WeightspaceError, TypeError):
-    """A call with arguments of another type, number or name than the function takes."""
+    """A call with arguments of a type, number or name that the function does not take."""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, in 200 letters."""
+    """The first line of an error's message, cut to 200 characters."""
     text = next((text for text in str(error).splitlines() if text.strip()), type(error).__name__)
     return text.strip()[:200]
 
@@ -24,8 +24,8 @@ class ArchitectureMismatch(WeightspaceError):
 
 
 class InputError(WeightspaceError, RuntimeError):
-    """Inputs that a network does not take: of another shape, type or number."""
+    """Inputs of a shape, type or number that a network does not take."""
 
 
 class SymmetryError(WeightspaceError):
-    """A module whose symmetry cannot be read, or a move that would change the function."""
+    """A module whose symmetry group cannot be determined, or a transformation that would change its function."""

@@ -1,4 +1,4 @@
-"""Inputs of a network, however nested: tuples, lists, dictionaries of tensors, and calls made of them."""
+"""Nested inputs of a network: tuples, lists and dictionaries of tensors, as arguments of a call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ __all__ = ["carried"]
 
 
 def carried(x: Any, net: Net) -> Any:
-    """A copy of inputs on the device of a net, floating-point ones in its dtype: a network may write into its input."""
+    """A copy of inputs on the device of a net, floating-point tensors in its dtype.
+
+    A copy, since a network may write into its input.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> ws.task.carried(task.example(3), net.double()).dtype
+    torch.float64
+    """
     device, dtype = net.device, net.dtype
 
     def move(t: Any) -> Any:
@@ -24,7 +32,7 @@ def carried(x: Any, net: Net) -> Any:
 
 
 def each(function: Callable[..., Any], x: Any, *others: Any) -> Any:
-    """`function` on every tensor of nested dicts and tuples."""
+    """Nested dicts and tuples with `function` applied to every tensor."""
     if isinstance(x, Mapping):
         return {key: each(function, part, *(other[key] for other in others)) for key, part in x.items()}
     if isinstance(x, (tuple, list)):
@@ -33,24 +41,24 @@ def each(function: Callable[..., Any], x: Any, *others: Any) -> Any:
 
 
 def leaves(x: Any) -> list[Tensor]:
-    """The tensors of nested dicts and tuples."""
+    """The tensors in nested dicts and tuples, as a list."""
     found: list[Tensor] = []
     each(found.append, x)
     return found
 
 
 def shape(x: Tensor) -> tuple[int, ...]:
-    """The shape as plain numbers."""
+    """The shape of a tensor as a tuple of int."""
     return tuple(x.shape)
 
 
 def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """An example as positional and keyword arguments of the module."""
+    """An example as positional and keyword arguments for a call of the module."""
     if isinstance(example, Mapping):
         return (), dict(example)
     return (example if isinstance(example, tuple) else (example,)), {}
 
 
 def input_tensors(example: Any) -> list[Tensor]:
-    """The tensors among the arguments, nested ones too, in order: what a graph is run on."""
+    """The tensors in an example, nested ones too, in the order in which an exported graph takes them."""
     return [t for t in pytree.tree_leaves(arguments(example)) if isinstance(t, Tensor)]

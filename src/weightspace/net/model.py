@@ -1,4 +1,4 @@
-"""A model: an architecture before it stands at any point, and networks of it drawn from a seed."""
+"""Models: architectures without weights, from which networks with random initial weights are drawn."""
 
 from __future__ import annotations
 
@@ -20,15 +20,22 @@ Model: TypeAlias = Net | nn.Module | Callable[[], nn.Module | Net]
 
 
 class ModelError(WeightspaceError):
-    """An architecture that does not say how its weights are drawn."""
+    """An architecture whose weights cannot be initialised at random."""
 
 
 @public
 def fresh(model: Model, seed: int) -> Net:
-    """A network of the model, its weights drawn from `seed` as its layers draw them; torch's generators are kept.
+    """A network with random initial weights drawn from `seed`; the state of torch's global generator is kept.
 
-    `model`: a function without arguments that makes a module; or a module or network, all of whose weights are drawn
-    anew by the `reset_parameters()` of its parts. Raises `ModelError` where a weight is left that no part draws.
+    `model`: a function without arguments that makes a module; or a module or network, whose layers are initialised
+    anew by their `reset_parameters()`. Raises `ModelError` for a weight that no layer initialises.
+
+    >>> import weightspace as ws
+    >>> net, _ = ws.demo.example()
+    >>> ws.fresh(net, seed=5)
+    Net(Sequential, 1,210 weights, torch.float32)
+    >>> float((ws.fresh(net, seed=5) - ws.fresh(net, seed=5)).norm())
+    0.0
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -46,6 +53,7 @@ def fresh(model: Model, seed: int) -> Net:
 
 @torch.no_grad()
 def _drawn(module: nn.Module) -> nn.Module:
+    """The module, all its parameters initialised anew in place."""
     for parameter in module.parameters():
         parameter.fill_(math.nan if parameter.is_floating_point() else 0)
     for part in module.modules():

@@ -1,4 +1,4 @@
-"""Which tensor of a checkpoint belongs to which tensor of a network: names, prefixes, tied and missing ones."""
+"""Matching the tensor names of a checkpoint with those of a network: prefixes, tied and missing tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["prefixes"]
 
 
 def _aliases(module: nn.Module) -> dict[str, str]:
-    """Every name of every tensor -> the first name of that tensor."""
+    """Every name of every parameter and buffer -> the first name of the same tensor (tied tensors have several)."""
     first: dict[int, str] = {}
     names = {}
     pairs = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
@@ -25,7 +25,10 @@ def _aliases(module: nn.Module) -> dict[str, str]:
 
 
 def pick(architecture: nn.Module, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """A network's own names -> the names under which `tensors` holds them; counters that it lacks are left out."""
+    """A network's tensor names -> their names in `tensors`; missing counters of BatchNorm's batches are left out.
+
+    Raises `ArchitectureMismatch` for tensors that do not fit the network.
+    """
     aliases = _aliases(architecture)
     wanted = {name: tensor.shape for name, tensor in own.items()}
     forms = forms_of(tensors)
@@ -47,13 +50,13 @@ def pick(architecture: nn.Module, own: Mapping[str, Tensor], tensors: Mapping[st
             left = [name for name in given if not name.startswith(under[0])]
             raise ArchitectureMismatch(
                 f"the tensors of this architecture are there under {', '.join(map(repr, under))}, "
-                f"beside {', '.join(left[:3])}; choose them, as checkpoint.read(path, weights={under[0][:-1]!r})"
+                f"beside {', '.join(left[:3])}; take these alone by checkpoint.read(path, weights={under[0][:-1]!r})"
             )
         raise ArchitectureMismatch(difference(wanted, {aliases.get(n, n): shape for n, shape in given.items()}))
     shapes = {owner: given[name] for owner, name in found.items()}
     for owner, name in found.items():
         if own[owner].is_floating_point() and not forms[name][1].is_floating_point:
-            raise ArchitectureMismatch(f"{name} holds {forms[name][1]}; give the weights in floating-point numbers")
+            raise ArchitectureMismatch(f"{name} holds {forms[name][1]}; give weights of a floating-point dtype")
     if any(shapes[owner] != wanted[owner] for owner in shapes):
         raise ArchitectureMismatch(difference({o: wanted[o] for o in shapes}, shapes))
     for name in given:
@@ -68,7 +71,15 @@ def pick(architecture: nn.Module, own: Mapping[str, Tensor], tensors: Mapping[st
 
 @public
 def prefixes(architecture: nn.Module, own: Mapping[str, Tensor], names: Iterable[str]) -> list[str]:
-    """Under which prefixes a file that holds these names holds every tensor of the network: "", "model.", both."""
+    """The prefixes under which tensor names hold a whole network, such as "" or "model.", in alphabetical order.
+
+    `architecture`: the module; `own`: its tensors, by name; `names`: those of a file.
+
+    >>> import weightspace as ws
+    >>> net, _ = ws.demo.example()
+    >>> ws.net.prefixes(net.architecture, net.tensors, ["ema." + name for name in net.tensors])
+    ['ema.']
+    """
     given, aliases = {*names}, _aliases(architecture)
     called: dict[str, list[str]] = {name: [] for name in own if not name.endswith("num_batches_tracked")}
     for name, owner in aliases.items():
@@ -80,7 +91,7 @@ def prefixes(architecture: nn.Module, own: Mapping[str, Tensor], names: Iterable
 
 
 def _equal(one: Form, other: Form, tensors: Mapping[str, Tensor], name: str, kept: str) -> bool:
-    """Whether two tensors hold the same numbers, NaN in the same places; on the meta device, whether they could."""
+    """Whether two tensors hold the same numbers, NaN in the same places; on the meta device, the same shape."""
     if one[0] != other[0] or "meta" in (one[2].type, other[2].type):
         return one[0] == other[0]
     a, b = tensors[name].detach(), tensors[kept].detach()

@@ -1,6 +1,6 @@
-"""A network is a point, a difference of networks is a vector.
+"""Networks: an architecture with its weights, as a point of weight space.
 
-An architecture fixes one map f : W x X -> Y. A `Net` is f standing at a point w of W; `Weights` is a vector of W.
+An architecture fixes one map f : W x X -> Y. A `Net` is f at a point w of W; `Weights` is a vector of W.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import contextlib
 import copy
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -31,12 +31,21 @@ _frozen: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()
 
 @public(grad=False)
 class Net:
-    """f(w, .): an architecture standing at a point w of weight space.
+    """A network f(w, .): an architecture with its weights, a point w of weight space. Made by `Net.of(module)`.
 
-    `architecture` is a module in evaluation mode whose own tensors are on the meta device, so a Net costs its
-    `weights` (parameters) and `state` (persistent buffers) and no more. `net(x)` evaluates f(w, x);
-    `b - a : Weights`; `a + t * v : Net` (the state stays a's); `net.at(w)` is the same architecture elsewhere.
-    Buffers that a checkpoint would not hold are constants of the architecture.
+    `architecture` is a module in evaluation mode whose own tensors are on the meta device, so a Net takes the memory
+    of its `weights` (parameters) and `state` (persistent buffers) alone. `net(x)` evaluates f(w, x); `b - a` is a
+    `Weights` vector; `a + t * v` is a Net (with the state of a); `net.at(w)` is the same architecture at other weights.
+    Buffers that a checkpoint does not hold are constants of the architecture.
+
+    >>> import torch
+    >>> import weightspace as ws
+    >>> a = ws.Net.of(torch.nn.Linear(3, 2))
+    >>> b = a + 0.1 * a.weights.randn(seed=0)
+    >>> a, a(torch.zeros(5, 3)).shape
+    (Net(Linear, 8 weights, torch.float32), torch.Size([5, 2]))
+    >>> b - a
+    Weights(2 tensors, 8 numbers)
     """
 
     __slots__ = ("architecture", "state", "weights")
@@ -46,11 +55,14 @@ class Net:
 
     @classmethod
     def of(cls, module: nn.Module | Net) -> Net:
-        """The point where `module` stands now; its tensors are copied, the module is left alone."""
+        """The network of a torch module: its tensors are copied, and the module is not changed.
+
+        Raises `WeightspaceError` for anything else, and for a module that cannot be copied.
+        """
         if isinstance(module, Net):
             return module
         if not isinstance(module, nn.Module):
-            raise WeightspaceError(f"expected a torch.nn.Module, got {type(module).__name__}")
+            raise WeightspaceError(f"expected a torch.nn.Module, got a {type(module).__name__}; give a module")
         state = {name: tensor.detach() for name, tensor in _persistent_buffers(module).items()}
         memo: dict[int, Any] = {}
         for parameter in module.parameters():
@@ -69,7 +81,10 @@ class Net:
         return cls(architecture, weights, Weights(state))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """f(w, x): one positional input, a mapping of keyword inputs, or several positional ones."""
+        """The outputs f(w, x). x: one positional input, a mapping of keyword inputs, or several positional inputs.
+
+        Raises `InputError` for inputs that the network does not take.
+        """
         values: tuple[Any, ...] = args
         if len(args) == 1 and isinstance(args[0], Mapping):
             values, kwargs = (), {**args[0], **kwargs}
@@ -88,28 +103,27 @@ class Net:
         if any(was is not None and t._version != was for t, was in zip(point, before, strict=True)):
             name = type(self.architecture).__name__
             raise WeightspaceError(
-                f"{name} writes into its own weights or buffers when it is called, and has changed this point; let it "
-                "write into a copy, or keep what it counts in an attribute"
+                f"{name} writes into its own weights or buffers when it is called, and has changed this network; let "
+                "it write into a copy, or keep what it counts in an attribute"
             )
         return found
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """Every named tensor of the point: parameters, then persistent buffers."""
+        """All named tensors of the network: parameters, then persistent buffers."""
         return {**self.weights, **self.state}
 
     def at(self, weights: Weights, state: Weights | None = None) -> Net:
-        """The same architecture at another point."""
+        """The same architecture at other weights (and state). Raises `ArchitectureMismatch` for other shapes."""
         self.weights.check(weights)
         return Net(self.architecture, weights, self.state if state is None else state)
 
     def load(self, tensors: Mapping[str, Tensor]) -> Net:
-        """The same architecture at the point that `tensors` names (parameters and persistent buffers).
+        """The same architecture with the parameters and persistent buffers of a state dict or checkpoint.
 
-        A tied tensor may come under any of its names, and under several if they hold the same numbers. A counter of
-        BatchNorm's batches that is missing is 0. The dtypes are those of `tensors`. Raises `ArchitectureMismatch` for a
-        missing, unexpected or misshapen tensor, and for a tied one with two values. A prefix that all names have is
-        left out.
+        A prefix that all names share is ignored. A tied tensor may stand under any of its names, or under several that
+        hold the same numbers. A missing counter of BatchNorm's batches is 0. The dtypes are those of `tensors`. Raises
+        `ArchitectureMismatch` for a missing or unexpected tensor, one of another shape, and a tied one with two values.
         """
         if not isinstance(tensors, Mapping):
             raise WeightspaceError(
@@ -121,11 +135,11 @@ class Net:
         return Net(self.architecture, weights, state)
 
     def module(self) -> nn.Module:
-        """A live `nn.Module` in evaluation mode with its own copy of the weights; ties stay tied."""
+        """A `torch.nn.Module` in evaluation mode with a copy of the weights; tied weights stay tied."""
         return self.clone().live()
 
     def live(self) -> nn.Module:
-        """As `module`, sharing memory with this Net: changing one changes the other."""
+        """A `torch.nn.Module` that shares memory with this Net: changing one changes the other. See `module`."""
         memo: dict[int, Any] = {}
         tensors = self.tensors
         for name, parameter in self.architecture.named_parameters():
@@ -136,13 +150,13 @@ class Net:
         return copy.deepcopy(self.architecture, memo)
 
     def clone(self) -> Net:
-        """A copy that shares no weights with this one."""
+        """A copy of the network that shares no memory with it."""
         return Net(self.architecture, self.weights.clone(), self.state.clone())
 
     def to(self, target: torch.device | torch.dtype | str) -> Net:
-        """The same point on another device, or with floating-point tensors in another dtype.
+        """The same network on another device, or with floating-point tensors in another dtype.
 
-        Raises `WeightspaceError` for a device that is not here, and for text that names no device and no dtype.
+        Raises `WeightspaceError` for a device that is not available, and for text that names no device and no dtype.
         """
         target = _place(target)
 
@@ -161,27 +175,27 @@ class Net:
         return Net(architecture, convert(self.weights, move), convert(self.state, move))
 
     def double(self) -> Net:
-        """The same point in float64."""
+        """The same network in float64."""
         return self.to(torch.float64)
 
     def widen(self, n: int, layer: str | None = None, seed: int = 0) -> Net:
-        """`n` more outputs: the linear map `layer` (by default the last one of the module) gets `n` more rows.
+        """The network with `n` more outputs: `n` more rows in the `nn.Linear` named `layer`, by default the last one.
 
-        The other outputs are as before; the new rows are drawn as torch does, from `seed`. Raises `WeightspaceError`
-        where there is no such layer or its weight is used elsewhere too.
+        The other outputs do not change; the new rows are initialised as torch does, from `seed`. Raises
+        `WeightspaceError` where there is no such layer, or its weight is used elsewhere too.
         """
         if n < 1:
-            raise WeightspaceError(f"widen by at least one output, got {n}")
+            raise WeightspaceError(f"widen adds at least one output, got {n}; give 1 or more")
         found = {name: m for name, m in self.architecture.named_modules() if isinstance(m, nn.Linear)}
         name = layer if layer is not None else next(reversed(found), "")
         if name not in found:
-            raise WeightspaceError(f"no linear map {name!r} to widen; choose one of {', '.join(found) or 'none'}")
+            raise WeightspaceError(f"no linear layer {name!r} to widen; choose one of {', '.join(found) or 'none'}")
         old = found[name]
         every = self.architecture.named_parameters(remove_duplicate=False)
         if sum(p is getattr(old, "weight", None) for _, p in every) > 1:
-            raise WeightspaceError(f"{name}.weight is used in several places; it cannot get rows of its own")
+            raise WeightspaceError(f"{name}.weight is used in several places; choose a layer with a weight of its own")
         if type(old) is not nn.Linear or f"{name}.weight" not in self.weights:
-            raise WeightspaceError(f"{name} is a {type(old).__name__}; only a plain nn.Linear can get more rows")
+            raise WeightspaceError(f"{name} is a {type(old).__name__}; choose a plain nn.Linear")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             drawn = nn.Linear(old.in_features, n, bias=old.bias is not None)
@@ -195,7 +209,7 @@ class Net:
 
     @property
     def frozen(self) -> frozenset[str]:
-        """Names of the weights that the module held by requires_grad=False: flows, perturbations, merges leave them."""
+        """The names of the weights with requires_grad=False: flows, perturbations and merges do not change them."""
         if self.architecture not in _frozen:
             found = [name for name, p in self.architecture.named_parameters() if not p.requires_grad]
             _frozen[self.architecture] = frozenset(found)
@@ -203,26 +217,26 @@ class Net:
         return frozenset(n for n in held if n in self.weights and self.weights[n].is_floating_point())
 
     def free(self) -> Net:
-        """The same function with what is frozen among the state: `weights` are those that may move. Itself if all may.
+        """The same network with its frozen weights moved to `state`, so that `weights` are the trainable ones.
 
-        Raises `WeightspaceError` where every weight is frozen.
+        Itself where none is frozen. Raises `WeightspaceError` where all are.
         """
         still = self.frozen
         if not still:
             return self
         if len(still) == len(self.weights):
-            raise WeightspaceError("every parameter of the network is frozen and none could move; take net.thawed()")
+            raise WeightspaceError("every parameter of the network is frozen; take net.thawed()")
         return self.within({name: w for name, w in self.weights.items() if name not in still})
 
     def within(self, names: Iterable[str]) -> Net:
-        """The same function with the weights of these names alone, all others among the state."""
+        """The same network with only the named tensors as `weights`, and the others moved to `state`."""
         chosen = set(names)
         weights = {n: w for n, w in self.weights.items() if n in chosen}
         rest = {n: w for n, w in self.weights.items() if n not in chosen}
         return Net(self.architecture, Weights(weights), Weights({**rest, **self.state}))
 
     def thawed(self) -> Net:
-        """The same point with nothing frozen."""
+        """The same network with no weight frozen."""
         if not self.frozen:
             return self
         architecture = copy.deepcopy(self.architecture)
@@ -232,9 +246,9 @@ class Net:
         return Net(architecture, self.weights, self.state)
 
     def refreshed(self) -> Net:
-        """The same weights, and what belongs to them in the state: the singular vectors of spectral norms, anew.
+        """The same weights, with the singular vectors of spectral norms (in the state) computed for them.
 
-        By power iteration from those of before; the function is the same where these were right.
+        By power iteration from the old ones; the network does not change where these were right.
         """
         norms = spectral_norms(self.architecture)
         if not norms:
@@ -252,7 +266,7 @@ class Net:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(iter(self.tensors.values()), torch.empty(0)).device
 
     @property
@@ -263,7 +277,7 @@ class Net:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the architecture: its printed form and every tensor's name and shape."""
+        """SHA-256 of the architecture: its printed form, and the name and shape of every tensor."""
         lines = [str(self.architecture)]
         lines += [f"{name} {tuple(tensor.shape)}" for name, tensor in sorted(self.tensors.items())]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -284,7 +298,7 @@ class Net:
         return self.at(self.weights + vector)
 
     def lerp(self, other: Net, t: float) -> Net:
-        """(1 - t) self + t other, the state interpolated with the weights, or what belongs to them (`refreshed`)."""
+        """The network (1 - t) self + t other: weights and state interpolated, spectral norms `refreshed`."""
         found = Net(self.architecture, self.weights.lerp(other.weights, t), self.state.lerp(other.state, t))
         return found if t in (0, 1) else found.refreshed()
 
@@ -298,21 +312,40 @@ becomes(Net, nn.Module, Net.of)
 
 @public
 def loose(net: Net) -> Weights:
-    """One where a weight may move, zero where it is frozen."""
+    """The mask of the trainable weights: a vector of ones, with zeros where a weight is frozen.
+
+    >>> import torch
+    >>> import weightspace as ws
+    >>> module = torch.nn.Linear(3, 2)
+    >>> module.bias.requires_grad = False
+    >>> ws.net.loose(ws.Net.of(module)).norms()["bias"]
+    0.0
+    """
     still = net.frozen
     return Weights({n: torch.zeros_like(w) if n in still else torch.ones_like(w) for n, w in net.weights.items()})
 
 
 @public
-def unfrozen(net: Net, frozen: str) -> Net:
-    """The net, or its thawed form where frozen="move". Raises `WeightspaceError` for another word than "stay"."""
-    if frozen not in ("stay", "move"):
-        raise WeightspaceError(f'frozen weights "stay" or "move", got {frozen!r}')
+def unfrozen(net: Net, frozen: Literal["stay", "move"]) -> Net:
+    """The net with frozen="stay"; with frozen="move", the net with no weight frozen (`Net.thawed`).
+
+    >>> import torch
+    >>> import weightspace as ws
+    >>> net = ws.Net.of(torch.nn.Linear(3, 2).requires_grad_(False))
+    >>> len(net.frozen), len(ws.net.unfrozen(net, "move").frozen)
+    (2, 0)
+    """
     return net.thawed() if frozen == "move" else net
 
 
 def checked(value: Any) -> Net:
-    """The value, if it is a Net, or the Net of a module. Raises `WeightspaceError` for anything else."""
+    """A Net as it is, a module as a Net. Raises `WeightspaceError` for anything else.
+
+    >>> import torch
+    >>> import weightspace as ws
+    >>> ws.net.checked(torch.nn.Linear(3, 2))
+    Net(Linear, 8 weights, torch.float32)
+    """
     if isinstance(value, Net | nn.Module):
         return Net.of(value)
     raise WeightspaceError(f"expected a Net, got {type(value).__name__}; give Net.of(module)")
@@ -327,7 +360,7 @@ def _shapes(values: tuple[Any, ...], named: Mapping[str, Any]) -> str:
 
 
 def _place(target: torch.device | torch.dtype | str) -> torch.device | torch.dtype:
-    """The device or dtype that is meant, if it is here."""
+    """The device or dtype of this name. Raises `WeightspaceError` where there is none."""
     if isinstance(target, torch.dtype):
         return target
     named = getattr(torch, target.removeprefix("torch."), None) if isinstance(target, str) else None
@@ -338,13 +371,21 @@ def _place(target: torch.device | torch.dtype | str) -> torch.device | torch.dty
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         here = ", ".join(["cpu", *([f"{a}" for a in [torch.accelerator.current_accelerator()] if a])])
-        raise WeightspaceError(f"no device or dtype {str(target)!r} is here; devices: {here}") from error
+        raise WeightspaceError(f"no device or dtype {str(target)!r} here; give a dtype or one of {here}") from error
     return device
 
 
 @contextlib.contextmanager
 def math_attention() -> Iterator[None]:
-    """Attention as plain arithmetic: the fused kernels have no forward mode and round in their own way."""
+    """A context in which attention uses torch's math kernel: fused kernels lack forward mode and round differently.
+
+    >>> import torch
+    >>> import weightspace as ws
+    >>> layer, x = torch.nn.MultiheadAttention(4, 2), torch.zeros(3, 1, 4)
+    >>> with ws.net.math_attention():
+    ...     layer(x, x, x)[0].shape
+    torch.Size([3, 1, 4])
+    """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -359,7 +400,7 @@ def _can_learn(parameter: Tensor, value: Tensor) -> bool:
 
 
 def _without_graphs(module: nn.Module) -> dict[int, Tensor]:
-    """What hooks of the module have computed -> what a copy holds until they do so again."""
+    """For `copy.deepcopy`: tensors computed by hooks of the module -> placeholders without a graph."""
     return {id(t): t.detach().to("meta") for child in module.modules() for t in computed(child).values()}
 
 

@@ -1,8 +1,8 @@
-"""What every public call does first: torch's state is set, and arguments are taken for what they plainly stand for.
+"""The decorator of public functions: it fixes torch's global state, and checks and converts the arguments.
 
-A result depends on the arguments alone. Whatever mode the caller has set (no_grad, inference mode, autocast, a default
-dtype or device), a public call works in one state and puts the caller's back. An argument of another type is converted
-where that can mean one thing only (a module becomes a Net, a DataLoader a Task), and refused in one sentence where not.
+A result depends on the arguments alone. Whatever the caller has set (no_grad, inference mode, autocast, a default dtype
+or device), a public call works in one state and restores the caller's. An argument of another type is converted where
+that is unambiguous (a module becomes a Net, a DataLoader a Task), and otherwise refused in one sentence.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from weightspace.net.state import settled
 
 __all__ = ["becomes", "public"]
 
-_SHAPES = {"Float", "Int", "Bool", "Integer", "Num", "Shaped", "UInt8"}  # jaxtyping's, which users do not install
+_SHAPES = {"Float", "Int", "Bool", "Integer", "Num", "Shaped", "UInt8"}  # of jaxtyping, which users need not install
 _CALL = threading.local()
 
 
@@ -40,11 +40,11 @@ def public(
     renamed: Mapping[str, str] | None = None,
     order: Sequence[str] = (),
 ) -> Any:
-    """Mark a function, or all public methods of a class, as public: see the module.
+    """A decorator that marks a function, or all public methods of a class, as public: see the module.
 
-    With `grad=False` the caller's grad mode is kept, for values that a caller differentiates; constructors set it.
-    `renamed`: names that arguments of a function had in the last release -> those of now; `order`: the order of its
-    first arguments then. Calls of that kind go on to work for one release, with a `DeprecationWarning`.
+    With `grad=False` the caller's grad mode is kept (constructors enable gradients), for results that a caller
+    differentiates. `renamed`: argument names of the last release -> those of now; `order`: the order of the first
+    arguments in the last release. Such calls go on to work for one release, with a `DeprecationWarning`.
     """
     if target is None:
         return functools.partial(public, grad=grad, renamed=renamed, order=order)
@@ -65,7 +65,7 @@ def public(
 
 
 def _at_home(call: Any, function: types.FunctionType) -> Any:
-    """The wrapper among the names of the function's module, where checkers of dataclasses look annotations up."""
+    """The wrapper with the globals of the function's module, where type checkers of dataclasses look annotations up."""
     own = {name: globals()[name] for name in call.__code__.co_names if name in globals()}
     names = {**function.__globals__, **own}
     home = types.FunctionType(call.__code__, names, closure=call.__closure__)
@@ -73,7 +73,7 @@ def _at_home(call: Any, function: types.FunctionType) -> Any:
 
 
 def _called(function: Callable[..., Any], grad: bool, alone: bool = False) -> Callable[..., Any]:
-    """The function in the one state; a method that the library itself calls keeps the grad mode it is called in."""
+    """The wrapped function. Methods that the library itself calls keep the grad mode that they are called in."""
     if hasattr(function, "_public"):
         return function
     plan: list[_Plan] = []
@@ -100,7 +100,7 @@ def _called(function: Callable[..., Any], grad: bool, alone: bool = False) -> Ca
 
 
 def _as_before(call: Callable[..., Any], renamed: Mapping[str, str], order: Sequence[str]) -> Callable[..., Any]:
-    """The function, taking names and an order of arguments of the last release too."""
+    """The function, which also takes the names and the order of arguments of the last release."""
     now = [name for name in inspect.signature(call).parameters][: len(order)]
 
     @functools.wraps(call)
@@ -139,7 +139,7 @@ def _check_call(function: Callable[..., Any], args: Any, kwargs: Any, error: Typ
 
 
 def _signature(function: Callable[..., Any]) -> str:
-    """As help() prints it, without types: names and defaults."""
+    """The signature as help() prints it, without types: names and defaults."""
     signature = inspect.signature(function)
     bare = [p.replace(annotation=p.empty) for n, p in signature.parameters.items() if n not in ("self", "cls")]
     return f"{function.__name__}{signature.replace(parameters=bare, return_annotation=signature.empty)}"
@@ -147,7 +147,7 @@ def _signature(function: Callable[..., Any]) -> str:
 
 @dataclass(frozen=True)
 class _Parameter:
-    """What an argument may be: types that pass at once, and the alternatives of the annotation."""
+    """One parameter of a function: the types that pass at once, and the alternatives of its annotation."""
 
     where: str
     exact: frozenset[type]
@@ -159,7 +159,7 @@ _Plan: TypeAlias = tuple[list[_Parameter | None], dict[str, _Parameter]]
 
 
 def _as_meant(plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments, each as what its annotation says."""
+    """The arguments, each checked against its annotation and converted."""
     positional, named = plan
     if not named:
         return args, kwargs
@@ -177,7 +177,7 @@ def _argument(parameter: _Parameter | None, value: Any) -> Any:
 
 
 def becomes(kind: type, source: type, by: Callable[[Any], Any]) -> None:
-    """Let `source`, given where a `kind` is meant, be converted by `by`."""
+    """Register a conversion: an argument of type `source` where a `kind` is expected is converted by `by`."""
     _CONVERSIONS.append((kind, source, by))
 
 
@@ -190,7 +190,7 @@ _WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: 
 
 
 def _plan(function: Callable[..., Any]) -> _Plan:
-    """What the annotations of a function say of its arguments, by position and by name."""
+    """The checks of a function's arguments, by position and by name, from its annotations."""
     scope = getattr(inspect.unwrap(function), "__globals__", {})
     where = function.__qualname__.replace("<locals>.", "").replace(".__init__", "")
     positional: list[_Parameter | None] = []
@@ -216,7 +216,7 @@ def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]
 
 
 class _Unknown:
-    """A name that only a type checker knows: `Float[Tensor, "n"]` stands for its tensor, any other for anything."""
+    """A name that only type checkers import: `Float[Tensor, "n"]` is checked as a Tensor, any other as Any."""
 
     def __getitem__(self, key: Any) -> Any:
         first = key[0] if isinstance(key, tuple) else key
@@ -224,7 +224,7 @@ class _Unknown:
 
 
 class _Names(dict[str, Any]):
-    """The names of a module, as annotations use them."""
+    """The global names of a module, for evaluating annotations; unknown ones are Any."""
 
     def __missing__(self, name: str) -> Any:
         known = (kind for kind, _, _ in _CONVERSIONS if kind.__name__ == name)  # imported for type checkers only
@@ -252,7 +252,7 @@ def _members(kind: Any) -> list[Any]:
 
 
 def _taken(members: tuple[Any, ...], value: Any, where: str) -> Any:
-    """The value, if one of the members takes it; converted, if that can mean one thing; else `CallError`."""
+    """The value as the first member that takes it, converted if necessary. Raises `CallError` where none does."""
     for kind, source, by in _CONVERSIONS:
         if isinstance(value, source) and kind in members and not _fits_exactly(members, value):
             return by(value)
@@ -273,7 +273,7 @@ def _fits_exactly(members: tuple[Any, ...], value: Any) -> bool:
 
 
 def _fit(kind: Any, value: Any, where: str) -> tuple[bool, Any]:
-    """Whether a value is of a kind, and the value as that kind."""
+    """Whether a value can be taken as a kind, and the value as that kind."""
     origin = typing.get_origin(kind)
     if kind is Any or kind is object:
         return True, value
@@ -296,8 +296,10 @@ def _fit(kind: Any, value: Any, where: str) -> tuple[bool, Any]:
 
 
 def _calls(taken: tuple[Any, ...], value: Any) -> bool:
-    """Whether a value is a function of such arguments. A class is one only where it takes none, as a factory; a module
-    is a function of tensors, and of no network or number."""
+    """Whether a value is accepted as a function of arguments of these types.
+
+    A class is accepted only as a function without arguments (a factory), a module only as a function of tensors.
+    """
     arguments = taken[0] if taken else ...
     if isinstance(value, type):
         return arguments == []
@@ -322,7 +324,7 @@ def _as_number(kind: type, value: Any) -> tuple[bool, Any]:
 
 
 def _as_collection(origin: type, inside: tuple[Any, ...], value: Any, where: str) -> tuple[bool, Any]:
-    """A list, tuple, mapping or iterable, its items converted; a generator is converted as it is read."""
+    """A list, tuple, mapping or iterable with its items converted; those of a generator when it is read."""
     if issubclass(origin, Mapping):
         if not isinstance(value, dict) or len(inside) != 2:  # a mapping of another kind may read a file for each item
             return isinstance(value, Mapping), value
@@ -341,7 +343,7 @@ def _as_collection(origin: type, inside: tuple[Any, ...], value: Any, where: str
         take = functools.partial(_taken, tuple(_members(inside[0] if inside else Any)))
         return True, (take(item, f"an item of {where}") for item in value)
     if not isinstance(value, list | tuple):
-        another = isinstance(value, tuple(source for _, source, _ in _CONVERSIONS))  # loaders are no networks
+        another = isinstance(value, tuple(source for _, source, _ in _CONVERSIONS))  # a loader is not a list
         return isinstance(value, origin) and not another, value
     items = _items(origin, inside, value, where)
     if items is None:
@@ -351,7 +353,7 @@ def _as_collection(origin: type, inside: tuple[Any, ...], value: Any, where: str
 
 
 def _items(origin: type, inside: tuple[Any, ...], value: Sequence[Any], where: str) -> list[Any] | None:
-    """The items, each as its own kind; None for a tuple of another length."""
+    """The items of a list or tuple, each converted to its own type; None for a tuple of another length."""
     each = inside[:1] * len(value)
     if origin is tuple and inside[-1:] != (Ellipsis,):
         each = inside or (Any,) * len(value)
@@ -403,7 +405,7 @@ def _seen(value: Any) -> str:
 
 
 def _hint(members: tuple[Any, ...], value: Any) -> str:
-    """What to do: give an instance of the class, a list, or the number itself."""
+    """What to do about a value that is not accepted, as the end of the message."""
     if isinstance(value, type):
         return f"; give {value.__name__}(...)"
     if isinstance(value, str) and any(member in (int, float) for member in members):
@@ -413,6 +415,7 @@ def _hint(members: tuple[Any, ...], value: Any) -> str:
         return "; give Task(inputs, labels)"
     if "Net" in names:
         return "; give Net.of(module)"
-    if isinstance(value, str) and any(typing.get_origin(member) is not None for member in members):
+    origins = {typing.get_origin(member) for member in members}
+    if isinstance(value, str) and origins - {None} and typing.Literal not in origins:
         return "; give the things themselves, a file's with checkpoint.read(path)"
     return ""

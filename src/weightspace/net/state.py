@@ -1,4 +1,4 @@
-"""The one state of torch that results are defined in."""
+"""The global state of torch (grad mode, autocast, default dtype and device) in which results are computed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _SETTLED = nullcontext()
 
 
 def settled(dtype: torch.dtype = torch.float32, grad: bool = True) -> AbstractContextManager[Any]:
-    """A context in which torch is in the one state that results are defined in; the caller's comes back after it.
+    """A context in which torch's global state is fixed; the caller's state is restored after it.
 
-    No autocast, `dtype` as the default, the CPU as the default device; with `grad`, derivatives are recorded and no
-    tensor is born in inference mode. It costs a microsecond where the state is so already.
+    No autocast, `dtype` as the default dtype, the CPU as the default device; with `grad`, gradients are enabled and
+    inference mode is off. It takes a microsecond where the state is right already.
     """
     cast = torch._C._is_any_autocast_enabled()
     modes = torch._C._len_torch_function_stack()  # a default device is such a mode

@@ -1,4 +1,4 @@
-"""Weights: a vector of weight space, named tensors held flat."""
+"""Vectors of weight space: named tensors in flat buffers, with the algebra of a vector space."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["Weights", "finite", "squared_distance", "wide"]
 
 
-BLOCK = 1 << 18
-_COMPUTED = {  # dtypes that torch copies and converts; the others are storage for kernels of their own
+BLOCK = 1 << 18  # numbers that are converted to float64 at a time
+_COMPUTED = {  # dtypes that torch can copy and convert
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex128, torch.complex64, torch.complex32,
     torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.float8_e8m0fnu,
     torch.int64, torch.int32, torch.int16, torch.int8, torch.bool,
@@ -29,18 +29,26 @@ _COMPUTED = {  # dtypes that torch copies and converts; the others are storage f
 class Weights(Mapping[str, Tensor]):
     """A vector of weight space: named tensors with the algebra of a vector space.
 
-    Held flat, one buffer per (dtype, device); `w["fc.weight"]` is a view into it. Order and names are those of the
-    module's `named_parameters()`, a tied tensor once; in the buffer, tensors of an even size come first where pairs of
-    numbers would begin at an odd place. `v + w`, `v - w`, `t * v`, `-v`, `v / t` are again Weights;
-    sums need the same names and shapes, or `ArchitectureMismatch` is raised.
+    Held in one flat buffer per (dtype, device); `w["fc.weight"]` is a view into it. Order and names are those of the
+    module's `named_parameters()`, a tied tensor once. `v + w`, `v - w`, `t * v`, `-v`, `v / t` are Weights; sums of
+    vectors with other names or shapes raise `ArchitectureMismatch`.
+
+    >>> import weightspace as ws
+    >>> net, _ = ws.demo.example()
+    >>> v = net.weights.randn(seed=0)
+    >>> v, v["1.weight"].shape
+    (Weights(4 tensors, 1,210 numbers), torch.Size([16, 64]))
+    >>> round(float((2 * v).norm() / v.norm()), 3)
+    2.0
     """
 
     __slots__ = ("_flat", "_views")
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy `tensors` into flat buffers, one tensor at a time; a mapping with `shapes` and `dtypes` is read once.
+        """Copy named tensors into flat buffers, one at a time.
 
-        Raises `WeightspaceError` for dtypes with which torch does not compute, such as uint4.
+        Of a mapping with `shapes` and `dtypes`, such as a `Checkpoint`, each tensor is read once. Raises
+        `WeightspaceError` for dtypes with which torch does not compute, such as uint4.
         """
         plan: dict[tuple[torch.dtype, torch.device], list[str]] = {}
         shapes: dict[str, torch.Size] = {}
@@ -102,26 +110,26 @@ class Weights(Mapping[str, Tensor]):
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
-        """Name -> shape, in order."""
+        """The shapes of the tensors, by name, in order."""
         return {name: view.shape for name, view in self._views.items()}
 
     @property
     def numel(self) -> int:
-        """The dimension of the vector space."""
+        """The number of entries: the dimension of the vector space."""
         return sum(flat.numel() for flat in self._flat.values())
 
     @property
     def buffers(self) -> list[Tensor]:
-        """The flat buffers themselves, one per (dtype, device)."""
+        """The flat buffers, one per (dtype, device), not copied."""
         return list(self._flat.values())
 
     def flat(self) -> Float[Tensor, " n"]:
-        """All numbers in one vector: the buffer itself where there is one, else a copy in the widest dtype."""
+        """All entries as one vector: the buffer itself where there is one, else a copy in the widest dtype."""
         buffers = self.buffers
         return buffers[0] if len(buffers) == 1 else torch.cat([b.to(buffers[0].device) for b in buffers])
 
     def shaped(self, flat: Float[Tensor, " n"]) -> Weights:
-        """The vector of this space whose numbers are `flat`, in the order of `flat()`; shares memory with it."""
+        """The vector with the entries of `flat`, in the order of `flat()`; it shares memory with `flat`."""
         if flat.shape != (self.numel,):
             raise WeightspaceError(f"expected a vector of {self.numel} numbers, got shape {tuple(flat.shape)}")
         if len(self._flat) == 1:
@@ -131,11 +139,11 @@ class Weights(Mapping[str, Tensor]):
         return self._like({key: part.to(buffer) for (key, buffer), part in parts})
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Weights:
-        """Apply an elementwise `function` to the flat buffers (a dtype or device change included)."""
+        """The vector with an elementwise `function` applied to every buffer, or a change of dtype or device."""
         return self._like({key: _computed(function, flat) for key, flat in self._flat.items()})
 
     def clone(self) -> Weights:
-        """A copy that shares nothing with this one."""
+        """A copy of the vector that shares no memory with it."""
         return self.map(torch.clone)
 
     def zeros(self) -> Weights:
@@ -143,7 +151,7 @@ class Weights(Mapping[str, Tensor]):
         return self.map(torch.zeros_like)
 
     def randn(self, seed: int) -> Weights:
-        """A vector of independent standard normal entries."""
+        """A vector of the same space with independent standard normal entries, drawn from `seed`."""
 
         def draw(flat: Tensor) -> Tensor:
             generator = torch.Generator(device=flat.device).manual_seed(seed)
@@ -152,7 +160,7 @@ class Weights(Mapping[str, Tensor]):
         return self.map(draw)
 
     def replace(self, tensors: Mapping[str, Tensor]) -> Weights:
-        """A copy in which the named tensors take new values of the same shape."""
+        """A copy of the vector with new values, of the same shape, for the tensors that are named."""
         new = self.clone()
         with torch.no_grad():
             for name, tensor in tensors.items():
@@ -160,7 +168,7 @@ class Weights(Mapping[str, Tensor]):
         return new
 
     def check(self, other: Weights) -> None:
-        """Raise `ArchitectureMismatch` unless `other` lies in the same space."""
+        """Raise `ArchitectureMismatch` unless `other` has the same names and shapes."""
         if self.shapes != other.shapes:
             raise ArchitectureMismatch(difference(self.shapes, other.shapes))
 
@@ -194,11 +202,11 @@ class Weights(Mapping[str, Tensor]):
         return self.map(torch.neg)
 
     def lerp(self, other: Weights, t: float) -> Weights:
-        """(1 - t) self + t other in the dtypes of self, computed in float64 and rounded once; integers stay self's."""
+        """The vector (1 - t) self + t other, computed in float64, in the dtypes of self; integers are those of self."""
         return self._zip(other, lambda x, y: _lerp(x, y, t))
 
     def dot(self, other: Weights) -> Float[Tensor, ""]:
-        """<v, w> = sum_i v_i w_i, summed in float64."""
+        """The inner product <v, w> = sum_i v_i w_i, summed in float64."""
         self.check(other)
         if self._flat.keys() == other._flat.keys() and self._plan() == other._plan():
             terms = [_dot(flat, other._flat[key]) for key, flat in self._flat.items()]
@@ -207,23 +215,25 @@ class Weights(Mapping[str, Tensor]):
         return torch.stack(terms).sum() if terms else torch.zeros((), dtype=torch.float64)
 
     def norm(self) -> Float[Tensor, ""]:
-        """|v| = sqrt(<v, v>), summed in float64."""
+        """The Euclidean norm |v| = sqrt(<v, v>), summed in float64."""
         return self.dot(self).sqrt()
 
     def norms(self) -> dict[str, float]:
-        """Name -> |v_l|, one Euclidean norm for every tensor."""
+        """The Euclidean norm of every tensor, by name."""
         return {name: float(_dot(view.flatten(), view.flatten()).sqrt()) for name, view in self.items()}
 
     def unusable(self) -> list[str]:
-        """Names of the tensors that hold NaN or infinity."""
+        """The names of the tensors that hold NaN or infinity."""
         if all(finite(flat) for flat in self._flat.values() if flat.is_floating_point()):
             return []
         return [name for name, view in self.items() if view.is_floating_point() and not finite(view)]
 
 
 def _laid_out(names: list[str], shapes: Mapping[str, torch.Size]) -> list[str]:
-    """The order of tensors in their buffer: as given, unless pairs would begin at an odd place, where they cannot be
-    seen as complex numbers; then tensors of an even size come first."""
+    """The order of tensors in their buffer: as given, or tensors of an even size first.
+
+    The latter where a tensor of pairs would begin at an odd place, so that it could not be viewed as complex numbers.
+    """
     start, odd_pairs = 0, False
     for name in names:
         odd_pairs |= start % 2 == 1 and shapes[name][-1:] == (2,)
@@ -232,14 +242,22 @@ def _laid_out(names: list[str], shapes: Mapping[str, torch.Size]) -> list[str]:
 
 
 def finite(numbers: Tensor) -> bool:
-    """Whether there is no NaN and no infinity: in one pass, as both stay in a sum; in more where a sum overflows."""
+    """Whether a tensor holds no NaN and no infinity.
+
+    In one pass, since both survive a sum; in a second one where the sum overflows.
+
+    >>> import torch
+    >>> import weightspace as ws
+    >>> ws.net.finite(torch.ones(3)), ws.net.finite(torch.tensor([1.0, float("nan")]))
+    (True, False)
+    """
     if numbers.dtype.itemsize == 1:  # float8, which has no sums of its own
         return all(bool(part.float().isfinite().all()) for part in numbers.flatten().split(BLOCK))
     return bool(numbers.sum().isfinite() or numbers.isfinite().all())
 
 
 class Renamed(Mapping[str, Tensor]):
-    """`tensors` under other names, still read one at a time; a name that is None is a counter that stands at 0."""
+    """A mapping of tensors under other names, read one at a time; the name None stands for a counter that is 0."""
 
     def __init__(self, tensors: Mapping[str, Tensor], names: Mapping[str, str | None]) -> None:
         self._tensors, self._names = tensors, names
@@ -269,7 +287,7 @@ Form: TypeAlias = tuple[torch.Size, torch.dtype, torch.device]
 
 
 def forms_of(tensors: Mapping[str, Tensor]) -> dict[str, Form]:
-    """Name -> shape, dtype and device; no tensor of a checkpoint on disk is read for it."""
+    """The shape, dtype and device of every tensor, by name; no tensor of a checkpoint is read for it."""
     if isinstance(tensors, Renamed):
         return tensors.forms()
     shapes, dtypes = getattr(tensors, "shapes", None), getattr(tensors, "dtypes", None)
@@ -279,7 +297,13 @@ def forms_of(tensors: Mapping[str, Tensor]) -> dict[str, Form]:
 
 
 def squared_distance(x: Tensor, y: Tensor) -> float:
-    """|x - y|^2 in float64, a piece at a time."""
+    """The squared Euclidean distance |x - y|^2 of two tensors, summed in float64.
+
+    >>> import torch
+    >>> import weightspace as ws
+    >>> ws.net.squared_distance(torch.zeros(3), torch.ones(3))
+    3.0
+    """
     x, y = (_real(t.detach().flatten()) for t in (x, y))
     pieces = zip(x.split(BLOCK), y.split(BLOCK), strict=True)
     return sum(float((p.double() - q.double()).square_().sum()) for p, q in pieces)
@@ -287,7 +311,13 @@ def squared_distance(x: Tensor, y: Tensor) -> float:
 
 @public
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which numbers of `dtype` are summed so that the sum is rounded once: twice as wide, or float64."""
+    """The dtype for sums of numbers of `dtype`: float32 for half precision, else float64; complex64 or complex128.
+
+    >>> import torch
+    >>> import weightspace as ws
+    >>> ws.net.wide(torch.bfloat16), ws.net.wide(torch.float32)
+    (torch.float32, torch.float64)
+    """
     if dtype.is_complex:
         return torch.complex64 if dtype == torch.complex32 else torch.complex128
     return torch.float32 if dtype.itemsize < 4 else torch.float64
@@ -310,11 +340,11 @@ def _computed(function: Callable[..., Tensor], *numbers: Tensor) -> Tensor:
         return function(*numbers)
     except NotImplementedError as error:
         dtypes = " and ".join(dict.fromkeys(str(x.dtype) for x in numbers))
-        raise WeightspaceError(f"torch has no such arithmetic in {dtypes}; use .to(torch.float32) first") from error
+        raise WeightspaceError(f"torch does not compute this in {dtypes}; use .to(torch.float32) first") from error
 
 
 def _real(x: Tensor) -> Tensor:
-    """Complex numbers as twice as many real ones."""
+    """A flat tensor with complex numbers as pairs of real ones."""
     return torch.view_as_real(x.resolve_conj()).flatten() if x.is_complex() else x
 
 
@@ -325,6 +355,7 @@ def _dot(x: Tensor, y: Tensor) -> Tensor:
 
 
 def convert(weights: Weights, move: Callable[[Tensor], Tensor]) -> Weights:
+    """The vector with every buffer converted by `move`, where several may come to have one dtype and device."""
     moved = [move(flat) for flat in weights.buffers]
     if len({(flat.dtype, flat.device) for flat in moved}) == len(moved):
         return weights.map(move)
@@ -332,6 +363,8 @@ def convert(weights: Weights, move: Callable[[Tensor], Tensor]) -> Weights:
 
 
 def difference(expected: Mapping[str, torch.Size], seen: Mapping[str, torch.Size]) -> str:
+    """A message about the names and shapes in which two sets of tensors differ."""
+
     def some(names: list[str]) -> str:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         return ", ".join(names[:3]) + more

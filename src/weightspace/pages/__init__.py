@@ -1,1 +1,1 @@
-"""One self-contained page for each answer: figures, captions, tables."""
+"""The page of each command: key numbers, figures and tables, in one file that works offline."""

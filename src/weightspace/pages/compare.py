@@ -10,13 +10,13 @@ from weightspace.commands.compare import Comparison, Line
 from weightspace.pages.page import Card, Figure, Page, Table, as_text
 from weightspace.pages.style import AFTER, BEFORE, GRID, finite, plot_of
 
-__all__ = ["comparison_page"]
+__all__ = ["compare_page"]
 
 _NAMED_BARS = 40
 
 
-def comparison_page(found: Comparison, name: str = "Compare", command: str = "") -> Page:
-    """How two networks relate."""
+def compare_page(found: Comparison, name: str = "Compare", command: str = "") -> Page:
+    """The page of a comparison: the verdict, the line between the networks, their units and layers."""
     a, b = found.names
     lead = f"{a} and {b}: {found.verdict.why}."
     parts: list[Figure | Table] = []
@@ -44,7 +44,7 @@ def line_cards(line: Line | None) -> list[Card]:
     if line is None:
         return []
     before, after = (f"{line.barrier[k]:.2f}" for k in ("before", "after"))
-    cards = [Card("Loss barrier", before, after, "height of the hill between them")]
+    cards = [Card("Loss barrier", before, after, "highest loss on the line, above its ends")]
     if line.accuracy:
         before, after = (f"{line.accuracy[k][len(line.t) // 2]:.1%}" for k in ("before", "after"))
         cards.append(Card("Accuracy half way", before, after, "of the average of the two networks"))
@@ -53,17 +53,17 @@ def line_cards(line: Line | None) -> list[Card]:
 
 def _line_figures(line: Line) -> list[Figure | Table]:
     caption = (
-        "Walk in a straight line from one network to the other. If the loss stays low all the way, the two found the "
-        "same solution; a hill means that the point between them, their average, does not work."
+        "Loss on the straight line from one network to the other. If it stays low, the two found the same solution; if "
+        "it rises, their average does not work."
     )
     figures: list[Figure | Table] = [
-        Figure("Loss on the way from one to the other", caption, _along(line, line.loss, "loss"), not line.accuracy)
+        Figure("Loss on the line", caption, _along(line, line.loss, "loss"), not line.accuracy)
     ]
     if line.accuracy:
-        caption = "The same walk, as the share of right answers. The middle is the average of the two networks."
+        caption = "The same line, as accuracy. The middle is the average of the two networks."
         plot = _along(line, line.accuracy, "accuracy")
         plot.update_yaxes(tickformat=".0%", range=[0, 1.03])
-        figures.append(Figure("Accuracy on the way", caption, plot, wide=False))
+        figures.append(Figure("Accuracy on the line", caption, plot, wide=False))
     return figures
 
 
@@ -126,7 +126,7 @@ def _units_figure(found: Comparison) -> Figure:
     caption = (
         f"How alike are unit i of the first network and unit j of the second? {shown} of the {units.size} units of "
         f"{units.axis}. The numbering of hidden units is arbitrary, so as stored nothing lines up; after matching, "
-        "what the networks share stands on the diagonal."
+        "what the networks share is on the diagonal."
     )
     return Figure("The same units, in another order", caption, plot)
 
@@ -140,7 +140,7 @@ def _distance_figure(found: Comparison) -> Figure:
         orientation="h",
         width=0.34,
         marker_color=AFTER,
-        name="modulo the symmetry: certainly within",
+        name="up to symmetry: proven interval",
         hovertemplate=f"between {low:.4g} and {high:.4g}<extra></extra>",
     )
     naive = go.Scatter(
@@ -155,10 +155,10 @@ def _distance_figure(found: Comparison) -> Figure:
     plot.update_xaxes(title_text="distance between the weights, scales balanced", rangemode="tozero")
     plot.update_yaxes(showgrid=False)
     caption = (
-        f"Finding the best of {found.group} exactly is infeasible, so the true distance is bracketed: no renumbering "
-        f"comes below {low:.3g}, and one that reaches {high:.3g} was found."
+        f"The exact minimum over {found.group} is infeasible to compute, so it is bounded: no renumbering comes below "
+        f"{low:.3g}, and one that reaches {high:.3g} was found."
     )
-    return Figure("How far apart, whatever the numbering", caption, plot)
+    return Figure("Distance up to symmetry", caption, plot)
 
 
 def _layers_figure(found: Comparison) -> Figure:
@@ -179,7 +179,7 @@ def _layers_figure(found: Comparison) -> Figure:
     ticks = {"tickvals": where, "ticktext": names, "tickangle": -40} if named else {"showticklabels": False}
     plot.update_xaxes(showgrid=False, title_text=None if named else "tensors, first to last", **ticks)
     plot.update_yaxes(title_text="|a - b| / |a|", rangemode="tozero")
-    caption = "Where the difference sits, tensor by tensor, relative to the size of the tensor in the first network."
+    caption = "The difference of each tensor, relative to the norm of the tensor in the first network."
     return Figure("Layer by layer", caption, plot)
 
 

@@ -13,16 +13,13 @@ __all__ = ["period_figure"]
 _KINDS = ("solid", "dot", "dash")
 
 
-# ------------------------------------------------------------------ critical periods
-
-
 def period_figure(found: CriticalPeriod, fisher: CriticalPeriod | None = None) -> go.Figure:
-    """What deficit and control cost, by onset (or by length, where all began at once); under it the Fisher trace.
+    """Accuracy lost to deficit and control, by onset (by length, if there is one onset); Fisher trace below.
 
-    The trace comes from `fisher` if it was measured apart. Raises `WeightspaceError` where nothing was measured.
+    The trace is that of `fisher` if another run measured it. Raises `WeightspaceError` where nothing was measured.
     """
     if not found.rows:
-        raise WeightspaceError("no rows to draw")
+        raise WeightspaceError("the critical period has no rows to draw; measure at least one onset and length")
     onsets = sorted({onset for onset, _ in found.windows})
     lengths = sorted({length for _, length in found.windows})
     by_onset = len(onsets) > 1

@@ -12,7 +12,7 @@ __all__ = ["merge_page"]
 
 
 def merge_page(done: Merged, name: str = "Merge", command: str = "") -> Page:
-    """What the average is worth, beside the single networks and the average of predictions."""
+    """The page of a merged network: its scores next to the single networks, their plain average and their ensemble."""
     headline = f"{len(done.names)} networks averaged into one"
     lead = f"{', '.join(done.names)} were aligned and averaged; the mean is {done.out}."
     scores = done.scores()
@@ -41,8 +41,8 @@ def merge_page(done: Merged, name: str = "Merge", command: str = "") -> Page:
         plot.update_xaxes(tickformat=".0%")
     caption = (
         "The single networks, their plain average, their average after alignment (one network, as fast as each), and "
-        f"the ensemble, which has to run all of them. On {done.examples:,} examples that alignment did not see."
+        f"the ensemble, which runs all of them. On {done.examples:,} examples that were not used for alignment."
     )
     return Page(
-        name, headline, lead, "good", command, cards, [Figure("Which one would you use?", caption, plot)], done.notes
+        name, headline, lead, "good", command, cards, [Figure("Scores of the averages", caption, plot)], done.notes
     )

@@ -1,8 +1,8 @@
-"""One self-contained page: sections of key numbers, Plotly figures and tables; no file or address but its own.
+"""A self-contained HTML page: sections of key numbers, Plotly figures and tables; nothing is fetched.
 
-A `Page` is a section: a headline, cards, figures, tables. `save` writes any number of them. Names that come from files
-are text: escaped here, and by `as_text` in figures, where Plotly reads markup. A content security policy lets the page
-run its own two scripts, known by their hashes, and fetch nothing.
+A `Page` is a section: a headline, cards, figures, tables. `save` writes any number of them to one file. Names that come
+from files are escaped, here and by `as_text` in figures, because Plotly reads markup. A content security policy allows
+the page to run its own two scripts, identified by their hashes, and to fetch nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FONT = "system-ui, 'Segoe UI', 'Liberation Sans', sans-serif"
 
 @dataclass(frozen=True)
 class Card:
-    """A key number: what it is, before (may be empty) and after, and what to make of it."""
+    """A key number: its label, the value before (may be empty) and after, and what it means."""
 
     label: str
     before: str
@@ -39,7 +39,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Figure:
-    """A Plotly figure, its title, and what to see in it."""
+    """A Plotly figure with its title and caption."""
 
     title: str
     caption: str
@@ -49,7 +49,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Table:
-    """A table under a title, folded away if it is long."""
+    """A table with its title; `folded` shows the title only until it is clicked."""
 
     title: str
     columns: Sequence[str]
@@ -59,7 +59,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Page:
-    """A section of the report. `tone` colours the headline: "good" or "plain"."""
+    """A section of a report. `tone` colours the headline: "good" or "plain"."""
 
     name: str
     headline: str
@@ -72,12 +72,12 @@ class Page:
 
 
 def as_text(text: str) -> str:
-    """Text for HTML and for labels of Plotly: markup is shown, not obeyed."""
+    """Text escaped for HTML and for labels of Plotly."""
     return html.escape("".join(c if c.isprintable() else "?" for c in text))
 
 
 def save(pages: Sequence[Page], path: Path, *, title: str = "weightspace") -> None:
-    """Write the pages as one file, whole or not at all. Raises `WeightspaceError`."""
+    """Write the pages as one file; on failure an old file stays as it was. Raises `WeightspaceError`."""
     try:
         files.write(path, render(pages, title=title))
     except OSError as error:

@@ -9,30 +9,27 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from weightspace.commands.stability import Trial
+from weightspace.commands.stability import NoiseTest
 from weightspace.pages.page import Card, Figure, Page
 from weightspace.pages.style import AFTER, BEFORE, INK, band, plot_of
 from weightspace.trust.perturbation import Stability, Step
 
-__all__ = ["trial_page"]
+__all__ = ["stability_page"]
 
 
 _MODEL = "#8a5cc2"
 
 
-# ------------------------------------------------------------------ a page
-
-
-def trial_page(done: Trial, name: str = "Stability", command: str = "") -> Page:
-    """Four answers to one question, on one axis; what became of the accuracy; and where it breaks first."""
+def stability_page(done: NoiseTest, name: str = "Stability", command: str = "") -> Page:
+    """The page of a noise test: change of the outputs, accuracy under noise, and the most fragile tensors."""
     found = done.found
     cost = f"{done.tolerance:g} {done.measure}"
     if found.accuracy is not None:
         cost = "a point of accuracy" if done.tolerance == 0.01 else f"{100 * done.tolerance:g} points of accuracy"
-    headline = f"{done.name} bears noise of {done.width:.0%} of every layer"
+    headline = f"{done.name} tolerates noise of {done.width:.0%} of the norm of every layer"
     lead = (
-        f"Every tensor was moved by a share of its own norm in a random direction, {done.draws} times for each share, "
-        f"and looked at on {done.examples} examples. At {done.width:.1%} the noise costs {cost}."
+        f"Every tensor was moved by a share of its norm in a random direction, {done.draws} times for each share, "
+        f"and tested on {done.examples} examples. Noise of {done.width:.1%} costs {cost}."
     )
     shares = found.displacement.shares
     worst = max(shares, key=lambda n: shares[n]) if shares else ""
@@ -42,7 +39,7 @@ def trial_page(done: Trial, name: str = "Stability", command: str = "") -> Page:
         after = f"{median(at.accuracy):.1%}"
         cards.append(Card(f"Accuracy under {at.relative:.0%} noise", f"{found.accuracy:.1%}", after, "median"))
     if worst:
-        cards.append(Card("Most fragile tensor", "", worst, f"{shares[worst]:.0%} of what small noise does"))
+        cards.append(Card("Most fragile tensor", "", worst, f"{shares[worst]:.0%} of the effect of small noise"))
     parts = [_axis(found.steps)]
     if found.accuracy is not None:
         parts.append(_accuracies(found, done.width))
@@ -71,13 +68,13 @@ def _axis(steps: Sequence[Step]) -> Figure:
             )
     plot = plot_of(traces, height=420)
     plot.update_xaxes(title_text="noise, share of each tensor's norm", type="log", tickvals=x, ticktext=_percents(x))
-    plot.update_yaxes(title_text="displacement of the outputs, in their size", type="log", exponentformat="power")
+    plot.update_yaxes(title_text="change of the outputs, relative to their size", type="log", exponentformat="power")
     caption = (
-        "How far the outputs move. The expected value needs one backward pass and is right for small noise; the model "
-        "guesses from the sizes of the changes alone; what is proven holds without exception, for the first draw of "
-        "each size, and pays for that."
+        "Expected: one backward pass, accurate for small noise. Model: deep relative trust, from the sizes of the "
+        "changes alone. Proven: upper bounds that hold without exception, for the first draw of each size; they are "
+        "far larger."
     )
-    return Figure("Four answers to one question", caption, plot)
+    return Figure("Change of the outputs under noise", caption, plot)
 
 
 def _percents(values: Sequence[float]) -> list[str]:
@@ -106,6 +103,6 @@ def _shares(found: Stability, most: int = 12) -> Figure:
     names, values = zip(*shares, strict=True)
     bars = go.Bar(x=values, y=names, orientation="h", marker={"color": AFTER}, hovertemplate="%{x:.1%}<extra></extra>")
     plot = plot_of([bars], height=max(220, 60 + 24 * len(names)), legend=False)
-    plot.update_xaxes(title_text="share of the outputs' expected displacement", tickformat=".0%")
-    caption = "Noise of the same relative size on every tensor: what part of the damage comes from which."
-    return Figure("Where it breaks first", caption, plot, wide=False)
+    plot.update_xaxes(title_text="share of the expected change of the outputs", tickformat=".0%")
+    caption = "With noise of the same relative size on every tensor, the share of the effect that comes through each."
+    return Figure("Most fragile tensors", caption, plot, wide=False)

@@ -17,11 +17,8 @@ BEFORE, AFTER, INK, GRID, _PALE = "#d9663f", "#0f7f78", "#1f2933", "#e6e8eb", "r
 COLOURS = ("#0f766e", "#b4532a", "#3366aa", "#8a5cc2", "#8a7a1f", "#c2417a", "#4b5563", "#0891b2")
 
 
-# ------------------------------------------------------------------ figures
-
-
 def band(x: Sequence[float], low: Sequence[float | None], high: Sequence[float | None]) -> go.Scatter:
-    """The area between two curves."""
+    """The filled area between two curves."""
     return go.Scatter(
         x=[*x, *reversed(x)], y=[*high, *reversed(low)], mode="lines", fill="toself", fillcolor=_PALE,
         line={"width": 0}, showlegend=False, hoverinfo="skip",
@@ -29,7 +26,7 @@ def band(x: Sequence[float], low: Sequence[float | None], high: Sequence[float |
 
 
 def plot_of(traces: Sequence[Any], height: int = 340, legend: bool = True) -> go.Figure:
-    """A Plotly figure in the manner of the pages."""
+    """A Plotly figure in the style of the pages."""
     plot = go.Figure(list(traces))
     plot.update_layout(
         template="none",
@@ -48,5 +45,5 @@ def plot_of(traces: Sequence[Any], height: int = 340, legend: bool = True) -> go
 
 
 def finite(values: Sequence[float]) -> list[float | None]:
-    """NaN and infinity as gaps."""
+    """Values with NaN and infinity as gaps."""
     return [v if math.isfinite(v) else None for v in values]

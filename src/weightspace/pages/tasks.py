@@ -5,27 +5,24 @@ from __future__ import annotations
 import plotly.graph_objects as go
 
 from weightspace.codes.task_map import TaskMap
-from weightspace.commands.tasks import Apart
+from weightspace.commands.tasks import TaskDistances
 from weightspace.pages.page import Card, Figure, Page, Table, as_text
 from weightspace.pages.style import AFTER, COLOURS, plot_of
 
 __all__ = ["tasks_page"]
 
 
-# ------------------------------------------------------------------ tasks
-
-
-def tasks_page(done: Apart, name: str = "Tasks", command: str = "") -> Page:
-    """The matrix, the plane, and which source is nearest to each target."""
+def tasks_page(done: TaskDistances, name: str = "Tasks", command: str = "") -> Page:
+    """The page of task distances: the matrix, a map, and the nearest source of each target."""
     found = done.found
     far = [(found.distance(a, b).value, a, b) for a in found.names for b in found.names if a != b]
     near = min(far)
-    headline = f"Nearest: {near[2]} costs {near[0]:,.0f} nats more once {near[1]} is known"
+    headline = f"Nearest: {near[2]} costs {near[0]:,.0f} nats once {near[1]} is known"
     lead = (
-        "How much is left to write down of one task when another is known, labels and network together: d(a -> b) = "
-        "C(ab) - C(a). It is not symmetric: a large task says more of a small one than the other way round. "
+        "The distance d(a -> b) = C(ab) - C(a) is what task b adds to the shortest code (labels and weights) of a. "
+        "It is not symmetric: a large task tells more about a small one than the reverse. "
         + ("Each task has its own head. " if found.task_id else
-           "One head serves both tasks, so telling them apart is part of the cost. ")
+           "Both tasks share one head, so telling them apart is part of the cost. ")
     )  # fmt: skip
     rows = []
     for k, target in enumerate(found.names):
@@ -57,8 +54,8 @@ def _matrix(found: TaskMap) -> Figure:
     )  # fmt: skip
     plot = plot_of([heat], height=max(320, 120 + 42 * len(names)), legend=False)
     plot.update_yaxes(autorange="reversed", title_text="known")
-    plot.update_xaxes(title_text="to be learnt")
-    return Figure("What is left to learn", "d(row -> column), in nats.", plot, wide=False)
+    plot.update_xaxes(title_text="to learn")
+    return Figure("Distances", "d(row -> column), in nats.", plot, wide=False)
 
 
 def _plane(found: TaskMap) -> Figure:
@@ -73,5 +70,8 @@ def _plane(found: TaskMap) -> Figure:
     wide = max((abs(v) for p in points for v in p), default=1.0) or 1.0
     plot.update_xaxes(title_text="nats", range=[-1.35 * wide, 1.35 * wide])
     return Figure(
-        "A map of the tasks", "Distances there and back, averaged, as well as a plane can show them.", plot, wide=False
+        "A map of the tasks",
+        "Mean of the distances in both directions, as well as two dimensions can show them.",
+        plot,
+        wide=False,
     )

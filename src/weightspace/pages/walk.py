@@ -19,16 +19,16 @@ _LEAST = 1e-10
 
 
 def walk_page(done: Walked, name: str = "Walk", command: str = "") -> Page:
-    """What happened to a network that was moved."""
+    """The page of a walk: drift, scores before and after, and the path where it was measured."""
     headline = f"Moved by {done.moved:.1%} of its weights' norm, toward {done.goal}"
     bound = "" if done.budget is None else f" of an allowed {done.budget:.2g}"
     lead = (
-        f"{done.name} was moved in {done.steps} steps. The outputs that were to be kept drifted by {done.used:.2g}"
-        f"{bound} on the examples that the walk watched, and by {done.heldout:.2g} on others."
+        f"{done.name} was moved in {done.steps} steps. The outputs to keep drifted by {done.used:.2g}"
+        f"{bound} on the examples with the budget, and by {done.heldout:.2g} on held-out ones."
     )
     allowed = "" if done.budget is None else f"of an allowed {done.budget:.2g}; "
-    beside = f"{allowed}{done.heldout:.2g} on examples that no step saw"
-    cards = [Card("Drift of the kept outputs", "", f"{done.used:.2g}", beside)]
+    beside = f"{allowed}{done.heldout:.2g} on held-out examples"
+    cards = [Card("Drift of the outputs to keep", "", f"{done.used:.2g}", beside)]
     for task, before, after in done.scores:
         if before.accuracy is not None and after.accuracy is not None:
             cards.append(
@@ -63,13 +63,13 @@ def _plane(seen: Picture) -> Figure:
         traces.append(_line(run, list(x), list(y), run))
     start = go.Scatter(x=[0], y=[0], name="start", mode="markers", marker={"size": 14, "color": INK})
     plot = plot_of([*traces, start], height=380)
-    plot.update_xaxes(title_text="first direction of largest variance, in units of the weights")
-    plot.update_yaxes(title_text="second direction", scaleanchor="x")
+    plot.update_xaxes(title_text="first principal direction, in units of the weights")
+    plot.update_yaxes(title_text="second principal direction", scaleanchor="x")
     beside = (
-        " Plain descent, with steps of the same length, goes where the goal alone sends it." if len(traces) > 1 else ""
+        " Plain descent takes steps of the same length along the gradient of the goal alone." if len(traces) > 1 else ""
     )
-    caption = f"The networks on the way, seen in the plane that shows most of them ({seen.shown:.0%} of the variance)."
-    return Figure("Where it went", caption + beside, plot)
+    caption = f"The networks on the path, in the plane of largest variance ({seen.shown:.0%} of it)."
+    return Figure("The path in weight space", caption + beside, plot)
 
 
 def _scores(seen: Picture) -> Figure:
@@ -79,19 +79,22 @@ def _scores(seen: Picture) -> Figure:
             x = [k / max(1, len(values) - 1) for k in range(len(values))]
             traces.append(_line(run, x, finite(values), f"{task} data, {run}", _DASHES[task]))
     plot = plot_of(traces)
-    plot.update_xaxes(title_text="share of the way", tickformat=".0%")
+    plot.update_xaxes(title_text="position on the path", tickformat=".0%")
     plot.update_yaxes(title_text="accuracy" if seen.classes else "loss", tickformat=".0%" if seen.classes else None)
-    caption = "What was to be kept (solid) and what was to be learnt (dotted), on examples that no step saw."
+    caption = "The data to keep (solid) and the data to learn (dotted), on held-out examples."
     if not any("new" in tasks for tasks in seen.scores.values()):
-        caption = "What was to be kept, on examples that no step saw."
-    return Figure("What it kept on the way", caption, plot)
+        caption = "The data to keep, on held-out examples."
+    return Figure("Accuracy along the path" if seen.classes else "Loss along the path", caption, plot)
 
 
 def _drift(seen: Picture, budget: float | None) -> Figure:
     watched, others = zip(*seen.drift, strict=True) if seen.drift else ((), ())
     steps = [float(k + 1) for k in range(len(watched))]
     traces = []
-    for values, name, colour in ((watched, "where it was watched", AFTER), (others, "on other examples", BEFORE)):
+    for values, name, colour in (
+        (watched, "on the examples with the budget", AFTER),
+        (others, "on held-out examples", BEFORE),
+    ):
         line = {"color": colour, "width": 3}
         traces.append(go.Scatter(x=steps, y=finite(values), name=name, line=line, connectgaps=True))
     if budget is not None and steps:
@@ -100,7 +103,7 @@ def _drift(seen: Picture, budget: float | None) -> Figure:
     plot = plot_of(traces)
     plot.update_xaxes(title_text="step")
     plot.update_yaxes(title_text="drift of the outputs", rangemode="tozero")
-    caption = "How far the kept outputs are from where they were, in root mean square. The budget binds the first."
+    caption = "Root mean square change of the outputs to keep. The budget applies to the first curve."
     return Figure("Drift, step by step", caption, plot, wide=False)
 
 
@@ -112,12 +115,12 @@ def tradeoff_figure(pairs: Sequence[tuple[float, float]]) -> Figure:
     )
     plot = plot_of([curve], legend=False)
     plot.update_xaxes(title_text="drift of one step", rangemode="tozero")
-    plot.update_yaxes(title_text="progress, of that of the gradient", tickformat=".0%", rangemode="tozero")
+    plot.update_yaxes(title_text="progress, as a share of the gradient step's", tickformat=".0%", rangemode="tozero")
     caption = (
-        "Before the first step: how much of the goal a step of one length could reach, for the drift that it costs. "
-        "The curve begins at what is free, and ends at plain descent."
+        "Before the first step: the progress of a step of fixed length, against the drift that it causes. The curve "
+        "begins at the largest progress without drift, and ends at plain gradient descent."
     )
-    return Figure("What progress costs", caption, plot, wide=False)
+    return Figure("Progress against drift", caption, plot, wide=False)
 
 
 def spectrum_figure(spectra: Mapping[str, Sequence[float]]) -> Figure:
@@ -128,10 +131,10 @@ def spectrum_figure(spectra: Mapping[str, Sequence[float]]) -> Figure:
         x = list(range(1, len(kept) + 1))
         traces.append(go.Scatter(x=x, y=kept, name=label, mode="lines", line={"color": colour, "width": 3}))
     plot = plot_of(traces, legend=len(traces) > 1)
-    plot.update_xaxes(title_text="direction, from the stiffest")
+    plot.update_xaxes(title_text="direction, by decreasing eigenvalue")
     plot.update_yaxes(title_text="eigenvalue", type="log", exponentformat="power", dtick="D2")
     caption = (
-        "The metric's eigenvalues: what a step in a direction does to the kept outputs, squared. All directions that "
-        "are not shown are softer, and most of weight space is flat."
+        "Eigenvalues of the metric: the squared change of the outputs to keep for a unit step in each direction. All "
+        "directions that are not shown have smaller eigenvalues; most directions of weight space barely matter."
     )
-    return Figure("Stiff and soft directions", caption, plot)
+    return Figure("Spectrum of the metric", caption, plot)

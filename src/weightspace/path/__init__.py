@@ -10,7 +10,6 @@ __getattr__, __dir__, __all__ = handed_on(
             "Action",
             "action",
             "action_cost",
-            "ActionCost",
             "DiffusionError",
             "laplacian",
             "path_integral",
@@ -21,4 +20,5 @@ __getattr__, __dir__, __all__ = handed_on(
         "loss_plane": ["Grid", "Plane", "plane"],
         "trail": ["Trail"],
     },
+    {"weightspace.net.Cost": ["ActionCost"]},
 )

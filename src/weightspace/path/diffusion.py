@@ -23,6 +23,7 @@ from weightspace.curvature.curvature import hessian
 from weightspace.curvature.fisher import gradient_noise
 from weightspace.linear.estimate import Estimate
 from weightspace.linear.operator import Operator
+from weightspace.net.cost import Cost
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net, checked, math_attention
 from weightspace.net.public import public
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Action",
-    "ActionCost",
     "DiffusionError",
     "action",
     "action_cost",
@@ -94,17 +94,8 @@ class Action:
         return {**asdict(self), "dynamic": self.dynamic, "total": self.total}
 
 
-@public
-@dataclass(frozen=True)
-class ActionCost:
-    """The cost of `action`: forward and backward passes over the task, and bytes held in addition to the path."""
-
-    passes: int
-    bytes: int
-
-
 @public(renamed={"samples": "probes"})
-def action_cost(path: Path | Sequence[Net], probes: int = 8) -> ActionCost:
+def action_cost(path: Path | Sequence[Net], probes: int = 8) -> Cost:
     """The cost of `action` on this path: two passes for every point, and one for every probe of the Hessian's trace.
 
     >>> import weightspace as ws
@@ -113,7 +104,7 @@ def action_cost(path: Path | Sequence[Net], probes: int = 8) -> ActionCost:
     20
     """
     net = path[0]
-    return ActionCost(len(path) * (2 + probes), (3 + probes) * 8 * net.weights.numel)
+    return Cost(passes=len(path) * (2 + probes), bytes=(3 + probes) * 8 * net.weights.numel)
 
 
 @public(renamed={"samples": "probes"})

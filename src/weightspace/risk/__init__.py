@@ -1,10 +1,11 @@
-"""What a number of examples promises about new ones."""
+"""Generalization bounds: how large the error on new examples is at most, given the error on n seen ones."""
 
 from weightspace.contents import handed_on
 
 __getattr__, __dir__, __all__ = handed_on(
     __name__,
     {
+        "weightspace.net.cost": ["Cost"],
         "inequalities": [
             "CATONI",
             "catoni",
@@ -24,6 +25,6 @@ __getattr__, __dir__, __all__ = handed_on(
             "RiskError",
         ],
         "fit": ["descend", "expected_error", "Fit", "on_grid", "places", "slopes"],
-        "pac_bound": ["bounds_of", "Cost", "cost", "Family", "pac_bayes", "RiskBound"],
+        "pac_bound": ["bounds_of", "cost", "Family", "pac_bayes", "RiskBound"],
     },
 )

@@ -1,9 +1,9 @@
-"""Gaussians on weights, trained on the bound on their error itself.
+"""A Gaussian distribution over weights, trained to lower a PAC-Bayes bound on its own error.
 
 Training is in units of the prior's deviation l: with mu = w_0 + l m and s = l e^(r/2), KL = 1/2 sum(e^r + m^2 - 1 - r)
-whatever l is, so that one rate does for all l. Each step goes down a * error + b * KL / n, where a and b are the slopes
-of kl^-1: what an error costs in the bound, and what a nat costs. Where the last layer is a linear map, the error that
-its weights make is integrated in closed form; there is no loss in its stead.
+whatever l is, so that one learning rate does for all l. Each step descends a * error + b * KL / n, where a and b are
+the derivatives of kl^-1: how much the bound rises per unit of error, and per nat. Where the last layer is a linear map,
+the expected error over its weights is integrated in closed form and needs no surrogate loss.
 Source: Computing nonvacuous generalization bounds (Dziugaite, Roy, 2017), for the prior's variance on a grid.
 """
 
@@ -29,17 +29,27 @@ if TYPE_CHECKING:
 __all__ = ["Fit", "LARGEST", "SMALLEST", "descend", "expected_error", "on_grid", "places", "slopes"]
 
 
-LARGEST, SMALLEST = 0.0, math.log(1e-8)  # ends of the grid of log prior variances
+LARGEST, SMALLEST = 0.0, math.log(1e-8)  # range of the grid of log prior variances
 _FLOOR = 1e-4  # least probability in the bounded cross-entropy
-_MEMORY = 0.9  # of the running error
+_MEMORY = 0.9  # decay of the running mean of the error
 
 
 @public
 class Fit:
-    """Q and P in units of P's deviation, on flat leaves: m, r, and log l^2 of every layer."""
+    """The trained parameters of Q and P in units of P's deviation, as flat tensors: m, r, and log l^2 of every layer.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> fit = ws.risk.Fit(net, net, first=0.1)                             # Q = P = N(w, 0.1^2)
+    >>> fit.kl().item()
+    0.0
+    >>> q, p, deviations = fit.rounded()
+    >>> {layer: round(l, 3) for layer, l in deviations.items()}
+    {'1': 0.1, '3': 0.1}
+    """
 
     def __init__(self, start: Net, centre: Net, first: float, learnt: bool = False) -> None:
-        """`first`: l of all layers, or where it begins if it is `learnt`."""
+        """`start`: the mean of Q; `centre`: that of P; `first`: P's deviation l, or its start if it is `learnt`."""
         self.centre, self.learnt = centre, learnt
         if not 0 < first < math.inf:
             raise RiskError(f"a prior deviation of {first:g}; give a positive number")
@@ -57,22 +67,22 @@ class Fit:
         return (self.r.exp() + self.m.square() - 1 - self.r).sum() / 2
 
     def pair(self) -> tuple[Weights, Weights]:
-        """mu and s^2, with their graph."""
+        """The mean mu and the variance s^2 of Q as weights, differentiable in m, r and l."""
         shaped, wide = self.centre.weights.shaped, (self.scale / 2).exp()[self.index].repeat_interleave(self.sizes)
         return shaped(self.centre.weights.flat() + wide * self.m), shaped(wide.square() * self.r.exp())
 
     def grid(self) -> float:
-        """The nats for having chosen the variances."""
+        """The nats paid for choosing the variances of P from a grid after the data."""
         return sum(math.log(places(size)) for size in self.counts) if self.learnt else 0.0
 
     @torch.no_grad()
     def clamp(self) -> None:
-        """Keep the variances inside of the grid."""
+        """Keep the prior variances within the grid."""
         self.scale.clamp_(SMALLEST, LARGEST)
 
     @torch.no_grad()
     def rounded(self) -> tuple[Gaussian, Gaussian, dict[str, float]]:
-        """Q, P, and the deviation of P in every layer, on the grid: of both neighbours the one that costs less."""
+        """Q, P, and P's deviation in every layer, rounded to the grid: of both neighbours the one with the lower KL."""
         mean, variance = self.pair()
         far = mean - self.centre.weights
         spread = {layer: 0.0 for layer in self.layers}
@@ -96,13 +106,27 @@ def _layer(name: str) -> str:
 
 @public
 def places(size: int) -> int:
-    """How many variances a layer of so many weights may choose from: finer ones would cost more than they save."""
+    """The number of variances on the grid of a layer with `size` weights: more would cost more nats than they save.
+
+    >>> import weightspace as ws
+    >>> ws.risk.places(1000)
+    207
+    >>> ws.risk.places(100_000) > ws.risk.places(1000)
+    True
+    """
     return 1 + math.ceil((LARGEST - SMALLEST) * math.sqrt(max(size, 8) / 8))
 
 
 @public
 def on_grid(now: float, spread: float, size: int) -> float:
-    """log l^2 on the grid: around the one learnt and the best one, log(spread / size), whatever makes KL least."""
+    """log l^2 rounded to the grid of a layer: of the points around `now` and log(spread / size), the one of least KL.
+
+    `spread`: sum over the layer's `size` weights of s^2 + (mu - w_0)^2.
+
+    >>> import weightspace as ws
+    >>> round(ws.risk.on_grid(-4.0, spread=10.0, size=1000), 1)            # log(10 / 1000) = -4.6
+    -4.6
+    """
     step = (LARGEST - SMALLEST) / (places(size) - 1)
     near = [(min(max(v, SMALLEST), LARGEST) - SMALLEST) / step for v in (now, math.log(spread / size))]
     logs = [SMALLEST + step * side for j in near for side in (math.floor(j), math.ceil(j))]
@@ -122,9 +146,18 @@ def descend(
     generator: torch.Generator,
     say: Callable[[int], None],
 ) -> None:
-    """Adam down a * error + b * KL / n, where a and b are the slopes of the bound at the error of late and the KL.
+    """Train a `Fit` by Adam on a * error + b * KL / n, a and b the derivatives of the bound at the running error.
 
-    `choices`: the constants of Catoni's bound; without, the bound is Maurer's.
+    `choices`: the number of constants of Catoni's bound; None: Maurer's bound. `say` is called with the number of steps
+    done.
+
+    >>> import torch, weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> fit, noisy = ws.risk.Fit(net, net, 0.1), ws.codes.Noisy(net, task)
+    >>> run = dict(delta=0.05, steps=5, batch=60, lr=0.1, seed=0, generator=torch.Generator())
+    >>> ws.risk.descend(fit, noisy, None, **run, say=lambda done: None)
+    >>> fit.kl().item() > 0                                                # Q has left the prior
+    True
     """
     n, rates = len(noisy.task), [lr, lr / 3, lr / 3]
     leaves = [leaf for leaf in (fit.m, fit.r, fit.scale) if leaf.requires_grad]
@@ -152,7 +185,13 @@ def descend(
 
 @public
 def slopes(q: float, c: float) -> tuple[float, float]:
-    """The derivatives of kl^-1(q, c) in q and in c."""
+    """The partial derivatives of kl^-1(q, c) in q and in c.
+
+    >>> import weightspace as ws
+    >>> dq, dc = ws.risk.slopes(0.1, 0.05)
+    >>> round(dc, 2), round((ws.kl_inverse(0.1, 0.0501) - ws.kl_inverse(0.1, 0.05)) / 1e-4, 2)
+    (1.43, 1.43)
+    """
     q = min(max(q, 1e-6), 1 - 1e-6)
     p = min(max(inequalities.kl_inverse(q, c), q + 1e-9), 1 - 1e-7)
     down = (p - q) / (p * (1 - p))
@@ -163,10 +202,18 @@ def slopes(q: float, c: float) -> tuple[float, float]:
 def expected_error(
     noisy: Noisy, x: Any, y: Tensor | None, pair: tuple[Weights, Weights], generator: torch.Generator
 ) -> Float[Tensor, ""]:
-    """E error of a batch where the last layer is linear: all but it drawn, its own weights integrated in closed form.
+    """The expected error on a batch over w ~ Q, the weights of a linear last layer integrated in closed form.
 
-    For two classes; for more, the wrong outputs are drawn too. Elsewhere the cross-entropy in units of its largest
-    value, ln(1/p), with probabilities below p = .0001 taken as p.
+    All other weights are drawn. Exact for two classes; for more, the wrong outputs are drawn too. Without a linear last
+    layer, the cross-entropy in units of its largest value, ln(1/p), with probabilities below p = .0001 taken as p.
+    `pair`: the mean and the variance of Q.
+
+    >>> import torch, weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> fit, (x, y) = ws.risk.Fit(net, net, 0.1), next(task.batches(net))
+    >>> error = ws.risk.expected_error(ws.codes.Noisy(net, task), x, y, fit.pair(), torch.Generator())
+    >>> bool(0 < error < 1), error.requires_grad
+    (True, True)
     """
     f, mean, variance = noisy.moments(x, *pair, generator)
     assert y is not None

@@ -1,12 +1,12 @@
-"""A certificate for new data: how often a network with uncertain weights errs at most, from the examples it learnt on.
+"""PAC-Bayes bounds for networks: train a Gaussian over weights, and bound its error on new examples from n seen ones.
 
     with probability 1 - delta:   kl(q || E_{w ~ Q} error) <= (KL(Q || P) + ln(2 sqrt(n) / delta)) / n
 
 q is the error on the n examples, averaged over w ~ Q, itself bounded from draws. Q = N(mu, diag s^2) is trained on the
-bound; P = N(w_0, l^2) with w_0 chosen without these n examples: a random initialisation, or what other examples taught.
+bound; P = N(w_0, l^2) with w_0 chosen without these n examples: a random initialisation, or weights trained on others.
 Sources: Computing nonvacuous generalization bounds (Dziugaite, Roy, 2017), for the prior's grid and the two deltas;
-Tighter risk certificates for neural networks (Perez-Ortiz et al., 2021), for priors that were taught; (Not) bounding
-the true error (Langford, Caruana, 2002).
+Tighter risk certificates for neural networks (Perez-Ortiz et al., 2021), for trained priors; (Not) bounding the true
+error (Langford, Caruana, 2002).
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from weightspace.codes.posterior import Gaussian, Noisy
+from weightspace.net.cost import Cost
 from weightspace.net.inputs import leaves
 from weightspace.net.model import fresh
 from weightspace.net.net import Net, checked
@@ -30,17 +31,17 @@ from weightspace.risk.inequalities import RiskError
 from weightspace.task.measures import METRICS
 from weightspace.task.task import Task
 
-__all__ = ["Cost", "Family", "RiskBound", "bounds_of", "cost", "pac_bayes"]
+__all__ = ["Family", "RiskBound", "bounds_of", "cost", "pac_bayes"]
 
 
-_FRESH, _TAUGHT = 0.1, 0.01  # where deviations begin that are learnt
-_MC = 0.2  # the part of delta that pays for drawing weights
+_FRESH, _TRAINED = 0.1, 0.01  # initial deviations where these are learnt: of a random prior, of a trained one
+_MC = 0.2  # the share of delta that pays for drawing weights
 
 
 @public
 @dataclass(frozen=True)
 class Family:
-    """A bound by one inequality; `certificate` says whether it holds with probability 1 - delta, `note` why not."""
+    """One bound by name; `certificate`: whether it holds with probability 1 - delta, `note`: why not, or its form."""
 
     name: str
     bound: float
@@ -50,32 +51,14 @@ class Family:
 
 @public
 @dataclass(frozen=True)
-class Cost:
-    """What `pac_bayes` will take: steps of `batch` examples forward and back, draws of (weights, example), memory.
-
-    A step or a draw costs about twice the network's own pass over that many examples.
-    """
-
-    steps: int
-    batch: int
-    draws: int
-    bytes: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.steps:,} steps of {self.batch:,} examples and {self.draws:,} draws, {self.bytes / 2**20:,.0f} MiB"
-        )
-
-
-@public
-@dataclass(frozen=True)
 class RiskBound:
-    """With probability 1 - `delta` over the draw of the examples, networks w ~ Q err on at most `bound` of new ones.
+    """A generalization bound: with probability 1 - `delta`, the expected error of networks w ~ Q is at most `bound`.
 
-    `family` is the inequality, chosen before; `families` are all of them side by side. `error`: the error on the
-    `examples`, the mean over `draws` pairs of weights and an example, and `error_bound` what it is at most. `nats` =
-    KL(Q || P), and `grid` the nats for having chosen P's variance. `centre_error`: that of w_0 alone, on the same
-    examples, and `hold_out` its bound by counting. `kind`: where w_0 is from, "random" or "data". `test_error` of Q.
+    The probability is over the draw of the examples. `family` is the inequality, chosen beforehand; `families` are all
+    of them side by side. `error`: the error on the `examples`, the mean over `draws` pairs of weights and an example,
+    and `error_bound` its upper bound. `nats` = KL(Q || P), and `grid` the nats for having chosen P's variance.
+    `centre_error`: the error of w_0 alone, on the same examples, and `hold_out` its bound by counting. `kind`: where
+    w_0 is from, "random" or "data". `test_error`: the error of Q on the test task.
     """
 
     bound: float
@@ -99,12 +82,12 @@ class RiskBound:
 
     @property
     def is_hold_out(self) -> bool:
-        """Whether the examples taught Q less than the confidence costs, so that they did little but count errors."""
+        """Whether KL is less than the price of the confidence, so that the examples did little but count errors."""
         return self.kind == "data" and self.nats < math.log(2 * math.sqrt(self.examples) / self.delta)
 
     @property
     def verdict(self) -> str:
-        """What it says, in words."""
+        """The bound in one sentence."""
         if self.bound >= 1 - 1 / self.classes:
             return f"nothing is certified: {self.bound:.3f} is no better than guessing among {self.classes} classes"
         held = f"with probability {1 - self.delta:g} networks drawn from Q err on at most {100 * self.bound:.2f} %"
@@ -117,7 +100,7 @@ class RiskBound:
         )
 
     def data(self) -> dict[str, Any]:
-        """All but the networks, as JSON can hold it."""
+        """All fields but the networks, as plain data for JSON."""
         kept = {k: v for k, v in vars(self).items() if k not in ("posterior", "prior", "families", "deviations")}
         rows = [dict(vars(row)) for row in self.families]
         return {**kept, "verdict": self.verdict, "families": rows, "deviations": dict(self.deviations)}
@@ -132,7 +115,7 @@ def pac_bayes(
     prior: Net | None = None,
     seen: Task | None = None,
     test: Task | None = None,
-    family: str = "kl",
+    family: Literal["kl", "catoni"] = "kl",
     constants: Sequence[float] = inequalities.CATONI,
     deviation: float | None = None,
     steps: int = 3000,
@@ -143,22 +126,27 @@ def pac_bayes(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> RiskBound:
-    """A Gaussian Q of the architecture of `net`, trained on the bound on its error on new examples; and that bound.
+    """Train a Gaussian Q over weights on a PAC-Bayes bound, and return the bound on its error on new examples.
 
     `prior` stands at w_0; without one, w_0 is a fresh initialisation from `seed`, and of `net` only the architecture is
-    used. With one, Q starts at the weights of `net`, and the statistics of its layers are the prior's; frozen weights
-    that are those of the prior are known and cost nothing. `seen`: what w_0
-    was taught on. `test`: examples to measure the error on. The three tasks must not share an example, labels aside.
-    `deviation`: l, fixed before; without, each layer has its own, learnt, rounded to a grid of K variances from 1e-8 to
-    1 and paid for with ln K. `family`: "kl" or "catoni", whose `constants` are chosen before too. `lr`: Adam's for m,
-    a third of it for r and l, one cycle over `steps`. E_Q error is bounded from at least `draws` pairs of weights and
-    an example at delta / 5; where Q's noise cannot be independent between the examples of a batch (`Noisy.exact`), from
-    the means of groups of `group` examples. What is held in memory: `cost`.
-    Raises `RiskError` for a delta outside (0, 1), tasks that overlap, labels that are no classes of the network's, and
-    numbers that are not finite.
+    used. With one, Q starts at the weights of `net`, and BatchNorm statistics are the prior's; frozen weights equal to
+    the prior's are taken as constants and cost nothing. `seen`: the examples that w_0 was trained on. `test`: examples
+    to measure the error on. The three tasks must not share an example, labels aside. `deviation`: l, fixed beforehand;
+    without, each layer has its own, learnt, rounded to a grid of K variances from 1e-8 to 1 and paid for with ln K.
+    `family`: "kl" or "catoni", whose `constants` are chosen beforehand too. `lr`: Adam's for m, a third of it for r and
+    l, one cycle over `steps`. E_Q error is bounded from at least `draws` pairs of weights and an example at delta / 5;
+    where Q's noise cannot be independent between the examples of a batch (`Noisy.exact`), from the means of groups of
+    `group` examples. Memory and steps in advance: `cost`. Raises `RiskError` for a delta outside (0, 1), tasks that
+    overlap, labels that are not classes of the network, and numbers that are not finite.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> found = ws.pac_bayes(net, task, steps=20, draws=600)               # defaults: 3000 steps, 500 000 draws
+    >>> found.error <= found.error_bound <= found.bound <= 1
+    True
+    >>> found.examples, found.classes, found.kind
+    (60, 10, 'random')
     """
-    if family not in ("kl", "catoni"):
-        raise RiskError(f"no family {family!r} to train on; give 'kl' or 'catoni'")
     for name, value in (("steps", steps), ("batch", batch), ("lr", lr), ("draws", draws), ("group", group)):
         if not 0 < value < math.inf:
             raise RiskError(f"{name} is {value}; give a positive number")
@@ -173,7 +161,7 @@ def pac_bayes(
     classes, wrong = _counted(centre, task)
     _check_apart({"certified": task, "prior's": seen, "test": test})
     task = _held(task, batch)
-    first = deviation if deviation is not None else _FRESH if prior is None else _TAUGHT
+    first = deviation if deviation is not None else _FRESH if prior is None else _TRAINED
 
     fit, noisy, n = Fit(start, centre, first, deviation is None), Noisy(centre, task), len(task)
     generator = torch.Generator(device=start.device).manual_seed(seed)
@@ -214,10 +202,18 @@ def pac_bayes(
 
 @public
 def cost(net: Net, task: Task, *, steps: int = 3000, batch: int = 500, draws: int = 500_000) -> Cost:
-    """What `pac_bayes` takes with these arguments, known from sizes alone."""
+    """What `pac_bayes` takes with these arguments, known from sizes alone: steps, draws of (weights, example), memory.
+
+    A step or a draw costs about twice the network's own pass over that many examples.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> print(ws.risk.cost(net, task, steps=20, draws=600))
+    20 steps of 60 examples and 600 draws, 0 MiB
+    """
     n, held = len(task), sum(leaf.numel() // len(leaf) * leaf.element_size() for leaf in leaves(task.example(1)))
     weights = checked(net).weights.numel * net.weights.flat().element_size()
-    return Cost(steps, min(batch, n), -(-draws // n) * n, 16 * weights + n * held)
+    return Cost(steps=steps, batch=min(batch, n), draws=-(-draws // n) * n, bytes=16 * weights + n * held)
 
 
 @public
@@ -230,9 +226,15 @@ def bounds_of(
     wrong: int | None = None,
     constants: Sequence[float] = inequalities.CATONI,
 ) -> tuple[Family, ...]:
-    """All inequalities side by side: `error` the mean of `draws`, `nats` all that was paid, `wrong` the errors of w_0.
+    """All bounds side by side, from `error`, the mean of `draws` values, and `nats`, KL and grid together.
 
-    A fifth of delta pays for the draws, the rest for the examples; what is no certificate says why.
+    `wrong`: the number of errors of w_0, for the hold-out bound. A fifth of delta pays for the draws, the rest for the
+    examples; a row that is not a certificate says why.
+
+    >>> import weightspace as ws
+    >>> rows = ws.risk.bounds_of(0.05, draws=100_000, nats=100, n=10_000, delta=0.05, wrong=400)
+    >>> {row.name: round(row.bound, 2) for row in rows[:3]}
+    {'kl': 0.09, 'catoni': 0.09, 'langford': 0.09}
     """
     q, rest = inequalities.monte_carlo(error, draws, delta * _MC), delta * (1 - _MC)
     least = min(range(len(_FINE)), key=lambda k: inequalities.catoni(q, nats, n, rest, _FINE[k : k + 1]))
@@ -263,7 +265,7 @@ def _several(n: int) -> str:
 _FINE = tuple(2.0 ** (k / 16) for k in range(-64, 96))
 
 
-# ------------------------------------------------------------------ what is counted and drawn
+# ------------------------------------------------------------------ errors, counted and drawn
 
 
 @torch.no_grad()
@@ -276,7 +278,7 @@ def _drawn(
     generator: torch.Generator,
     say: Callable[[int], None] = lambda done: None,
 ) -> tuple[float, int]:
-    """The error of weights drawn from Q, and of how many independent values in [0, 1] it is the mean.
+    """The error of weights drawn from Q, and the number of independent values in [0, 1] of which it is the mean.
 
     `group` 1: every example of a batch has weights of its own. Else those of a group share noise, and their mean is one
     value; where the last group is smaller, Hoeffding's theorem holds for 1 / (the largest weight) values.
@@ -295,7 +297,7 @@ def _drawn(
 
 @torch.no_grad()
 def _counted(net: Net, task: Task) -> tuple[int, int]:
-    """How many classes the network knows, and on how many examples it errs."""
+    """The number of classes of the network, and of its errors on the task."""
     wrong, classes = 0, 0
     for x, y in task.batches(net):
         f = task.forward(net, x)
@@ -313,7 +315,7 @@ def _counted(net: Net, task: Task) -> tuple[int, int]:
 
 
 def _held(task: Task, batch: int) -> Task:
-    """The examples in memory, read in batches of that size."""
+    """The task in memory, in batches of `batch` examples."""
     labels = task.labels()
     return Task(task.example(len(task)), labels, batch=batch, output=task.output)
 
@@ -321,7 +323,7 @@ def _held(task: Task, batch: int) -> Task:
 def _check_nets(start: Net, centre: Net) -> None:
     start.check(centre)
     if not all(w.is_floating_point() for w in start.weights.values()):
-        raise RiskError("weights of whole numbers cannot be uncertain; give a network of floating-point weights")
+        raise RiskError("integer weights have no Gaussian distribution; give a network of floating-point weights")
     for net in (start, centre):
         if bad := net.weights.unusable() or net.state.unusable():
             raise RiskError(f"NaN or infinity in {bad[0]}; a bound starts from finite weights")

@@ -1,4 +1,4 @@
-"""A group moves the weights and leaves the function alone: read it, apply it, choose in its orbit."""
+"""Weight-space symmetries: read the group of an architecture, apply it, align networks, compare modulo the group."""
 
 from weightspace.contents import handed_on
 

@@ -1,4 +1,4 @@
-"""The parts of a group as data: axes of units, the places that they index, blocks and kinds of moves."""
+"""The parts of a symmetry group as data: axes of units, the tensor dimensions that they index, and kinds of moves."""
 
 from __future__ import annotations
 
@@ -15,10 +15,17 @@ KINDS = ("permutation", "scale", "sign")
 @public
 @dataclass(frozen=True)
 class Axis:
-    """`size` units that move together wherever they are met.
+    """A set of `size` hidden units that move together in every tensor that they index.
 
     `over`: names of the outer axes on whose index the move may depend (channels inside a head over heads), outermost
     first. `kinds`: which of "permutation", "scale", "sign" the units admit; empty for a fixed index.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> group = ws.Symmetry.of(net, task.example(2))
+    >>> axis = group.axes[0]
+    >>> axis.name, axis.size, axis.kinds
+    ('1.weight[0]', 16, ('permutation', 'scale'))
     """
 
     name: str
@@ -30,7 +37,7 @@ class Axis:
 @public
 @dataclass(frozen=True)
 class Block:
-    """A strided view of the tensor `tensor`: `leaves` are axis names, or sizes of indices that stay.
+    """A strided view of the tensor `tensor`, with one leaf per dimension: an axis name, or the size of a fixed index.
 
     `dims[k]` is the dimension of the tensor in which leaf k lies.
     """
@@ -45,7 +52,7 @@ class Block:
 @public
 @dataclass(frozen=True)
 class Place:
-    """Leaf number `leaf` of block number `block` of the group."""
+    """One occurrence of an axis: leaf number `leaf` of block number `block` of the group."""
 
     block: int
     leaf: int
@@ -54,9 +61,10 @@ class Place:
 @public
 @dataclass(frozen=True)
 class Generator:
-    """Factors f > 0 ("scale") or f = +-1 ("sign") on the units of an axis: each place is multiplied by f^exponent.
+    """A scale or sign symmetry of one axis: factors f > 0 ("scale") or f = +-1 ("sign") on its units.
 
-    `evaluation`: it touches running statistics, so it holds in evaluation mode only.
+    Each place is multiplied by f^exponent. `evaluation`: it changes running statistics, so it holds in evaluation mode
+    only.
     """
 
     axis: str

@@ -1,4 +1,4 @@
-"""The balanced slice: of all positive rescalings of a network, the one of least norm.
+"""Scale balancing: of all positive rescalings of a network, the one of least norm.
 
 For scale generators k with factors exp(t_k[x]), |g w|^2 = sum_j n_j exp(2 sum_k e_jk t_k) over all tensors that a scale
 moves, running statistics too, is convex in t, and no direction leaves all of them alone, so that the minimum is one
@@ -6,9 +6,9 @@ point per orbit (Rueger and Ossen, The metric structure of weight space, 1997; S
 Equi-normalization of neural networks, 2019). Coordinate descent with a Newton step per unit finds it, between steps
 common to all units of an axis.
 
-There is no minimum along a scale that only shrinks what is not zero: a direction under weight normalisation, a unit
-that is never on, a low-rank pair of which one factor is zero still. These units are idle. What they meet is left out of
-the norm, and brought nearest one instead: sum_j (log |w_j| + sum_k e_jk t_k)^2 is least, which is one point again.
+There is no minimum along a scale that only shrinks nonzero weights: a direction under weight normalisation, a dead
+unit, a low-rank pair of which one factor is still zero. These units are idle. Their weights are left out of the norm,
+and brought nearest one instead: sum_j (log |w_j| + sum_k e_jk t_k)^2 is minimised, which again has one solution.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _ROUNDING, _LOST = 1e-13, 1e-5
 def balancing(
     group: Group, tensors: Mapping[str, Tensor], tolerance: float = 1e-5, sweeps: int = 500, strict: bool = False
 ) -> Element:
-    """The element of positive scales that takes `tensors` to the balanced slice.
+    """The element of positive scales that balances `tensors`, that is, minimises their norm.
 
-    `strict`: raise `SymmetryError` where no such point is reached, because scales together shrink without end what
-    none of them shrinks alone (BatchNorm with eps = 0).
+    `strict`: raise `SymmetryError` where there is no minimum, because scales together shrink without end what none of
+    them shrinks alone (BatchNorm with eps = 0).
     """
     slice_ = _Slice(group, tensors)
     before = step = math.inf
@@ -60,15 +60,15 @@ def balancing(
 
 
 def balance(group: Group, net: Net, tolerance: float = 1e-5) -> Net:
-    """The same function on the balanced slice."""
+    """The same function with balanced scales."""
     return balancing(group, net.tensors, tolerance, strict=True)(net)
 
 
 def unit_variances(group: Group, net: Net) -> Net:
-    """The same function with every running variance v at 1 - eps, and the gain of its norm over sqrt(v + eps).
+    """The same function with every running variance v set to 1 - eps, and the gain of its norm over sqrt(v + eps).
 
-    A layer before BatchNorm may be louder, its statistics too: the outputs tell that by eps alone. Here it shows in the
-    gain, where an exact scale undoes it. A variance that a scale of the group moves stays as it is.
+    A layer before BatchNorm may be scaled together with its statistics; the outputs change by eps alone. Here the scale
+    moves into the gain, where an exact symmetry undoes it. A variance that a scale of the group moves stays as it is.
     """
     scaled = {group.blocks[block].tensor for block, _ in group.exponents_at if _scales(group, block)}
     tensors, new = net.tensors, {}
@@ -96,7 +96,7 @@ def _scales(group: Group, block: int) -> bool:
 
 
 class _Slice:
-    """Logarithms t_k of the factors, and the squared norms that they lead to."""
+    """The optimisation problem: logarithms t_k of the factors, and the squared norms that they lead to."""
 
     def __init__(self, group: Group, tensors: Mapping[str, Tensor]) -> None:
         self.group, self.tensors = group, tensors
@@ -111,7 +111,7 @@ class _Slice:
             pass
 
     def _retire(self, k: int) -> bool:
-        """Find the units of a generator that are idle: what they meet can only shrink, or only grow."""
+        """Find the idle units of a generator: those whose weights can only shrink, or only grow."""
         norms = self.norms(self.chosen[k])
         up, down = (sum((n for e, n in norms.items() if e * side > 0), torch.zeros(())) for side in (1, -1))
         idle = (self.live[k] > 0) & ~((up > 0) & (down > 0))
@@ -119,7 +119,7 @@ class _Slice:
         return bool(idle.any())
 
     def sweep(self) -> float:
-        """The best of all factors of one unit, for every unit, an axis at a time; the largest step."""
+        """Minimise over all factors of one unit, for every unit, an axis at a time; return the largest step."""
         largest = 0.0
         for axis in dict.fromkeys(g.axis for g in self.chosen.values()):
             mine = [k for k, g in self.chosen.items() if g.axis == axis]
@@ -137,9 +137,9 @@ class _Slice:
         return largest
 
     def level(self) -> None:
-        """The best common factor for all units of a generator, for all generators at once.
+        """Minimise over one common factor per generator, for all generators at once.
 
-        What moves from layer to layer does so slowly in sweeps; here it is a small convex problem of its own.
+        Imbalance between layers converges slowly in sweeps; here it is a small convex problem of its own.
         """
         both = [k for k, g in self.chosen.items() if {e > 0 for _, e in g.exponents} == {True, False}]
         if len(both) < 2:
@@ -154,7 +154,7 @@ class _Slice:
             self.logs[k] += shift
 
     def rest(self) -> None:
-        """Bring what idle units meet nearest one: least squares in logarithms, by conjugate gradients."""
+        """Bring the weights of idle units nearest one: least squares in logarithms, by conjugate gradients."""
         idle = {k: 1 - live for k, live in self.live.items() if bool((live == 0).any())}
         met = {p.block for k in idle for p, _ in self.chosen[k].exponents}
         logs, masks = {}, {}
@@ -237,7 +237,7 @@ class _Slice:
         return torch.einsum(*operands, keep)
 
     def _squares(self, number: int) -> Tensor:
-        """Squared entries, summed over the leaves that no scale touches; kept as far as there is room."""
+        """Squared entries, summed over the leaves that no scale touches; cached while there is room."""
         if number in self._kept:
             return self._kept[number]
         block = self.group.blocks[number]
@@ -279,8 +279,8 @@ def _common(norms: Tensor, exponents: Tensor) -> Tensor:
 def _newton(exponents: Tensor, norms: Tensor, shared: Tensor) -> Tensor:
     """argmin_t sum_j n_j exp(2 (E t)_j) for every column of `norms` by itself, as (generators, units).
 
-    A place counts `shared` times in the curvature: units that meet in one block move at once. Where nothing is met
-    nothing moves.
+    A place counts `shared` times in the curvature: units that occur in one block move at once. Units without weights do
+    not move.
     """
     t = torch.zeros(exponents.shape[1], norms.shape[1], dtype=torch.float64)
     if exponents.shape[1] == 1 and bool((exponents.abs() == 1).all()) and bool((shared == 1).all()):

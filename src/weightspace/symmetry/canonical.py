@@ -1,4 +1,4 @@
-"""One representative of every orbit: the seed's "choice of basis".
+"""The canonical form of a network: one representative per orbit, its units sorted by a key.
 
 Every hidden unit x has a vector v_x, the entries of the tensors that produce it (those which hold the axis in their
 leading dimension). Units are sorted by a key f(v_x), after scales are balanced and signs fixed:
@@ -39,17 +39,17 @@ _TOLD = 1e-9
 
 
 def canonical(group: Group, net: Net, key: Key = "norm") -> Net:
-    """The representative of the orbit of `net`: idempotent, and the same for every member of the orbit.
+    """The canonical form of `net`: idempotent, and the same for every member of the orbit.
 
-    Statistics are taken in float64. Raises `SymmetryError` where the key is not well defined on an axis: "first",
-    "linear" and callables read coordinates, so that a unit whose own coordinates can move (a residual stream, a
-    recurrent weight) has none.
+    Computed in float64. Raises `SymmetryError` where the key is not well defined on an axis: "first", "linear" and
+    callables read coordinates, which a unit whose own coordinates can move (a residual stream, a recurrent weight)
+    lacks.
     """
     return canonical_element(group, net, key)(net)
 
 
 def canonical_element(group: Group, net: Net, key: Key = "norm") -> Element:
-    """The element that takes `net` to its representative."""
+    """The element that takes `net` to its canonical form."""
     group.check(net)
     if isinstance(key, str) and key not in _KEYS:
         raise WeightspaceError(f"unknown key {key!r}; choose {', '.join(_KEYS)} or give a function of the rows")
@@ -89,7 +89,7 @@ class _Canon:
         return self.element
 
     def _each(self, axes: list[Axis], act: Callable[[Axis], bool]) -> list[Axis]:
-        """Act on axes as soon as all that their rows are indexed by is settled; those for which it never is."""
+        """Act on every axis once the axes that index its rows are settled; return those left over."""
         waiting = list(axes)
         while waiting:
             done = [axis for axis in waiting if act(axis)]
@@ -100,7 +100,7 @@ class _Canon:
         return waiting
 
     def _own(self, axis: Axis) -> list[Place]:
-        """Places in the leading dimension of a parameter: what produces the unit."""
+        """Places in the leading dimension of a parameter: the weights that produce the unit."""
         places = [p for p in self.group.places[axis.name] if self.group.blocks[p.block].tensor in self.tensors]
         own = [p for p in places if self.group.blocks[p.block].dims[p.leaf] == 0]
         return own or places
@@ -126,7 +126,7 @@ class _Canon:
         return True
 
     def _fix_signs(self, axis: Axis) -> bool:
-        """Flip so that as many places as there are generators have positive sums of cubes: parities modulo two."""
+        """Flip so that as many places as there are generators have positive sums of cubes (algebra modulo two)."""
         signs = [k for k, g in enumerate(self.group.generators) if g.axis == axis.name and g.kind == "sign"]
         rows: dict[int, tuple[int, Tensor]] = {}
         met = dict.fromkeys(p for k in signs for p, _ in self.group.generators[k].exponents)
@@ -146,10 +146,10 @@ class _Canon:
         return True
 
     def _fix_together(self, axes: list[Axis]) -> None:
-        """Signs that multiply one another in every weight they are met in, once the units are in order.
+        """Fix signs that multiply one another in every weight where they occur, once the units are in order.
 
-        The entries of the tensors are gone through in their order; one whose sign does not follow from those before is
-        made positive. Flips that no entry tells are none.
+        The entries of the tensors are visited in order; one whose sign does not follow from those before is made
+        positive. Flips that no entry determines are left out.
         """
         names = {axis.name for axis in axes}
         signs = [k for k, g in enumerate(self.group.generators) if g.kind == "sign" and g.axis in names]
@@ -172,7 +172,7 @@ class _Canon:
         self._push(Element(self.group, self.group.identity().permutations, factors))
 
     def _equations(self, system: _Parities, number: int, met: dict[int, list[int]], first: dict[int, int]) -> None:
-        """One for every entry of a block, summed over the leaves that have no such sign, that is not zero."""
+        """One equation for every nonzero entry of a block, summed over the leaves that have no such sign."""
         block = self.group.blocks[number]
         value = self.group.view(block, self.tensors[block.tensor])
         held = {leaf for leaf, signs in met.items() if signs}
@@ -206,7 +206,7 @@ class _Canon:
         self._apply(self.element)
 
     def _values(self, axis: Axis, key: Key) -> Tensor | None:
-        """Sort keys of shape (outer.., units, columns), the first column the most significant; None: not yet known."""
+        """Sort keys of shape (outer.., units, columns), the most significant column first; None: not known yet."""
         if key == "norm":
             places = [p for p in self.group.places[axis.name] if self.group.blocks[p.block].tensor in self.tensors]
             squares = [self._rows(p).square() for p in places]
@@ -250,13 +250,13 @@ def _eliminate(rows: dict[int, tuple[int, Tensor]], parity: int, odd: Tensor) ->
 
 
 class _Parities:
-    """Equations modulo two, in the order in which they come: one that contradicts those before is left out."""
+    """A system of equations modulo two; one that contradicts those before it is left out."""
 
     def __init__(self) -> None:
         self.rows: dict[int, tuple[int, bool]] = {}
 
     def add(self, unknowns: Sequence[int], odd: bool) -> None:
-        """The sum of some unknowns."""
+        """Add the equation: the sum of some unknowns is `odd`."""
         row = 0
         for k in unknowns:
             row ^= 1 << k
@@ -267,7 +267,7 @@ class _Parities:
             self.rows[row.bit_length() - 1] = (row, odd)
 
     def solution(self, count: int) -> list[bool]:
-        """The one in which all unknowns that are free are zero."""
+        """The solution in which all free unknowns are zero."""
         found, known = [False] * count, 0
         for top in sorted(self.rows):
             row, odd = self.rows[top]
@@ -277,6 +277,6 @@ class _Parities:
 
 
 def _rounded(column: np.ndarray) -> np.ndarray:
-    """Numbers that differ by rounding error alone are ties."""
+    """Rounded, so that numbers which differ by rounding error alone are ties."""
     scale = np.abs(column).max(initial=0.0) or 1.0
     return np.round(column / scale, _DIGITS)

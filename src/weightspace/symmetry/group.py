@@ -1,6 +1,6 @@
-"""The group that moves the weights and leaves the function alone, as data.
+"""A symmetry group as data, and the action of its elements on weights.
 
-An `Axis` is a set of units that can move. A `Block` says where it is met: a strided view of one tensor with one leaf,
+An `Axis` is a set of units that can move. A `Block` says where it occurs: a strided view of one tensor with one leaf,
 an axis or a plain size, per dimension of the view. A `Generator` is a factor on the units of one axis. An `Element`
 holds a permutation for every axis and a factor for every generator; it acts linearly:
 (g w)[.., x, ..] = prod_k f_k[x]^e_k w[.., p[x], ..].
@@ -33,8 +33,18 @@ _G = TypeVar("_G", bound="Group")
 @public(grad=False)
 @dataclass(frozen=True)
 class Element:
-    """One member g of the group. `permutations[axis]` has shape (outer sizes.., size): unit x of the result is unit
-    p[.., x] of the argument; `factors[k]`, of the same shape, belongs to generator k."""
+    """One element g of the group: a permutation of every axis, and factors for its scales and signs.
+
+    `permutations[axis]` has shape (outer sizes.., size): unit x of the result is unit p[.., x] of the argument;
+    `factors[k]`, of the same shape, belongs to generator k. `g(net)`, `g(weights)`, `g.inverse()`, `g @ h`.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> group = ws.Symmetry.of(net, task.example(2))
+    >>> g = group.sample(seed=0)
+    >>> round(float((g.inverse()(g(net)) - net).norm()), 3), (g @ g.inverse()).difference(group.identity())
+    (0.0, 0.0)
+    """
 
     group: Group
     permutations: Mapping[str, Tensor]
@@ -45,7 +55,7 @@ class Element:
     @overload
     def __call__(self, point: Weights) -> Weights: ...
     def __call__(self, point: Net | Weights) -> Net | Weights:
-        """g w. A Net moves with its state; a vector of Weights moves linearly."""
+        """The action g w. A Net moves with its buffers; Weights move linearly."""
         if not isinstance(point, Weights):
             self.group.check(point)
             return Net(point.architecture, self(point.weights), self(point.state))
@@ -94,7 +104,7 @@ class Element:
         return total
 
     def inverse(self) -> Element:
-        """g^-1."""
+        """The inverse element g^-1."""
         tables: dict[str, Tensor] = {}
         for axis in sorted(self.group.every, key=lambda a: len(a.over)):
             if axis.name in self.permutations:
@@ -105,7 +115,7 @@ class Element:
         return Element(self.group, tables, factors)
 
     def __matmul__(self, other: Element) -> Element:
-        """(g h) w = g (h w)."""
+        """The product: (g h) w = g (h w)."""
         tables = dict(self.permutations)
         for name, table in other.permutations.items():
             tables[name] = self._carry(name, table)
@@ -138,9 +148,8 @@ class Element:
         return f"Element({moved} units permuted, {len(self.factors)} of {len(self.group.generators)} factors)"
 
 
-@public
 def place_axes(table: Tensor, at: list[int], rank: int) -> Tensor:
-    """A table whose dimensions are to stand at positions `at` of a tensor of `rank` dimensions."""
+    """A table, reshaped so that its dimensions are at positions `at` of a tensor of `rank` dimensions."""
     order = sorted(range(len(at)), key=lambda i: at[i])
     shape = [1] * rank
     for i in order:
@@ -148,7 +157,6 @@ def place_axes(table: Tensor, at: list[int], rank: int) -> Tensor:
     return table.permute(order).reshape(shape)
 
 
-@public
 def as_blocks(
     tensor: str, shape: tuple[int, ...], found: Iterable[tuple[Span, ...]], names: Mapping[Atom, str]
 ) -> Iterator[Block]:
@@ -165,7 +173,7 @@ def as_blocks(
 
 
 def _rank(rows: Iterable[int]) -> int:
-    """Of bit rows, modulo two."""
+    """The rank of bit rows, modulo two."""
     basis: list[int] = []
     for row in rows:
         for other in basis:
@@ -176,10 +184,11 @@ def _rank(rows: Iterable[int]) -> int:
 
 @public
 class Group:
-    """The symmetry group of an architecture, as data: axes, blocks, generators, and what could not be read.
+    """A symmetry group as data: axes, blocks, generators, and notes on what could not be read.
 
-    `axes`: those that move. `notes`: operations that were not known. `pinned`: why indices of a parameter stay.
-    `verified`: how, or None. Iterating gives the axes; `group[name]` one of them.
+    `axes`: those that move. `notes`: operations that are not known. `pinned`: why indices of a parameter stay.
+    `verified`: how the group was verified, or None. Iterating gives the axes; `group[name]` one of them. Read one by
+    `Symmetry.of`.
     """
 
     def __init__(
@@ -258,17 +267,20 @@ class Group:
         return sorted((a for a in self.axes if "permutation" in a.kinds), key=lambda a: len(a.over))
 
     def blocks_of(self, name: str) -> list[tuple[int, Block]]:
-        """Numbered blocks of a tensor."""
+        """The numbered blocks of a tensor."""
         return self._blocks.get(name, [])
 
     def moved(self, name: str) -> set[int]:
-        """Dimensions of a tensor that some axis indexes."""
+        """The dimensions of a tensor that some moving axis indexes."""
         moving = {axis.name for axis in self.axes}
         return {d for _, b in self.blocks_of(name) for leaf, d in zip(b.leaves, b.dims, strict=True) if leaf in moving}
 
     def telling(self, net: Net) -> list[str]:
-        """Tensors that tell where a network stands in its orbit: parameters that move, and the buffers of an axis of
-        which the parameters alone do not tell the order or the signs (a sign between two frozen factors)."""
+        """Names of the tensors that determine where a network is in its orbit.
+
+        Parameters that move, and the buffers of an axis whose order or signs the parameters alone do not determine (a
+        sign between two frozen factors).
+        """
         shown = {place: self.blocks[place.block].tensor in net.weights for met in self.places.values() for place in met}
         only: set[str] = set()
         for axis in self.axes:
@@ -285,7 +297,7 @@ class Group:
         return tensor.as_strided(sizes, block.strides, tensor.storage_offset() + block.offset)
 
     def whole(self, block: Block) -> bool:
-        """Whether every axis in a block stands beside its outer ones; an activation may have been picked from them."""
+        """Whether every axis in a block is beside its outer ones; an activation may have been indexed by them."""
         axes = [self._axes[leaf] for leaf in block.leaves if isinstance(leaf, str)]
         return all(outer in block.leaves for axis in axes for outer in axis.over)
 
@@ -329,14 +341,17 @@ class Group:
             self.expect(name, tensors[name])
 
     def identity(self) -> Element:
-        """e."""
+        """The identity element."""
         return Element(self, {a.name: self._count(a) for a in self.permutable()})
 
     def _count(self, axis: Axis) -> Tensor:
         return torch.arange(axis.size).expand(self.sizes(axis)).clone()
 
     def sample(self, seed: int, kinds: str | Iterable[str] = KINDS, axes: Iterable[str] | None = None) -> Element:
-        """A random element: uniform permutations (no row the identity), log-normal scales, random signs."""
+        """A random element: uniform permutations (none the identity), log-normal scales, random signs.
+
+        `kinds`: which of "permutation", "scale" and "sign" move; `axes`: the names of the axes that do.
+        """
         generator = torch.Generator().manual_seed(seed)
         chosen = {a.name for a in self.axes} if axes is None else set(axes)
         wanted = {kinds} if isinstance(kinds, str) else set(kinds)
@@ -371,7 +386,7 @@ class Group:
         return signs
 
     def isometries(self, most: int = 20_000) -> Iterator[Element]:
-        """Every permutation and sign, the identity first. Raises `SymmetryError` where there are more than `most`."""
+        """Every permutation and sign, the identity first. Raises `SymmetryError` for more than `most` of them."""
         copies = [(a, math.prod(self.sizes(a)[:-1])) for a in self.permutable()]
         signs = [(k, self.sizes(self[g.axis])) for k, g in enumerate(self.generators) if g.kind == "sign"]
         order = math.prod(math.factorial(a.size) ** n for a, n in copies) * 2 ** sum(math.prod(s) for _, s in signs)

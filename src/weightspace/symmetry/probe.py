@@ -1,8 +1,8 @@
-"""A network at random weights and inputs, in float64: what a group is read and tried on.
+"""A float64 copy of a network with random weights and inputs, on which a group is read and verified.
 
-Weights are drawn anew, so that a group belongs to the architecture and not to the point where it is read; fresh norms
-and zero biases are invariant under anything. Inputs are drawn too where the network takes any number; else the example
-is varied.
+Weights are drawn anew, so that a group belongs to the architecture and not to the current weights; fresh norms and zero
+biases are invariant under anything. Inputs are drawn too where the network takes any number; else the example is
+varied.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _BIAS = 0.2
 
 @dataclass
 class Probe:
-    """A float64 copy of a network at random weights: `module` and `net` share memory.
+    """A float64 copy of a network with random weights: `module` and `net` share memory.
 
-    `given`: the user's example in float64; `example`: what stands in for it. `alike`: which of its tensors are varied
-    and not drawn, because the network does not take any number there. `graph`: what is evaluated where the module
-    itself insists on a lower precision, its casts skipped. `added`: biases, which are drawn small, lest all examples
-    look alike after a few layers.
+    `given`: the user's example in float64; `example`: the inputs used in its place. `alike`: which of its tensors are
+    varied and not drawn, because the network does not take any number there. `graph`: evaluated where the module itself
+    insists on a lower precision, its casts skipped. `added`: biases, which are drawn small, or else all examples look
+    alike after a few layers.
     """
 
     net: Net
@@ -84,7 +84,7 @@ class Probe:
         return carried(self.given, self.user)
 
     def settle(self, graph: Trace) -> None:
-        """Find weights and inputs on which the outputs are numbers. Raises `SymmetryError` where there are none."""
+        """Find weights and inputs with finite outputs. Raises `SymmetryError` where there are none."""
         trouble: SymmetryError | None = None
         self.added = shifts(graph)
         for self.way in range(len(_WAYS)):
@@ -115,7 +115,7 @@ class Probe:
         return [set(), floats] if floats else [set()]
 
     def _by_graph(self, graph: Trace) -> bool:
-        """Whether the graph, its casts skipped, gives numbers where the module does not."""
+        """Whether the graph, its casts skipped, gives finite outputs where the module does not."""
         self.graph = graph
         with contextlib.suppress(SymmetryError):
             if usable(self.outputs()):
@@ -124,7 +124,7 @@ class Probe:
         return False
 
     def _draw_more(self) -> None:
-        """Of inputs that have to be like the example, find those which may be drawn after all."""
+        """Of inputs that are varied from the example, find those which may be drawn after all."""
         if len(self.alike) < 2:
             return
         for k in sorted(self.alike):
@@ -137,7 +137,7 @@ class Probe:
                 self.alike, self.example = before, kept
 
     def draw(self, seed: int) -> None:
-        """Other weights, in place: from the seed and the shapes alone, if the network takes them."""
+        """Draw other weights, in place: from the seed and the shapes alone, if the network takes them."""
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, tensor in self.net.tensors.items():
@@ -149,7 +149,7 @@ class Probe:
                         tensor.mul_(_BIAS)
 
     def at_home(self) -> None:
-        """The user's own weights, in place."""
+        """Restore the user's own weights, in place."""
         with torch.no_grad():
             for name, tensor in self.net.tensors.items():
                 if self.user.tensors[name].device.type != "meta":
@@ -168,7 +168,7 @@ class Probe:
         return pytree.tree_unflatten(leaves, spec)
 
     def outputs(self, example: Any = None) -> list[Tensor]:
-        """What the module answers now. Raises `SymmetryError` where it does not."""
+        """The current outputs of the module. Raises `SymmetryError` where it fails."""
         example = carried(self.example if example is None else example, self.net)
         with torch.no_grad(), math_attention(), quiet(), plain_experts(self.module):
             if self.graph is not None:
@@ -194,7 +194,7 @@ def _doubled(value: Any) -> Any:
 
 
 def _owned(architecture: nn.Module) -> nn.Module:
-    """A copy whose constants are tensors that derivatives may go through, wherever they were made."""
+    """A copy whose constants are tensors that allow derivatives, wherever they were made."""
     memo: dict[int, Any] = {}
     for tensor in architecture.buffers():
         if tensor.device.type != "meta":
@@ -213,7 +213,7 @@ def _fresh(weights: Weights) -> Weights:
 
 
 def _noise(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """Normal for matrices, as large as keeps the size of what passes; of size .5 to 1.5 and either sign for vectors."""
+    """Normal for matrices, scaled by fan-in; of size .5 to 1.5 and either sign for vectors."""
     if tensor.dim() > 1:
         fan_in = max(tensor.numel() // max(tensor.shape[0], 1), 1)
         return torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype, device="cpu") * fan_in**-0.5
@@ -236,7 +236,7 @@ def _signed(tensor: Tensor, own: Tensor, generator: torch.Generator, state: bool
 
 
 def _shaken(tensor: Tensor, own: Tensor, generator: torch.Generator, state: bool) -> None:
-    """The network's own numbers, and noise."""
+    """The network's own numbers plus noise."""
     noise = _noise(tensor, generator).to(own)
     tensor.copy_(own + 0.2 * (noise.abs() if state or bool((own >= 0).all()) else noise))
 
@@ -256,5 +256,5 @@ def floating(tree: Any) -> list[Tensor]:
 
 
 def usable(outputs: list[Tensor]) -> bool:
-    """Numbers, masked entries aside: no NaN, and in every output something finite."""
+    """Whether all outputs are finite, masked entries aside: no NaN, and in every output something finite."""
     return all(not bool(t.isnan().any()) and bool(t.isfinite().any()) for t in outputs if t.numel()) and bool(outputs)

@@ -1,8 +1,8 @@
-"""Operations that a probe meets at some sizes only, asked at all of them.
+"""Operations whose behaviour depends on the size of their inputs, tested at all sizes.
 
-A clip, a threshold, a rounding or the linear side of an ELU look homogeneous wherever the numbers of one run happen
-to lie. Here every operation whose inputs a move of scales changes is evaluated again at inputs of every size, and of
-either sign where either is met: it follows the move at all of them, or its inputs have to stay.
+A clip, a threshold, a rounding or the linear side of an ELU look homogeneous wherever the numbers of one run happen to
+lie. Here every operation whose inputs a scale changes is evaluated again at inputs of every size, and of either sign
+where both occur: it either follows the scale at all of them, or its inputs are held fixed.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ Signs = dict[fx.Node, tuple[bool, bool]]
 _TOLERANCE = 1e-6
 _DECADES = 5.0
 _NORM_DECADES = 2.0  # an eps of 1e-12 in a norm is taken for none, one of 1e-9 is not
-_ELEMENTS = 512  # how many numbers an operation is asked at, about
+_ELEMENTS = 512  # about how many numbers an operation is tested at
 _ROUNDS = 12
 _DRAWS = 8
 _NORMS = ("layer_norm", "rms_norm", "group_norm", "instance_norm")
-_ELEMENTWISE = ("hardswish", "prelu", "_prelu_kernel", "log_sigmoid_forward")  # torch does not say so of these
+_ELEMENTWISE = ("hardswish", "prelu", "_prelu_kernel", "log_sigmoid_forward")  # not tagged pointwise in torch
 
 
 def elementwise(node: fx.Node) -> bool:
@@ -42,7 +42,7 @@ def elementwise(node: fx.Node) -> bool:
 
 
 def signs_met(graph: Trace, probe: Probe) -> Signs:
-    """(something negative, something positive) of every value, over several draws where a value has few entries."""
+    """Whether each value is ever negative, and ever positive; over several draws where it has few entries."""
     met: Signs = {}
     seen: dict[fx.Node, int] = {}
 
@@ -63,7 +63,7 @@ def signs_met(graph: Trace, probe: Probe) -> Signs:
 
 
 def wide(value: Tensor, signs: tuple[bool, bool], seed: int, decades: float) -> Tensor:
-    """Factors that bring the entries of `value` to many sizes: half in units of the entry, half in units of one."""
+    """Factors that bring the entries of `value` to many sizes: half relative to the entry, half relative to one."""
     generator = torch.Generator().manual_seed(seed)
 
     def uniform() -> Tensor:
@@ -75,7 +75,7 @@ def wide(value: Tensor, signs: tuple[bool, bool], seed: int, decades: float) -> 
 
 
 def unreached(graph: Trace, probe: Probe, element: Element, signs: Signs) -> set[fx.Node]:
-    """Arguments of the operations that follow `element` at the sizes which are met, and not at all sizes."""
+    """Inputs of the operations that follow `element` at the sizes seen in a run, but not at all sizes."""
     held: set[fx.Node] = set()
     needed = live(graph)
     moved = element(probe.net)
@@ -93,7 +93,7 @@ def unreached(graph: Trace, probe: Probe, element: Element, signs: Signs) -> set
 
 
 def _asked(node: fx.Node, needed: set[fx.Node]) -> bool:
-    """Operations on entries, norms, and those that answer with positions or flags."""
+    """Operations on entries, norms, and those that return positions or flags."""
     return elementwise(node) or op_name(node) in _NORMS or bool(_flags(node, needed))
 
 
@@ -117,7 +117,7 @@ def _floats(node: fx.Node, args: tuple[Any, ...], moved: tuple[Any, ...]) -> Ite
 
 
 def _strained(node: fx.Node, args: list[tuple[Any, ...]], values: list[Any], signs: Signs, flags: list[int]) -> bool:
-    """Whether the operation treats the move alike at the sizes that were met, and otherwise elsewhere."""
+    """Whether the operation follows the move at the sizes seen in a run, and not elsewhere."""
     size = max((a.numel() for _, a, _ in _floats(node, *args)), default=1)
     rounds = min(_ROUNDS, max(2, -(-_ELEMENTS // max(size, 1))))
     if not all(_answers(node, args, values, signs, flags, seed, near=True) for seed in range(2)):

@@ -1,8 +1,8 @@
-"""Read the group off any module that exports: follow the axes, find families, scales and signs, verify every generator.
+"""Read the symmetry group of any exportable module: follow axes, find families, scales and signs, verify generators.
 
 Definition. An axis is a set of indices that meets, everywhere in the graph, only operations which treat them alike.
 Its permutations then act on the weights and leave f alone. An axis X may be permuted differently for every index of
-an outer axis A (a family) if and only if A stands beside X, once, in every tensor in which X stands.
+an outer axis A (a family) if and only if A occurs beside X, once, in every tensor in which X occurs.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def read(
     `check`: try every generator on random weights and inputs; None: unless the weights are on the meta device.
     `scales`: look for scales and signs too, under the same condition. `outputs_move`: leave the axes of the outputs
     free, to compare representations.
-    What the example does not reach, and scales that were found and did not hold, is said in the notes of the group.
+    The notes of the group list tensors that the example does not reach, and scales that failed verification.
     Raises `SymmetryError` where the module cannot be exported or a permutation changes the function.
     """
     net = Net.of(net)
@@ -96,7 +96,7 @@ def _tried(draft: Draft, graph: Trace, probe: Probe, into: type[_G], check: bool
 
 
 def _factors(draft: Draft, group: Group, graph: Trace, probe: Probe) -> list[Generator]:
-    """Scales and signs. What a scale moves, and an operation does not follow at all sizes, is held: then once more."""
+    """Scales and signs. Inputs of operations that do not follow a scale at all sizes are held fixed, then once more."""
     signs, still = signs_met(graph, probe), masks(graph, draft.state)
     held: set[Any] = set()
     for _ in range(_MOST_HELD):
@@ -153,7 +153,7 @@ class Draft:
     fingerprint: str = ""
 
     def drop(self, axes: Iterable[str]) -> None:
-        """Axes of which the output does not depend are none."""
+        """Fix axes on which the output does not depend."""
         for name in axes:
             self.fixed.add(name)
             self.pinned.setdefault(name, "no effect on the output")
@@ -209,7 +209,7 @@ def _draft(graph: Trace, reading: Reading, net: Net) -> Draft:
 
 
 def _listed(names: list[str], others: Iterable[str]) -> str:
-    """Names of tensors; where there are many, the parts of the module that hold none of the others."""
+    """Names of tensors; where there are many, the submodules that hold none of the others."""
     if len(names) <= _MOST_NAMES:
         return ", ".join(names)
     taken = {prefix for name in others for prefix in _prefixes(name)}
@@ -223,7 +223,7 @@ def _prefixes(name: str) -> list[str]:
 
 
 def _independent(group: Group, generators: list[Generator]) -> list[Generator]:
-    """Drop what a family already says: a factor for a whole head is one factor for each of its channels."""
+    """Drop redundant generators: a factor for a whole head is one factor for each of its channels."""
     kept: list[Generator] = []
     for generator in sorted(generators, key=lambda g: -len(group[g.axis].over)):
         inner = [g for g in kept if g.kind == generator.kind and generator.axis in group[g.axis].over]
@@ -246,7 +246,7 @@ def _by_block(group: Group, generator: Generator) -> np.ndarray:
 
 
 def _collapse(reading: Reading) -> None:
-    """Members of an axis that is also met without its key, or that are all the same, are all the same axis."""
+    """Merge the members of an axis that also occurs without its key, or whose members are all the same."""
     refused: set[tuple[Atom, Atom]] = set()
     filled = [labels for labels in reading.all if 0 not in labels.shape]
     while True:
@@ -267,7 +267,7 @@ def _collapse(reading: Reading) -> None:
 
 
 def _equal_members(leaf: Atom) -> Iterator[tuple[Atom, Atom]]:
-    """Axes over which a leaf has a member for every index, and they are all one."""
+    """Axes over which a leaf has a member for every index, all of them the same."""
     held: dict[Atom, list[Atom]] = {}
     for (key, _), child in atoms.members(leaf).items():
         held.setdefault(key, []).append(atoms.root(child))
@@ -298,7 +298,7 @@ def _carriers(tables: list[list[tuple[atoms.Span, ...]]], held: set[Atom]) -> di
 
 
 def _one_way(allowed: dict[Atom, set[Atom]]) -> dict[Atom, set[Atom]]:
-    """Of two axes that always stand together in different dimensions, the smaller is the outer one."""
+    """Of two axes that always occur together in different dimensions, the smaller is the outer one."""
     for leaf, outer in allowed.items():
         for other in list(outer):
             if leaf in allowed.get(other, ()):
@@ -319,7 +319,7 @@ def _first_met(pieces: dict[str, list[tuple[atoms.Span, ...]]]) -> dict[Atom, tu
 
 
 def _names(order: dict[Atom, tuple[str, int, int]]) -> dict[Atom, str]:
-    """`fc.weight[0]`: the first matrix, or else the first vector, that the axis is met in, and a number if need be."""
+    """`fc.weight[0]`: named after the first matrix, else vector, with the axis, and numbered if need be."""
     names: dict[Atom, str] = {}
     taken: Counter[str] = Counter()
     for leaf, (name, d, _) in order.items():
@@ -334,7 +334,7 @@ def _unused(
     tables: list[list[tuple[atoms.Span, ...]]],
     reading: Reading,
 ) -> set[Atom]:
-    """Leaves that only ever stand in one whole tensor: rows that a slice threw away."""
+    """Leaves that only ever occur in one whole tensor: rows that a slice threw away."""
     met: Counter[Atom] = Counter()
     for table in tables:
         held = {leaf for block in table for span in block for leaf in span.leaves}

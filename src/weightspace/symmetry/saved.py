@@ -1,4 +1,4 @@
-"""A group as a JSON file: axes, places, kinds, architecture, and how it was verified."""
+"""The file format of a group: JSON with its axes, places, kinds, architecture, and verification."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from weightspace.net.errors import SymmetryError, WeightspaceError
 from weightspace.symmetry.axis import Axis, Block, Generator, Place
 from weightspace.symmetry.group import Group
 
-__all__ = ["certificate", "load", "save"]
+__all__ = ["as_json", "load", "save"]
 
 
 _G = TypeVar("_G", bound=Group)
@@ -22,9 +22,9 @@ _FORMAT = "weightspace.symmetry/1"
 _LARGEST = 100_000_000  # bytes
 
 
-def certificate(group: Group) -> dict[str, Any]:
-    """Everything as plain data: axes, blocks, generators, architecture, verification; and a digest of all that."""
-    told = {
+def as_json(group: Group) -> dict[str, Any]:
+    """The group as plain data: axes, blocks, generators, architecture, verification; and a digest of all that."""
+    data = {
         "format": _FORMAT,
         "group": str(group),
         "fingerprint": group.fingerprint,
@@ -45,33 +45,33 @@ def certificate(group: Group) -> dict[str, Any]:
         "notes": list(group.notes),
         "pinned": group.pinned,
     }
-    return files.sealed(told)
+    return files.sealed(data)
 
 
 def save(group: Group, path: str | os.PathLike[str]) -> None:
-    """Write the certificate as JSON with a digest of all that it says, whole or not at all."""
+    """Write the group as JSON with a digest of its content, whole or not at all."""
     target = Path(path)
     try:
-        files.write(target, json.dumps(certificate(group), indent=1))
+        files.write(target, json.dumps(as_json(group), indent=1))
     except OSError as error:
         raise WeightspaceError(f"cannot write {target}: {error.strerror}") from error
 
 
 def load(path: str | os.PathLike[str], into: type[_G]) -> _G:
-    """Read a certificate back; raises `SymmetryError` for a file that is none, or was changed since it was written.
+    """Read a group back; raises `SymmetryError` for another kind of file, and for one changed since it was written.
 
-    A group that says "verified" was verified as it was saved: of one that was edited since, nothing is known.
+    "verified" in a file describes the group as it was saved; it says nothing about an edited one.
     """
     try:
         data = files.read_json(Path(path), _LARGEST)
         if not isinstance(data, dict) or data.get("format") != _FORMAT:
-            raise ValueError("it does not say that it is one")
+            raise ValueError("its format field is missing or another")
         return _parse(files.unsealed(data), into)
     except OSError as error:
         raise SymmetryError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
         why = " ".join(str(error).split())[:200]
-        raise SymmetryError(f"{path} is not a symmetry certificate ({why}); write one with group.save") from error
+        raise SymmetryError(f"{path} is not a saved symmetry ({why}); write one with group.save") from error
 
 
 def _parse(data: dict[str, Any], into: type[_G]) -> _G:

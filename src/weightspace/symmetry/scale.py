@@ -1,9 +1,9 @@
-"""Positive scales, as the null space of directional derivatives.
+"""Positive scale symmetries, as the null space of directional derivatives.
 
 Let place j of an axis be one occurrence of it in one tensor. Scaling the units x by exp(t_x e_j) at every place j
 leaves f alone, for all t, if and only if sum_j e_j <df/dw_j[x], w_j[x]> = 0 for every unit x and every output. One
 backward pass of a random projection of the outputs gives that row for all units, axes and places at once; the
-exponents e are the null space, reduced to simple fractions. Values that have to stay (`held`) count as outputs.
+exponents e are the null space, reduced to simple fractions. Values that must not change (`held`) count as outputs.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ __all__ = ["Slope", "place_slopes", "scale_generators"]
 
 _SPARE = 8
 _DEAD = 1e-11
-_NOISE = 1e-13  # of the largest slope anywhere: what rounding leaves where all cancels, as for a key's bias
+_NOISE = 1e-13  # of the largest slope anywhere: rounding error where all terms cancel, as for a key's bias
 _MOST_PASSES = 24
 _GIVEN_UP = 6
 _SAID = 1e-6
-_SIZES = (1.0, 1.0, 100.0, 1.0, 0.01, 1.0)  # how large the inputs of a pass are
+_SIZES = (1.0, 1.0, 100.0, 1.0, 0.01, 1.0)  # sizes of the inputs of each pass
 
 
 @dataclass(frozen=True)
 class Slope:
-    """Of one place: <d(r . f)/dw, w> for every unit and random projection r, and the size of the terms summed."""
+    """The slope at one place: <d(r . f)/dw, w> for every unit and random projection r, and the size of its terms."""
 
     values: np.ndarray
     size: float
@@ -48,9 +48,9 @@ class Slope:
 def place_slopes(
     group: Group, graph: Trace, probe: Probe, held: Set[fx.Node] = frozenset(), masks: Set[str] = frozenset()
 ) -> dict[str, dict[Place, Slope]]:
-    """axis -> place -> slope; places without effect are left out, and those in `masks`, which are never rescaled.
+    """axis -> place -> slope; without places that have no effect, and those in `masks`, which are never rescaled.
 
-    Every pass has weights and inputs of its own, until each axis has more rows that say something than places. Raises
+    Every pass has weights and inputs of its own, until each axis has more informative rows than places. Raises
     `SymmetryError` where torch has no derivative.
     """
     rows: dict[Place, list[tuple[Tensor, float]]] = {}
@@ -67,7 +67,7 @@ def place_slopes(
 
 
 def _enough(met: dict[Place, Slope], seed: int) -> bool:
-    """Whether the rows outnumber the places; an axis that a few draws do not feel is given up."""
+    """Whether there are more informative rows than places; an axis without effect in a few draws is given up."""
     if not met:
         return seed >= _GIVEN_UP
     said = sum(np.abs(slope.values) > _SAID * slope.size for slope in met.values())
@@ -142,7 +142,7 @@ def _backward(
 
 
 def _project(outputs: list[Tensor], seed: int) -> None:
-    """Back from a random projection of the outputs, each in units of its own size; what is infinite is masked."""
+    """Backward from a random projection of the outputs, each relative to its size; infinite entries are masked."""
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros((), dtype=torch.float64, device="cpu")
     for out in outputs:

@@ -1,10 +1,10 @@
-"""Signs, by probing every operation and solving for parities modulo two.
+"""Sign symmetries, found by testing every operation and solving for parities modulo two.
 
 A slot is one occurrence of an axis in one tensor of the graph. For every operation that holds the axis, flips of random
 units at its input slots are tried against flips at its output slots: the patterns that the operation respects form a
 subspace of GF(2)^slots, whose annihilator is a set of linear equations. Their solutions, with the outputs and constants
-of the network at zero, are the sign generators. No table of odd and even functions is needed. Operations on entries are
-asked at numbers of every size, since a clip is odd as long as it is not met.
+of the network at zero, are the sign generators. No table of odd and even functions is needed. Pointwise operations are
+tested at numbers of every size, since a clip is odd until it acts.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ __all__ = ["reduce_bits", "sign_generators"]
 Home: TypeAlias = tuple[Any, int]
 Slot: TypeAlias = tuple[Home, int, int]
 _MOST_SLOTS = 8
-_ELEMENTS = 256  # how many numbers an operation on entries is asked at, about
+_ELEMENTS = 256  # about how many numbers a pointwise operation is tested at
 _MOST_ROUNDS = 3
-_ALIKE = ("add", "sub", "mul", "div", "neg", "clone", "abs", "relu")  # what they do to signs is seen at any size
+_ALIKE = ("add", "sub", "mul", "div", "neg", "clone", "abs", "relu")  # their effect on signs is the same at any size
 _DECADES = 3.0
-_MASK = 1e3  # entries so many times larger than most are masked ones
+_MASK = 1e3  # entries so many times larger than most are mask values
 
 
 @dataclass
@@ -222,7 +222,7 @@ class _Op:
         return out[home[1]] if out is not None and isinstance(out[home[1]], Tensor) else None
 
     def relevant(self, home: Home, block: Block) -> list[int]:
-        """Input slots whose flip alone is felt in this block of the output."""
+        """Input slots whose flip alone changes this block of the output."""
         felt = set()
         for number in range(len(self.rounds)):
             still = self._still(home, block, number)
@@ -237,7 +237,7 @@ class _Op:
         return None if value is None else self.group.view(block, value.contiguous())
 
     def respected(self, home: Home, block: Block, relevant: list[int], own: list[Slot]) -> list[int]:
-        """Patterns of flips (relevant inputs, then the block's own slots) under which the block keeps its values."""
+        """Flip patterns (relevant inputs, then the block's own slots) under which the block keeps its values."""
         if own and not self.run.values[home].is_floating_point():
             return [1 << len(relevant) + k for k in range(len(own))]  # flags and counts carry no sign
         patterns = [p | q << len(relevant) for p in _subsets(len(relevant)) for q in _subsets(len(own)) if p or q]
@@ -316,7 +316,7 @@ def _same(got: Any, wanted: Tensor) -> bool:
 
 
 def _ordinary(value: Tensor) -> float:
-    """The largest of a tensor's sizes, those aside that are a mask's: beside -1e38 nothing else would be felt."""
+    """The largest absolute value of a tensor, mask values aside: beside -1e38 no other change would show."""
     sizes = value.abs().double().nan_to_num(0.0, 0.0, 0.0)
     largest = float(sizes.max()) if sizes.numel() else 0.0
     if largest > _MASK:

@@ -1,8 +1,9 @@
-"""The group that moves the weights and leaves the function alone: read, apply, match, average."""
+"""`Symmetry`: the group of permutations, scales and signs that leave the function of a network alone."""
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,7 +36,19 @@ _BARRIER_AT = (0.2, 0.4, 0.6, 0.8)
 
 @public
 class Symmetry(Group):
-    """The symmetry group of an architecture, read off its graph and verified, with all that one does with it."""
+    """The symmetry group of an architecture, read off its graph and verified; also aligns and normalises networks.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> group = ws.Symmetry.of(net, task.example(2))
+    >>> print(group)                                                       # 16 units may be permuted and rescaled
+    S16 x R+16
+    >>> g = group.sample(seed=0)                                           # a random element
+    >>> float((g(net)(task.example(9)) - net(task.example(9))).abs().max()) < 1e-4
+    True
+    >>> bool((g(net) - net).norm() > 1)
+    True
+    """
 
     @classmethod
     def of(
@@ -49,28 +62,43 @@ class Symmetry(Group):
     ) -> Symmetry:
         """Read the group of any module that `torch.export` takes, on one example input, and verify every generator.
 
-        Positive scales and signs are looked for unless `scales=False`. `outputs_move` leaves the axes of the output
+        Positive scales and signs are searched too unless `scales=False`. `outputs_move` leaves the axes of the output
         free, to compare representations. A network on the meta device has no weights to verify with and is only read;
-        with `verify=True` they are drawn at random. What a model hands out of its inside beside `logits` (hidden
-        states, caches) is no output: it is renumbered along, and a note says so. Raises `SymmetryError`.
+        with `verify=True` they are drawn at random. Internal values that a model returns beside `logits` (hidden
+        states, caches) are not outputs: they are permuted along, and a note says so. Raises `SymmetryError`.
         """
         return read(net, example, into=cls, check=verify, scales=scales, outputs_move=outputs_move)
 
+    def as_json(self) -> dict[str, Any]:
+        """The group as plain data: axes, places, kinds, architecture hash, how it was verified."""
+        return saved.as_json(self)
+
     def certificate(self) -> dict[str, Any]:
-        """Everything as plain data: axes, places, kinds, architecture hash, how it was verified."""
-        return saved.certificate(self)
+        """The old name of `as_json`."""
+        warnings.warn("Symmetry.certificate() is called as_json() now", DeprecationWarning, 3)
+        return self.as_json()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the certificate as JSON, whole or not at all."""
+        """Write `as_json()` to a file, whole or not at all."""
         saved.save(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Symmetry:
-        """Read a certificate back; raises `SymmetryError` for a file that is none."""
+        """Read a group that `save` wrote; raises `SymmetryError` for any other file."""
         return saved.load(path, cls)
 
     def match(self, net: Net, to: Net, data: Task | None = None, method: str = "auto", seed: int = 0) -> Match:
-        """The element g that brings `net` nearest `to`; with `data`, the one whose measured barrier is lowest."""
+        """The element g that brings `net` nearest `to`; with `data`, the one with the lowest measured loss barrier.
+
+        `method`: see `Match`, which says how g was found.
+
+        >>> import weightspace as ws
+        >>> net, task = ws.demo.example()
+        >>> group = ws.Symmetry.of(net, task.example(2))
+        >>> found = group.match(group.sample(seed=1)(net), to=net)
+        >>> found.method, round(float((found.element(group.sample(seed=1)(net)) - net).norm()), 3)
+        ('weights', 0.0)
+        """
         if data is None:
             return match(self, net, to, method=method, seed=seed)
         batch = data.take(_FEATURE_EXAMPLES, seed=seed)
@@ -78,32 +106,62 @@ class Symmetry(Group):
         return match(self, net, to, features=features, score=_barrier(to, data, seed), method=method, seed=seed)
 
     def align(self, net: Net, to: Net, data: Task | None = None, method: str = "auto", seed: int = 0) -> Net:
-        """`net` moved to the member of its orbit nearest `to`: the same function, ready to be compared or averaged."""
+        """The member of the orbit of `net` nearest `to`: the same function, ready to be compared or averaged.
+
+        >>> import weightspace as ws
+        >>> net, task = ws.demo.example()
+        >>> group = ws.Symmetry.of(net, task.example(2))
+        >>> copy = group.sample(seed=1)(net)                                   # units permuted and rescaled
+        >>> round(float((group.align(copy, to=net) - net).norm()), 3)
+        0.0
+        """
         return self.match(net, to, data, method, seed).element(net)
 
     def canonical(self, net: Net, key: Key = "norm") -> Net:
-        """The one representative of the orbit of `net`: scales balanced, signs fixed, units sorted by `key`.
+        """The canonical form of `net`: scales balanced, signs fixed, units sorted by `key`; one per orbit.
 
-        Keys: "first" (coordinate, ties onward), "norm", "mean", "linear" (functional), or any function of the rows.
-        Raises `SymmetryError` where the key is not well defined on an axis.
+        Keys: "first" (first coordinate, ties by the next), "norm", "mean", "linear" (a random functional), or any
+        function of the rows. Raises `SymmetryError` where the key is not well defined on an axis.
+
+        >>> import weightspace as ws
+        >>> net, task = ws.demo.example()
+        >>> group = ws.Symmetry.of(net, task.example(2))
+        >>> copy = group.sample(seed=1)(net)
+        >>> round(float((group.canonical(copy) - group.canonical(net)).norm()), 3)
+        0.0
         """
         return canonical(self, net, key)
 
     def balance(self, net: Net, tolerance: float = 1e-10) -> Net:
-        """`net` at the point of least norm that positive scales reach, statistics counted: the same function."""
+        """`net` with the least norm that positive scales reach, running statistics included: the same function.
+
+        >>> import weightspace as ws
+        >>> net, task = ws.demo.example()
+        >>> group = ws.Symmetry.of(net, task.example(2))
+        >>> balanced = group.balance(net)
+        >>> bool(balanced.weights.norm() < net.weights.norm())
+        True
+        """
         return balance(self, net, tolerance)
 
 
 @public
 def mean(nets: Sequence[Net], group: Symmetry, data: Task | None = None, seed: int = 0, *, frozen: str = "stay") -> Net:
-    """The average modulo the group: (1/n) sum_i g_i w_i, every g_i w_i nearest the mean of the others.
+    """The average of networks modulo the group: (1/n) sum_i g_i w_i, every g_i w_i nearest the mean of the others.
 
-    Networks are aligned to the first (with `data`: by the matcher whose measured barrier is lowest), then each to the
-    mean of the others until next to none moves. With `data` the average is repaired (BatchNorm statistics; units
-    rescaled or layers refitted only if the loss falls), and the better of the two is kept. In the scales and the dtypes
-    of the first: computed in float32 or better, whatever the dtypes of the networks, and rounded once at the end.
-    Frozen weights, which must be equal in all networks, stay as they are, and so do units that they index; with
-    frozen="move" they are averaged as all others are.
+    Networks are aligned to the first (with `data`: by the method with the lowest measured barrier), then each to the
+    mean of the others until almost no unit moves. With `data` the average is repaired (BatchNorm statistics; units
+    rescaled or layers refitted only if the loss falls), and the better of the two averages is kept. The result has the
+    scales and the dtypes of the first network: computed in float32 or better, whatever the dtypes of the networks, and
+    rounded once at the end. Frozen weights, which must be equal in all networks, stay as they are, and so do units that
+    they index; with frozen="move" they are averaged like all others.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> group = ws.Symmetry.of(net, task.example(2))
+    >>> copy = group.sample(seed=1)(net)
+    >>> round(float((ws.mean([net, copy], group) - net).norm()), 3)        # of two copies: the network itself
+    0.0
     """
     if not nets:
         raise WeightspaceError("the mean of no networks; give at least one network")
@@ -127,7 +185,7 @@ def mean(nets: Sequence[Net], group: Symmetry, data: Task | None = None, seed: i
 
 
 def _still(nets: Sequence[Net]) -> frozenset[str]:
-    """What is frozen in any of the networks. Raises `WeightspaceError` where they differ in it."""
+    """Names of the weights that are frozen in any of the networks. Raises `WeightspaceError` where they differ."""
     still = frozenset[str]().union(*(net.frozen for net in nets))
     for net in nets[1:]:
         nets[0].check(net)
@@ -140,9 +198,10 @@ def _still(nets: Sequence[Net]) -> frozenset[str]:
 
 
 def _barrier(to: Net, data: Task, seed: int) -> Callable[[Net], float]:
-    """Barrier of the line from `to`, on some of the data; BatchNorm statistics re-estimated at every point.
+    """A function of a network: the loss barrier of the line from `to`, on some of the data.
 
-    Only members of one orbit are compared, so that the losses of both ends are measured once.
+    BatchNorm statistics are re-estimated at every point. All networks asked about are in one orbit, so that the losses
+    of both ends are measured once.
     """
     some = data.take(_BARRIER_EXAMPLES, seed=seed)
     mend = (lambda net: reset_statistics(net, some)) if has_statistics(to) else (lambda net: net)

@@ -1,7 +1,7 @@
-"""Try every generator on random weights and inputs, in float64, on the live module.
+"""Verification: every generator of a group tried on random weights and inputs, in float64, on the live module.
 
-All is tried on the example itself too, on inputs 100 times as large and as small, and at the network's own weights. No
-draw is the identity. The tolerance follows the lowest precision that the module itself uses.
+Also on the example itself, on inputs 100 times as large and as small, and at the network's own weights. No drawn
+element is the identity. The tolerance follows the lowest precision that the module itself uses.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from weightspace.symmetry.probe import Probe, usable
 __all__ = ["verify"]
 
 
-_FAR = (1.0, 100.0, 0.01)  # how large the inputs are that every element is tried on
-_SMALL = 1e-4  # of the largest output: what an output is measured against where it is smaller
+_FAR = (1.0, 100.0, 0.01)  # sizes of the inputs that every element is tried on
+_SMALL = 1e-4  # of the largest output: the least size that a change is relative to
 _AT_HOME = 1e-7  # the network's own weights may be badly conditioned
 
 
@@ -41,9 +41,9 @@ def verify(
     probe: Probe,
     kinds: Iterable[str],
 ) -> set[int]:
-    """Try every generator, then all at once on other inputs: the numbers of the scales and signs that do not hold.
+    """Try every generator, then all at once on other inputs; return the numbers of the scales and signs that fail.
 
-    They hold for small moves only, as where an operation jumps. Raises `SymmetryError`, naming axis and operation, if
+    Those hold for small moves only, as where an operation jumps. Raises `SymmetryError`, naming axis and operation, if
     a permutation changes the function, and where there are no outputs to compare.
     """
     tolerance = 1e-4 if graph.low_precision and probe.graph is None else 1e-9
@@ -82,7 +82,7 @@ def verify(
 
 
 def _elsewhere(probe: Probe) -> Iterator[Any]:
-    """The example itself, and inputs of other sizes."""
+    """The example itself, and random inputs of other sizes."""
     yield probe.given
     if any(t.is_floating_point() for t in input_tensors(probe.given)):
         for k, size in enumerate(_FAR):
@@ -90,7 +90,7 @@ def _elsewhere(probe: Probe) -> Iterator[Any]:
 
 
 def _holds(group: Group, kinds: Iterable[str], broken: set[int], probe: Probe, example: Any, tolerance: float) -> bool:
-    """Whether one move of everything leaves the outputs on this input alone; where there are none, it does."""
+    """Whether one move of everything leaves the outputs on this input alone; True where there are no outputs."""
     try:
         before = probe.outputs(example)
     except SymmetryError:
@@ -136,7 +136,7 @@ def _touched(element: Element) -> set[str]:
 
 
 def _distance(before: list[Tensor], after: list[Tensor]) -> float:
-    """The largest change of an output, in units of that output's size; infinite where what is infinite changes."""
+    """The largest change of an output, in units of that output's size; infinite if an infinite entry changes."""
     sizes = [float(t[t.isfinite()].abs().max()) if bool(t.isfinite().any()) else 0.0 for t in before]
     least = _SMALL * max(sizes, default=0.0) or 1.0
     worst = 0.0

@@ -1,4 +1,4 @@
-"""A task is what we look at a network through: examples, a loss, and how it is summed."""
+"""Tasks: labelled examples with a loss, data sets, accuracy, and gradients of the loss in the weights."""
 
 from weightspace.contents import handed_on
 

@@ -1,4 +1,4 @@
-"""Accuracy, and whether the labels of a task name classes."""
+"""Classification accuracy, and whether the labels of a task are classes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,16 @@ __all__ = ["accuracy", "classifies"]
 
 @public
 def accuracy(task: Task) -> Callable[[Net], float]:
-    """The function net -> fraction of examples whose largest output is the labelled one, in [0, 1].
+    """Accuracy on a task, as a function of a network: the fraction of examples that it classifies right, in [0, 1].
 
-    Of a soft label the largest entry counts; one output under a binary cross-entropy says class 1 where it is above
-    even. Raises `TaskError` for labels that name no class.
+    Right is an example whose largest output is the labelled class. Of a soft label the largest entry counts; a single
+    output under a binary cross-entropy is class 1 above even odds. Raises `TaskError` for labels that are not classes.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> accuracy = ws.accuracy(task)
+    >>> 0 <= accuracy(net) <= 1
+    True
     """
     _, labels = next(task.batches())
     soft = labels is not None and labels.is_floating_point()
@@ -47,7 +53,13 @@ def accuracy(task: Task) -> Callable[[Net], float]:
 
 
 def classifies(task: Task) -> bool:
-    """Whether the labels name classes, so that there is an accuracy."""
+    """Whether the labels of a task are classes, so that it has an accuracy.
+
+    >>> import weightspace as ws
+    >>> _, task = ws.demo.example()
+    >>> ws.task.classifies(task)
+    True
+    """
     try:
         accuracy(task)
     except TaskError:
@@ -56,8 +68,10 @@ def classifies(task: Task) -> bool:
 
 
 def is_flat(y: Tensor) -> bool:
+    """Whether labels have one number for each example."""
     return y.numel() == len(y)
 
 
 def is_soft(y: Tensor) -> bool:
+    """Whether labels are probabilities of classes, on the last axis."""
     return y.ndim > 1 and y.shape[-1] > 1 and bool((y >= 0).all() and ((y.sum(-1) - 1).abs() < 1e-3).all())

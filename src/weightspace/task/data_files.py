@@ -1,4 +1,4 @@
-"""Data files of common kinds as tasks: .npz, .npy, idx, parquet."""
+"""Tasks from data files: .npz, idx, parquet, and folders of known data sets."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from weightspace.task.datasets import cifar10, fashion_mnist, mnist
 from weightspace.task.examples import TaskError
 from weightspace.task.formats import (
     INPUTS,
+    Split,
     about,
-    check_split,
     labels_beside,
     read_idx,
     read_npz,
@@ -29,19 +29,28 @@ __all__ = ["read"]
 
 
 @public
-def read(path: str | os.PathLike[str], *, split: str = "train", batch: int = 512) -> Task:
-    """The task in a file: .npz, idx or idx.gz, parquet; or in a folder of mnist, fashion-mnist or cifar10.
+def read(path: str | os.PathLike[str], *, split: Split = "train", batch: int = 512) -> Task:
+    """The task in a data file: .npz, idx or idx.gz, parquet; or in a folder of mnist, fashion-mnist or cifar10.
 
     .npz: arrays x and y, inputs and labels (or other usual names), x_train and y_train (of `split`), or the first of
-    two and the second; inputs alone are a task without labels. What else a network takes, a mask above all, goes in
-    beside the inputs: they are then a mapping by these names. Idx: images, with their labels beside them under the
-    official name. Parquet: a column of encoded images, or else all numeric columns; and a column label, labels,
-    fine_label, y, target or score. `notes` of the task tells what was left out or guessed. Inputs of uint8 are scaled
-    to [0, 1], others are left as they are. A folder is read as the data set of that name, standardised; `split` is
-    "train" or "test".
+    two and the second; inputs alone are a task without labels. Arrays of other keyword inputs, such as a mask, stand
+    beside the inputs: the inputs are then a mapping from these names. Idx: images, with their labels beside them under
+    the official name. Parquet: a column of encoded images, or else all numeric columns; and a column label, labels,
+    fine_label, y, target or score. `notes` of the task lists what was left out or guessed. Inputs of uint8 are scaled
+    to [0, 1], others are not changed. A folder is read as the data set of that name, standardised. Raises `TaskError`
+    for a file that is missing or unusable.
+
+    >>> import os
+    >>> import tempfile
+    >>> import numpy as np
+    >>> import weightspace as ws
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "a.npz")
+    ...     np.savez(path, x=np.zeros((5, 3), "float32"), y=np.arange(5) % 2)
+    ...     ws.task.read(path)
+    Task(5 examples, cross-entropy, mean)
     """
     path = Path(path).expanduser()
-    check_split(split)
     if path.is_dir():
         return _known_folder(path)(path, split, batch=batch)
     with reading(path), open(path, "rb") as file:
@@ -59,7 +68,7 @@ def read(path: str | os.PathLike[str], *, split: str = "train", batch: int = 512
         inputs, labels = read_idx(path), read_idx(labels_beside(path))
         inputs = inputs[:, None] if inputs.ndim == 3 else inputs
     else:
-        raise TaskError(f"{path} is of no known kind; give an .npz, idx, idx.gz or parquet file")
+        raise TaskError(f"{path} is not of a known kind; give an .npz, idx, idx.gz or parquet file")
     with about(path):
         task = Task(_as_numbers(inputs), labels, batch=batch)
     task.notes = tuple(f"{path}: {note}" for note in notes)

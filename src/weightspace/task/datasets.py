@@ -1,10 +1,10 @@
-"""Data sets as tasks: embedded digits, official files by name, and data files of common kinds.
+"""Data sets as tasks: embedded digits, and MNIST, Fashion-MNIST and CIFAR-10 from their official files.
 
-Images are float32 (example, channel, height, width). A folder is `dir`, or else WEIGHTSPACE_DATA of the
-environment; it holds the files themselves or a folder named after the data set. Nothing is downloaded. The
-sizes that a file claims are checked against its bytes before anything is allocated, and nothing in a file is
-run. What unpacks to more than 4 times its file and 256 MiB is refused, or to more than WEIGHTSPACE_UNPACKED bytes
-of the environment. Every function raises `TaskError` for a file that is missing or unusable.
+Images are float32 (example, channel, height, width). The folder is `dir`, or else the environment variable
+WEIGHTSPACE_DATA; it holds the files themselves or a folder named after the data set. Nothing is downloaded. The sizes
+that a file claims are checked against its bytes before anything is allocated, and no code in a file is run. A file that
+unpacks to more than 256 MiB and 4 times its size is refused, unless WEIGHTSPACE_UNPACKED allows that many bytes. Every
+function raises `TaskError` for a file that is missing or unusable.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 from weightspace.net.public import public
 from weightspace.task.examples import TaskError
-from weightspace.task.formats import OFFICIAL, about, check_split, find_file, read_idx, read_parquet, scaled
+from weightspace.task.formats import OFFICIAL, Split, about, find_file, read_idx, read_parquet, scaled
 from weightspace.task.task import Task
 
 if TYPE_CHECKING:
@@ -37,17 +37,22 @@ _TEST_DIGITS = 450
 
 
 @public
-def digits(split: str = "train", seed: int = 0, *, flat: bool = False, batch: int = 512) -> Task:
-    """Handwritten digits 8x8 in [0, 1], 10 classes: 1347 to train on and 450 to test, embedded.
+def digits(split: Split = "train", seed: int = 0, *, flat: bool = False, batch: int = 512) -> Task:
+    """Handwritten digits, 8x8 pixels in [0, 1], 10 classes: 1347 for training and 450 for testing, embedded.
 
     With P the permutation of 1797 drawn by `numpy.random.RandomState(seed)`, P[:450] is the test split and
     P[450:] the training split, as in scikit-learn's `train_test_split(test_size=450, random_state=seed)`.
     `flat` gives (example, 64).
     Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, 1998.
+
+    >>> import weightspace as ws
+    >>> ws.digits("test")
+    Task(450 examples, cross-entropy, mean)
+    >>> ws.digits().example(3).shape
+    torch.Size([3, 1, 8, 8])
     """
     from sklearn.datasets import load_digits
 
-    check_split(split)
     pixels, labels = load_digits(return_X_y=True)
     order = np.random.RandomState(seed).permutation(len(labels))
     order = order[:_TEST_DIGITS] if split == "test" else order[_TEST_DIGITS:]
@@ -57,36 +62,52 @@ def digits(split: str = "train", seed: int = 0, *, flat: bool = False, batch: in
 
 @public
 def mnist(
-    dir: str | os.PathLike[str] | None = None, split: str = "train", *, flat: bool = False, batch: int = 512
+    dir: str | os.PathLike[str] | None = None, split: Split = "train", *, flat: bool = False, batch: int = 512
 ) -> Task:
-    """Handwritten digits 28x28, 60,000 + 10,000, from the official idx(.gz) files: (x / 255 - .1307) / .3081.
+    """MNIST: handwritten digits, 28x28 pixels, 60,000 for training and 10,000 for testing, from its idx(.gz) files.
 
+    Pixels are standardised to (x / 255 - .1307) / .3081.
     Source: Y. LeCun, C. Cortes, C. Burges, The MNIST database of handwritten digits, 1998.
+
+    >>> import weightspace as ws
+    >>> ws.task.mnist("data")  # of a folder without the files
+    Traceback (most recent call last):
+    weightspace.task.examples.TaskError: data has no train-images-idx3-ubyte; give the folder of the official files
     """
     return _official("mnist", dir, split, flat, batch)
 
 
 @public
 def fashion_mnist(
-    dir: str | os.PathLike[str] | None = None, split: str = "train", *, flat: bool = False, batch: int = 512
+    dir: str | os.PathLike[str] | None = None, split: Split = "train", *, flat: bool = False, batch: int = 512
 ) -> Task:
-    """Garments 28x28, 60,000 + 10,000, from the official idx(.gz) files: (x / 255 - .2860) / .3530.
+    """Fashion-MNIST: clothing, 28x28 pixels, 60,000 for training and 10,000 for testing, from its idx(.gz) files.
 
+    Pixels are standardised to (x / 255 - .2860) / .3530.
     Source: H. Xiao, K. Rasul, R. Vollgraf, Fashion-MNIST, 2017.
+
+    >>> import weightspace as ws
+    >>> ws.task.fashion_mnist("data")  # of a folder without the files
+    Traceback (most recent call last):
+    weightspace.task.examples.TaskError: data has no train-images-idx3-ubyte; give the folder of the official files
     """
     return _official("fashion-mnist", dir, split, flat, batch)
 
 
 @public
 def cifar10(
-    dir: str | os.PathLike[str] | None = None, split: str = "train", *, flat: bool = False, batch: int = 512
+    dir: str | os.PathLike[str] | None = None, split: Split = "train", *, flat: bool = False, batch: int = 512
 ) -> Task:
-    """Photographs 3x32x32 of 10 classes from `train.parquet` and `test.parquet` (columns image, label).
+    """CIFAR-10: photographs, 3x32x32, 10 classes, from `train.parquet` and `test.parquet` (columns image, label).
 
     Standardised by channel, mean .4914 .4822 .4465, deviation .2470 .2435 .2616. Needs the `data` extra.
     Source: A. Krizhevsky, Learning multiple layers of features from tiny images, 2009.
+
+    >>> import weightspace as ws
+    >>> ws.task.cifar10("data")  # of a folder without the files
+    Traceback (most recent call last):
+    weightspace.task.examples.TaskError: data has no train.parquet; give the folder of the official files
     """
-    check_split(split)
     pixels, labels, _ = read_parquet(find_file(_folder("cifar10", dir), f"{split}.parquet"))
     if pixels.dtype != np.uint8 or pixels.shape[1:] != (3, 32, 32):
         raise TaskError(f"{split}.parquet holds {pixels.shape[1:]} {pixels.dtype}, not images of (3, 32, 32)")
@@ -101,8 +122,7 @@ def _folder(name: str, dir: str | os.PathLike[str] | None) -> Path:
     return path / name if (path / name).is_dir() else path
 
 
-def _official(name: str, dir: str | os.PathLike[str] | None, split: str, flat: bool, batch: int) -> Task:
-    check_split(split)
+def _official(name: str, dir: str | os.PathLike[str] | None, split: Split, flat: bool, batch: int) -> Task:
     folder, prefix = _folder(name, dir), OFFICIAL[split]
     path = find_file(folder, f"{prefix}-images-idx3-ubyte")
     pixels, labels = read_idx(path), read_idx(find_file(folder, f"{prefix}-labels-idx1-ubyte"))

@@ -1,10 +1,10 @@
-"""What tells one question from another: a digest of tasks, networks, functions and numbers, by what they hold.
+"""Digests of tasks, networks, functions and numbers by their content: the keys of caches.
 
-Whatever is remembered, in memory or in a file, is remembered under the digest of all that it depends on: two questions
-have one digest only where they are the same. A tensor counts by its numbers, a task by its examples, labels, loss and
-aggregate, a network by its code, attributes, weights and state, a function by its code, defaults, and the values of its
-closure and of the globals that it names. Code that is installed (Python's own, torch, this package, site-packages)
-counts by its name. What hides its state from Python cannot be told apart and is refused.
+A cached result, in memory or in a file, is stored under the digest of everything that it depends on. A tensor is
+digested by its numbers, a task by its examples, labels, loss and aggregate, a network by its code, attributes, weights
+and state, a function by its code, defaults, and the values of its closure and of the globals that it uses. Installed
+code (Python's own, torch, this package, site-packages) is digested by its name. Values that hide their state from
+Python are refused.
 """
 
 from __future__ import annotations
@@ -49,26 +49,32 @@ _TOLERANCE = 1e-5
 
 
 class DigestError(WeightspaceError):
-    """A value that cannot be told from another one: nothing may be kept under its name."""
+    """A value whose state cannot be read, so that it cannot be the key of a cache."""
 
 
 def digest(*things: Any) -> str:
-    """SHA-256 of what `things` hold: equal for equal questions in any process, and for no others.
+    """The SHA-256 digest of the content of values: the same in any process, and different for different values.
 
-    Raises `DigestError` for what hides its state: open files, generators, compiled objects.
+    Raises `DigestError` for values that hide their state: open files, generators, compiled objects.
+
+    >>> import weightspace as ws
+    >>> from weightspace.task.digest import digest
+    >>> net, task = ws.demo.example()
+    >>> digest(net, task) == digest(*ws.demo.example()) != digest(net + net.weights, task)
+    True
     """
     return _Digest().of(things)
 
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """A network without its numbers: classes, attributes, training flags, hooks, constants, shapes, dtypes and ties."""
+    """A network without the values of its weights: classes, attributes, hooks, constants, shapes, dtypes and ties."""
 
     net: Net
 
 
 def shapes(x: Any) -> Any:
-    """Inputs without their numbers: names, order and nesting, shapes, dtypes, devices; other values as they are."""
+    """Inputs without the values of their tensors: names, nesting, shapes, dtypes, devices; other values as they are."""
     if isinstance(x, Tensor):
         return ("tensor", tuple(x.shape), x.dtype, str(x.device), x.layout)
     if isinstance(x, Mapping):
@@ -79,9 +85,9 @@ def shapes(x: Any) -> Any:
 
 
 def form(net: Net, x: Any) -> str | None:
-    """Under what a verdict on an architecture is kept: all of it but its numbers, and the form of its inputs.
+    """The digest of an architecture and of the shapes of its inputs: the key of a result that depends on nothing else.
 
-    None where an attribute hides its state, so that nothing can be kept.
+    None where an attribute hides its state, so that the result cannot be cached.
     """
     try:
         return digest(Frame(net), shapes(x))
@@ -90,18 +96,18 @@ def form(net: Net, x: Any) -> str | None:
 
 
 def response(task: Task, net: Net) -> list[float]:
-    """The loss at a network, and at three times its weights: what no code shows of a loss is seen in its values."""
+    """The loss at a network and at three times its weights: a check of what the code of a loss does not show."""
     with torch.no_grad():
         return [float(task(at)) for at in (net, net.at(net.weights.map(lambda w: 3 * w)))]
 
 
 def told(value: Any) -> Any:
-    """A value as JSON holds it: plain numbers and words as they are, all else by its digest."""
+    """A value for a JSON file: numbers and text as they are, everything else as its digest."""
     return value if type(value) in (bool, int, float, str, type(None)) else digest(value)
 
 
 def changed(kept: Any, asked: Mapping[str, Any]) -> str | None:
-    """The first name under which two questions differ; lists of numbers may differ by rounding."""
+    """The first name whose kept and asked values differ, or None; lists of numbers may differ by rounding."""
     if not isinstance(kept, Mapping):
         return next(iter(asked), None)
     return next((name for name, value in asked.items() if not _same(kept.get(name), value)), None)
@@ -117,12 +123,12 @@ def _same(kept: Any, asked: Any) -> bool:
 
 
 class _Digest:
-    """One digest on its way; what was met before is named by its number, so that cycles end."""
+    """The computation of one digest. A repeated object is replaced by its number, so that cycles end."""
 
     def __init__(self) -> None:
         self.hash = hashlib.sha256()
         self.met: dict[int, int] = {}
-        self.held: list[Any] = []  # an id names a thing only as long as that is there
+        self.held: list[Any] = []  # an id is unique only as long as its object lives
         self.at: list[str] = []
 
     def of(self, thing: Any) -> str:
@@ -158,8 +164,8 @@ class _Digest:
         where = ".".join(part for part in self.at if part)
         seen = f"{where} is" if where else "there is"
         return DigestError(
-            f"{seen} a {type(value).__name__}, whose state cannot be read, so that what is kept could be another's; "
-            "replace it by plain values and functions, or keep nothing"
+            f"{seen} a {type(value).__name__}, whose state cannot be read, so that a cached result could be wrong; "
+            "replace it by plain values and functions, or use no cache"
         )
 
     # -------------------------------------------------------------- numbers and containers
@@ -317,7 +323,7 @@ class _Digest:
             self._sequence([list(part) if hasattr(part, "__next__") else part for part in parts])
 
     def _attributes(self, kind: type, attributes: Mapping[str, Any]) -> None:
-        """All that an instance holds, but for what it remembers itself."""
+        """All attributes of an instance, but for its own caches."""
         own = _own(kind)
         items = sorted(((n, part) for n, part in attributes.items() if n not in own), key=operator.itemgetter(0))
         plain = [(name, part) for name, part in items if type(part) in _PLAIN]
@@ -354,12 +360,12 @@ _KINDS: tuple[tuple[Any, Callable[[_Digest, Any], None]], ...] = (
 
 @functools.cache
 def _way(kind: Any) -> Callable[[_Digest, Any], None]:
-    """How a kind of values is digested."""
+    """The method that digests values of a type."""
     return next((put for kinds, put in _KINDS if issubclass(kind, kinds)), _Digest._instance)
 
 
 def _paths(x: Any, at: str = "") -> Iterable[tuple[str, Tensor]]:
-    """The tensors of nested inputs, each with the names and numbers that lead to it; names in one order."""
+    """The tensors of nested inputs, each with its path of names and indices; names in alphabetical order."""
     if isinstance(x, Tensor):
         yield at, x
     elif isinstance(x, Mapping):
@@ -372,7 +378,7 @@ def _paths(x: Any, at: str = "") -> Iterable[tuple[str, Tensor]]:
 
 @functools.lru_cache(maxsize=1024)
 def _code(code: types.CodeType) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-    """Instructions and constants of some code, the globals that it names, and all other names; functions in it too."""
+    """The instructions and constants of code and of functions in it, the globals that it uses, and all other names."""
     inner = [_code(part) for part in code.co_consts if isinstance(part, types.CodeType)]
     plain = [sorted(map(repr, part)) if isinstance(part, frozenset) else repr(part)
              for part in code.co_consts if not isinstance(part, types.CodeType)]  # fmt: skip
@@ -384,7 +390,7 @@ def _code(code: types.CodeType) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
 
 
 def _is_named(value: Any) -> bool:
-    """Whether a function or class is installed, and what its name leads to."""
+    """Whether a function or class is installed, and is the one that its name refers to."""
     if not _is_installed(value.__module__):
         return False
     found: Any = sys.modules.get(value.__module__)
@@ -394,7 +400,7 @@ def _is_named(value: Any) -> bool:
 
 
 def _is_installed(name: str | None) -> bool:
-    """Whether a module is Python's, torch's, ours or from site-packages, whose code a name stands for."""
+    """Whether a module belongs to Python, torch, this package or site-packages."""
     top = (name or "").partition(".")[0]
     if top in sys.stdlib_module_names or top in ("builtins", "weightspace", "torch", "numpy"):
         return top != "__main__"
@@ -404,7 +410,7 @@ def _is_installed(name: str | None) -> bool:
 
 @functools.cache
 def _own(kind: type) -> set[str]:
-    """What instances of a class remember themselves: cached properties, fields that are not compared."""
+    """The names of caches in instances of a class: cached properties, and private fields that are not compared."""
     own = {n for c in kind.__mro__ for n, part in vars(c).items() if isinstance(part, functools.cached_property)}
     fields = getattr(kind, "__dataclass_fields__", {}).values()
     return own | {field.name for field in fields if field.name.startswith("_") and not field.compare}

@@ -1,4 +1,4 @@
-"""How the examples of a task are kept and read: tensors, datasets, loaders, and unions of them, batch by batch."""
+"""The examples of a task: tensors, datasets, loaders, and unions of them, read batch by batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torch.utils import data
 from weightspace.net.errors import WeightspaceError, first_line
 from weightspace.net.inputs import each, leaves, shape
 
-_LOOKED_AT = 1 << 16  # numbers of a batch
+_LOOKED_AT = 1 << 16  # numbers of a batch that its digest depends on
 
 
 class TaskError(WeightspaceError):
@@ -29,12 +29,12 @@ class TaskError(WeightspaceError):
 
 
 def _ordinary(x: Any) -> Any:
-    """A tensor that derivatives may be taken through: one made in inference mode is copied."""
+    """A tensor that can be differentiated through: one made in inference mode is copied."""
     return x.clone() if isinstance(x, Tensor) and x.is_inference() else x
 
 
 class Arrays:
-    """Examples in memory."""
+    """Examples held in memory as tensors."""
 
     def __init__(self, inputs: Any, labels: Tensor | None) -> None:
         self.inputs, self.labels = each(_ordinary, inputs), None if labels is None else _ordinary(labels)
@@ -54,14 +54,14 @@ class Arrays:
 
 
 class Passes:
-    """What was read at the first pass over some data, so that other examples at a later pass are seen."""
+    """Digests of the batches of the first pass over data, to detect a later pass with other examples."""
 
     def __init__(self) -> None:
         self.seen: list[int] = []
         self.whole = False
 
     def watched(self, batches: Iterable[tuple[Any, Tensor | None]], loose: bool = False) -> Iterator[Any]:
-        """The same batches; `TaskError` where they are not those of the first pass, or where `loose` a warning."""
+        """The batches, checked against those of the first pass: `TaskError` for others, or a warning if `loose`."""
         number = -1
         for number, (x, y) in enumerate(batches):
             found = digest(x, y)
@@ -85,7 +85,7 @@ class Passes:
 
 
 def forget(source: Any) -> None:
-    """Compare later passes over a source with the next one."""
+    """Forget the first pass over a source: later passes are compared with the next one."""
     for part in getattr(source, "parts", [source]):
         if isinstance(part, Loader):
             part.passes = Passes()
@@ -94,7 +94,7 @@ def forget(source: Any) -> None:
 
 
 def digest(x: Any, y: Tensor | None) -> int:
-    """A number that other examples would change; of large batches, numbers at even distances are looked at."""
+    """A checksum of a batch; of a large batch, of numbers at even distances."""
     found = 0
     for part in [*leaves(x), *([] if y is None else [y])]:
         flat = part.detach().flatten()
@@ -104,7 +104,7 @@ def digest(x: Any, y: Tensor | None) -> int:
 
 
 class Items:
-    """A map-style dataset."""
+    """Examples of a map-style dataset."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset, self.passes = dataset, dict[int, Passes]()
@@ -124,7 +124,7 @@ class Items:
 
 
 class Loader:
-    """Batches made by somebody else."""
+    """Examples of a `DataLoader`, or of another iterable of batches."""
 
     def __init__(self, loader: Iterable[Any]) -> None:
         self.loader, self.passes = loader, Passes()
@@ -169,7 +169,7 @@ class Joined:
 
 
 def picked(parts: Iterable[Any], index: Tensor) -> Joined:
-    """The examples of that ascending `index` in parts that are read one after the other."""
+    """The examples with an ascending `index` into parts that follow one another."""
     picked, start = [], 0
     for part in parts:
         inside = index[(index >= start) & (index < start + len(part))] - start
@@ -179,7 +179,7 @@ def picked(parts: Iterable[Any], index: Tensor) -> Joined:
 
 
 def read_source(inputs: Any, labels: Any, size: int) -> Any:
-    """What `inputs` can be read as."""
+    """The examples in tensors, arrays, a dataset or a loader. Raises `TaskError` for anything else."""
     if isinstance(inputs, (Tensor, np.ndarray, tuple, Mapping)):
         return arrays(inputs, labels)
     if labels is not None:
@@ -204,7 +204,7 @@ def read_source(inputs: Any, labels: Any, size: int) -> Any:
 
 
 def arrays(inputs: Any, labels: Any) -> Arrays:
-    """Tensors in memory, checked."""
+    """Inputs and labels as tensors in memory. Raises `TaskError` for empty data and for NaN."""
     x, y = pair(inputs if labels is None and isinstance(inputs, Mapping) else (inputs, labels))
     if not len(leaves(x)[0]):
         raise TaskError("no examples: the inputs are empty")
@@ -216,7 +216,10 @@ def arrays(inputs: Any, labels: Any) -> Arrays:
 
 
 def in_order(loader: data.DataLoader[Any]) -> data.DataLoader[Any]:
-    """The same batches without shuffling, by workers of each pass: those that stay serve one pass at a time."""
+    """A loader with the same batches, not shuffled, and with workers of its own for each pass.
+
+    Raises `TaskError` for a loader that draws its examples at random.
+    """
     if loader.persistent_workers:
         loader = copy.copy(loader)
         vars(loader).update(persistent_workers=False, _iterator=None)
@@ -241,7 +244,7 @@ def in_order(loader: data.DataLoader[Any]) -> data.DataLoader[Any]:
 
 
 def collate(items: Any) -> Any:
-    """Items as one batch."""
+    """Items stacked into one batch. Raises `TaskError` where they cannot be stacked."""
     try:
         return data.default_collate(items)
     except (TypeError, RuntimeError, KeyError) as error:
@@ -251,7 +254,7 @@ def collate(items: Any) -> Any:
 
 
 def pair(batch: Any) -> tuple[Any, Tensor | None]:
-    """(inputs, labels) of a batch as datasets give it: a dict, (x, y), or (x_1, ..., x_k, y)."""
+    """The inputs and labels of a batch: of a dict, of (x, y), or of (x_1, ..., x_k, y)."""
     labels = None
     if isinstance(batch, Mapping):
         batch = dict(batch)
@@ -274,7 +277,7 @@ def pair(batch: Any) -> tuple[Any, Tensor | None]:
 
 
 def tensor(x: Any, what: str) -> Tensor:
-    """Numbers as a tensor."""
+    """An array or list of numbers as a tensor. Raises `TaskError` for anything else."""
     if isinstance(x, Tensor):
         return x
     try:
@@ -287,14 +290,14 @@ def tensor(x: Any, what: str) -> Tensor:
 
 
 def stacked(*parts: Tensor) -> Tensor:
-    """Batches as one tensor."""
+    """Batches concatenated into one tensor. Raises `TaskError` for examples of different shape."""
     if len({part.shape[1:] for part in parts}) > 1:
         raise TaskError(f"batches of different shape, {shape(parts[0])} and others; pad all to one length")
     return torch.cat(parts)
 
 
 def mixed(a: Any, b: Any, t: float) -> Any:
-    """(1 - t) a + t b of inputs."""
+    """The interpolated inputs (1 - t) a + t b."""
 
     def mix(x: Tensor, y: Tensor) -> Tensor:
         if x.is_floating_point() and y.is_floating_point():
@@ -310,7 +313,7 @@ def mixed(a: Any, b: Any, t: float) -> Any:
 
 
 def mixed_labels(a: Tensor | None, b: Tensor | None, t: float) -> Tensor | None:
-    """(1 - t) a + t b of labels, integer ones as one-hot vectors."""
+    """The interpolated labels (1 - t) a + t b, class labels as one-hot vectors."""
     if a is None or b is None:
         return None
     classes = max(y.shape[-1] if y.is_floating_point() else int(y.max()) + 1 for y in (a, b))
@@ -329,14 +332,14 @@ def one_hot(y: Tensor, classes: int) -> Tensor:
 
 
 def shuffled(n: int, seed: int) -> Tensor:
-    """A random permutation of n."""
+    """A random permutation of 0, .., n - 1, drawn from `seed`."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
 
 
 def uniform(shape: Sequence[int], draws: int, seed: int, start: int, device: Any = "cpu") -> Iterator[Tensor]:
-    """For every draw, numbers in (0, 1) of the shape (example, ..), float64: splitmix64 of a counter.
+    """Uniform random numbers in (0, 1) of the shape (example, ..), float64, one tensor a draw: splitmix64 of a counter.
 
-    They belong to the examples, the first of which has the number `start`, so that no batch makes a difference.
+    They depend on the number of each example, `start` for the first, and not on how examples are batched.
     """
     each_one = math.prod(shape[1:])
     example = _mixed(torch.arange(start, start + shape[0]) + _mixed(torch.tensor(seed)))
@@ -346,7 +349,7 @@ def uniform(shape: Sequence[int], draws: int, seed: int, start: int, device: Any
 
 
 def normal(u: Tensor) -> Tensor:
-    """Standard normal numbers from uniform ones."""
+    """Standard normal numbers from uniform ones, by the inverse of the distribution function."""
     return math.sqrt(2) * torch.erfinv(2 * u - 1)
 
 

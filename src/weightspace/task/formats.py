@@ -1,4 +1,4 @@
-"""Readers of data files, within limits: idx, .npz, parquet."""
+"""Readers of data files (idx, .npz, parquet), within limits of memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -28,17 +28,18 @@ if TYPE_CHECKING:
 
 __all__ = []
 
-OFFICIAL = {"train": "train", "test": "t10k"}
+Split: TypeAlias = Literal["train", "test"]
+OFFICIAL: dict[Split, str] = {"train": "train", "test": "t10k"}
 _LABELS = ("label", "labels", "fine_label", "y", "target", "score")
 _IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-_DEFLATE = 1032  # no deflate stream grows by more
+_DEFLATE = 1032  # the largest factor by which a deflate stream can grow
 _PIXELS = 1 << 24
 _UNPACKED = 1 << 28  # bytes that a small file may unpack to
 _ROWS = 16  # images that are read at once
-_DIRECTORY = 12_000_000  # bytes of a zip's list of its arrays
+_DIRECTORY = 12_000_000  # bytes of a zip's directory
 INPUTS = ("x", "inputs", "input", "input_ids", "images", "image", "data", "features", "pixel_values", "tokens")
 _TARGETS = ("y", "labels", "label", "targets", "target")
-_BESIDE = ("token_type_ids", "position_ids", "decoder_input_ids", "lengths")  # and all that is called a mask
+_BESIDE = ("token_type_ids", "position_ids", "decoder_input_ids", "lengths")  # and every name that contains "mask"
 _BROKEN = (
     *(OSError, EOFError, ValueError, LookupError, RuntimeError),
     *(zlib.error, zipfile.BadZipFile, struct.error),
@@ -46,12 +47,8 @@ _BROKEN = (
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 
 
-def check_split(split: str) -> None:
-    if split not in OFFICIAL:
-        raise TaskError(f"no split {split!r}; give 'train' or 'test'")
-
-
 def find_file(folder: Path, name: str) -> Path:
+    """The file of a name, or its .gz, in a folder. Raises `TaskError` where there is neither."""
     for path in (folder / f"{name}.gz", folder / name):
         if path.is_file():
             return path
@@ -59,12 +56,13 @@ def find_file(folder: Path, name: str) -> Path:
 
 
 def scaled(pixels: np.ndarray) -> Tensor:
+    """Pixels 0 .. 255 as float32 numbers in [0, 1]."""
     return torch.from_numpy(pixels.astype(np.float32)).div_(255)
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """One line for whatever a reader makes of a broken file."""
+    """A context in which the errors of readers of broken files become a `TaskError` of one line."""
     try:
         yield
     except TaskError:
@@ -80,6 +78,7 @@ def reading(path: Path) -> Iterator[None]:
 
 @contextmanager
 def about(path: Path) -> Iterator[None]:
+    """A context in which a `TaskError` gets the path in front of its message."""
     try:
         yield
     except TaskError as error:
@@ -89,9 +88,9 @@ def about(path: Path) -> Iterator[None]:
 
 
 def check_room(path: Path, unpacked: int) -> None:
-    """Raise `TaskError` for what unpacks to more than was allowed."""
-    size, told = path.stat().st_size, os.environ.get("WEIGHTSPACE_UNPACKED", "")
-    if unpacked > (int(told) if told.isdecimal() else max(_UNPACKED, 4 * size)):
+    """Raise `TaskError` for a file that unpacks to more bytes than is allowed."""
+    size, allowed = path.stat().st_size, os.environ.get("WEIGHTSPACE_UNPACKED", "")
+    if unpacked > (int(allowed) if allowed.isdecimal() else max(_UNPACKED, 4 * size)):
         raise TaskError(
             f"{path} unpacks from {size:,} bytes to {unpacked / 1e6:,.0f} MB, which is large for it; if that is right, "
             f"set WEIGHTSPACE_UNPACKED={unpacked} in the environment"
@@ -125,6 +124,7 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def labels_beside(path: Path) -> Path:
+    """The idx file of the labels beside an idx file of images, by its official name."""
     name = path.name.removesuffix(".gz")
     if "images-idx" not in name:
         raise TaskError(f"{path} is not named as images, such as train-images-idx3-ubyte, so its labels are unknown")
@@ -133,6 +133,7 @@ def labels_beside(path: Path) -> Path:
 
 
 def read_npz(path: Path, split: str) -> tuple[Any, np.ndarray | None, list[str]]:
+    """The inputs and labels in an .npz file, and notes of what was guessed or left out."""
     with reading(path):
         if files.directory_size(path) > _DIRECTORY:
             raise TaskError(f"{path} lists more arrays than any data set has; save it by numpy.savez")
@@ -161,7 +162,7 @@ def _is_beside(name: str) -> bool:
 
 
 def _roles(path: Path, sizes: dict[str, int]) -> tuple[list[str], str | None, list[str]]:
-    """Which arrays are the inputs, which the labels, by their names; a note of what was guessed or left out."""
+    """The names of the arrays that are inputs, the name of the labels, and notes of what was guessed or left out."""
     inputs = [name for name in sizes if name.lower() in INPUTS]
     labels = [name for name in sizes if name.lower() in _TARGETS]
     beside = [name for name in sizes if _is_beside(name)]
@@ -192,7 +193,7 @@ def _roles(path: Path, sizes: dict[str, int]) -> tuple[list[str], str | None, li
 
 
 def _length(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
-    """How many rows an array claims to have; -1 where it says nothing that could be read."""
+    """The number of rows of an array by its header; -1 where the header cannot be read."""
     with archive.open(info) as file:
         try:
             version = npy.read_magic(file)
@@ -203,7 +204,7 @@ def _length(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
 
 
 def _honest(path: Path, info: zipfile.ZipInfo) -> None:
-    """Raise `TaskError` for an array that cannot be as large as it says."""
+    """Raise `TaskError` for an array that cannot be as large as it claims."""
     name, size = info.filename, path.stat().st_size
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise TaskError(f"{path}: {name} is packed in a way numpy does not write; save it by numpy.savez")
@@ -212,7 +213,7 @@ def _honest(path: Path, info: zipfile.ZipInfo) -> None:
 
 
 def _npy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> np.ndarray:
-    """One array, read only if the size that its header claims is the size that the archive holds."""
+    """One array of an archive, read only if the sizes in its header and in the archive agree."""
     name = info.filename
     with archive.open(info) as file:
         version = npy.read_magic(file)
@@ -227,7 +228,7 @@ def _npy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> np.ndar
         raise TaskError(f"{path}: {name} claims {claimed:,} bytes {shape} and holds {info.file_size:,}; save it again")
     with archive.open(info) as file:
         array = npy.read_array(file, allow_pickle=False)
-        file.read(1)  # the end: here the checksum is looked at
+        file.read(1)  # at the end of the file its checksum is checked
     return array
 
 
@@ -242,6 +243,7 @@ def _extra() -> tuple[Any, Any, Any]:
 
 
 def read_parquet(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """The inputs and labels in a parquet file, and notes of what was left out."""
     arrow, parquet, image = _extra()
     with reading(path), parquet.ParquetFile(path, page_checksum_verification=True) as file:
         size, rows, schema = path.stat().st_size, file.metadata.num_rows, file.schema_arrow
@@ -272,7 +274,7 @@ def _is_picture(arrow: Any, type: Any) -> bool:
 
 
 def _numbers(file: Any, names: list[str], path: Path) -> np.ndarray:
-    """The named columns, side by side."""
+    """The named columns as one array (row, column)."""
     for name in names:
         kind = file.schema_arrow.field(name).type
         if str(kind) not in ("bool", "halffloat", "float", "double") and "int" not in str(kind):
@@ -319,7 +321,7 @@ def _picture(blob: bytes | None, image: Any, shape: Any, place: str) -> UInt8[np
     ):
         raise TaskError(f"{place} is {height} x {width} {picture.mode}, unlike {shape or '8-bit RGB or L'}; convert it")
     try:
-        if picture.format == "PNG":  # it carries checksums, which decoding alone does not look at
+        if picture.format == "PNG":  # it has checksums, which decoding alone does not check
             image.open(io.BytesIO(blob or b""), formats=("PNG",)).verify()
         pixels = np.asarray(picture.convert("L" if grey else "RGB"))
     except (OSError, ValueError, SyntaxError) as error:

@@ -1,4 +1,4 @@
-"""A goal: what a step lowers, with its value and its gradient at a network."""
+"""Goals: objectives that a step lowers, with their values and gradients in the weights of a network."""
 
 from __future__ import annotations
 
@@ -21,25 +21,37 @@ __all__ = ["Goal", "GoalError", "as_goal", "gradient", "not_aliased", "value_and
 
 @public
 def gradient(goal: Goal | Task | Callable[[Net], Tensor], net: Net) -> Weights:
-    """dL/dw at the net's weights; a Task holds the graph of one batch at a time, a goal of `flow` gives its first step.
+    """The gradient dL/dw of a loss at the weights of a network; of a goal of `flow`, that of its first step.
 
-    An aggregate that does not stream ("linf", a function) costs one forward pass more. Raises `TaskError` for
-    a goal that is not a differentiable 0-d tensor.
+    A task is differentiated batch by batch, with the graph of one batch in memory; the aggregates "linf" and functions
+    take a second forward pass. Raises `TaskError` for a goal that is not a differentiable 0-d tensor.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> gradient = ws.gradient(task, net)
+    >>> gradient, bool(task(net + -0.01 * gradient) < task(net))
+    (Weights(4 tensors, 1,210 numbers), True)
     """
     return value_and_gradient(goal, net)[1]
 
 
 @public
 def value_and_gradient(goal: Goal | Task | Callable[[Net], Tensor], net: Net, step: int = 0) -> tuple[float, Weights]:
-    """L and dL/dw at the net's weights, in one pass; of a goal of `flow`, those of its step number `step`.
+    """A loss L and its gradient dL/dw at the weights of a network, in one pass; of a goal of `flow`, those of a `step`.
 
-    The value is NaN where a goal has none (a direction). Raises `TaskError` as `gradient` does.
+    The value is NaN for a goal that has none (a direction). Raises `TaskError` as `gradient` does.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> value, gradient = ws.task.value_and_gradient(task, net)
+    >>> abs(value - float(task(net))) < 1e-5, gradient
+    (True, Weights(4 tensors, 1,210 numbers))
     """
     return as_goal(goal).value_and_gradient(checked(net), step)
 
 
 def differentiated(goal: Task | Callable[[Net], Tensor], net: Net) -> tuple[float, Weights]:
-    """The value and the gradient of a task, or of a function of the network, by one pass back."""
+    """The value and the gradient of a task, or of a function of the network, by one backward pass."""
     factor = torch.ones(())
     with torch.enable_grad():
         vector = checked(net).weights.map(lambda w: w.detach().clone().requires_grad_(w.is_floating_point()))
@@ -52,15 +64,23 @@ def differentiated(goal: Task | Callable[[Net], Tensor], net: Net) -> tuple[floa
 
 
 class GoalError(WeightspaceError):
-    """A goal that makes no sense, or that has no gradient in what it is asked about."""
+    """A goal that is not valid, or that has no gradient."""
 
 
 @public
 class Goal:
-    """What a flow lowers, step by step. Goals add up and take factors."""
+    """An objective that a flow lowers step by step. Goals can be added and multiplied by numbers.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> goal = ws.learn(task) + 0.1 * ws.toward(net)
+    >>> value, gradient = goal.value_and_gradient(net, step=0)
+    >>> gradient
+    Weights(4 tensors, 1,210 numbers)
+    """
 
     def value_and_gradient(self, net: Net, step: int) -> tuple[float, Weights]:
-        """The value at the net (NaN: it has none), and the gradient there for this step."""
+        """The value of the goal at a network (NaN where it has none) and its gradient, for this step."""
         if type(self).covector is Goal.covector:
             raise NotImplementedError
         _say_renamed("a goal gives value_and_gradient(net, step) -> (value, gradient) now, in place of covector")
@@ -68,7 +88,7 @@ class Goal:
         return value, gradient
 
     def covector(self, net: Net, step: int) -> tuple[Weights, float]:
-        """The name and order of the last release: gradient, then value."""
+        """Deprecated: the gradient, then the value; use `value_and_gradient`."""
         _say_renamed("covector(..) -> (gradient, value) is value_and_gradient(..) -> (value, gradient) now")
         value, gradient = self.value_and_gradient(net, step)
         return gradient, value
@@ -86,7 +106,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Sum(Goal):
-    """sum_k factor_k goal_k."""
+    """The weighted sum of goals, sum_k factor_k goal_k."""
 
     terms: tuple[tuple[float, Goal], ...]
 
@@ -101,18 +121,25 @@ class Sum(Goal):
 
 @dataclass(frozen=True)
 class Plain(Goal):
-    """A task, or a function of the network, the same at every step."""
+    """A task, or a function of a network, as a goal that is the same at every step."""
 
     function: Task | Callable[[Net], Tensor]
 
     def value_and_gradient(self, net: Net, step: int) -> tuple[float, Weights]:
-        """Its value and its gradient."""
+        """The value and the gradient of the task or function."""
         return differentiated(self.function, net)
 
 
 @public
 def as_goal(aim: Any) -> Goal:
-    """A task or a function of a network as a goal that adds up. Raises `GoalError` for anything else."""
+    """A task, or a scalar function of a network, as a `Goal`. Raises `GoalError` for anything else.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> goal = 0.5 * ws.task.as_goal(task)
+    >>> abs(goal.value_and_gradient(net, 0)[0] - 0.5 * float(task(net))) < 1e-5
+    True
+    """
     if isinstance(aim, Goal):
         return aim
     if isinstance(aim, Task) or callable(aim):
@@ -121,13 +148,18 @@ def as_goal(aim: Any) -> Goal:
 
 
 def covector(goal: Goal | Task | Callable[[Net], Tensor], net: Net, step: int = 0) -> tuple[Weights, float]:
-    """The gradient of any goal at the net, and its value: the name and order of the last release."""
+    """Deprecated: the gradient of a goal at a network, then its value; use `value_and_gradient`."""
     return as_goal(goal).covector(checked(net), step)
 
 
 @public
 def not_aliased(net: Net, anchor: Net) -> None:
-    """Raise `GoalError` where two networks share the memory of their weights."""
+    """Raise `GoalError` where two networks share the memory of their weights.
+
+    >>> import weightspace as ws
+    >>> net, _ = ws.demo.example()
+    >>> ws.task.not_aliased(net, net.clone())
+    """
     mine = {t.untyped_storage().data_ptr() for t in net.weights.buffers}
     if mine & {t.untyped_storage().data_ptr() for t in anchor.weights.buffers}:
         raise GoalError("the anchor shares its memory with the network that moves, and would move too; clone() it")

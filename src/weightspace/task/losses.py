@@ -1,8 +1,8 @@
-"""Losses, recognised by what they are: the distance of every example, the labels that count, the settings that matter.
+"""Loss functions: the loss of every example, ignored labels, and settings of the losses of torch.
 
-A loss of torch is known by its function or module and its settings, and asked for one distance an example. Any other
-function is taken at its word, and its word is tried: what it says of an example must not depend on the examples beside
-it, and where it gives one number for a batch, that must be the mean over the batch.
+A loss of torch is recognised by its function or module with its settings, and called without reduction, for one value
+an example. Any other function is tested as it is used: its value for an example must not depend on the other examples
+of the batch, and where it returns one number for a batch, that must be the mean over the batch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["Beside", "IGNORED", "Loss", "blamed", "fitted", "name_of"]
 
 
 IGNORED = -100  # torch's mark of a position without a label
-_ROOM = 1 << 20  # numbers of the examples that others are put beside
+_ROOM = 1 << 20  # numbers in the reference examples that later batches are combined with
 
 # kinds: "softmax" and "log-probabilities" take class numbers, outputs have the classes on axis 1; "squared",
 # "bernoulli" (of logits), "probabilities" and "pairs" set every output beside a label; "rows" gives one number a row
@@ -54,10 +54,10 @@ _PAIRED = ("squared", "bernoulli", "probabilities", "pairs")
 
 @dataclass(frozen=True)
 class Loss:
-    """A function of outputs and labels and what is known of it.
+    """A loss function of outputs and labels, with its kind, reduction and settings.
 
-    `kind`: one of torch's, "apart" for a function of others that has a reduction, "whole" for any other. `reduction` is
-    "mean", "batchmean" or "none", "" where it is not known. `apart`: the same with reduction="none".
+    `kind`: one of torch's (see `_TORCH`), "apart" for a custom loss that has a reduction, "whole" for any other.
+    `reduction`: "mean", "batchmean", "none", or "" where it is not known. `apart`: the loss with reduction="none".
     """
 
     given: Callable[..., Any]
@@ -68,7 +68,7 @@ class Loss:
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> Loss:
-        """What a loss is, by its type and settings. Raises `TaskError` for settings that cannot be."""
+        """The description of a loss function. Raises `TaskError` for settings that cannot be used."""
         if known := _of_torch(function):
             torchs, kind, settings = known
             if kind in ("squared", "pairs") and settings.get("weight") is not None:
@@ -84,32 +84,32 @@ class Loss:
 
     @property
     def name(self) -> str:
-        """What its author calls it."""
+        """The name of the loss function."""
         return name_of(self.given)
 
     @property
     def ignored(self) -> int | None:
-        """The label of positions that do not count, where it is another than -100."""
+        """The ignored label (`ignore_index`), where it is not -100."""
         index = self.settings.get("ignore_index", IGNORED)
         return None if index == IGNORED else int(index)
 
     @property
     def paired(self) -> bool:
-        """Whether every output stands beside a label of its own, so that labels are no class numbers."""
+        """Whether every output has a label of its own, so that labels are not classes."""
         return self.kind in _PAIRED
 
     def setting(self, name: str, like: Tensor) -> Tensor | None:
-        """A setting that is a tensor, in the dtype and on the device of another."""
+        """A setting that is a tensor, in the dtype and on the device of the tensor `like`."""
         value = self.settings.get(name)
         return None if value is None else value.to(like.device, like.dtype)
 
     def weighs(self, y: Tensor | None) -> bool:
-        """Whether the mean is divided by the weights of the labels, and not by their number."""
+        """Whether the mean divides by the sum of the weights of the labels instead of by their number."""
         known = self.kind in _CLASSES and self.reduction == "mean"
         return known and self.settings.get("weight") is not None and y is not None and not y.is_floating_point()
 
     def masses(self, y: Tensor) -> Tensor:
-        """The weight of every label that counts, in float64."""
+        """The class weight of every label that is not ignored, in float64."""
         weight = self.settings["weight"].detach().double().to(y.device)
         counted = y[y != IGNORED]
         if len(counted) and (int(counted.min()) < 0 or int(counted.max()) >= len(weight)):
@@ -118,11 +118,11 @@ class Loss:
         return weight[counted]
 
     def turned(self, f: Tensor) -> Tensor:
-        """Outputs with the classes last, where torch has them on axis 1."""
+        """Outputs with the classes on the last axis, where torch has them on axis 1."""
         return f.movedim(1, -1) if self.kind in _CLASSES and f.ndim > 2 else f
 
     def distances(self, f: Tensor, y: Tensor) -> Tensor:
-        """One number for every label that counts (class numbers), or for every example. For the kinds of torch."""
+        """The loss of every label that is not ignored (classes), or of every example. For losses of torch."""
         assert self.apart is not None
         settings = dict(self.settings)
         for name in ("weight", "pos_weight"):
@@ -148,7 +148,7 @@ class Loss:
 
 
 def fitted(f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Outputs and labels of one shape, each output beside its own label: (n,) fits (n, 1). Else `TaskError`."""
+    """Outputs and labels in one shape: labels (n,) fit outputs (n, 1). Raises `TaskError` for other shapes."""
     if y.numel() == f.numel() and {*f.shape[1:], *y.shape[1:]} <= {1}:
         y = y.reshape(f.shape)
     if f.shape != y.shape:
@@ -157,14 +157,14 @@ def fitted(f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def name_of(function: Any) -> str:
-    """The name of a function, a module or what a partial is of."""
+    """The name of a function or module; of a partial, that of its function."""
     function = function.func if isinstance(function, partial) else function
     return function if isinstance(function, str) else getattr(function, "__name__", type(function).__name__)
 
 
 @contextmanager
 def blamed(message: Callable[[], str]) -> Iterator[None]:
-    """Say what was tried when torch, or a function of the user, refuses."""
+    """A context in which errors of torch, or of a user's function, become a `TaskError` with a message."""
     try:
         yield
     except InputError as error:
@@ -176,7 +176,7 @@ def blamed(message: Callable[[], str]) -> Iterator[None]:
 
 
 def _of_torch(function: Any) -> tuple[Any, str, dict[str, Any]] | None:
-    """The function of torch, its kind, and its settings."""
+    """For a loss of torch: its function, its kind and its settings; else None."""
     if type(function) in _TORCH:
         torchs, kind = _TORCH[type(function)]
         given = {name: getattr(function, name) for name in _settings(torchs) if hasattr(function, name)}
@@ -194,7 +194,7 @@ def _settings(torchs: Any) -> dict[str, Any]:
 
 
 def _reduction(function: Any) -> str | None:
-    """The reduction of somebody else's loss: an attribute of a module, or a parameter of a function."""
+    """The reduction of a custom loss: an attribute of a module, or a parameter of a function."""
     if isinstance(function, nn.Module):
         return getattr(function, "reduction", None)
     if isinstance(function, partial) and "reduction" in function.keywords:
@@ -214,20 +214,23 @@ def _unreduced(function: Any) -> Callable[..., Any]:
     return partial(function, reduction="none")
 
 
-# ------------------------------------------------------------------ functions that have to be tried
+# ------------------------------------------------------------------ tests of custom losses
 
 
 class Beside:
-    """The first examples that a function was asked of in a pass, beside which it is asked of all later ones."""
+    """A test that a custom loss of an example does not depend on the batch.
+
+    The first examples of a pass are kept as a reference; each later batch is evaluated together with them.
+    """
 
     def __init__(self) -> None:
         self.f: Tensor | None = None
         self.y: Tensor = torch.empty(0)
-        self.of: Tensor | None = None  # the labels they are from: examples are not put beside themselves
-        self.said: Tensor | None = None
+        self.of: Tensor | None = None  # the batch of labels they are from: it is not combined with them
+        self.said: Tensor | None = None  # the loss of the reference examples
 
     def measured(self, loss: Loss, f: Tensor, y: Tensor, source: Tensor) -> tuple[Tensor, int]:
-        """Distances (t,) and their number; or a 0-d tensor, the mean over so many. `source`: y as the data has it."""
+        """The losses (t,) of a batch and their number; or a 0-d tensor, their mean. `source`: y before conversion."""
         alone = self.said is None or self.of is source or _transformed(f)
         if loss.kind == "whole" and (alone or self.said is None or self.said.ndim == 0):
             d = _asked(loss, loss.given, f, y)
@@ -243,7 +246,7 @@ class Beside:
         return d, len(d)
 
     def _distances(self, loss: Loss, f: Tensor, y: Tensor, source: Tensor, alone: bool) -> Tensor:
-        """What is said of each example; of the first ones it must be said again."""
+        """The loss of each example. Raises `TaskError` where that of the reference examples changes with the batch."""
         function = loss.apart or loss.given
         if not alone:
             try:
@@ -260,13 +263,13 @@ class Beside:
         n = len(self.said)
         if not _near(d[:n], self.said):
             raise TaskError(
-                f"{loss.name} says another distance of an example when others stand beside it, so its value would "
-                "depend on the batches; give a metric of each example by itself"
+                f"{loss.name} gives an example another distance when other examples are in its batch, so its value "
+                "would depend on the batches; give a metric of each example by itself"
             )
         return d[n:]
 
     def _mean(self, loss: Loss, value: Tensor, f: Tensor, y: Tensor, source: Tensor, alone: bool) -> tuple[Tensor, int]:
-        """A value that should be the mean over its examples: tried on them and the first ones at once."""
+        """A batch mean, tested to be the mean over examples by evaluating the batch with the reference examples."""
         count = _count(y)
         if not count:
             return f.sum() * 0, 0
@@ -294,7 +297,7 @@ class Beside:
             self.f, self.y, self.of, self.said = f.detach()[:most], y[:most], source, said.detach()
 
     def _joined(self, f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The first examples and these; positions that only some have are filled up without a label."""
+        """The reference examples and these in one batch; shorter sequences are padded with ignored labels."""
         assert self.f is not None
         if f.ndim != self.f.ndim or y.ndim != self.y.ndim or (y.shape[1:] != self.y.shape[1:] and _real(y)):
             shapes = f"{tuple(self.f.shape)} and {tuple(f.shape)}"
@@ -303,7 +306,7 @@ class Beside:
 
 
 def _rows(loss: Loss, function: Callable[..., Any], f: Tensor, y: Tensor) -> Tensor:
-    """One distance an example, or a labelled position."""
+    """The losses of a custom function, one for each example, or for each labelled position."""
     d = _asked(loss, function, f, y, positions=loss.kind == "apart")
     if d.ndim == 0:
         raise TaskError(f"{loss.name} returned (); a metric returns one distance an example: ({len(y)},)")
@@ -323,7 +326,7 @@ def _asked(loss: Loss, function: Callable[..., Any], f: Tensor, y: Tensor, posit
 
 
 def _each_beside_its_own(loss: Loss, f: Tensor, y: Tensor, d: Tensor) -> None:
-    """Where labels may have been broadcast against outputs, what is said of a half must be what is said of all."""
+    """Raise `TaskError` where labels are broadcast against outputs: the losses of half a batch are then different."""
     if f.shape == y.shape or f.numel() != y.numel() or len(f) < 2:
         return
     half = len(f) // 2
@@ -373,7 +376,7 @@ def _count(y: Tensor) -> int:
 
 
 def _stacked(a: Tensor, b: Tensor, fill: int) -> Tensor:
-    """Two batches as one, the shorter filled up."""
+    """Two batches as one, the shorter one padded."""
     most = [max(m, n) for m, n in zip(a.shape[1:], b.shape[1:], strict=True)]
 
     def padded(x: Tensor) -> Tensor:
@@ -384,5 +387,5 @@ def _stacked(a: Tensor, b: Tensor, fill: int) -> Tensor:
 
 
 def _transformed(x: Tensor) -> bool:
-    """Whether a transform of torch.func is at work, under which numbers cannot be looked at."""
+    """Whether a tensor is inside a transform of torch.func, where its numbers cannot be read."""
     return bool(torch._C._functorch.is_functorch_wrapped_tensor(x))

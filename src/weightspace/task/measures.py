@@ -1,8 +1,9 @@
-"""How wrong one output is: the distance of outputs to labels, by the name of the measure."""
+"""Metrics: distances of outputs to labels, one an example, by name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ __all__ = []
 
 
 def _rows(f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Outputs (t, class) and labels (t,): every labelled position is an example."""
+    """Outputs (t, class) and labels (t,) of a batch: every labelled position is an example."""
     if f.shape[:-1] != y.shape:
         raise TaskError(f"labels {tuple(y.shape)} do not fit outputs {tuple(f.shape)}: the last axis is the class")
     keep = y != IGNORED
@@ -26,7 +27,7 @@ def _rows(f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _pairs(f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Outputs and labels (t, coordinate); integer labels of several outputs stand for one-hot vectors."""
+    """Outputs and labels (t, coordinate) of a batch; class labels of several outputs become one-hot vectors."""
     if not y.is_floating_point() and f.ndim == y.ndim + 1 and f.shape[-1] > 1:
         f, y = _rows(f, y)
         y = F.one_hot(y, f.shape[-1])
@@ -35,7 +36,7 @@ def _pairs(f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _soft(f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Outputs and soft labels (t, class); classes that the labels leave out have probability zero."""
+    """Outputs and soft labels (t, class) of a batch; classes beyond those of the labels have probability zero."""
     if f.shape[:-1] != y.shape[:-1] or y.shape[-1] > f.shape[-1]:
         raise TaskError(f"soft labels {tuple(y.shape)} do not fit outputs {tuple(f.shape)}")
     return f.flatten(0, -2), F.pad(y, (0, f.shape[-1] - y.shape[-1])).flatten(0, -2)
@@ -60,6 +61,9 @@ def _residual(norm: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Te
 
     return distance
 
+
+Metric: TypeAlias = Literal["cross-entropy", "zero-one", "squared", "l1", "l2", "linf"]
+Aggregate: TypeAlias = Literal["mean", "sum", "l1", "l2", "linf"]
 
 # -y . log softmax(f), 1[argmax f != y], |f - y|_2^2, |f - y|_1, |f - y|_2, |f - y|_inf
 METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -1,4 +1,4 @@
-"""Outputs of a network as a task counts them: its logits, and the positions that have a label."""
+"""The outputs of a network that a task uses: logits, and the positions that have a label."""
 
 from __future__ import annotations
 
@@ -18,19 +18,27 @@ __all__ = ["logits"]
 
 
 def labelled(f: Tensor, y: Tensor | None) -> Bool[Tensor, " *positions"]:
-    """Which positions of outputs (example, .., class) count: all but those that labels of this form mark with -100."""
+    """A mask of the positions of outputs (example, .., class) that have a label: all but those labelled -100."""
     if y is None or y.is_floating_point() or y.shape != f.shape[:-1]:
         return torch.ones(f.shape[:-1], dtype=torch.bool, device=f.device)
     return (y != IGNORED).to(f.device)
 
 
 def counted(f: Tensor, y: Tensor | None) -> Tensor:
-    """Outputs of a sequence, with zeros where positions have no label."""
+    """The outputs of sequences, with zeros at positions without a label; other outputs unchanged."""
     return f.masked_fill(~labelled(f, y)[..., None], 0) if y is not None and y.dim() > 1 else f
 
 
 def logits(raw: Any) -> Tensor:
-    """The outputs in what a network returns: itself, `.logits`, or the first tensor of a dict or tuple."""
+    """The output tensor of what a network returns: a tensor, its `.logits`, or the first tensor in a dict or tuple.
+
+    Raises `TaskError` where there is none.
+
+    >>> import torch
+    >>> import weightspace as ws
+    >>> ws.task.logits({"logits": torch.zeros(2, 10), "loss": torch.tensor(1.0)}).shape
+    torch.Size([2, 10])
+    """
     raw = raw.get("logits", raw) if isinstance(raw, Mapping) else getattr(raw, "logits", raw)
     parts = list(raw.values()) if isinstance(raw, Mapping) else raw
     for part in [parts] if isinstance(parts, Tensor) else parts if isinstance(parts, (tuple, list)) else []:

@@ -1,14 +1,14 @@
-"""A task is what we look at a network through: examples, a metric on outputs, an aggregation over examples.
+"""Tasks: labelled examples, a metric between outputs and labels, and an aggregate over examples.
 
     L(f) = Sigma_t d_Y(f(x_t), y_t)
 
-d_Y is the `metric`, Sigma the `aggregate`, and t runs over the examples; both are read one batch at a time.
+d_Y is the `metric`, Sigma the `aggregate`, and t runs over the examples, which are read one batch at a time.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ from weightspace.task.examples import (
     stacked,
 )
 from weightspace.task.losses import IGNORED, Beside, Loss, blamed, name_of
-from weightspace.task.measures import METRICS, TERMS
+from weightspace.task.measures import METRICS, TERMS, Aggregate, Metric
 from weightspace.task.outputs import logits
 
 if TYPE_CHECKING:
@@ -45,28 +45,37 @@ __all__ = ["IGNORED", "Task", "TaskError"]
 
 @public(grad=False)
 class Task:
-    """L(f) = Sigma_t d_Y(f(x_t), y_t): `task(net)` is a 0-d tensor, differentiable in the net's weights.
+    """Labelled examples with a loss L(f) = Sigma_t d_Y(f(x_t), y_t); `task(net)` is the loss, a differentiable scalar.
 
     `inputs`: a tensor or array (example, ...); a tuple of them (positional inputs of the net); a dict of them
     (keyword inputs; its key "labels" or "label" holds the labels); a map-style dataset of (x, y) or dicts
-    (Hugging Face datasets too), stacked into batches of `batch`; or a `DataLoader`, read again at each pass,
-    in the dataset's own order if it shuffles, so that two networks meet the same examples in the same order. Data that
-    a later pass finds changed (random samplers, augmentation, streams that shuffle) are refused there.
-    Floating inputs are given to a net in its dtype.
-    `metric`: d_Y, a name of `METRICS` or a function (outputs, labels) -> (example,); by default
-    "cross-entropy" for integer labels and "squared" for floating ones. `aggregate`: Sigma, "mean" (default),
-    "sum", "l1" = sum |d|, "l2" = sqrt(sum d^2), "linf" = max |d|, or a function of the whole vector d.
-    `loss`: one function for both, such as `torch.nn.functional.cross_entropy`. Torch's losses are known with their
-    settings (functions, modules and partials), and their value is that of torch over all examples at once, whatever
-    the batches: weights of classes divide by their sum, labels (n,) fit outputs (n, 1). Any other function may return
-    one distance an example, or a 0-d tensor, the mean of its batch ("mean" and "sum" only); where a second batch shows
-    that it is no mean over the examples, or lets them depend on each other, it is refused. Labels of a sequence stand
-    position by position (shift them yourself to predict the next token): each position whose label is not -100 is an
-    example t; another `ignore_index` of a loss of torch is read as -100. `output` picks the outputs, by default
-    `logits`. Raises `TaskError` for examples, labels, functions and networks that do not fit one another.
+    (Hugging Face datasets too), stacked into batches of `batch`; or a `DataLoader`, read again at each pass, in the
+    order of the dataset even if it shuffles, so that all networks get the same examples in the same order. Data that
+    change between passes (random samplers, augmentation, shuffled streams) are refused. Floating-point inputs are
+    converted to the dtype of the net.
+    `metric`: d_Y, a name, or a function (outputs, labels) -> (example,); by default "cross-entropy" for integer labels
+    and "squared" for floating-point ones. `aggregate`: Sigma, "mean" (default), "sum", "l1" = sum |d|,
+    "l2" = sqrt(sum d^2), "linf" = max |d|, or a function of the whole vector d.
+    `loss`: one function for both, such as `torch.nn.functional.cross_entropy`. Torch's losses are recognised with their
+    settings (functions, modules and partials), and give the value of torch over all examples at once, whatever the
+    batch size: class weights are divided by their sum, labels (n,) fit outputs (n, 1). Any other function may return
+    one distance an example, or a 0-d tensor, the mean of its batch ("mean" and "sum" only); it is refused where a
+    second batch shows that it is not the mean over examples, or that examples depend on each other. Labels of a
+    sequence are one a position (shift them yourself for next-token prediction): each position whose label is not -100
+    is an example t; another `ignore_index` of a loss of torch is read as -100. `output` picks the outputs of a network,
+    by default `logits`. Raises `TaskError` for examples, labels, functions and networks that do not fit together.
+
+    >>> import torch
+    >>> import weightspace as ws
+    >>> net, _ = ws.demo.example()
+    >>> task = ws.Task(torch.zeros(20, 64), torch.arange(20) % 10)
+    >>> task, task(net).shape
+    (Task(20 examples, cross-entropy, mean), torch.Size([]))
+    >>> ws.Task(torch.zeros(20, 64), torch.zeros(20, 10), metric="l2", aggregate="sum").distances(net).shape
+    torch.Size([20])
     """
 
-    notes: tuple[str, ...] = ()  # what of a file was left out or guessed
+    notes: tuple[str, ...] = ()  # what was left out of a file, or guessed
 
     def __init__(
         self,
@@ -74,8 +83,8 @@ class Task:
         labels: Any = None,
         *,
         loss: Callable[..., Tensor] | None = None,
-        metric: str | Callable[..., Tensor] | None = None,
-        aggregate: str | Callable[[Tensor], Tensor] | None = None,
+        metric: Metric | Callable[..., Tensor] | None = None,
+        aggregate: Aggregate | Callable[[Tensor], Tensor] | None = None,
         batch: int = 512,
         output: Callable[[Any], Tensor] | None = None,
     ) -> None:
@@ -83,19 +92,19 @@ class Task:
             raise TaskError("loss= is one function for both metric and aggregate; give metric= for a name")
         if batch < 1:
             raise TaskError(f"batch is {batch}; give 1 or more examples")
-        self._metric = _known(loss or metric, METRICS, "metric")
-        self.aggregate = _known(aggregate, (*TERMS, "linf"), "aggregate") or "mean"
+        self._metric: Any = _not_a_sum(loss or metric, "metric")
+        self.aggregate: Any = _not_a_sum(aggregate, "aggregate") or "mean"
         self._beside, self._share = Beside(), dict[int, float]()
         self.batch, self.output = batch, output or logits
         if callable(self._metric):
-            Loss.of(self._metric)  # settings that cannot be are refused here
+            Loss.of(self._metric)  # raises `TaskError` for settings that cannot be used
         self._source = read_source(inputs, labels, batch)
         if isinstance(self._source, Arrays):
             self._metric = self.metric
 
     @property
-    def metric(self) -> str | Callable[..., Tensor] | None:
-        """d_Y: its name, or the function given. None where there are no labels."""
+    def metric(self) -> Metric | Callable[..., Tensor] | None:
+        """The metric d_Y: its name, or the function that was given. None where there are no labels."""
         if self._metric is None:
             _, labels = next(self.batches())
             if labels is not None:
@@ -104,11 +113,11 @@ class Task:
 
     @property
     def recognised(self) -> Loss | None:
-        """What is known of a loss that is a function, with the settings that it has now."""
+        """The description of a metric that is a function, with its current settings; None for a name."""
         return Loss.of(self._metric) if callable(self._metric) else None
 
     def __len__(self) -> int:
-        """The number of inputs; a loader that does not tell it is read once to count them."""
+        """The number of inputs; a loader of unknown length is read once to count them."""
         return len(self._source)
 
     def __bool__(self) -> bool:
@@ -121,7 +130,7 @@ class Task:
         return f"Task({size} examples, {metric}, {name_of(self.aggregate)})"
 
     def batches(self, net: Net | None = None) -> Iterator[tuple[Any, Tensor | None]]:
-        """(x, y) batch by batch, always in the same order; with a `net`, x moved to its device and dtype."""
+        """The batches (x, y), always in the same order; with a `net`, x on its device and in its dtype."""
         if net is not None:
             checked(net)
         x = None
@@ -134,7 +143,7 @@ class Task:
             raise TaskError("no examples: the data is empty, or an iterable that can be read only once")
 
     def recut(self, net: Net | None = None, size: int = 512) -> Iterator[tuple[Any, Tensor | None]]:
-        """`batches`, cut anew into so many examples each, where what is said of a batch is more than a sum over it."""
+        """The batches (x, y), regrouped into `size` examples each, for results that depend on how data are batched."""
         kept: list[tuple[Any, Tensor | None]] = []
         for x, y in self.batches(net):
             if kept and each(_form, x) != each(_form, kept[0][0]):  # padded to another length
@@ -148,18 +157,18 @@ class Task:
         yield from _joined(kept)
 
     def _marked(self, y: Tensor | None) -> Tensor | None:
-        """Labels with one mark for positions that do not count."""
+        """Labels in which ignored positions are -100, whatever the `ignore_index` of the loss."""
         loss = self.recognised
         if y is None or loss is None or loss.ignored is None or y.is_floating_point():
             return y
         return y.masked_fill(y == loss.ignored, IGNORED)
 
     def forward(self, net: Net, x: Any) -> Tensor:
-        """The outputs of a batch. Raises `TaskError` where the network does not take it."""
+        """The outputs of a network for a batch. Raises `TaskError` where the network does not take it."""
         return self.output(self.raw(net, x))
 
     def raw(self, net: Net, x: Any) -> Any:
-        """All that the network returns for a batch. Raises `TaskError` where it does not take it."""
+        """The whole value that a network returns for a batch. Raises `TaskError` where it does not take it."""
         name = type(net.architecture).__name__
         with blamed(lambda: f"{name} does not take inputs of shape {each(shape, x)}"):
             return net(x)
@@ -171,7 +180,7 @@ class Task:
         self.forward(net, x)
 
     def _distances(self, net: Net) -> Iterator[tuple[Tensor, int]]:
-        """A batch's distances and their number; a 0-d tensor stands for their mean."""
+        """The distances of each batch and their number; a 0-d tensor is their mean."""
         for x, y in self.batches(net):
             if y is None:
                 raise TaskError("the task has no labels; give Task(inputs, labels)")
@@ -196,7 +205,7 @@ class Task:
         return (d, count) if count else (f.sum() * 0, 0)
 
     def share(self, y: Tensor | None) -> float:
-        """The number of labels over the sum of their weights, for a loss whose mean divides by the latter; else 1."""
+        """The number of labels divided by the sum of their class weights, for a loss with class weights; else 1."""
         loss = self.recognised
         if loss is None or y is None or not loss.weighs(y):
             return 1.0
@@ -205,7 +214,7 @@ class Task:
             masses = [loss.masses(y) for y in map(self._marked, self._labels()) if y is not None]
             whole, count = sum(float(m.sum()) for m in masses), sum(map(len, masses))
             if count and not whole > 0:
-                raise TaskError(f"{loss.name}: the weights of all labels that are there add up to {whole:g}")
+                raise TaskError(f"{loss.name}: the class weights of the labels add up to {whole:g}; give positive ones")
             self._share[key] = count / whole if count else 1.0
         return self._share[key]
 
@@ -213,28 +222,28 @@ class Task:
         return (y for _, y in self._source.batches(self.batch))
 
     def loss(self, f: Tensor, y: Tensor | None) -> Float[Tensor, ""]:
-        """The mean distance of a batch of outputs from its labels, with its graph."""
+        """The mean distance of a batch of outputs from its labels, differentiable in the outputs."""
         total, count = self.summed(f, y)
         if not count:
             raise TaskError(f"no example of this batch has a label: all are {IGNORED}")
         return total / count
 
     def summed(self, f: Tensor, y: Tensor | None) -> tuple[Float[Tensor, ""], int]:
-        """The sum of the distances of a batch of outputs from its labels, with its graph; and how many these are."""
+        """The sum of the distances of a batch of outputs from its labels, differentiable; and their number."""
         if y is None:
             raise TaskError("the task has no labels; give Task(inputs, labels)")
         d, count = self._measured(f, y)
         return d.sum() if d.ndim else d * count, count
 
     def slopes(self, f: Tensor, y: Tensor | None) -> tuple[Tensor, int]:
-        """The gradient of the sum of distances in the outputs f of a batch; and how many distances these are."""
+        """The gradient of the sum of the distances of a batch in its outputs f; and the number of distances."""
         with torch.enable_grad():
             leaf = f.detach().requires_grad_()
             total, count = self.summed(leaf, y)
             return torch.autograd.grad(total, leaf)[0], count
 
     def wrong(self, f: Tensor, y: Tensor | None) -> Float[Tensor, " t"]:
-        """1 for every label of a batch that is not that of the largest output, else 0."""
+        """The errors of a batch: 1 for every label that is not the class of the largest output, else 0."""
         if y is None:
             raise TaskError("the task has no labels; give Task(inputs, labels)")
         y, loss = y.to(f.device), self.recognised
@@ -243,7 +252,7 @@ class Task:
         return METRICS["zero-one"](f if loss is None else loss.turned(f), y)
 
     def distances(self, net: Net) -> Float[Tensor, " t"]:
-        """The vector d_t = d_Y(f(x_t), y_t)."""
+        """The vector of distances d_t = d_Y(f(x_t), y_t), one an example."""
         parts = [d for d, _ in self._distances(net)]
         means = self.recognised is not None and self.recognised.reduction not in ("", "none")
         if means or any(d.ndim == 0 for d in parts):
@@ -254,7 +263,7 @@ class Task:
         return d
 
     def __call__(self, net: Net) -> Float[Tensor, ""]:
-        """Sigma_t d_Y(f(x_t), y_t); its graph is kept only if the net's weights require a gradient."""
+        """The loss Sigma_t d_Y(f(x_t), y_t); it has a graph only if the net's weights require a gradient."""
         learns = any(tensor.requires_grad for tensor in checked(net).tensors.values())
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
             if self.aggregate not in TERMS:
@@ -283,7 +292,10 @@ class Task:
         return total / count if self.aggregate == "mean" else total
 
     def _backward(self, net: Net) -> tuple[Tensor, float]:
-        """dL = factor * sum_t weight_t dd_t, a batch's graph at a time; fills `.grad`, returns the factor and L."""
+        """Accumulate the gradient in `.grad`, a batch at a time; returns the factor to multiply it with, and L.
+
+        dL = factor * sum_t weight_t dd_t, where d_t are the distances.
+        """
         total, count, weights, whole = torch.zeros(()), 0, None, torch.zeros(())
         if self.aggregate not in TERMS:
             with torch.no_grad():
@@ -302,7 +314,7 @@ class Task:
 
     @torch.no_grad()
     def outputs(self, net: Net) -> Tensor:
-        """f(x_t) for all t, in order, without gradient."""
+        """The outputs f(x_t) of all examples, in order, without gradient."""
         return stacked(*(self.forward(net, x) for x, _ in self.batches(net)))
 
     def example(self, n: int = 2) -> Any:
@@ -318,7 +330,7 @@ class Task:
         return stacked(*parts)
 
     def positions(self) -> Tensor | None:
-        """The labels, where they are of positions of a sequence, some of which do not count; else None."""
+        """The labels of all examples, where they are classes of the positions of sequences; else None."""
         found = [y for _, y in self.batches()]
         parts = [y for y in found if y is not None and y.dim() > 1 and not y.is_floating_point()]
         return stacked(*parts) if len(parts) == len(found) else None
@@ -363,16 +375,16 @@ class Task:
         return isinstance(self._source, Arrays)
 
     def mapped(self, change: Callable[[Any], Any]) -> Task:
-        """The same labels, the inputs changed all at once; held in memory."""
+        """The task with the same labels and the inputs `change(inputs)`, all at once; held in memory."""
         some = self._gathered()
         return self._with(Arrays(change(some.inputs), some.labels))
 
     def relabelled(self, labels: Tensor) -> Task:
-        """The same inputs, held in memory, with other labels."""
+        """The task with the same inputs and other labels; held in memory."""
         return Task(self._gathered().inputs, labels, batch=self.batch, output=self.output)
 
     def __or__(self, other: object) -> Task:
-        """The task of both sets of examples: one aggregate over the union."""
+        """The task of the examples of both: one aggregate over the union."""
         if not isinstance(other, Task):
             return NotImplemented
         self._check(other)
@@ -380,10 +392,10 @@ class Task:
         return self._with(Joined(parts), self.metric)
 
     def toward(self, other: Task, t: float) -> Task:
-        """Examples (1 - t) x_a + t x_b paired by index, with labels (1 - t) y_a + t y_b, for t in [0, 1].
+        """The task between two tasks: inputs (1 - t) x_a + t x_b and labels (1 - t) y_a + t y_b, for t in [0, 1].
 
-        Integer labels become one-hot (soft) labels. The longer task is cut to the length of the shorter one.
-        The new examples are held in memory. Integer inputs that differ have no point between: `TaskError`.
+        Examples are paired by index; the longer task is cut to the length of the shorter one. Class labels become
+        one-hot (soft) labels. Held in memory. Raises `TaskError` for integer inputs that differ, such as tokens.
         """
         self._check(other)
         if not 0 <= t <= 1:
@@ -395,7 +407,7 @@ class Task:
         return self._with(between, self.metric)
 
     def split(self, fraction: float, seed: int) -> tuple[Task, Task]:
-        """Two disjoint tasks: round(fraction n) examples drawn at random, and the others, each in order."""
+        """Two disjoint tasks: round(fraction n) examples drawn at random from `seed`, and the others, each in order."""
         if isinstance(self._source, Loader):
             raise TaskError("a DataLoader cannot be split; give Task(loader.dataset), or take(n) of it first")
         n = len(self)
@@ -407,9 +419,9 @@ class Task:
         return self._with(mine), self._with(rest)
 
     def take(self, n: int, seed: int | None = None) -> Task:
-        """The first n examples, or n drawn at random from `seed`, in order; all where there are fewer.
+        """The task of the first n examples, or of n drawn at random from `seed`, in order; all where there are fewer.
 
-        Those of a loader are held in memory.
+        Examples of a loader are held in memory.
         """
         if seed is None and isinstance(self._source, Loader):
             return self._with(self._gathered(n))
@@ -419,14 +431,17 @@ class Task:
         return self._with(self._source.pick(order[:n].sort()[0]))
 
     def pick(self, rows: Sequence[int]) -> Task:
-        """The examples of these numbers, in this order. Raises `TaskError` for numbers that are not there."""
+        """The task of the examples with these indices, in this order. Raises `TaskError` for an index out of range."""
         index, n = torch.as_tensor(rows, dtype=torch.long), len(self)
         if not len(index) or int(index.min()) < 0 or int(index.max()) >= n:
             raise TaskError(f"examples {list(rows)[:3]} are not all among the {n} of the task")
         return self._with(self._source.pick(index))
 
     def minibatch(self, n: int, step: int, seed: int) -> Task:
-        """The `step`-th of the batches of n examples: every epoch another order, its uneven rest left out."""
+        """The task of one training batch of n examples, that of step number `step`.
+
+        Every epoch has another random order, drawn from `seed`, and drops its last, smaller batch.
+        """
         if n >= len(self):
             return self
         epoch, at = divmod(step, len(self) // n)
@@ -439,7 +454,7 @@ def _order(n: int, seed: int) -> Tensor:
     return shuffled(n, seed)
 
 
-EVEN = {"bernoulli": 0.0, "probabilities": 0.5}  # the output that says that both classes are as likely
+EVEN = {"bernoulli": 0.0, "probabilities": 0.5}  # the output at which both classes are equally likely
 
 
 def _form(x: Tensor) -> Any:
@@ -447,7 +462,7 @@ def _form(x: Tensor) -> Any:
 
 
 def _joined(parts: list[tuple[Any, Tensor | None]]) -> list[tuple[Any, Tensor | None]]:
-    """Batches as one; none of none."""
+    """A list with all batches as one; an empty list for none."""
     if len(parts) < 2:
         return parts
     ys = [y for _, y in parts if y is not None]
@@ -455,23 +470,23 @@ def _joined(parts: list[tuple[Any, Tensor | None]]) -> list[tuple[Any, Tensor | 
 
 
 def _parts(whole: list[tuple[Any, Tensor | None]], size: int) -> list[tuple[Any, Tensor | None]]:
-    """A batch in parts of so many examples; the last holds 1 to `size`."""
+    """A batch in parts of `size` examples; the last has 1 to `size`."""
     (x, y) = whole[0]
     starts = range(0, len(leaves(x)[0]), size)
     rows = [slice(k, k + size) for k in starts]
     return [(each(lambda t, r=r: t[r], x), None if y is None else y[r]) for r in rows]
 
 
-def _known(value: Any, names: Iterable[str], what: str) -> Any:
+def _not_a_sum(value: Any, what: str) -> Any:
+    """The value. Raises `TaskError` for a loss with the reduction "sum"."""
     reduction = getattr(value, "reduction", getattr(value, "keywords", {}).get("reduction"))
     if reduction == "sum":
         raise TaskError(f"the {what} sums over a batch, so batches would weigh unevenly; give reduction='mean'")
-    if value is not None and not callable(value) and value not in names:
-        raise TaskError(f"unknown {what} {value!r}; give a function or one of {', '.join(names)}")
     return value
 
 
 def descend(value: Any) -> float:
+    """The value of a loss, after its gradient was added to `.grad`. Raises `TaskError` where it has none."""
     if not isinstance(value, Tensor) or value.ndim or not value.requires_grad:
         seen = f"shape {shape(value)}" if isinstance(value, Tensor) else type(value).__name__
         raise TaskError(f"the goal has no gradient in the weights ({seen}); give a differentiable 0-d tensor")

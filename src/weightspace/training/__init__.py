@@ -1,4 +1,4 @@
-"""A training run watched from outside, and what it recorded."""
+"""Recording training runs without changing them, and measuring critical learning periods."""
 
 from weightspace.contents import handed_on
 

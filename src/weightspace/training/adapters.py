@@ -1,4 +1,7 @@
-"""A `Recorder` inside of other people's training loops, and its numbers in other people's logs. Each imports late."""
+"""Adapters of `Recorder`: callbacks for other training loops, and loggers for other tools.
+
+Each imports its library only when called.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,14 @@ __all__ = ["lightning_callback", "mlflow", "scalars", "tensorboard", "trainer_ca
 
 @public
 def trainer_callback(**options: Any) -> Any:
-    """A `transformers.TrainerCallback` that records with `options`, those of `Recorder`; `callback.watch` is it."""
+    """A Hugging Face `TrainerCallback` that records a run; `callback.watch` is its `Recorder`.
+
+    `options`: those of `Recorder`.
+
+    >>> import weightspace as ws
+    >>> callback = ws.training.trainer_callback(every=50, file="run.rec")            # doctest: +SKIP
+    >>> Trainer(model, args, train_dataset=data, callbacks=[callback]).train()       # doctest: +SKIP
+    """
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
@@ -36,7 +46,14 @@ def trainer_callback(**options: Any) -> Any:
 
 @public
 def lightning_callback(**options: Any) -> Any:
-    """A `lightning.pytorch.Callback` that records with `options`, those of `Recorder`; `callback.watch` is it."""
+    """A Lightning `Callback` that records a run; `callback.watch` is its `Recorder`.
+
+    `options`: those of `Recorder`.
+
+    >>> import weightspace as ws
+    >>> callback = ws.training.lightning_callback(every=50, file="run.rec")          # doctest: +SKIP
+    >>> Trainer(callbacks=[callback]).fit(module, loader)                            # doctest: +SKIP
+    """
     from lightning.pytorch import Callback
 
     class Watch(Callback):
@@ -61,7 +78,13 @@ def lightning_callback(**options: Any) -> Any:
 
 @public
 def scalars(record: Record) -> dict[str, float]:
-    """The finite numbers of a record by dotted name."""
+    """The finite numbers of a record, by dotted name.
+
+    >>> import weightspace as ws
+    >>> record = ws.training.Record(step=3, seconds=0.5, values={"loss": 1.5, "fisher": {"trace": 2.0}}, failed={})
+    >>> ws.training.scalars(record)
+    {'loss': 1.5, 'fisher.trace': 2.0}
+    """
     found: dict[str, float] = {}
 
     def walk(value: Any, name: str) -> None:
@@ -78,7 +101,16 @@ def scalars(record: Record) -> dict[str, float]:
 
 @public
 def tensorboard(writer: Any) -> Callable[[Record], None]:
-    """For `on_record`: numbers to a `torch.utils.tensorboard.SummaryWriter`."""
+    """A function for `Recorder(on_record=[...])` that writes numbers to a `torch.utils.tensorboard.SummaryWriter`.
+
+    >>> from unittest.mock import Mock                                     # in place of SummaryWriter("runs")
+    >>> import weightspace as ws
+    >>> record = ws.training.Record(step=3, seconds=0.5, values={"loss": 1.5, "fisher": {"trace": 2.0}}, failed={})
+    >>> writer = Mock()
+    >>> ws.training.tensorboard(writer)(record)
+    >>> writer.add_scalar.call_args.args
+    ('fisher.trace', 2.0, 3)
+    """
 
     def write(record: Record) -> None:
         for name, value in scalars(record).items():
@@ -89,11 +121,29 @@ def tensorboard(writer: Any) -> Callable[[Record], None]:
 
 @public
 def mlflow(client: Any) -> Callable[[Record], None]:
-    """For `on_record`: numbers to the module `mlflow`, or what has its `log_metrics`."""
+    """A function for `Recorder(on_record=[...])` that logs numbers to `mlflow`, or an object with its `log_metrics`.
+
+    >>> from unittest.mock import Mock                                     # in place of `import mlflow`
+    >>> import weightspace as ws
+    >>> record = ws.training.Record(step=3, seconds=0.5, values={"loss": 1.5, "fisher": {"trace": 2.0}}, failed={})
+    >>> client = Mock()
+    >>> _ = ws.training.mlflow(client)(record)
+    >>> client.log_metrics.call_args
+    call({'loss': 1.5, 'fisher.trace': 2.0}, step=3)
+    """
     return lambda record: client.log_metrics(scalars(record), step=record.step)
 
 
 @public
 def wandb(run: Any) -> Callable[[Record], None]:
-    """For `on_record`: numbers to a run of `wandb`, or what has its `log`."""
+    """A function for `Recorder(on_record=[...])` that logs numbers to a `wandb` run, or an object with its `log`.
+
+    >>> from unittest.mock import Mock                                     # in place of wandb.init()
+    >>> import weightspace as ws
+    >>> record = ws.training.Record(step=3, seconds=0.5, values={"loss": 1.5, "fisher": {"trace": 2.0}}, failed={})
+    >>> run = Mock()
+    >>> _ = ws.training.wandb(run)(record)
+    >>> run.log.call_args
+    call({'loss': 1.5, 'fisher.trace': 2.0}, step=3)
+    """
     return lambda record: run.log(scalars(record), step=record.step)

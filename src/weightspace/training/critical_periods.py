@@ -1,8 +1,8 @@
-"""Critical periods: what a deficit in the data costs for good, by when it began and how long it lasted.
+"""Critical periods: the lasting accuracy lost to a temporary deficit in the data, by its onset and length in epochs.
 
-A network is trained through a deficit that acts on the epochs [onset, onset + length), and then without it; what is
-lost is measured against the network that never had it. Beside every deficit runs a control, by default images upside
-down: as long a window, and hardly a cost, so that what a schedule or the length of training does is not taken for a
+A network is trained with a deficit on the epochs [onset, onset + length), and then without it; the loss of accuracy is
+measured against the network that never had it. Beside every deficit runs a control with a small cost, by default images
+upside down for as many epochs, so that an effect of the schedule or of the length of training is not taken for a
 critical period. Source: Critical learning periods in deep networks (Achille, Rovere, Soatto, 2019).
 """
 
@@ -47,7 +47,15 @@ _NONE = "none"
 
 @public
 def blur(size: int = 4) -> Deficit:
-    """The mean of every size x size pixels, and back to the old size by bilinear interpolation."""
+    """A deficit that blurs images: average pooling over size x size pixels, then bilinear interpolation back.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> x, y = task.example(4), task.labels()[:4]
+    >>> blurred, _ = ws.training.blur(4)(x, y)
+    >>> blurred.shape, bool(blurred.std() < x.std())
+    (torch.Size([4, 1, 8, 8]), True)
+    """
     if size < 1:
         raise WeightspaceError(f"blur of {size} pixels; give 1 or more")
 
@@ -61,7 +69,17 @@ def blur(size: int = 4) -> Deficit:
 
 @public
 def noise(share: float = 1.0) -> Deficit:
-    """(1 - share) x + share e, e Gaussian with the mean and the deviation of the batch; drawn anew for every batch."""
+    """A deficit that mixes in noise: (1 - share) x + share e, e Gaussian with the mean and deviation of the batch.
+
+    The noise is drawn anew for every batch.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> x, y = task.example(4), task.labels()[:4]
+    >>> noisy, _ = ws.training.noise(0.5)(x, y)
+    >>> noisy.shape, bool((noisy != x).all())
+    (torch.Size([4, 1, 8, 8]), True)
+    """
     if not 0 <= share <= 1:
         raise WeightspaceError(f"a share of {share} of noise; give a number in [0, 1]")
 
@@ -73,7 +91,15 @@ def noise(share: float = 1.0) -> Deficit:
 
 @public
 def label_permutation(classes: int = 10, seed: int = 0) -> Deficit:
-    """Every class takes the name of another, the same one throughout."""
+    """A deficit that renames classes: every class gets the label of another, the same one throughout.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> x, y = task.example(4), task.labels()[:4]
+    >>> _, labels = ws.training.label_permutation(classes=10)(x, y)
+    >>> bool((labels != y).all())
+    True
+    """
     if classes < 2:
         raise WeightspaceError(f"labels of {classes} classes cannot be permuted; give 2 or more")
     order = torch.randperm(classes, generator=torch.Generator().manual_seed(seed))
@@ -89,7 +115,15 @@ def label_permutation(classes: int = 10, seed: int = 0) -> Deficit:
 
 @public
 def vertical_flip() -> Deficit:
-    """Images upside down."""
+    """A deficit that turns images upside down; the default control.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> x, y = task.example(4), task.labels()[:4]
+    >>> flipped, _ = ws.training.vertical_flip()(x, y)
+    >>> bool((flipped.flip(-2) == x).all())
+    True
+    """
 
     def change(x: Tensor, y: Any) -> tuple[Tensor, Any]:
         _images(x, "vertical flip")
@@ -130,7 +164,7 @@ def _name(change: Deficit) -> str:
 
 
 def _applied(change: Deficit, x: Any, y: Tensor) -> tuple[Any, Tensor]:
-    """The batch under a deficit, of the same form."""
+    """The batch with the deficit, its shapes checked."""
     try:
         new = change(each(torch.clone, x), y.clone())
         found = [tuple(t.shape) for t in (*leaves(new[0]), new[1])]
@@ -150,11 +184,17 @@ def _applied(change: Deficit, x: Any, y: Tensor) -> tuple[Any, Tensor]:
 @public
 @dataclass(frozen=True)
 class Training:
-    """How networks are trained: `module(seed)` makes one, `optimiser(parameters)` its optimiser.
+    """The training procedure: `module(seed)` makes a network, `optimiser(parameters)` its optimiser.
 
-    `after`: epochs without the deficit, after its end. `schedule(epoch)` multiplies the optimiser's own rates, epochs
-    counted from 0. Batches of `batch` examples of `train` in an order drawn from the seed, those left over left out;
-    `test` is what accuracy is measured on.
+    `after`: epochs without the deficit, after its end. `schedule(epoch)` multiplies the optimiser's own learning rates,
+    epochs counted from 0. Batch size `batch`, examples of `train` in an order drawn from the seed, the last incomplete
+    batch dropped; `test` is the task on which accuracy is measured.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> training = ws.training.Training(lambda seed: net.module(), train=task, test=task, after=1, batch=30)
+    >>> ws.training.critical_period(training, "noise", onsets=[0, 1], lengths=[1]).windows
+    [(0, 1), (1, 1)]
     """
 
     module: Callable[[int], nn.Module]
@@ -170,7 +210,7 @@ class Training:
     def run(
         self, seed: int, change: Deficit | None, window: tuple[int, int], total: int, restart: bool = False
     ) -> Iterator[nn.Module]:
-        """The module at the start and after every epoch, the deficit acting on the epochs of the window."""
+        """The module at the start and after every epoch; the deficit acts on the epochs of the window."""
         torch.manual_seed(seed)
         module = self.module(seed)
         optimiser = self.optimiser(module.parameters())
@@ -186,13 +226,13 @@ class Training:
             for step in range(epoch * steps, epoch * steps + steps):
                 loss = self._step(module, optimiser, acting, step, seed)
             if not math.isfinite(loss):
-                raise WeightspaceError(f"training diverged in epoch {epoch} (loss {loss}); lower the rate")
+                raise WeightspaceError(f"training diverged in epoch {epoch} (loss {loss}); lower the learning rate")
             yield module
 
     def _step(
         self, module: nn.Module, optimiser: torch.optim.Optimizer, change: Deficit | None, step: int, seed: int
     ) -> float:
-        """A step down the mean over all labels of a batch, in however many parts the task gives it."""
+        """One optimiser step on the mean loss over all labels of a batch, in however many parts the task yields it."""
         optimiser.zero_grad()
         terms: list[Tensor] = []
         count = 0
@@ -213,7 +253,7 @@ class Training:
 
 
 def _beside(module: nn.Module, x: Any) -> Any:
-    """Inputs on the device of a module, floating ones in its dtype."""
+    """Inputs on the device of a module, floating-point ones in its dtype."""
     like = next(module.parameters())
     return each(lambda t: t.to(like.device, like.dtype if t.is_floating_point() else t.dtype), x)
 
@@ -224,9 +264,9 @@ def _beside(module: nn.Module, x: Any) -> Any:
 @public
 @dataclass(frozen=True)
 class Row:
-    """One run: test accuracy at its end, and what `fisher` gave at the start and after every epoch, if it was asked.
+    """One run: test accuracy at its end, and `fisher` at the start and after every epoch, if it was given.
 
-    `of`: the `digest` of all else that it depends on: training, deficit, restart, and what `fisher` is.
+    `of`: the `digest` of the rest that it depends on: training, deficit, restart, and `fisher`.
     """
 
     deficit: str
@@ -239,7 +279,7 @@ class Row:
 
     @property
     def key(self) -> tuple[str, int, int, int]:
-        """What tells the run from others."""
+        """The deficit, window and seed, which identify the run."""
         return self.deficit, self.onset, self.length, self.seed
 
 
@@ -248,8 +288,8 @@ class Row:
 class CriticalPeriod:
     """Accuracy by deficit and window. "none" is the network without a deficit, trained for as many epochs.
 
-    `restart`: whether the schedule began anew when the deficit was removed (for "none" too, at the same epoch) or ran
-    on. `after`: epochs from there to the end.
+    `restart`: whether the schedule started anew when the deficit was removed (for "none" too, at the same epoch) or
+    continued. `after`: epochs from there to the end.
     """
 
     deficit: str
@@ -260,31 +300,31 @@ class CriticalPeriod:
 
     @property
     def windows(self) -> list[tuple[int, int]]:
-        """(onset, length), in order."""
+        """All windows (onset, length), sorted."""
         return sorted({(row.onset, row.length) for row in self.rows})
 
     def accuracies(self, deficit: str, onset: int, length: int) -> list[float]:
-        """One a seed, in the order of the seeds; no deficit acts in a window of length 0."""
+        """Test accuracies, one per seed, in the order of the seeds; with length 0, those without a deficit."""
         name = deficit if length else _NONE
         found = [row for row in self.rows if (row.deficit, row.onset, row.length) == (name, onset, length)]
         return [row.accuracy for row in sorted(found, key=lambda row: row.seed)]
 
     def cost(self, deficit: str, onset: int, length: int) -> tuple[float, float]:
-        """Accuracy lost for good, seed by seed against "none": mean, and standard error (NaN for one seed)."""
+        """The lasting loss of accuracy against "none", paired by seed: mean, and standard error (NaN for one seed)."""
         clean, hurt = (self.accuracies(name, onset, length) for name in (_NONE, deficit))
         lost = torch.tensor([a - b for a, b in zip(clean, hurt, strict=True)], dtype=torch.float64)
         error = float(lost.std()) / math.sqrt(len(lost)) if len(lost) > 1 else math.nan
         return float(lost.mean()), error
 
     def fisher(self, deficit: str) -> list[float]:
-        """The mean trace over the seeds, of the longest run with this deficit; empty where it was not asked for."""
+        """The mean trace over the seeds, of the longest run with this deficit; empty if `fisher` was not given."""
         rows = [row for row in self.rows if row.deficit == deficit and row.fisher]
         longest = max((len(row.fisher) for row in rows), default=0)
         traces = {row.seed: row.fisher for row in rows if len(row.fisher) == longest}
         return [sum(column) / len(column) for column in zip(*traces.values(), strict=True)]
 
     def table(self) -> str:
-        """Markdown: accuracy without a deficit, and what the deficit and the control cost, in points."""
+        """A Markdown table: accuracy without a deficit, and the points lost by the deficit and the control."""
         shown = [name for name in (self.deficit, self.control) if name]
         head = ["onset", "length", "accuracy without, %", *(f"{name}, points lost" for name in shown)]
         lines = [head, ["---"] * len(head)]
@@ -311,16 +351,23 @@ def critical_period(
     rows: Iterable[Row] = (),
     progress: Callable[[Row], None] | None = None,
 ) -> CriticalPeriod:
-    """What a deficit on the epochs [onset, onset + length) costs after `train.after` more epochs without it.
+    """The cost of a deficit on the epochs [onset, onset + length), after `train.after` more epochs without it.
 
     `deficit`: a name of `DEFICITS`, or a function (x, y) -> (x, y) of a batch that keeps the shapes. For every onset,
-    length and seed a network is trained with it, one with the `control`, and one with neither; with a length of 0 only
-    the last. `restart`: begin the schedule anew when the deficit is removed; without it, a long deficit also ends at a
-    low rate, which costs something whatever the deficit is. `fisher`: a function of a Net, such as
-    `fisher_trace(task)`, taken at the start and after every epoch of every run. `progress` is told every row as it is
-    measured; `rows` that are there are not measured again, and those of another training, deficit of the same name,
-    `restart` or `fisher` are refused. Torch's global generator is left as it was. Raises
-    `WeightspaceError` for windows before the start, an unknown deficit or one that changes shapes, and no seeds.
+    length and seed a network is trained with it, one with the `control`, and one with neither; with length 0 only the
+    last. `restart`: start the schedule anew when the deficit is removed; without it, a long deficit also ends at a low
+    learning rate, which costs accuracy whatever the deficit is. `fisher`: a function of a Net, such as
+    `fisher_trace(task)`, evaluated at the start and after every epoch of every run. `progress` is called with every new
+    row; given `rows` are not measured again, and those of another training, deficit of the same name, `restart` or
+    `fisher` are refused. Torch's global generator is left as it was. Raises `WeightspaceError` for negative windows, an
+    unknown deficit or one that changes shapes, and an empty list.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> training = ws.training.Training(lambda seed: net.module(), train=task, test=task, after=1, batch=30)
+    >>> found = ws.training.critical_period(training, "blur", onsets=[0], lengths=[1])
+    >>> found.windows, [row.deficit for row in found.rows]
+    ([(0, 1)], ['none', 'blur 4', 'vertical flip'])
     """
     changes = [_deficit(deficit), *([] if control is None else [_deficit(control)])]
     names = _names(changes)
@@ -357,7 +404,7 @@ def critical_period(
 
 
 def _of(*parts: Any) -> str:
-    """The digest of what a row depends on; empty where it cannot be told, so that the row is not taken for another."""
+    """The digest of all that a row depends on; empty where there is none, so that the row matches no other."""
     try:
         return digest(*parts)
     except DigestError:
@@ -400,7 +447,7 @@ def _clean(
     fisher: Callable[[Net], float] | None,
     known: Mapping[tuple[str, int, int, int], Row],
 ) -> Iterator[Row]:
-    """Rows without a deficit: of one long run, unless the schedule begins anew at another epoch for every window."""
+    """Rows without a deficit: of one long run, unless the schedule restarts at another epoch for every window."""
     rows = {window: known.get((_NONE, *window, seed)) for window in windows}
     missing = [window for window, row in rows.items() if row is None]
     for group in [[w] for w in missing] if restart else [missing] * bool(missing):
@@ -419,7 +466,7 @@ def _followed(
     restart: bool,
     fisher: Callable[[Net], float] | None,
 ) -> dict[int, tuple[float, tuple[float, ...]]]:
-    """Epoch -> (accuracy, traces up to there), at the epochs `ends`."""
+    """Train, and return epoch -> (accuracy, traces up to there) at the epochs `ends`."""
     found, traces, net = {}, [], None
     right = accuracy(train.test)
     with torch.random.fork_rng():

@@ -1,4 +1,4 @@
-"""A training run watched from outside: functions of the network, recorded as it moves, without changing the run."""
+"""`Recorder`: observables of a network recorded during its training, without changing the run."""
 
 from __future__ import annotations
 
@@ -30,25 +30,41 @@ Observable = Callable[[Net], Any]
 
 @public
 class Recorder:
-    """Every `every` steps of a run: the step, the loss you tell, distances, and functions of the network.
-
-        watch = Recorder(model, every=50, file="run.rec", gates=gates(probe), fisher=fisher_trace(train))
-        for x, y in loader:
-            ...                                                       # your training step
-            watch.step(loss=float(loss))
-        watch.close()                                                 # or `with Recorder(...) as watch:`
+    """Record a training run: every `every` steps, the loss, distances in weight space, and functions of the network.
 
     An observable is any function of a Net that returns numbers, tensors, `Gates`, or mappings, lists or dataclasses of
-    these; None is not recorded. It sees a copy in evaluation mode, and draws of the global generator are taken back, so
-    that the run is bit by bit the one that it would have been. One that raises is recorded as failed at its first time,
-    with a warning, and the run goes on. Beside them stand, unless `distances` is False, `norm` |w|, `from_start` and
+    these; None is not recorded. It gets a copy in evaluation mode, and the global generator is restored afterwards, so
+    that the run is bit by bit what it would have been. One that raises is recorded as failed the first time, with a
+    warning, and the run goes on. Unless `distances` is False, each record also has `norm` |w|, `from_start` and
     `from_last`: relative trust from the first network and from the last record's; they cost two copies of the weights.
 
-    `file`: records are appended to it as they come; a run that is taken up again goes on in the same file, from its
-    last record's step. Without it they are kept in memory. `points`: every how many steps the network itself is kept,
-    for `path()`: in memory, or in the folder that is named like the file with ".points" added. `on_record` are called
-    with every `Record`. `tell` gets one line at the end: what recording cost.
-    Raises `RecordingError` for a file of another architecture, or one that another recorder writes.
+    `file`: records are appended to it as they come; a resumed run continues the same file, from its last record's step.
+    Without it they are kept in memory. `points`: every how many steps the network itself is kept, for `path()`: in
+    memory, or in the folder named like the file with ".points" added. `on_record`: functions called with every
+    `Record`. `tell` is called with one line at the end: the time that recording took. Close it by `close()`, or use it
+    in a `with`. Raises `RecordingError` for a file of another architecture, or one that another recorder writes.
+
+    >>> import torch, weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> model, (x, y) = net.module(), next(task.batches())
+    >>> optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> with ws.Recorder(model, every=5, tell=None, right=ws.accuracy(task)) as watch:
+    ...     for _ in range(10):
+    ...         loss = torch.nn.functional.cross_entropy(model(x), y)
+    ...         optimiser.zero_grad(), loss.backward(), optimiser.step()
+    ...         watch.step(loss=loss.item())
+    (None, None, None)
+    (None, None, None)
+    (None, None, None)
+    (None, None, None)
+    (None, None, None)
+    (None, None, None)
+    (None, None, None)
+    (None, None, None)
+    (None, None, None)
+    (None, None, None)
+    >>> [record.step for record in watch.records], sorted(watch.records[-1].values)
+    ([0, 5, 10], ['from_last', 'from_start', 'loss', 'norm', 'right'])
     """
 
     def __init__(
@@ -105,7 +121,7 @@ class Recorder:
         self.close()
 
     def step(self, **told: Any) -> None:
-        """After a training step: counts it, and records where it is one of every `every`; `told` are recorded too."""
+        """Call after every training step; records at one of every `every`, with the values given by name."""
         self.steps += 1
         if self.steps % self.every == 0:
             self.record(**told)
@@ -113,7 +129,7 @@ class Recorder:
             self._keep(self.now())
 
     def now(self) -> Net:
-        """The network as it stands, a copy."""
+        """A copy of the network as it is now."""
         tensors = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
         return self._net.load({name: tensors[name].detach() for name in self._net.tensors})
 
@@ -165,7 +181,7 @@ class Recorder:
             self._trail.append(net, self.steps)
 
     def path(self) -> Path:
-        """The networks kept by `points`, as a polyline in the time of the steps. Raises for fewer than two."""
+        """The networks kept by `points`, as a path in the time of the steps. Raises for fewer than two."""
         if self._trail is not None:
             return self._trail.path()
         if len(self._nets) < 2:
@@ -173,7 +189,7 @@ class Recorder:
         return Path.through([net for _, net in self._nets], [step for step, _ in self._nets])
 
     def recording(self) -> Recording:
-        """What lies in the file so far."""
+        """The records in the file so far."""
         if self._writer is None:
             raise WeightspaceError("this recorder has no file; its records are in `records`")
         return Recording(self._writer.file)
@@ -185,7 +201,7 @@ class Recorder:
         return self.spent / max(rest, 1e-9)
 
     def close(self) -> None:
-        """Tell the cost, and let the file go. Nothing is lost without it."""
+        """Close the file, and report the time taken. Without it nothing is lost."""
         if self._writer is not None:
             self._writer.close()
         if self.tell is not None:

@@ -1,9 +1,9 @@
-"""What was seen of a training run, in one file that only grows: numbers, tensors and gates, record after record.
+"""The file of a recorded training run: an append-only file of numbers, tensors and gates, one record after the other.
 
-    8 bytes           the file's mark and version
-    record, again     12 bytes (length, CRC-32), then a safetensors block: the tensors, and a JSON tree that names them
+    8 bytes           magic number and version
+    each record       12 bytes (length, CRC-32), then a safetensors block: the tensors, and a JSON tree that names them
 
-A file cut off anywhere is read up to its last whole record. Nothing in it is code.
+A truncated file is read up to its last whole record. It holds no code.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ _TENSOR, _GATES = "$tensor", "$gates"
 
 
 class RecordingError(WeightspaceError):
-    """A file that holds no recording, or that cannot be written now."""
+    """A file that is not a recording, or that cannot be written now."""
 
 
 @public
 @dataclass(frozen=True)
 class Record:
-    """What was seen at one step: `values` by name, `failed` the observables that raised, with their message."""
+    """One record: the step, seconds since the start, `values` by name, and `failed` observables with their message."""
 
     step: int
     seconds: float
@@ -60,10 +60,20 @@ class Record:
 
 @public
 class Recording:
-    """The records of a file, each read when it is asked for: `len`, `recording[k]`, iteration.
+    """The records in a file, each read when it is asked for: `len(recording)`, `recording[k]`, iteration.
 
-    A last record that is cut off is left out, with a warning. Raises `RecordingError` for a file that is none, or whose
-    records are damaged before its end.
+    An incomplete last record is left out, with a warning. Raises `RecordingError` for a file of another kind, or with
+    damaged records before its end.
+
+    >>> import tempfile, weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     watch = ws.Recorder(net.module(), file=f"{folder}/run.rec", tell=None)
+    ...     record = watch.record(loss=2.5)
+    ...     watch.close()
+    ...     recording = ws.training.Recording(f"{folder}/run.rec")
+    ...     print(len(recording), recording.series("loss"))
+    2 ([0], [2.5])
     """
 
     def __init__(self, file: str | os.PathLike[str]) -> None:
@@ -82,7 +92,7 @@ class Recording:
         self.header, self._start = self._load(self._places[0])
         names = self.header.get("observables")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise RecordingError(f"{file}: its header is that of no recording; copy it again")
+            raise RecordingError(f"{file}: its header is not that of a recording; copy it again")
 
     def _load(self, place: tuple[int, int, int]) -> tuple[dict[str, Any], dict[str, Tensor]]:
         offset, length, crc = place
@@ -127,7 +137,7 @@ class Recording:
         return self._start
 
     def series(self, name: str) -> tuple[list[int], list[Any]]:
-        """Steps and values of one name, "fisher" or, inside of a mapping, "fisher.trace", where it was recorded.
+        """The steps and values of one name, "fisher" or, within a mapping, "fisher.trace", where it was recorded.
 
         Raises `RecordingError` for a name that no record has.
         """
@@ -147,10 +157,18 @@ class Recording:
 
 @public
 class Writer:
-    """Appends records to a file, which no other writer may have open.
+    """Append records to a file, which no other writer may have open.
 
-    A new file begins with `header` and tensors `start`; one that is there goes on after its last whole record, if its
-    header has the same "fingerprint". Raises `RecordingError`.
+    A new file begins with `header` and the tensors `start`; an existing one is continued after its last whole record,
+    if its header has the same "fingerprint". Raises `RecordingError`.
+
+    >>> import tempfile, weightspace as ws
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     writer = ws.training.Writer(f"{folder}/run.rec", {"observables": ["loss"]}, start={})
+    ...     writer.append(ws.training.Record(0, 0.0, {"loss": 2.5}, {}))
+    ...     writer.close()
+    ...     print(ws.training.Recording(f"{folder}/run.rec")[0].values)
+    {'loss': 2.5}
     """
 
     def __init__(self, file: str | os.PathLike[str], header: dict[str, Any], start: Mapping[str, Tensor]) -> None:
@@ -184,7 +202,7 @@ class Writer:
         return there[-1] if len(there) else None
 
     def _begins(self) -> bool:
-        """Whether the file is new, or of a run that was killed before its first block was whole."""
+        """Whether the file is new, or of a run that was killed before its first block was complete."""
         head = self._stream.read(len(_MARK))
         if len(head) < len(_MARK):
             return _MARK.startswith(head)
@@ -195,7 +213,7 @@ class Writer:
         return not places and end <= size
 
     def append(self, record: Record) -> None:
-        """Write a record. Raises `TypeError` for values that a record cannot hold, with the file as it was."""
+        """Write a record. Raises `TypeError` for values that a record cannot hold; the file then stays as it was."""
         tensors: dict[str, Tensor] = {}
         tree = {
             "step": record.step, "seconds": record.seconds, "failed": record.failed,
@@ -211,14 +229,14 @@ class Writer:
             raise RecordingError(f"{self.file}: cannot be written ({error.strerror})") from error
 
     def close(self) -> None:
-        """Let others write."""
+        """Close the file, so that others may write it."""
         self._stream.close()
 
 
 def plain(value: Any, tensors: dict[str, Tensor], at: str) -> Any:
-    """A JSON tree of a value; its tensors go into `tensors` under names that the tree holds.
+    """A value as a JSON tree; its tensors go into `tensors` under names that the tree holds.
 
-    Raises `TypeError` for what is no number, text, tensor, `Gates`, or a dataclass, mapping or list of such.
+    Raises `TypeError` for anything but numbers, text, tensors, `Gates`, and dataclasses, mappings and lists of such.
     """
     if isinstance(value, Gates):
         tensors[at] = torch.from_numpy(np.ascontiguousarray(value.bits))
@@ -243,7 +261,7 @@ def plain(value: Any, tensors: dict[str, Tensor], at: str) -> Any:
 
 
 def revived(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The value again, dataclasses as mappings, numbers as numbers. Raises `RecordingError` for no such tree."""
+    """The value of a JSON tree, dataclasses as mappings. Raises `RecordingError` for a malformed tree."""
     if isinstance(tree, list):
         return [revived(part, tensors) for part in tree]
     if not isinstance(tree, dict):
@@ -283,11 +301,11 @@ def _unpacked(block: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _scan(stream: BinaryIO) -> tuple[list[tuple[int, int, int]], int, int]:
-    """Offset, length and checksum of every whole record; where the last ends; the file's size."""
+    """Offset, length and checksum of every whole record; the end of the last; the file's size."""
     size = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     if stream.read(len(_MARK)) != _MARK:
-        raise ValueError("is no recording of this version")
+        raise ValueError("is not a recording of this version")
     places, end = [], len(_MARK)
     while end + _HEAD.size <= size:
         stream.seek(end)
@@ -304,9 +322,9 @@ def _scan(stream: BinaryIO) -> tuple[list[tuple[int, int, int]], int, int]:
 
 
 def _told(stream: BinaryIO, size: int) -> int | None:
-    """How long the block that begins here says that it is, by its own header; None where that is cut off.
+    """The length of the block that begins here according to its own header; None if that is truncated.
 
-    A length that is damaged looks like the end of a file that was cut off, and all that follows would be left out.
+    A damaged length looks like a truncated file, and all records after it would be dropped.
     """
     start = stream.tell()
     count = int.from_bytes(stream.read(8), "little")

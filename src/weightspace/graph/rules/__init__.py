@@ -9,10 +9,19 @@ writing at them, is indexed alike.
 
 from __future__ import annotations
 
-from weightspace.graph.rules import reduction
+from weightspace.graph.rules import contraction, part, reduction, shape, write
 from weightspace.graph.rules.call import RULES, Call, Outcome, follow_choices, follow_positions, pointwise, unknown
 
-__all__ = ["Call", "Labels", "Outcome", "apply_rule", "fresh", "known"]
+__all__ = [
+    "Call",
+    "apply_rule",
+    "contraction",
+    "known",
+    "part",
+    "reduction",
+    "shape",
+    "write",
+]  # rules enter when imported
 
 
 def known(op: str) -> bool:

@@ -1,1 +1,1 @@
-"""One network brought next to another, and their average."""
+"""Alignment of networks modulo their symmetries: matching, averaging, and repair after averaging."""

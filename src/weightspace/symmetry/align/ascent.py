@@ -28,10 +28,10 @@ __all__ = ["Matching", "Terms", "coordinate_descent", "weight_terms"]
 
 @dataclass
 class Terms:
-    """Pairs of tensors to be brought together: `fixed` of a, `moving` of b, and the blocks in which axes are met.
+    """Pairs of tensors to be aligned: `fixed` of a, `moving` of b, and the blocks in which axes occur.
 
-    `parities[k][leaf]` is the set of sign generators that flip that leaf of block k; None where signs do not show.
-    Tensors that are not in a dict are made again whenever they are needed: nothing of their size is kept.
+    `parities[k][leaf]` is the set of sign generators that flip that leaf of block k; None where signs have no effect.
+    Tensors that are not in a dict are recomputed whenever they are needed: nothing of their size is kept.
     """
 
     blocks: list[Block]
@@ -70,7 +70,7 @@ class Matching:
         return "permutation" in axis.kinds or "sign" in axis.kinds
 
     def moving(self, name: str) -> Tensor:
-        """A tensor of b where it stands now."""
+        """A tensor of b with the current element applied."""
         if name in self.moved:
             return self.moved[name]
         value = self._move(name, self.element)
@@ -91,7 +91,7 @@ class Matching:
         return target
 
     def objective(self, names: Iterable[str] | None = None) -> float:
-        """sum <A, g B>, remembered by tensor."""
+        """sum <A, g B>, cached by tensor."""
         total = 0.0
         for name in self.fixed if names is None else names:
             if name not in self.products:
@@ -100,7 +100,7 @@ class Matching:
         return total
 
     def run(self, seed: int = 0, sweeps: int = 100) -> Element:
-        """Until no axis can be improved; only axes whose neighbours moved are solved again."""
+        """Sweep until no axis improves; only axes whose neighbours moved are solved again."""
         generator = np.random.default_rng(seed)
         dirty = {axis.name for axis in self.axes}
         for _ in range(sweeps):
@@ -143,7 +143,7 @@ class Matching:
         return True
 
     def _better(self, names: Iterable[str], element: Element) -> bool:
-        """Whether `element` is better where it differs; its tensors and products are kept if so."""
+        """Whether `element` is better on these tensors; if so, its tensors and products are kept."""
         old, products, moved = self.objective(names), {}, {}
         for name in names:
             value = self._move(name, element)

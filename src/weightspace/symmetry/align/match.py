@@ -1,4 +1,4 @@
-"""The nearest member of the orbit: which element brings one network next to another, and how it was found."""
+"""Matching: the group element that aligns one network to another, by a portfolio of methods."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["Candidate", "METHODS", "Match", "apart", "match"]
 @public
 @dataclass(frozen=True)
 class Candidate:
-    """What one method reached: <a, g b> of the balanced weights, the measured barrier if there is data, seconds."""
+    """The result of one method: <a, g b> of the balanced weights, the measured barrier if there is data, seconds."""
 
     method: str
     objective: float
@@ -37,7 +37,11 @@ class Candidate:
 @public
 @dataclass(frozen=True)
 class Match:
-    """The element g to apply, which method found it, why it was kept, and what the others reached."""
+    """The matching found: the element g to apply, its method, why it was chosen, and the results of the others.
+
+    "weights": coordinate ascent on weights; "activations": on correlations of units; "activations+weights": the second,
+    then the first; "frank-wolfe": relaxed permutations. See `Symmetry.match`.
+    """
 
     element: Element
     method: str
@@ -58,10 +62,19 @@ def match(
 ) -> Match:
     """The element g that brings `net` nearest `to`, and how it was found.
 
-    `features`: gives standardised activations of both on data. `score`: the barrier from `to` to a network, measured.
+    `features`: returns standardised activations of both on data. `score`: the measured barrier from `to` to a network.
     `method`: "weights", "activations", "activations+weights", "frank-wolfe", or "auto": all that apply, one after the
-    other, until 1 % of the barrier before is left (Frank-Wolfe only where more than 5 % is, and where its matrices are
-    small beside the weights, or those are small); the lowest barrier is kept, or the highest <to, g net> without data.
+    other, until 1 % of the initial barrier is left (Frank-Wolfe only where more than 5 % is, and where its matrices are
+    small, also relative to the weights); the lowest barrier is kept, or the highest <to, g net> without data.
+
+    >>> import weightspace as ws
+    >>> from weightspace.symmetry.align.match import apart, match
+    >>> net, task = ws.demo.example()
+    >>> group = ws.Symmetry.of(net, task.example(2))
+    >>> copy = group.sample(seed=1)(net)
+    >>> found = match(group, copy, net, method="weights")
+    >>> found.method, round(apart(net, copy, found.element), 3)
+    ('weights', 0.0)
     """
     for each in (net, to):
         group.check(each)
@@ -123,7 +136,7 @@ class _Search:
         return Match(nearest, best.method, _why(best, candidates), tuple(candidates))
 
     def heavy(self) -> bool:
-        """Whether Frank-Wolfe would hold more than half as much again as one network."""
+        """Whether Frank-Wolfe would need more than half the memory of a network on top."""
         numbers = sum(math.prod(self.group.shapes[name]) for name in self.terms.fixed)
         return not self.terms.kept and 2 * sum(4 * axis.size**2 for axis in self.group.permutable()) > numbers
 
@@ -133,11 +146,11 @@ class _Search:
         return self.found[name]
 
     def gauge(self, element: Element) -> Element:
-        """From the balanced slice back to the scales of `to`."""
+        """The element between balanced networks as one between the networks themselves."""
         return self.onto.inverse() @ element @ self.into
 
     def nearest(self, element: Element) -> Element:
-        """With the scales of `to`, or with its own where that comes nearer; without data, never farther than before."""
+        """With the scales of `to`, or with its own where that is nearer; without data, never farther than before."""
         options = [self.gauge(element), _isometry(element)]
         if self.score is None:
             options.append(self.group.identity())
@@ -149,9 +162,9 @@ class _Search:
         return min(candidates, key=lambda c: (c.barrier, -c.objective))
 
     def _weights(self) -> Element:
-        """Coordinate descent; begun again elsewhere until the bound |a| |b| is met, if the problem is small.
+        """Coordinate ascent; restarted until the bound |a| |b| is met, if the problem is small.
 
-        Where |a| = |b| these may be copies, and the forms that tell copies are a place to begin.
+        Where |a| = |b| these may be copies; then the canonical forms, which are equal for copies, give another start.
         """
         sizes = [math.prod(self.group.shapes[name]) for name in self.terms.fixed]
         norms = [_norm(terms.values()) for terms in (self.terms.fixed, self.terms.moving)] if self.terms.kept else []
@@ -172,7 +185,7 @@ class _Search:
         return best
 
     def canonical_start(self) -> Element | None:
-        """The permutations and signs between the canonical forms, on the balanced slice; None if there are none."""
+        """The permutations and signs between the canonical forms, after balancing; None if there are none."""
         try:
             into, onto = (canonical_element(self.group, net) for net in self.pair)
         except SymmetryError:
@@ -194,7 +207,15 @@ class _Search:
 
 @public
 def apart(a: Net, b: Net, element: Element) -> float:
-    """|a - g b|, a tensor at a time."""
+    """The distance |a - g b| for an element g, computed one tensor at a time.
+
+    >>> import weightspace as ws
+    >>> from weightspace.symmetry.align.match import apart
+    >>> net, task = ws.demo.example()
+    >>> g = ws.Symmetry.of(net, task.example(2)).sample(seed=1)
+    >>> round(apart(net, g.inverse()(net), g), 3)
+    0.0
+    """
     total = 0.0
     for name, tensor in a.weights.items():
         moved = b.weights[name].float()
@@ -205,7 +226,7 @@ def apart(a: Net, b: Net, element: Element) -> float:
 
 
 def _isometry(element: Element) -> Element:
-    """Its permutations and signs."""
+    """The permutations and signs of an element, without its scales."""
     signs = {k: f for k, f in element.factors.items() if element.group.generators[k].kind == "sign"}
     return Element(element.group, element.permutations, signs)
 
@@ -215,7 +236,7 @@ def _norm(tensors: Iterable[Tensor]) -> float:
 
 
 def _signs_only(group: Group, terms: Terms, element: Element, seed: int) -> Element:
-    """Activations do not tell signs: choose them by the weights."""
+    """Choose signs by the weights: standardised activations do not determine them."""
     if not any(g.kind == "sign" for g in group.generators):
         return element
     matching = Matching(group, terms, element)

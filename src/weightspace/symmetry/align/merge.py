@@ -1,7 +1,7 @@
-"""The average of networks modulo the group.
+"""Alignment of many networks to their common mean.
 
 mean([w_1], .., [w_n]) = (1/n) sum_i g_i w_i, the g_i chosen to bring every network to the average of the others, again
-and again until none moves (MergeMany of Git Re-Basin, Ainsworth, Hayase and Srinivasa, 2023), on the balanced slice.
+and again until none moves (MergeMany of Git Re-Basin, Ainsworth, Hayase and Srinivasa, 2023), with balanced scales.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _BALANCED = 1e-8
 
 
 def gather_round(group: Group, nets: Sequence[Net], seed: int = 0, rounds: int = 20) -> list[Element]:
-    """What takes networks, already aligned to the first, to where each is nearest the mean of the others.
+    """The elements that bring networks, already aligned to the first, nearest the mean of the others.
 
-    In the scales of the first. Stops when a whole round moves next to no unit.
+    In the scales of the first. Stops when a whole round moves almost no unit.
     """
     moves = [balancing(group, unit_variances(group, net).tensors, _BALANCED) for net in nets]
     onto, balanced = moves[0], [move(net) for move, net in zip(moves, nets, strict=True)]
@@ -51,6 +51,6 @@ def gather_round(group: Group, nets: Sequence[Net], seed: int = 0, rounds: int =
 
 
 def _share(element: Element, still: Element) -> float:
-    """Share of the units that the element sends elsewhere or flips."""
+    """Share of the units that the element permutes or flips."""
     flips = [float((f < 0).double().mean()) for f in element.factors.values()]
     return max([element.difference(still), *flips])

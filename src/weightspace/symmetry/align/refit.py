@@ -1,7 +1,7 @@
-"""An average of networks, mended layer by layer to what its units should say on data.
+"""Repair of an averaged network layer by layer, towards the mean outputs of its ends on data.
 
-The network and its ends, units aligned, go through the graph side by side. Let h be the input of a layer in the
-network, z its output, and z* the mean over the ends of what the same layer says in them.
+The network and its ends, units aligned, are evaluated side by side. Let h be the input of a layer in the network, z its
+output, and z* the mean over the ends of the same layer's output in them.
 
 rescale: z <- (z - m) s* / s + m*, with m, s the mean and deviation of a unit over the examples, and m*, s* the averages
 of those in the ends (REPAIR: renormalizing permuted activations for interpolation repair; Jordan, Sedghi, Saukh,
@@ -41,23 +41,23 @@ _CHUNK = 64
 
 
 class NothingToMend(WeightspaceError):
-    """A network without a layer that can be mended."""
+    """A network without a layer that can be repaired."""
 
 
 def rescale(net: Net, ends: list[Net], task: Task, examples: int = _EXAMPLES) -> Net:
     """Give every unit of `net` the mean and deviation that it has in `ends` on average.
 
-    After every linear map, convolution, group or layer norm with a bias, but for the output. Raises `WeightspaceError`
+    After every linear map, convolution, group or layer norm with a bias, except the output. Raises `WeightspaceError`
     where there is none.
     """
     return _mended(net, ends, task, examples, _rescaled)
 
 
 def refit(net: Net, ends: list[Net], task: Task, examples: int = _EXAMPLES) -> Net:
-    """Give every layer of `net` the weights with which it says, on its own inputs, what it says in `ends` on average.
+    """Refit every layer of `net` so that, on its own inputs, it gives the average output of `ends`.
 
     Linear maps and convolutions by least squares; where these are too large for the examples, and for norms, as
-    `rescale`. Raises `WeightspaceError` where there is no layer to mend.
+    `rescale`. Raises `WeightspaceError` where there is no such layer.
     """
     return _mended(net, ends, task, examples, _refitted)
 
@@ -99,7 +99,7 @@ def _widest(graph: Trace) -> int:
 
 
 def _normalised(h: Tensor, weight: Tensor | None, bias: Tensor | None, *rest: Any) -> Tensor:
-    """BatchNorm by the statistics of these examples, which will be re-estimated in any case."""
+    """BatchNorm with the statistics of these examples, which will be re-estimated in any case."""
     over = [k for k in range(h.dim()) if k != 1]
     return F.batch_norm(h, h.mean(over), h.var(over), weight, bias, eps=rest[4] if len(rest) > 4 else 1e-5)
 
@@ -153,7 +153,7 @@ def _refitted(layer: Layer, given: tuple[Any, ...], value: Tensor, wanted: Tenso
 
 
 def _solvable(layer: Layer, given: tuple[Any, ...], value: Tensor) -> bool:
-    """Whether there are rows enough for the columns, and not too many columns."""
+    """Whether there are enough rows for the columns, and not too many columns."""
     if not layer.plain(given):
         return False
     columns = given[1][0].numel() + (layer.bias is not None)

@@ -20,7 +20,7 @@ __all__ = ["frank_wolfe"]
 
 
 def frank_wolfe(group: Group, terms: Terms, seed: int = 0, steps: int = 50, tolerance: float = 1e-4) -> Element:
-    """The vertex nearest the point that Frank-Wolfe reaches."""
+    """The permutations nearest the point that Frank-Wolfe reaches."""
     carried = {outer for axis in group.axes for outer in axis.over}
     axes = [a for a in group.permutable() if not a.over and a.name not in carried]
     plain = len(axes) == len(group.permutable())

@@ -1,4 +1,4 @@
-"""After averaging: re-estimate normalisation statistics, and keep what mends the layers if it helps."""
+"""Repair of averaged networks: re-estimated normalisation statistics, and refitted layers where they lower the loss."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm
 
 
 def has_statistics(net: Net) -> bool:
-    """Whether some norm keeps running statistics of the data."""
+    """Whether some norm layer keeps running statistics of the data."""
     return bool(_tracking(net.architecture))
 
 
@@ -40,12 +40,20 @@ def _tracking(module: nn.Module) -> list[nn.Module]:
 
 @public
 def reset_statistics(net: Net, task: Task) -> Net:
-    """`net` with every running mean and variance replaced by those of the task's inputs.
+    """`net` with every running mean and variance re-estimated on the task's inputs.
 
-    They are what training mode would give for all examples as one batch: every norm has the mean and the variance
-    (unbiased, as the norms keep it) of all that enters it, the norms before it using theirs. They do not depend on the
-    batches; a network of half precision is run in float32. Only the statistics change. Cost: a pass where all examples
-    fit into one batch, else a pass up to each norm. Raises `WeightspaceError` where a norm meets one number alone.
+    They are those of training mode with all examples as one batch: every norm has the mean and the variance (unbiased,
+    as the norms keep it) of all its inputs, the norms before it using theirs. They do not depend on the batch size; a
+    network of half precision is run in float32. Only the statistics change. Cost: a forward pass where all examples fit
+    into one batch, else a pass up to each norm. Raises `WeightspaceError` where a norm gets only one number per
+    channel.
+
+    >>> import torch.nn as nn, weightspace as ws
+    >>> module = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
+    >>> net, task = ws.fresh(module, 0), ws.demo.example()[1]
+    >>> after = ws.reset_statistics(net, task)
+    >>> bool(net.state["2.running_mean"].any()), bool(after.state["2.running_mean"].any())
+    (False, True)
     """
     if not has_statistics(checked(net)):
         return net
@@ -69,12 +77,12 @@ def reset_statistics(net: Net, task: Task) -> Net:
 
 
 class _Reached(Exception):
-    """A norm whose statistics are not known yet."""
+    """Raised at a norm whose statistics are not known yet."""
 
 
 @dataclass
 class _Moments:
-    """Count, mean and sum of squares around it, of every channel, in float64."""
+    """Count, mean and sum of squared deviations of every channel, in float64."""
 
     norm: nn.Module
     count: int = 0
@@ -82,7 +90,7 @@ class _Moments:
     rest: Any = 0.0
 
     def add(self, x: Tensor) -> None:
-        """What enters a norm: (example, channel, ..). Of an instance norm, each example has a mean and a variance."""
+        """Add the inputs of a norm, (example, channel, ..); in an instance norm, each example has its own moments."""
         wide = x.float() if x.device.type == "mps" else x.double()
         if isinstance(self.norm, nn.modules.instancenorm._InstanceNorm):
             wide = wide if wide.dim() == self.norm._get_no_batch_dim() + 1 else wide[None]
@@ -111,7 +119,7 @@ class _Moments:
 
 
 class _Met:
-    """The calls of norms in the order of a forward pass: moments of those that are known, and of the next one."""
+    """The norm calls of a forward pass in order: moments of those that are known, and of the next one."""
 
     def __init__(self, norms: list[nn.Module]) -> None:
         self.known: list[_Moments] = []
@@ -137,12 +145,12 @@ class _Met:
             norm.train()
 
     def close(self) -> None:
-        """The next one is known now."""
+        """Count the next one as known."""
         self.known += [] if self.next is None else [self.next]
         self.next = None
 
     def write(self) -> None:
-        """The statistics of every norm, of its last call where it is called several times."""
+        """Write the statistics of every norm, of its last call where it is called several times."""
         for moments in self.known:
             moments.put(biased=False)
 
@@ -162,7 +170,7 @@ def _run(net: Net, module: nn.Module, x: Any, met: _Met) -> bool:
 
 
 def _together(net: Net, task: Task, met: _Met, module: nn.Module) -> Task:
-    """The task as one batch, where it is held in memory and what enters the norms is small enough."""
+    """The task as one batch, where it is held in memory and the inputs of the norms are small enough."""
     if not task.in_memory or task.batch >= len(task):
         return task
     some = task.take(2)
@@ -177,11 +185,19 @@ def _together(net: Net, task: Task, met: _Met, module: nn.Module) -> Task:
 
 @public
 def repair(net: Net, ends: list[Net], task: Task) -> Net:
-    """`net`, an average of `ends`, with its layers and statistics mended on the task's inputs.
+    """Repair `net`, an average of `ends`: re-estimated statistics, and units rescaled or layers refitted if that helps.
 
-    Running statistics are re-estimated where there are any. Units may be rescaled (`rescale`) or layers refitted
-    (`refit`) to what the ends say on average; the way with the lowest loss is kept, each tried on four fifths of the
-    examples and judged on the last. Where weights are frozen, statistics alone are mended.
+    Units may be rescaled (`rescale`) or layers refitted (`refit`) to the average outputs of the ends; the variant with
+    the lowest loss is kept, each fitted on four fifths of the examples and judged on the rest. Where weights are
+    frozen, only statistics are repaired.
+
+    >>> import torch.nn as nn, weightspace as ws
+    >>> module = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
+    >>> (a, b), task = (ws.fresh(module, seed) for seed in (0, 1)), ws.demo.example()[1]
+    >>> middle = a.lerp(b, 0.5)
+    >>> mended = ws.repair(middle, [a, b], task)
+    >>> bool(mended.state["2.running_mean"].any())
+    True
     """
     return best_repaired([(net, ends)], task)
 
