@@ -207,8 +207,7 @@ def stability(
 
     >>> import weightspace as ws
     >>> net, task = ws.demo.example()
-    >>> found = ws.stability(net, task, noise=(0.01, 0.1), draws=2)
-    >>> small, large = found.steps
+    >>> small, large = ws.stability(net, task, noise=(0.01, 0.1), draws=2).steps
     >>> max(small.moved) < min(large.moved), large.moved[0] <= large.with_data <= large.certificate
     (True, True)
     """
