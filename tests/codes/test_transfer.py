@@ -87,7 +87,7 @@ def test_telling_tasks_apart_costs_nothing_with_a_head_each():
     assert shared.value > shared.target > 1.2 * told.value  # the same inputs under other names
     assert min(told.codes["ab"]) < told.source + told.target  # the trunk is shared
     assert told.task_id and not shared.task_id
-    assert any("telling the tasks apart" in note for note in shared.notes)
+    assert any("telling tasks apart" in note for note in shared.notes)
 
 
 def test_a_module_or_a_net_is_drawn_anew():
@@ -126,7 +126,7 @@ def test_a_code_of_both_is_a_code_of_each():
     assert found.lengths == {"a": 90, "b": 60, "c": 50}
     assert found.distance("a", "b").value == 0 and found.distance("a", "c").value == 50
     assert found.distance("a", "b").notes == (
-        "the code of a is 10 nats longer than one that tells more, which is taken",
+        "the code of a is 10 nats longer than that of a larger task, which is used",
     )
     assert float(found.values.min()) >= 0
 
@@ -135,7 +135,7 @@ def test_two_networks_are_a_code_of_both_where_tasks_are_told_apart():
     assert lengths(ab=200.0).distance("a", "b").value == 100
     told = lengths(True, ab=200.0)
     assert told.distance("a", "b").value == told.lengths["b"] == 60
-    assert told.distance("a", "b").notes == ("two networks are 40 nats shorter than the one that was found for both",)
+    assert told.distance("a", "b").notes == ("two networks are 40 nats shorter than the one found for both",)
     assert bool((told.values <= torch.tensor([100.0, 60, 50])).all())
 
 
@@ -175,7 +175,7 @@ def test_only_the_targets_asked_for():
     assert plain["values"][0][1] is None and plain["positions"] == [[None, None]] * 3 and plain["stress"] is None
     with pytest.raises(TransferError, match="A and sub were not measured together; name one of them among targets="):
         found.distance("A", "sub")
-    with pytest.raises(TransferError, match="no task 'z' to be a target; there are A, sub, away"):
+    with pytest.raises(TransferError, match="no task 'z' for targets=; there are A, sub, away"):
         task_distances(tasks, mlp, targets=["z"])
     alone = TaskMap(("a", "b"), {("a",): (1.0,), ("b",): (1.0,)}, (1, 1), 1.0, False)
     with pytest.raises(TransferError, match="no distance to a was measured; name it among targets="):
@@ -260,7 +260,7 @@ def test_networks_that_measure_no_distance():
         task_distance(a, b, own)
     with pytest.raises(TransferError, match="no seeds; give one or more"):
         task_distance(a, b, mlp, seeds=())
-    with pytest.raises(TransferError, match="task_id needs one that gives the outputs and nothing after it"):
+    with pytest.raises(TransferError, match="task_id needs one that gives the outputs directly"):
         task_distance(a, b, lambda: nn.Sequential(mlp(), nn.LogSoftmax(1)), task_id=True)
     with pytest.raises(WeightspaceError, match="beta must be a positive number, got -1"):
         task_distance(a, b, mlp, beta=-1, steps=5)

@@ -161,7 +161,7 @@ def test_layers_that_are_not_felt_hold_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Unconverged)
         found = information(dead, task)
-    assert found.layers["0.weight"] == pytest.approx(0) and "do not feel 0.weight, 0.bias" in found.notes[-1]
+    assert found.layers["0.weight"] == pytest.approx(0) and "do not depend on 0.weight, 0.bias" in found.notes[-1]
     assert math.isfinite(found.value)
 
 
@@ -204,12 +204,12 @@ def test_float32():
 def mistakes():
     net, task = linear()
     x, y = task.example(N), torch.arange(N) % 2
-    yield "unknown method", lambda: information(net, task, "fisher")
-    yield "unknown prior", lambda: information(net, task, prior="best")
+    yield "method takes 'local' or 'variational' or 'sgld', got", lambda: information(net, task, "fisher")
+    yield "prior takes 'layer' or 'one' or a number, got", lambda: information(net, task, prior="best")
     yield "prior must be a positive", lambda: information(net, task, prior=-1.0)
     yield "beta must be a positive", lambda: information(net, task, beta=0.0)
     yield "has no steps", lambda: information(net, task, steps=5)
-    yield "knows no prior", lambda: information(net, task, "sgld", prior=1.0)
+    yield "has no prior", lambda: information(net, task, "sgld", prior=1.0)
     yield "one variance a tensor", lambda: information(net, task, "variational", prior="one")
     yield "repeats", lambda: information(net, task, "variational", repeats=0)
     yield "outside the 2 outputs", lambda: information(net, Task(x, y + 1))

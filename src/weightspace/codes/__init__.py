@@ -1,4 +1,4 @@
-"""What the weights know about their data: what it costs to write them down, in nats."""
+"""The information in the weights about the data: description lengths of networks and tasks, in nats."""
 
 from weightspace.contents import handed_on
 
@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = handed_on(
     {
         "weightspace.net.cost": ["Cost"],
         "posterior": ["Code", "encode", "Gaussian", "Noisy", "PosteriorError", "stream"],
-        "quadratic": ["positive", "Quadratic", "QuadraticError"],
+        "quadratic": ["Quadratic", "QuadraticError"],
         "langevin": ["learning_coefficient", "LearningCoefficient", "LearningError", "loss_and_slope"],
         "attribution": ["attributed", "Attribution", "products", "Scaled"],
         "weight_information": [

@@ -1,9 +1,9 @@
-"""log det(I + A / b) of a positive A, its bounds, and how much of it belongs to which weights.
+"""log det(I + A / b) of a positive semi-definite operator A: estimates, bounds, and its parts by layer.
 
-The determinant is that of a matrix, but its logarithm is a trace: log det(I + A / b) = tr log(I + A / b), and the
-diagonal of log(I + A / b) adds up to it, weight by weight. So does that of A (A + b)^-1 to the effective dimension.
-One Krylov space of a random z gives both, f(A) z ~ Q^T f(T) e_1 |z|, and z * f(A) z has the diagonal as its mean. Of
-the Nystrom part A' of A all this is known, so that chance is left with z * (f(A) z - f(A') z) only.
+log det(I + A / b) = tr log(I + A / b), so the diagonal of log(I + A / b) splits it weight by weight; the diagonal of
+A (A + b)^-1 splits the effective dimension likewise. One Krylov space of a random z gives both, f(A) z ~ Q^T f(T) e_1
+|z|, and E z * f(A) z is the diagonal. For the Nystrom approximation A' of A both are known exactly, so only
+z * (f(A) z - f(A') z) is estimated.
 Source: Fast estimation of tr(f(A)) via stochastic Lanczos quadrature (Ubaru, Chen, Saad, 2017).
 """
 
@@ -29,17 +29,18 @@ if TYPE_CHECKING:
 __all__ = ["Attribution", "Scaled", "attributed", "products"]
 
 
-_DENSE = 512  # rows up to which a matrix is written out
+_DENSE = 512  # rows up to which the dense matrix is used
 _STEPS, _LANCZOS = 30, 40
 
 
 @public
 @dataclass(frozen=True)
 class Attribution:
-    """`logdet` with its Nystrom part `lower`, and `block`, that of A without what lies between groups of weights.
+    """`logdet` = log det(I + A / b) and its parts by group of weights; what `attributed` returns.
 
-    `logs` and `known`: what each group has of log det(I + A / b) and of tr A (A + b)^-1. `errors`: the standard errors
-    of the two sums.
+    `lower`: that of the Nystrom approximation; `block`: that of A's block diagonal. `logs` and `known`: every group's
+    part of log det(I + A / b) and of the effective dimension tr A (A + b)^-1. `errors`: the standard errors of the two
+    sums.
     """
 
     logdet: float
@@ -52,7 +53,14 @@ class Attribution:
 
 @public
 class Scaled(Operator):
-    """diag(root) A diag(root) in float64, which counts its `products`."""
+    """The operator diag(root) A diag(root) in float64, which counts its `products` with vectors.
+
+    >>> import torch, weightspace as ws
+    >>> a = ws.Operator(2, 2, lambda v: 2 * v)
+    >>> scaled = ws.codes.Scaled(a, torch.tensor([1.0, 3.0]))
+    >>> (scaled @ torch.ones(2)).tolist(), scaled.products
+    ([2.0, 18.0], 1)
+    """
 
     __slots__ = ("products",)
 
@@ -63,7 +71,7 @@ class Scaled(Operator):
         progress: Callable[[int, int], None] | None = None,
         total: int = 0,
     ) -> None:
-        """`progress(done, total)` is told of every product."""
+        """`inner` is A; `progress(done, total)` is called after every product."""
         self.products = 0
 
         def times(u: Tensor) -> Tensor:
@@ -78,7 +86,12 @@ class Scaled(Operator):
 
 @public
 def products(sizes: Sequence[int], *, rank: int | None, probes: int, blocks: bool) -> tuple[int, int]:
-    """How many products `attributed` takes for groups of these sizes, and how many bytes, at most."""
+    """The cost of `attributed` for groups of these sizes: products with A, and bytes, at most.
+
+    >>> import weightspace as ws
+    >>> ws.codes.products([100, 20], rank=None, probes=6, blocks=True)
+    (120, 345600)
+    """
     n = sum(sizes)
     if n <= _DENSE:
         return n, 3 * n * n * 8
@@ -98,10 +111,16 @@ def attributed(
     blocks: bool = True,
     seed: int = 0,
 ) -> Attribution:
-    """What consecutive groups of `sizes` weights have of log det(I + A / b): exact up to 512 rows, else estimated.
+    """log det(I + A / b) split over consecutive groups of `sizes` weights: exact up to 512 rows, else estimated.
 
-    From a Nystrom part of `rank` (a quarter of the rows, at most 256), and twice `probes` Krylov spaces of 30 and 40
-    dimensions; large blocks likewise.
+    Estimated from a Nystrom approximation of `rank` (a quarter of the rows, at most 256), and `probes` random vectors
+    for each of two Lanczos quadratures of 30 and 40 steps; large blocks likewise.
+
+    >>> import torch, weightspace as ws
+    >>> a = ws.Operator(3, 3, lambda v: torch.tensor([1.0, 1.0, 3.0]).to(v) * v)
+    >>> found = ws.codes.attributed(a, 1.0, [2, 1])
+    >>> [round(part, 2) for part in found.logs], round(found.logdet, 2)       # 2 log 2, log 4, log 16
+    ([1.39, 1.39], 2.77)
     """
     if a.rows <= _DENSE:
         return _written(a, b, sizes, blocks)
@@ -122,7 +141,7 @@ def _grouped(values: Tensor, sizes: Sequence[int]) -> tuple[float, ...]:
 
 
 def _written(a: Operator, b: float, sizes: Sequence[int], blocks: bool) -> Attribution:
-    """From the matrix."""
+    """From the dense matrix."""
     whole = _dense(a)
     known = whole.dimensions(1.0, b)
     logs = 2 * whole.nats(1.0, b) + known
@@ -135,7 +154,7 @@ def _written(a: Operator, b: float, sizes: Sequence[int], blocks: bool) -> Attri
 def _sampled(
     a: Operator, b: float, sizes: Sequence[int], rank: int | None, probes: int, blocks: bool, seed: int
 ) -> Attribution:
-    """From products with random vectors; the parts are scaled to the better estimate of their sum."""
+    """From products with random vectors; the parts are scaled to add up to the better estimate of their sum."""
     found, part = logdet(a, b, _rank(a.rows, rank), probes, _STEPS, seed)
     assert part is not None
     logs, known, error = _functions(a, part, b, probes, seed)
@@ -156,7 +175,7 @@ def _sampled(
 
 
 def _inside(a: Operator, where: Tensor) -> Operator:
-    """The block of a symmetric operator on these weights."""
+    """The diagonal block of a symmetric operator for these weights."""
 
     def times(u: Tensor) -> Tensor:
         wide = u.new_zeros(a.columns, *u.shape[1:])

@@ -1,8 +1,8 @@
-"""What a layer of a noisy network can tell of its inputs, and of a nuisance: an angle, a shift, the light.
+"""The effective information of a layer about its inputs, or about a nuisance: rotation, translation, brightness.
 
 Noise n ~ N(0, S) on the weights makes a layer z = f_{w+n}(x) a channel: to first order z | x ~ N(f_w(x), J_w S J_w^T),
 with Fisher information F = J_x^T (J_w S J_w^T)^+ J_x about x, and with J_t in place of J_x about the parameter t of a
-nuisance, x = act(x, t). For t ~ N(0, C) the channel carries 1/2 log det(I + C F) nats, were the layer linear in t.
+nuisance, x -> act(x, t). For t ~ N(0, C) and a layer linear in t the channel carries 1/2 log det(I + C F) nats.
 Sources: Emergence of invariance and disentanglement in deep representations (Achille, Soatto, 2018); Where is the
 information in a deep neural network? (Achille, Paolini, Soatto, 2019).
 """
@@ -47,13 +47,22 @@ _RANK = 1e-6  # of the largest eigenvalue of the noise, below which there is non
 
 
 class NuisanceError(WeightspaceError):
-    """A nuisance that is no change of the inputs, a noise that is not positive, or a layer that is not there."""
+    """An invalid nuisance, a noise that is not positive, or a layer that does not exist."""
 
 
 @public
 @dataclass(frozen=True)
 class Nuisance:
-    """A change of inputs: `act(x, t)`, differentiable in t (example, parameter), act(x, 0) = x; t ~ N(0, spread^2)."""
+    """A nuisance transformation of the inputs, x -> `act(x, t)`, with random parameters t ~ N(0, spread^2).
+
+    `act` is differentiable in t, of shape (example, parameter), and act(x, 0) = x.
+
+    >>> import weightspace as ws
+    >>> gain = ws.codes.Nuisance("gain", lambda x, t: x * t.exp().view(-1, 1, 1, 1), spread=(0.1,))
+    >>> net, task = ws.demo.example()
+    >>> ws.effective_information(net, task.take(4, seed=0), gain, layer="outputs").nuisance
+    'gain'
+    """
 
     name: str
     act: Callable[[Tensor, Tensor], Tensor]
@@ -62,13 +71,31 @@ class Nuisance:
 
 @public
 def translation(pixels: float = 1.0) -> Nuisance:
-    """Shifts of images along both axes, interpolated by cubics; what comes in from outside repeats the border."""
+    """The nuisance of shifted images: both axes, bicubic interpolation, border pixels repeated outside.
+
+    `pixels`: the standard deviation of the shifts.
+
+    >>> import torch, weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> x, t = task.example(2), torch.zeros(2, 2)
+    >>> bool((ws.codes.translation().act(x, t) - x).abs().max() < 1e-4)
+    True
+    """
     return Nuisance("translation", lambda x, t: _warped(x, _unit(t), t), (pixels, pixels))
 
 
 @public
 def rotation(degrees: float = 10.0) -> Nuisance:
-    """Turns of images about their centre, counter-clockwise; interpolated as `translation`."""
+    """The nuisance of images rotated about their centre, counter-clockwise, interpolated as in `translation`.
+
+    `degrees`: the standard deviation of the angle.
+
+    >>> import torch, weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> x, turned = task.example(2), torch.full((2, 1), 180.0)
+    >>> bool((ws.codes.rotation().act(x, turned) - x.flip(2, 3)).abs().max() < 1e-3)
+    True
+    """
 
     def act(x: Tensor, t: Tensor) -> Tensor:
         angle = t[:, 0] * (math.pi / 180)
@@ -80,13 +107,23 @@ def rotation(degrees: float = 10.0) -> Nuisance:
 
 @public
 def brightness(amount: float = 0.1) -> Nuisance:
-    """x + t."""
+    """The nuisance of brightness, x + t, t of standard deviation `amount`.
+
+    >>> import torch, weightspace as ws
+    >>> ws.codes.brightness().act(torch.zeros(1, 3), torch.tensor([[0.5]]))
+    tensor([[0.5000, 0.5000, 0.5000]])
+    """
     return Nuisance("brightness", lambda x, t: x + t.view(-1, *[1] * (x.dim() - 1)), (amount,))
 
 
 @public
 def contrast(share: float = 0.1) -> Nuisance:
-    """(1 + t) x."""
+    """The nuisance of contrast, (1 + t) x, t of standard deviation `share`.
+
+    >>> import torch, weightspace as ws
+    >>> ws.codes.contrast().act(torch.ones(1, 3), torch.tensor([[0.5]]))
+    tensor([[1.5000, 1.5000, 1.5000]])
+    """
     return Nuisance("contrast", lambda x, t: x * (1 + t.view(-1, *[1] * (x.dim() - 1))), (share,))
 
 
@@ -95,9 +132,9 @@ def _unit(t: Tensor) -> Tensor:
 
 
 def _warped(x: Tensor, turn: Tensor, shift: Tensor) -> Tensor:
-    """Images looked up at turn p - shift, p in pixels from the centre."""
+    """Images resampled at turn p - shift, p in pixels from the centre."""
     if x.dim() != 4:
-        raise NuisanceError(f"expected images (example, channel, height, width), got shape {tuple(x.shape)}")
+        raise NuisanceError(f"expected images of shape (example, channel, height, width), got shape {tuple(x.shape)}")
     height, width = x.shape[-2:]
     rows = torch.arange(height, dtype=x.dtype, device=x.device) - (height - 1) / 2
     columns = torch.arange(width, dtype=x.dtype, device=x.device) - (width - 1) / 2
@@ -110,10 +147,11 @@ def _warped(x: Tensor, turn: Tensor, shift: Tensor) -> Tensor:
 @public
 @dataclass(frozen=True)
 class Profile:
-    """Layer -> nats about a nuisance (or the inputs), the mean over examples and its standard error.
+    """The information of every layer about a nuisance (or the inputs), in nats; what `effective_information` returns.
 
-    `units`: how many numbers of each layer were looked at. The constant of such bounds is unknown and the scale of the
-    noise is a choice: only differences between layers, between nuisances and between networks mean something.
+    `layers`: layer -> the mean over examples and its standard error. `units`: layer -> the dimensions that were used.
+    The scale of the noise is a choice and adds a constant: only differences between layers, nuisances or networks are
+    meaningful.
     """
 
     nuisance: str
@@ -121,14 +159,20 @@ class Profile:
     units: Mapping[str, int]
 
     def data(self) -> dict[str, Any]:
-        """All of it, as JSON can hold it."""
+        """All fields as plain data for JSON."""
         layers = {name: [found.value, found.error] for name, found in self.layers.items()}
         return {"nuisance": self.nuisance, "layers": layers, "units": dict(self.units)}
 
 
 @public
 def information_cost(net: Net, task: Task, *, layer: str | None = None, units: int = 64) -> int:
-    """How many passes back of one example `effective_information` will make."""
+    """The cost of `effective_information`: backward passes of one example.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> ws.codes.information_cost(net, task)       # 60 examples, layers of 16 and 10 units
+    1560
+    """
     sizes = {name: z[0].numel() for name, z in _chosen(net, task, task.example(1), layer).items()}
     return len(task) * sum(min(units, size) for size in sizes.values())
 
@@ -145,16 +189,22 @@ def effective_information(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Profile:
-    """1/2 E_x log det(I + C J_t^T (J_w S J_w^T)^+ J_t), nats of a layer about a nuisance; about the inputs without one.
+    """The effective information of layers about a nuisance (or the inputs): 1/2 E_x log det(I + C F) nats.
 
-    `layer`: one of the layers of `features`, or "outputs"; all of them by default. `noise`: S^(1/2), a share eta of
-    |W_l| / sqrt(numel_l) on every tensor, standard deviations as `Weights`, or a Gaussian posterior with a
-    `log_variance`. Without a nuisance, C is the covariance of the task's inputs, and J_t = J_x. A layer of more than
-    `units` numbers is seen through a fixed random projection to so many, which cannot tell more than the layer. Where
-    the noise has no part (to 1e-6 of its largest), so has the information: the pseudo-inverse. First order in noise and
-    nuisance. Only differences between layers and nuisances mean something (`Profile`). Cost: `information_cost` passes.
-    Raises `NuisanceError` for a noise that is not positive, a nuisance that changes inputs at t = 0 or their shape, a
-    layer that is not there, or numbers that are not finite.
+    F = J_t^T (J_w S J_w^T)^+ J_t to first order in noise and nuisance; without a nuisance C is the covariance of the
+    task's inputs, and J_t = J_x. `layer`: a layer of `features`, or "outputs"; all by default. `noise`: S^(1/2), as a
+    multiple of |W_l| / sqrt(numel_l) for every tensor, standard deviations as `Weights`, or a `Gaussian`. A layer of
+    more than `units` dimensions is replaced by a fixed random projection to `units`, a lower bound. Directions with
+    less than 1e-6 of the largest noise count as without information (the pseudo-inverse). Only differences between
+    layers and nuisances are meaningful (`Profile`). Cost: `information_cost` passes. Raises `NuisanceError` for a noise
+    that is not positive, a nuisance that changes inputs at t = 0 or their shape, a layer that does not exist, and
+    numbers that are not finite.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> found = ws.effective_information(net, task.take(8, seed=0), ws.codes.rotation())
+    >>> found.nuisance, dict(found.units), found.layers["outputs"].value > 0
+    ('rotation', {'2': 16, 'outputs': 10}, True)
     """
     scale, root = _deviations(checked(net), noise), _root(net, task, nuisance)
     draws: dict[str, list[float]] = {}
@@ -192,12 +242,12 @@ def _nats(name: str, rows: Tensor, leaf: Weights, parameter: Tensor, scale: Tens
 
 
 def _rows_back(rows: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The Jacobian of the rows in every leaf, in one pass where all operations can be batched."""
+    """The Jacobian of the rows in every leaf, in one backward pass where all operations can be batched."""
     ones = torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
     how: dict[str, Any] = {"retain_graph": True, "materialize_grads": True}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of an operation that is batched by a loop
+            warnings.simplefilter("ignore", UserWarning)  # about operations that are batched by a loop
             return torch.autograd.grad(rows, leaves, ones, is_grads_batched=True, **how)
     except RuntimeError:
         each = [torch.autograd.grad(rows, leaves, one, **how) for one in ones]
@@ -218,7 +268,7 @@ def _chosen(net: Net, task: Task, x: Any, layer: str | None) -> dict[str, Tensor
 def _projected(name: str, z: Tensor, units: int, seed: int) -> Tensor:
     """z itself, or its coordinates along `units` random orthonormal directions, the same for every example."""
     if units < 1:
-        raise NuisanceError(f"a layer is looked at through 1 unit or more, got {units}")
+        raise NuisanceError(f"units must be 1 unit or more, got {units}")
     if len(z) <= units:
         return z
     generator = torch.Generator().manual_seed(seed)
@@ -227,7 +277,7 @@ def _projected(name: str, z: Tensor, units: int, seed: int) -> Tensor:
 
 
 def _turned(one: Tensor, nuisance: Nuisance | None, root: Tensor) -> tuple[Tensor, Tensor]:
-    """An example and the leaf that moves it."""
+    """An example as a function of the nuisance's parameter, and that parameter as a leaf."""
     if nuisance is None:
         leaf = one.detach().clone().requires_grad_()
         return leaf, leaf
@@ -236,7 +286,7 @@ def _turned(one: Tensor, nuisance: Nuisance | None, root: Tensor) -> tuple[Tenso
     if not isinstance(turned, Tensor) or turned.shape != one.shape or not turned.requires_grad:
         seen = tuple(turned.shape) if isinstance(turned, Tensor) else type(turned).__name__
         raise NuisanceError(
-            f"{nuisance.name} made {seen} of {tuple(one.shape)}; it keeps the shape and is differentiable"
+            f"{nuisance.name} made {seen} of {tuple(one.shape)}; give an act that keeps the shape and is differentiable"
         )
     if float((turned.detach() - one).abs().max()) > 1e-3 * float(one.abs().max().clamp_min(1e-12)):
         raise NuisanceError(f"{nuisance.name} changes the inputs at t = 0; act(x, 0) must be x")
@@ -244,7 +294,7 @@ def _turned(one: Tensor, nuisance: Nuisance | None, root: Tensor) -> tuple[Tenso
 
 
 def _root(net: Net, task: Task, nuisance: Nuisance | None) -> Float[Tensor, "parameters directions"]:
-    """R with R R^T = C, the covariance of the parameter, or of the inputs."""
+    """A square root R of the covariance of the parameter, or of the inputs: R R^T = C."""
     if nuisance is not None:
         spread = torch.tensor(nuisance.spread, dtype=torch.float64)
         if not len(spread) or not bool((spread > 0).all() and spread.isfinite().all()):
@@ -259,9 +309,9 @@ def _root(net: Net, task: Task, nuisance: Nuisance | None) -> Float[Tensor, "par
 def _tensor(x: Any) -> Tensor:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         seen = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise NuisanceError(f"a nuisance moves one tensor of real inputs, got {seen}")
+        raise NuisanceError(f"the inputs must be one floating-point tensor, got {seen}")
     if not bool(x.isfinite().all()):
-        raise NuisanceError("the inputs hold NaN or infinity; look for it in the data")
+        raise NuisanceError("the inputs hold NaN or infinity; remove those examples")
     return x
 
 

@@ -1,13 +1,14 @@
-"""Gaussians on weight space: a network known only so far, what it does, and what it costs to write it down.
+"""Gaussian distributions over weights: outputs of noisy networks, and the variational posterior of a task.
 
     Q = N(mu, diag s^2),  P = N(w_0, diag l^2)
     KL(Q | P) = 1/2 sum_i [(s_i^2 + (mu_i - w_0i)^2) / l_i^2 - 1 - log(s_i^2 / l_i^2)]
-    C_beta = min_Q E_{w ~ Q} L(w) + beta KL(Q | P),   L = sum over the examples of the task's distances, in nats
+    C_beta = min_Q E_{w ~ Q} L(w) + beta KL(Q | P),   L = the task's loss summed over the examples, in nats
 
-Outputs are drawn with weights of their own for every example. A linear map z = W x + b of one position has z ~ N(mu x +
-mu_b, s^2 x^2 + s_b^2), independent over units; where one weight meets several positions (pixels, tokens) one matrix of
-noise is shared by the batch and gets random signs for every example and unit, so that each example alone has weights
-from Q. All other weights are drawn once a batch. Every example's output has its exact distribution.
+C_beta is a description length: Q is a code for the labels, of E_Q L + beta KL nats. Weights are drawn anew for every
+example. A linear layer z = W x + b has z ~ N(mu x + mu_b, s^2 x^2 + s_b^2), independent over units; where a weight is
+shared by several positions (pixels, tokens), the batch shares one noise matrix with random signs for every example and
+unit, so that each example alone has weights from Q. All other weights are drawn once for a batch. The output of every
+single example has its exact distribution.
 Sources: Keeping neural networks simple by minimizing the description length of the weights (Hinton, van Camp, 1993);
 Variational dropout and the local reparameterization trick (Kingma, Salimans, Welling, 2015); Flipout (Wen, Vicol, Ba,
 Tran, Grosse, 2018).
@@ -43,17 +44,24 @@ __all__ = ["Code", "Gaussian", "Noisy", "PosteriorError", "encode", "stream"]
 _MAPS: dict[Any, str] = {F.linear: "linear", F.conv1d: "conv1d", F.conv2d: "conv2d", F.conv3d: "conv3d"}
 _TINY = 1e-20
 _WARM = 0.5
-_START = 0.1  # deviation of a weight at the start, as a share of its tensor's root mean square
+_START = 0.1  # standard deviation of a weight at the start, over its tensor's root mean square
 
 
 class PosteriorError(WeightspaceError):
-    """A Gaussian, or a code of a task, that cannot be made."""
+    """A Gaussian over weights, or a posterior of a task, that cannot be computed."""
 
 
 @public(grad=False)
 @dataclass(frozen=True)
 class Gaussian:
-    """N(mu, diag s^2): `net` stands at mu, `log_variance` is log s^2 of every weight."""
+    """A Gaussian distribution over weights, N(mu, diag s^2): `net` has the weights mu, `log_variance` is log s^2.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> q = ws.Gaussian(net, net.weights.map(lambda w: 0 * w - 4))
+    >>> q.sample(seed=0)(task.example(3)).shape, q.kl(q)
+    (torch.Size([3, 10]), 0.0)
+    """
 
     net: Net
     log_variance: Weights
@@ -64,18 +72,18 @@ class Gaussian:
             raise PosteriorError(f"NaN or infinity in {bad[0]}; a Gaussian has finite means and variances")
 
     def sample(self, seed: int) -> Net:
-        """A network drawn from it."""
+        """A network with weights drawn from the Gaussian."""
         noise = self.net.weights.randn(seed).flat()
         return self.net.at(
             self.net.weights.shaped(self.net.weights.flat() + (self.log_variance.flat() / 2).exp() * noise)
         )
 
     def kl(self, prior: Gaussian) -> float:
-        """KL(self | prior) in nats, in float64. Raises `ArchitectureMismatch` for another space."""
+        """KL(self | prior) in nats, in float64. Raises `ArchitectureMismatch` unless both have the same tensors."""
         return sum(self.kl_by_tensor(prior).values())
 
     def kl_by_tensor(self, prior: Gaussian) -> dict[str, float]:
-        """Name -> its part of KL(self | prior)."""
+        """The part of every tensor in KL(self | prior): name -> nats."""
         self.net.weights.check(prior.net.weights)
         parts = {}
         for name, mean in self.net.weights.items():
@@ -85,11 +93,11 @@ class Gaussian:
         return parts
 
 
-# ------------------------------------------------------------------ outputs of uncertain weights
+# ------------------------------------------------------------------ outputs with random weights
 
 
 class _Drawn(TorchFunctionMode):
-    """Calls of linear maps and convolutions with a weight whose variance is known give a draw of their output."""
+    """A mode in which linear layers and convolutions with a random weight return a sample of their output."""
 
     def __init__(self, known: Mapping[int, tuple[Tensor, Tensor | None]], generator: torch.Generator) -> None:
         super().__init__()
@@ -132,14 +140,14 @@ class _Drawn(TorchFunctionMode):
         return torch.randn(like.shape, generator=self._generator, dtype=like.dtype, device=like.device)
 
     def _signs(self, like: Tensor, at: int) -> Tensor:
-        """Signs for every example and unit, the same at all positions."""
+        """Random signs for every example and unit, the same at all positions."""
         shape = (len(like), like.shape[at])
         drawn = torch.randint(0, 2, shape, generator=self._generator, device=like.device).to(like.dtype) * 2 - 1
         return drawn.view(_form(like, at, shape[1]))
 
 
 def _form(like: Tensor, at: int, units: int) -> tuple[int, ...]:
-    """(examples, 1, .., units, .., 1), units in the dimension `at`."""
+    """The shape (examples, 1, .., units, .., 1), units in the dimension `at`."""
     form = [len(like), *[1] * (like.dim() - 1)]
     form[at] = units
     return tuple(form)
@@ -147,7 +155,7 @@ def _form(like: Tensor, at: int, units: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class _Map:
-    """A linear map or convolution whose weight is used once: its bias, and whether it has one position an example."""
+    """A linear layer or convolution whose weight is used once: its bias, and whether examples have one position."""
 
     bias: str | None
     single: bool
@@ -155,14 +163,21 @@ class _Map:
 
 @public
 class Noisy:
-    """x -> f_w(x) with w ~ N(mu, diag s^2) drawn for every example, differentiable in mu and s^2.
+    """A network with random weights, x -> f_w(x), w ~ N(mu, diag s^2) for every example, differentiable in mu and s^2.
 
-    `exact` says whether the examples of one batch have independent weights too (all weights in linear maps of one
-    position), so that a batch is as many draws of a pair of weights and an example.
+    `exact`: whether the examples of a batch have independent weights (all weights are in linear layers on single
+    positions), so that a batch of n gives n independent samples.
+
+    >>> import torch, weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> noisy = ws.codes.Noisy(net, task)
+    >>> variance = net.weights.map(lambda w: 0 * w + 0.01)
+    >>> noisy(task.example(3), net.weights, variance, torch.Generator().manual_seed(0)).shape, noisy.exact
+    (torch.Size([3, 10]), True)
     """
 
     def __init__(self, net: Net, task: Task) -> None:
-        """The layers are read off the graph on two examples of the task."""
+        """Find the layers of `net` in its graph, on two examples of `task`."""
         self.net, self.task = checked(net), task
         self._maps = _read(net, task)
         self._biases = {m.bias for m in self._maps.values() if m.bias}
@@ -170,13 +185,16 @@ class Noisy:
         self.exact = {*self._maps, *self._biases} == learnt and all(m.single for m in self._maps.values())
 
     def __call__(self, x: Any, mean: Weights, variance: Weights, generator: torch.Generator) -> Tensor:
-        """Outputs of a batch, as `task.forward` gives them."""
+        """A sample of the outputs of a batch, in the form of `task.forward`."""
         return self._run(x, mean, variance, generator)[0]
 
     def moments(
         self, x: Any, mean: Weights, variance: Weights, generator: torch.Generator
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Outputs; and their mean and variance given what all layers but the last drew, where that one is linear."""
+        """A sample of the outputs, with their mean and variance given the sampled inputs of a linear last layer.
+
+        Mean and variance are None where the last layer is not linear.
+        """
         outputs, last = self._run(x, mean, variance, generator)
         return (outputs, *last[1:]) if last is not None and last[0] is outputs else (outputs, None, None)
 
@@ -198,7 +216,7 @@ class Noisy:
 
 
 def _read(net: Net, task: Task) -> dict[str, _Map]:
-    """Weight -> its map, where examples lie along the first dimension and the weight is used nowhere else."""
+    """Weight -> its layer, where the first dimension is the batch and the weight is used nowhere else."""
     x = carried(task.example(2), net)
     try:
         graph = graph_of(net, x)
@@ -214,17 +232,17 @@ def _read(net: Net, task: Task) -> dict[str, _Map]:
     }
 
 
-# ------------------------------------------------------------------ the shortest code of a task
+# ------------------------------------------------------------------ the variational posterior of a task
 
 
 @public(grad=False)
 @dataclass(frozen=True)
 class Code:
-    """The Q found for E_Q L + beta KL(Q | P): `loss` = E_Q L and `kl`, in nats.
+    """A variational posterior Q, with E_Q L = `loss` and KL(Q | P) = `kl` in nats; what `encode` returns.
 
-    `error`: the standard error of `loss`. `prior`: P, whose variance of every tensor is the best one for Q unless it
-    was given. `layers`: name -> its part of the KL. `right`: the fraction of examples that Q gets right (NaN without
-    classes). `trivial`: nothing was learnt that pays, and Q = P.
+    `error`: the standard error of `loss`. `prior`: P, with the variance of every tensor that is optimal for Q, unless
+    it was given. `layers`: name -> its part of the KL. `right`: the accuracy of networks drawn from Q (NaN without
+    classes). `trivial`: Q = P, because no posterior that was found has a shorter length.
     """
 
     loss: float
@@ -239,13 +257,13 @@ class Code:
 
     @property
     def length(self) -> float:
-        """E_Q L + beta KL."""
+        """The description length E_Q L + beta KL, in nats."""
         return self.loss + self.beta * self.kl
 
 
 @dataclass
 class _Fit:
-    """mu and log s^2 as two flat leaves, and the prior they are written with."""
+    """The parameters mu and log s^2 as two flat leaves, and the prior (mean and variance)."""
 
     net: Net
     anchor: Net
@@ -267,7 +285,7 @@ class _Fit:
 
     @torch.no_grad()
     def pull(self, factor: float) -> None:
-        """Add `factor` times the gradient of KL(Q | P) to those of both leaves; the best prior has none of its own."""
+        """Add `factor` times the gradient of KL(Q | P) to both leaves; the gradient through the best prior is zero."""
         second, wide = self.scales()
         far = self.mean - self.anchor.weights.flat()
         assert self.mean.grad is not None and self.log_variance.grad is not None
@@ -281,7 +299,7 @@ class _Fit:
         return q, Gaussian(self.anchor, shaped(self.scales()[1].detach().log()))
 
     def silent(self) -> tuple[Gaussian, Gaussian]:
-        """Q = P; as narrow as can be where its variance is free."""
+        """Q = P, nearly a point where the prior's variance is free."""
         scale = math.log(_TINY if self.variance is None else self.variance)
         p = Gaussian(self.anchor, self.anchor.weights.map(lambda w: torch.full_like(w, scale)))
         return p, p
@@ -303,17 +321,22 @@ def encode(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Code:
-    """argmin over Q = N(mu, diag s^2) of E_Q L + beta KL(Q | P), P = N(w_0, l_t^2) with one variance a tensor t.
+    """The variational posterior of a task: the Q = N(mu, diag s^2) that minimises E_Q L + beta KL(Q | P).
 
-    It starts at the weights of `net`, or at `start`. `anchor` stands at w_0: zero where none is given. `variance`: l^2
-    of all tensors; without it, each tensor has the best one, mean(s^2 + (mu - w_0)^2), whose own description is left
-    out. Adam on mini-batches with one cycle of rates, for log s^2 three times `lr`; beta grows to its value over the
-    first half of the steps, or nothing would be learnt that it is then worth to keep. E_Q L at the end is the mean over
-    `draws` weights for every example. The code that says nothing, Q = P, is taken where it is shorter. The examples are
-    held in memory. Cost: `steps` passes over `batch` examples forward and back, each twice as long as the network's
-    own, and `draws` passes over the task. Frozen weights are known already and cost nothing: Q and P are Gaussians on
-    the others, of `net.free()`; take net.thawed() to count all. Raises `PosteriorError` for a beta, variance or steps
-    that is not positive, and where the loss is not finite.
+    P = N(w_0, l_t^2) has one variance for each tensor t: `variance`, or by default the optimal mean(s^2 + (mu -
+    w_0)^2), whose own description length is not counted; w_0 are the weights of `anchor`, zero by default. Q starts at
+    `net`, or at `start`. Adam on minibatches with a one-cycle schedule of peak learning rate `lr`, 3 `lr` for log s^2;
+    beta is warmed up over the first half of the steps. E_Q L at the end is a mean over `draws` weights for every
+    example. Q = P is returned where it is shorter. The examples are held in memory. Cost: `steps` forward and backward
+    passes over `batch` examples, each twice the network's own, and `draws` passes over the task. Frozen weights are
+    fixed: Q and P are over the others, those of `net.free()`; use net.thawed() to count all. Raises `PosteriorError`
+    for a beta, variance or steps that is not positive, and a loss that is not finite.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> code = ws.encode(net, task, beta=0.1, steps=20)
+    >>> code.length == code.loss + 0.1 * code.kl, list(code.layers) == list(net.weights)
+    (True, True)
     """
     for name, value in (("beta", beta), ("variance", variance), ("steps", steps), ("lr", lr), ("draws", draws)):
         if value is not None and not 0 < value < math.inf:
@@ -348,7 +371,7 @@ def encode(
 
 
 def _free(net: Net, anchor: Net | None, start: Gaussian | None) -> tuple[Net, Net | None, Gaussian | None]:
-    """All three without the weights that are frozen in the net."""
+    """The net, anchor and start without the weights that are frozen in the net."""
     net = net.free()
     anchor = None if anchor is None else checked(anchor).within(net.weights)
     if start is not None:
@@ -359,9 +382,9 @@ def _free(net: Net, anchor: Net | None, start: Gaussian | None) -> tuple[Net, Ne
 
 def _begin(net: Net, anchor: Net | None, variance: float | None, start: Gaussian | None) -> _Fit:
     if bad := net.weights.unusable():
-        raise PosteriorError(f"NaN or infinity in {bad[0]}; a code starts from finite weights")
+        raise PosteriorError(f"NaN or infinity in {bad[0]}; give a network of finite weights")
     if not all(w.is_floating_point() for w in net.weights.values()):
-        raise PosteriorError("weights of whole numbers cannot be uncertain; give a network of floating-point weights")
+        raise PosteriorError("integer weights cannot be random; give a network of floating-point weights")
     zero = net.at(net.weights.zeros()) if anchor is None else checked(anchor)
     net.weights.check(zero.weights)
     first = _around(net) if start is None else start
@@ -371,7 +394,7 @@ def _begin(net: Net, anchor: Net | None, variance: float | None, start: Gaussian
 
 
 def _around(net: Net) -> Gaussian:
-    """The net, each tensor with a tenth of its root mean square as deviation."""
+    """A Gaussian at the net, with a tenth of each tensor's root mean square as standard deviation."""
     squares = {name: float(w.double().square().mean()) for name, w in net.weights.items()}
     whole = max(squares.values(), default=0.0) or 1.0
     scales = {name: math.log(_START**2 * (square or whole)) for name, square in squares.items()}
@@ -379,13 +402,11 @@ def _around(net: Net) -> Gaussian:
 
 
 def _count(task: Task) -> int:
-    """How many distances the task has: labelled positions."""
+    """The number of labelled positions of a task, over which L is summed."""
     total = 0
     for _, y in task.batches():
         if y is None:
-            raise PosteriorError(
-                "the task has no labels, and nothing is there to be written; give Task(inputs, labels)"
-            )
+            raise PosteriorError("the task has no labels, so there is nothing to encode; give Task(inputs, labels)")
         total += len(y) if y.is_floating_point() else int((y != IGNORED).sum())
     if not total:
         raise PosteriorError(f"no example has a label: all are {IGNORED}")
@@ -394,7 +415,14 @@ def _count(task: Task) -> int:
 
 @public
 def stream(net: Net, task: Task, batch: int, seed: int) -> Iterator[tuple[Any, Tensor | None]]:
-    """Batches without end; the whole task at every step where it is no larger than one."""
+    """An endless stream of minibatches, or of the whole task where it has no more than `batch` examples.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> x, y = next(ws.codes.stream(net, task, batch=8, seed=0))
+    >>> x.shape, y.shape
+    (torch.Size([8, 1, 8, 8]), torch.Size([8]))
+    """
     whole = [*task.batches(net)] if batch >= len(task) else []
     for step in count():
         yield from whole or task.minibatch(batch, step, seed).batches(net)
@@ -402,7 +430,7 @@ def stream(net: Net, task: Task, batch: int, seed: int) -> Iterator[tuple[Any, T
 
 @torch.no_grad()
 def _measured(q: Gaussian, p: Gaussian, noisy: Noisy, beta: float, draws: int, generator: torch.Generator) -> Code:
-    """The code as it stands: the loss is drawn, the KL is exact."""
+    """The code of Q and P: the loss is estimated from draws, the KL is exact."""
     total, hits, seen = torch.zeros(draws, dtype=torch.float64), 0.0, 0
     variance = q.log_variance.map(torch.exp)
     known = classifies(noisy.task)

@@ -1,15 +1,15 @@
-"""The shortest code of a quadratic loss, in closed form: what information, its cost and its prior are near a minimum.
+"""The optimal Gaussian posterior of a quadratic loss, in closed form: information in the weights near a minimum.
 
-With L(w* + d) = L* + 1/2 d^T H d in nats (H the Hessian of the SUM over examples), a prior N(w_0, V) with V = diag(v)
-and the code Q = N(w*, S), C_beta = E_Q L + beta KL(Q | P) is shortest for
+With L(w* + d) = L* + 1/2 d^T H d in nats (H the Hessian of the SUM over examples), a prior P = N(w_0, V) with V =
+diag(v) and Q = N(w*, S), the description length C_beta = E_Q L + beta KL(Q | P) is shortest for
 
     S = beta (H + beta V^-1)^-1
     C_beta = L* + beta/2 [(w* - w_0)^T V^-1 (w* - w_0) + log det(I + V H / beta)]
     KL = 1/2 [(w* - w_0)^T V^-1 (w* - w_0) + log det(I + V H / beta) - d],   d = tr H (H + beta V^-1)^-1
 
-d is the effective dimension. The 1/2 of the expansion stands in L, so that H is the Hessian itself; papers that write
-L* + d^T H d have H/2 for our H. Among diagonal S the best is that of diag H: its code is the same formula with H
-replaced by its diagonal. Where Q may also choose its mean, it moves to the minimum of L + beta/2 |w - w_0|^2 / v.
+d is the effective dimension. The expansion has the factor 1/2, so H is the Hessian itself; papers that write L* +
+d^T H d have H/2 for our H. The best diagonal S follows from the same formulas with H replaced by its diagonal. If the
+mean of Q is optimised too, it moves to the minimum of L + beta/2 |w - w_0|^2 / v.
 Sources: Keeping neural networks simple by minimizing the description length of the weights (Hinton, van Camp, 1993);
 Bayesian interpolation (MacKay, 1992), for the prior; Where is the information in a deep neural network? (Achille,
 Paolini, Soatto, 2019).
@@ -31,23 +31,29 @@ from weightspace.net.public import public
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-__all__ = ["Quadratic", "QuadraticError", "positive"]
+__all__ = ["Quadratic", "QuadraticError"]
 
 
-_WIDEST = 60.0  # |log of a variance| beyond which it is zero, or infinite
+_WIDEST = 60.0  # |log of a variance| beyond which it counts as zero, or infinite
 _NEWTON = 60
 
 
 class QuadraticError(WeightspaceError):
-    """A Hessian that is none, or a number that has to be positive."""
+    """A matrix that is not a Hessian, or a number that must be positive and is not."""
 
 
 @public
 @dataclass(frozen=True)
 class Quadratic:
-    """L(w* + d) = `loss` + 1/2 d^T H d, and `offset` = w* - w_0; `hessian` is H, or its diagonal as a vector.
+    """A quadratic loss L(w* + d) = `loss` + 1/2 d^T H d around w*, with `offset` = w* - w_0 from the prior's mean.
 
-    `variance` of a method is v: a number, or one for every weight. Everything in float64.
+    `hessian` is H, or its diagonal as a vector. The argument `variance` of the methods is v: a number, or one for every
+    weight. Everything in float64. Raises `QuadraticError` for shapes that do not fit, NaN and infinity.
+
+    >>> import torch, weightspace as ws
+    >>> bowl = ws.Quadratic(1.0, torch.diag(torch.tensor([3.0, 0.0])), torch.zeros(2))
+    >>> round(bowl.length(1.0), 3), bowl.dimensions(1.0).tolist()       # 1 + log(1 + 3) / 2; the second is free
+    (1.693, [0.75, 0.0])
     """
 
     loss: float
@@ -65,11 +71,11 @@ class Quadratic:
 
     @property
     def factorised(self) -> Quadratic:
-        """The quadratic that codes with independent weights see: H is its diagonal."""
+        """The same quadratic with H replaced by its diagonal, as posteriors with independent weights see it."""
         return replace(self, hessian=self.hessian.diagonal()) if self.hessian.dim() == 2 else self
 
     def covariance(self, variance: float | Tensor, beta: float = 1.0) -> Tensor:
-        """S, as a matrix, or its diagonal where H is one."""
+        """The posterior covariance S as a matrix, or its diagonal where H is a diagonal."""
         v, b = self._wide(variance), positive("beta", beta)
         if self.hessian.dim() == 1:
             return b * v / (v * self.hessian + b)
@@ -78,7 +84,7 @@ class Quadratic:
         return b * root[:, None] * torch.cholesky_inverse(torch.linalg.cholesky(inner)) * root
 
     def length(self, variance: float | Tensor, beta: float = 1.0) -> float:
-        """C_beta, in nats."""
+        """The description length C_beta, in nats."""
         return self.loss + positive("beta", beta) / 2 * (self._far(variance) + self.logdet(variance, beta))
 
     def kl(self, variance: float | Tensor, beta: float = 1.0) -> float:
@@ -90,24 +96,24 @@ class Quadratic:
         return float((self._spectrum(variance)[0] / positive("beta", beta)).log1p().sum())
 
     def dimensions(self, variance: float | Tensor, beta: float = 1.0) -> Float[Tensor, " n"]:
-        """1 - S_ii / v_i of every weight, from 0 (as in the prior) to 1 (known); their sum is d."""
+        """The effective dimension 1 - S_ii / v_i of every weight, from 0 (as in the prior) to 1; their sum is d."""
         values, vectors = self._spectrum(variance)
         known = values / (values + positive("beta", beta))
         return known if vectors is None else vectors.square() @ known
 
     def nats(self, variance: float | Tensor, beta: float = 1.0) -> Float[Tensor, " n"]:
-        """The part of every weight in the KL: the logarithm of the determinant is the trace of that of the matrix."""
+        """Every weight's part of the KL: log det is the trace of the matrix logarithm, and its diagonal is split."""
         values, vectors = self._spectrum(variance)
         logs = (values / positive("beta", beta)).log1p()
         logs = logs if vectors is None else vectors.square() @ logs
         return (self.offset.square() / self._wide(variance) + logs - self.dimensions(variance, beta)) / 2
 
     def best_variance(self, beta: float = 1.0, sizes: Sequence[int] | None = None) -> Float[Tensor, " n"]:
-        """The v that makes C_beta shortest, one number for every `sizes` consecutive weights (all of them).
+        """The prior variance v that minimises C_beta, with one value for each group of `sizes` consecutive weights.
 
-        It solves v_l = (|w*_l - w_0l|^2 + tr S_l) / n_l, which is v_l = |w*_l - w_0l|^2 / d_l. C_beta is convex in
-        log v, so that there is one, found by Newton's method. Groups that stand at w_0, where it is zero, get e^-60,
-        groups of which nothing is known, where it is infinite, e^60.
+        Without `sizes` one value for all. It solves v_l = (|w*_l - w_0l|^2 + tr S_l) / n_l, which is v_l = |w*_l -
+        w_0l|^2 / d_l. C_beta is convex in log v, so the minimum is unique, found by Newton's method. Groups at w_0,
+        where it is zero, get e^-60; groups with zero curvature, where it is infinite, e^60.
         """
         group = _groups(sizes or [len(self.offset)], len(self.offset))
         far = _summed(self.offset.square(), group)
@@ -154,7 +160,7 @@ class Quadratic:
         return v
 
     def _spectrum(self, variance: float | Tensor) -> tuple[Tensor, Tensor | None]:
-        """Eigenvalues and eigenvectors of V^1/2 H V^1/2; rounding below zero is zero."""
+        """Eigenvalues and eigenvectors of V^1/2 H V^1/2; negative ones, from rounding, are set to zero."""
         v = self._wide(variance)
         if self.hessian.dim() == 1:
             return (v * self.hessian).clamp(min=0), None
@@ -170,14 +176,13 @@ def _groups(sizes: Sequence[int], n: int) -> Int[Tensor, " n"]:
 
 
 def _summed(values: Tensor, group: Tensor) -> Tensor:
-    """Rows of a vector or matrix added up group by group."""
+    """The sums of the rows of a vector or matrix over every group."""
     total = values.new_zeros(int(group[-1]) + 1, *values.shape[1:])
     return total.index_add_(0, group, values)
 
 
-@public
 def positive(name: str, value: float) -> float:
-    """The value. Raises `QuadraticError` unless it is a positive number."""
+    """The value as a float. Raises `QuadraticError` unless it is positive and finite."""
     if not 0 < value < math.inf:
         raise QuadraticError(f"{name} must be a positive number, got {value}")
     return float(value)

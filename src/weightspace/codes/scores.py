@@ -1,11 +1,11 @@
-"""What a network says of tasks without learning them: task2vec embeds a task, LogME scores features for labels.
+"""Transferability scores without fine-tuning: task2vec embeddings of tasks, and LogME scores of features for labels.
 
 task2vec: the Fisher information of a probe network on the inputs of a task, its head fitted to the labels, averaged
-over the weights of every unit. F_i = E_x E_{y ~ p_w(.|x)} (d log p_w(y|x) / dw_i)^2, exact in y, the square of every
-EXAMPLE's gradient: squares of the mean over a batch, as in released code, are F over the batch size.
+over the weights of every unit. F_i = E_x E_{y ~ p_w(.|x)} (d log p_w(y|x) / dw_i)^2, exact in y, from the square of
+every EXAMPLE's gradient: the square of a batch's mean gradient, as in released code, gives F over the batch size.
 LogME: the evidence of linear regression from the features on every label, y = F m + noise, m ~ N(0, I / a), noise
-~ N(0, I / b), at its largest over a and b. Given the ratio r = a / b both are in closed form, which leaves a function
-of one number, so that there is no fixed point to miss.
+~ N(0, I / b), maximised over a and b. Given the ratio r = a / b both have a closed form, so that one number is left to
+search.
 Sources: Task2Vec: task embedding for meta-learning (Achille et al., 2019); LogME: practical assessment of pre-trained
 models for transfer learning (You, Liu, Wang, Long, 2021); Bayesian interpolation (MacKay, 1992).
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,7 @@ __all__ = ["Embedding", "ScoreError", "headless", "logme", "task2vec", "transfer
 
 _TINY = 1e-8
 _RATIOS = (-12.0, 12.0)  # powers of ten of r, in units of the largest squared singular value
-_KINDS = ("cosine", "asymmetric")
+Kind: TypeAlias = Literal["cosine", "asymmetric"]
 _ALPHA = 0.15  # weight of the source's own complexity in the asymmetric distance
 
 
@@ -50,10 +50,10 @@ class ScoreError(WeightspaceError):
 @public
 @dataclass(frozen=True)
 class Embedding:
-    """A task as the probe sees it: `values`, the mean Fisher information of the weights of every unit.
+    """The task2vec embedding of a task: `values`, the mean Fisher information of the weights of every unit.
 
-    `prior`: what a task that says nothing would leave there, 1 / (N l^2), N examples and l^2 the mean square of the
-    tensor: the precision of the prior as it would look in `values`. `layers`: tensor -> its units.
+    `prior`: the embedding of the trivial task, 1 / (N l^2), N examples and l^2 the mean square of the tensor: the
+    precision of the prior in the units of `values`. `layers`: tensor -> its units. `task2vec` returns one.
     """
 
     values: Float[Tensor, " units"]
@@ -61,15 +61,13 @@ class Embedding:
     layers: Mapping[str, slice] = field(repr=False)
     examples: int
 
-    def distance(self, other: Embedding, kind: str = "cosine", alpha: float = _ALPHA) -> float:
-        """The distance from this task to the other.
+    def distance(self, other: Embedding, kind: Kind = "cosine", alpha: float = _ALPHA) -> float:
+        """The distance from this task (the source) to the other.
 
         "cosine": 1 - cos(h / (h + k), k / (h + k)), entry by entry, h and k the two embeddings; symmetric, in [0, 1].
-        "asymmetric": that, less `alpha` times the distance of this task from the one that says nothing, the `prior`: a
-        rich source is nearer than a poor one. Raises `ScoreError` for an unknown kind, and embeddings of two probes.
+        "asymmetric": the same minus `alpha` times the distance of this task from the trivial one, the `prior`: a
+        complex source is nearer than a simple one. Raises `ScoreError` for embeddings of two probes.
         """
-        if kind not in _KINDS:
-            raise ScoreError(f"unknown distance {kind!r}; choose one of {', '.join(_KINDS)}")
         if len(self.values) != len(other.values) or self.layers != other.layers:
             sizes = f"{len(self.values)} and {len(other.values)} units"
             raise ScoreError(f"embeddings by two probes, of {sizes}; give one probe to both")
@@ -86,14 +84,20 @@ def _cosine(h: Tensor, k: Tensor) -> float:
 def task2vec(
     net: Net, task: Task, *, fit: bool = True, decay: float = 1e-2, draws: int | None = None, seed: int = 0
 ) -> Embedding:
-    """The embedding of a task by the probe `net`: its Fisher information, a number for every unit below the head.
+    """The task2vec embedding of a task by the probe `net`: the Fisher information of every unit below the head.
 
-    A unit is a row of a weight of two dimensions or more, a filter of a convolution; biases, norms and the head, the
-    last linear map, are left out. `fit`: the head is replaced by one for the labels of the task, fitted to its
-    features by their cross-entropy and `decay` / 2 |W|^2; without it the head is taken as it is. `draws`: labels drawn
-    for every example, unbiased; without it the sum over all labels, exact, a pass back for every output. Evaluation
-    mode, all examples. Distances are between embeddings of one probe. Raises `ScoreError` for labels that name no
-    class, and a network without a linear head.
+    A unit is a row of a weight of two dimensions or more, such as a filter; biases, norms and the head (the last linear
+    layer) are left out. `fit`: replace the head by one fitted to the features and labels of the task, with
+    cross-entropy and weight `decay` (/ 2 |W|^2); else the head is kept. `draws`: labels sampled for every example,
+    unbiased; by default the exact sum over all labels, a backward pass for every output. Evaluation mode, all examples.
+    Compare embeddings of one probe only. Raises `ScoreError` for labels that are not classes, and a network without a
+    linear head.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> found, half = (ws.task2vec(net, some, fit=False) for some in (task, task.take(30, seed=0)))
+    >>> found.values.shape, found.distance(found) < 1e-6 < found.distance(half)
+    (torch.Size([16]), True)
     """
     head = _head(checked(net))
     probe = _fitted(net, task, head, decay) if fit else net
@@ -108,15 +112,20 @@ def task2vec(
         layers[name] = slice(at, at + len(units))
         at += len(units)
     if not parts:
-        raise ScoreError("the network has no layer below its head; an embedding needs one")
+        raise ScoreError("the network has no layer below its head; give a deeper one, as an embedding needs a layer")
     return Embedding(torch.cat(parts), torch.cat(prior), layers, examples)
 
 
 @public
 def headless(net: Net) -> Net:
-    """The network without its last linear map: x -> the features that go into it.
+    """The network without its last linear layer: x -> the features that go into it.
 
-    Raises `ScoreError` where there is none, or it does not come last.
+    Raises `ScoreError` where there is no linear layer with a weight of its own.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> ws.codes.headless(net)(task.example(3)).shape
+    torch.Size([3, 16])
     """
     return _replaced(net, _head(checked(net)), nn.Identity())
 
@@ -124,7 +133,7 @@ def headless(net: Net) -> Net:
 def _head(net: Net) -> str:
     found = [name for name, part in net.architecture.named_modules() if type(part) is nn.Linear]
     if not found or _weight(found[-1]) not in net.weights:
-        raise ScoreError(f"no linear map with a weight of its own in the {type(net.architecture).__name__} for a head")
+        raise ScoreError(f"no linear map with a weight of its own in {type(net.architecture).__name__}: no head")
     return found[-1]
 
 
@@ -146,7 +155,7 @@ def _features(net: Net, task: Task, head: str) -> Float[Tensor, "examples featur
     try:
         found = task.outputs(below)
     except TaskError as error:
-        task.outputs(net)  # it may be the task that does not fit
+        task.outputs(net)  # raises if the task itself does not fit
         raise ScoreError(f"the network does not run without {head}: the last linear map must come last") from error
     if found.dim() != 2 or found.shape[1] != width:
         seen = f"features {tuple(found.shape)} where {head} takes {width}"
@@ -157,15 +166,15 @@ def _features(net: Net, task: Task, head: str) -> Float[Tensor, "examples featur
 def _classes(task: Task) -> Int[Tensor, " examples"]:
     labels = [y for _, y in task.batches()]
     if any(y is None or y.is_floating_point() or y.dim() != 1 for y in labels):
-        raise ScoreError("the labels name no classes, one an example; give integer labels")
+        raise ScoreError("the labels are not classes; give one integer label for every example")
     return torch.cat([y for y in labels if y is not None])
 
 
 def _fitted(net: Net, task: Task, head: str, decay: float) -> Net:
-    """The network with a head of its own for the classes of the task."""
+    """The network with a new head, fitted to the classes of the task."""
     y, x = _classes(task).to(net.device), _features(net, task, head).double()
     if int(y.min()) < 0:
-        raise ScoreError(f"label {int(y.min())} names no class; number them from 0")
+        raise ScoreError(f"label {int(y.min())} is not a class; number classes from 0")
     weight = torch.zeros(int(y.max()) + 1, x.shape[1] + 1, dtype=torch.float64, device=x.device, requires_grad=True)
     optimiser = torch.optim.LBFGS([weight], max_iter=300, tolerance_grad=1e-7, line_search_fn="strong_wolfe")
 
@@ -190,12 +199,18 @@ def _fitted(net: Net, task: Task, head: str, decay: float) -> Net:
 
 @public
 def logme(features: Float[Tensor, "examples features"], labels: Tensor) -> float:
-    """The largest log evidence of linear regression from features on labels, in nats an example, mean over the labels.
+    """The LogME score: the log evidence of linear regression from features on labels, in nats per example.
 
-    `labels`: class numbers, each class a regression on whether an example is of it; or floating (example,) or
-    (example, label). Larger is better; it compares features of the same labels, and is no distance. The prior's ratio
-    r = a / b is looked for between 1e-12 and 1e12 times the largest squared singular value of the features. Raises
+    The maximum over prior and noise variances, averaged over the labels. `labels`: classes, as one-hot regressions; or
+    floating-point (example,) or (example, label). Larger is better; it compares features for the same labels. The ratio
+    r = a / b is searched between 1e-12 and 1e12 times the largest squared singular value of the features. Raises
     `ScoreError` for features and labels that do not fit, fewer than two classes, and NaN.
+
+    >>> import torch, weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> pixels, labels = task.example(60).flatten(1), task.labels()
+    >>> ws.logme(torch.nn.functional.one_hot(labels).double(), labels) > ws.logme(pixels, labels)
+    True
     """
     f, y = _regression(features, labels)
     left, singular, _ = torch.linalg.svd(f, full_matrices=False)
@@ -205,7 +220,7 @@ def logme(features: Float[Tensor, "examples features"], labels: Tensor) -> float
     n = len(f)
 
     def evidence(log_ratio: Tensor) -> Tensor:
-        """Of every label at its own r: b = n / S(r), S(r) = min_m |F m - y|^2 + r |m|^2."""
+        """The evidence of every label at its r: b = n / S(r), S(r) = min_m |F m - y|^2 + r |m|^2."""
         r = log_ratio.exp()
         s = (r / (power[:, None] + r) * seen).sum(0) + rest
         return -(n * (2 * math.pi * math.e * s / n).log() + torch.log1p(power[:, None] / r).sum(0)) / 2
@@ -215,14 +230,14 @@ def logme(features: Float[Tensor, "examples features"], labels: Tensor) -> float
     grid = torch.linspace(low, high, 241, dtype=f.dtype)
     found = torch.stack([evidence(at.expand(y.shape[1])) for at in grid])
     centre, step = grid[found.argmax(0)], (high - low) / 240
-    for _ in range(40):  # thirds of the bracket of the best point
+    for _ in range(40):  # ternary search around the best grid point
         one, other = evidence(centre - step / 3), evidence(centre + step / 3)
         centre, step = centre + torch.where(one > other, -step / 3, step / 3), step * 2 / 3
     return float(torch.maximum(evidence(centre.clamp(low, high)), found.max(0).values).mean()) / n
 
 
 def _regression(features: Any, labels: Any) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n labels"]]:
-    """Both in float64; classes as zeros and ones."""
+    """Features and labels in float64; classes one-hot."""
     f, y = torch.as_tensor(features), torch.as_tensor(labels)
     if f.dim() != 2 or not len(f) or len(f) != len(y) or not 1 <= y.dim() <= 2:
         raise ScoreError(f"features {tuple(f.shape)} and labels {tuple(y.shape)}: give (n, d) and (n,) or (n, labels)")
@@ -231,7 +246,7 @@ def _regression(features: Any, labels: Any) -> tuple[Float[Tensor, "n d"], Float
     if not y.is_floating_point():
         classes = y.unique()
         if y.dim() != 1 or len(classes) < 2:
-            raise ScoreError(f"{len(classes)} class among the labels; features cannot be scored for fewer than two")
+            raise ScoreError(f"{len(classes)} class among the labels; give labels of two classes or more")
         y = (y[:, None] == classes).double()
     y = y.double().view(len(y), -1)
     if not y.square().sum(0).all():
@@ -239,7 +254,7 @@ def _regression(features: Any, labels: Any) -> tuple[Float[Tensor, "n d"], Float
     return f.detach().double().cpu(), y.detach().cpu()
 
 
-# ------------------------------------------------------------------ beside the distances
+# ------------------------------------------------------------------ matrices of scores
 
 
 @public
@@ -250,20 +265,27 @@ def transfer_scores(
     *,
     decay: float = 1e-2,
 ) -> dict[str, Float[Tensor, "tasks tasks"]]:
-    """Matrices (source, target) beside `task_distances`, in the order of `tasks`.
+    """Matrices (source, target) of transferability scores, to compare with `task_distances`, in the order of `tasks`.
 
-    "task2vec" and "task2vec asymmetric" are distances of embeddings by the `probe`, `decay` as there; "LogME" is the
-    score of the features of the source's network in `nets` for the labels of the target: here more is better. Each
-    where its networks are given.
+    With a `probe`: "task2vec" and "task2vec asymmetric", distances of embeddings by it (`decay` as for `task2vec`).
+    With `nets`: "LogME", the score of the features of the source's network for the labels of the target; larger is
+    better. Raises `ScoreError` for a task without a network in `nets`.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> nets = {"a": net, "b": ws.demo.example(1)[0]}
+    >>> ws.codes.transfer_scores({"a": task, "b": ws.random_labels(task)}, nets)["LogME"].shape
+    torch.Size([2, 2])
     """
     found = {}
     if probe is not None:
         embedded = [task2vec(probe, task, decay=decay) for task in tasks.values()]
-        for name, kind in (("task2vec", "cosine"), ("task2vec asymmetric", "asymmetric")):
+        kinds: dict[str, Kind] = {"task2vec": "cosine", "task2vec asymmetric": "asymmetric"}
+        for name, kind in kinds.items():
             found[name] = torch.tensor([[a.distance(b, kind) for b in embedded] for a in embedded])
     if nets is not None:
         if missing := [name for name in tasks if name not in nets]:
-            raise ScoreError(f"no network of {missing[0]}; give one for every task, or none")
+            raise ScoreError(f"no network for {missing[0]}; give one for every task, or none")
         rows = [
             [logme(_features(nets[name], task, _head(checked(nets[name]))), _classes(task)) for task in tasks.values()]
             for name in tasks

@@ -1,16 +1,16 @@
-"""The structure of a task: how little it can be written with, for every price of a nat of network.
+"""The structure function of a task: its least loss S(t) for t nats of information, and its description length C_beta.
 
     S(t) = min of E L over codes with KL <= t     C_beta = min of E L + beta KL over codes = min over t of S(t) + beta t
 
-L is the sum of the task's distances over the examples, in nats. C_beta is concave in beta and its slope is K(beta),
-the information that is used; S(t) = max over beta of C_beta - beta t, where S is convex. C(D) = C_1 is the length of
-the task. The smallest t with S(t) + t = C(D) is its structure; what comes beyond is learnt by heart: where codes are
-perfect, S falls by a nat for each nat there, slope -1. Real codes pay more: random labels, which have no structure and
-would be learnt up to beta = 1, are learnt up to beta = `efficiency` only.
+A code is a distribution over weights (`encode`); L is the loss summed over the examples, in nats. C_beta is concave in
+beta with slope K(beta), the information used; S(t) = max over beta of C_beta - beta t, where S is convex. C(D) = C_1 is
+the description length of the task. The smallest t with S(t) + t = C(D) is its complexity; information beyond it
+memorises: for perfect codes S has slope -1 there. Real codes are less efficient: random labels, which have no structure
+and should be memorised up to beta = 1, are memorised only up to beta = `efficiency`.
 
-Every code that was found for one beta is a code for all of them, so that C_beta is at most the least of these lines,
-and of the codes that say nothing, or one constant. Optimisation gets stuck on both sides of a jump of K; beta is swept
-up and down, for several seeds, and what the sweeps alone would have said is checked against the envelope.
+A code found for one beta is a code for all, so C_beta is the lower envelope of the lines of all codes, with the trivial
+code and the best constant. Optimisation gets stuck on both sides of a jump of K; beta is swept up and down, for several
+seeds, and the sweeps are checked against the envelope.
 Sources: Kolmogorov's structure functions and model selection (Vereshchagin, Vitanyi, 2004); The information complexity
 of learning tasks, their structure and their distance (Achille, Paolini, Mbeng, Soatto, 2019); The loss-complexity
 landscape and model structure functions (Kolpakov, 2025), for the susceptibility.
@@ -32,18 +32,25 @@ __all__ = ["Check", "Run", "StructureError", "StructureFunction", "Transition"]
 
 
 _SHARP = 1.5  # K falls faster than beta^-1.5 in a jump
-_NOTHING = 0.01  # of a loss: what noise may save
-_LEARNT = 0.05  # of the loss of the trivial code: what is left where a task is learnt by heart
+_NOTHING = 0.01  # relative improvement of a loss that counts as noise
+_LEARNT = 0.05  # loss of a memorised task, over the loss of the trivial code
 
 
 class StructureError(WeightspaceError):
-    """A sweep that cannot be made, or taken up again."""
+    """A sweep with invalid settings, or one that cannot be resumed."""
 
 
 @public
 @dataclass(frozen=True)
 class Run:
-    """A code that a sweep found for `beta`: `loss` = E L with its standard error, `kl`, and the fraction right."""
+    """A code that a sweep found for `beta`: `loss` = E L with its standard error, `kl`, and its accuracy `right`.
+
+    `seed`: of the network; `way`: the direction of the sweep, "up" or "down".
+
+    >>> import weightspace as ws
+    >>> ws.codes.Run(seed=0, way="up", beta=0.5, loss=30.0, error=1.0, kl=40.0, right=0.9).length
+    50.0
+    """
 
     seed: int
     way: str
@@ -55,16 +62,16 @@ class Run:
 
     @property
     def length(self) -> float:
-        """E L + beta KL."""
+        """The description length E L + beta KL, in nats."""
         return self.loss + self.beta * self.kl
 
 
 @public
 @dataclass(frozen=True)
 class Transition:
-    """At `beta` the information of the shortest code falls from `before` to `after`, and its loss rises by `rise`.
+    """A phase transition at `beta`: the information falls from `before` to `after` nats, the loss rises by `rise`.
 
-    `last`: what is left is no better than a constant, but for 1 % of the loss.
+    `last`: beyond it the loss is at most 1 % below that of a constant output.
     """
 
     beta: float
@@ -75,14 +82,14 @@ class Transition:
 
     @property
     def name(self) -> str:
-        """What happens there as nats of network become dearer."""
-        return "nothing more than a constant is learnt" if self.last else "what was learnt by heart is given up"
+        """What happens there as beta grows, in words."""
+        return "nothing more than a constant is learnt" if self.last else "memorised examples are given up"
 
 
 @public
 @dataclass(frozen=True)
 class Check:
-    """A law that the sweeps alone should obey: by how many nats it was `violated` at worst, and at which beta."""
+    """A consistency check of the sweeps: the `law`, by how many nats it was `violated` at worst, and at which beta."""
 
     name: str
     passed: bool
@@ -94,11 +101,17 @@ class Check:
 @public
 @dataclass(frozen=True)
 class StructureFunction:
-    """What a task costs: `length(beta)`, `information(beta)`, `loss(t)`; nats, summed over its `examples`.
+    """The structure function of a task: `length(beta)`, `information(beta)`, `loss(t)`; nats, summed over `examples`.
 
-    `runs`: the codes that were found. `constants`: (KL, loss) of the codes without a network: nothing said, and one
-    constant output written down to the precision that the examples give it, 1/2 log N nats a number. `efficiency`: the
-    beta below which random labels are learnt, where it was measured.
+    `runs`: the codes that were found. `constants`: (KL, loss) of the codes without a network: outputs of zero, and the
+    best constant output, at 1/2 log N nats a number. `efficiency`: the beta below which random labels are memorised,
+    where it was measured. `structure_function` returns one.
+
+    >>> import weightspace as ws
+    >>> run = ws.codes.Run(seed=0, way="up", beta=1.0, loss=10.0, error=0.0, kl=30.0, right=0.9)
+    >>> s = ws.StructureFunction(runs=(run,), constants=((0.0, 100.0),), examples=50)
+    >>> s.length(1.0), s.information(1.0), s.loss(15.0), s.collapse       # the line and the constant cross at beta 3
+    (40.0, 30.0, 55.0, 3.0)
     """
 
     runs: tuple[Run, ...]
@@ -108,7 +121,7 @@ class StructureFunction:
 
     @cached_property
     def vertices(self) -> tuple[tuple[float, float], ...]:
-        """(t, S(t)) at the corners of the convex hull of all codes, t rising."""
+        """The vertices (t, S(t)) of the convex hull of all codes, t rising."""
         kept: list[tuple[float, float]] = []
         for t, loss in sorted({*self.constants, *((run.kl, run.loss) for run in self.runs)}):
             if kept and loss >= kept[-1][1]:
@@ -119,17 +132,17 @@ class StructureFunction:
         return tuple(kept)
 
     def length(self, beta: float = 1.0) -> float:
-        """C_beta; C(D) at beta = 1."""
+        """The description length C_beta, in nats; C(D) at beta = 1."""
         return min(loss + beta * t for t, loss in self.vertices)
 
     def information(self, beta: float = 1.0) -> float:
-        """K(beta) = dC_beta / dbeta, the smaller one where C_beta has a kink."""
+        """The information K(beta) = dC_beta / dbeta, in nats; the smaller value where C_beta has a kink."""
         return min((loss + beta * t, t) for t, loss in self.vertices)[1]
 
     def loss(self, t: float) -> float:
-        """S(t) = max over beta of C_beta - beta t: the least loss of a code of t nats, on the convex hull."""
+        """The structure function S(t) = max over beta of C_beta - beta t: the least loss of a code of t nats."""
         if not t >= 0:
-            raise StructureError(f"a code of {t} nats; give a number from 0")
+            raise StructureError(f"a code of {t} nats; give a number from 0 up")
         for a, b in zip(self.vertices, self.vertices[1:], strict=False):
             if t <= b[0]:
                 return a[1] + _slope(a, b) * (t - a[0])
@@ -137,24 +150,24 @@ class StructureFunction:
 
     @property
     def complexity(self) -> float:
-        """The smallest t with S(t) + t = C(D): the structure of the task, by a code of this kind."""
+        """The complexity of the task: the smallest t with S(t) + t = C(D), in nats."""
         return self.information(1.0)
 
     @property
     def collapse(self) -> float:
-        """beta_c, above which the shortest code says nothing of the examples but perhaps a constant."""
+        """The critical beta_c, above which the shortest code is a constant output or the trivial one."""
         crossings = [_crossing(self.constants, run) for run in self.runs if self._learnt(run.loss)]
         return max(crossings, default=0.0)
 
     def _learnt(self, loss: float) -> bool:
         """Whether a loss is more than 1 % below that of the best constant."""
-        return loss < (1 - _NOTHING) * min(told for _, told in self.constants)
+        return loss < (1 - _NOTHING) * min(constant for _, constant in self.constants)
 
     @property
     def tail(self) -> float:
-        """The slope of S from the structure of the task to where 5 % of the trivial loss is left; -1 for perfect codes.
+        """The slope of S from the task's complexity to where 5 % of the trivial loss is left; -1 for perfect codes.
 
-        NaN where nothing lies beyond the structure.
+        NaN where no code goes beyond the complexity.
         """
         least = max(_LEARNT * self.vertices[0][1], self.vertices[-1][1])
         start, end = self.complexity, self._reached(least)
@@ -174,7 +187,7 @@ class StructureFunction:
 
     @property
     def transitions(self) -> list[Transition]:
-        """Where K(beta) jumps: it falls faster than beta^-1.5 between two betas of the sweeps, or to zero."""
+        """The phase transitions: K(beta) falls faster than beta^-1.5 between two betas of the sweeps, or to zero."""
         found = []
         for a, b in zip(self.vertices, self.vertices[1:], strict=False):
             beta, nothing = -_slope(a, b), not self._learnt(a[1])
@@ -190,36 +203,36 @@ class StructureFunction:
         return ratios[0] if ratios else 2.0
 
     def susceptibility(self) -> list[tuple[float, float]]:
-        """(beta, -dK / d log beta) between the betas of the sweeps, in nats; it peaks at transitions."""
+        """The susceptibility (beta, -dK / d log beta) between the betas of the sweeps, in nats; it peaks at jumps."""
         pairs = zip(self.betas, self.betas[1:], strict=False)
         return [
             (math.sqrt(a * b), (self.information(a) - self.information(b)) / math.log(b / a)) for a, b in pairs
         ]  # fmt: skip
 
     def best(self, beta: float) -> Run:
-        """The shortest code that the sweeps found at this very beta."""
+        """The shortest code that the sweeps found at exactly this beta."""
         return min((run for run in self.runs if run.beta == beta), key=lambda run: run.length)
 
     @cached_property
     def checks(self) -> tuple[Check, ...]:
-        """The laws of C_beta on the sweeps alone, before the envelope; allowed are three standard errors and 1 %."""
+        """The laws of C_beta checked on the sweeps alone, to within three standard errors and 1 % of the loss."""
         return tuple(_checks(self))
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What to know of this result, a sentence each."""
-        said = [f"{c.name}: violated by {c.violated:.3g} nats at beta {c.beta:g} ({c.law}); the envelope mends it"
+        """Warnings about this result, one sentence each."""
+        said = [f"{c.name}: violated by {c.violated:.3g} nats at beta {c.beta:g} ({c.law}); the envelope repairs it"
                 for c in self.checks if not c.passed]  # fmt: skip
         if self.runs and not self.collapse:
             said.append("no code was shorter than a constant: longer training or smaller betas may find one")
         if self.runs and self.collapse > self.betas[-1]:
             said.append(
-                f"more than a constant is learnt at the largest beta, {self.betas[-1]:g}: the collapse is later"
+                f"more than a constant is learnt at the largest beta, {self.betas[-1]:g}: the collapse is above it"
             )
         return tuple(said)
 
     def data(self) -> dict[str, Any]:
-        """As plain data."""
+        """All results as plain data for JSON."""
         return plain({
             "examples": self.examples, "length": self.length(), "complexity": self.complexity,
             "collapse": self.collapse, "tail": self.tail,
@@ -242,7 +255,7 @@ def _crossing(constants: Sequence[tuple[float, float]], run: Run) -> float:
     return max(0.0, min(over, default=0.0))
 
 
-# ------------------------------------------------------------------ the laws, on what the sweeps found alone
+# ------------------------------------------------------------------ consistency checks of the sweeps
 
 
 def _checks(s: StructureFunction) -> Iterator[Check]:
@@ -286,7 +299,7 @@ def _chord(a: Run, b: Run, beta: float) -> float:
 
 
 def _spread(s: StructureFunction, beta: float, key: str) -> float:
-    """How far apart the shortest codes of the two ways, or of the seeds, are."""
+    """The largest difference between the shortest codes of the two ways, or of the seeds."""
     shortest: dict[Any, float] = {}
     for run in s.runs:
         if run.beta == beta:

@@ -1,4 +1,4 @@
-"""Sweeps of beta that find what a task costs, kept on disk code by code."""
+"""Structure functions of tasks by sweeps of beta, each code stored on disk as it is found; random labels."""
 
 from __future__ import annotations
 
@@ -70,16 +70,19 @@ def structure_function(
     folder: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> StructureFunction:
-    """C_beta and S(t) of a task by the codes that `encode` finds: Gaussian networks with independent weights.
+    """The structure function S(t) and description length C_beta of a task, by the codes that `encode` finds.
 
-    For every seed, beta is swept up from the smallest and down from the largest, each code starting where the last one
-    ended (from a fresh network where that one said nothing). `model`: what `fresh` draws networks from. `betas`: 13
-    from .01 to 10 in equal ratios by default. `anchor`, `steps`, `batch`, `lr` and `draws` are those of `encode`.
-    `calibrate`: also sweep the task with random labels, as costly again, for `efficiency`. `folder`: codes are kept
-    there one by one, with the `digest` of the task, the network and the options, and those that are there are not
-    sought again. `progress(done, total)` counts steps. `cost` tells all this before. Raises `StructureError` for betas
-    or seeds that cannot be used and a folder of another task, network, option or order of betas; `TaskError` for
-    examples and labels that do not fit; `DigestError` for a `folder` and a loss that hides its state.
+    For every seed, beta is swept up and down, each code starting from the last one (from a fresh network of `model` if
+    that was trivial). `betas`: 13 from .01 to 10 by default. `anchor`, `steps`, `batch`, `lr`, `draws`: see `encode`.
+    `calibrate`: also sweep random labels, for `efficiency`, at twice the cost. `folder`: codes are stored there, with
+    the `digest` of task, network and options, and reused. `progress(done, total)` counts steps. Raises `StructureError`
+    for invalid betas or seeds and a folder of other sweeps; `DigestError` for a `folder` and a loss that hides state.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> found = ws.structure_function(net, task, betas=(0.1, 1.0), seeds=(0,), steps=3, draws=2)
+    >>> len(found.runs), found.length(0.1) <= found.length(1.0)       # up and down
+    (4, True)
     """
     grid, chosen = _betas(betas), tuple(dict.fromkeys(seeds))
     if not chosen:
@@ -111,15 +114,21 @@ def _after(progress: Callable[[int, int], None], before: int, total: int) -> Cal
 
 @public
 def random_labels(task: Task, share: float = 1.0, seed: int = 0) -> Task:
-    """The task with the labels of a share of its examples, drawn at random, drawn anew from all classes alike.
+    """The task with random labels: those of a random `share` of its examples are redrawn uniformly from all classes.
 
-    Raises `StructureError` for a share outside [0, 1] and labels that name no class.
+    Raises `StructureError` for a share outside [0, 1] and labels that are not classes.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> changed = ws.random_labels(task, share=0.5).labels() != task.labels()
+    >>> len(changed), 0 < int(changed.sum()) <= 30
+    (60, True)
     """
     if not 0 <= share <= 1:
         raise StructureError(f"a share of {share}; give a number in [0, 1]")
     labels = [y for _, y in task.batches()]
     if any(y is None or y.is_floating_point() for y in labels):
-        raise StructureError("random labels need labels that are classes; give Task(inputs, labels) with integers")
+        raise StructureError("random labels need labels that are classes; give Task(inputs, integer labels)")
     y = torch.cat([y for y in labels if y is not None])
     draw = torch.Generator().manual_seed(seed)
     other = torch.randint(int(y.max()) + 1, y.shape, generator=draw)
@@ -210,7 +219,7 @@ def _sweep(
     kept: _Kept,
     progress: Callable[[int], None] | None,
 ) -> Iterator[Run]:
-    """The codes of one sweep, in its order."""
+    """Find the codes of one sweep, in its order, or take those that are stored."""
     start = kept.start()
     for k, beta in enumerate(betas):
         if beta not in kept:
@@ -226,12 +235,12 @@ def _sweep(
 
 
 def _onwards(code: Code) -> Gaussian | None:
-    """Where the next code starts: at this one, unless it has forgotten everything and would not wake up."""
+    """The start of the next code: this posterior, unless it is trivial, from which training would not recover."""
     return code.posterior if code.kl > 1.0 else None
 
 
 def _constants(net: Net, task: Task) -> tuple[tuple[tuple[float, float], ...], int]:
-    """(KL, loss) of outputs that are zero, and of the best constant; and the number of distances."""
+    """(KL, loss) of outputs of zero and of the best constant output; and the number of labelled positions."""
     batches = [(y, task.forward(net, x).shape) for x, y in task.batches(net)]
     level = torch.zeros(batches[0][1][-1], dtype=torch.float64, requires_grad=True)
     counted = 0

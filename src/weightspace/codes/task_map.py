@@ -1,4 +1,4 @@
-"""Distances between several tasks, and a map in the plane that shows them."""
+"""Matrices of distances between tasks, and their two-dimensional map by classical scaling."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Key: TypeAlias = tuple[str, ...]
 
 
 class TransferError(WeightspaceError):
-    """Tasks, or a network, between which no distance can be measured."""
+    """Tasks, or a model, for which no distance can be measured."""
 
 
 # ------------------------------------------------------------------ two tasks
@@ -33,11 +33,12 @@ class TransferError(WeightspaceError):
 @public
 @dataclass(frozen=True)
 class Distance:
-    """d(a -> b) = C(ab) - C(a) = `value`, in nats; `source` is C(a), `target` C(b), `joint` C(ab), each at this beta.
+    """The distance d(a -> b) = C(ab) - C(a) between two tasks, `value` in nats; what `task_distance` returns.
 
-    `spread`: the standard deviation of the lengths over the seeds, of C(ab) and C(a) together (NaN for one seed); the
-    value itself takes the shortest code of each. `codes`: the lengths as they were found, seed by seed, under "a",
-    "b" and "ab". `task_id`: whether the network was told which task an example belongs to. `notes`: what to know of it.
+    `source` is C(a), `target` C(b), `joint` C(ab), the description lengths at this beta. `spread`: their standard
+    deviation over the seeds, for C(ab) and C(a) together (NaN for one seed); the value uses the shortest of each.
+    `codes`: the lengths of every seed under "a", "b" and "ab". `task_id`: whether the network has a head for each task.
+    `notes`: warnings about this result.
     """
 
     value: float
@@ -52,15 +53,15 @@ class Distance:
 
     @property
     def relative(self) -> float:
-        """d(a -> b) / C(b): 0 where a says all of b, 1 where it says nothing."""
+        """The relative distance d(a -> b) / C(b): 0 where a contains all of b, 1 where it helps nothing."""
         return self.value / self.target if self.target else math.nan
 
     def data(self) -> dict[str, Any]:
-        """Everything as plain numbers, lists and dicts."""
+        """All fields as plain data for JSON."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         codes = {name: list(lengths) for name, lengths in self.codes.items()}
-        told = {"codes": codes, "notes": list(self.notes), "relative": plain(self.relative)}
-        return fields | told | {"spread": plain(self.spread)}
+        plain_fields = {"codes": codes, "notes": list(self.notes), "relative": plain(self.relative)}
+        return fields | plain_fields | {"spread": plain(self.spread)}
 
 
 # ------------------------------------------------------------------ many tasks
@@ -71,9 +72,15 @@ class Distance:
 class TaskMap:
     """The matrix of distances d(row -> column) between tasks, in nats: its diagonal is zero, and it is not symmetric.
 
-    `codes`: the lengths of the codes, seed by seed, under the names of one task or of two, in the order of `names`:
-    one code serves both directions, since C(ab) = C(ba). `examples`: how many each task has. Pairs that were not asked
-    for are NaN in the matrices.
+    `codes`: the description lengths of every seed, by the names of one task or of two, in the order of `names`: one
+    code serves both directions, since C(ab) = C(ba). `examples`: the number of examples of each task. Pairs that were
+    not measured are NaN in the matrices. `task_distances` returns one.
+
+    >>> import weightspace as ws
+    >>> codes = {("a",): (10.0,), ("b",): (30.0,), ("a", "b"): (32.0,)}
+    >>> map = ws.codes.TaskMap(("a", "b"), codes, examples=(5, 20), beta=1.0, task_id=False)
+    >>> map.distance("a", "b").value, map.distance("b", "a").value, map.nearest("a")
+    (22.0, 2.0, 'b')
     """
 
     names: tuple[str, ...]
@@ -83,7 +90,7 @@ class TaskMap:
     task_id: bool
 
     def distance(self, source: str, target: str) -> Distance:
-        """d(source -> target). Raises `TransferError` for a name that is not there."""
+        """The distance d(source -> target). Raises `TransferError` for an unknown name or a pair not measured."""
         i, j = (self._at(name) for name in (source, target))
         if i == j:
             length = self.lengths[source]
@@ -96,12 +103,12 @@ class TaskMap:
         joint, found = self._joint(pair), min(self.codes[pair])
         notes = []
         if joint < found:
-            notes.append(f"two networks are {found - joint:.0f} nats shorter than the one that was found for both")
+            notes.append(f"two networks are {found - joint:.0f} nats shorter than the one found for both")
         for name in (source, target):
             if (over := min(self.codes[name,]) - self.lengths[name]) > 0:
-                notes.append(f"the code of {name} is {over:.0f} nats longer than one that tells more, which is taken")
+                notes.append(f"the code of {name} is {over:.0f} nats longer than that of a larger task, which is used")
         if not self.task_id and joint - one > other:
-            notes.append(f"telling the tasks apart costs some of it: C({target}) is {other:.0f}; see task_id=True")
+            notes.append(f"part of it is the cost of telling tasks apart: C({target}) is {other:.0f}; see task_id=True")
         lengths = {"a": self.codes[source,], "b": self.codes[target,], "ab": self.codes[pair]}
         spread = math.hypot(*(_deviation(lengths[name]) for name in ("a", "ab")))
         return Distance(joint - one, one, other, joint, spread, self.beta, self.task_id, lengths, tuple(notes))
@@ -113,7 +120,7 @@ class TaskMap:
 
     @property
     def lengths(self) -> dict[str, float]:
-        """C of every task: the shortest code found, those of unions with others, which tell more, among them."""
+        """The description length C of every task: the shortest code found for it, or for a union of tasks with it."""
         return {name: min(min(lengths) for key, lengths in self.codes.items() if name in key) for name in self.names}
 
     def _joint(self, pair: Key) -> float:
@@ -122,17 +129,17 @@ class TaskMap:
 
     @property
     def values(self) -> Float[Tensor, "tasks tasks"]:
-        """d(row -> column)."""
+        """The matrix of distances d(row -> column), in nats."""
         return self._matrix(lambda d: d.value)
 
     @property
     def spread(self) -> Float[Tensor, "tasks tasks"]:
-        """The standard deviation over seeds that belongs to each value."""
+        """The standard deviation over seeds of each distance."""
         return self._matrix(lambda d: d.spread)
 
     @property
     def relative(self) -> Float[Tensor, "tasks tasks"]:
-        """d(row -> column) / C(column)."""
+        """The matrix of relative distances d(row -> column) / C(column)."""
         return self._matrix(lambda d: d.relative)
 
     def _matrix(self, of: Callable[[Distance], float]) -> Tensor:
@@ -143,7 +150,7 @@ class TaskMap:
         return a == b or (a, b) in self.codes or (b, a) in self.codes
 
     def sources(self, target: str) -> list[str]:
-        """The other tasks, the nearest to start from first: the order of d(. -> target)."""
+        """The other tasks sorted by their distance d(. -> target), the best source first."""
         others = [name for name in self.names if self._at(target) != self._at(name) and self._known(name, target)]
         return sorted(others, key=lambda name: self.distance(name, target).value)
 
@@ -155,17 +162,17 @@ class TaskMap:
 
     @property
     def positions(self) -> Float[Tensor, "tasks 2"]:
-        """The tasks in the plane: classical scaling of the symmetric part of `values`; it needs all pairs."""
+        """The tasks as points in the plane, by classical scaling of the symmetric part of `values`; needs all pairs."""
         values = self.values
         return scaling(values) if bool(values.isfinite().all()) else torch.full((len(values), 2), math.nan)
 
     @property
     def stress(self) -> float:
-        """sqrt(sum (|p_i - p_j| - s_ij)^2 / sum s_ij^2): how much the plane leaves out, s the symmetric part."""
+        """The stress of the map, sqrt(sum (|p_i - p_j| - s_ij)^2 / sum s_ij^2), s the symmetric part of `values`."""
         return stress(self.values, self.positions)
 
     def data(self) -> dict[str, Any]:
-        """Everything as plain numbers, lists and dicts; `arrows` hold the asymmetry, pair by pair."""
+        """All results as plain data for JSON; `arrows` has both directions of every pair."""
         pairs = [(self.distance(a, b), self.distance(b, a), a, b) for a, b in (k for k in self.codes if len(k) > 1)]
         return {
             "names": list(self.names),
@@ -180,7 +187,7 @@ class TaskMap:
         }
 
     def table(self) -> str:
-        """Markdown: C of every task, and d(row -> column)."""
+        """A Markdown table: C of every task, and d(row -> column)."""
         head = ["from, to", "examples", "C", *self.names]
         lines = [head, ["---"] * len(head)]
         for name, size, row in zip(self.names, self.examples, self.values.tolist(), strict=True):
@@ -196,18 +203,18 @@ def _deviation(lengths: Sequence[float]) -> float:
 
 
 def scaling(distances: Float[Tensor, "n n"], dimensions: int = 2) -> Float[Tensor, "n dimensions"]:
-    """Classical scaling: the points whose inner products are nearest to those of the symmetric part of a matrix."""
+    """Classical multidimensional scaling of the symmetric part of a matrix of distances."""
     squared = ((distances + distances.T) / 2).square()
     centred = squared - squared.mean(0) - squared.mean(1)[:, None] + squared.mean()
     values, vectors = torch.linalg.eigh(-centred / 2)
     values, vectors = values.flip(0)[:dimensions], vectors.flip(1)[:, :dimensions]
     found = vectors * values.clamp(min=0).sqrt()
-    found = found * torch.where(found[0] < 0, -1.0, 1.0)  # the first point lies to the right
+    found = found * torch.where(found[0] < 0, -1.0, 1.0)  # fixes the sign: the first point has coordinates >= 0
     return torch.nn.functional.pad(found, (0, dimensions - found.shape[1]))
 
 
 def stress(distances: Float[Tensor, "n n"], points: Float[Tensor, "n dimensions"]) -> float:
-    """sqrt(sum (|p_i - p_j| - s_ij)^2 / sum s_ij^2), s the symmetric part of the matrix."""
+    """The stress sqrt(sum (|p_i - p_j| - s_ij)^2 / sum s_ij^2) of a map, s the symmetric part of the matrix."""
     wanted = (distances + distances.T) / 2
     left = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist") - wanted
     whole = float(wanted.square().sum())

@@ -1,15 +1,15 @@
-"""How far one task is from another: what is left to write down of b once a is written down, in nats.
+"""The distance between two tasks: the nats that task b costs once task a has been learnt.
 
     C(D) = min_Q E_{w ~ Q} L_D(w) + beta KL(Q | P),     d(a -> b) = C(ab) - C(a)
 
-C(D) is the shortest code that `posterior.encode` finds for the labels of D given its inputs, the network included: a
-sum over the examples. ab are the examples of both tasks. Where examples are i.i.d. and the net is told all, d(a -> b)
-lies between 0 (a says all of b) and C(b) (a says nothing of b); labels at random cost N log(classes) from anywhere.
-It is not symmetric, and all of its asymmetry is that of the two lengths, because C(ab) = C(ba):
-d(a -> b) - d(b -> a) = C(b) - C(a). A long task says more of a short one than the other way round.
-With one head, a code of ab also has to tell whose rules hold for an example, which can cost up to (N_a + N_b) log 2, so
-that d may exceed C(b). With `task_id` the network has a head for each task and is told which one to use: the same
-inputs may then have other labels in the other task, and telling tasks apart costs nothing.
+C(D) is the shortest description length that `encode` finds for the labels of D given its inputs, the network included:
+a sum over the examples. ab are the examples of both tasks. For i.i.d. examples and a perfect code, d(a -> b) lies
+between 0 (a contains all of b) and C(b) (a helps nothing); random labels cost N log(classes) from anywhere. It is
+asymmetric, and since C(ab) = C(ba) the asymmetry is that of the two lengths: d(a -> b) - d(b -> a) = C(b) - C(a). A
+complex task is a better source for a simple one than the other way round.
+With one head, a code of ab must also distinguish the examples of the two tasks, which can cost up to (N_a + N_b) log 2,
+so that d may exceed C(b). With `task_id` the network has a head for each task and the task of every example is an
+input: then the same inputs may have different labels in the two tasks, and distinguishing tasks costs nothing.
 Source: The information complexity of learning tasks, their structure and their distance (Achille, Paolini, Mbeng,
 Soatto, 2021).
 """
@@ -63,15 +63,20 @@ def task_distance(
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Distance:
-    """d(a -> b) = C(ab) - C(a): the nats that b costs once a is known, for networks of the form of `model`.
+    """The distance d(a -> b) = C(ab) - C(a) between two tasks: the nats that b costs once a has been learnt.
 
     `model`: a function that makes the module, or a module or Net, whose weights are drawn anew for every seed. C is the
-    shortest of the codes from all `seeds`, the code that says nothing among them. `task_id`: a head for each task,
-    told which one to use, so that telling tasks apart costs nothing; then two networks, one for each task, are a code
-    of both, and C(ab) <= C(a) + C(b). A code of ab is one of a, hence C(a) <= C(ab). Both are kept, with a note
-    where a fit did not keep them. `steps`, `lr` and `options` are those of `posterior.encode`. `file`: codes are
-    kept there as they are found, and a run that was stopped goes on. `progress(done, total)` counts codes. Cost:
+    shortest of the codes from all `seeds` and the trivial one. `task_id`: a head for each task; then two networks, one
+    for each task, are a code of both, and C(ab) <= C(a) + C(b). A code of ab is one of a, hence C(a) <= C(ab). Both are
+    enforced, with a note where a fit violates them. `steps`, `lr` and `options` are those of `encode`. `file`: codes
+    are stored there as they are found, and an interrupted run resumes. `progress(done, total)` counts codes. Cost:
     three codes for every seed (see `cost`). Raises `TransferError` for tasks that do not fit each other or the model.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> found = ws.task_distance(task, ws.random_labels(task), net, seeds=(0,), steps=3, draws=2)
+    >>> 0 <= found.value == found.joint - found.source
+    True
     """
     pair: dict[str, Any] = {"task_id": task_id, "seeds": seeds, "beta": beta, "steps": steps, "lr": lr, **options}
     found = task_distances({"a": a, "b": b}, model, file=file, progress=progress, **pair)
@@ -93,15 +98,19 @@ def task_distances(
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> TaskMap:
-    """d(a -> b) between all pairs of `tasks`, as `task_distance`; one code serves both directions of a pair.
+    """The distances d(a -> b) between all pairs of `tasks`, see `task_distance`; one code serves both directions.
 
-    `targets`: only the pairs with one of these, and not those of two mere sources. Cost: n (n + 1) / 2 codes for every
-    seed, or what of them is asked for, told beforehand by `cost`. `file`: every length is written there when it
-    is found; a run with the same file goes on, and finds what it needs of other tasks, seeds and pairs there. A length
-    depends on the examples, labels, metric and aggregate of its tasks, on the network that its seed draws, and on the
-    settings: the file knows their `digest`, and holds for these alone. Raises `TransferError` for fewer than two tasks,
-    tasks of different inputs or losses, without labels, or with labels that the network has no output for, and for a
-    file of other tasks, networks or settings; `DigestError` where a loss hides its state.
+    `targets`: only pairs with at least one of these. Cost: n (n + 1) / 2 codes for every seed, fewer with `targets`
+    (see `cost`). `file`: every length is stored there as it is found, with the `digest` of the tasks, networks and
+    settings it depends on, and reused by later runs, also with more tasks, seeds or pairs. Raises `TransferError` for
+    fewer than two tasks, tasks of different inputs or losses, without labels, or with labels for which the network has
+    no output, and for a file of other tasks, networks or settings; `DigestError` where a loss hides its state.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> found = ws.task_distances({"a": task, "b": ws.random_labels(task)}, net, seeds=(0,), steps=3, draws=2)
+    >>> found.values.shape, found.nearest("a")
+    (torch.Size([2, 2]), 'b')
     """
     wanted, seeds = _wanted(tasks, targets), [*dict.fromkeys(seeds)]
     options = {"beta": beta, "steps": steps, "lr": lr, **options}
@@ -148,9 +157,9 @@ def _sorted(key: Sequence[str]) -> Key:
 
 
 def _wanted(tasks: Mapping[str, Task], targets: Sequence[str] | None) -> list[Key]:
-    """The tasks, and the pairs, that codes are needed of."""
+    """The tasks and pairs of tasks for which codes are needed."""
     if unknown := [name for name in targets or () if name not in tasks]:
-        raise TransferError(f"no task {unknown[0]!r} to be a target; there are {', '.join(tasks)}")
+        raise TransferError(f"no task {unknown[0]!r} for targets=; there are {', '.join(tasks)}")
     pairs = [pair for pair in combinations(tasks, 2) if targets is None or {*pair} & {*targets}]
     return [*((name,) for name in tasks), *pairs]
 
@@ -159,27 +168,27 @@ def _wanted(tasks: Mapping[str, Task], targets: Sequence[str] | None) -> list[Ke
 
 
 class _Maker:
-    """Networks of one form, fresh from every seed; one architecture for all, so that its graph is read once."""
+    """Fresh networks of a model, one for every seed, with one shared architecture, so that its graph is read once."""
 
     def __init__(self, model: Model, task_id: bool) -> None:
         self.model, self.task_id = model, task_id
         self._forms: dict[tuple[int, str], Net] = {}
 
     def placed(self, tasks: Sequence[Task], seed: int) -> tuple[Net, Task]:
-        """A fresh network, and the union of the tasks as it is to meet them."""
+        """A fresh network, with a head for each task where asked for, and the union of the tasks as its input."""
         net, heads = fresh(self.model, seed), len(tasks) if self.task_id else 1
         if heads > 1:
             net = _headed(net, tasks[0], heads, seed)
             tasks = [_told(task, k, heads, net.dtype) for k, task in enumerate(tasks)]
         try:
             form = self._forms.setdefault((heads, digest(Frame(net))), net)
-        except DigestError:  # what cannot be told from another network is not shared
+        except DigestError:  # a network without a digest is not shared
             form = net
         return form.at(net.weights, net.state), reduce(operator.or_, tasks)
 
 
 class _Heads(nn.Module):
-    """A head for each task: `which`, the last input, is one there and zero elsewhere."""
+    """A network with a head for each task; the last input, `which`, is the one-hot number of the task."""
 
     def __init__(self, module: nn.Module, output: Callable[[Any], Tensor]) -> None:
         super().__init__()
@@ -194,19 +203,19 @@ class _Heads(nn.Module):
 
 @torch.no_grad()
 def _headed(net: Net, task: Task, heads: int, seed: int) -> Net:
-    """The network with as many times the outputs, in its last linear map."""
+    """The network with `heads` times as many outputs of its last linear layer, one head for each task."""
     before = task.forward(net, task.example(2))
     outputs = before.shape[-1] if before.dim() > 1 else 0
     wide = net.widen((heads - 1) * outputs, seed=seed) if outputs else net
     after = task.forward(wide, task.example(2))
     if after.shape != (*before.shape[:-1], heads * outputs) or not torch.allclose(after[..., :outputs], before):
         seen = f"outputs {tuple(before.shape)} became {tuple(after.shape)} with more rows in the last linear map"
-        raise TransferError(f"{seen}; task_id needs one that gives the outputs and nothing after it")
+        raise TransferError(f"{seen}; task_id needs one that gives the outputs directly")
     return Net.of(_Heads(wide.live(), task.output))
 
 
 def _told(task: Task, k: int, heads: int, dtype: torch.dtype) -> Task:
-    """The task with the number of its head beside every example, held in memory."""
+    """The task with the one-hot number of its head as a further input, held in memory."""
 
     def beside(x: Any) -> Any:
         which = torch.zeros(len(leaves(x)[0]), heads, dtype=dtype)
@@ -218,11 +227,11 @@ def _told(task: Task, k: int, heads: int, dtype: torch.dtype) -> Task:
     return told
 
 
-# ------------------------------------------------------------------ what is refused
+# ------------------------------------------------------------------ checks of tasks and model
 
 
 def _checked(tasks: Mapping[str, Task], model: Model, task_id: bool, seeds: Sequence[int]) -> Net:
-    """A fresh network that takes all tasks. Raises `TransferError` where it does not, or they do not fit."""
+    """A fresh network that fits all tasks. Raises `TransferError` for tasks that do not fit it or each other."""
     if len(tasks) < 2:
         raise TransferError(f"a distance is between two tasks, got {len(tasks)}; give two or more")
     if not seeds:
@@ -254,7 +263,7 @@ def _checked(tasks: Mapping[str, Task], model: Model, task_id: bool, seeds: Sequ
 
 @contextmanager
 def _blamed(name: str) -> Iterator[None]:
-    """Name the task of which something was refused."""
+    """Put the name of the task in front of the message of an error."""
     try:
         yield
     except WeightspaceError as error:

@@ -1,16 +1,22 @@
-"""How many nats the weights of a network hold about its data: one definition, three ways to measure it.
+"""The information in the weights of a network about its data, in nats: one definition, three estimators.
 
-    information = KL(Q | P) of the code Q that makes C_beta = E_{w ~ Q} L(w) + beta KL(Q | P) shortest
+    information = KL(Q | P) of the posterior Q that minimises C_beta = E_{w ~ Q} L(w) + beta KL(Q | P)
 
-L is the sum of the task's distances over the examples, in nats (a mean loss times their number). P = N(w_0, V).
+L is the task's loss summed over the examples, in nats (a mean loss times their number). P = N(w_0, V).
 
-- "local": Q = N(w, S) with the full S that is best for the quadratic of the Gauss-Newton matrix G at the network: the
-  closed form of `quadratic`, exact where the loss is quadratic, and its log-determinant bracketed.
-- "variational": Q = N(mu, diag s^2), mu and s found by descent from the network, and L itself.
-- "sgld": what the loss does at the temperature of n examples: lambda log n, without P; see `langevin`.
+- "local": Q = N(w, S) with the full covariance S that is optimal for the quadratic of the Gauss-Newton matrix G at the
+  network: the closed form of `quadratic`, exact for a quadratic loss, and its log-determinant bracketed. Up to 512
+  weights exact, beyond that a Nystrom approximation of `rank` (a quarter of the weights, at most 256) and `probes`
+  random vectors; `blocks=False` leaves out `Bracket.block`. Warns with `Unconverged` where the gradient of L, and that
+  of L + beta/2 (w - w_0)^2 / v too, exceeds .3 of what a network drawn from Q would have: train on, or take
+  "variational".
+- "variational": Q = N(mu, diag s^2) with mu and s trained on L itself, from the network: the shortest of `repeats` (2)
+  runs of `encode`, whose `steps`, `batch`, `lr` and `draws` may be given; `error` is that of their mean.
+- "sgld": lambda log n from the local learning coefficient, `dimension` 2 lambda, without prior and beta; `chains`,
+  `draws`, `burn`, `step`, `pull` and `batch` are those of `learning_coefficient`.
 
 Sources: The emergence of invariance and disentanglement in deep representations (Achille, Soatto, 2018); Where is the
-information in a deep neural network? (Achille, Paolini, Soatto, 2019); and those of the three rooms.
+information in a deep neural network? (Achille, Paolini, Soatto, 2019); and those of the three files.
 """
 
 from __future__ import annotations
@@ -19,7 +25,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -50,27 +56,30 @@ __all__ = [
 ]
 
 
+Method: TypeAlias = Literal["local", "variational", "sgld"]
+Prior: TypeAlias = Literal["layer", "one"]
 _METHODS = ("local", "variational", "sgld")
 _UNSETTLED = 0.3
 _HARMONIC, _DRAWS = 2.0, 4
 
 
 class InformationError(WeightspaceError):
-    """A question about information that has no answer."""
+    """Arguments of `information` that do not go together, or a network whose information cannot be estimated."""
 
 
 @public
 class Unconverged(UserWarning):
-    """A network that is not at a minimum, of which the quadratic says little."""
+    """A warning: the network is not at a minimum, so the local quadratic approximation may be poor."""
 
 
 @public
 @dataclass(frozen=True)
 class Bracket:
-    """(C_beta - L) / beta = 1/2 [sum (w - w_0)^2 / v + log det(I + V G / beta)] in nats, four times, in this order.
+    """Lower and upper bounds on (C_beta - L) / beta = 1/2 [sum (w - w_0)^2 / v + log det(I + V G / beta)], in nats.
 
-    `lower`: a part of G of low rank (Nystrom); `value`: all of G, with its standard error `error`; `block`: G tensor by
-    tensor, None where it was not asked for; `diagonal`: diag G, the best code with independent weights.
+    In rising order `lower`: a low-rank (Nystrom) approximation of G; `value`: all of G, with its standard error
+    `error`; `block`: G's diagonal blocks, one for every tensor (None where not asked for); `diagonal`: diag G, the best
+    posterior with independent weights.
     """
 
     lower: float
@@ -83,14 +92,14 @@ class Bracket:
 @public
 @dataclass(frozen=True)
 class Information:
-    """`value`: KL(Q | P) in nats, the information in the weights, with its standard error; `loss`: E_Q L, in nats.
+    """The information in the weights, `value` = KL(Q | P) in nats, with its standard `error`; `loss` is E_Q L.
 
-    `dimension`: how many weights are known, sum_i 1 - S_ii / v_i. `layers`: name -> its part of `value`. `variance`:
-    name -> v of the prior. `flatness`: see `flatness_bound`. `slope`: the length of dL/dw (for "local", that with the
-    prior's pull where it is shorter) over that of the loss at a network drawn from Q. `products`: passes forward and
-    back, or products with G, over the whole task. `examples`: distances in L. `harmonic`, local only: what networks
-    drawn from the best code with independent weights lose, over what the quadratic says that they would; 1 where it is
-    true, and far above where the minimum is narrower than its curvature tells, as it is where softmax is saturated.
+    `dimension`: the effective dimension sum_i 1 - S_ii / v_i. `layers`: name -> its part of `value`. `variance`: name
+    -> v of the prior. `flatness`: see `flatness_bound`. `slope`: the norm of the gradient of L (for "local", of L plus
+    the prior's term where that is smaller) over its norm at a network drawn from Q. `products`: forward and backward
+    passes, or products with G, over the whole task. `examples`: the number of terms in L. `harmonic`, for "local": the
+    measured rise of the loss for weights drawn from the best posterior with independent weights, over that of the
+    quadratic: 1 where it holds, far above where the minimum is narrower than its curvature, as for a saturated softmax.
     """
 
     method: str
@@ -111,11 +120,11 @@ class Information:
 
     @property
     def length(self) -> float:
-        """C_beta = E_Q L + beta KL, in nats."""
+        """The description length C_beta = E_Q L + beta KL, in nats."""
         return self.loss + self.beta * self.value
 
     def data(self) -> dict[str, Any]:
-        """As plain data; what is not finite is None."""
+        """All fields as plain data for JSON; NaN and infinity become None."""
         return plain({**asdict(self), "length": self.length})
 
 
@@ -160,10 +169,10 @@ def _passes(n: int, room: int) -> Cost:
 def information(
     net: Net,
     task: Task,
-    method: str = "local",
+    method: Method = "local",
     *,
     beta: float = 1.0,
-    prior: str | float = "layer",
+    prior: Prior | float = "layer",
     anchor: Net | None = None,
     rank: int | None = None,
     probes: int = 6,
@@ -172,28 +181,21 @@ def information(
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Information:
-    """The information in the weights of a network about a task, in nats; see `Information` for all that comes with it.
+    """The information in the weights of a network about a task, in nats, by one of three methods (see the module).
 
-    `method`: "local", "variational" or "sgld". `prior`: the variance of P, a number; or the best one for codes with
-    independent weights, for every tensor ("layer", as the variational code has it too) or for all weights ("one", local
-    only); what it costs to tell these is left out. `anchor` stands at w_0: zero where none is given, else the
-    initialisation, for one. Frozen weights are known and not counted.
+    `prior`: the variance of P, or the optimal one for every tensor ("layer") or for all weights ("one", local only),
+    whose own description length is not counted. `anchor`: a network at w_0 (zero by default). `options` are those of
+    the method. Frozen weights are not counted. `progress(done, total)` counts products or steps (see `cost`). Raises
+    `InformationError` for arguments that do not go together; the errors of `curvature` and `Task` for losses, labels
+    and outputs that cannot be used. Warns with `Unconverged` away from a minimum.
 
-    Local: up to 512 weights exact, beyond that a Nystrom part of `rank` (a quarter of the weights, at most 256) and
-    `probes` random vectors; `blocks=False` leaves out that line of the bracket. Warns with `Unconverged` where the
-    gradient of L, and that of L + beta/2 (w - w_0)^2 / v too, is more than .3 of what a network drawn from Q would
-    have: train on, or take "variational".
-    Variational: `repeats` (2) runs of `posterior.encode`, whose `steps`, `batch`, `rate` and `draws` may be given; the
-    shortest counts, `error` is that of their mean. SGLD: `value` is lambda log n and `dimension` 2 lambda; `chains`,
-    `draws`, `burn`, `step`, `pull` and `batch` are those of `learning_coefficient`, and there is no prior and no beta.
-    `progress(done, total)` counts products, or steps. `cost` tells them before. Raises `InformationError` for
-    arguments that do not go together; the errors of `curvature` and `Task` for losses, labels and outputs that cannot
-    be used.
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> found = ws.information(net, task, "variational", steps=5, repeats=1)
+    >>> found.value >= 0, found.length == found.loss + found.value
+    (True, True)
     """
-    _known_method(method)
     positive("beta", beta)
-    if isinstance(prior, str) and prior not in ("layer", "one"):
-        raise InformationError(f'unknown prior {prior!r}; give "layer", "one" or a variance')
     if not isinstance(prior, str):
         positive("prior", prior)
     if len(checked(net).weights.buffers) > 1:
@@ -203,7 +205,7 @@ def information(
         anchor = None if anchor is None else checked(anchor).within(net.weights)
     loss, slope, count = loss_and_slope(net, task)
     if not math.isfinite(loss) or not bool(slope.isfinite().all()):
-        raise InformationError("the loss or its gradient is NaN or infinite; look for it in the data and the weights")
+        raise InformationError("the loss or its gradient is NaN or infinite; look for NaN in the data and the weights")
     known = _Known(net, task, beta, anchor, loss, slope.double().cpu(), count)
     if method == "local":
         if options:
@@ -212,21 +214,26 @@ def information(
     if method == "variational":
         return _variational(known, prior, seed, progress, **options)
     if prior != "layer" or anchor is not None or beta != 1:
-        raise InformationError("sgld knows no prior, anchor or beta; leave them out")
+        raise InformationError("the sgld method has no prior, anchor or beta; leave them out")
     return _sgld(known, seed, progress, **options)
 
 
 @public
 def flatness_bound(net: Net, task: Task, beta: float = 1.0) -> float:
-    """K/2 [log |w|^2 + log tr G - log(K^2 beta)] nats, K weights: what a flat minimum can hold at most.
+    """The flatness bound K/2 [log |w|^2 + log tr G - log(K^2 beta)] on the information in K weights, in nats.
 
-    For the code w_i (1 + noise of variance a_i) and the prior that is uniform in log |w|, L rises by 1/2 sum a_i w_i^2
-    G_ii and the information is -1/2 sum log a_i but for a constant of the prior, which knows no scale. The shortest has
-    a_i = beta / (w_i^2 G_ii) and 1/2 sum log(w_i^2 G_ii / beta), which is at most this, as the logarithm is concave.
-    The constant is left out, so that the number may be below zero: compare networks of one architecture. The paper's
+    An upper bound for multiplicative noise w_i (1 + e_i), e_i of variance a_i, and a prior uniform in log |w|: L rises
+    by 1/2 sum a_i w_i^2 G_ii and the information is -1/2 sum log a_i plus a constant of the (improper) prior. The
+    optimum a_i = beta / (w_i^2 G_ii) gives 1/2 sum log(w_i^2 G_ii / beta), and concavity of the logarithm this bound.
+    The constant is left out, so the number may be negative: compare networks of one architecture. The paper's
     expansion has no 1/2, hence its beta/2, and a second K before the last logarithm, with which the bound would change
     with the unit of the weights. Source: The emergence of invariance and disentanglement in deep representations
     (Achille, Soatto, 2018), proposition 4.3.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> ws.flatness_bound(net, task, beta=10.0) < ws.flatness_bound(net, task)
+    True
     """
     net = checked(net).free()
     diagonal = curvature_diagonal(net, task).flat().double().clamp(min=0)
@@ -247,7 +254,7 @@ def _known_method(method: str) -> None:
 
 @dataclass(frozen=True)
 class _Known:
-    """What all methods start from."""
+    """The inputs that all methods share: network, task, beta, anchor, and the loss and its gradient at the network."""
 
     net: Net
     task: Task
@@ -259,7 +266,7 @@ class _Known:
 
     @property
     def offset(self) -> Float[Tensor, " n"]:
-        """w - w_0."""
+        """The offset w - w_0 from the prior's mean."""
         w = self.net.weights.flat().double().cpu()
         if self.anchor is None:
             return w
@@ -267,7 +274,7 @@ class _Known:
         return w - self.anchor.weights.flat().double().cpu()
 
     def diagonal(self) -> Float[Tensor, " n"]:
-        """diag G."""
+        """The diagonal of the Gauss-Newton matrix G."""
         return curvature_diagonal(self.net, self.task).flat().double().cpu().clamp(min=0)
 
     @property
@@ -275,12 +282,12 @@ class _Known:
         return [w.numel() for w in self.net.weights.values()]
 
     def named(self, values: Float[Tensor, " n"], how: Callable[[Tensor], Tensor] = torch.sum) -> dict[str, float]:
-        """Name -> what `how` makes of the numbers of that tensor."""
+        """Name -> `how` of the values of that tensor, by default their sum."""
         flat = self.net.weights.shaped(values.to(self.net.weights.flat()))
         return {name: float(how(part.double())) for name, part in flat.items()}
 
 
-# ------------------------------------------------------------------ the quadratic at the network
+# ------------------------------------------------------------------ local
 
 
 def _local(
@@ -330,14 +337,14 @@ def _variance(alone: Quadratic, prior: str | float, known: _Known) -> Float[Tens
 
 
 def _ratio(known: _Known, slope: Tensor, trace: float) -> float:
-    """|slope| over that of the loss at a network drawn from Q, whose square is tr G S G <= beta tr G."""
+    """|slope| over the gradient's norm at a network drawn from Q, whose square is tr G S G <= beta tr G."""
     size = float(slope.double().norm())
     return size / math.sqrt(known.beta * trace) if trace else math.inf if size else 0.0
 
 
 @torch.no_grad()
 def _harmonic(known: _Known, alone: Quadratic, variance: Float[Tensor, " n"], seed: int) -> float:
-    """How much networks with this noise lose, over 1/2 sum_i G_ii s_i^2."""
+    """The measured rise of the loss for weight noise of this variance, over 1/2 sum_i G_ii s_i^2."""
     expected = float(alone.hessian @ variance) / 2
     if not expected:
         return math.nan
@@ -355,21 +362,22 @@ def _remarks(known: _Known, ratio: float, harmonic: float, felt: Tensor) -> list
     said = []
     if ratio > _UNSETTLED:
         said.append(
-            f"the network is not at a minimum: its gradient, {float(known.slope.norm()):.3g} nats a unit of weight, is "
-            f'{ratio:.2g} of that at a network drawn from the code; train on, or take method="variational"'
+            f"the network is not at a minimum: its gradient, of norm {float(known.slope.norm()):.3g} nats, is "
+            f'{ratio:.2g} of that at a network drawn from the posterior; train on, or take method="variational"'
         )
     if harmonic > _HARMONIC:
         said.append(
-            f"networks drawn from the code lose {harmonic:.2g} times what the quadratic says: the minimum is narrower "
-            'than its curvature tells, and the information is more; method="variational" needs no quadratic'
+            f"the loss rises {harmonic:.2g} times as much as the quadratic predicts: the minimum is narrower than its "
+            'curvature, and the information is more; method="variational" needs no quadratic'
         )
     unfelt = [name for name, mean in known.named(felt.double(), torch.mean).items() if not mean]
     if unfelt:
-        said.append(f"the outputs do not feel {', '.join(unfelt[:3])}{' and more' * (len(unfelt) > 3)}: no nats there")
+        names = f"{', '.join(unfelt[:3])}{' and more' * (len(unfelt) > 3)}"
+        said.append(f"the outputs do not depend on {names}: no information there")
     return said
 
 
-# ------------------------------------------------------------------ codes and chains
+# ------------------------------------------------------------------ variational and sgld
 
 
 def _variational(
@@ -383,7 +391,7 @@ def _variational(
     **options: Any,
 ) -> Information:
     if prior == "one":
-        raise InformationError('the variational code has one variance a tensor: prior="layer", or a number')
+        raise InformationError('the variational method has one variance a tensor: give prior="layer", or a number')
     if repeats < 1:
         raise InformationError(f"repeats is {repeats}; give 1 or more")
     found = []
@@ -401,7 +409,7 @@ def _variational(
     left = code.posterior.log_variance.flat().double().exp() / v
     trace = float(known.diagonal().sum())
     products = math.ceil(repeats * 2 * steps * min(1.0, batch / len(known.task)))
-    notes = ["no code was shorter than the one that says nothing"] if code.trivial else []
+    notes = ["no posterior was shorter than the trivial one, Q = P"] if code.trivial else []
     return Information(
         "variational", code.kl, error, code.loss, known.beta, float((1 - left).sum()), dict(code.layers),
         known.named(v, torch.mean), _flatness(known.net, trace, known.beta), _ratio(known, known.slope, trace),
@@ -423,7 +431,7 @@ def _sgld(
         known.net, known.task, pull=pull, metric=metric, seed=seed, progress=progress, **options
     )  # fmt: skip
     trace = float(diagonal.sum())
-    notes = ["value = lambda log n: without a prior, and for the temperature of n examples"]
+    notes = ["value = lambda log n: without a prior, at the temperature of n examples"]
     if found.value < 0:
         notes.append("the chains found lower losses than that of the network: it is not at a minimum")
     size = options.get("batch", 512)

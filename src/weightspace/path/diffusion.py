@@ -128,8 +128,7 @@ def action(
 
     >>> import weightspace as ws
     >>> net, task = ws.demo.example()
-    >>> path = ws.line(net, ws.demo.example(1)[0])
-    >>> found = ws.action(path, task, temperature=0.01, times=10.0)
+    >>> found = ws.action(ws.line(net, ws.demo.example(1)[0]), task, temperature=0.01, times=10.0)
     >>> found.kinetic > 0, found.force > 0, len(found.losses)
     (True, True, 2)
     """

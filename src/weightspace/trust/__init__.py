@@ -1,4 +1,4 @@
-"""How far weights may move before the function breaks: measured, modelled, expected, proven."""
+"""How far the outputs move when the weights do: measured with noise, modelled, expected to first order, proven."""
 
 from weightspace.contents import handed_on
 

@@ -1,8 +1,7 @@
-"""The red button: change every layer by a given share of its norm, and see how long the function holds.
+"""Weight perturbations relative to every layer's norm (noise, quantisation, pruning), and how far the outputs move.
 
-Four numbers answer "how far do the outputs move": measured noise; the model prod(1 + d_l) - 1 (`relative_trust`); the
-displacement that is expected from the first derivative (`displacement`); and the certificates, which are proven
-(`certificate`).
+Four numbers say how far: measured with noise; the model prod(1 + d_l) - 1 (`relative_trust`); the expectation to first
+order (`displacement`); and proven upper bounds (`certificate`).
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,8 @@ from weightspace.trust.relative import relative_trust
 __all__ = ["Stability", "Step", "movable", "perturb", "stability", "width"]
 
 
-_KINDS = ("noise", "quantise", "prune")
+Kind: TypeAlias = Literal["noise", "quantise", "prune"]
+Frozen: TypeAlias = Literal["stay", "move"]
 _MOST = 10.0
 _HALVINGS, _BITS = 40, 16
 
@@ -37,25 +38,33 @@ def perturb(
     relative: float | None = None,
     *,
     seed: int = 0,
-    kind: str = "noise",
+    kind: Kind = "noise",
     bits: int | None = None,
     share: float | None = None,
     names: list[str] | None = None,
-    frozen: str = "stay",
+    frozen: Frozen = "stay",
 ) -> Net:
-    """Every tensor changed by |dW_l| = `relative` |W_l| (0.2 unless given), or by no more where a kind allows no more.
+    """The network with every tensor changed by the `relative` size |dW_l| = `relative` |W_l| (0.2 by default).
 
-    - "noise": exactly that, in a direction drawn uniformly from the sphere by `seed`;
+    - "noise": by exactly that size, in a direction drawn uniformly from the sphere by `seed`;
     - "quantise": rounded to the coarsest even grid with at most that error; or with `bits`, to 2^bits - 1 values from
       -max |W_l| to max |W_l|;
-    - "prune": the smallest entries set to zero, as many as that allows; or with `share`, that share of every tensor.
+    - "prune": the smallest entries set to zero, as many as at most that error allows; or with `share`, that share of
+      every tensor.
 
-    Tensors of zeros, the gains of norms and frozen weights stay as they are (frozen="move": these change too); `names`
-    says which tensors change instead (`movable`).
-    Raises `WeightspaceError` for a size outside of [0, 10), an unknown kind or name, or arguments that do not go
-    together.
+    Zero tensors, gains of normalisation layers and frozen weights are not changed (frozen="move" changes frozen ones);
+    `names` lists the tensors to change instead (default: `movable`). Raises `WeightspaceError` for a size outside of
+    [0, 10), an unknown name, or arguments that do not go together.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> w, noisy = net.weights["1.weight"], ws.perturb(net, 0.1, seed=0).weights["1.weight"]
+    >>> round(float((noisy - w).norm() / w.norm()), 3)
+    0.1
+    >>> float((ws.perturb(net, kind="prune", share=0.5).weights["1.weight"] == 0).double().mean())
+    0.5
     """
-    relative = _asked(relative, kind, bits, share)
+    relative = _checked_size(relative, kind, bits, share)
     chosen = movable(unfrozen(checked(net), frozen)) if names is None else names
     if unknown := [name for name in chosen if name not in net.weights]:
         raise WeightspaceError(f"no tensor {unknown[0]!r}; the tensors are {', '.join(list(net.weights)[:6])}, ..")
@@ -73,9 +82,8 @@ def perturb(
     return net.at(net.weights.replace(new)).refreshed()
 
 
-def _asked(relative: float | None, kind: str, bits: int | None, share: float | None) -> float:
-    if kind not in _KINDS:
-        raise WeightspaceError(f"kind must be one of {', '.join(_KINDS)}, got {kind!r}")
+def _checked_size(relative: float | None, kind: Kind, bits: int | None, share: float | None) -> float:
+    """The relative size; refused together with arguments that do not go with it, or with the kind."""
     for name, value, of in (("bits", bits, "quantise"), ("share", share, "prune")):
         if value is not None and (kind != of or relative is not None):
             raise WeightspaceError(f'{name} goes with kind="{of}" and without `relative`')
@@ -91,9 +99,14 @@ def _asked(relative: float | None, kind: str, bits: int | None, share: float | N
 
 @public
 def movable(net: Net) -> list[str]:
-    """Floating-point tensors that are not zero nor frozen, without the gains of norms (BatchNorm, LayerNorm, ..).
+    """The names of the tensors that `perturb` changes: floating-point, not zero, not frozen, no gain of a norm layer.
 
     Raises `WeightspaceError` where every parameter is frozen.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> ws.trust.movable(net)
+    ['1.weight', '1.bias', '3.weight', '3.bias']
     """
     still, gains = net.frozen, set()
     if still and len(still) == len(net.weights):
@@ -111,7 +124,7 @@ def _rounded(w: Tensor, bits: int) -> Tensor:
 
 
 def _coarsest(w: Tensor, relative: float) -> Tensor:
-    """Rounded to the multiples of the largest step, by bisection, with |error| <= relative |w|."""
+    """w rounded to multiples of the largest step with |error| <= relative |w|, found by bisection."""
     x, most = w.double(), float(w.double().norm()) * relative
     low, high = 0.0, 2 * float(x.abs().max())
     for _ in range(_HALVINGS):
@@ -134,17 +147,17 @@ def _cut(w: Tensor, relative: float, share: float | None) -> Tensor:
     return new.view(w.shape)
 
 
-# ------------------------------------------------------------------ how long the function holds
+# ------------------------------------------------------------------ stability under noise
 
 
 @public
 @dataclass(frozen=True)
 class Step:
-    """Noise of one size: what was measured over the draws, and what was predicted.
+    """The effect of noise of one `relative` size: measured over the draws, and predicted.
 
     `moved`: sqrt(mean_x |df|^2 / mean_x |f|^2) of every draw; `accuracy`, `loss` of every draw (empty without labels).
-    `model`: relative trust; `expected`: from the first derivative; `certificate` and `with_data`: proven, for the first
-    draw (None where no bound is known).
+    `model`: relative trust; `expected`: the first-order displacement; `certificate` and `with_data`: the proven bounds
+    without and with the data, for the first draw (None where no bound is known).
     """
 
     relative: float
@@ -160,9 +173,10 @@ class Step:
 @public
 @dataclass(frozen=True)
 class Stability:
-    """`steps`, one for every size of noise; the network's own `accuracy` and `loss`; shares of fragility; `refused`.
+    """The effect of weight noise on the outputs, one of `steps` for every size of noise; what `stability` returns.
 
-    `refused`: why there is no certificate, if there is none.
+    `accuracy`, `loss`: those of the network without noise (None without labels). `displacement`: the expected one, with
+    every tensor's share. `refused`: why there is no certificate, if there is none.
     """
 
     steps: list[Step]
@@ -181,14 +195,21 @@ def stability(
     *,
     seed: int = 0,
     proven: bool = True,
-    frozen: str = "stay",
+    frozen: Frozen = "stay",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Stability:
-    """What noise of every relative size in `noise` does to the outputs on `task`, measured and by the four numbers.
+    """The stability of the outputs on `task` under weight noise of every relative size in `noise`: how far they move.
 
-    Accuracy is measured where the task has labels of classes. Cost: len(noise) draws forward passes, and with `proven`
-    a Cholesky factor for every weight and size. Frozen weights stay, unless frozen="move". Raises
+    Measured over `draws` of noise, and predicted by the model, the first derivative and (with `proven`) certificates.
+    Accuracy is measured where the labels are classes. Cost: len(noise) * draws forward passes, and with `proven` a
+    Cholesky factor for every weight and size. Frozen weights are not changed, unless frozen="move". Raises
     `WeightspaceError` for sizes outside of [0, 10), no draws, or a task without inputs.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> small, large = ws.stability(net, task, noise=(0.01, 0.1), draws=2).steps
+    >>> max(small.moved) < min(large.moved), large.moved[0] <= large.with_data <= large.certificate
+    (True, True)
     """
     if draws < 1 or not noise:
         raise WeightspaceError(f"give at least one size of noise and one draw, got {len(noise)} and {draws}")
@@ -220,7 +241,7 @@ def stability(
 
 
 def _scorer(task: Task) -> Callable[[Net], tuple[float | None, float | None]]:
-    """Accuracy and loss, where there are labels."""
+    """A function of a network: its accuracy and loss on the task, None where there are no classes or no labels."""
     if any(y is None for _, y in task.batches()):
         return lambda net: (None, None)
     right = accuracy(task) if classifies(task) else None
@@ -242,14 +263,20 @@ def width(
     seed: int = 0,
     precision: float = 0.01,
     most: float = 2.0,
-    frozen: str = "stay",
+    frozen: Frozen = "stay",
 ) -> float:
-    """The width of the minimum: the largest eta whose noise costs at most `tolerance`, on the mean of `draws`.
+    """The width of a minimum: the largest relative noise whose cost, on the mean of `draws`, is at most `tolerance`.
 
-    A cost is lost accuracy where the task has classes, the rise of the loss relative to log 2 where it has other
-    labels, and the relative displacement of the outputs where it has none. By bisection to a relative `precision`;
-    `most` if even that is borne, 0 if nothing is. Frozen weights stay, unless frozen="move". Raises
+    The cost is the loss of accuracy where the labels are classes, the rise of the loss over log 2 for other labels, and
+    the relative displacement of the outputs without labels. Found by bisection to a relative `precision`; `most` if
+    even that costs less, 0 if any noise costs more. Frozen weights are not changed, unless frozen="move". Raises
     `WeightspaceError` for a tolerance that is not positive.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> narrow, wide = (ws.width(net, ws.Task(task.example(60)), t, draws=2, precision=0.1) for t in (0.01, 0.1))
+    >>> 0 < narrow < wide < 2
+    True
     """
     if not 0 < tolerance < math.inf or not 0 < precision < 1 or not 0 < most < _MOST or draws < 1:
         raise WeightspaceError(

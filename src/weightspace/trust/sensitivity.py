@@ -1,4 +1,4 @@
-"""What the outputs feel: of the inputs, of the weights, of one example; and how soon a gradient stops being one."""
+"""Sensitivity of the outputs to the inputs and weights, the breakdown of gradients, and steps on one example."""
 
 from __future__ import annotations
 
@@ -41,10 +41,12 @@ _STEPS = 24
 @public
 @dataclass(frozen=True)
 class Sensitivities:
-    """`product`: no |f(x + dx) - f(x)| / |dx| exceeds it, if it is known; `jacobian`: |df/dx|_2, of every example.
+    """The sensitivity of the outputs to the inputs and to the weights; what `sensitivities` returns.
 
-    `weights`: the relative displacement of the outputs for a relative displacement one of every layer's weights, as is
-    expected for noise; `depth`: what the model says of it, the number of layers, for small changes.
+    `product`: a Lipschitz constant in the inputs, |f(x + dx) - f(x)| <= product |dx|, or None where none is known.
+    `jacobian`: the spectral norm |df/dx|_2 of every example. `weights`: the expected relative displacement of the
+    outputs for noise of relative size one on every layer; `depth`: the number of layers, which the model of relative
+    trust predicts for it.
     """
 
     product: float | None
@@ -55,9 +57,15 @@ class Sensitivities:
 
 @public
 def sensitivities(net: Net, task: Task, *, seed: int = 0) -> Sensitivities:
-    """What the outputs feel of the inputs, as a product of operator norms and as the Jacobian's norm, and of weights.
+    """The sensitivity of the outputs to the inputs (Lipschitz constant, Jacobian norms) and to the weights.
 
-    Raises `WeightspaceError` for inputs that are not real numbers.
+    Raises `WeightspaceError` for inputs that are not one tensor of real numbers.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> found = ws.sensitivities(net, task)
+    >>> found.jacobian.shape, bool((found.jacobian <= found.product).all()), found.depth
+    (torch.Size([60]), True, 2)
     """
     try:
         product = lipschitz(net, task)
@@ -69,11 +77,11 @@ def sensitivities(net: Net, task: Task, *, seed: int = 0) -> Sensitivities:
 
 
 def _jacobian_norms(net: Net, task: Task, seed: int) -> Tensor:
-    """|df/dx|_2 of every example by the power method; in evaluation mode no example sees another."""
+    """|df/dx|_2 of every example by power iteration on a whole batch; in evaluation mode examples are independent."""
     found, start = [], 0
     for x, _ in task.batches(net):
         if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise WeightspaceError("the outputs have a derivative in inputs that are one tensor of real numbers")
+            raise WeightspaceError("sensitivity to the inputs needs inputs that are one tensor of real numbers")
 
         def f(z: Tensor) -> Tensor:
             return task.output(called(net.architecture, net.tensors, (z,)))
@@ -94,10 +102,10 @@ def _jacobian_norms(net: Net, task: Task, seed: int) -> Tensor:
 @public
 @dataclass(frozen=True)
 class Breakdown:
-    """A step of relative size eta against the gradient: how much the gradient and the outputs have changed after it.
+    """The change of the gradient and of the outputs after a gradient step of relative size `eta`.
 
     `gradient`: max_l |g_l(w + dw) - g_l(w)| / |g_l(w)|; `outputs`: |df| / |f|; `model`: relative trust. The model is a
-    heuristic for how eta should fall with depth, and no bound: along gradients both changes exceed it.
+    heuristic for how eta should fall with depth, not a bound: along gradients both changes exceed it.
     """
 
     eta: float
@@ -108,10 +116,16 @@ class Breakdown:
 
 @public(renamed={"etas": "sizes"})
 def breakdown(net: Net, task: Task, sizes: Sequence[float] = (0.001, 0.01, 0.1)) -> list[Breakdown]:
-    """How the gradient breaks down along itself, dW_l = -eta |W_l| g_l / |g_l|, for every eta.
+    """The breakdown of the gradient along gradient steps dW_l = -eta |W_l| g_l / |g_l|, for every eta in `sizes`.
 
-    Source: On the distance between two neural networks and the stability of learning (Bernstein, Vahdat, Yue, Liu,
-    2020), whose reliability estimate is the `model` here.
+    Raises `WeightspaceError` for an eta outside of (0, 10). Source: On the distance between two neural networks and the
+    stability of learning (Bernstein, Vahdat, Yue, Liu, 2020), whose reliability estimate is the `model` here.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> small, large = ws.breakdown(net, task, (0.001, 0.1))
+    >>> small.gradient < large.gradient, round(large.model, 2)       # 1.1^2 - 1
+    (True, 0.21)
     """
     g, f = gradient(task, checked(net)), task.outputs(net).double()
     direction, found = Relative().steepest(net, g), []
@@ -129,10 +143,10 @@ def breakdown(net: Net, task: Task, sizes: Sequence[float] = (0.001, 0.01, 0.1))
 @public
 @dataclass(frozen=True)
 class Trust:
-    """How far a step on each example alone moves the network: `relative` trust, `displacement` of its own output.
+    """The effect of a gradient step on each example alone: how far it moves the network and the example's output.
 
-    `displacement` is |J_i g_i| rate, what the step does to the outputs on the example itself, to first order; `loss` is
-    the example's. Entries in the order of the task; `order` sorts by relative trust, the largest first.
+    `relative`: relative trust; `displacement`: |J_i g_i| lr, the change of the example's own output, to first order;
+    `loss`: the example's. Entries in the order of the task; `order` sorts by relative trust, the largest first.
     """
 
     relative: Float[Tensor, " examples"]
@@ -141,17 +155,23 @@ class Trust:
 
     @property
     def order(self) -> Tensor:
-        """Numbers of the examples, those that move the network most first."""
+        """Indices of the examples, those that move the network most first."""
         return self.relative.argsort(descending=True)
 
 
 @public(renamed={"rate": "lr"})
 def trust_per_example(net: Net, task: Task, lr: float = 0.01) -> Trust:
-    """For every example i: g_i = gradient of its loss alone, dW = -lr g_i, prod_l (1 + lr |g_il| / |W_l|) - 1.
+    """The relative trust prod_l (1 + lr |g_il| / |W_l|) - 1 of a gradient step on each example i alone.
 
-    Over tensors of two dimensions or more that are not zero. Examples that move a network far are those that it finds
-    hard or has not seen. Cost: a gradient for every example. Raises `WeightspaceError` for a lr that is not positive,
-    or no labels.
+    g_i is the gradient of the example's loss; l runs over tensors of two dimensions or more that are not zero. Examples
+    that move a network far are hard for it or new to it. Cost: a gradient for every example. Raises `WeightspaceError`
+    for a learning rate that is not positive, or no labels.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> found = ws.trust_per_example(net, task, lr=0.01)
+    >>> found.relative.shape, int(found.order[0]) == int(found.relative.argmax())
+    (torch.Size([60]), True)
     """
     if not 0 < lr < math.inf:
         raise WeightspaceError(f"lr must be positive, got {lr}")
@@ -180,7 +200,7 @@ def _one(x: object, k: int) -> object:
 
 
 def _push(net: Net, one: Task, g: Weights) -> float:
-    """|J g| on one example."""
+    """|J g|, the first-order change of the output of one example along its gradient."""
     args, kwargs = arguments(carried(one.example(1), net))
 
     def f(flat: Tensor) -> Tensor:
@@ -192,7 +212,7 @@ def _push(net: Net, one: Task, g: Weights) -> float:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the notice on torch.jit that forward-mode derivatives give."""
+    """Without the deprecation warning of torch.jit that forward-mode derivatives raise."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         yield

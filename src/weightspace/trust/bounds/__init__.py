@@ -1,1 +1,1 @@
-"""What a change of the weights can do to the outputs, proven along the graph."""
+"""Proven bounds on how far the outputs of two networks are apart, carried through the graph operation by operation."""

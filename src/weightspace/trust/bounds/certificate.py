@@ -1,13 +1,12 @@
-"""What a change of the weights can do to the outputs, proven: a certificate for a pair of networks.
+"""Certificates: proven upper bounds on the distance between the outputs of two networks, rounding included.
 
-Through the graph of the network goes, for every value h, a bound d >= |h_b - h_a| on how far it is in b from what it is
-in a. A linear map adds what its own change does: d' = |W_b|_2 d + |(W_b - W_a) h + (bias_b - bias_a)|, a non-linearity
-multiplies by its Lipschitz constant, a sum adds, a product has the product rule. With the data, |h_a| and what the
-change of a layer does to h_a are measured; without, |h_a| is bounded too, from |x| on: for a net without biases that
-gives |x| prod_l (|W_l|_2 + |dW_l|_2) - |x| prod_l |W_l|_2. Operator norms are bounded from above. Every operation adds
-the rounding of both networks' arithmetic; where both do the same arithmetic on the same numbers, they get the same
-numbers, so that what comes before the first weight that differs adds nothing, and equal networks have the bound zero.
-A rule that does not cover an argument of an operation refuses it (`bounds.rule`).
+For every activation h the graph carries a bound d >= |h_b - h_a|, its distance between networks a and b. A linear
+layer: d' = |W_b|_2 d + |(W_b - W_a) h + (bias_b - bias_a)|, a non-linearity multiplies by its Lipschitz constant, a
+sum adds, a product follows the product rule. With the data, |h_a| and the second term are measured; without, they are
+bounded from |x| on: for a network without biases that gives |x| prod_l (|W_l|_2 + |dW_l|_2) - |x| prod_l |W_l|_2.
+Operator norms are bounded from above. Every operation adds the rounding of both networks' arithmetic; where both do the
+same arithmetic on the same numbers, they get the same numbers, so that layers before the first weight that differs add
+nothing, and equal networks have the bound zero. An argument of an operation that no rule covers is refused (`rule`).
 Source: Optimisation and generalisation in networks of neurons (Bernstein, 2022), lemma of chapter 6; the step by step
 form with data is folklore.
 """
@@ -42,7 +41,7 @@ _SLACK = 1e-9
 @public
 @dataclass(frozen=True)
 class Certificate:
-    """sqrt(mean_x |f_b(x) - f_a(x)|^2) <= `bound`, proven; `relative` = bound / sqrt(mean_x |f_a(x)|^2)."""
+    """A proven `bound` >= sqrt(mean_x |f_b(x) - f_a(x)|^2); `relative` = bound / sqrt(mean_x |f_a(x)|^2)."""
 
     bound: float
     relative: float
@@ -50,22 +49,35 @@ class Certificate:
 
 @public
 def certificate(a: Net, b: Net, task: Task, *, data: bool = True) -> Certificate:
-    """A number that sqrt(mean_x |f_b(x) - f_a(x)|^2) does not exceed on the inputs of `task`.
+    """A proven upper bound on sqrt(mean_x |f_b(x) - f_a(x)|^2) over the inputs of `task`, for networks a and b.
 
     f is what a network computes in its own dtype: rounding is part of the bound, and b may have another dtype than a.
-    `data`: with the activations of a on these inputs; without, from the norms of the inputs and weights alone. Cost: a
-    forward pass of both networks, one of a in float64, and a Cholesky factor for every weight. What is measured on the
-    way is compared with the bound, and nothing is handed out that it exceeds. The bound is infinity where values may
-    leave the range of their dtype, such as 65504 in float16. Raises `BoundError`, which names the operation and the
-    argument, where no bound is known, such as for an exponential; `WeightspaceError` for NaN or infinity in the
-    weights.
+    `data`: use the activations of a on these inputs; without, only the norms of the inputs and weights. Cost: a forward
+    pass of both networks, one of a in float64, and a Cholesky factor for every weight. The outputs' measured distance
+    is compared with the bound before it is returned. The bound is infinity where values may leave the range of their
+    dtype, such as 65504 in float16. Raises `BoundError`, which names the operation and the argument, where no bound is
+    known, such as for an exponential; `WeightspaceError` for NaN or infinity in the weights.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> other = ws.perturb(net, 0.1, seed=0)
+    >>> moved = (task.outputs(other) - task.outputs(net)).norm() / len(task) ** 0.5
+    >>> float(moved) <= ws.certificate(net, other, task).bound
+    True
     """
     return _certificates(a, b, task, (data,))[0]
 
 
 @public
 def certificates(a: Net, b: Net, task: Task) -> tuple[Certificate, Certificate]:
-    """`certificate` without the data and with it, for little more than the price of one."""
+    """Two certificates of a pair of networks, without the data and with it, for little more than the cost of one.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> without, with_data = ws.trust.certificates(net, ws.perturb(net, 0.1, seed=0), task)
+    >>> with_data.bound < without.bound
+    True
+    """
     without, with_data = _certificates(a, b, task, (False, True))
     return without, with_data
 
@@ -82,7 +94,7 @@ def _certificates(a: Net, b: Net, task: Task, modes: tuple[bool, ...]) -> list[C
     walks = [first, *(Walk(a, b, mode, None, first.operators, first.still) for mode in modes[1:])]
     found, norm, moved = through(a, b, task, walks)
     if not math.isfinite(moved):
-        raise BoundError("the outputs are not finite, so nothing is known of them; compare in a wider dtype")
+        raise BoundError("the outputs are not finite, so there is no bound on them; compare in a wider dtype")
     for apart in found:
         if not moved <= apart * (1 + _SLACK):
             raise BoundError(
@@ -95,10 +107,16 @@ def _certificates(a: Net, b: Net, task: Task, modes: tuple[bool, ...]) -> list[C
 
 @public
 def lipschitz(net: Net, task: Task) -> float:
-    """A number that |f(x + dx) - f(x)| / |dx| does not exceed: the product of the layers' operator norms, from above.
+    """A Lipschitz constant of a network in its inputs, |f(x + dx) - f(x)| <= lipschitz |dx|: a product over layers.
 
-    For every dx, where the network has no LayerNorm or product of activations; with one of these, for dx -> 0 around
-    the inputs of `task`. Of the function, not of its rounding. Raises `BoundError` as `certificate`.
+    An upper bound from the layers' operator norms, for every dx; for a network with LayerNorm or products of
+    activations, for dx -> 0 around the inputs of `task`. Without rounding. Raises `BoundError` as `certificate`.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> x, y = task.example(2)
+    >>> float((net(x) - net(y)).norm() / (x - y).norm()) <= ws.lipschitz(net, task)
+    True
     """
     walk, worst = Walk(checked(net), net, True, _START), 0.0
     for x, _ in task.recut(net):
@@ -111,7 +129,7 @@ def lipschitz(net: Net, task: Task) -> float:
 
 
 def through(a: Net, b: Net, task: Task, walks: list[Walk]) -> tuple[list[float], float, float]:
-    """Over all batches, squares added: for every walk a bound on how far the outputs are apart; |f_a|, |f_b - f_a|."""
+    """For every walk the bound on |f_b - f_a| over all batches (squares added); then |f_a| and |f_b - f_a| measured."""
     found, norm, moved = [0.0 for _ in walks], 0.0, 0.0
     for x, _ in task.recut():
         inputs = carried(x, a), carried(x, b)
@@ -129,7 +147,7 @@ def through(a: Net, b: Net, task: Task, walks: list[Walk]) -> tuple[list[float],
 
 
 def _output(net: Net, task: Task, x: Any, values: list[Any]) -> tuple[Tensor, Tensor, int]:
-    """What the task takes of the network's outputs, which of these it is, and where that is among the graph's."""
+    """The task's output, the output tensor of the network that it is (a part of), and its index among the graph's."""
     raw = task.raw(net, x)
     out, leaves = task.output(raw), pytree.tree_leaves(raw)
     places = range(len(values) - len(leaves), len(values))
@@ -139,7 +157,7 @@ def _output(net: Net, task: Task, x: Any, values: list[Any]) -> tuple[Tensor, Te
         if isinstance(leaf, Tensor) and isinstance(values[at], Value) and _inside(out, leaf)
     ]
     if not inside:
-        raise BoundError("the task's output is computed from the network's; give one that picks an output as it is")
+        raise BoundError("the task's output is computed from the network's; give one that selects an output unchanged")
     same = (p for p in inside if p[0].shape == out.shape and p[0].data_ptr() == out.data_ptr())
     return out, *next(same, inside[0])
 
@@ -149,7 +167,7 @@ def _inside(part: Tensor, whole: Tensor) -> bool:
 
 
 def _agrees(leaf: Tensor, value: Value) -> None:
-    """The network itself is as far from the reference as rounding may take it."""
+    """Raise `BoundError` if the network is further from the reference in float64 than rounding allows."""
     away = float((leaf.double() - value.a).norm())
     if not away <= value.far.off * (1 + _SLACK):
         raise BoundError(

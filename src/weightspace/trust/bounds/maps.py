@@ -1,7 +1,7 @@
-"""Rules for linear maps with learnt weights, for products of two values, and for attention.
+"""Rules for linear and convolutional layers, for products of two activations, and for attention.
 
-A map adds what its own change does: |W_b x_b - W_a x_a| <= |W_b|_2 |x_b - x_a| + |(W_b - W_a) x_a|. Rounding of a sum
-of products is at most gamma_n |W| |x|, entries taken without their signs.
+For a linear layer |W_b x_b - W_a x_a| <= |W_b|_2 |x_b - x_a| + |(W_b - W_a) x_a|. The rounding of a sum of products is
+at most gamma_n |W| |x|, with the absolute values of the entries.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ __all__ = ["product"]
 
 _SINGLE, _DOUBLE = 2.0**-24, 2.0**-53
 _LARGE = 1e18
-_DEAD = 120.0  # exp(-120) is no number of float32
+_DEAD = 120.0  # exp(-120) underflows in float32
 _STORES = 4
 
 
 @dataclass(frozen=True)
 class _Map:
-    """x -> W x + b: how it acts, what its norm is, how many products an entry adds up, over how many channels."""
+    """A linear map x -> W x + b: its action, its operator norm, a cheap bound on it, and the products in every sum."""
 
     act: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     norm: Callable[[Tensor], float]
@@ -67,7 +67,7 @@ def _affine(call: Call, x: Value, w: Value, bias: Value | None, how: _Map) -> Fa
 
 
 def _own(call: Call, x: Value, w: Value, bias: Value | None, how: _Map, positions: float, moved: Tensor) -> float:
-    """|(W_b - W_a) x_a + b_b - b_a|, measured or from norms."""
+    """|(W_b - W_a) x_a + b_b - b_a|, measured with the data or bounded by norms without."""
     moved_bias = None if bias is None else bias.b - bias.a
     of_bias = 0.0 if moved_bias is None else positions * size(moved_bias)
     if not call.data:
@@ -145,7 +145,10 @@ def _matmul(call: Call) -> Far:
 
 
 def product(x: Value, y: Value) -> tuple[float, float, float]:
-    """|x_b y_b - x_a y_a| <= |x_a| |y_b - y_a| + |x_b - x_a| |y_b|, entry by entry or as matrices, at both steps."""
+    """(norm, off, apart) of a product: |x_b y_b - x_a y_a| <= |x_a| |y_b - y_a| + |x_b - x_a| |y_b|.
+
+    For products of entries and of matrices.
+    """
     off = x.at(0) * y.far.off + x.far.off * y.at(1)
     apart = x.at(1) * y.far.apart + x.far.apart * y.at(2)
     return x.at(0) * y.at(0), off, apart
@@ -153,7 +156,7 @@ def product(x: Value, y: Value) -> tuple[float, float, float]:
 
 @rule("scaled_dot_product_attention", "query key value attn_mask", "is_causal scale")
 def _attention(call: Call) -> Far:
-    """softmax(scale q k^T + mask) v; softmax has slope 1/2."""
+    """Attention softmax(scale q k^T + mask) v; softmax has the Lipschitz constant 1/2."""
     q, k, v, mask = call.moving("query"), call.moving("key"), call.moving("value"), call.learnt("attn_mask")
     wide, length = q.a.shape[-1], k.a.shape[-2]
     scale = abs(float(call.plain["scale"] or 1 / math.sqrt(wide)))
@@ -182,13 +185,13 @@ def _attention(call: Call) -> Far:
 
 
 def _longest(call: Call, value: Value) -> float:
-    """The norm of the longest query or key, in either network."""
+    """A bound on the norm of the longest query or key, in both networks."""
     far = value.far
     return (float(value.a.norm(dim=-1).max()) if call.data else far.norm) + far.off + far.apart
 
 
 def _mask(call: Call, mask: Value, count: float, largest: float) -> Far:
-    """What a mask adds to scores of which none is larger than `largest`; entries that shut everything out are left."""
+    """The bounds of a mask, added to scores of at most `largest`; entries whose exponential underflows are left out."""
     if not mask.a.is_floating_point() or not mask.b.is_floating_point():
         if not mask.same:
             raise BoundError(f"no bound is known for {call.name} whose attn_mask is not the same in both networks")

@@ -1,8 +1,8 @@
-"""Rules for normalisation: x / sqrt(mean x^2 + eps), then a gain and an offset of every unit.
+"""Rules for normalisation layers: x / sqrt(mean x^2 + eps), then a gain and an offset for every unit.
 
-The map is Lipschitz 1 / sqrt(eps); from a point of spread s = sqrt(mean x^2 + eps) it moves at most 2 / s as far as x.
-With one pass for mean and variance, the variance is off by gamma_n s rms(x) (Chan, Golub, LeVeque, 1983); where the
-channels come last, torch takes mean x^2 - (mean x)^2, which is off by gamma_n rms(x)^2.
+The map has the Lipschitz constant 1 / sqrt(eps); from a point with s = sqrt(mean x^2 + eps) it moves at most 2 / s as
+far as x. Computed in one pass, the variance has the error gamma_n s rms(x) (Chan, Golub, LeVeque, 1983); with channels
+last torch computes mean x^2 - (mean x)^2, which has the error gamma_n rms(x)^2.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TERMS = 64
 def _gain(
     call: Call, z: Tensor, far: Far, at: int, gains: tuple[Tensor, Tensor], offsets: tuple[Tensor, Tensor]
 ) -> Far:
-    """s * z + t, s and t of both networks, along dimensions of z that `at` counts from the first; no rounding yet."""
+    """The bounds of s * z + t without rounding, s and t of both networks along the dimensions of z from `at` on."""
     (s, s_b), (t, t_b) = gains, offsets
     shape = (1,) * at + tuple(s.shape) + (1,) * (z.dim() - at - s.dim())
     moved, moved_t = (s_b - s).view(shape), (t_b - t).view(shape)
@@ -77,7 +77,7 @@ def _batch_norm(call: Call) -> Far:
 
 
 def _rounded(call: Call, out: Far, terms: float, added: Any) -> Far:
-    """What is rounded on the way is as large as what is added up, in the dtype of the result too."""
+    """The bounds with rounding, for sums and stored numbers of norm `added(point)`."""
     if call.exact:
         return Far(size(call.out) if call.data else out.norm, out.off, out.apart)
     more = call.slip(terms, added, 4, added)
@@ -123,7 +123,7 @@ def _after(
     terms = 8 * n + _TERMS
 
     def ratio(p: int) -> float:
-        """The norm of |x| / s over all rows, once for mean and variance each."""
+        """The norm of |x| / s over all rows, for mean and variance together."""
         return inside.error(p, square)
 
     if not call.exact:
@@ -152,20 +152,20 @@ def _after(
 
 
 class _Inside:
-    """The rows that are normalised: their root mean square and spread, here and where rounding and b may take them."""
+    """The root mean square and spread s of the rows that are normalised, at the reference and bounded in a and b."""
 
     def __init__(self, x: Value, rms: Tensor, spread: Tensor, root: float, eps: float, data: bool) -> None:
         self.x, self.rms, self.spread, self.root, self.least, self.data = x, rms, spread, root, math.sqrt(eps), data
 
     def wide(self, like: Tensor) -> Tensor:
-        """The spread of every row, beside its entries."""
+        """The spread of every row, in a shape that broadcasts to its entries."""
         return self.spread.reshape(self.spread.shape + (1,) * (like.dim() - self.spread.dim())).clamp_min(1e-300)
 
     def _gone(self, point: int) -> float:
         return (self.x.far.off if point else 0.0) + (self.x.far.apart if point == 2 else 0.0)
 
     def moved(self, point: int, distance: float, total: float) -> float:
-        """How far the normalised rows are when x has gone `distance` from a point."""
+        """A bound on how far the normalised rows move when x moves by `distance` from a point."""
         slope = 1 / self.least if self.least else math.inf
         if self.data:
             here = max(self.least, float(self.spread.min()) - self._gone(point) / self.root)
@@ -180,12 +180,12 @@ class _Inside:
         return (self.rms + gone) / (self.spread - gone).clamp_min(max(self.least, 1e-300))
 
     def error(self, point: int, square: bool) -> float:
-        """What is added up in mean and variance, over the spread: the norm over all entries."""
+        """The norm over all entries of what mean and variance add up, over the spread."""
         if not self.data and not square:
             return 2 * self.x.at(point) / self.least if self.least else math.inf
         q = self._ratios(point)
         return self.root * (float(q.norm()) + float((q * q if square else q).norm()))
 
     def worst(self, point: int) -> float:
-        """The relative error of the variance, taken as a difference of squares, for one roundoff, in the worst row."""
+        """The relative error of the variance as a difference of squares, per roundoff, in the worst row."""
         return float(self._ratios(point).max()) ** 2

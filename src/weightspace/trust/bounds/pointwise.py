@@ -1,7 +1,7 @@
-"""Rules for functions of one number: the largest slope, and the value at zero.
+"""Rules for pointwise non-linearities: the Lipschitz constant sup |f'|, and the value at zero.
 
-The slopes are suprema of |f'|, given in closed form where there is one. GELU with tanh, SiLU and Mish have none; their
-constants are rounded upwards in the 13th digit.
+The constants are in closed form where there is one; those of GELU with tanh, SiLU and Mish are numerical, rounded
+upwards in the 13th digit.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ GELU_TANH = 1.1289930686588
 SILU = 1.0998393201289
 MISH = 1.0884981612518
 SELU = 1.0507009873554805 * 1.6732632423543772
-_SMOOTH = 16  # roundings inside of an elementary function
-_OVERFLOW = 80.0  # exp of more does not fit float32
+_SMOOTH = 16  # roundings inside an elementary function
+_OVERFLOW = 80.0  # exp of more overflows in float32
 
 
 def lipschitz(call: Call, constant: float, zero: float = 0.0, terms: int = _SMOOTH, stores: int = 2) -> Far:
-    """A function of every entry with this largest slope and this value at zero."""
+    """The bounds of a pointwise function with this Lipschitz constant and this value at zero."""
     x, start = call.x, abs(zero) * math.sqrt(call.numel)
     norm = constant * x.far.norm + start
     return call.found(
@@ -94,7 +94,7 @@ def _leaky_relu(call: Call) -> Far:
 
 @rule("elu", "self", "alpha scale input_scale")
 def _elu(call: Call) -> Far:
-    """scale x above zero, alpha scale (exp(input_scale x) - 1) below."""
+    """ELU: scale x above zero, alpha scale (exp(input_scale x) - 1) below."""
     alpha, scale, inner = (float(call.plain[k]) for k in ("alpha", "scale", "input_scale"))
     if inner < 0:
         raise BoundError(f"no bound is known for elu with input_scale={inner}, which grows without limit")
@@ -103,7 +103,7 @@ def _elu(call: Call) -> Far:
 
 @rule("celu", "self", "alpha")
 def _celu(call: Call) -> Far:
-    """x above zero, alpha (exp(x / alpha) - 1) below: of slope 1 at most where alpha > 0."""
+    """CELU: x above zero, alpha (exp(x / alpha) - 1) below, with slope at most 1 for alpha > 0."""
     alpha = float(call.plain["alpha"])
     if alpha <= 0:
         raise BoundError(f"no bound is known for celu with alpha={alpha}, which grows without limit")
@@ -121,7 +121,7 @@ def _clamp(call: Call) -> Far:
 
 @rule("softplus", "self", "beta threshold")
 def _softplus(call: Call) -> Far:
-    """log(1 + exp(beta x)) / beta up to beta x = threshold, and x from there on: a jump, counted at every entry."""
+    """Softplus: log(1 + exp(beta x)) / beta up to beta x = threshold, then x: a jump, counted at every entry."""
     beta, threshold = float(call.plain["beta"]), float(call.plain["threshold"])
     if not beta or threshold > _OVERFLOW:
         raise BoundError(f"no bound is known for softplus with beta={beta}, threshold={threshold}")
@@ -134,7 +134,7 @@ def _softplus(call: Call) -> Far:
 
 @rule("softmax _softmax", "self", "dim dtype", half_to_float=False)
 def _softmax(call: Call) -> Far:
-    """The Jacobian diag(p) - p p^T has norm 1/2 at most; exp(-t) t <= 1 / e bounds the rounding of the exponent."""
+    """Softmax: the Jacobian diag(p) - p p^T has norm <= 1/2; exp(-t) t <= 1 / e bounds the exponent's rounding."""
     x, n = call.x, math.sqrt(call.numel)
     wide = _width(call)
     rows = math.sqrt(call.numel / wide)
@@ -145,7 +145,7 @@ def _softmax(call: Call) -> Far:
 
 @rule("log_softmax _log_softmax", "self", "dim dtype", half_to_float=False)
 def _log_softmax(call: Call) -> Far:
-    """The Jacobian 1 - 1 p^T is a projection, not an orthogonal one: its norm is sqrt(n) |p| <= sqrt(n)."""
+    """Log-softmax: the Jacobian 1 - 1 p^T is an oblique projection of norm sqrt(n) |p| <= sqrt(n)."""
     x, wide = call.x, _width(call)
     constant, start = math.sqrt(wide), math.log(wide) * math.sqrt(call.numel)
     return call.found(

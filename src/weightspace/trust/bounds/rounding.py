@@ -1,8 +1,8 @@
-"""Rounding: how far what a machine computes may be from what the formula says.
+"""Rounding error of floating-point arithmetic, bounded: how far a computed value may be from the exact one.
 
-A number x is kept as x (1 + t), |t| <= u, u the unit roundoff of its dtype. A sum of n products, added up in any order,
-is off by at most gamma_n times the sum of their absolute values, gamma_n = n u / (1 - n u). Products and sums of
-bfloat16 and float16 are formed in float32 and rounded when they are kept. Kernels that transform before they multiply
+A number x is stored as x (1 + t), |t| <= u, u the unit roundoff of its dtype. A sum of n products, added up in any
+order, is off by at most gamma_n times the sum of their absolute values, gamma_n = n u / (1 - n u). Products and sums of
+bfloat16 and float16 are formed in float32 and rounded when they are stored. Kernels that transform before they multiply
 (Winograd, FFT) have other constants and are not covered.
 Source: Accuracy and stability of numerical algorithms (Higham, 2002), chapters 2 and 3.
 """
@@ -24,19 +24,20 @@ _SINGLE, _TENSOR_FLOAT, _HALF = 2.0**-24, 2.0**-11, 2.0**-9
 
 
 class BoundError(WeightspaceError):
-    """A network with an operation, or with arguments of one, for which no bound is known."""
+    """A network with an operation, or an argument of one, for which no bound is known."""
 
 
 def gamma(n: float, unit: float) -> float:
-    """n u / (1 - n u): the relative error of a sum of products, or infinity where nothing is known any more."""
+    """n u / (1 - n u): the relative error bound of a sum of n products, or infinity from n u = 1/2 on."""
     return n * unit / (1 - n * unit) if n * unit < 0.5 else math.inf
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """`unit`: roundoff of a number that is kept; `inner`: of a sum on its way; `factor`: of what is multiplied.
+    """The arithmetic of a dtype: its unit roundoffs and its range.
 
-    `tiny`: what a number loses that is too small for the dtype; `most`: the largest number that it holds.
+    `unit`: roundoff of a stored number; `inner`: of the accumulator of a sum; `factor`: of the factors of a product
+    (TF32); `tiny`: the absolute error of underflow; `most`: the largest finite number.
     """
 
     unit: float
@@ -47,13 +48,17 @@ class Arithmetic:
 
     @classmethod
     def of(cls, dtype: torch.dtype, device: str = "cpu") -> Arithmetic:
-        """That of a dtype on a device, with products as torch's settings have them. Raises `BoundError` for float8."""
+        """The arithmetic of a dtype on a device, under torch's matmul settings. Raises `BoundError` for float8."""
         if dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
             raise BoundError(f"no bound is known for the rounding of {dtype}; compare in float32 or bfloat16")
         return _of(dtype, _factor(device) if dtype == torch.float32 else 0.0)
 
     def error(self, terms: float, size: float, stores: float, kept: float, numel: int, products: bool = False) -> float:
-        """Sums of `terms` terms, whose absolute values have norm `size`, in a result of norm `kept` that is rounded."""
+        """The rounding error of a result of norm `kept`, stored `stores` times, of sums of `terms` terms.
+
+        `size`: the norm of the sums of the terms' absolute values; `numel`: the entries of the result; `products`: the
+        terms are products.
+        """
         if not self.unit:
             return 0.0
         inner = gamma(terms, self.inner) + (gamma(2, self.factor) if products else 0.0)
@@ -76,8 +81,8 @@ def _of(dtype: torch.dtype, factor: float) -> Arithmetic:
 
 
 def _factor(device: str) -> float:
-    """Factors of float32 are rounded to fewer digits where torch is told that this is precise enough."""
-    told = {"highest": 0.0, "high": _TENSOR_FLOAT, "medium": _HALF}[torch.get_float32_matmul_precision()]
+    """The roundoff of the factors of float32 products, which torch's settings allow to be rounded to TF32 or less."""
+    unit = {"highest": 0.0, "high": _TENSOR_FLOAT, "medium": _HALF}[torch.get_float32_matmul_precision()]
     if device == "cuda" and torch.backends.cudnn.allow_tf32:
-        return max(told, _TENSOR_FLOAT)
-    return told
+        return max(unit, _TENSOR_FLOAT)
+    return unit

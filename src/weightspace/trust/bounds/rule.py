@@ -1,10 +1,11 @@
-"""What a rule of a certificate is made of: values at three points, and which arguments of an operation it covers.
+"""The registry of certificate rules: how an operation carries error bounds, and which of its arguments are covered.
 
-The reference is network a computed in float64; from there it is `off` to what a computes in its own dtype, and from
-there `apart` to what b computes in its own. A rule carries both through an operation and adds its rounding.
+Every activation has three values: the reference (network a in float64), network a in its own dtype, at most `off` from
+it, and network b in its own dtype, at most `apart` from a's. A rule carries both bounds through an operation and adds
+its rounding.
 
-A rule names the arguments of the operator's schema that it takes as values and those that it looks at as settings.
-Every other argument must stand at its default, or at a value that the rule names; else the operation has no bound.
+A rule names the arguments of the operator's schema that it takes as tensors and those that it uses as settings. Every
+other argument must have its default, or a value that the rule names; else the operation has no bound.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ __all__ = ["Call", "Far", "RULES", "Rule", "Value", "bind", "number", "rule", "s
 
 
 def size(value: Any) -> float:
-    """The norm of a tensor, or of several together; infinite entries, as of a mask, are left out."""
+    """The norm of a tensor, or of several together; infinite entries, as in a mask, count as zero."""
     parts = value if isinstance(value, (tuple, list)) else [value]
     squares = 0.0
     for part in parts:
@@ -40,7 +41,7 @@ def _finite(part: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Far:
-    """|h| <= norm at the reference, from there <= off to a as it is computed, from there <= apart to b."""
+    """Bounds on an activation h: |h| <= norm at the reference, |h_a - h| <= off, |h_b - h_a| <= apart."""
 
     norm: float
     off: float
@@ -49,9 +50,10 @@ class Far:
 
 @dataclass(frozen=True)
 class Value:
-    """A value on its way: `a` at the reference; `b`, and how far it is from what b computes, where no input moves it.
+    """A value in the graph with its bounds: `a` at the reference, `far` its bounds.
 
-    `same`: both networks compute it from the same numbers in the same arithmetic, so that it is the same number.
+    `same`: both networks compute it from the same numbers in the same arithmetic, so that it is the same in both.
+    `b`, for values that do not depend on the inputs: network b's in float64, at most `loose` from what b computes.
     """
 
     a: Any
@@ -62,28 +64,28 @@ class Value:
 
     @property
     def still(self) -> bool:
-        """Whether it is known in both networks, as weights are."""
+        """Whether it does not depend on the inputs, as weights do not, and is known in both networks."""
         return self.b is not None
 
     def at(self, point: int) -> float:
-        """Its norm at the reference, in a, in b: points 0, 1, 2."""
+        """A bound on its norm at the reference (point 0), in network a (1), in network b (2)."""
         if point == 2 and self.still:
             return size(self.b) + self.loose
         return self.far.norm + (self.far.off if point else 0.0) + (self.far.apart if point == 2 else 0.0)
 
 
 def number(x: float) -> Value:
-    """A number of the program as a value."""
+    """A Python number as an exact `Value`, the same in both networks."""
     tensor = torch.tensor(float(x), dtype=torch.float64)
     return Value(tensor, Far(abs(float(x)), 0.0, 0.0), True, tensor)
 
 
 @dataclass(frozen=True)
 class Call:
-    """An operation that depends on the inputs: its arguments, and its value at the reference.
+    """A call of an operation that depends on the inputs: its arguments, and its result `out` at the reference.
 
-    `data`: the entries of values may be looked at; `arithmetic`: of the reference, of a, of b; `bound`: operator norms,
-    once for all batches; `known`: those that were asked for.
+    `values`, `plain`: tensor arguments and settings; `data`: whether the entries of activations may be used;
+    `arithmetic`: of the reference, of a, of b; `known`: the operator norms that `bound` has computed for all batches.
     """
 
     name: str
@@ -100,7 +102,7 @@ class Call:
 
     @property
     def x(self) -> Value:
-        """The first argument, rounded where the operation casts it before it computes."""
+        """The first argument, with the rounding of a `dtype` argument's cast."""
         value: Value = self.values["input" if "input" in self.values else "self"]
         if self.plain.get("dtype") is None or self.exact:
             return value
@@ -115,31 +117,31 @@ class Call:
 
     @property
     def numel(self) -> int:
-        """How many entries the result has."""
+        """The number of entries of the result."""
         return int((self.out[0] if isinstance(self.out, (tuple, list)) else self.out).numel())
 
     def bound(self, key: str, compute: Callable[[], float]) -> float:
-        """An operator norm, once for all batches."""
+        """The operator norm under this key, computed once for all batches."""
         if key not in self.known:
             self.known[key] = compute()
         return self.known[key]
 
     def moving(self, name: str) -> Value:
-        """An argument that depends on the inputs; refused if it does not."""
+        """An argument that depends on the inputs. Raises `BoundError` if it does not."""
         value = self.values[name]
         if not isinstance(value, Value) or value.still:
             raise BoundError(f"no bound is known for {self.name} whose {name} does not depend on the inputs")
         return value
 
     def learnt(self, name: str) -> Value | None:
-        """An argument that is known in both networks; refused if it depends on the inputs."""
+        """An argument that does not depend on the inputs, such as a weight. Raises `BoundError` if it does."""
         value: Value | None = self.values.get(name)
         if value is not None and not value.still:
             raise BoundError(f"no bound is known for {self.name} whose {name} depends on the inputs")
         return value
 
     def most(self, value: Value, point: int) -> float:
-        """The largest entry of a value at a point."""
+        """A bound on the largest absolute entry of a value at point 0, 1 or 2."""
         if not self.data and not value.still:
             return value.at(point)
         if point == 2 and value.still:
@@ -156,7 +158,7 @@ class Call:
         products: bool = False,
         numel: int | None = None,
     ) -> tuple[float, float, float]:
-        """What rounding adds to norm, off and apart."""
+        """The rounding of this operation, to be added to norm, off and apart; arguments as for `Arithmetic.error`."""
         count = self.numel if numel is None else numel
         e = [
             arithmetic.error(terms, size_at(p), stores, kept_at(p), count, products)
@@ -176,10 +178,10 @@ class Call:
         beside: float = 0.0,
         products: bool = False,
     ) -> Far:
-        """The result of a rule: what `terms` roundings inside and `stores` roundings of the result add.
+        """The bounds of the result, with the rounding of sums of `terms` terms and `stores` roundings of the result.
 
-        `size_at(point)`: the norm of the absolute values that are added up, if that is more than the result's.
-        `beside`: the norm of what is added at the end, so that the sum before it is rounded by itself.
+        `size_at(point)`: the norm of the absolute values that are added up, if larger than the result's. `beside`: the
+        norm of a term (a bias) that is added at the end, after the sum before it was rounded.
         """
         norm = size(self.out) if self.data else norm
         if self.exact:
@@ -192,7 +194,7 @@ class Call:
         return Far(norm if self.data else norm + more[0], off + more[1], apart + more[2])
 
     def copied(self, times: float = 1.0) -> Far:
-        """The result of a rule that moves entries about, each to at most times^2 places, without rounding."""
+        """The bounds of a result that copies every entry to at most times^2 places, without rounding."""
         far = self.x.far
         norm = size(self.out) if self.data else times * far.norm
         return Far(norm, times * far.off, times * far.apart)
@@ -200,7 +202,10 @@ class Call:
 
 @dataclass(frozen=True)
 class Rule:
-    """`find` for one operation; `values`, `plain`: the arguments that it covers; `where`: at what others it holds."""
+    """The rule of an operation: `find` gives the bounds of a call; the other fields say which arguments it covers.
+
+    `values`: tensors; `plain`: settings; `shapes`: of which the form alone counts; `where`: others -> allowed values.
+    """
 
     find: Callable[[Call], Far]
     values: tuple[str, ...]
@@ -215,10 +220,10 @@ RULES: dict[str, Rule] = {}
 def rule(
     names: str | Iterable[str], values: str, plain: str = "", shapes: str = "", **where: Any
 ) -> Callable[[Callable[[Call], Far]], Callable[[Call], Far]]:
-    """Enter a rule for operations. Words of `values`, `plain`, `shapes`: names of the operator's schema.
+    """Register a function as the rule of the operations `names`; arguments go by their names in the operator's schema.
 
-    `values` are tensors; `plain` settings that the bound looks at, or that no bound needs; of `shapes` the form alone
-    counts; `where`: another argument, and the one value at which the rule holds.
+    `values`: tensors; `plain`: settings that the bound uses or that do not matter; `shapes`: arguments of which the
+    form alone counts; `where`: another argument, and the one value for which the rule holds.
     """
 
     def enter(find: Callable[[Call], Far]) -> Callable[[Call], Far]:
@@ -231,12 +236,11 @@ def rule(
 
 
 def bind(node: fx.Node, look: Callable[[Any], Any]) -> tuple[Rule, dict[str, Any], dict[str, Any]]:
-    """The rule of a node, its values and its settings. Raises `BoundError` for an argument that no rule covers."""
+    """The rule of a node, its tensor arguments and its settings. Raises `BoundError` for an argument not covered."""
     name = op_name(node)
     if name not in RULES or not isinstance(node.target, torch._ops.OpOverload):
         raise BoundError(
-            f"no bound is known for {name}, so there is no certificate; the model, the expected displacement and "
-            "measured noise need none"
+            f"no bound is known for {name}, so there is no certificate; use relative_trust, displacement or stability"
         )
     entry, given = RULES[name], _named(node)
     values: dict[str, Any] = {}
@@ -280,7 +284,7 @@ def _value(value: Any, look: Callable[[Any], Any]) -> Any:
 
 
 def _setting(name: str, key: str, value: Any, look: Callable[[Any], Any]) -> Any:
-    """A setting as a plain number: a tensor of one number, the same in both networks, is one too."""
+    """A setting as a plain value; a tensor of one number that is the same in both networks counts as one."""
     if isinstance(value, (list, tuple)):
         return [_setting(name, key, part, look) for part in value]
     if not isinstance(value, fx.Node):
@@ -291,7 +295,7 @@ def _setting(name: str, key: str, value: Any, look: Callable[[Any], Any]) -> Any
     if not found.still:
         raise BoundError(f"no bound is known for {name} whose {key} depends on the inputs")
     if not found.same:
-        raise BoundError(f"no bound is known for {name} whose {key} is a weight, or made of weights")
+        raise BoundError(f"no bound is known for {name} whose {key} is a weight, or computed from weights")
     if found.a.numel() != 1 or found.far.off:
         raise BoundError(f"no bound is known for {name} whose {key} is a tensor")
     return found.a.item()

@@ -1,4 +1,4 @@
-"""Rules for what moves entries about: views, copies, parts, repetitions, padding."""
+"""Rules for reshaping operations: views, copies, slices, repetitions, casts, padding."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _MOVED = {
 
 
 def _moved(call: Call) -> Far:
-    """Parts hold an entry once; expand and repeat hold each as often as the result is larger."""
+    """Slices hold an entry at most once; expand and repeat hold each as often as the result is larger."""
     parts = call.out if isinstance(call.out, (tuple, list)) else [call.out]
     return call.copied(max(1.0, math.sqrt(sum(p.numel() for p in parts) / max(1, call.x.a.numel()))))
 
@@ -49,9 +49,9 @@ rule("dropout alpha_dropout feature_dropout feature_alpha_dropout native_dropout
 @rule("to _to_copy", "self", "dtype")
 @rule("type_as", "self", shapes="other")
 def _cast(call: Call) -> Far:
-    """One rounding, if the new dtype has fewer digits."""
+    """A cast: one rounding."""
     if not call.out.is_floating_point():
-        raise BoundError(f"no bound is known for {call.name} whose dtype is one of integers")
+        raise BoundError(f"no bound is known for {call.name} whose dtype is an integer dtype")
     x = call["self"].far
     return call.found(x.norm, x.off, x.apart, terms=0, stores=1)
 

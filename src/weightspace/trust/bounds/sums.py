@@ -15,7 +15,7 @@ __all__ = []
 
 
 def _times(call: Call, value: Value) -> float:
-    """An operand is spread over the result."""
+    """The factor by which broadcasting an operand to the result's shape raises its norm."""
     return math.sqrt(call.numel / max(1, value.a.numel()))
 
 
@@ -48,7 +48,7 @@ def _multiplied(call: Call, x: Value, y: Value) -> Far:
 
 @rule("div", "self other", rounding_mode=None)
 def _div(call: Call) -> Far:
-    """By numbers that are known in both networks."""
+    """Division by values that do not depend on the inputs."""
     x, y = call["self"], call["other"]
     if x.still or not y.still:
         raise BoundError("no bound is known for div whose other depends on the inputs")
@@ -85,7 +85,7 @@ def _amax(call: Call) -> Far:
       "kernel_size stride padding ceil_mode count_include_pad divisor_override")  # fmt: skip
 @rule("adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d", "self", "output_size")
 def _average(call: Call) -> Far:
-    """A map W without negative entries: |W|_2^2 is at most its largest sum of a row times that of a column."""
+    """Average pooling, a map W with entries >= 0: |W|_2^2 <= its largest row sum times its largest column sum."""
     rank, x = int(call.name[-2]), call.x
     by = math.sqrt(math.prod(_row_and_column(call, rank))) * (1 + 1e-12)
     kernel, far = call.plain.get("kernel_size"), x.far
@@ -97,7 +97,7 @@ def _average(call: Call) -> Far:
 @rule("upsample_nearest1d upsample_nearest2d upsample_nearest3d", "self input",
       "output_size scale_factors scales scales_d scales_h scales_w")  # fmt: skip
 def _nearest(call: Call) -> Far:
-    """An entry is copied to so many places; which those are may depend on the dtype of the scale: refused then."""
+    """Nearest upsampling copies entries; refused where the places depend on the dtype of the scale."""
     x, rank = call.x.a, call.out.dim() - 2
     places = torch.arange(math.prod(x.shape[-rank:]), device=x.device).view(1, 1, *x.shape[-rank:])
     wide, short = (call.overload(places.to(t), *call.plain.values()) for t in (torch.float64, torch.float32))
@@ -107,7 +107,7 @@ def _nearest(call: Call) -> Far:
 
 
 def _row_and_column(call: Call, rank: int) -> tuple[float, float]:
-    """The largest sum of a row, and of a column, of a linear map without negative entries on the last dimensions."""
+    """The largest row sum and column sum of a linear map with entries >= 0 on the last dimensions."""
     x = call.x.a
     with torch.enable_grad():
         ones = x.new_ones(1, 1, *x.shape[-rank:]).requires_grad_()
@@ -124,7 +124,7 @@ def _each(value: Any, rank: int) -> list[int]:
 @rule("max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices", "self",
       "kernel_size stride padding dilation ceil_mode")  # fmt: skip
 def _max_pool(call: Call) -> Far:
-    """A value is the largest of at most prod ceil(((k - 1) d + 1) / s) windows."""
+    """Max pooling: an entry lies in at most prod ceil(((k - 1) d + 1) / s) windows."""
     rank = int(call.name.split("_with")[0][-2])
     kernel, dilation = _each(call.plain["kernel_size"], rank), _each(call.plain["dilation"], rank)
     stride = _each(call.plain["stride"] or kernel, rank)
@@ -134,7 +134,7 @@ def _max_pool(call: Call) -> Far:
 
 @rule("adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d", "self", "output_size")
 def _adaptive_max_pool(call: Call) -> Far:
-    """A value lies in one bin of each dimension where the bins are even, else in as many as overlap."""
+    """Adaptive max pooling: an entry lies in one bin of each dimension for even bins, else in all that overlap."""
     rank = int(call.name[-2])
     out = call.out[0] if isinstance(call.out, (tuple, list)) else call.out
     pairs = zip(call.x.a.shape[-rank:], out.shape[-rank:], strict=True)
@@ -142,7 +142,7 @@ def _adaptive_max_pool(call: Call) -> Far:
 
 
 def _overlap(n: int, bins: int) -> int:
-    """Bin i reaches from floor(i n / k) to ceil((i + 1) n / k): the most bins that hold one place."""
+    """The largest number of bins that share an index; bin i reaches from floor(i n / k) to ceil((i + 1) n / k)."""
     held = torch.zeros(n, dtype=torch.long)
     for i in range(bins):
         held[i * n // bins : -(-(i + 1) * n // bins)] += 1
@@ -151,7 +151,7 @@ def _overlap(n: int, bins: int) -> int:
 
 @rule("embedding", "weight indices", "padding_idx scale_grad_by_freq sparse")
 def _embedding(call: Call) -> Far:
-    """The rows that are looked up are as far apart as they are: tokens are the same in both networks."""
+    """Embedding: the distance of the rows looked up, measured; the tokens must be the same in both networks."""
     weight, tokens = call.learnt("weight"), call.learnt("indices")
     assert weight is not None and tokens is not None
     if not tokens.same:

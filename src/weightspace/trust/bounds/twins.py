@@ -1,4 +1,4 @@
-"""Two exported graphs side by side: the same operations, but for casts, which depend on the dtype of a network."""
+"""Two exported graphs node by node: the same operations, except for casts, which depend on a network's dtype."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["Twins", "dtype_of", "is_cast"]
 
 
 def dtype_of(node: fx.Node) -> torch.dtype:
-    """The dtype of what a node computes: of its first tensor of real numbers."""
+    """The dtype of a node's result: of its first floating-point tensor."""
     value = node.meta.get("val")
     parts = value if isinstance(value, (tuple, list)) else [value]
     found = (v.dtype for v in parts if isinstance(v, Tensor) and v.is_floating_point())
     dtype = next(found, None)
     if dtype is None:
-        raise BoundError(f"no bound is known for {op_name(node)}, whose values are no real numbers")
+        raise BoundError(f"no bound is known for {op_name(node)}, whose values are not real numbers")
     return dtype
 
 
 def is_cast(node: fx.Node) -> bool:
-    """From real numbers of one dtype to the same of another."""
+    """Whether a node casts floating-point numbers of one dtype to another."""
     if node.op != "call_function" or op_name(node) not in ("to", "_to_copy"):
         return False
     source = node.args[0].meta.get("val") if isinstance(node.args[0], fx.Node) else None
@@ -35,14 +35,14 @@ def is_cast(node: fx.Node) -> bool:
 
 
 class Twins:
-    """Pairs of nodes in order; None beside a cast that the other graph does not have."""
+    """The pairs of corresponding nodes of two graphs, in order; None beside a cast that the other graph lacks."""
 
     def __init__(self, a: Trace, b: Trace) -> None:
         self.a, self.b = a, b
         self._first: dict[fx.Node, fx.Node] = {}
 
     def first(self, twin: fx.Node) -> fx.Node:
-        """The node of a's graph that stands for one of b's."""
+        """The node of a's graph that corresponds to one of b's."""
         return twin if self.a is self.b else self._first[twin]
 
     def __iter__(self) -> Iterator[tuple[fx.Node | None, fx.Node | None]]:

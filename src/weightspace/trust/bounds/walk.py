@@ -1,8 +1,8 @@
-"""One batch on its way through two networks: the reference, and bounds on how far both are from it and from each other.
+"""Interpreter of two networks' graphs on a batch: the reference values, and bounds on the distance from them.
 
-What no input reaches, weights and what is made of them, is computed for both networks, in float64 and in their own
-dtypes: the difference is its rounding, counted twice, because another kernel may round in another order. The same for
-what whole numbers of the input say by themselves. All else goes through the rules.
+Values that do not depend on the inputs (weights and what is computed from them) are computed for both networks, in
+float64 and in their own dtypes: the difference is their rounding, counted twice, because another kernel may round in
+another order. So are values that depend on integer inputs only. All others go through the rules.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def apply(
     data: bool = True,
     operators: dict[str, float] | None = None,
 ) -> Far:
-    """The rule of an operation on values. `look(node)`: the `Value` of an argument; `out`: the result at the reference.
+    """The bounds of an operation's result, by its rule. `look(node)`: an argument; `out`: the reference result.
 
     Raises `BoundError`, which names the operation and the argument, where no rule covers them.
     """
@@ -50,7 +50,7 @@ def apply(
 
 
 def known(own_a: Any, own_b: Any, a: Any = None, b: Any = None) -> Any:
-    """A value that no input moves: as both networks compute it, and in float64 (by default the same numbers)."""
+    """The `Value` of something independent of the inputs: as both networks compute it, and (a, b) in float64."""
     if isinstance(own_a, (tuple, list)):
         wide_a, wide_b = (own_a if a is None else a), (own_b if b is None else b)
         return tuple(known(*parts) for parts in zip(own_a, own_b, wide_a, wide_b, strict=True))
@@ -71,7 +71,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _loose(own: Tensor, wide: Tensor) -> float:
-    """What rounding did to a value; twice that, and one rounding more, where it did anything."""
+    """A bound on the rounding of a value: twice its measured error plus one roundoff, or zero if it is exact."""
     if not own.is_floating_point() or own.numel() == 0 or torch.equal(own.double(), wide):
         return 0.0
     return 2 * size(own.double() - wide) + torch.finfo(own.dtype).eps * size(wide)
@@ -79,9 +79,9 @@ def _loose(own: Tensor, wide: Tensor) -> float:
 
 @dataclass
 class Walk:
-    """Two networks, and what is known of them whatever the batch: operator norms, and values that no input reaches.
+    """Two networks, with what is shared by all batches: operator norms, and values that do not depend on the inputs.
 
-    `start`: how far the inputs of b are from those of a; then nothing is rounded.
+    `data`: whether activations are measured; `start`: the distance of b's inputs from a's, and rounding is left out.
     """
 
     a: Net
@@ -96,20 +96,20 @@ class Walk:
         self.device = self.a.device.type
 
     def batch(self, graphs: tuple[Trace, Trace], inputs: tuple[Any, Any]) -> list[Any]:
-        """The values of the graph's outputs, for one batch as a and as b take it."""
+        """The values of the graph's outputs for one batch, given as inputs of a and of b."""
         return _Batch(self, graphs, inputs).run()
 
 
 class _Batch:
-    """`env`: the value of every node of a's graph; `own`: what a and b compute, where no rule is needed."""
+    """One batch. `env`: the value of every node of a's graph; `own`: what a and b compute, where no rule is needed."""
 
     def __init__(self, walk: Walk, graphs: tuple[Trace, Trace], inputs: tuple[Any, Any]) -> None:
         self.walk, self.graphs, self.twins = walk, graphs, Twins(*graphs)
         self.inputs: tuple[Iterator[Tensor], ...] = tuple(iter(input_tensors(x)) for x in inputs)
         self.env: dict[fx.Node, Any] = {}
         self.own: dict[fx.Node, tuple[Any, Any]] = {}
-        self.learnt: set[fx.Node] = set()  # what depends on weights
-        self.given: set[fx.Node] = set()  # what depends on inputs
+        self.learnt: set[fx.Node] = set()  # nodes that depend on weights
+        self.given: set[fx.Node] = set()  # nodes that depend on inputs
         self.lost = False  # whether values may have left the range of their dtype
 
     def run(self) -> list[Any]:
@@ -132,7 +132,7 @@ class _Batch:
         lost = Far(math.inf, math.inf, math.inf)
         return replace(value, far=lost) if self.lost and isinstance(value, Value) else value
 
-    # -------------------------------------------------------------- where values come from
+    # -------------------------------------------------------------- inputs, weights and constants
 
     def _placeholder(self, node: fx.Node, twin: fx.Node) -> None:
         graph_a, graph_b = self.graphs
@@ -184,7 +184,7 @@ class _Batch:
             self._compute(node, twin)
 
     def _compute(self, node: fx.Node, twin: fx.Node) -> None:
-        """Without a rule: in both networks, as they compute it and in float64."""
+        """Evaluate a node without a rule: in both networks, in their own dtypes and in float64."""
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise BoundError(f"no bound is known for {op_name(node)}, which draws at random")
         first = self.twins.first
@@ -202,7 +202,7 @@ class _Batch:
         return all(v.same for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, Value))
 
     def _moved(self, node: fx.Node, twin: fx.Node) -> Value:
-        """By its rule."""
+        """The value of a node by its rule."""
         if node.target is operator.getitem:
             whole, at = self.env[cast(fx.Node, node.args[0])], cast(int, node.args[1])
             part = whole.a[at]
@@ -212,7 +212,7 @@ class _Batch:
         self.twins.check(node, twin)
         out = _evaluate(node, self._reference, lift=True)
         if isinstance(out, Tensor) and not out.is_floating_point():
-            raise BoundError(f"no bound is known for {op_name(node)}, whose values are no real numbers")
+            raise BoundError(f"no bound is known for {op_name(node)}, whose values are not real numbers")
         arithmetic = self._arithmetic(node, twin)
         norms = self.walk.operators.setdefault(node, {})
         far = apply(node, self.env.__getitem__, out, arithmetic, self.walk.data, norms)
@@ -230,7 +230,7 @@ class _Batch:
         return _REFERENCE, own[0], own[1]
 
     def _cast(self, node: fx.Node | None, twin: fx.Node | None) -> None:
-        """A cast that only one of two networks of different dtypes has: one rounding of its own."""
+        """A cast that only one of the two graphs has, because the networks have different dtypes: one rounding."""
         there = node or cast(fx.Node, twin)
         source = self.twins.first(cast(fx.Node, there.args[0])) if node is None else cast(fx.Node, there.args[0])
         value = self.env[source]
@@ -267,7 +267,7 @@ def _plain(value: Any, own: Any, at: str) -> Any:
 
 
 def _evaluate(node: fx.Node, look: Callable[[fx.Node], Any], lift: bool = False) -> Any:
-    """A node's value; `lift`: in float64, whatever dtype its code asks for."""
+    """A node's value; with `lift` in float64, whatever dtype its arguments ask for."""
     args, kwargs = cast(Any, fx.map_arg)((node.args, node.kwargs), look)
     target = cast(Callable[..., Any], node.target)
     if not lift:
