@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+import weightspace
 from weightspace import demo
 from weightspace.checkpoint import reader, writer
 from weightspace.checkpoint.architecture import ArchitectureError, Stored, find, parse_example
@@ -729,7 +730,7 @@ def test_outputs_are_compared_where_there_are_no_labels(here, capsys):
     [
         (("perturb", "a.safetensors", "-o", "x.safetensors", "--relative", "-1"), "relative must be in"),
         (("perturb", "a.safetensors", "-o", "x.safetensors", "--relative", "nan"), "relative must be in"),
-        (("perturb", "a.safetensors", "-o", "x.safetensors", "--kind", "burn"), "kind must be one of"),
+        (("perturb", "a.safetensors", "-o", "x.safetensors", "--kind", "burn"), "kind takes 'noise'"),
         (("perturb", "a.safetensors", "-o", "x.safetensors", "--bits", "4"), "bits goes with"),
         (("perturb", "none.safetensors", "-o", "x.safetensors"), "no such file"),
         (("stability", "a.safetensors", "--data", "data.npz", "--sizes", "0.1,x"), "numbers separated by commas"),

@@ -66,7 +66,7 @@ def test_random_labels_collapse_early_and_true_ones_late():
 def test_transitions_are_where_the_information_jumps():
     learnt, last = told("half").transitions
     assert (learnt.before, learnt.after) == (4800, 302) or (learnt.before, learnt.after) == (3557, 302)
-    assert "by heart" in learnt.name and not learnt.last
+    assert "memorised" in learnt.name and not learnt.last
     assert last.beta == pytest.approx((LOG - 983) / 302) and last.after == 0 and "constant" in last.name
     assert [t.last for t in told("true").transitions] == [True]
     peak = max(told("random").susceptibility(), key=lambda pair: pair[1])

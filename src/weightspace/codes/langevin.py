@@ -102,12 +102,7 @@ def learning_coefficient(
     >>> len(found.chains), found.steps, found.examples
     (2, 40, 60)
     """
-    for name, value, least in (("chains", chains, 2), ("draws", draws, 2), ("burn", burn, 0)):
-        if value < least:
-            raise LearningError(f"{name} is {value}; give {least} or more")
-    for name, given in (("step", step), ("pull", pull)):
-        if given is not None and not 0 < given < math.inf:
-            raise LearningError(f"{name} must be a positive number, got {given}")
+    _check(chains, draws, burn, step, pull)
     if bad := checked(net).weights.unusable():
         raise LearningError(f"NaN or infinity in {bad[0]}; give a network of finite weights")
     if net.frozen:
@@ -125,6 +120,15 @@ def learning_coefficient(
     return LearningCoefficient(
         float(risen.mean()), error, tuple(risen.tolist()), loss, size, n, chains * (burn + draws)
     )
+
+
+def _check(chains: int, draws: int, burn: int, step: float | None, pull: float) -> None:
+    for name, value, least in (("chains", chains, 2), ("draws", draws, 2), ("burn", burn, 0)):
+        if value < least:
+            raise LearningError(f"{name} is {value}; give {least} or more")
+    for name, given in (("step", step), ("pull", pull)):
+        if given is not None and not 0 < given < math.inf:
+            raise LearningError(f"{name} must be a positive number, got {given}")
 
 
 @public

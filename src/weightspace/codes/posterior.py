@@ -17,7 +17,7 @@ Tran, Grosse, 2018).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
@@ -347,14 +347,31 @@ def encode(
     task = task.mapped(lambda x: x)
     task.batch = batch
     task.fits(net)
-    noisy, n = Noisy(net, task), _count(task)
+    noisy = Noisy(net, task)
     generator = torch.Generator(device=fit.mean.device).manual_seed(seed)
+    _train(fit, noisy, stream(net, task, batch, seed), beta, steps, lr, generator, progress)
+    found = _measured(*fit.gaussians(), noisy, beta, draws, generator)
+    silent = _measured(*fit.silent(), noisy, beta, draws, generator)
+    return found if found.length <= silent.length else replace(silent, trivial=True)
+
+
+def _train(
+    fit: _Fit,
+    noisy: Noisy,
+    batches: Iterable[tuple[Any, Tensor | None]],
+    beta: float,
+    steps: int,
+    lr: float,
+    generator: torch.Generator,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Adam on E_Q L + beta KL / n, one minibatch a step, with one cycle of the learning rate."""
+    task, shaped, n = noisy.task, noisy.net.weights.shaped, _count(noisy.task)
     optimiser = torch.optim.Adam(
         [{"params": [fit.mean], "lr": lr}, {"params": [fit.log_variance], "lr": 3 * lr}], fused=True
     )
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, [lr, 3 * lr], steps + 1, pct_start=0.1, div_factor=10)
-    shaped = net.weights.shaped
-    for step, (x, y) in zip(range(steps), stream(net, task, batch, seed), strict=False):
+    for step, (x, y) in zip(range(steps), batches, strict=False):
         optimiser.zero_grad(set_to_none=False)
         loss = task.loss(noisy(x, shaped(fit.mean), shaped(fit.log_variance.exp()), generator), y)
         if not bool(loss.isfinite()):
@@ -365,9 +382,6 @@ def encode(
         cycle.step()
         if progress:
             progress(step + 1, steps)
-    found = _measured(*fit.gaussians(), noisy, beta, draws, generator)
-    silent = _measured(*fit.silent(), noisy, beta, draws, generator)
-    return found if found.length <= silent.length else replace(silent, trivial=True)
 
 
 def _free(net: Net, anchor: Net | None, start: Gaussian | None) -> tuple[Net, Net | None, Gaussian | None]:

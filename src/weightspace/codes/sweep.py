@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,12 @@ def cost(
     """What `structure_function` with these arguments takes: so many codes, each of so many steps.
 
     `bytes`: means, variances, their gradients and the optimiser's moments; the graph of a batch comes on top.
+
+    >>> import weightspace as ws
+    >>> from weightspace.codes.sweep import cost
+    >>> net, task = ws.demo.example()
+    >>> cost(net, task, betas=(0.1, 1.0), seeds=(0,), steps=10).codes
+    4
     """
     weights = fresh(model, seeds[0]).weights
     codes = len(_betas(betas)) * len(_WAYS) * len(seeds) * (1 + calibrate)
@@ -103,9 +109,7 @@ def structure_function(
                 done += steps * len(grid)
         constants, n = _constants(fresh(model, chosen[0]), some)
         found.append(StructureFunction(tuple(runs), constants, n))
-    if calibrate:
-        return StructureFunction(found[0].runs, found[0].constants, found[0].examples, found[1].collapse)
-    return found[0]
+    return replace(found[0], efficiency=found[1].collapse) if calibrate else found[0]
 
 
 def _after(progress: Callable[[int, int], None], before: int, total: int) -> Callable[[int], None]:

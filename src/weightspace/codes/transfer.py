@@ -143,6 +143,12 @@ def cost(
 
     A step costs about four passes of the plain network forward and back over its batch. `bytes`: the Gaussian, its
     gradients and the optimiser's moments; activations of one batch come on top.
+
+    >>> import weightspace as ws
+    >>> from weightspace.codes.transfer import cost
+    >>> net, task = ws.demo.example()
+    >>> cost({"a": task.take(30), "b": task.take(20)}, net, seeds=(0,), steps=10).codes     # a, b and both together
+    3
     """
     net = _checked(tasks, model, task_id, seeds)
     sizes = [sum(len(tasks[name]) for name in key) for key in _wanted(tasks, targets)]

@@ -148,6 +148,11 @@ def cost(
 
     Each of the `products` is a pass forward and back over all examples or a little more. `bytes`: beside the network's
     graph on the task (`curvature.graph_bytes`).
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> ws.codes.cost(net, task, "local", rank=10).products < ws.codes.cost(net, task, "local", rank=20).products
+    True
     """
     net = net.free()
     n, share = net.weights.numel, min(1.0, batch / len(task))

@@ -148,18 +148,12 @@ def action(
             progress(k + 1, len(marks))
     shares = [(left + right) / 2 for left, right in zip([0.0, *gaps], [*gaps, 0.0], strict=True)]
     bend = [trace.value for trace in traces]
+    error = math.sqrt(sum((share * trace.error) ** 2 for share, trace in zip(shares, traces, strict=True))) / 2
     return Action(
-        static=(losses[-1] - losses[0]) / (2 * heat),
-        kinetic=speed / (4 * heat),
-        force=_weighed(shares, slopes) / (4 * heat),
-        entropic=-_weighed(shares, bend) / 2,
-        error=math.sqrt(sum((share * trace.error) ** 2 for share, trace in zip(shares, traces, strict=True))) / 2,
-        temperature=heat,
-        times=marks,
-        losses=losses,
-        slopes=slopes,
-        laplacians=bend,
-    )
+        static=(losses[-1] - losses[0]) / (2 * heat), kinetic=speed / (4 * heat),
+        force=_weighed(shares, slopes) / (4 * heat), entropic=-_weighed(shares, bend) / 2, error=error,
+        temperature=heat, times=marks, losses=losses, slopes=slopes, laplacians=bend,
+    )  # fmt: skip
 
 
 @public(renamed={"samples": "probes"})

@@ -227,17 +227,20 @@ def stability(
             moved.append(float((task.outputs(other).double() - outputs).norm()) / scale)
             scores.append(score(other))
             progress(k * draws + d + 1, len(noise) * draws)
-        bounds: list[float | None] = [None, None]
-        if refused is None:
-            try:
-                bounds = [found.relative for found in certificates(net, nets[0], task)]
-            except (WeightspaceError, SymmetryError) as error:
-                refused = str(error)
+        bounds, refused = _bounds(net, nets[0], task) if refused is None else ([None, None], refused)
         right = [a for a, _ in scores if a is not None]
         losses = [b for _, b in scores if b is not None]
         model = relative_trust(net, nets[0])
         steps.append(Step(eta, moved, right, losses, model, eta * expected.relative, *bounds))
     return Stability(steps, *own, expected, refused)
+
+
+def _bounds(a: Net, b: Net, task: Task) -> tuple[list[float | None], str | None]:
+    """Certificates of the relative change of the outputs, with data and without; or why there are none."""
+    try:
+        return [found.relative for found in certificates(a, b, task)], None
+    except (WeightspaceError, SymmetryError) as error:
+        return [None, None], str(error)
 
 
 def _scorer(task: Task) -> Callable[[Net], tuple[float | None, float | None]]:
@@ -300,10 +303,13 @@ def width(
                 total += float((task.outputs(other).double() - outputs).norm() / outputs.norm())
         return total / draws
 
-    if cost(most) <= tolerance:
-        return most
-    low, high = 0.0, most
+    return most if cost(most) <= tolerance else _bisected(cost, tolerance, most, precision)
+
+
+def _bisected(cost: Callable[[float], float], most: float, high: float, precision: float) -> float:
+    """The largest argument below `high` whose cost is at most `most`, to a relative precision."""
+    low = 0.0
     while high - low > precision * high and high > 1e-6:
         middle = (low + high) / 2 if low else high / 4
-        low, high = (middle, high) if cost(middle) <= tolerance else (low, middle)
+        low, high = (middle, high) if cost(middle) <= most else (low, middle)
     return low
