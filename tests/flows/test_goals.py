@@ -282,7 +282,7 @@ def test_under_adam_a_flow_is_torchs_optimiser():
     for _ in range(2):  # what one flow has seen is not taken into the next
         end = flow(a, t, metric, steps=7, size=0.01)[-1]
         assert float((end - Net.of(module)).norm()) < 1e-9
-    with pytest.raises(WeightspaceError, match="gradients seen"):
+    with pytest.raises(WeightspaceError, match="made of past gradients"):
         metric.norm(a, a.weights)
 
 

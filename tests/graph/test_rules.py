@@ -331,7 +331,7 @@ def test_a_product_that_forgets_its_terms_is_found_out(monkeypatch):
 
 def test_a_write_that_forgets_where_is_found_out(monkeypatch):
     monkeypatch.setattr(call, "look_up", lambda d, positions: None)
-    monkeypatch.setattr(ws.symmetry.rules.part, "look_up", lambda d, positions: None)
+    monkeypatch.setattr("weightspace.graph.rules.part.look_up", lambda d, positions: None)
     with pytest.raises(ws.WeightspaceError, match="misread"):
         read(gathered_rows)
 

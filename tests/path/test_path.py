@@ -151,7 +151,7 @@ def test_outside_of_the_path_there_is_nothing(t):
             r"observable returned shape \(2,\)",
         ),
         (lambda: line(point(0.0), point(1.0)).along({"name": lambda net: None}), "name returned NoneType"),
-        (lambda: swa([]), "at least one network"),
+        (lambda: swa([]), "no networks to average"),
         (
             lambda: curve(point(0.0), point(1.0), weight, kind="spline"),
             "kind takes 'bezier' or 'polychain', got",

@@ -102,7 +102,7 @@ def test_the_bound_of_a_convolution_is_near_on_large_maps():
 def test_norms_refuse_what_has_none():
     with pytest.raises(WeightspaceError, match="NaN or infinity"):
         spectral_norm(torch.tensor([[1.0, math.nan]]))
-    with pytest.raises(WeightspaceError, match="maps of 2 sizes"):
+    with pytest.raises(WeightspaceError, match="needs 2 positive sizes"):
         convolution_norm(torch.ones(1, 1, 3, 3), (5,))
     assert spectral_norm(torch.zeros(3, 2)) == spectral_bound(torch.zeros(3, 2)) == 0
 
