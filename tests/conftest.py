@@ -34,11 +34,20 @@ VISIT = JaxtypingTransformer.visit_FunctionDef
 UNCHECKED = bool(os.environ.get("WEIGHTSPACE_UNCHECKED"))
 
 
-def states_shapes(node: ast.FunctionDef) -> bool:
-    """Whether a signature names an array type of jaxtyping: all others are checked by beartype alone."""
+def words(node: ast.FunctionDef) -> set[str]:
+    """The names in the annotations of a signature."""
     arguments = [a.annotation for a in ast.walk(node.args) if isinstance(a, ast.arg)]
-    words = {w for a in (*arguments, node.returns) if a is not None for w in re.findall(r"\w+", ast.unparse(a))}
-    return any(getattr(getattr(jaxtyping, word, None), "__module__", "") == "jaxtyping" for word in words)
+    return {w for a in (*arguments, node.returns) if a is not None for w in re.findall(r"\w+", ast.unparse(a))}
+
+
+def states_shapes(node: ast.FunctionDef) -> bool:
+    """Whether a signature names an array type of jaxtyping: most others are checked by beartype alone."""
+    return any(getattr(getattr(jaxtyping, word, None), "__module__", "") == "jaxtyping" for word in words(node))
+
+
+def names_its_class(node: ast.FunctionDef, parents: list[ast.AST]) -> bool:
+    """Whether a method's signature names the class that is being made: beartype alone would put a stand-in there."""
+    return any(isinstance(parent, ast.ClassDef) and parent.name in words(node) for parent in parents)
 
 
 def visit(self: JaxtypingTransformer, node: ast.FunctionDef) -> ast.FunctionDef:
@@ -50,7 +59,7 @@ def visit(self: JaxtypingTransformer, node: ast.FunctionDef) -> ast.FunctionDef:
     """
     if any(isinstance(parent, ast.FunctionDef) for parent in self._parents):
         return node
-    if states_shapes(node):
+    if states_shapes(node) or names_its_class(node, self._parents):
         return VISIT(self, node)
     checker = ast.parse("jaxtyping._import_hook.Typechecker.lookup['plain']", mode="eval").body
     node.decorator_list.append(ast.copy_location(checker, node))

@@ -291,7 +291,7 @@ REFUSED = {
     "a tensor of inputs": (lambda: ws.accuracy(X), r"Task\(inputs, labels\)"),
     "a misnamed argument": (lambda: ws.flow(A, ws.learn(TASK), ws.Euclidean(), step=1), "steps="),
     "too few arguments": (lambda: ws.functional(A, B), "task"),
-    "a device": (lambda: A.to("gpu"), "devices: cpu"),
+    "a device": (lambda: A.to("gpu"), "one of cpu"),
     "inputs of another width": (lambda: A(torch.randn(4, 5)), "inputs of shape"),
     "the net and the group": (lambda: ws.modulo(A), "Symmetry|Group"),
     "one network alone": (lambda: ws.disagreement(A, TASK), "Nets"),

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from weightspace.net.average import average
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
-from weightspace.symmetry.align import repair
 from weightspace.symmetry.align.refit import refit, rescale
-from weightspace.symmetry.align.repair import reset_statistics
+from weightspace.symmetry.align.repair import repair, reset_statistics
 from weightspace.symmetry.symmetry import Symmetry, mean
 from weightspace.task.task import Task
 

@@ -57,8 +57,8 @@ class Kept:
             return None
         unit, (x, *rest) = self.layer.at, self.given
         with torch.no_grad():
-            met = rows_met(self.layer, (x.movedim(at, 0), *rest))
-            turned = [slope.movedim(at, 0) for slope in slopes]
+            met = rows_met(self.layer, (x.movedim(at, 0), *rest)).detach()
+            turned = [slope.detach().movedim(at, 0) for slope in slopes]
             turned = turned if unit < 0 else [t.movedim(unit, -1) for t in turned]
             return met, [t.reshape(len(met), -1, self.value.shape[unit]) for t in turned]
 
