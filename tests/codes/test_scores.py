@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import minimize
 from torch import nn
 
-from weightspace.codes.scores import ScoreError, headless, logme, task2vec, transfer_scores
+from weightspace.codes.scores import headless, logme, task2vec, transfer_scores
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 from weightspace.task.goal import gradient
@@ -109,7 +109,7 @@ def test_scores_beside_the_distances():
     assert float(found["task2vec"].diagonal().abs().max()) < 1e-6
     y = tasks["c"].labels()
     assert float(found["LogME"][1, 2]) == pytest.approx(logme(headless(net(1))(tasks["c"].example(23)), y), rel=1e-5)
-    with pytest.raises(ScoreError, match="no network for b; give one for every task"):
+    with pytest.raises(WeightspaceError, match="no network for b; give one for every task"):
         transfer_scores(tasks, {"a": net()})
 
 
@@ -160,27 +160,27 @@ def test_logme_of_features_that_know_nothing():
 
 def test_what_cannot_be_scored():
     f, y = torch.randn(6, 2), torch.tensor([0, 1, 0, 1, 0, 1])
-    with pytest.raises(ScoreError, match=r"features \(6, 2\) and labels \(5,\)"):
+    with pytest.raises(WeightspaceError, match=r"features \(6, 2\) and labels \(5,\)"):
         logme(f, y[:5])
-    with pytest.raises(ScoreError, match="NaN or infinity in the features"):
+    with pytest.raises(WeightspaceError, match="NaN or infinity in the features"):
         logme(f * math.nan, y)
-    with pytest.raises(ScoreError, match="1 class among the labels"):
+    with pytest.raises(WeightspaceError, match="1 class among the labels"):
         logme(f, y * 0)
-    with pytest.raises(ScoreError, match="a label is zero for all examples"):
+    with pytest.raises(WeightspaceError, match="a label is zero for all examples"):
         logme(f, y * 0.0)
-    with pytest.raises(ScoreError, match="no linear map"):
+    with pytest.raises(WeightspaceError, match="no linear map"):
         task2vec(Net.of(nn.Conv1d(1, 2, 3)), task())
-    with pytest.raises(ScoreError, match="no layer below its head"):
+    with pytest.raises(WeightspaceError, match="no layer below its head"):
         task2vec(Net.of(nn.Linear(5, 3).double()), task())
-    with pytest.raises(ScoreError, match="the labels are not classes"):
+    with pytest.raises(WeightspaceError, match="the labels are not classes"):
         task2vec(net(), Task(torch.randn(4, 5).double(), torch.randn(4, 3).double()))
-    with pytest.raises(ScoreError, match="label -100 is not a class"):
+    with pytest.raises(WeightspaceError, match="label -100 is not a class"):
         task2vec(net(), Task(torch.randn(2, 5).double(), torch.tensor([0, -100])))
-    with pytest.raises(ScoreError, match="the last linear map must come last"):
+    with pytest.raises(WeightspaceError, match="the last linear map must come last"):
         parts = [nn.Linear(5, 4), nn.Unflatten(1, (2, 2)), nn.Conv1d(2, 3, 2), nn.Flatten()]
         task2vec(Net.of(nn.Sequential(*parts).double()), task())
     one = task2vec(net(), task())
     with pytest.raises(WeightspaceError, match="kind takes 'cosine' or 'asymmetric', got str 'plain'"):
         one.distance(one, "plain")
-    with pytest.raises(ScoreError, match="give one probe to both"):
+    with pytest.raises(WeightspaceError, match="give one probe to both"):
         one.distance(task2vec(conv(), task(9, shape=(1, 6, 6))))

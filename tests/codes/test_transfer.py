@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from weightspace.codes import transfer
 from weightspace.codes.posterior import encode
-from weightspace.codes.task_map import TaskMap, TransferError, scaling, stress
+from weightspace.codes.task_map import TaskMap, scaling, stress
 from weightspace.codes.transfer import cost, task_distance, task_distances
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
@@ -173,12 +173,12 @@ def test_only_the_targets_asked_for():
     assert cost(tasks, mlp, targets=["away"], seeds=(0,), steps=5).codes == 5
     plain = json.loads(json.dumps(found.data(), allow_nan=False))
     assert plain["values"][0][1] is None and plain["positions"] == [[None, None]] * 3 and plain["stress"] is None
-    with pytest.raises(TransferError, match="A and sub were not measured together; name one of them among targets="):
+    with pytest.raises(WeightspaceError, match="A and sub were not measured together; name one of them among targets="):
         found.distance("A", "sub")
-    with pytest.raises(TransferError, match="no task 'z' for targets=; there are A, sub, away"):
+    with pytest.raises(WeightspaceError, match="no task 'z' for targets=; there are A, sub, away"):
         task_distances(tasks, mlp, targets=["z"])
     alone = TaskMap(("a", "b"), {("a",): (1.0,), ("b",): (1.0,)}, (1, 1), 1.0, False)
-    with pytest.raises(TransferError, match="no distance to a was measured; name it among targets="):
+    with pytest.raises(WeightspaceError, match="no distance to a was measured; name it among targets="):
         alone.nearest("a")
 
 
@@ -225,7 +225,7 @@ def test_what_a_run_costs():
 
 
 def refused(match: str, model=mlp, **tasks) -> None:
-    with pytest.raises(TransferError, match=match) as seen:
+    with pytest.raises(WeightspaceError, match=match) as seen:
         task_distances(tasks, model, steps=5, seeds=(0,))
     assert len(str(seen.value).splitlines()) == 1 and isinstance(seen.value, WeightspaceError)
 
@@ -258,11 +258,11 @@ def test_networks_that_measure_no_distance():
     own = nn.Sequential(nn.Linear(3, 4), nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))
     with pytest.raises(WeightspaceError, match="give a function that makes the module"):
         task_distance(a, b, own)
-    with pytest.raises(TransferError, match="no seeds; give one or more"):
+    with pytest.raises(WeightspaceError, match="no seeds; give one or more"):
         task_distance(a, b, mlp, seeds=())
-    with pytest.raises(TransferError, match="task_id needs one that gives the outputs directly"):
+    with pytest.raises(WeightspaceError, match="task_id needs one that gives the outputs directly"):
         task_distance(a, b, lambda: nn.Sequential(mlp(), nn.LogSoftmax(1)), task_id=True)
     with pytest.raises(WeightspaceError, match="beta must be a positive number, got -1"):
         task_distance(a, b, mlp, beta=-1, steps=5)
-    with pytest.raises(TransferError, match="no task 'z'; there are a, b, c"):
+    with pytest.raises(WeightspaceError, match="no task 'z'; there are a, b, c"):
         lengths().distance("a", "z")

@@ -23,7 +23,7 @@ from weightspace.curvature.curvature import (
     graph_bytes,
     hessian,
 )
-from weightspace.curvature.outputs import CurvatureError, output_hessian
+from weightspace.curvature.outputs import output_hessian
 from weightspace.linear.estimate import OperatorError
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net, math_attention
@@ -374,7 +374,7 @@ def test_mistakes_are_one_line(ask, make, words):
     ],
 )
 def test_other_mistakes_are_one_line(act, words):
-    with pytest.raises(CurvatureError) as error:
+    with pytest.raises(WeightspaceError) as error:
         act()
     assert words in str(error.value) and "\n" not in str(error.value)
 

@@ -18,7 +18,7 @@ from weightspace.equivariance.equivariance import (
     reynolds,
     reynolds_defect,
 )
-from weightspace.equivariance.finite_group import FiniteGroup, GroupError
+from weightspace.equivariance.finite_group import FiniteGroup
 from weightspace.equivariance.layers import GroupConv, GroupPool
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
@@ -89,7 +89,7 @@ TURN = FiniteGroup.rotations().actions
     ],
 )
 def test_lists_that_are_no_groups(actions, message):
-    with pytest.raises(GroupError, match=message):
+    with pytest.raises(WeightspaceError, match=message):
         FiniteGroup.of(actions, torch.zeros(4, 4))
 
 
@@ -99,11 +99,11 @@ def test_actions_on_what_they_do_not_fit():
         (FiniteGroup.shifts(5), (4,)),
         (GROUPS["regular"][0], (7, 3, 3)),
     ):
-        with pytest.raises(GroupError, match=r"shape \("):
+        with pytest.raises(WeightspaceError, match=r"shape \("):
             group(1, torch.zeros(shape))
-    with pytest.raises(GroupError, match="by 4 need sizes that it divides"):
+    with pytest.raises(WeightspaceError, match="by 4 need sizes that it divides"):
         FiniteGroup.shifts(6, step=4)
-    with pytest.raises(GroupError, match="rows that are permutations"):
+    with pytest.raises(WeightspaceError, match="rows that are permutations"):
         FiniteGroup.permutations([[0, 1], [0, 0]])
 
 
@@ -182,7 +182,7 @@ def test_an_orbit_makes_any_function_invariant(how):
     ],
 )
 def test_what_has_no_defect(call, message):
-    with pytest.raises(GroupError, match=message):
+    with pytest.raises(WeightspaceError, match=message):
         call()
     with pytest.raises(WeightspaceError, match="how takes 'max' or 'mean', got str 'median'"):
         invariant(lambda x: x, FiniteGroup.shifts(4), "median")
@@ -256,7 +256,7 @@ def _cycle(k: int):
     ],
 )
 def test_what_has_no_average(call, message):
-    with pytest.raises(GroupError, match=message):
+    with pytest.raises(WeightspaceError, match=message):
         call()
 
 
@@ -360,7 +360,7 @@ def test_a_network_of_layers_learns_and_stays_invariant():
     ],
 )
 def test_layers_that_do_not_fit(call, message):
-    with pytest.raises(GroupError, match=message):
+    with pytest.raises(WeightspaceError, match=message):
         call()
 
 

@@ -17,7 +17,7 @@ from weightspace.metric.metric import Adam, Euclidean
 from weightspace.metric.pullback import Pullback
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
-from weightspace.task.goal import Goal, GoalError, gradient, value_and_gradient
+from weightspace.task.goal import Goal, gradient, value_and_gradient
 from weightspace.task.task import Task
 
 
@@ -157,9 +157,9 @@ def test_a_teacher_that_is_the_student_is_refused():
     a, t = net(0), task()
     teacher = Net(a.architecture, a.weights, a.state)
     student = a.at(a.weights.shaped(a.weights.flat()))
-    with pytest.raises(GoalError, match="shares its memory"):
+    with pytest.raises(WeightspaceError, match="shares its memory"):
         value_and_gradient(hold(t, teacher), student)
-    with pytest.raises(GoalError, match="shares its memory"):
+    with pytest.raises(WeightspaceError, match="shares its memory"):
         Pullback(t).drift(student, teacher)
     module = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)).double()
     safe = Net.of(module)

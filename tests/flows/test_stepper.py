@@ -10,7 +10,6 @@ from torch import nn
 
 from weightspace.flows.goals import drift, learn, toward
 from weightspace.flows.pruning import prune
-from weightspace.flows.result import FlowError
 from weightspace.flows.stepper import flow
 from weightspace.metric.metric import Euclidean
 from weightspace.metric.pullback import Pullback
@@ -206,7 +205,7 @@ def test_no_room_left_ends_the_flow():
     ],
 )
 def test_bad_use_is_refused_in_one_line(act, words):
-    with pytest.raises((FlowError, WeightspaceError)) as error:
+    with pytest.raises((WeightspaceError, WeightspaceError)) as error:
         act(net(), task())
     assert words in str(error.value) and "\n" not in str(error.value)
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from weightspace.linear.assignment import DUALS_FROM, AssignmentError, assign, assign_many, duals
+from weightspace.linear.assignment import DUALS_FROM, assign, assign_many, duals
+from weightspace.net.errors import WeightspaceError
 
 
 def value(gain: np.ndarray, pi: np.ndarray) -> float:
@@ -108,13 +109,13 @@ def test_families():
     ],
 )
 def test_bad_gains_are_refused(gain, words):
-    with pytest.raises(AssignmentError) as error:
+    with pytest.raises(WeightspaceError) as error:
         assign(gain)
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_family_is_three_dimensional():
-    with pytest.raises(AssignmentError):
+    with pytest.raises(WeightspaceError):
         assign_many(np.ones((2, 2)))
 
 

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from weightspace.curvature.tangent_kernel import KernelError
 from weightspace.flows.goals import drift
 from weightspace.flows.pruning import prune
-from weightspace.flows.result import FlowError
 from weightspace.flows.stepper import flow
-from weightspace.metric.geodesic import GeodesicError, acceleration, kink
+from weightspace.metric.geodesic import acceleration, kink
 from weightspace.metric.per_layer import compensated, moments
-from weightspace.metric.pullback import Pullback, PullbackError
+from weightspace.metric.pullback import Pullback
+from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 from weightspace.task.goal import gradient
 from weightspace.task.task import Task
@@ -122,7 +122,7 @@ def test_solvers_that_do_not_fit_are_refused():
         Pullback(old(), solver="layer").step(net, net.weights.randn(0), length=1.0)
     mlp = wide()
     mask = mlp.weights.map(torch.ones_like)
-    with pytest.raises(PullbackError, match="mask"):
+    with pytest.raises(WeightspaceError, match="mask"):
         Pullback(old(), solver="layer", mask=mask).step(mlp, mlp.weights.randn(0), length=1.0)
 
 
@@ -200,10 +200,10 @@ def test_kinks_are_named_and_refused_unless_forced():
     net, kept = wide(nn.ReLU), old()
     metric, v = Pullback(kept), net.weights.randn(0)
     assert kink(net, metric) == "relu" and kink(wide(), metric) is None
-    with pytest.raises(GeodesicError, match="relu has kinks"):
+    with pytest.raises(WeightspaceError, match="relu has kinks"):
         acceleration(metric, net, v)
     assert acceleration(metric, net, v, force=True).norm() >= 0
-    with pytest.raises(FlowError, match="relu has kinks"):
+    with pytest.raises(WeightspaceError, match="relu has kinks"):
         flow(net, old(8, seed=1), metric, accelerate=True)
     assert len(flow(net, old(8, seed=1), metric, steps=2, size=0.05, accelerate="force").log) == 2
 

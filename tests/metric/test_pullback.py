@@ -15,7 +15,7 @@ from weightspace.curvature.tangent_kernel import KernelError, kernel
 from weightspace.flows.pruning import prune
 from weightspace.flows.stepper import flow
 from weightspace.graph.on_data import feed
-from weightspace.metric.pullback import Pullback, PullbackError
+from weightspace.metric.pullback import Pullback
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 from weightspace.symmetry.symmetry import Symmetry
@@ -354,7 +354,7 @@ def test_bad_use_is_refused_in_one_line(act, words):
     net, task = case("mlp")
     g = gradient(goal("mlp"), net)
     with pytest.raises(
-        (PullbackError, WeightspaceError, RuntimeError, TypeError)
+        (WeightspaceError, WeightspaceError, RuntimeError, TypeError)
     ) as error:  # beartype checks first here
         act(task, net, g)
     assert words in str(error.value)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 import weightspace as ws
-from weightspace.net.model import ModelError
+from weightspace.net.errors import WeightspaceError
 
 
 def build():
@@ -36,6 +36,6 @@ class Bare(nn.Module):
 
 
 def test_what_cannot_be_drawn():
-    with pytest.raises(ModelError, match="no part of the module draws w anew; give a function"):
+    with pytest.raises(WeightspaceError, match="no part of the module draws w anew; give a function"):
         ws.fresh(Bare(), 0)
     assert float(ws.fresh(Bare, 0).weights["w"].sum()) == 2

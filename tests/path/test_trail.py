@@ -12,8 +12,7 @@ from torch import nn
 from weightspace.checkpoint.refusal import CheckpointError
 from weightspace.flows.ensembles import coherence, disagreement, ensemble, swag
 from weightspace.flows.goals import learn
-from weightspace.flows.pruning import PruneError, prune, sparsity
-from weightspace.flows.result import FlowError
+from weightspace.flows.pruning import prune, sparsity
 from weightspace.flows.stepper import flow
 from weightspace.metric.distance import functional
 from weightspace.metric.metric import Adam, Euclidean
@@ -184,7 +183,7 @@ def test_other_networks_and_other_places_are_refused(tmp_path):
     trail.append(a + a.weights.randn(0), 1)
     with pytest.raises(CheckpointError, match="another architecture"):
         Trail(tmp_path / "path", net(width=5))
-    with pytest.raises(FlowError, match="began at another network"):
+    with pytest.raises(WeightspaceError, match="began at another network"):
         flow(net(1), task(), Euclidean(), steps=2, trail=tmp_path / "path")
     index = json.loads((tmp_path / "path" / "index.json").read_text())
     index["points"][1]["file"] = "../elsewhere.safetensors"
@@ -218,11 +217,11 @@ def test_another_goal_or_metric_or_other_statistics_are_refused(tmp_path):
         (start, learn(task(), 16), Adam(), "another goal"),
         (shifted, learn(task(), 16), Euclidean(), "began at another network"),
     ):
-        with pytest.raises(FlowError, match=words):
+        with pytest.raises(WeightspaceError, match=words):
             flow(begin, goal, metric, steps=4, size=0.1, trail=tmp_path / "path")
     own = Trail(tmp_path / "own", start)
     own.append(start + start.weights, 1)
-    with pytest.raises(FlowError, match="no flow wrote"):
+    with pytest.raises(WeightspaceError, match="no flow wrote"):
         flow(start, task(), Euclidean(), steps=2, trail=tmp_path / "own")
 
 
@@ -282,7 +281,7 @@ def test_what_is_held_is_neither_cut_nor_moved():
     mask = start.weights.map(torch.ones_like)
     mask["0.bias"].zero_()
     mask["0.weight"][:4] = 0
-    with pytest.raises(FlowError, match="mask"):
+    with pytest.raises(WeightspaceError, match="mask"):
         flow(start, prune(0.5, repair="layer"), old, mask=mask)
     for repair, steps in (("gauss-newton", 3), ("descent", 30)):
         end = flow(start, prune(0.5, repair=repair, batch=16), old, steps=steps, size=1e-3, mask=mask)[-1]
@@ -300,9 +299,9 @@ def test_n_of_m_holds_on_the_way_and_at_the_end():
         zeros = [(p.weights["0.weight"].reshape(-1, 4) == 0).sum(1) for p in path]
         assert all(int(z.max()) <= 2 for z in zeros) and int(zeros[-1].min()) == 2
         assert sparsity(path.mask) == pytest.approx(0.5)
-    with pytest.raises(PruneError, match="zeroes a share of 0.5"):
+    with pytest.raises(WeightspaceError, match="zeroes a share of 0.5"):
         prune(0.7, "2:4")
-    with pytest.raises(PruneError, match="cut into 4"):
+    with pytest.raises(WeightspaceError, match="cut into 4"):
         odd = Net.of(nn.Linear(6, 3))
         flow(odd, prune(0.5, "2:4"), Pullback(task()), steps=2)
 
@@ -335,7 +334,7 @@ def test_a_descent_may_change_its_inputs_and_the_old_network_says_what_they_are(
     assert same(plain, same_inputs)
     away = [functional(start, end, around, "kl") for end in (plain, changed)]  # what the descent lowers
     assert away[1] < 0.5 * away[0], away
-    with pytest.raises(PruneError, match="descent"):
+    with pytest.raises(WeightspaceError, match="descent"):
         prune(0.5, augment=noisy)
 
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from weightspace.net.errors import WeightspaceError
 from weightspace.risk import inequalities
-from weightspace.risk.inequalities import RiskError, kl_bernoulli, kl_inverse
+from weightspace.risk.inequalities import kl_bernoulli, kl_inverse
 
 N, DELTA = 60_000, 0.05
 FAMILIES = (
@@ -170,7 +171,7 @@ def test_no_variance_below_the_top_of_the_grid_costs_less_than_its_first_point()
 @pytest.mark.parametrize("delta", [0.0, 1.0, -0.1, 2.0, math.nan])
 @pytest.mark.parametrize("family", [*FAMILIES, lambda q, nats, n, d: inequalities.hold_out(3, n, d)])
 def test_delta_is_a_probability(family, delta):
-    with pytest.raises(RiskError, match="delta is .*; give a probability"):
+    with pytest.raises(WeightspaceError, match="delta is .*; give a probability"):
         family(0.1, 5.0, 100, delta)
 
 
@@ -188,6 +189,6 @@ def test_numbers_of_which_no_bound_can_be_made():
         (lambda: inequalities.constant(0.0, 1.0, 10, DELTA), "guess a loss above 0"),
         (lambda: inequalities.grid_nats(0.2), "not between 0 and 0.1"),
     ):
-        with pytest.raises(RiskError, match=what) as caught:
+        with pytest.raises(WeightspaceError, match=what) as caught:
             call()
         assert "\n" not in str(caught.value)

@@ -17,7 +17,6 @@ from weightspace.net.net import Net
 from weightspace.net.weights import Weights
 from weightspace.risk import fit as fitting
 from weightspace.risk import inequalities, pac_bound
-from weightspace.risk.inequalities import RiskError
 from weightspace.task.task import Task
 
 QUICK = {"steps": 150, "batch": 100, "draws": 4000}
@@ -290,6 +289,6 @@ def test_mistakes_get_one_line(message):
 
 
 def test_a_prior_of_other_examples_is_taken():
-    with pytest.raises(RiskError):
+    with pytest.raises(WeightspaceError):
         pac_bound._check_apart({"certified": T, "prior's": T.take(1)})
     pac_bound._check_apart({"certified": T, "prior's": blobs(40, seed=1), "test": None})

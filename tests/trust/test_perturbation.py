@@ -14,7 +14,6 @@ from torch import nn
 
 from weightspace.curvature.gradients import traces
 from weightspace.flows.goals import learn
-from weightspace.flows.result import FlowError
 from weightspace.flows.stepper import flow
 from weightspace.linear.norms import convolution_bound, convolution_norm, spectral_bound, spectral_norm
 from weightspace.metric.metric import Adam, Euclidean, Relative, Spectral, by_layer
@@ -497,5 +496,5 @@ def test_max_trust_cuts_every_step(metric):
     cut = flow(a, t, metric, steps=4, size=0.5, save=1, max_trust=0.02)
     assert max(relative_trust(free[k], free[k + 1]) for k in range(4)) > 0.02
     assert all(0 < relative_trust(cut[k], cut[k + 1]) <= 0.02 * (1 + 1e-9) for k in range(len(cut) - 1))
-    with pytest.raises(FlowError, match="max_trust must be positive"):
+    with pytest.raises(WeightspaceError, match="max_trust must be positive"):
         flow(a, t, metric, max_trust=0)

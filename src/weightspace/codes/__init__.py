@@ -6,9 +6,11 @@ __getattr__, __dir__, __all__ = handed_on(
     __name__,
     {
         "weightspace.net.cost": ["Cost"],
-        "posterior": ["Code", "encode", "Gaussian", "Noisy", "PosteriorError", "stream"],
-        "quadratic": ["Quadratic", "QuadraticError"],
-        "langevin": ["learning_coefficient", "LearningCoefficient", "LearningError", "loss_and_slope"],
+        "posterior": ["Code", "encode", "Gaussian", "Noisy", "stream"],
+        "quadratic": [
+            "Quadratic",
+        ],
+        "langevin": ["learning_coefficient", "LearningCoefficient", "loss_and_slope"],
         "attribution": ["attributed", "Attribution", "products", "Scaled"],
         "weight_information": [
             "Bracket",
@@ -16,24 +18,37 @@ __getattr__, __dir__, __all__ = handed_on(
             "flatness_bound",
             "Information",
             "information",
-            "InformationError",
             "Unconverged",
         ],
-        "structure_functions": ["Check", "Run", "StructureError", "StructureFunction", "Transition"],
+        "structure_functions": ["Check", "Run", "StructureFunction", "Transition"],
         "sweep": ["random_labels", "structure_function"],
-        "scores": ["Embedding", "headless", "logme", "ScoreError", "task2vec", "transfer_scores"],
+        "scores": ["Embedding", "headless", "logme", "task2vec", "transfer_scores"],
         "transfer": ["task_distance", "task_distances"],
-        "task_map": ["Distance", "TaskMap", "TransferError"],
+        "task_map": [
+            "Distance",
+            "TaskMap",
+        ],
         "nuisance": [
             "brightness",
             "contrast",
             "effective_information",
             "information_cost",
             "Nuisance",
-            "NuisanceError",
             "Profile",
             "rotation",
             "translation",
         ],
+    },
+    {
+        "weightspace.net.WeightspaceError": [
+            "InformationError",
+            "LearningError",
+            "NuisanceError",
+            "PosteriorError",
+            "QuadraticError",
+            "ScoreError",
+            "StructureError",
+            "TransferError",
+        ]
     },
 )

@@ -33,15 +33,11 @@ from weightspace.task.task import Task
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["LearningCoefficient", "LearningError", "learning_coefficient", "loss_and_slope"]
+__all__ = ["LearningCoefficient", "learning_coefficient", "loss_and_slope"]
 
 
 _STABLE = 0.2  # step e times the largest preconditioned curvature
 _POWERS = 24
-
-
-class LearningError(WeightspaceError):
-    """Chains with invalid settings, or that diverged."""
 
 
 @public
@@ -93,7 +89,7 @@ def learning_coefficient(
     `step` is e; by default 0.2 over the largest preconditioned curvature, found by 24 Hessian-vector products: the
     stiffest direction is then 5 % too wide, the others less. Evaluation mode. Cost: chains (burn + draws) forward and
     backward passes of `batch` examples, all chains at once where vmap works. Frozen weights are fixed and not counted.
-    Raises `LearningError` for numbers that are not positive, fewer than 3 examples or 2 chains, losses without a
+    Raises `WeightspaceError` for numbers that are not positive, fewer than 3 examples or 2 chains, losses without a
     gradient, and chains that diverge.
 
     >>> import weightspace as ws
@@ -104,15 +100,15 @@ def learning_coefficient(
     """
     _check(chains, draws, burn, step, pull)
     if bad := checked(net).weights.unusable():
-        raise LearningError(f"NaN or infinity in {bad[0]}; give a network of finite weights")
+        raise WeightspaceError(f"NaN or infinity in {bad[0]}; give a network of finite weights")
     if net.frozen:
         free = net.free()
         metric, net = (None if metric is None else Weights({m: metric[m] for m in free.weights})), free
     loss, _, n = loss_and_slope(net, task)
     if not math.isfinite(loss):
-        raise LearningError("the loss is NaN or infinite; look for it in the data and the weights")
+        raise WeightspaceError("the loss is NaN or infinite; look for it in the data and the weights")
     if n < 3:
-        raise LearningError(f"{n} examples; the temperature 1 / log n needs 3 or more")
+        raise WeightspaceError(f"{n} examples; the temperature 1 / log n needs 3 or more")
     chosen = _Chains(net, task, n, pull, metric, batch, chains)
     size = chosen.stable() if step is None else step
     risen = chosen.run(burn + draws, size, seed, progress)[burn:].mean(0) * n / math.log(n)
@@ -125,10 +121,10 @@ def learning_coefficient(
 def _check(chains: int, draws: int, burn: int, step: float | None, pull: float) -> None:
     for name, value, least in (("chains", chains, 2), ("draws", draws, 2), ("burn", burn, 0)):
         if value < least:
-            raise LearningError(f"{name} is {value}; give {least} or more")
+            raise WeightspaceError(f"{name} is {value}; give {least} or more")
     for name, given in (("step", step), ("pull", pull)):
         if given is not None and not 0 < given < math.inf:
-            raise LearningError(f"{name} must be a positive number, got {given}")
+            raise WeightspaceError(f"{name} must be a positive number, got {given}")
 
 
 @public
@@ -149,7 +145,7 @@ def loss_and_slope(
         with torch.enable_grad():
             loss, some = task.summed(task.forward(there, x), y)
             if not loss.requires_grad:
-                raise LearningError(f"{task} has no gradient in the weights; give a differentiable loss")
+                raise WeightspaceError(f"{task} has no gradient in the weights; give a differentiable loss")
             slope += torch.autograd.grad(loss, leaf)[0]
         total, count = total + float(loss.detach()), count + some
     return total, slope, count
@@ -167,7 +163,7 @@ class _Chains:
             net.weights.check(metric)
         self.metric = torch.ones_like(self.start) if metric is None else metric.flat().to(self.start)
         if not bool((self.metric > 0).all() and self.metric.isfinite().all()):
-            raise LearningError("the metric (preconditioner) must be positive and finite")
+            raise WeightspaceError("the metric (preconditioner) must be positive and finite")
         self.whole = [*task.batches(net)] if batch >= len(task) else None
         self.together = True
 
@@ -214,7 +210,7 @@ class _Chains:
             losses, slopes = self.slopes(torch.cat([self.start[None], w]), batches)
             risen.append(losses[1:] - losses[0])
             if not bool(losses.isfinite().all()):
-                raise LearningError(f"a chain diverged after {k} steps of size {size:.1e}; give a smaller step=")
+                raise WeightspaceError(f"a chain diverged after {k} steps of size {size:.1e}; give a smaller step=")
             noise = torch.randn(w.shape, generator=generator, dtype=w.dtype).to(w.device)
             w = w - size / 2 * (heat * slopes[1:] + self.pull * (w - self.start)) / self.metric + root * noise
             if progress is not None:

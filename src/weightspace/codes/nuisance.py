@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Nuisance",
-    "NuisanceError",
     "Profile",
     "brightness",
     "contrast",
@@ -44,10 +43,6 @@ __all__ = [
 
 
 _RANK = 1e-6  # of the largest eigenvalue of the noise, below which there is none
-
-
-class NuisanceError(WeightspaceError):
-    """An invalid nuisance, a noise that is not positive, or a layer that does not exist."""
 
 
 @public
@@ -134,7 +129,9 @@ def _unit(t: Tensor) -> Tensor:
 def _warped(x: Tensor, turn: Tensor, shift: Tensor) -> Tensor:
     """Images resampled at turn p - shift, p in pixels from the centre."""
     if x.dim() != 4:
-        raise NuisanceError(f"expected images of shape (example, channel, height, width), got shape {tuple(x.shape)}")
+        raise WeightspaceError(
+            f"expected images of shape (example, channel, height, width), got shape {tuple(x.shape)}"
+        )
     height, width = x.shape[-2:]
     rows = torch.arange(height, dtype=x.dtype, device=x.device) - (height - 1) / 2
     columns = torch.arange(width, dtype=x.dtype, device=x.device) - (width - 1) / 2
@@ -196,8 +193,8 @@ def effective_information(
     multiple of |W_l| / sqrt(numel_l) for every tensor, standard deviations as `Weights`, or a `Gaussian`. A layer of
     more than `units` dimensions is replaced by a fixed random projection to `units`, a lower bound. Directions with
     less than 1e-6 of the largest noise count as without information (the pseudo-inverse). Only differences between
-    layers and nuisances are meaningful (`Profile`). Cost: `information_cost` passes. Raises `NuisanceError` for a noise
-    that is not positive, a nuisance that changes inputs at t = 0 or their shape, a layer that does not exist, and
+    layers and nuisances are meaningful (`Profile`). Cost: `information_cost` passes. Raises `WeightspaceError` for a
+    noise that is not positive, a nuisance that changes inputs at t = 0 or their shape, a layer that does not exist, and
     numbers that are not finite.
 
     >>> import weightspace as ws
@@ -233,7 +230,9 @@ def _nats(name: str, rows: Tensor, leaf: Weights, parameter: Tensor, scale: Tens
     *back, to = _rows_back(rows, [*leaves, parameter])
     noise, signal = (torch.cat(back, 1) * scale).double(), to.flatten(1).double() @ root
     if not bool(noise.isfinite().all() and signal.isfinite().all()):
-        raise NuisanceError(f"the derivatives of layer {name} hold NaN or infinity; look at the data and the weights")
+        raise WeightspaceError(
+            f"the derivatives of layer {name} hold NaN or infinity; look at the data and the weights"
+        )
     values, vectors = torch.linalg.eigh(noise @ noise.T)
     keep = values > _RANK * values[-1].clamp_min(torch.finfo(values.dtype).tiny)
     white = (vectors[:, keep] / values[keep].sqrt()).T @ signal
@@ -257,18 +256,18 @@ def _rows_back(rows: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
 def _chosen(net: Net, task: Task, x: Any, layer: str | None) -> dict[str, Tensor]:
     found = unit_outputs(net, task, x)
     if layer is not None and layer not in found:
-        raise NuisanceError(f"no layer {layer!r}; there are {', '.join(found)}")
+        raise WeightspaceError(f"no layer {layer!r}; there are {', '.join(found)}")
     chosen = found if layer is None else {layer: found[layer]}
     for name, z in chosen.items():
         if not bool(z.isfinite().all()):
-            raise NuisanceError(f"layer {name} holds NaN or infinity; look for it in the data and the weights")
+            raise WeightspaceError(f"layer {name} holds NaN or infinity; look for it in the data and the weights")
     return chosen
 
 
 def _projected(name: str, z: Tensor, units: int, seed: int) -> Tensor:
     """z itself, or its coordinates along `units` random orthonormal directions, the same for every example."""
     if units < 1:
-        raise NuisanceError(f"units must be 1 unit or more, got {units}")
+        raise WeightspaceError(f"units must be 1 unit or more, got {units}")
     if len(z) <= units:
         return z
     generator = torch.Generator().manual_seed(seed)
@@ -285,11 +284,11 @@ def _turned(one: Tensor, nuisance: Nuisance | None, root: Tensor) -> tuple[Tenso
     turned = nuisance.act(one.detach(), leaf)
     if not isinstance(turned, Tensor) or turned.shape != one.shape or not turned.requires_grad:
         seen = tuple(turned.shape) if isinstance(turned, Tensor) else type(turned).__name__
-        raise NuisanceError(
+        raise WeightspaceError(
             f"{nuisance.name} made {seen} of {tuple(one.shape)}; give an act that keeps the shape and is differentiable"
         )
     if float((turned.detach() - one).abs().max()) > 1e-3 * float(one.abs().max().clamp_min(1e-12)):
-        raise NuisanceError(f"{nuisance.name} changes the inputs at t = 0; act(x, 0) must be x")
+        raise WeightspaceError(f"{nuisance.name} changes the inputs at t = 0; act(x, 0) must be x")
     return turned, leaf
 
 
@@ -298,20 +297,20 @@ def _root(net: Net, task: Task, nuisance: Nuisance | None) -> Float[Tensor, "par
     if nuisance is not None:
         spread = torch.tensor(nuisance.spread, dtype=torch.float64)
         if not len(spread) or not bool((spread > 0).all() and spread.isfinite().all()):
-            raise NuisanceError(f"the spread of {nuisance.name} must be positive, got {nuisance.spread}")
+            raise WeightspaceError(f"the spread of {nuisance.name} must be positive, got {nuisance.spread}")
         return spread.diag()
     x = torch.cat([_tensor(x).flatten(1) for x, _ in task.batches(net)]).double()
     if len(x) < 2:
-        raise NuisanceError("the covariance of the inputs needs two examples or more; give a nuisance for one")
+        raise WeightspaceError("the covariance of the inputs needs two examples or more; give a nuisance for one")
     return ((x - x.mean(0)) / math.sqrt(len(x) - 1)).T
 
 
 def _tensor(x: Any) -> Tensor:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         seen = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise NuisanceError(f"the inputs must be one floating-point tensor, got {seen}")
+        raise WeightspaceError(f"the inputs must be one floating-point tensor, got {seen}")
     if not bool(x.isfinite().all()):
-        raise NuisanceError("the inputs hold NaN or infinity; remove those examples")
+        raise WeightspaceError("the inputs hold NaN or infinity; remove those examples")
     return x
 
 
@@ -322,10 +321,12 @@ def _deviations(net: Net, noise: Any) -> Float[Tensor, " n"]:
         net.weights.check(given)
         flat = given.flat() if given is noise else (given.flat() / 2).exp()
         if not bool(flat.isfinite().all() and (flat >= 0).all() and flat.any()):
-            raise NuisanceError("standard deviations of the noise must be finite and not negative, and some positive")
+            raise WeightspaceError(
+                "standard deviations of the noise must be finite and not negative, and some positive"
+            )
         return flat
     if not isinstance(given, (int, float)) or not 0 < given < math.inf:
-        raise NuisanceError(f"noise must be positive and finite, got {given}")
+        raise WeightspaceError(f"noise must be positive and finite, got {given}")
     sizes = net.weights.norms()
     parts = {name: torch.full_like(w, given * sizes[name] / math.sqrt(w.numel())) for name, w in net.weights.items()}
     return net.weights.replace(parts).flat()

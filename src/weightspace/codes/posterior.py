@@ -38,17 +38,13 @@ from weightspace.task.classification import classifies
 from weightspace.task.losses import IGNORED
 from weightspace.task.task import Task
 
-__all__ = ["Code", "Gaussian", "Noisy", "PosteriorError", "encode", "stream"]
+__all__ = ["Code", "Gaussian", "Noisy", "encode", "stream"]
 
 
 _MAPS: dict[Any, str] = {F.linear: "linear", F.conv1d: "conv1d", F.conv2d: "conv2d", F.conv3d: "conv3d"}
 _TINY = 1e-20
 _WARM = 0.5
 _START = 0.1  # standard deviation of a weight at the start, over its tensor's root mean square
-
-
-class PosteriorError(WeightspaceError):
-    """A Gaussian over weights, or a posterior of a task, that cannot be computed."""
 
 
 @public(grad=False)
@@ -69,7 +65,7 @@ class Gaussian:
     def __post_init__(self) -> None:
         checked(self.net).weights.check(self.log_variance)
         if bad := self.net.weights.unusable() or self.log_variance.unusable():
-            raise PosteriorError(f"NaN or infinity in {bad[0]}; a Gaussian has finite means and variances")
+            raise WeightspaceError(f"NaN or infinity in {bad[0]}; a Gaussian has finite means and variances")
 
     def sample(self, seed: int) -> Net:
         """A network with weights drawn from the Gaussian."""
@@ -329,7 +325,7 @@ def encode(
     beta is warmed up over the first half of the steps. E_Q L at the end is a mean over `draws` weights for every
     example. Q = P is returned where it is shorter. The examples are held in memory. Cost: `steps` forward and backward
     passes over `batch` examples, each twice the network's own, and `draws` passes over the task. Frozen weights are
-    fixed: Q and P are over the others, those of `net.free()`; use net.thawed() to count all. Raises `PosteriorError`
+    fixed: Q and P are over the others, those of `net.free()`; use net.thawed() to count all. Raises `WeightspaceError`
     for a beta, variance or steps that is not positive, and a loss that is not finite.
 
     >>> import weightspace as ws
@@ -340,7 +336,7 @@ def encode(
     """
     for name, value in (("beta", beta), ("variance", variance), ("steps", steps), ("lr", lr), ("draws", draws)):
         if value is not None and not 0 < value < math.inf:
-            raise PosteriorError(f"{name} must be a positive number, got {value}")
+            raise WeightspaceError(f"{name} must be a positive number, got {value}")
     if checked(net).frozen:
         net, anchor, start = _free(net, anchor, start)
     fit = _begin(net, anchor, variance, start)
@@ -375,7 +371,7 @@ def _train(
         optimiser.zero_grad(set_to_none=False)
         loss = task.loss(noisy(x, shaped(fit.mean), shaped(fit.log_variance.exp()), generator), y)
         if not bool(loss.isfinite()):
-            raise PosteriorError("the loss is NaN or infinite; look for it in the data, or lower lr=")
+            raise WeightspaceError("the loss is NaN or infinite; look for it in the data, or lower lr=")
         loss.backward()
         fit.pull(min(1.0, (step + 1) / (_WARM * steps)) * beta / n)
         optimiser.step()
@@ -396,9 +392,9 @@ def _free(net: Net, anchor: Net | None, start: Gaussian | None) -> tuple[Net, Ne
 
 def _begin(net: Net, anchor: Net | None, variance: float | None, start: Gaussian | None) -> _Fit:
     if bad := net.weights.unusable():
-        raise PosteriorError(f"NaN or infinity in {bad[0]}; give a network of finite weights")
+        raise WeightspaceError(f"NaN or infinity in {bad[0]}; give a network of finite weights")
     if not all(w.is_floating_point() for w in net.weights.values()):
-        raise PosteriorError("integer weights cannot be random; give a network of floating-point weights")
+        raise WeightspaceError("integer weights cannot be random; give a network of floating-point weights")
     zero = net.at(net.weights.zeros()) if anchor is None else checked(anchor)
     net.weights.check(zero.weights)
     first = _around(net) if start is None else start
@@ -420,10 +416,10 @@ def _count(task: Task) -> int:
     total = 0
     for _, y in task.batches():
         if y is None:
-            raise PosteriorError("the task has no labels, so there is nothing to encode; give Task(inputs, labels)")
+            raise WeightspaceError("the task has no labels, so there is nothing to encode; give Task(inputs, labels)")
         total += len(y) if y.is_floating_point() else int((y != IGNORED).sum())
     if not total:
-        raise PosteriorError(f"no example has a label: all are {IGNORED}")
+        raise WeightspaceError(f"no example has a label: all are {IGNORED}")
     return total
 
 
@@ -456,7 +452,7 @@ def _measured(q: Gaussian, p: Gaussian, noisy: Noisy, beta: float, draws: int, g
                 right = noisy.task.wrong(f, y) == 0
                 hits, seen = hits + float(right.sum()), seen + len(right)
     if not bool(total.isfinite().all()):
-        raise PosteriorError("the loss is NaN or infinite; look for it in the data and the weights")
+        raise WeightspaceError("the loss is NaN or infinite; look for it in the data and the weights")
     parts = q.kl_by_tensor(p)
     error = float(total.std()) / math.sqrt(draws) if draws > 1 else math.nan
     share = hits / seen if known else math.nan

@@ -31,15 +31,13 @@ from weightspace.net.public import public
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-__all__ = ["Quadratic", "QuadraticError"]
+__all__ = [
+    "Quadratic",
+]
 
 
 _WIDEST = 60.0  # |log of a variance| beyond which it counts as zero, or infinite
 _NEWTON = 60
-
-
-class QuadraticError(WeightspaceError):
-    """A matrix that is not a Hessian, or a number that must be positive and is not."""
 
 
 @public
@@ -48,7 +46,7 @@ class Quadratic:
     """A quadratic loss L(w* + d) = `loss` + 1/2 d^T H d around w*, with `offset` = w* - w_0 from the prior's mean.
 
     `hessian` is H, or its diagonal as a vector. The argument `variance` of the methods is v: a number, or one for every
-    weight. Everything in float64. Raises `QuadraticError` for shapes that do not fit, NaN and infinity.
+    weight. Everything in float64. Raises `WeightspaceError` for shapes that do not fit, NaN and infinity.
 
     >>> import torch, weightspace as ws
     >>> bowl = ws.Quadratic(1.0, torch.diag(torch.tensor([3.0, 0.0])), torch.zeros(2))
@@ -63,9 +61,9 @@ class Quadratic:
     def __post_init__(self) -> None:
         n, h = len(self.offset), self.hessian
         if h.shape not in ((n,), (n, n)):
-            raise QuadraticError(f"a Hessian of shape {tuple(h.shape)} does not fit an offset of {n} numbers")
+            raise WeightspaceError(f"a Hessian of shape {tuple(h.shape)} does not fit an offset of {n} numbers")
         if not (h.isfinite().all() and self.offset.isfinite().all() and math.isfinite(self.loss)):
-            raise QuadraticError("NaN or infinity in the loss, the Hessian or the offset")
+            raise WeightspaceError("NaN or infinity in the loss, the Hessian or the offset")
         for name, value in (("hessian", h), ("offset", self.offset)):
             object.__setattr__(self, name, value.detach().double())
 
@@ -156,7 +154,7 @@ class Quadratic:
     def _wide(self, variance: float | Tensor) -> Float[Tensor, " n"]:
         v = torch.as_tensor(variance, dtype=torch.float64).expand(len(self.offset))
         if not bool((v > 0).all() and v.isfinite().all()):
-            raise QuadraticError("the variance of a prior must be positive and finite")
+            raise WeightspaceError("the variance of a prior must be positive and finite")
         return v
 
     def _spectrum(self, variance: float | Tensor) -> tuple[Tensor, Tensor | None]:
@@ -171,7 +169,7 @@ class Quadratic:
 
 def _groups(sizes: Sequence[int], n: int) -> Int[Tensor, " n"]:
     if sum(sizes) != n or min(sizes) < 1:
-        raise QuadraticError(f"groups of {list(sizes)[:5]} weights do not make up {n}")
+        raise WeightspaceError(f"groups of {list(sizes)[:5]} weights do not make up {n}")
     return torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(list(sizes)))
 
 
@@ -182,7 +180,7 @@ def _summed(values: Tensor, group: Tensor) -> Tensor:
 
 
 def positive(name: str, value: float) -> float:
-    """The value as a float. Raises `QuadraticError` unless it is positive and finite."""
+    """The value as a float. Raises `WeightspaceError` unless it is positive and finite."""
     if not 0 < value < math.inf:
-        raise QuadraticError(f"{name} must be a positive number, got {value}")
+        raise WeightspaceError(f"{name} must be a positive number, got {value}")
     return float(value)

@@ -31,17 +31,13 @@ from weightspace.task.task import Task
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-__all__ = ["Embedding", "ScoreError", "headless", "logme", "task2vec", "transfer_scores"]
+__all__ = ["Embedding", "headless", "logme", "task2vec", "transfer_scores"]
 
 
 _TINY = 1e-8
 _RATIOS = (-12.0, 12.0)  # powers of ten of r, in units of the largest squared singular value
 Kind: TypeAlias = Literal["cosine", "asymmetric"]
 _ALPHA = 0.15  # weight of the source's own complexity in the asymmetric distance
-
-
-class ScoreError(WeightspaceError):
-    """Features, labels or a network that cannot be scored."""
 
 
 # ------------------------------------------------------------------ task2vec
@@ -66,11 +62,11 @@ class Embedding:
 
         "cosine": 1 - cos(h / (h + k), k / (h + k)), entry by entry, h and k the two embeddings; symmetric, in [0, 1].
         "asymmetric": the same minus `alpha` times the distance of this task from the trivial one, the `prior`: a
-        complex source is nearer than a simple one. Raises `ScoreError` for embeddings of two probes.
+        complex source is nearer than a simple one. Raises `WeightspaceError` for embeddings of two probes.
         """
         if len(self.values) != len(other.values) or self.layers != other.layers:
             sizes = f"{len(self.values)} and {len(other.values)} units"
-            raise ScoreError(f"embeddings by two probes, of {sizes}; give one probe to both")
+            raise WeightspaceError(f"embeddings by two probes, of {sizes}; give one probe to both")
         far = _cosine(self.values, other.values)
         return far if kind == "cosine" else far - alpha * _cosine(self.values, self.prior)
 
@@ -90,8 +86,8 @@ def task2vec(
     layer) are left out. `fit`: replace the head by one fitted to the features and labels of the task, with
     cross-entropy and weight `decay` (/ 2 |W|^2); else the head is kept. `draws`: labels sampled for every example,
     unbiased; by default the exact sum over all labels, a backward pass for every output. Evaluation mode, all examples.
-    Compare embeddings of one probe only. Raises `ScoreError` for labels that are not classes, and a network without a
-    linear head.
+    Compare embeddings of one probe only. Raises `WeightspaceError` for labels that are not classes, and a network
+    without a linear head.
 
     >>> import weightspace as ws
     >>> net, task = ws.demo.example()
@@ -112,7 +108,9 @@ def task2vec(
         layers[name] = slice(at, at + len(units))
         at += len(units)
     if not parts:
-        raise ScoreError("the network has no layer below its head; give a deeper one, as an embedding needs a layer")
+        raise WeightspaceError(
+            "the network has no layer below its head; give a deeper one, as an embedding needs a layer"
+        )
     return Embedding(torch.cat(parts), torch.cat(prior), layers, examples)
 
 
@@ -120,7 +118,7 @@ def task2vec(
 def headless(net: Net) -> Net:
     """The network without its last linear layer: x -> the features that go into it.
 
-    Raises `ScoreError` where there is no linear layer with a weight of its own.
+    Raises `WeightspaceError` where there is no linear layer with a weight of its own.
 
     >>> import weightspace as ws
     >>> net, task = ws.demo.example()
@@ -133,7 +131,7 @@ def headless(net: Net) -> Net:
 def _head(net: Net) -> str:
     found = [name for name, part in net.architecture.named_modules() if type(part) is nn.Linear]
     if not found or _weight(found[-1]) not in net.weights:
-        raise ScoreError(f"no linear map with a weight of its own in {type(net.architecture).__name__}: no head")
+        raise WeightspaceError(f"no linear map with a weight of its own in {type(net.architecture).__name__}: no head")
     return found[-1]
 
 
@@ -156,17 +154,19 @@ def _features(net: Net, task: Task, head: str) -> Float[Tensor, "examples featur
         found = task.outputs(below)
     except TaskError as error:
         task.outputs(net)  # raises if the task itself does not fit
-        raise ScoreError(f"the network does not run without {head}: the last linear map must come last") from error
+        raise WeightspaceError(
+            f"the network does not run without {head}: the last linear map must come last"
+        ) from error
     if found.dim() != 2 or found.shape[1] != width:
         seen = f"features {tuple(found.shape)} where {head} takes {width}"
-        raise ScoreError(f"{seen}: the last linear map must come last")
+        raise WeightspaceError(f"{seen}: the last linear map must come last")
     return found
 
 
 def _classes(task: Task) -> Int[Tensor, " examples"]:
     labels = [y for _, y in task.batches()]
     if any(y is None or y.is_floating_point() or y.dim() != 1 for y in labels):
-        raise ScoreError("the labels are not classes; give one integer label for every example")
+        raise WeightspaceError("the labels are not classes; give one integer label for every example")
     return torch.cat([y for y in labels if y is not None])
 
 
@@ -174,7 +174,7 @@ def _fitted(net: Net, task: Task, head: str, decay: float) -> Net:
     """The network with a new head, fitted to the classes of the task."""
     y, x = _classes(task).to(net.device), _features(net, task, head).double()
     if int(y.min()) < 0:
-        raise ScoreError(f"label {int(y.min())} is not a class; number classes from 0")
+        raise WeightspaceError(f"label {int(y.min())} is not a class; number classes from 0")
     weight = torch.zeros(int(y.max()) + 1, x.shape[1] + 1, dtype=torch.float64, device=x.device, requires_grad=True)
     optimiser = torch.optim.LBFGS([weight], max_iter=300, tolerance_grad=1e-7, line_search_fn="strong_wolfe")
 
@@ -204,7 +204,7 @@ def logme(features: Float[Tensor, "examples features"], labels: Tensor) -> float
     The maximum over prior and noise variances, averaged over the labels. `labels`: classes, as one-hot regressions; or
     floating-point (example,) or (example, label). Larger is better; it compares features for the same labels. The ratio
     r = a / b is searched between 1e-12 and 1e12 times the largest squared singular value of the features. Raises
-    `ScoreError` for features and labels that do not fit, fewer than two classes, and NaN.
+    `WeightspaceError` for features and labels that do not fit, fewer than two classes, and NaN.
 
     >>> import torch, weightspace as ws
     >>> net, task = ws.demo.example()
@@ -240,17 +240,19 @@ def _regression(features: Any, labels: Any) -> tuple[Float[Tensor, "n d"], Float
     """Features and labels in float64; classes one-hot."""
     f, y = torch.as_tensor(features), torch.as_tensor(labels)
     if f.dim() != 2 or not len(f) or len(f) != len(y) or not 1 <= y.dim() <= 2:
-        raise ScoreError(f"features {tuple(f.shape)} and labels {tuple(y.shape)}: give (n, d) and (n,) or (n, labels)")
+        raise WeightspaceError(
+            f"features {tuple(f.shape)} and labels {tuple(y.shape)}: give (n, d) and (n,) or (n, labels)"
+        )
     if bad := [what for what, part in (("features", f), ("labels", y)) if not part.isfinite().all()]:
-        raise ScoreError(f"NaN or infinity in the {bad[0]}")
+        raise WeightspaceError(f"NaN or infinity in the {bad[0]}")
     if not y.is_floating_point():
         classes = y.unique()
         if y.dim() != 1 or len(classes) < 2:
-            raise ScoreError(f"{len(classes)} class among the labels; give labels of two classes or more")
+            raise WeightspaceError(f"{len(classes)} class among the labels; give labels of two classes or more")
         y = (y[:, None] == classes).double()
     y = y.double().view(len(y), -1)
     if not y.square().sum(0).all():
-        raise ScoreError("a label is zero for all examples; leave it out")
+        raise WeightspaceError("a label is zero for all examples; leave it out")
     return f.detach().double().cpu(), y.detach().cpu()
 
 
@@ -269,7 +271,7 @@ def transfer_scores(
 
     With a `probe`: "task2vec" and "task2vec asymmetric", distances of embeddings by it (`decay` as for `task2vec`).
     With `nets`: "LogME", the score of the features of the source's network for the labels of the target; larger is
-    better. Raises `ScoreError` for a task without a network in `nets`.
+    better. Raises `WeightspaceError` for a task without a network in `nets`.
 
     >>> import weightspace as ws
     >>> net, task = ws.demo.example()
@@ -285,7 +287,7 @@ def transfer_scores(
             found[name] = torch.tensor([[a.distance(b, kind) for b in embedded] for a in embedded])
     if nets is not None:
         if missing := [name for name in tasks if name not in nets]:
-            raise ScoreError(f"no network for {missing[0]}; give one for every task, or none")
+            raise WeightspaceError(f"no network for {missing[0]}; give one for every task, or none")
         rows = [
             [logme(_features(nets[name], task, _head(checked(nets[name]))), _classes(task)) for task in tasks.values()]
             for name in tasks

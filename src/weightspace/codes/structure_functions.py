@@ -28,16 +28,12 @@ from weightspace.net.errors import WeightspaceError
 from weightspace.net.plain import plain
 from weightspace.net.public import public
 
-__all__ = ["Check", "Run", "StructureError", "StructureFunction", "Transition"]
+__all__ = ["Check", "Run", "StructureFunction", "Transition"]
 
 
 _SHARP = 1.5  # K falls faster than beta^-1.5 in a jump
 _NOTHING = 0.01  # relative improvement of a loss that counts as noise
 _LEARNT = 0.05  # loss of a memorised task, over the loss of the trivial code
-
-
-class StructureError(WeightspaceError):
-    """A sweep with invalid settings, or one that cannot be resumed."""
 
 
 @public
@@ -142,7 +138,7 @@ class StructureFunction:
     def loss(self, t: float) -> float:
         """The structure function S(t) = max over beta of C_beta - beta t: the least loss of a code of t nats."""
         if not t >= 0:
-            raise StructureError(f"a code of {t} nats; give a number from 0 up")
+            raise WeightspaceError(f"a code of {t} nats; give a number from 0 up")
         for a, b in zip(self.vertices, self.vertices[1:], strict=False):
             if t <= b[0]:
                 return a[1] + _slope(a, b) * (t - a[0])

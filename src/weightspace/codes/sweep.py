@@ -15,8 +15,9 @@ from torch import Tensor
 from weightspace.checkpoint import reader, writer
 from weightspace.codes.posterior import Code, Gaussian, encode
 from weightspace.codes.store import Store
-from weightspace.codes.structure_functions import Run, StructureError, StructureFunction
+from weightspace.codes.structure_functions import Run, StructureFunction
 from weightspace.net.cost import Cost
+from weightspace.net.errors import WeightspaceError
 from weightspace.net.model import Model, fresh
 from weightspace.net.net import Net
 from weightspace.net.public import public
@@ -24,7 +25,7 @@ from weightspace.task.digest import digest, response, told
 from weightspace.task.losses import IGNORED
 from weightspace.task.task import Task
 
-__all__ = ["Run", "StructureError", "StructureFunction", "cost", "random_labels", "structure_function"]
+__all__ = ["Run", "StructureFunction", "cost", "random_labels", "structure_function"]
 
 
 BETAS = tuple(round(10 ** (k / 4), 4) for k in range(-8, 5))
@@ -81,8 +82,9 @@ def structure_function(
     For every seed, beta is swept up and down, each code starting from the last one (from a fresh network of `model` if
     that was trivial). `betas`: 13 from .01 to 10 by default. `anchor`, `steps`, `batch`, `lr`, `draws`: see `encode`.
     `calibrate`: also sweep random labels, for `efficiency`, at twice the cost. `folder`: codes are stored there, with
-    the `digest` of task, network and options, and reused. `progress(done, total)` counts steps. Raises `StructureError`
-    for invalid betas or seeds and a folder of other sweeps; `DigestError` for a `folder` and a loss that hides state.
+    the `digest` of task, network and options, and reused. `progress(done, total)` counts steps. Raises
+    `WeightspaceError` for invalid betas or seeds and a folder of other sweeps; `DigestError` for a `folder` and a loss
+    that hides state.
 
     >>> import weightspace as ws
     >>> net, task = ws.demo.example()
@@ -92,7 +94,7 @@ def structure_function(
     """
     grid, chosen = _betas(betas), tuple(dict.fromkeys(seeds))
     if not chosen:
-        raise StructureError("no seeds; give one or more")
+        raise WeightspaceError("no seeds; give one or more")
     tasks = [task, *([random_labels(task, seed=chosen[0])] if calibrate else [])]
     total, done = len(tasks) * len(_WAYS) * len(chosen) * len(grid) * steps, 0
     options: dict[str, Any] = {"anchor": anchor, "steps": steps, "batch": batch, "lr": lr, "draws": draws}
@@ -120,7 +122,7 @@ def _after(progress: Callable[[int, int], None], before: int, total: int) -> Cal
 def random_labels(task: Task, share: float = 1.0, seed: int = 0) -> Task:
     """The task with random labels: those of a random `share` of its examples are redrawn uniformly from all classes.
 
-    Raises `StructureError` for a share outside [0, 1] and labels that are not classes.
+    Raises `WeightspaceError` for a share outside [0, 1] and labels that are not classes.
 
     >>> import weightspace as ws
     >>> net, task = ws.demo.example()
@@ -129,10 +131,10 @@ def random_labels(task: Task, share: float = 1.0, seed: int = 0) -> Task:
     (60, True)
     """
     if not 0 <= share <= 1:
-        raise StructureError(f"a share of {share}; give a number in [0, 1]")
+        raise WeightspaceError(f"a share of {share}; give a number in [0, 1]")
     labels = [y for _, y in task.batches()]
     if any(y is None or y.is_floating_point() for y in labels):
-        raise StructureError("random labels need labels that are classes; give Task(inputs, integer labels)")
+        raise WeightspaceError("random labels need labels that are classes; give Task(inputs, integer labels)")
     y = torch.cat([y for y in labels if y is not None])
     draw = torch.Generator().manual_seed(seed)
     other = torch.randint(int(y.max()) + 1, y.shape, generator=draw)
@@ -145,7 +147,7 @@ def random_labels(task: Task, share: float = 1.0, seed: int = 0) -> Task:
 def _betas(betas: Sequence[float] | None) -> list[float]:
     grid = sorted({float(beta) for beta in (BETAS if betas is None else betas)})
     if not grid or not all(0 < beta < math.inf for beta in grid):
-        raise StructureError(f"betas {list(betas or [])[:5]}; give one or more positive numbers")
+        raise WeightspaceError(f"betas {list(betas or [])[:5]}; give one or more positive numbers")
     return grid
 
 
@@ -170,7 +172,7 @@ class _Kept(Store[float, Run]):
         super().__init__(at and at / f"{name}.json", about)
         last = self.more["last"] = str(self.more.get("last", ""))
         if any(a != b for a, b in zip(self.found, betas, strict=False)) or Path(last).name != last:
-            raise StructureError(
+            raise WeightspaceError(
                 f"{at} holds sweeps of other betas, and a code starts where the one before it ended; choose another"
             )
         if at is not None:

@@ -17,14 +17,13 @@ from weightspace.net.public import public
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["Distance", "TaskMap", "TransferError"]
+__all__ = [
+    "Distance",
+    "TaskMap",
+]
 
 
 Key: TypeAlias = tuple[str, ...]
-
-
-class TransferError(WeightspaceError):
-    """Tasks, or a model, for which no distance can be measured."""
 
 
 # ------------------------------------------------------------------ two tasks
@@ -90,7 +89,7 @@ class TaskMap:
     task_id: bool
 
     def distance(self, source: str, target: str) -> Distance:
-        """The distance d(source -> target). Raises `TransferError` for an unknown name or a pair not measured."""
+        """The distance d(source -> target). Raises `WeightspaceError` for an unknown name or a pair not measured."""
         i, j = (self._at(name) for name in (source, target))
         if i == j:
             length = self.lengths[source]
@@ -98,7 +97,7 @@ class TaskMap:
             return Distance(0.0, length, length, length, 0.0, self.beta, self.task_id, own)
         pair = (source, target) if i < j else (target, source)
         if pair not in self.codes:
-            raise TransferError(f"{source} and {target} were not measured together; name one of them among targets=")
+            raise WeightspaceError(f"{source} and {target} were not measured together; name one of them among targets=")
         one, other = self.lengths[source], self.lengths[target]
         joint, found = self._joint(pair), min(self.codes[pair])
         notes = []
@@ -115,7 +114,7 @@ class TaskMap:
 
     def _at(self, name: str) -> int:
         if name not in self.names:
-            raise TransferError(f"no task {name!r}; there are {', '.join(self.names)}")
+            raise WeightspaceError(f"no task {name!r}; there are {', '.join(self.names)}")
         return self.names.index(name)
 
     @property
@@ -157,7 +156,7 @@ class TaskMap:
     def nearest(self, target: str) -> str:
         """The best source for a target: the task with the least d(. -> target)."""
         if not (found := self.sources(target)):
-            raise TransferError(f"no distance to {target} was measured; name it among targets=")
+            raise WeightspaceError(f"no distance to {target} was measured; name it among targets=")
         return found[0]
 
     @property

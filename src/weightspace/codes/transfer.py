@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from weightspace.codes.posterior import encode
 from weightspace.codes.store import Store
-from weightspace.codes.task_map import Distance, Key, TaskMap, TransferError
+from weightspace.codes.task_map import Distance, Key, TaskMap
 from weightspace.net.cost import Cost
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.inputs import each, leaves
@@ -70,7 +70,8 @@ def task_distance(
     for each task, are a code of both, and C(ab) <= C(a) + C(b). A code of ab is one of a, hence C(a) <= C(ab). Both are
     enforced, with a note where a fit violates them. `steps`, `lr` and `options` are those of `encode`. `file`: codes
     are stored there as they are found, and an interrupted run resumes. `progress(done, total)` counts codes. Cost:
-    three codes for every seed (see `cost`). Raises `TransferError` for tasks that do not fit each other or the model.
+    three codes for every seed (see `cost`). Raises `WeightspaceError` for tasks that do not fit each other or the
+    model.
 
     >>> import weightspace as ws
     >>> net, task = ws.demo.example()
@@ -102,9 +103,9 @@ def task_distances(
 
     `targets`: only pairs with at least one of these. Cost: n (n + 1) / 2 codes for every seed, fewer with `targets`
     (see `cost`). `file`: every length is stored there as it is found, with the `digest` of the tasks, networks and
-    settings it depends on, and reused by later runs, also with more tasks, seeds or pairs. Raises `TransferError` for
-    fewer than two tasks, tasks of different inputs or losses, without labels, or with labels for which the network has
-    no output, and for a file of other tasks, networks or settings; `DigestError` where a loss hides its state.
+    settings it depends on, and reused by later runs, also with more tasks, seeds or pairs. Raises `WeightspaceError`
+    for fewer than two tasks, tasks of different inputs or losses, without labels, or with labels for which the network
+    has no output, and for a file of other tasks, networks or settings; `DigestError` where a loss hides its state.
 
     >>> import weightspace as ws
     >>> net, task = ws.demo.example()
@@ -165,7 +166,7 @@ def _sorted(key: Sequence[str]) -> Key:
 def _wanted(tasks: Mapping[str, Task], targets: Sequence[str] | None) -> list[Key]:
     """The tasks and pairs of tasks for which codes are needed."""
     if unknown := [name for name in targets or () if name not in tasks]:
-        raise TransferError(f"no task {unknown[0]!r} for targets=; there are {', '.join(tasks)}")
+        raise WeightspaceError(f"no task {unknown[0]!r} for targets=; there are {', '.join(tasks)}")
     pairs = [pair for pair in combinations(tasks, 2) if targets is None or {*pair} & {*targets}]
     return [*((name,) for name in tasks), *pairs]
 
@@ -216,7 +217,7 @@ def _headed(net: Net, task: Task, heads: int, seed: int) -> Net:
     after = task.forward(wide, task.example(2))
     if after.shape != (*before.shape[:-1], heads * outputs) or not torch.allclose(after[..., :outputs], before):
         seen = f"outputs {tuple(before.shape)} became {tuple(after.shape)} with more rows in the last linear map"
-        raise TransferError(f"{seen}; task_id needs one that gives the outputs directly")
+        raise WeightspaceError(f"{seen}; task_id needs one that gives the outputs directly")
     return Net.of(_Heads(wide.live(), task.output))
 
 
@@ -237,23 +238,23 @@ def _told(task: Task, k: int, heads: int, dtype: torch.dtype) -> Task:
 
 
 def _checked(tasks: Mapping[str, Task], model: Model, task_id: bool, seeds: Sequence[int]) -> Net:
-    """A fresh network that fits all tasks. Raises `TransferError` for tasks that do not fit it or each other."""
+    """A fresh network that fits all tasks. Raises `WeightspaceError` for tasks that do not fit it or each other."""
     if len(tasks) < 2:
-        raise TransferError(f"a distance is between two tasks, got {len(tasks)}; give two or more")
+        raise WeightspaceError(f"a distance is between two tasks, got {len(tasks)}; give two or more")
     if not seeds:
-        raise TransferError("no seeds; give one or more")
+        raise WeightspaceError("no seeds; give one or more")
     shapes: dict[Any, str] = {}
     for name, task in tasks.items():
         if not isinstance(task, Task):
-            raise TransferError(f"{name} is a {type(task).__name__}; give Task(inputs, labels)")
+            raise WeightspaceError(f"{name} is a {type(task).__name__}; give Task(inputs, labels)")
         with _blamed(name):
             x, y = next(task.batches())
         if y is None:
-            raise TransferError(f"{name} has no labels, and a distance is one of labels; give Task(inputs, labels)")
+            raise WeightspaceError(f"{name} has no labels, and a distance is one of labels; give Task(inputs, labels)")
         shapes.setdefault(repr(each(lambda t: tuple(t.shape[1:]), x)), name)
     if len(shapes) > 1:
         (one, a), (other, b), *_ = shapes.items()
-        raise TransferError(f"an example of {a} has shape {one}, one of {b} {other}; bring them to one shape")
+        raise WeightspaceError(f"an example of {a} has shape {one}, one of {b} {other}; bring them to one shape")
     net = fresh(model, seeds[0])
     first = next(iter(tasks.values()))
     for name, task in tasks.items():
@@ -261,7 +262,7 @@ def _checked(tasks: Mapping[str, Task], model: Model, task_id: bool, seeds: Sequ
             value = float(task(net))
             first | task
         if not math.isfinite(value):
-            raise TransferError(
+            raise WeightspaceError(
                 f"{name}: the loss of a fresh network is {value}; look for NaN and infinity in the inputs"
             )
     return _headed(net, first, 2, seeds[0]) if task_id else net
@@ -273,7 +274,7 @@ def _blamed(name: str) -> Iterator[None]:
     try:
         yield
     except WeightspaceError as error:
-        raise TransferError(f"{name}: {error}") from error
+        raise WeightspaceError(f"{name}: {error}") from error
 
 
 # ------------------------------------------------------------------ what was found, in a file

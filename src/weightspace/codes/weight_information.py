@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Bracket",
     "Information",
-    "InformationError",
     "Unconverged",
     "cost",
     "flatness_bound",
@@ -61,10 +60,6 @@ Prior: TypeAlias = Literal["layer", "one"]
 _METHODS = ("local", "variational", "sgld")
 _UNSETTLED = 0.3
 _HARMONIC, _DRAWS = 2.0, 4
-
-
-class InformationError(WeightspaceError):
-    """Arguments of `information` that do not go together, or a network whose information cannot be estimated."""
 
 
 @public
@@ -191,7 +186,7 @@ def information(
     `prior`: the variance of P, or the optimal one for every tensor ("layer") or for all weights ("one", local only),
     whose own description length is not counted. `anchor`: a network at w_0 (zero by default). `options` are those of
     the method. Frozen weights are not counted. `progress(done, total)` counts products or steps (see `cost`). Raises
-    `InformationError` for arguments that do not go together; the errors of `curvature` and `Task` for losses, labels
+    `WeightspaceError` for arguments that do not go together; the errors of `curvature` and `Task` for losses, labels
     and outputs that cannot be used. Warns with `Unconverged` away from a minimum.
 
     >>> import weightspace as ws
@@ -204,22 +199,22 @@ def information(
     if not isinstance(prior, str):
         positive("prior", prior)
     if len(checked(net).weights.buffers) > 1:
-        raise InformationError("weights of several dtypes or devices; convert them with net.to(torch.float32)")
+        raise WeightspaceError("weights of several dtypes or devices; convert them with net.to(torch.float32)")
     if net.frozen:
         net = net.free()
         anchor = None if anchor is None else checked(anchor).within(net.weights)
     loss, slope, count = loss_and_slope(net, task)
     if not math.isfinite(loss) or not bool(slope.isfinite().all()):
-        raise InformationError("the loss or its gradient is NaN or infinite; look for NaN in the data and the weights")
+        raise WeightspaceError("the loss or its gradient is NaN or infinite; look for NaN in the data and the weights")
     known = _Known(net, task, beta, anchor, loss, slope.double().cpu(), count)
     if method == "local":
         if options:
-            raise InformationError(f"the local method has no {', '.join(options)}; it has rank, probes and blocks")
+            raise WeightspaceError(f"the local method has no {', '.join(options)}; it has rank, probes and blocks")
         return _local(known, prior, rank, probes, blocks, seed, progress)
     if method == "variational":
         return _variational(known, prior, seed, progress, **options)
     if prior != "layer" or anchor is not None or beta != 1:
-        raise InformationError("the sgld method has no prior, anchor or beta; leave them out")
+        raise WeightspaceError("the sgld method has no prior, anchor or beta; leave them out")
     return _sgld(known, seed, progress, **options)
 
 
@@ -254,7 +249,7 @@ def _flatness(net: Net, trace: float, beta: float) -> float:
 
 def _known_method(method: str) -> None:
     if method not in _METHODS:
-        raise InformationError(f"unknown method {method!r}; give one of {', '.join(_METHODS)}")
+        raise WeightspaceError(f"unknown method {method!r}; give one of {', '.join(_METHODS)}")
 
 
 @dataclass(frozen=True)
@@ -396,9 +391,9 @@ def _variational(
     **options: Any,
 ) -> Information:
     if prior == "one":
-        raise InformationError('the variational method has one variance a tensor: give prior="layer", or a number')
+        raise WeightspaceError('the variational method has one variance a tensor: give prior="layer", or a number')
     if repeats < 1:
-        raise InformationError(f"repeats is {repeats}; give 1 or more")
+        raise WeightspaceError(f"repeats is {repeats}; give 1 or more")
     found = []
     for k in range(repeats):
         told = None if progress is None else _after(progress, k * steps, repeats * steps)

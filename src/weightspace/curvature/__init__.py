@@ -7,9 +7,10 @@ __getattr__, __dir__, __all__ = handed_on(
     {
         "gradients": ["squared_gradients", "squares", "traces"],
         "fisher": ["fisher_trace", "FisherTrace", "gradient_noise", "GradientNoise"],
-        "outputs": ["CurvatureError", "law_of", "likelihood", "nats", "output_hessian", "OutputHessian"],
+        "outputs": ["law_of", "likelihood", "nats", "output_hessian", "OutputHessian"],
         "curvature": ["blocks", "curvature_diagonal", "fisher_information", "gauss_newton", "graph_bytes", "hessian"],
         "linearised": ["jacobian", "Linearised", "tangent", "trusted"],
         "tangent_kernel": ["kernel", "KernelError"],
     },
+    {"weightspace.net.WeightspaceError": ["CurvatureError"]},
 )

@@ -31,7 +31,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from weightspace.curvature.gradients import squared_gradients
 from weightspace.curvature.linearised import Linearised, trusted
-from weightspace.curvature.outputs import CurvatureError, OutputHessian, likelihood, output_hessian
+from weightspace.curvature.outputs import OutputHessian, likelihood, output_hessian
 from weightspace.linear.estimate import OperatorError
 from weightspace.linear.operator import Operator
 from weightspace.net.differentiable import called, custom_functions, told
@@ -45,7 +45,6 @@ from weightspace.task.digest import DigestError, Frame, digest, form, shapes
 from weightspace.task.task import Task
 
 __all__ = [
-    "CurvatureError",
     "blocks",
     "curvature_diagonal",
     "fisher_information",
@@ -72,9 +71,9 @@ def gauss_newton(net: Net, task: Task, *, memory: int = _MEMORY) -> Operator:
     cross-entropy, squared error and binary cross-entropy with logits; any other loss is differentiated twice in the
     outputs. Labels that H_t does not depend on may be missing. Graphs are stored up to `memory` bytes (`graph_bytes`
     estimates the size of all): a product then costs a tangent and a backward pass, and two passes more for the batches
-    beyond. Evaluation mode; the weights must not change in place while the operator is in use. Raises `CurvatureError`
-    for outputs that are not finite or do not depend on the weights, and for losses without derivatives; `TaskError` for
-    labels that do not fit.
+    beyond. Evaluation mode; the weights must not change in place while the operator is in use. Raises
+    `WeightspaceError` for outputs that are not finite or do not depend on the weights, and for losses without
+    derivatives; `TaskError` for labels that do not fit.
 
     >>> import weightspace as ws
     >>> net, task = ws.demo.example()
@@ -100,7 +99,7 @@ def fisher_information(
     Labels y are drawn from the network, p(y) ~ exp(-d_Y): softmax, Gaussian or Bernoulli. Exact by default, where
     F = G, or with the outputs taken as p or log p for a loss that does so (binary_cross_entropy, nll_loss); with
     `draws`, the mean over so many labels per example (in a sequence, per position). The Gaussian of "squared" is
-    exp(-|f - y|^2), of variance 1/2, so that F = 2 J^T J. Memory, cost and errors as `gauss_newton`; `CurvatureError`
+    exp(-|f - y|^2), of variance 1/2, so that F = 2 J^T J. Memory, cost and errors as `gauss_newton`; `WeightspaceError`
     also for a loss that is not a negative log-likelihood.
 
     >>> import torch, weightspace as ws
@@ -127,8 +126,8 @@ def fisher_information(
 def hessian(net: Net, task: Task, *, memory: int = _MEMORY) -> Operator:
     """The Hessian of the loss in the weights, summed over the examples and exact, as an `Operator`.
 
-    Memory, cost and errors as `gauss_newton`; `CurvatureError` also where torch's second derivative is not that of the
-    first: for detached parts, and backward passes written in Python that leave out a part of it.
+    Memory, cost and errors as `gauss_newton`; `WeightspaceError` also where torch's second derivative is not that of
+    the first: for detached parts, and backward passes written in Python that leave out a part of it.
 
     >>> import weightspace as ws
     >>> net, task = ws.demo.example()
@@ -140,7 +139,7 @@ def hessian(net: Net, task: Task, *, memory: int = _MEMORY) -> Operator:
 
     def part(start: int, x: Any, y: Tensor | None) -> Part:
         if y is None:
-            raise CurvatureError("the Hessian needs labels; give Task(inputs, labels)")
+            raise WeightspaceError("the Hessian needs labels; give Task(inputs, labels)")
         output_hessian(task, task.forward(net, carried(x, net)), y)
         _compared(net, task)
         return _Bent(net, task, x, y).times
@@ -268,7 +267,7 @@ class _Linear:
                 if back:
                     _ = self.map.back
         except OperatorError as error:
-            raise CurvatureError(str(error)) from error
+            raise WeightspaceError(str(error)) from error
         self.outputs = self.map.outputs
 
     def push(self, vector: Weights) -> Tensor:
@@ -289,7 +288,7 @@ class _Bent:
         with torch.enable_grad(), math_attention():
             f = _function(net, task, x, names)([*self.leaves.values()])
             if not f.requires_grad:
-                raise CurvatureError("the outputs do not depend on the weights")
+                raise WeightspaceError("the outputs do not depend on the weights")
             total = task.summed(f, y.to(f.device))[0]
             slopes = _differentiated(total, [*self.leaves.values()], create_graph=True)
         self.slopes = {n: slope for n, slope in zip(names, slopes, strict=True) if slope.requires_grad}
@@ -312,7 +311,7 @@ _seen: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
 
 def _compared(net: Net, task: Task) -> None:
-    """Check the derivative of the gradient against finite differences on two examples; raises `CurvatureError`.
+    """Check the derivative of the gradient against finite differences on two examples; raises `WeightspaceError`.
 
     Once for every architecture, shape of inputs, and loss; in float64, with a step too short to cross a kink.
     """
@@ -341,7 +340,7 @@ def _compared(net: Net, task: Task) -> None:
     noise = float(bent.gradient().norm()) * torch.finfo(torch.float64).eps / step if bent.slopes else 0.0
     if math.sqrt(away) > _SAME * math.sqrt(size) + 100 * noise:
         told_of = ", ".join(bent.written) or "a part of the network that is detached, or an operation"
-        raise CurvatureError(
+        raise WeightspaceError(
             f"the second derivative is not the derivative of the first: {told_of} has a derivative that cannot be "
             "differentiated; take gauss_newton, or write it by operations of torch"
         )
@@ -360,7 +359,7 @@ def _differentiated(outputs: Any, inputs: Sequence[Tensor], along: Any = None, *
     try:
         return grad(outputs, inputs, along, materialize_grads=True, **how)
     except RuntimeError as error:
-        raise CurvatureError(f"{told(error)}; write it by operations that have one") from error
+        raise WeightspaceError(f"{told(error)}; write it by operations that have one") from error
 
 
 def _function(net: Net, task: Task, x: Any, names: Sequence[str]) -> Callable[[Sequence[Tensor]], Tensor]:
@@ -443,4 +442,4 @@ def _likely(task: Task, f: Tensor, y: Tensor | None) -> OutputHessian:
 
 def _some(draws: int | None) -> None:
     if draws is not None and draws < 1:
-        raise CurvatureError(f"draws is {draws}; give 1 or more labels an example")
+        raise WeightspaceError(f"draws is {draws}; give 1 or more labels an example")

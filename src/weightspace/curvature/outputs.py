@@ -20,7 +20,7 @@ from weightspace.task.examples import TaskError, normal, uniform
 from weightspace.task.losses import IGNORED, Loss, fitted, name_of
 from weightspace.task.task import Task
 
-__all__ = ["CurvatureError", "OutputHessian", "law_of", "likelihood", "nats", "output_hessian"]
+__all__ = ["OutputHessian", "law_of", "likelihood", "nats", "output_hessian"]
 
 
 Root = tuple[float, Tensor]
@@ -30,10 +30,6 @@ _LAWS = {
     "cross-entropy": "softmax", "squared": "gaussian", "softmax": "softmax", "log-probabilities": "classes",
     "bernoulli": "bernoulli", "probabilities": "coins",
 }  # fmt: skip
-
-
-class CurvatureError(WeightspaceError):
-    """Raised for a task or a network that does not have the second derivatives asked for."""
 
 
 @public
@@ -56,7 +52,7 @@ class OutputHessian:
         if draws is None:
             return self.roots()
         if self.scores is None:
-            raise CurvatureError("the loss is no likelihood to draw labels from")
+            raise WeightspaceError("the loss is no likelihood to draw labels from")
         return ((1.0 / draws, score) for score in self.scores(draws, seed, start))
 
 
@@ -66,8 +62,8 @@ def output_hessian(task: Task, f: Tensor, y: Tensor | None) -> OutputHessian:
 
     In closed form for the metrics "cross-entropy" and "squared" and for torch's cross_entropy, mse_loss and
     binary_cross_entropy_with_logits, functions, modules or partials, settings included; by autograd for other losses.
-    Raises `CurvatureError` for outputs that are not finite, an aggregate that is not a sum or a mean over the examples
-    and losses without a gradient, or that mix examples; `TaskError` for labels that do not fit.
+    Raises `WeightspaceError` for outputs that are not finite, an aggregate that is not a sum or a mean over the
+    examples and losses without a gradient, or that mix examples; `TaskError` for labels that do not fit.
 
     >>> import torch, weightspace as ws
     >>> net, task = ws.demo.example()
@@ -77,14 +73,14 @@ def output_hessian(task: Task, f: Tensor, y: Tensor | None) -> OutputHessian:
     (torch.Size([60, 10]), True)
     """
     if task.aggregate not in ("mean", "sum"):
-        raise CurvatureError(
+        raise WeightspaceError(
             f"curvature needs a sum or a mean over the examples, and the task's aggregate is {task.aggregate!r}"
         )
     f, y = _finite(f), None if y is None else y.to(f.device)
     if y is not None:
         slope = _slopes(task, f, y)
         if not slope.isfinite().all():
-            raise CurvatureError("the loss of these outputs and labels has no finite gradient; look at the labels")
+            raise WeightspaceError("the loss of these outputs and labels has no finite gradient; look at the labels")
     kind, loss = _kind(task), task.recognised
     if kind in ("cross-entropy", "softmax") and (y is not None or loss is None or loss.settings["weight"] is None):
         return _softmax(f, loss, _mass(loss, f, y) * task.share(y))
@@ -93,7 +89,7 @@ def output_hessian(task: Task, f: Tensor, y: Tensor | None) -> OutputHessian:
     if kind == "bernoulli" and loss is not None and (y is not None or loss.settings["pos_weight"] is None):
         return _diagonal(f, _bernoulli(loss, f, y))
     if y is None:
-        raise CurvatureError("the loss needs labels; give Task(inputs, labels)")
+        raise WeightspaceError("the loss needs labels; give Task(inputs, labels)")
     return _by_autograd(task, f, y)
 
 
@@ -102,7 +98,7 @@ def law_of(task: Task) -> str:
     """The distribution of labels that belongs to a task's loss, by its name.
 
     "softmax", "gaussian", "bernoulli", "classes" or "coins". With "classes" the
-    outputs are log-probabilities of classes, with "coins" probabilities of binary labels. Raises `CurvatureError`,
+    outputs are log-probabilities of classes, with "coins" probabilities of binary labels. Raises `WeightspaceError`,
     naming the loss, for one that is not a negative log-likelihood.
 
     >>> import weightspace as ws
@@ -116,7 +112,7 @@ def law_of(task: Task) -> str:
     if kind not in _LAWS or weighed or smooth:
         why = " with weights" if weighed else " with smoothed labels" if smooth else ""
         known = '"cross-entropy", "squared", or torch\'s for classes, numbers or coins'
-        raise CurvatureError(f"{name_of(task.metric)}{why} is not a negative log-likelihood; give {known}")
+        raise WeightspaceError(f"{name_of(task.metric)}{why} is not a negative log-likelihood; give {known}")
     return _LAWS[kind]
 
 
@@ -126,7 +122,7 @@ def likelihood(task: Task, f: Tensor, y: Tensor | None, *, unit: bool = True) ->
 
     Zero where y is -100. With `unit`, a loss that is the mean over several outputs belongs to the product of their
     likelihoods, and squared error to a normal distribution of variance one; else p(y) ~ exp(-loss), so that the loss
-    sets the variance. Raises `CurvatureError` as `law_of`, and for outputs that are not probabilities where the loss
+    sets the variance. Raises `WeightspaceError` as `law_of`, and for outputs that are not probabilities where the loss
     needs them.
 
     >>> import torch, weightspace as ws
@@ -141,7 +137,7 @@ def likelihood(task: Task, f: Tensor, y: Tensor | None, *, unit: bool = True) ->
     if law in ("softmax", "classes"):
         mass = _mass(loss, f, y)
         if not bool(((mass == 0) | ((mass - 1).abs() < 1e-3)).all()):
-            raise CurvatureError(
+            raise WeightspaceError(
                 f"soft labels must be probabilities that add up to one to have a likelihood; {task} has others"
             )
         return _softmax(f, loss, mass) if law == "softmax" else _classes(f, loss, mass)
@@ -151,12 +147,14 @@ def likelihood(task: Task, f: Tensor, y: Tensor | None, *, unit: bool = True) ->
     assert loss is not None
     several = f[0].numel()
     if not unit and several > 1:
-        raise CurvatureError(f"{loss.name} is the mean over {several} outputs, so exp(-loss) is not a likelihood")
+        raise WeightspaceError(f"{loss.name} is the mean over {several} outputs, so exp(-loss) is not a likelihood")
     s = f.double().sigmoid() if law == "bernoulli" else f.double()
     h = s * (f.double().neg().sigmoid() if law == "bernoulli" else 1 - s)
     if law == "coins":
         if not bool(((s > 0) & (s < 1)).all()):
-            raise CurvatureError(f"{loss.name} needs outputs that are probabilities, and some are not between 0 and 1")
+            raise WeightspaceError(
+                f"{loss.name} needs outputs that are probabilities, and some are not between 0 and 1"
+            )
         h = 1 / h
     return _diagonal(f, h, law)
 
@@ -177,7 +175,7 @@ def nats(task: Task, f: Tensor) -> float:
 
 def _finite(f: Tensor) -> Tensor:
     if not f.isfinite().all():
-        raise CurvatureError("the outputs hold NaN or infinity; look for it in the data and the weights")
+        raise WeightspaceError("the outputs hold NaN or infinity; look for it in the data and the weights")
     return f.detach()
 
 
@@ -185,13 +183,15 @@ def _slopes(task: Task, f: Tensor, y: Tensor) -> Tensor:
     try:
         return task.slopes(f, y)[0]
     except RuntimeError as error:
-        raise CurvatureError("the loss has no gradient in the outputs; give one that can be differentiated") from error
+        raise WeightspaceError(
+            "the loss has no gradient in the outputs; give one that can be differentiated"
+        ) from error
 
 
 def _kind(task: Task) -> str:
     """The name of the task's metric, or the kind of a loss of torch."""
     if task.metric is None:
-        raise CurvatureError('without labels the loss is not known; give Task(inputs, metric="cross-entropy")')
+        raise WeightspaceError('without labels the loss is not known; give Task(inputs, metric="cross-entropy")')
     return task.metric if isinstance(task.metric, str) else task.recognised.kind if task.recognised else ""
 
 
@@ -202,7 +202,7 @@ def _mass(loss: Loss | None, f: Tensor, y: Tensor | None) -> Tensor:
     """c: the total weight of the labels of every position, with a last dimension of one; f has classes last."""
     f = f if loss is None else loss.turned(f)
     if f.ndim < 2:
-        raise CurvatureError(f"outputs of shape {tuple(f.shape)} have no axis of classes")
+        raise WeightspaceError(f"outputs of shape {tuple(f.shape)} have no axis of classes")
     if y is None:
         return torch.ones_like(f[..., :1], dtype=torch.float64)
     if y.is_floating_point():
@@ -249,7 +249,7 @@ def _classes(f: Tensor, loss: Loss | None, mass: Tensor) -> OutputHessian:
     """Outputs that are log p: the score of a label is its one-hot vector."""
     p = (f if loss is None else loss.turned(f)).double().exp()
     if not bool(((p.sum(-1) - 1).abs() < 1e-3).all()):
-        raise CurvatureError("nll_loss needs outputs that are log-probabilities, and these do not add up to one")
+        raise WeightspaceError("nll_loss needs outputs that are log-probabilities, and these do not add up to one")
 
     def scores(draws: int, seed: int, start: int) -> Iterator[Tensor]:
         for hot in _drawn(p, draws, seed, start):
@@ -329,7 +329,7 @@ def _by_autograd(task: Task, f: Tensor, y: Tensor) -> OutputHessian:
         action(torch.zeros_like(f))
     except RuntimeError as error:
         name = name_of(task.metric)
-        raise CurvatureError(f"{name} has no second derivative in the outputs: {first_line(error)}") from error
+        raise WeightspaceError(f"{name} has no second derivative in the outputs: {first_line(error)}") from error
 
     def roots() -> Iterator[Root]:
         size = f[0].numel()
@@ -352,7 +352,7 @@ def _by_autograd(task: Task, f: Tensor, y: Tensor) -> OutputHessian:
 
 
 def _apart(action: Callable[[Tensor], Tensor], f: Tensor) -> None:
-    """Raise `CurvatureError` where the Hessian mixes examples."""
+    """Raise `WeightspaceError` where the Hessian mixes examples."""
     signs = torch.ones(len(f), *[1] * (f.ndim - 1), dtype=f.dtype, device=f.device)
     signs[1::2] = -1
     for at in (0, f[0].numel() - 1):
@@ -361,6 +361,6 @@ def _apart(action: Callable[[Tensor], Tensor], f: Tensor) -> None:
         u = u.view_as(f)
         whole = action(u)
         if bool((action(signs * u) - signs * whole).abs().max() > 1e-4 * whole.abs().max()):
-            raise CurvatureError(
+            raise WeightspaceError(
                 "the loss of an example depends on the outputs of others, so that it has no Hessian of its own"
             )

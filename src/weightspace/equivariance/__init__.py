@@ -5,7 +5,7 @@ from weightspace.contents import handed_on
 __getattr__, __dir__, __all__ = handed_on(
     __name__,
     {
-        "finite_group": ["FiniteGroup", "GroupError", "Matrices"],
+        "finite_group": ["FiniteGroup", "Matrices"],
         "equivariance": [
             "Defect",
             "equivariance_defect",
@@ -16,4 +16,5 @@ __getattr__, __dir__, __all__ = handed_on(
         ],
         "layers": ["GroupConv", "GroupPool"],
     },
+    {"weightspace.net.WeightspaceError": ["GroupError"]},
 )

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from weightspace.equivariance.finite_group import FiniteGroup, GroupError, Matrices
-from weightspace.net.errors import first_line
+from weightspace.equivariance.finite_group import FiniteGroup, Matrices
+from weightspace.net.errors import WeightspaceError, first_line
 from weightspace.net.net import Net
 from weightspace.net.public import public
 from weightspace.net.weights import Weights
@@ -66,8 +66,8 @@ def equivariance_defect(f: Any, x: Task | Tensor, group: FiniteGroup, on_output:
 
     `f`: a Net, a module or a function; `on_output`: the same group as it acts on outputs, by default as on inputs.
     Norms are over all examples and outputs. Zero for an equivariant f, about sqrt(2) where f(g x) and g f(x) are
-    unrelated. Networks are in evaluation mode. Cost: one forward pass per element, and one. Raises `GroupError` for
-    outputs on which the group does not act, that are zero, or that are not finite.
+    unrelated. Networks are in evaluation mode. Cost: one forward pass per element, and one. Raises `WeightspaceError`
+    for outputs on which the group does not act, that are zero, or that are not finite.
 
     >>> import torch, weightspace as ws
     >>> _, task = ws.demo.example()
@@ -79,7 +79,9 @@ def equivariance_defect(f: Any, x: Task | Tensor, group: FiniteGroup, on_output:
     """
     acting = group if on_output is None else on_output
     if not torch.equal(acting.table, group.table):
-        raise GroupError(f"{acting} on the outputs is not the group on the inputs, {group}; give the same elements")
+        raise WeightspaceError(
+            f"{acting} on the outputs is not the group on the inputs, {group}; give the same elements"
+        )
     return _defect(f, x, group, acting)
 
 
@@ -109,10 +111,12 @@ def _defect(f: Any, x: Task | Tensor, group: FiniteGroup, acting: FiniteGroup | 
             turned = before if acting is None else acting(k, before)
             after = _finite(function(group(k, batch)))
             if after.shape != turned.shape:
-                raise GroupError(f"f(g x) has shape {tuple(after.shape)}, g f(x) has {tuple(turned.shape)}; give one")
+                raise WeightspaceError(
+                    f"f(g x) has shape {tuple(after.shape)}, g f(x) has {tuple(turned.shape)}; give one"
+                )
             squares[k] += (after.double() - turned.double()).square().sum().cpu()
     if not total:
-        raise GroupError("the outputs are all zero, so that no relative defect is defined")
+        raise WeightspaceError("the outputs are all zero, so that no relative defect is defined")
     return Defect((squares / total).sqrt().tolist())
 
 
@@ -120,7 +124,7 @@ def _function(f: Any) -> Act:
     if isinstance(f, nn.Module):
         f = Net.of(f)
     if not callable(f):
-        raise GroupError(f"expected a Net, a module or a function, got {type(f).__name__}")
+        raise WeightspaceError(f"expected a Net, a module or a function, got {type(f).__name__}")
     return lambda x: logits(f(x))
 
 
@@ -128,13 +132,13 @@ def _batches(x: Task | Tensor, net: Net | None) -> Iterator[Tensor]:
     for batch in [x] if isinstance(x, Tensor) else (b for b, _ in x.batches(net)):
         if not isinstance(batch, Tensor) or not len(batch):
             seen = "an empty tensor" if isinstance(batch, Tensor) else type(batch).__name__
-            raise GroupError(f"a group acts on one tensor of inputs, got {seen}")
+            raise WeightspaceError(f"a group acts on one tensor of inputs, got {seen}")
         yield _finite(batch, "inputs")
 
 
 def _finite(x: Tensor, what: str = "outputs") -> Tensor:
     if x.is_floating_point() and not bool(x.isfinite().all()):
-        raise GroupError(f"the {what} hold NaN or infinity; look for it in the data and the weights")
+        raise WeightspaceError(f"the {what} hold NaN or infinity; look for it in the data and the weights")
     return x
 
 
@@ -168,7 +172,7 @@ def invariant(f: Any, group: FiniteGroup, how: Pooling = "mean") -> Any:
     if not isinstance(f, Net):
         orbit = Orbit(f, group, how) if callable(f) else None
         if orbit is None:
-            raise GroupError(f"expected a Net, a module or a function, got {type(f).__name__}")
+            raise WeightspaceError(f"expected a Net, a module or a function, got {type(f).__name__}")
         return orbit if isinstance(f, nn.Module) else orbit.forward
     named = (Weights({f"inner.{n}": t for n, t in part.items()}) for part in (f.weights, f.state))
     return Net(Orbit(f.architecture, group, how).eval(), *named)
@@ -187,8 +191,8 @@ def reynolds(
 
     `rho_in`, `rho_out`: one matrix for every element, such as `group.matrices((1, 8, 8))`; None is the trivial action.
     For a convolution's kernel they act on channels, and `kernel` on the spatial taps:
-    R(K) = mean_g rho_out(g)^-1 K(g .) rho_in(g), the condition of a steerable kernel. In float64. Raises `GroupError`
-    for matrices of other sizes, or that do not form a group.
+    R(K) = mean_g rho_out(g)^-1 K(g .) rho_in(g), the condition of a steerable kernel. In float64. Raises
+    `WeightspaceError` for matrices of other sizes, or that do not form a group.
 
     >>> import torch, weightspace as ws
     >>> rho = ws.FiniteGroup.shifts(3).matrices((3,))
@@ -199,11 +203,11 @@ def reynolds(
     """
     w = _finite(weight.detach().double(), "weights")
     if w.dim() < 2:
-        raise GroupError(f"expected a matrix or a kernel, got shape {tuple(w.shape)}")
+        raise WeightspaceError(f"expected a matrix or a kernel, got shape {tuple(w.shape)}")
     once = _averaged(w, rho_in, rho_out, kernel)
     again = _averaged(once, rho_in, rho_out, kernel)
     if float((again - once).norm()) > _EXACT * float(w.norm()):
-        raise GroupError("averaging twice differs from averaging once: rho_in and rho_out are not one group")
+        raise WeightspaceError("averaging twice differs from averaging once: rho_in and rho_out are not one group")
     return once
 
 
@@ -224,14 +228,14 @@ def reynolds_defect(
     """
     w = weight.detach().double()
     if not float(w.norm()):
-        raise GroupError("the weights are all zero, so that no relative defect is defined")
+        raise WeightspaceError("the weights are all zero, so that no relative defect is defined")
     return float((w - reynolds(weight, rho_in, rho_out, kernel=kernel)).norm() / w.norm())
 
 
 def _averaged(w: Tensor, rho_in: Rho, rho_out: Rho, kernel: FiniteGroup | None) -> Tensor:
     counts = {len(part) for part in (rho_in, rho_out, kernel) if part is not None}
     if len(counts) != 1 or 0 in counts:
-        raise GroupError(f"expected one matrix for every element in rho_in and rho_out, got {sorted(counts)}")
+        raise WeightspaceError(f"expected one matrix for every element in rho_in and rho_out, got {sorted(counts)}")
     total, n = torch.zeros_like(w), counts.pop()
     for k in range(n):
         moved = w if kernel is None else kernel(kernel.inverse(k), w)
@@ -246,7 +250,7 @@ def _averaged(w: Tensor, rho_in: Rho, rho_out: Rho, kernel: FiniteGroup | None) 
 
 def _square(matrix: Tensor, size: int, name: str) -> Tensor:
     if matrix.shape != (size, size):
-        raise GroupError(f"{name} has matrices of shape {tuple(matrix.shape)}; the weight needs {size} x {size}")
+        raise WeightspaceError(f"{name} has matrices of shape {tuple(matrix.shape)}; the weight needs {size} x {size}")
     return matrix.double()
 
 
@@ -254,4 +258,4 @@ def _inverted(matrix: Tensor) -> Tensor:
     try:
         return torch.linalg.inv(matrix.double())
     except RuntimeError as error:
-        raise GroupError(f"rho_out has a matrix that cannot be inverted: {first_line(error)}") from error
+        raise WeightspaceError(f"rho_out has a matrix that cannot be inverted: {first_line(error)}") from error

@@ -17,15 +17,11 @@ from weightspace.net.public import public
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-__all__ = ["FiniteGroup", "GroupError", "Matrices"]
+__all__ = ["FiniteGroup", "Matrices"]
 
 
 Act: TypeAlias = Callable[[Tensor], Tensor]
 _EXACT = 1e-5
-
-
-class GroupError(WeightspaceError):
-    """Raised for functions that do not form a group, tensors it does not act on, and undefined defects."""
 
 
 @public
@@ -55,7 +51,7 @@ class FiniteGroup:
     def of(cls, actions: Sequence[Act], example: Tensor, name: str = "group") -> FiniteGroup:
         """The group formed by a list of functions, checked on random tensors of the shape of `example`.
 
-        The identity is put first. Raises `GroupError` for functions that change the shape or act alike, and lists
+        The identity is put first. Raises `WeightspaceError` for functions that change the shape or act alike, and lists
         without the identity or a product of two of them.
 
         >>> import torch, weightspace as ws
@@ -64,7 +60,7 @@ class FiniteGroup:
         """
         given = tuple(actions)
         if not given:
-            raise GroupError("a group has at least one element, the identity; got none")
+            raise WeightspaceError("a group has at least one element, the identity; got none")
         probe, images = _probed(given, example)
         weight = torch.randn(probe.numel(), generator=torch.Generator().manual_seed(1), dtype=images.dtype)
         order, size = (images @ weight).argsort(), float(probe.norm())
@@ -79,15 +75,19 @@ class FiniteGroup:
 
         for k, image in enumerate(images):
             if (twin := find(image)) not in (k, None):
-                raise GroupError(f"elements {min(k, twin or 0)} and {max(k, twin or 0)} act alike; give each once")
+                raise WeightspaceError(
+                    f"elements {min(k, twin or 0)} and {max(k, twin or 0)} act alike; give each once"
+                )
         if (one := find(probe)) is None:
-            raise GroupError(f"none of the {len(given)} functions is the identity; a group has it")
+            raise WeightspaceError(f"none of the {len(given)} functions is the identity; a group has it")
         sequence = [one, *(k for k in range(len(given)) if k != one)]
         place = {k: at for at, k in enumerate(sequence)}
         table = torch.zeros(len(given), len(given), dtype=torch.long)
         for i, j in product(range(len(given)), repeat=2):
             if (both := find(given[i](images[j].view(probe.shape)))) is None:
-                raise GroupError(f"element {i} after element {j} is none of the {len(given)}; the list is not a group")
+                raise WeightspaceError(
+                    f"element {i} after element {j} is none of the {len(given)}; the list is not a group"
+                )
             table[place[i], place[j]] = place[both]
         return cls(tuple(given[k] for k in sequence), table, name)
 
@@ -101,7 +101,7 @@ class FiniteGroup:
         """
         sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
         if not sizes or step < 1 or any(n < 1 or n % step for n in sizes):
-            raise GroupError(f"shifts by {step} need sizes that it divides, got {sizes}")
+            raise WeightspaceError(f"shifts by {step} need sizes that it divides, got {sizes}")
         places = torch.cartesian_prod(*(torch.arange(0, n, step) for n in sizes)).view(-1, len(sizes))
         axes, counts = tuple(range(-len(sizes), 0)), torch.tensor([n // step for n in sizes])
         strides = torch.cat([counts[1:].flip(0).cumprod(0).flip(0), torch.ones(1, dtype=torch.long)])
@@ -139,7 +139,7 @@ class FiniteGroup:
     def permutations(cls, orders: Sequence[Sequence[int]] | Int[Tensor, "n d"]) -> FiniteGroup:
         """A group of permutations p of the features on the last axis, acting by x -> x[..., p].
 
-        Raises `GroupError` for rows that are not permutations, or do not form a group.
+        Raises `WeightspaceError` for rows that are not permutations, or do not form a group.
 
         >>> import weightspace as ws
         >>> ws.FiniteGroup.permutations([[0, 1, 2], [1, 0, 2]])
@@ -147,7 +147,7 @@ class FiniteGroup:
         """
         rows = torch.as_tensor(orders)
         if rows.dim() != 2 or not torch.equal(rows.sort(1).values, torch.arange(rows.shape[1]).expand(*rows.shape)):
-            raise GroupError(f"expected rows that are permutations of 0 .. d - 1, got shape {tuple(rows.shape)}")
+            raise WeightspaceError(f"expected rows that are permutations of 0 .. d - 1, got shape {tuple(rows.shape)}")
         return cls.of([_reorder(row) for row in rows], torch.zeros(1, rows.shape[1]), "permutations")
 
     def regular(self, axis: int = -3) -> FiniteGroup:
@@ -174,15 +174,19 @@ class FiniteGroup:
         return Matrices(self, tuple(shape))
 
     def __call__(self, k: int, x: Tensor) -> Tensor:
-        """g_k x. Raises `GroupError` for a tensor on which the group does not act."""
+        """g_k x. Raises `WeightspaceError` for a tensor on which the group does not act."""
         try:
             found = self.actions[k](x)
         except (RuntimeError, LookupError, TypeError, ValueError) as error:
             if isinstance(error, WeightspaceError):
                 raise
-            raise GroupError(f"{self.name} does not act on shape {tuple(x.shape)}: {first_line(error)}") from error
+            raise WeightspaceError(
+                f"{self.name} does not act on shape {tuple(x.shape)}: {first_line(error)}"
+            ) from error
         if found.shape != x.shape:
-            raise GroupError(f"element {k} turns shape {tuple(x.shape)} into {tuple(found.shape)}; an action keeps it")
+            raise WeightspaceError(
+                f"element {k} turns shape {tuple(x.shape)} into {tuple(found.shape)}; an action keeps it"
+            )
         return found
 
     def __len__(self) -> int:
@@ -204,7 +208,7 @@ def _probed(given: tuple[Act, ...], example: Tensor) -> tuple[Tensor, Tensor]:
 def _roll(place: Sequence[int], axes: tuple[int, ...], sizes: tuple[int, ...]) -> Act:
     def act(x: Tensor) -> Tensor:
         if x.shape[-len(sizes) :] != sizes:
-            raise GroupError(f"shifts of {sizes} do not act on shape {tuple(x.shape)}; the last axes must fit")
+            raise WeightspaceError(f"shifts of {sizes} do not act on shape {tuple(x.shape)}; the last axes must fit")
         return x.roll(tuple(place), axes)
 
     return act
@@ -213,7 +217,7 @@ def _roll(place: Sequence[int], axes: tuple[int, ...], sizes: tuple[int, ...]) -
 def _turn(quarters: int, mirrored: bool) -> Act:
     def act(x: Tensor) -> Tensor:
         if x.dim() < 2 or x.shape[-1] != x.shape[-2]:
-            raise GroupError(f"quarter turns need square images, got shape {tuple(x.shape)}")
+            raise WeightspaceError(f"quarter turns need square images, got shape {tuple(x.shape)}")
         return (x.flip(-1) if mirrored else x).rot90(quarters, (-2, -1))
 
     return act
@@ -226,7 +230,7 @@ def _reorder(row: Tensor) -> Act:
 def _both(act: Act, where: Tensor, axis: int) -> Act:
     def both(x: Tensor) -> Tensor:
         if x.dim() < -axis or x.shape[axis] != len(where):
-            raise GroupError(f"axis {axis} of shape {tuple(x.shape)} does not run over the {len(where)} elements")
+            raise WeightspaceError(f"axis {axis} of shape {tuple(x.shape)} does not run over the {len(where)} elements")
         return act(x).index_select(axis, where.to(x.device))
 
     return both

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weightspace.equivariance.finite_group import FiniteGroup, GroupError
+from weightspace.equivariance.finite_group import FiniteGroup
+from weightspace.net.errors import WeightspaceError
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -35,8 +36,8 @@ class GroupConv(nn.Module):
     and all return, maps (example, channel, element, height, width), on which the group acts as
     `FiniteGroup.rotations().regular()` does. Weights are (out, in, element, size, size), without the element axis in a
     lifting layer. `padding`: "circular", exact for shifts too; "zeros", exact for turns; "valid". There is no stride,
-    which would sample off the centre; pool maps of even size with `F.max_pool3d(x, (1, 2, 2))`. Raises `GroupError` for
-    an even `size` with padding, which moves the centre, and for maps that do not fit.
+    which would sample off the centre; pool maps of even size with `F.max_pool3d(x, (1, 2, 2))`. Raises
+    `WeightspaceError` for an even `size` with padding, which moves the centre, and for maps that do not fit.
 
     >>> import torch, weightspace as ws
     >>> _, task = ws.demo.example()
@@ -65,13 +66,13 @@ class GroupConv(nn.Module):
         self.index: Tensor
         if group not in _POINT or padding not in ("circular", "zeros", "valid"):
             known = "shifts, p4, p4m and circular, zeros, valid"
-            raise GroupError(f"unknown group {group!r} or padding {padding!r}; choose of {known}")
+            raise WeightspaceError(f"unknown group {group!r} or padding {padding!r}; choose of {known}")
         if min(inputs, outputs, size) < 1 or dims not in (1, 2) or (dims == 1 and group != "shifts"):
-            raise GroupError(
+            raise WeightspaceError(
                 f"{group} has no layer of {inputs} and {outputs} channels, size {size} and {dims} dimensions"
             )
         if size % 2 == 0 and padding != "valid":
-            raise GroupError(f'a kernel of even size {size} has no centre; take an odd one, or padding="valid"')
+            raise WeightspaceError(f'a kernel of even size {size} has no centre; take an odd one, or padding="valid"')
         make = _POINT[group]
         point = make() if make else None
         self.group, self.padding, self.size, self.dims = group, padding, size, dims
@@ -100,11 +101,11 @@ class GroupConv(nn.Module):
             *elements,
         ):
             wanted = ("example", self.weight.shape[1], *elements, *("size",) * self.dims)
-            raise GroupError(f"expected maps {wanted}, got shape {tuple(x.shape)}")
+            raise WeightspaceError(f"expected maps {wanted}, got shape {tuple(x.shape)}")
         x, half = x if self.lifting else x.flatten(1, 2), self.size // 2
         if half and self.padding != "valid":
             if self.padding == "circular" and min(x.shape[-self.dims :]) < half:
-                raise GroupError(f"maps {tuple(x.shape)} are too small for a circular kernel of size {self.size}")
+                raise WeightspaceError(f"maps {tuple(x.shape)} are too small for a circular kernel of size {self.size}")
             mode = "circular" if self.padding == "circular" else "constant"
             x = F.pad(x, (half,) * (2 * self.dims), mode=mode)
         bias = None if self.bias is None else self.bias.repeat_interleave(self.order)
@@ -130,11 +131,13 @@ class GroupPool(nn.Module):
     def __init__(self, how: str = "max") -> None:
         super().__init__()
         if how not in ("max", "mean"):
-            raise GroupError(f'how must be "max" or "mean", got {how!r}')
+            raise WeightspaceError(f'how must be "max" or "mean", got {how!r}')
         self.how = how
 
     def forward(self, x: Tensor) -> Tensor:
         """(example, channel, element, height, width) -> (example, channel, height, width)."""
         if x.dim() != 5:
-            raise GroupError(f"expected maps (example, channel, element, height, width), got shape {tuple(x.shape)}")
+            raise WeightspaceError(
+                f"expected maps (example, channel, element, height, width), got shape {tuple(x.shape)}"
+            )
         return x.amax(2) if self.how == "max" else x.mean(2)

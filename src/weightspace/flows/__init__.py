@@ -8,9 +8,10 @@ __getattr__, __dir__, __all__ = handed_on(
         "attacks": ["attacked", "harden", "input_gradient"],
         "goals": ["drift", "gem", "learn", "spread", "toward"],
         "anchors": ["ewc", "fisher", "hold"],
-        "pruning": ["Prune", "prune", "PruneError", "share_at", "sparsity", "tightened"],
-        "result": ["Flow", "FlowError", "Record"],
+        "pruning": ["Prune", "prune", "share_at", "sparsity", "tightened"],
+        "result": ["Flow", "Record"],
         "stepper": ["flow"],
         "ensembles": ["coherence", "disagreement", "ensemble", "swag"],
     },
+    {"weightspace.net.WeightspaceError": ["FlowError", "PruneError"]},
 )

@@ -14,12 +14,13 @@ from torch import Tensor
 from weightspace.curvature.curvature import summed_squares
 from weightspace.curvature.outputs import law_of, likelihood
 from weightspace.flows.batches import Augment, changed, forward, mean_of, positive
+from weightspace.net.errors import WeightspaceError
 from weightspace.net.inputs import carried, leaves
 from weightspace.net.net import Net, checked
 from weightspace.net.public import public
 from weightspace.net.weights import Weights
 from weightspace.task.digest import DigestError, Frame, digest
-from weightspace.task.goal import Goal, GoalError, differentiated, not_aliased
+from weightspace.task.goal import Goal, differentiated, not_aliased
 from weightspace.task.outputs import counted, labelled
 from weightspace.task.task import Task
 
@@ -154,8 +155,8 @@ def hold(
     temperature): "squared" |f - f_anchor|^2, "kl" temperature^2 KL(p_anchor | p), "bhattacharyya" -log sum_k sqrt(p_k
     p_anchor,k). `labels` adds that multiple of the task's own loss on the same examples. Positions labelled -100 are
     not counted. `output` selects the outputs to compare. Where `augment` changes the inputs, the anchor's outputs are
-    computed anew. Raises `GoalError`; also where anchor and network are two that share memory, so that the anchor would
-    move too.
+    computed anew. Raises `WeightspaceError`; also where anchor and network are two that share memory, so that the
+    anchor would move too.
 
     >>> import weightspace as ws
     >>> net, task = ws.demo.example()
@@ -167,13 +168,13 @@ def hold(
     """
     positive("a batch", batch)
     if not 0 < temperature < math.inf:
-        raise GoalError(f"temperature must be positive, got {temperature}")
+        raise WeightspaceError(f"temperature must be positive, got {temperature}")
     return Hold(task, checked(anchor), distance, batch, seed, labels, temperature, augment, output)
 
 
 def _alike(f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     if f.shape != g.shape:
-        raise GoalError(
+        raise WeightspaceError(
             f"the anchor's outputs have shape {tuple(g.shape)}, the network's {tuple(f.shape)}; give output="
         )
     return f, g.to(f)
@@ -181,7 +182,7 @@ def _alike(f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
 
 def _probable(f: Tensor) -> None:
     if f.dim() < 2 or f.shape[-1] < 2:
-        raise GoalError(f'outputs of shape {tuple(f.shape)} are not classes; hold them by distance="squared"')
+        raise WeightspaceError(f'outputs of shape {tuple(f.shape)} are not classes; hold them by distance="squared"')
 
 
 def _squared(f: Tensor, g: Tensor, t: float, y: Tensor | None) -> tuple[Tensor, int]:
@@ -244,7 +245,7 @@ def ewc(net: Net, task: Task, strength: float = 1.0, seed: int = 0) -> Goal:
     True
     """
     if not 0 < strength < math.inf:
-        raise GoalError(f"strength must be positive, got {strength}")
+        raise WeightspaceError(f"strength must be positive, got {strength}")
     return Ewc(net, fisher(net, task, seed), strength)
 
 

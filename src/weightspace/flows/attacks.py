@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from weightspace.flows.batches import forward, mean_of, positive
+from weightspace.net.errors import WeightspaceError
 from weightspace.net.inputs import each, leaves
 from weightspace.net.net import Net, math_attention
 from weightspace.net.public import public
 from weightspace.net.weights import Weights
-from weightspace.task.goal import Goal, GoalError, differentiated
+from weightspace.task.goal import Goal, differentiated
 from weightspace.task.task import Task
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def input_gradient(
 ) -> Float[Tensor, "examples numbers"]:
     """The gradient of every example's loss with respect to its inputs, as rows.
 
-    `graph`: keep the graph, for second derivatives. Raises `GoalError` for inputs that are not floating-point.
+    `graph`: keep the graph, for second derivatives. Raises `WeightspaceError` for inputs that are not floating-point.
 
     >>> import weightspace as ws
     >>> net, task = ws.demo.example()
@@ -39,7 +40,7 @@ def input_gradient(
     """
     parts = leaves(x)
     if not all(part.is_floating_point() for part in parts):
-        raise GoalError("these inputs are integers (tokens) and have no gradient; give embeddings or images")
+        raise WeightspaceError("these inputs are integers (tokens) and have no gradient; give embeddings or images")
     seen = each(lambda t: t.detach().requires_grad_(), x)
     with torch.enable_grad(), math_attention():
         loss = task.summed(forward(task, net, seen), y)[0]
@@ -86,7 +87,7 @@ def harden(
     True
     """
     if not 0 < radius < math.inf or steps < 1:
-        raise GoalError(f"an attack needs a positive radius and at least one step, got {radius} and {steps}")
+        raise WeightspaceError(f"an attack needs a positive radius and at least one step, got {radius} and {steps}")
     positive("a batch", batch)
     return Harden(task, radius, steps, batch, seed, span)
 
@@ -105,7 +106,7 @@ def attacked(
     (0.1, True)
     """
     if not isinstance(x, Tensor):
-        raise GoalError("an attack moves one tensor of inputs; these have several")
+        raise WeightspaceError("an attack moves one tensor of inputs; these have several")
     moved = x
     for _ in range(steps):
         rise = input_gradient(net, task, moved, y).view_as(x).sign()

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
-from weightspace.task.goal import GoalError
 from weightspace.task.outputs import logits
 from weightspace.task.task import Task
 
@@ -34,10 +34,10 @@ def mean_of(parts: list[tuple[Tensor, int]]) -> Tensor:
     """The mean over examples, from sums over batches and their sizes."""
     total = sum(n for _, n in parts)
     if not total:
-        raise GoalError("no example has a label: all are -100")
+        raise WeightspaceError("no example has a label: all are -100")
     return torch.stack([value for value, _ in parts]).sum() / total
 
 
 def positive(what: str, number: int) -> None:
     if number < 1:
-        raise GoalError(f"{what} has at least one example, got {number}")
+        raise WeightspaceError(f"{what} has at least one example, got {number}")

@@ -27,10 +27,11 @@ from torch import Tensor
 
 from weightspace.flows.attacks import input_gradient
 from weightspace.flows.batches import Augment, changed, mean_of, positive
+from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net, checked
 from weightspace.net.public import public
 from weightspace.net.weights import Weights
-from weightspace.task.goal import Goal, GoalError, as_goal, differentiated, gradient
+from weightspace.task.goal import Goal, as_goal, differentiated, gradient
 from weightspace.task.task import Task
 
 __all__ = ["drift", "gem", "learn", "spread", "toward"]
@@ -112,7 +113,7 @@ def gem(goal: Goal | Task | Callable[[Net], Tensor], memories: Sequence[Task], b
     True
     """
     if isinstance(memories, Task) or not memories:
-        raise GoalError("gem needs a list of at least one task as memories")
+        raise WeightspaceError("gem needs a list of at least one task as memories")
     positive("a batch", batch)
     return Gem(as_goal(goal), tuple(memories), batch, seed)
 
@@ -144,7 +145,7 @@ def drift(seed: int) -> Goal:
     (True, True)
     """
     if not 0 <= seed < 1 << 63:
-        raise GoalError(f"a seed is a whole number from 0 to 2^63, got {seed}")
+        raise WeightspaceError(f"a seed is a whole number from 0 to 2^63, got {seed}")
     return Drift(seed)
 
 
@@ -216,6 +217,6 @@ def spread(others: Sequence[Net], task: Task, batch: int = 64, seed: int = 0) ->
     True
     """
     if not others:
-        raise GoalError("spread needs at least one other network")
+        raise WeightspaceError("spread needs at least one other network")
     positive("a batch", batch)
     return Spread(tuple(checked(o) for o in others), task, batch, seed)

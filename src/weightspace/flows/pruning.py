@@ -17,14 +17,10 @@ from weightspace.net.weights import Weights
 if TYPE_CHECKING:
     from weightspace.symmetry.group import Group
 
-__all__ = ["Prune", "PruneError", "prune", "share_at", "sparsity", "tightened"]
+__all__ = ["Prune", "prune", "share_at", "sparsity", "tightened"]
 
 
 Repair: TypeAlias = Literal["gauss-newton", "layer", "descent"]
-
-
-class PruneError(WeightspaceError):
-    """A sparsity, structure or repair that is not possible, or that would empty a layer."""
 
 
 @public
@@ -57,7 +53,7 @@ def prune(
     the flow with the metric's examples all at once; "layer", every layer by itself, as SparseGPT (a baseline; quick);
     or "descent", thousands of steps on batches: longer, and better at high sparsity. `augment(inputs, generator)`
     changes the inputs of a descent's batches; the original network's outputs on the changed inputs are the targets.
-    Raises `PruneError`.
+    Raises `WeightspaceError`.
 
     >>> import weightspace as ws
     >>> net, task = ws.demo.example()
@@ -66,15 +62,17 @@ def prune(
     (0.5, 0.5)
     """
     if not 0 < sparsity < 1:
-        raise PruneError(f"a sparsity lies between 0 and 1, got {sparsity}; 1 would empty every layer")
+        raise WeightspaceError(f"a sparsity lies between 0 and 1, got {sparsity}; 1 would empty every layer")
     if structure not in ("unstructured", "neuron"):
         n, colon, m = structure.partition(":")
         if not colon or not n.isdigit() or not m.isdigit() or not 0 < int(n) < int(m):
-            raise PruneError(f'structure is "unstructured", "neuron", or "n:m" such as "2:4", got {structure!r}')
+            raise WeightspaceError(f'structure is "unstructured", "neuron", or "n:m" such as "2:4", got {structure!r}')
         if abs(sparsity - (1 - int(n) / int(m))) > 1e-9:
-            raise PruneError(f"{structure} zeroes a share of {1 - int(n) / int(m):g}, not {sparsity:g}")
+            raise WeightspaceError(f"{structure} zeroes a share of {1 - int(n) / int(m):g}, not {sparsity:g}")
     if augment is not None and repair != "descent":
-        raise PruneError(f'augment changes the batches of a descent, and {repair!r} has none; give repair="descent"')
+        raise WeightspaceError(
+            f'augment changes the batches of a descent, and {repair!r} has none; give repair="descent"'
+        )
     return Prune(sparsity, structure, repair, batch, seed, augment)
 
 
@@ -118,7 +116,7 @@ def tightened(
     """The pruning mask for a share of the weights: zero where one is cut, else one; zeros of `before` stay zero.
 
     The weights with the smallest `worth` (by default |w|) are cut. Those of `frozen` are neither cut nor counted.
-    Raises `PruneError` for a layer that would be empty.
+    Raises `WeightspaceError` for a layer that would be empty.
 
     >>> import weightspace as ws
     >>> net, task = ws.demo.example()
@@ -128,7 +126,7 @@ def tightened(
     """
     names = [name for name, w in weights.items() if w.dim() > 1 and name not in frozen]
     if not names:
-        raise PruneError("there is no matrix or kernel to prune")
+        raise WeightspaceError("there is no matrix or kernel to prune")
     value = {n: (weights if worth is None else worth)[n].abs() for n in weights}
     if before is not None:
         value = {n: v * before[n] for n, v in value.items()}
@@ -143,7 +141,7 @@ def tightened(
         if before is not None:
             mask[name].mul_(before[name])
         if name in names and not bool(mask[name].any()):
-            raise PruneError(f"this sparsity would empty {name}; ask for less")
+            raise WeightspaceError(f"this sparsity would empty {name}; ask for less")
     return mask
 
 
@@ -166,7 +164,7 @@ def _neighbours(
     n, m = map(int, structure.split(":"))
     fitting = [name for name in names if value[name].flatten(1).shape[1] % m == 0]
     if not fitting:
-        raise PruneError(f"no matrix or kernel has rows that can be cut into {m}")
+        raise WeightspaceError(f"no matrix or kernel has rows that can be cut into {m}")
     leaving = {}
     for name in fitting:
         groups = value[name].reshape(-1, m)
@@ -185,7 +183,7 @@ def _units(weights: Weights, value: Mapping[str, Tensor], share: float, group: G
     mask = weights.map(torch.ones_like)
     axes = [axis for axis in group.permutable() if not axis.over]
     if not axes:
-        raise PruneError("no unit of this network can be taken out by itself; prune weights instead")
+        raise WeightspaceError("no unit of this network can be taken out by itself; prune weights instead")
     for axis in axes:
         met = [place for place in group.places[axis.name] if group.blocks[place.block].tensor in weights]
         table = torch.zeros(axis.size, dtype=torch.float64)

@@ -5,17 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 from weightspace.net.public import public
 from weightspace.net.weights import Weights
 from weightspace.path.path import Path
 
-__all__ = ["Flow", "FlowError", "Record"]
-
-
-class FlowError(WeightspaceError):
-    """A flow that cannot start: a goal, budget, mask or metric that does not fit."""
+__all__ = ["Flow", "Record"]
 
 
 @public

@@ -20,11 +20,12 @@ from torch import Tensor
 
 from weightspace.flows.anchors import hold
 from weightspace.flows.pruning import Prune, share_at, tightened
-from weightspace.flows.result import Flow, FlowError, Record
+from weightspace.flows.result import Flow, Record
 from weightspace.metric.geodesic import acceleration, kink
 from weightspace.metric.metric import Adam, Metric
 from weightspace.metric.per_layer import compensated
 from weightspace.metric.pullback import Pullback
+from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net, checked, loose, unfrozen
 from weightspace.net.public import public
 from weightspace.net.weights import Weights
@@ -71,7 +72,8 @@ def flow(
     folder too, from which an interrupted flow continues if all it depends on is the same: the network, the goal, the
     metric and their examples, and every argument above but `max_drift` and, where `size` is a number and nothing is
     pruned, `steps`. `prune` with Gauss-Newton repair ignores `size` and makes at least two corrections a step; with
-    descent, `size` is Adam's highest learning rate. Raises `FlowError`; what happens on the way ends the flow: `why`.
+    descent, `size` is Adam's highest learning rate. Raises `WeightspaceError`; what happens on the way ends the flow:
+    `why`.
 
     >>> import weightspace as ws
     >>> net, task = ws.demo.example()
@@ -116,40 +118,44 @@ def _check_numbers(steps: int, size: Size, options: _Options) -> None:
     positive = {name: getattr(options, name) for name in ("budget", "max_drift", "max_trust")}
     for name, value in {**positive, "size": None if callable(size) else size}.items():
         if value is not None and not 0 < value < math.inf:
-            raise FlowError(f"{name} must be positive, got {value}")
+            raise WeightspaceError(f"{name} must be positive, got {value}")
     counts = {name: getattr(options, name) for name in ("save", "check", "corrections")}
     for name, value in {"steps": steps, **counts}.items():
         if value < (least := int(name != "corrections")):
-            raise FlowError(f"{name} must be at least {least}, got {value}")
+            raise WeightspaceError(f"{name} must be at least {least}, got {value}")
 
 
 def _check_fit(net: Net, goal: Goal | Prune, metric: Metric | Pullback, options: _Options) -> None:
-    """Raise `FlowError` where goal, metric and options do not fit together."""
+    """Raise `WeightspaceError` where goal, metric and options do not fit together."""
     if net.frozen and len(net.frozen) == len(net.weights):
-        raise FlowError('every parameter of the network is frozen: nothing could move; give frozen="move"')
+        raise WeightspaceError('every parameter of the network is frozen: nothing could move; give frozen="move"')
     if options.mask is not None:
         net.weights.check(options.mask)
         if not any(bool(m.any()) for m in options.mask.values()):
-            raise FlowError("the mask holds every weight: nothing could move")
+            raise WeightspaceError("the mask holds every weight: nothing could move")
     if isinstance(goal, Prune):
         _check_pruning(goal, metric, options)
     if options.max_drift is not None and options.probe is None:
-        raise FlowError("max_drift is a drift on other examples; give them as probe=")
+        raise WeightspaceError("max_drift is a drift on other examples; give them as probe=")
     if options.accelerate and not isinstance(metric, Pullback):
-        raise FlowError("only a Pullback metric has geodesics to accelerate along; give Pullback(task)")
+        raise WeightspaceError("only a Pullback metric has geodesics to accelerate along; give Pullback(task)")
     if options.accelerate is True and isinstance(metric, Pullback) and (at := kink(net, metric)):
-        raise FlowError(f'{at} has kinks that a second derivative does not see; use corrections, or accelerate="force"')
+        raise WeightspaceError(
+            f'{at} has kinks that a second derivative does not see; use corrections, or accelerate="force"'
+        )
 
 
 def _check_pruning(goal: Prune, metric: Metric | Pullback, options: _Options) -> None:
     if not isinstance(metric, Pullback):
-        raise FlowError("pruning is repaired under a Pullback metric; give Pullback(task)")
+        raise WeightspaceError("pruning is repaired under a Pullback metric; give Pullback(task)")
     if goal.repair == "descent" and options.budget is not None:
-        raise FlowError("a descent keeps no budget at every step; leave it out, and look at the drift at the end")
+        raise WeightspaceError(
+            "a descent keeps no budget at every step; leave it out, and look at the drift at the end"
+        )
     if goal.repair == "layer" and options.mask is not None:
-        raise FlowError("the repair layer by layer moves all that is not cut; take another repair with a mask")
+        raise WeightspaceError("the repair layer by layer moves all that is not cut; take another repair with a mask")
     if options.max_trust is not None:
-        raise FlowError("max_trust cuts the steps of a descent, and pruning has none; leave it out")
+        raise WeightspaceError("max_trust cuts the steps of a descent, and pruning has none; leave it out")
 
 
 def _asked(
@@ -186,7 +192,7 @@ class _Run:
         self.metric = replace(metric, mask=mask) if isinstance(metric, Pullback) and mask is not None else metric
         self.anchor = metric.outputs(net) if isinstance(metric, Pullback) else None
         if self.budget is not None and self.anchor is None:
-            raise FlowError("a drift budget needs a Pullback metric, whose task says what must not drift")
+            raise WeightspaceError("a drift budget needs a Pullback metric, whose task says what must not drift")
         self.heldout = Pullback(probe, metric.output if isinstance(metric, Pullback) else "logits") if probe else None
         self.there = self.heldout.outputs(net) if self.heldout else None
         self.nets, self.log, self.trust, self.begun = [net], list[Record](), 1.0, 0
@@ -236,7 +242,7 @@ class _Run:
     def _length(self, size: Size, done: float) -> float:
         length = size(done) if callable(size) else size
         if not 0 <= length < math.inf:
-            raise FlowError(f"size gave {length} at {done:.0%} of the way; it must give lengths from 0")
+            raise WeightspaceError(f"size gave {length} at {done:.0%} of the way; it must give lengths from 0")
         return length
 
     def _step(self, wanted: Weights, length: float) -> tuple[Net, float, float, float] | str:
@@ -420,14 +426,16 @@ class _Run:
         """Continue an interrupted flow with the same arguments."""
         begun, before = trail[0], trail.index.get("asked")
         if float((begun - self.start).norm()) > 0 or float((begun.state - self.start.state).norm()) > 0:
-            raise FlowError(f"{trail.folder}: the path there began at another network; choose another folder")
+            raise WeightspaceError(f"{trail.folder}: the path there began at another network; choose another folder")
         if before is None and len(trail) == 1 and "toward" not in trail.index:
             trail.note(asked=asked)
         elif before is None:
-            raise FlowError(f"{trail.folder}: holds a path that no flow wrote, or an older one; choose another folder")
+            raise WeightspaceError(
+                f"{trail.folder}: holds a path that no flow wrote, or an older one; choose another folder"
+            )
         elif name := changed(before, asked):
             kind = "goal or metric" if name in ("goal", "metric") else name
-            raise FlowError(f"{trail.folder}: the path there has another {kind}; choose another folder")
+            raise WeightspaceError(f"{trail.folder}: the path there has another {kind}; choose another folder")
         self._saved = trail.resumed()
         if self._saved:
             self.nets, self.begun = list(trail), int(trail.facts(-1)["step"])
@@ -438,7 +446,7 @@ class _Run:
                 self.cut = weights.shaped(self._saved["cut"].to(weights.flat()))
         if self.begun > steps or (self.limit is not None and any(r.heldout > self.limit for r in self.log)):
             what = f"{self.begun} steps" if self.begun > steps else f"steps beyond the limit {self.limit:g}"
-            raise FlowError(f"{trail.folder}: the path there has {what}; choose another folder")
+            raise WeightspaceError(f"{trail.folder}: the path there has {what}; choose another folder")
 
     def _done(self, why: str) -> Flow:
         if self.net is not self.nets[-1]:

@@ -13,4 +13,5 @@ __getattr__, __dir__, __all__ = handed_on(
         "traces": ["diagonal", "trace"],
         "operator": ["cgls", "Operator"],
     },
+    {"weightspace.net.WeightspaceError": ["AssignmentError"]},
 )

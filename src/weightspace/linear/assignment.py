@@ -20,7 +20,7 @@ from weightspace.net.errors import WeightspaceError
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-__all__ = ["AssignmentError", "assign", "assign_many"]
+__all__ = ["assign", "assign_many"]
 
 
 DUALS_FROM = 256  # rows; measured: for smaller matrices the Sinkhorn iterations cost more than they save
@@ -30,14 +30,10 @@ _SWEEPS = 15
 _COLDEST = -60.0
 
 
-class AssignmentError(WeightspaceError):
-    """Gains that are not finite, or not a square matrix."""
-
-
 def assign(gain: np.ndarray | Tensor) -> Int[np.ndarray, " n"]:
     """The permutation pi that maximises sum_i G[i, pi(i)], exact in float64.
 
-    `gain`: (n, n), any real dtype. Raises `AssignmentError` for NaN, infinity, or a matrix that is not square.
+    `gain`: (n, n), any real dtype. Raises `WeightspaceError` for NaN, infinity, or a matrix that is not square.
 
     >>> import numpy as np
     >>> from weightspace.linear.assignment import assign
@@ -46,9 +42,9 @@ def assign(gain: np.ndarray | Tensor) -> Int[np.ndarray, " n"]:
     """
     matrix = torch.as_tensor(gain).detach().cpu().double()
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-        raise AssignmentError(f"gains must be one square matrix, got {_shape(matrix)}")
+        raise WeightspaceError(f"gains must be one square matrix, got {_shape(matrix)}")
     if not matrix.isfinite().all():
-        raise AssignmentError("gains hold NaN or infinity; find them in the weights with `weights.unusable()`")
+        raise WeightspaceError("gains hold NaN or infinity; find them in the weights with `weights.unusable()`")
     if len(matrix) >= DUALS_FROM:
         matrix = matrix - duals(matrix)
     return linear_sum_assignment(matrix.numpy(), maximize=True)[1].astype(np.int64)
@@ -57,7 +53,7 @@ def assign(gain: np.ndarray | Tensor) -> Int[np.ndarray, " n"]:
 def assign_many(gains: np.ndarray | Tensor) -> Int[np.ndarray, "k n"]:
     """One exact assignment for each of k matrices (k, n, n), such as those of the heads of an attention layer.
 
-    Raises `AssignmentError` as `assign` does.
+    Raises `WeightspaceError` as `assign` does.
 
     >>> import numpy as np
     >>> from weightspace.linear.assignment import assign_many
@@ -67,7 +63,9 @@ def assign_many(gains: np.ndarray | Tensor) -> Int[np.ndarray, "k n"]:
     """
     family = torch.as_tensor(gains)
     if family.ndim != 3:
-        raise AssignmentError(f"several gain matrices are (k, n, n), got {_shape(family)}; use `assign` for one matrix")
+        raise WeightspaceError(
+            f"several gain matrices are (k, n, n), got {_shape(family)}; use `assign` for one matrix"
+        )
     solved = [assign(gain) for gain in family]
     return np.stack(solved) if solved else np.empty((0, family.shape[-1]), dtype=np.int64)
 

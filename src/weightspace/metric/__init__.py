@@ -6,8 +6,11 @@ __getattr__, __dir__, __all__ = handed_on(
     __name__,
     {
         "metric": ["Adam", "by_layer", "Euclidean", "Metric", "Relative", "Spectral"],
-        "pullback": ["Pullback", "PullbackError"],
+        "pullback": [
+            "Pullback",
+        ],
         "distance": ["euclidean", "functional", "layerwise", "TensorDistance"],
         "optim": ["Fromage", "Lamb"],
     },
+    {"weightspace.net.WeightspaceError": ["GeodesicError", "PullbackError"]},
 )

@@ -26,17 +26,13 @@ from weightspace.net.inputs import arguments
 from weightspace.net.net import Net, math_attention
 from weightspace.net.weights import Weights
 
-__all__ = ["GeodesicError", "acceleration", "kink"]
+__all__ = ["acceleration", "kink"]
 
 
 _KINKED = {"relu", "relu_", "leaky_relu", "leaky_relu_", "prelu", "rrelu", "hardtanh", "hardtanh_", "relu6", "abs",
            "hardswish", "hardsigmoid", "clamp", "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool2d",
            "maximum", "minimum", "max", "min", "threshold", "clamp_min", "clamp_max", "clamp_min_", "selu", "selu_",
            "softshrink", "hardshrink", "_prelu_kernel", "relu6_", "hardswish_", "hardsigmoid_"}  # fmt: skip
-
-
-class GeodesicError(WeightspaceError):
-    """Raised for a network with kinks, whose second derivative says little about finite steps."""
 
 
 def kink(net: Net, metric: Pullback) -> str | None:
@@ -56,12 +52,14 @@ def kink(net: Net, metric: Pullback) -> str | None:
 def acceleration(metric: Pullback, net: Net, vector: Weights, force: bool = False, inner: int = 20) -> Weights:
     """The correction a / 2 of the step v = `vector`, by `inner` steps of CGLS.
 
-    Raises `GeodesicError` for a network with kinks unless `force`: between kinks its second derivative has about a
+    Raises `WeightspaceError` for a network with kinks unless `force`: between kinks its second derivative has about a
     tenth of the change of the outputs on a finite step, and `retract`, which has all of it, costs less.
     """
     where = None if force else kink(net, metric)
     if where:
-        raise GeodesicError(f"{where} has kinks, which a second derivative leaves out; use corrections, or force=True")
+        raise WeightspaceError(
+            f"{where} has kinks, which a second derivative leaves out; use corrections, or force=True"
+        )
     weights, state, pick = net.weights, dict(net.state), metric.picked
     flat, v = weights.flat(), vector.flat()
     parts: list[Tensor] = []

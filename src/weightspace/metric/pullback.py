@@ -42,7 +42,9 @@ from weightspace.task.task import Task
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["Pullback", "PullbackError"]
+__all__ = [
+    "Pullback",
+]
 
 
 Outputs: TypeAlias = Literal["logits", "fisher", "hellinger"]
@@ -52,10 +54,6 @@ _LARGE = 1 << 28  # weights from which on a Krylov space needs too much memory
 _NULL = 1e-7
 _SMALL, _ROUNDING = 1e-3, 1e-9  # shares of |g|^2
 _KRYLOV = 15
-
-
-class PullbackError(WeightspaceError):
-    """Raised for a metric that cannot be built on a task, and for a step that does not exist."""
 
 
 @public
@@ -94,11 +92,11 @@ class Pullback:
 
     def __post_init__(self) -> None:
         if not 0 <= self.damping < math.inf:
-            raise PullbackError(f"damping must be a number from 0, got {self.damping}")
+            raise WeightspaceError(f"damping must be a number from 0, got {self.damping}")
         if self.steps < 1:
-            raise PullbackError(f"a Krylov space needs at least one step, got {self.steps}")
+            raise WeightspaceError(f"a Krylov space needs at least one step, got {self.steps}")
         if not len(self.task):
-            raise PullbackError("the metric needs examples; the task is empty")
+            raise WeightspaceError("the metric needs examples; the task is empty")
 
     # -------------------------------------------------------------- the metric itself
 
@@ -109,7 +107,7 @@ class Pullback:
         self._seen["classes"] = parts[0].shape[-1] if parts[0].dim() > 1 else 1
         found = torch.cat([part.reshape(len(part), -1) for part in parts])
         if not found.isfinite().all():
-            raise PullbackError("the outputs hold NaN or infinity; look for it in the data and the weights")
+            raise WeightspaceError("the outputs hold NaN or infinity; look for it in the data and the weights")
         return found
 
     def factor(self, net: Net) -> Operator:
@@ -138,14 +136,14 @@ class Pullback:
     def drift(self, net: Net, anchor: Net | Tensor) -> float:
         """The measured drift: the root mean square over the examples of |B (f - f_anchor)|, B taken at the anchor.
 
-        Raises `GoalError` where both networks share memory, so that the anchor would have moved too.
+        Raises `WeightspaceError` where both networks share memory, so that the anchor would have moved too.
         """
         if isinstance(anchor, Net) and anchor.weights is not net.weights:
             not_aliased(net, anchor)
         reference = self.outputs(anchor) if isinstance(anchor, Net) else anchor
         outputs = self.outputs(net)
         if reference.shape != outputs.shape:
-            raise PullbackError(
+            raise WeightspaceError(
                 f"the anchor's outputs are {tuple(reference.shape)}, the network's {tuple(outputs.shape)}"
             )
         moved = outputs - reference
@@ -189,18 +187,18 @@ class Pullback:
         net.weights.check(covector)
         bad = covector.unusable()
         if bad:
-            raise PullbackError(f"the gradient has NaN or infinity in {bad[0]}; lower the step or check the loss")
+            raise WeightspaceError(f"the gradient has NaN or infinity in {bad[0]}; lower the step or check the loss")
         g = self._holder(net)(covector.flat())
         if not float(g.norm()):
-            raise PullbackError("the gradient is zero, so that no step makes progress")
+            raise WeightspaceError("the gradient is zero, so that no step makes progress")
         solver = "layer" if self.solver == "auto" and net.weights.numel > _LARGE else self.solver
         if solver in ("layer", "kronecker"):
             if self.mask is not None:
-                raise PullbackError(f'{solver} has no mask; take solver="gltr"')
+                raise WeightspaceError(f'{solver} has no mask; take solver="gltr"')
             mix = self._mix(net) if solver == "kronecker" else None
             modes = layer_modes(net, self.task, g, self.picked, both=solver == "kronecker", mix=mix)
             if not float(modes.coefficients.norm()):
-                raise PullbackError(f'the gradient lies in weights that {solver} leaves alone; take solver="gltr"')
+                raise WeightspaceError(f'the gradient lies in weights that {solver} leaves alone; take solver="gltr"')
             return modes
         dual = self._dual(net)
         modes = self._krylov(net, g) if dual is None else self._eigen(g, *dual)
@@ -210,10 +208,12 @@ class Pullback:
     def steepest(self, net: Net, covector: Weights) -> Weights:
         """-(G + damping)^-1 c scaled to v^T (G + damping) v = 1: the natural-gradient direction for a gradient c.
 
-        Raises `PullbackError` for damping 0: v would be infinite along directions that do not change the outputs.
+        Raises `WeightspaceError` for damping 0: v would be infinite along directions that do not change the outputs.
         """
         if not self.damping:
-            raise PullbackError("without damping the steepest direction is infinitely long; give damping=, or use step")
+            raise WeightspaceError(
+                "without damping the steepest direction is infinitely long; give damping=, or use step"
+            )
         modes = self.modes(net, covector)
         size = math.sqrt(float((modes.coefficients.square() / (modes.values + self.damping)).sum()))
         vector = modes.assemble(-1.0 / ((modes.values + self.damping) * size))
@@ -260,15 +260,15 @@ class Pullback:
         """The step of most progress with |v| = `length` and a predicted drift within `budget`.
 
         With `beta` and `eps` instead: argmin v^T G v + beta v . g on |v|^2 = eps. Where no step of that length is
-        within the budget, it is shortened. Raises `PullbackError` for a length, budget, beta or eps that is
+        within the budget, it is shortened. Raises `WeightspaceError` for a length, budget, beta or eps that is
         not positive.
         """
         given = {"length": length, "budget": budget, "beta": beta, "eps": eps}
         for name, value in given.items():
             if value is not None and not 0 < value < math.inf:
-                raise PullbackError(f"{name} must be positive, got {value}")
+                raise WeightspaceError(f"{name} must be positive, got {value}")
         if (length is None) == (eps is None) or (beta is None) != (eps is None):
-            raise PullbackError("give length= (and budget=), or beta= and eps=")
+            raise WeightspaceError("give length= (and budget=), or beta= and eps=")
         modes = self.modes(net, covector)
         if length is not None:
             return self.along(net, modes, length, budget)
@@ -353,7 +353,7 @@ class Pullback:
         if self.solver == "gltr" or (self.mask is not None and self.solver == "auto"):
             return None
         if self.mask is not None:
-            raise PullbackError('the dual has no mask; take solver="gltr"')
+            raise WeightspaceError('the dual has no mask; take solver="gltr"')
         key = self._key(net)
         if key is not None and self._last.get("key") == key:
             return self._last["values"], self._last["vectors"], self._last["factor"]
@@ -364,14 +364,14 @@ class Pullback:
             k = kernel(net.free(), self.task, self.picked)
         except (KernelError, SymmetryError, RuntimeError) as error:
             if self.solver == "dual":
-                raise PullbackError(f"the dual cannot be built ({error})") from error
+                raise WeightspaceError(f"the dual cannot be built ({error})") from error
             return None
         n, mix = len(self.task), self._mix(net)
         if mix is not None:
             many, m = mix.shape[:2]
             k = torch.einsum("iab,ibjc,jdc->iajd", mix, k.view(many, m, many, m), mix).reshape(many * m, many * m)
         if not k.isfinite().all():
-            raise PullbackError("the kernel holds NaN or infinity; look for it in the data and the weights")
+            raise WeightspaceError("the kernel holds NaN or infinity; look for it in the data and the weights")
         values, vectors = torch.linalg.eigh(k / n)
         kept = values > _NULL * values[-1]
         self._last.clear()

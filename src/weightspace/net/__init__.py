@@ -10,6 +10,10 @@ __getattr__, __dir__, __all__ = handed_on(
         "net": ["checked", "loose", "math_attention", "Net", "unfrozen"],
         "weights": ["finite", "squared_distance", "Weights", "wide"],
         "names": ["prefixes"],
-        "model": ["fresh", "Model", "ModelError"],
+        "model": [
+            "fresh",
+            "Model",
+        ],
     },
+    {"weightspace.net.WeightspaceError": ["ModelError"]},
 )

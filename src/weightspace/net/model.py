@@ -13,14 +13,10 @@ from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 from weightspace.net.public import public
 
-__all__ = ["Model", "ModelError", "fresh"]
+__all__ = ["Model", "fresh"]
 
 
 Model: TypeAlias = Net | nn.Module | Callable[[], nn.Module | Net]
-
-
-class ModelError(WeightspaceError):
-    """An architecture whose weights cannot be initialised at random."""
 
 
 @public
@@ -28,7 +24,7 @@ def fresh(model: Model, seed: int) -> Net:
     """A network with random initial weights drawn from `seed`; the state of torch's global generator is kept.
 
     `model`: a function without arguments that makes a module; or a module or network, whose layers are initialised
-    anew by their `reset_parameters()`. Raises `ModelError` for a weight that no layer initialises.
+    anew by their `reset_parameters()`. Raises `WeightspaceError` for a weight that no layer initialises.
 
     >>> import weightspace as ws
     >>> net, _ = ws.demo.example()
@@ -43,11 +39,13 @@ def fresh(model: Model, seed: int) -> Net:
             net = Net.of(model)
             return net.load(_drawn(net.module()).state_dict())
         if not callable(model):
-            raise ModelError(f"a model is a module, a Net, or a function that makes one, not {type(model).__name__}")
+            raise WeightspaceError(
+                f"a model is a module, a Net, or a function that makes one, not {type(model).__name__}"
+            )
         try:
             made = model()
         except TypeError as error:
-            raise ModelError(f"the function that makes the model takes no arguments: {error}") from error
+            raise WeightspaceError(f"the function that makes the model takes no arguments: {error}") from error
         return Net.of(made)
 
 
@@ -61,5 +59,5 @@ def _drawn(module: nn.Module) -> nn.Module:
         if callable(reset):
             reset()
     if left := [name for name, parameter in module.named_parameters() if parameter.isnan().any()]:
-        raise ModelError(f"no part of the module draws {left[0]} anew; give a function that makes the module")
+        raise WeightspaceError(f"no part of the module draws {left[0]} anew; give a function that makes the module")
     return module

@@ -10,7 +10,6 @@ __getattr__, __dir__, __all__ = handed_on(
             "Action",
             "action",
             "action_cost",
-            "DiffusionError",
             "laplacian",
             "path_integral",
             "sgd_temperature",
@@ -20,5 +19,5 @@ __getattr__, __dir__, __all__ = handed_on(
         "loss_plane": ["Grid", "Plane", "plane"],
         "trail": ["Trail"],
     },
-    {"weightspace.net.Cost": ["ActionCost"]},
+    {"weightspace.net.Cost": ["ActionCost"], "weightspace.net.WeightspaceError": ["DiffusionError"]},
 )

@@ -20,9 +20,10 @@ from torch import Tensor
 from weightspace.linear.estimate import Estimate
 from weightspace.linear.krylov import lanczos
 from weightspace.linear.operator import Operator
+from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 from weightspace.net.public import public
-from weightspace.path.diffusion import DiffusionError, positive
+from weightspace.path.diffusion import positive
 from weightspace.path.path import Path
 from weightspace.task.goal import value_and_gradient
 
@@ -77,9 +78,9 @@ def kramers_rate(
     D is the `temperature`, u the negative eigenvalue at the saddle. `minimum` and `saddle` are the two Hessians as
     matrices, or two values of log |det H| (then give u as `unstable`), or two `Operator`s: for these log det(I + H /
     scale) replaces log det(H / scale), so that directions flatter than `scale` count as equally flat at both, and
-    negative eigenvalues other than the lowest as zero. Valid for a barrier of several D. Raises `DiffusionError` unless
-    the minimum has positive eigenvalues only and the saddle exactly one negative one.
-    Sources: Kramers, 1940; Langer, 1969, after Eyring, 1935.
+    negative eigenvalues other than the lowest as zero. Valid for a barrier of several D. Raises `WeightspaceError`
+    unless the minimum has positive eigenvalues only and the saddle exactly one negative one. Sources: Kramers, 1940;
+    Langer, 1969, after Eyring, 1935.
 
     >>> import torch, weightspace as ws
     >>> rate = ws.kramers_rate(1.0, 0.1, torch.eye(2), torch.diag(torch.tensor([-1.0, 1.0])))
@@ -88,15 +89,17 @@ def kramers_rate(
     """
     exponent = -barrier / positive("temperature", temperature)
     if not barrier >= 0:
-        raise DiffusionError(f"the barrier is {barrier}; give the saddle's loss minus the minimum's, which is positive")
+        raise WeightspaceError(
+            f"the barrier is {barrier}; give the saddle's loss minus the minimum's, which is positive"
+        )
     kinds = [Operator if isinstance(h, Operator) else type(h) for h in (minimum, saddle)]
     error = 0.0
     if isinstance(minimum, Tensor) and isinstance(saddle, Tensor):
         low, falling = _spectrum(minimum), _spectrum(saddle)
         if not bool((low > 0).all()):
-            raise DiffusionError(f"the minimum has a curvature {float(low[0]):.3g}; all of its must be positive")
+            raise WeightspaceError(f"the minimum has a curvature {float(low[0]):.3g}; all of its must be positive")
         if not (falling[0] < 0 and bool((falling[1:] > 0).all())):
-            raise DiffusionError(
+            raise WeightspaceError(
                 f"the saddle has {int((falling <= 0).sum())} falling or flat directions; it must have 1"
             )
         ratio, down = float(low.log().sum() - falling.abs().log().sum()), float(falling[0])
@@ -104,10 +107,10 @@ def kramers_rate(
         ratio, error, down = _ratio(minimum, saddle, positive("scale", scale), seed)
     elif isinstance(minimum, (int, float)) and isinstance(saddle, (int, float)):
         if unstable is None or not unstable < 0:
-            raise DiffusionError(f"two log-determinants need the negative eigenvalue too, got unstable={unstable}")
+            raise WeightspaceError(f"two log-determinants need the negative eigenvalue too, got unstable={unstable}")
         ratio, down = minimum - saddle, float(unstable)
     else:
-        raise DiffusionError(
+        raise WeightspaceError(
             f"give two numbers, two matrices or two operators, not {kinds[0].__name__} and {kinds[1].__name__}"
         )
     prefactor = math.log(-down / (2 * math.pi)) + ratio / 2
@@ -117,9 +120,9 @@ def kramers_rate(
 def _spectrum(matrix: Tensor) -> Tensor:
     h = matrix.double()
     if h.dim() != 2 or h.shape[0] != h.shape[1] or not bool(h.isfinite().all()):
-        raise DiffusionError(f"a Hessian must be a square matrix of finite numbers, got shape {tuple(h.shape)}")
+        raise WeightspaceError(f"a Hessian must be a square matrix of finite numbers, got shape {tuple(h.shape)}")
     if float((h - h.T).norm()) > _SYMMETRIC * float(h.norm()):
-        raise DiffusionError("a Hessian must be symmetric; this matrix is not")
+        raise WeightspaceError("a Hessian must be symmetric; this matrix is not")
     return torch.linalg.eigvalsh(h)
 
 
@@ -128,7 +131,7 @@ def _ratio(minimum: Operator, saddle: Operator, scale: float, seed: int) -> tupl
     low, high = (_positive_logdet(h, scale, seed) for h in (minimum, saddle))
     down = -float((-1.0 * saddle).eigenvalues(1)[0])
     if not down < 0:
-        raise DiffusionError(f"the saddle's lowest curvature is {down:.3g}; a saddle has a direction that falls")
+        raise WeightspaceError(f"the saddle's lowest curvature is {down:.3g}; a saddle has a direction that falls")
     return low.value - high.value - math.log1p(-down / scale), math.hypot(low.error, high.error), down
 
 
@@ -198,7 +201,7 @@ def minimum_action_path(
     `images` networks between a and b take `steps` gradient steps of learning rate `size` and are spaced evenly again
     after each. In the second half the image of highest loss climbs along the path and descends perpendicular to it,
     onto the saddle. a and b stay fixed: give two minima. The string starts on the straight line, or on `path`.
-    Cost: `images` gradients for every step; memory: three times the images. Raises `DiffusionError` for fewer than
+    Cost: `images` gradients for every step; memory: three times the images. Raises `WeightspaceError` for fewer than
     three images, a size that is not positive, or a loss that is not finite.
 
     >>> import weightspace as ws
@@ -209,7 +212,7 @@ def minimum_action_path(
     """
     a.check(b)
     if images < 3 or steps < 1:
-        raise DiffusionError(f"a string needs at least 3 images and 1 step, got {images} and {steps}")
+        raise WeightspaceError(f"a string needs at least 3 images and 1 step, got {images} and {steps}")
     size = positive("size", size)
     start = Path.through([a, b]) if path is None else path
     nets = [a, *(start(k / (images - 1)) for k in range(1, images - 1)), b]
@@ -235,7 +238,7 @@ def _slopes(nets: list[Net], goal: Goal, step: int) -> tuple[list[float], Tensor
     found = [value_and_gradient(goal, net) for net in nets]
     values = [value for value, _ in found]
     if not all(math.isfinite(value) for value in values):
-        raise DiffusionError(f"a loss along the string is not finite after {step} steps; take a smaller size")
+        raise WeightspaceError(f"a loss along the string is not finite after {step} steps; take a smaller size")
     return values, torch.stack([slope.flat() for _, slope in found])
 
 

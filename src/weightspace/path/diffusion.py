@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Action",
-    "DiffusionError",
     "action",
     "action_cost",
     "laplacian",
@@ -47,10 +46,6 @@ __all__ = [
 
 
 Goal = Callable[[Net], Tensor]
-
-
-class DiffusionError(WeightspaceError):
-    """An invalid temperature, time, curvature or step, or a loss that is not finite."""
 
 
 # ------------------------------------------------------------------ the action of a path
@@ -123,7 +118,7 @@ def action(
     `times`: the time of every point, in units of learning rate times steps; one number is the whole duration. The speed
     is that of the straight segments; the potential is integrated by the trapezoidal rule; lap L = tr H is estimated at
     every point with `probes` Hessian-vector products (Hutchinson; exact for no more weights than probes). About 30
-    points are enough for the potential of a training run. Raises `DiffusionError` for a temperature that is not
+    points are enough for the potential of a training run. Raises `WeightspaceError` for a temperature that is not
     positive, times that do not rise, and losses or gradients that are not finite.
 
     >>> import weightspace as ws
@@ -169,7 +164,7 @@ def laplacian(net: Net, goal: Goal, probes: int = 8, seed: int = 0) -> Estimate:
     """
     size = net.weights.numel
     if probes < 1 or not size:
-        raise DiffusionError(f"a trace needs a probe and a weight or more, got {probes} and {size}")
+        raise WeightspaceError(f"a trace needs a probe and a weight or more, got {probes} and {size}")
     exact, generator = size <= probes, torch.Generator().manual_seed(seed)
     signs = torch.eye(size) if exact else torch.randint(0, 2, (size, probes), generator=generator) * 2.0 - 1.0
     operator, share = _hessian(net, goal)
@@ -207,7 +202,7 @@ def sgd_temperature(net: Net, task: Task, lr: float, batch: int) -> float:
 
     Sigma is the covariance of one example's gradient at this network (`gradient_noise`), P the number of weights. A
     model: the noise of SGD lies in few directions and changes during training; this is its average over directions at
-    one network. Raises `DiffusionError` for a learning rate or batch size that is not positive.
+    one network. Raises `WeightspaceError` for a learning rate or batch size that is not positive.
 
     >>> import weightspace as ws
     >>> net, task = ws.demo.example()
@@ -215,37 +210,37 @@ def sgd_temperature(net: Net, task: Task, lr: float, batch: int) -> float:
     True
     """
     if batch < 1:
-        raise DiffusionError(f"a batch of {batch} examples; give 1 or more")
+        raise WeightspaceError(f"a batch of {batch} examples; give 1 or more")
     noise = gradient_noise(task, by_layer=True)(net).trace
     return positive("lr", lr) * noise / (2 * batch * net.weights.numel)
 
 
 def positive(name: str, value: float) -> float:
-    """The value as a float. Raises `DiffusionError` unless it is positive and finite."""
+    """The value as a float. Raises `WeightspaceError` unless it is positive and finite."""
     if not 0 < value < math.inf:
-        raise DiffusionError(f"{name} must be positive and finite, got {value}")
+        raise WeightspaceError(f"{name} must be positive and finite, got {value}")
     return float(value)
 
 
 def _marks(path: Path | Sequence[Net], times: float | Sequence[float]) -> list[float]:
     n = len(path)
     if n < 2:
-        raise DiffusionError(f"a path has at least two networks, got {n}")
+        raise WeightspaceError(f"a path has at least two networks, got {n}")
     if isinstance(times, (int, float)):
         duration = positive("the duration", times)
         unit = path.times if isinstance(path, Path) else [k / (n - 1) for k in range(n)]
         return [duration * t for t in unit]
     marks = [float(t) for t in times]
     if len(marks) != n:
-        raise DiffusionError(f"{n} networks but {len(marks)} times; give one time to each network")
+        raise WeightspaceError(f"{n} networks but {len(marks)} times; give one time to each network")
     if not all(s < t < math.inf for s, t in pairwise(marks)):
-        raise DiffusionError("times must rise; give learning rate times step for every network")
+        raise WeightspaceError("times must rise; give learning rate times step for every network")
     return marks
 
 
 def _finite(name: str, value: float, k: int) -> float:
     if not math.isfinite(value):
-        raise DiffusionError(f"the {name} is {value} at point {k} of the path; leave out the points that diverged")
+        raise WeightspaceError(f"the {name} is {value} at point {k} of the path; leave out the points that diverged")
     return value
 
 
@@ -269,7 +264,7 @@ def path_integral(
 
     K = exp(-(x - y)^2 / 4 D dt - (V(x) + V(y)) dt / 4 D) / sqrt(4 pi D dt), times the static factor at the end; the
     `grid` is even. Accurate while the grid's spacing is below sqrt(2 D dt) and the density does not reach its ends:
-    check that it integrates to 1. Raises `DiffusionError` for an uneven grid or a potential that is not finite.
+    check that it integrates to 1. Raises `WeightspaceError` for an uneven grid or a potential that is not finite.
 
     >>> import torch, weightspace as ws
     >>> grid = torch.linspace(-6, 6, 241)
@@ -309,7 +304,7 @@ def _even(grid: Tensor) -> tuple[Tensor, float]:
     x = torch.linspace(float(grid[0]), float(grid[-1]), n, dtype=torch.float64) if n > 2 else grid.double()
     spacing = float(x[-1] - x[0]) / max(1, n - 1)
     if n < 3 or spacing <= 0 or float((grid - x).abs().max()) > 1e-3 * spacing:
-        raise DiffusionError("the grid must rise in equal steps; give torch.linspace(low, high, n) with n >= 3")
+        raise WeightspaceError("the grid must rise in equal steps; give torch.linspace(low, high, n) with n >= 3")
     return x, spacing
 
 
@@ -321,7 +316,7 @@ def _jet(potential: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tens
         (slope,) = torch.autograd.grad(level.sum(), leaf, create_graph=True)
         (bend,) = torch.autograd.grad(slope.sum(), leaf, materialize_grads=True)
     if not bool((level + slope + bend).isfinite().all()):
-        raise DiffusionError("the potential or a derivative of it is not finite on the grid; choose another grid")
+        raise WeightspaceError("the potential or a derivative of it is not finite on the grid; choose another grid")
     return level.detach(), slope.detach(), bend.detach()
 
 

@@ -22,9 +22,9 @@ __getattr__, __dir__, __all__ = handed_on(
             "mcallester",
             "monte_carlo",
             "pinsker",
-            "RiskError",
         ],
         "fit": ["descend", "expected_error", "Fit", "on_grid", "places", "slopes"],
         "pac_bound": ["bounds_of", "cost", "Family", "pac_bayes", "RiskBound"],
     },
+    {"weightspace.net.WeightspaceError": ["RiskError"]},
 )

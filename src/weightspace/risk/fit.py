@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from weightspace.codes.posterior import Gaussian, Noisy, stream
+from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 from weightspace.net.public import public
 from weightspace.net.weights import Weights
 from weightspace.risk import inequalities
-from weightspace.risk.inequalities import RiskError
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -52,7 +52,7 @@ class Fit:
         """`start`: the mean of Q; `centre`: that of P; `first`: P's deviation l, or its start if it is `learnt`."""
         self.centre, self.learnt = centre, learnt
         if not 0 < first < math.inf:
-            raise RiskError(f"a prior deviation of {first:g}; give a positive number")
+            raise WeightspaceError(f"a prior deviation of {first:g}; give a positive number")
         weights = start.weights
         self.layers = list(dict.fromkeys(_layer(name) for name in weights))
         self.index = torch.tensor([self.layers.index(_layer(name)) for name in weights])
@@ -172,7 +172,7 @@ def descend(
         error, nats = expected_error(noisy, x, y, fit.pair(), generator), fit.kl()
         seen = float(error.detach())
         if not math.isfinite(seen + float(nats.detach())):
-            raise RiskError("the loss is NaN or infinite; look for it in the data and the weights, or lower lr=")
+            raise WeightspaceError("the loss is NaN or infinite; look for it in the data and the weights, or lower lr=")
         late = seen if late is None else _MEMORY * late + (1 - _MEMORY) * seen
         price = math.log((choices or 2 * math.sqrt(n)) / delta)
         a, b = slopes(late, (float(nats.detach()) + fit.grid() + price) / n)

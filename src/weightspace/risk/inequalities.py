@@ -23,7 +23,6 @@ from weightspace.net.public import public
 __all__ = [
     "CATONI",
     "LINEAR",
-    "RiskError",
     "catoni",
     "constant",
     "f_lambda",
@@ -43,10 +42,6 @@ __all__ = [
 CATONI = tuple(2.0 ** (k / 2) for k in range(-9, 9))  # grid of the free constant of `catoni`
 LINEAR = tuple(2.0 ** (k / 2) for k in range(0, 12))  # and of `mcallester`
 _ROUNDING = 8 * math.ulp(1.0)
-
-
-class RiskError(WeightspaceError):
-    """Arguments that allow no bound: a probability outside (0, 1), a loss outside [0, 1], no examples."""
 
 
 @public
@@ -79,7 +74,7 @@ def kl_inverse(q: float, c: float) -> float:
     """
     q = _loss(q)
     if math.isnan(c) or c < 0:
-        raise RiskError(f"a divergence of {c} nats; give 0 or more")
+        raise WeightspaceError(f"a divergence of {c} nats; give 0 or more")
     if c == 0 or q == 1:
         return q
     entropy = -sum(x * math.log(x) for x in (q, 1 - q) if x)
@@ -165,7 +160,7 @@ def f_lambda(q: float, nats: float, n: int, delta: float, rate: float | None = N
     c, q = _maurer(nats, n, delta), _loss(q)
     rate = 2 / (math.sqrt(2 * q / c + 1) + 1) if rate is None else rate
     if not 0 < rate < 2:
-        raise RiskError(f"rate is {rate}; give a number in (0, 2)")
+        raise WeightspaceError(f"rate is {rate}; give a number in (0, 2)")
     return min(1.0, q / (1 - rate / 2) + c / (rate * (1 - rate / 2)))
 
 
@@ -200,7 +195,9 @@ def constant(q: float, nats: float, n: int, delta: float) -> float:
     _checked(nats, n, delta)
     p = kl_inverse(q, (nats + math.log(1 / delta)) / n)
     if not 0 < q < p < 1:
-        raise RiskError(f"no constant for a loss of {q} and {nats} nats among {n} examples; guess a loss above 0")
+        raise WeightspaceError(
+            f"no constant for a loss of {q} and {nats} nats among {n} examples; guess a loss above 0"
+        )
     return math.log(p / q) - math.log((1 - p) / (1 - q))
 
 
@@ -217,7 +214,7 @@ def mcallester(q: float, nats: float, n: int, delta: float, constants: Sequence[
     _checked(nats, n, delta, constants)
     price = (nats + math.log(len(constants) / delta)) / n
     if min(constants) <= 0.5:
-        raise RiskError(f"a constant of {min(constants)}; give numbers above 1/2")
+        raise WeightspaceError(f"a constant of {min(constants)}; give numbers above 1/2")
     return min(1.0, *((_loss(q) + b * price) / (1 - 0.5 / b) for b in constants))
 
 
@@ -235,7 +232,7 @@ def hold_out(errors: int, n: int, delta: float) -> float:
 
     _checked(0.0, n, delta)
     if not 0 <= errors <= n:
-        raise RiskError(f"{errors} errors among {n} examples; give 0 to {n}")
+        raise WeightspaceError(f"{errors} errors among {n} examples; give 0 to {n}")
     p = 1.0 if errors == n else float(beta.ppf(1 - delta, errors + 1, n - errors))
     more = math.ulp(p)
     while p < 1 and binom.cdf(errors, n, p) > delta:
@@ -264,8 +261,8 @@ def monte_carlo(mean: float, draws: int, delta: float) -> float:
 def grid_nats(variance: float, precision: float = 100.0, largest: float = 0.1) -> float:
     """The price, in nats, of choosing a prior's variance after the data from the grid c e^(-j/b), j = 1, 2, ..
 
-    It is 2 ln j + ln(pi^2/6), c = `largest`, b = `precision`; the sum over j of exp(-price) is 1. Raises `RiskError`
-    for a variance above the grid.
+    It is 2 ln j + ln(pi^2/6), c = `largest`, b = `precision`; the sum over j of exp(-price) is 1. Raises
+    `WeightspaceError` for a variance above the grid.
 
     >>> import weightspace as ws
     >>> round(ws.risk.grid_nats(0.01), 1)
@@ -274,7 +271,9 @@ def grid_nats(variance: float, precision: float = 100.0, largest: float = 0.1) -
     True
     """
     if not 0 < variance < largest:
-        raise RiskError(f"a prior variance of {variance:.3g} is not between 0 and {largest:g}, where the grid is")
+        raise WeightspaceError(
+            f"a prior variance of {variance:.3g} is not between 0 and {largest:g}, where the grid is"
+        )
     return 2 * math.log(max(1.0, precision * math.log(largest / variance))) + math.log(math.pi**2 / 6)
 
 
@@ -299,16 +298,16 @@ def _certainly(q: float, p: float) -> float:
 
 def _loss(q: float) -> float:
     if not 0 <= q <= 1:
-        raise RiskError(f"a loss of {q}; the bounds need losses in [0, 1]")
+        raise WeightspaceError(f"a loss of {q}; the bounds need losses in [0, 1]")
     return float(q)
 
 
 def _checked(nats: float, n: int, delta: float, constants: Sequence[float] = (1.0,)) -> None:
     if not 0 < delta < 1:
-        raise RiskError(f"delta is {delta}; give a probability of failure between 0 and 1, such as 0.05")
+        raise WeightspaceError(f"delta is {delta}; give a probability of failure between 0 and 1, such as 0.05")
     if n < 1:
-        raise RiskError(f"{n} examples; a bound needs 1 or more")
+        raise WeightspaceError(f"{n} examples; a bound needs 1 or more")
     if not nats >= 0:
-        raise RiskError(f"a divergence of {nats} nats; give 0 or more")
+        raise WeightspaceError(f"a divergence of {nats} nats; give 0 or more")
     if not constants or min(constants) <= 0:
-        raise RiskError("no positive constant to choose from; give 1 or more")
+        raise WeightspaceError("no positive constant to choose from; give 1 or more")

@@ -21,13 +21,13 @@ import torch
 
 from weightspace.codes.posterior import Gaussian, Noisy
 from weightspace.net.cost import Cost
+from weightspace.net.errors import WeightspaceError
 from weightspace.net.inputs import leaves
 from weightspace.net.model import fresh
 from weightspace.net.net import Net, checked
 from weightspace.net.public import public
 from weightspace.risk import inequalities
 from weightspace.risk.fit import Fit, descend
-from weightspace.risk.inequalities import RiskError
 from weightspace.task.measures import METRICS
 from weightspace.task.task import Task
 
@@ -124,8 +124,8 @@ def pac_bayes(
     `family`: "kl" or "catoni", whose `constants` are chosen beforehand too. `lr`: Adam's for m, a third of it for r and
     l, one cycle over `steps`. E_Q error is bounded from at least `draws` pairs of weights and an example at delta / 5;
     where Q's noise cannot be independent between the examples of a batch (`Noisy.exact`), from the means of groups of
-    `group` examples. Memory and steps in advance: `cost`. Raises `RiskError` for a delta outside (0, 1), tasks that
-    overlap, labels that are not classes of the network, and numbers that are not finite.
+    `group` examples. Memory and steps in advance: `cost`. Raises `WeightspaceError` for a delta outside (0, 1), tasks
+    that overlap, labels that are not classes of the network, and numbers that are not finite.
 
     >>> import weightspace as ws
     >>> net, task = ws.demo.example()
@@ -154,9 +154,9 @@ def pac_bayes(
 def _check_numbers(delta: float, **numbers: float) -> None:
     for name, value in numbers.items():
         if not 0 < value < math.inf:
-            raise RiskError(f"{name} is {value}; give a positive number")
+            raise WeightspaceError(f"{name} is {value}; give a positive number")
     if not 0 < delta < 1:
-        raise RiskError(f"delta is {delta}; give a probability of failure between 0 and 1, such as 0.05")
+        raise WeightspaceError(f"delta is {delta}; give a probability of failure between 0 and 1, such as 0.05")
 
 
 def _ends(net: Net, prior: Net | None, seed: int) -> tuple[Net, Net]:
@@ -313,12 +313,12 @@ def _counted(net: Net, task: Task) -> tuple[int, int]:
         f = task.forward(net, x)
         if y is None or y.is_floating_point() or y.dim() != 1 or f.dim() != 2 or f.shape[1] < 2:
             seen = "none" if y is None else f"{y.dtype} of shape {tuple(y.shape)}"
-            raise RiskError(f"errors are counted on one class label an example and outputs (example, class >= 2): "
+            raise WeightspaceError(f"errors are counted on one class label and outputs (example, class >= 2): "
                             f"labels are {seen}, outputs {tuple(f.shape)}")  # fmt: skip
         if not f.isfinite().all():
-            raise RiskError("the outputs hold NaN or infinity; look for it in the data and the weights")
+            raise WeightspaceError("the outputs hold NaN or infinity; look for it in the data and the weights")
         if int(y.min()) < 0:
-            raise RiskError(f"an example has the label {int(y.min())}; drop the examples without a class")
+            raise WeightspaceError(f"an example has the label {int(y.min())}; drop the examples without a class")
         found = task.wrong(f, y)
         wrong, classes = wrong + int(found.sum()), f.shape[1]
     return classes, wrong
@@ -333,14 +333,16 @@ def _held(task: Task, batch: int) -> Task:
 def _check_nets(start: Net, centre: Net) -> None:
     start.check(centre)
     if not all(w.is_floating_point() for w in start.weights.values()):
-        raise RiskError("integer weights have no Gaussian distribution; give a network of floating-point weights")
+        raise WeightspaceError(
+            "integer weights have no Gaussian distribution; give a network of floating-point weights"
+        )
     for net in (start, centre):
         if bad := net.weights.unusable() or net.state.unusable():
-            raise RiskError(f"NaN or infinity in {bad[0]}; a bound starts from finite weights")
+            raise WeightspaceError(f"NaN or infinity in {bad[0]}; a bound starts from finite weights")
 
 
 def _check_apart(tasks: Mapping[str, Task | None]) -> None:
-    """Raise `RiskError` where two of the tasks share inputs."""
+    """Raise `WeightspaceError` where two of the tasks share inputs."""
     known: dict[str, set[bytes]] = {}
     for name, task in tasks.items():
         if task is None:
@@ -348,7 +350,7 @@ def _check_apart(tasks: Mapping[str, Task | None]) -> None:
         marks = _marks(task)
         for other, theirs in known.items():
             if shared := len(marks & theirs):
-                raise RiskError(
+                raise WeightspaceError(
                     f"{shared:,} of the {name} examples are among the {other} examples, so nothing can be certified; "
                     "split the data before the prior is trained"
                 )

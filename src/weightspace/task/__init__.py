@@ -9,10 +9,11 @@ __getattr__, __dir__, __all__ = handed_on(
         "task": ["Task"],
         "examples": ["TaskError"],
         "classification": ["accuracy", "classifies"],
-        "goal": ["as_goal", "Goal", "GoalError", "gradient", "not_aliased", "value_and_gradient"],
+        "goal": ["as_goal", "Goal", "gradient", "not_aliased", "value_and_gradient"],
         "outputs": ["logits"],
         "datasets": ["cifar10", "digits", "fashion_mnist", "mnist"],
         "data_files": ["read"],
         "weightspace.net.inputs": ["carried"],
     },
+    {"weightspace.net.WeightspaceError": ["GoalError"]},
 )

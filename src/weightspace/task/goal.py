@@ -16,7 +16,7 @@ from weightspace.net.public import public
 from weightspace.net.weights import Weights
 from weightspace.task.task import Task, descend
 
-__all__ = ["Goal", "GoalError", "as_goal", "gradient", "not_aliased", "value_and_gradient"]
+__all__ = ["Goal", "as_goal", "gradient", "not_aliased", "value_and_gradient"]
 
 
 @public
@@ -61,10 +61,6 @@ def differentiated(goal: Task | Callable[[Net], Tensor], net: Net) -> tuple[floa
         else:
             value = descend(goal(leaf))
     return value, vector.map(lambda w: torch.zeros_like(w) if w.grad is None else w.grad.mul_(factor.to(w)))
-
-
-class GoalError(WeightspaceError):
-    """A goal that is not valid, or that has no gradient."""
 
 
 @public
@@ -132,7 +128,7 @@ class Plain(Goal):
 
 @public
 def as_goal(aim: Any) -> Goal:
-    """A task, or a scalar function of a network, as a `Goal`. Raises `GoalError` for anything else.
+    """A task, or a scalar function of a network, as a `Goal`. Raises `WeightspaceError` for anything else.
 
     >>> import weightspace as ws
     >>> net, task = ws.demo.example()
@@ -144,7 +140,7 @@ def as_goal(aim: Any) -> Goal:
         return aim
     if isinstance(aim, Task) or callable(aim):
         return Plain(aim)
-    raise GoalError(f"a goal is a task or a function of a network, not a {type(aim).__name__}")
+    raise WeightspaceError(f"a goal is a task or a function of a network, not a {type(aim).__name__}")
 
 
 def covector(goal: Goal | Task | Callable[[Net], Tensor], net: Net, step: int = 0) -> tuple[Weights, float]:
@@ -154,7 +150,7 @@ def covector(goal: Goal | Task | Callable[[Net], Tensor], net: Net, step: int = 
 
 @public
 def not_aliased(net: Net, anchor: Net) -> None:
-    """Raise `GoalError` where two networks share the memory of their weights.
+    """Raise `WeightspaceError` where two networks share the memory of their weights.
 
     >>> import weightspace as ws
     >>> net, _ = ws.demo.example()
@@ -162,7 +158,9 @@ def not_aliased(net: Net, anchor: Net) -> None:
     """
     mine = {t.untyped_storage().data_ptr() for t in net.weights.buffers}
     if mine & {t.untyped_storage().data_ptr() for t in anchor.weights.buffers}:
-        raise GoalError("the anchor shares its memory with the network that moves, and would move too; clone() it")
+        raise WeightspaceError(
+            "the anchor shares its memory with the network that moves, and would move too; clone() it"
+        )
 
 
 def _say_renamed(text: str) -> None:
