@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import weightspace as ws
 from benchmarks import measure
 from weightspace.demo import digits_cnn
-from weightspace.inside import path_overlap
+from weightspace.inside import counts
 
 EXAMPLES, UNITS, ON = 2000, 4096, 0.3
 PROBES, EVERY, STEPS = 512, 50, 1000
@@ -47,11 +47,11 @@ def by_rows(p: Tensor, q: Tensor, many: int) -> Tensor:
 
 def without_integers(p: Tensor, q: Tensor) -> Tensor:
     """Ours where torch has no integer kernels."""
-    kept, path_overlap._integers = path_overlap._integers, lambda: None  # type: ignore[assignment]
+    kept, counts.integer_product = counts.integer_product, lambda: None  # type: ignore[assignment]
     try:
         return ws.cross_path(p, q)
     finally:
-        path_overlap._integers = kept
+        counts.integer_product = kept
 
 
 def pairs(repeats: int = 7, examples: int = EXAMPLES, units: int = UNITS) -> list[dict[str, Any]]:

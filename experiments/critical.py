@@ -21,7 +21,8 @@ from torch import nn
 import weightspace as ws
 from experiments.record import Job, Record, command, percent, table
 from weightspace.pages.critical_periods import period_figure
-from weightspace.training.critical_periods import CriticalPeriod, Row, Training, blur, critical_period
+from weightspace.training.critical_periods import CriticalPeriod, Row, Training, critical_period
+from weightspace.training.deficits import blur
 
 BLUR, FLIP, NONE = "blur 4", "vertical flip", "none"
 EPOCHS = (0, 1, 2, 3, 4, 5, 7, 10, 20, 39, 40, 59, 79)

@@ -12,12 +12,12 @@ WINGS = """contents net checkpoint linear task graph inside equivariance curvatu
     training flows commands pages demo cli __main__"""
 FILES = {
     "net": "differentiable errors state public cost plain weights names net average inputs model",
-    "checkpoint": "files refusal locate pickled reader architecture writer",
+    "checkpoint": "files refusal locate pickled reader architecture stored writer",
     "linear": "assignment estimate krylov norms traces determinants operator",
     "task": "examples formats losses measures outputs task classification datasets data_files digest goal",
     "graph": """atoms pretrained rules.call rules.contraction rules.part rules.shape rules.reduction rules.write rules
         trace follow layer on_data""",
-    "inside": "image_functions representation units path_overlap",
+    "inside": "image_functions representation units counts path_overlap",
     "equivariance": "finite_group equivariance layers",
     "curvature": "gradients linearised outputs curvature fisher tangent_kernel",
     "metric": "distance metric optim steps per_layer pullback geodesic",
@@ -29,7 +29,7 @@ FILES = {
     "risk": "inequalities fit pac_bound",
     "symmetry": """axis group balance canonical probe reach scale sign verify read saved align.parity align.ascent
         align.relax align.merge align.refit align.repair align.match align.features symmetry quotient""",
-    "training": "critical_periods recording recorder adapters",
+    "training": "deficits critical_periods recording recorder adapters",
     "flows": "batches anchors attacks ensembles goals pruning result stepper",
     "commands": """progress data scores settings workspace compare align merge capacity walk perturb stability inform
         tasks certify watch paths""",

@@ -21,7 +21,8 @@ from torch import nn
 import weightspace
 from weightspace import demo
 from weightspace.checkpoint import reader, writer
-from weightspace.checkpoint.architecture import ArchitectureError, Stored, find, parse_example
+from weightspace.checkpoint.architecture import ArchitectureError, find, parse_example
+from weightspace.checkpoint.stored import Stored
 from weightspace.cli import main
 from weightspace.commands import compare
 from weightspace.commands.data import splits

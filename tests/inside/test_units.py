@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from weightspace.inside import path_overlap
+from weightspace.inside import counts, path_overlap
 from weightspace.inside.image_functions import image_function
 from weightspace.inside.path_overlap import (
     against_distance,
@@ -362,8 +362,8 @@ def test_a_planted_bit_is_seen():
 def test_products_of_bytes_are_those_of_numbers(whole, monkeypatch):
     """Over several blocks of rows and chunks of units; the way without integer kernels too."""
     if not whole:
-        monkeypatch.setattr(path_overlap, "_integers", lambda: None)
-    monkeypatch.setattr(path_overlap, "_CHUNK", 300)
+        monkeypatch.setattr(counts, "integer_product", lambda: None)
+    monkeypatch.setattr(counts, "_CHUNK", 300)
     p, q = paths(600, 1000), paths(600, 1000, 1)
     exact = (p & q).double() @ (p & q).double().T
     assert torch.equal(overlap(p & q).double(), exact)

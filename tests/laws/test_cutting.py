@@ -16,13 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import weightspace as ws
-from weightspace.codes import (
-    langevin,
-    nuisance,
-    sweep,
-    transfer,  # fmt: skip
-    weight_information,
-)
+from weightspace.codes import langevin, nuisance, sweep, transfer, weight_information
 from weightspace.curvature import gradients, tangent_kernel
 from weightspace.curvature.outputs import law_of
 from weightspace.flows import anchors

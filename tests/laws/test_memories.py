@@ -22,13 +22,13 @@ from weightspace.checkpoint import files, reader, refusal, writer
 from weightspace.curvature.tangent_kernel import kernel
 from weightspace.flows import anchors
 from weightspace.graph.on_data import graph_of
-from weightspace.inside import path_overlap
+from weightspace.inside import counts
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 from weightspace.task import digest
 from weightspace.task.digest import Frame
 from weightspace.task.task import Task
-from weightspace.training import critical_periods
+from weightspace.training import critical_periods, deficits
 from weightspace.trust.bounds import rounding
 
 HOUSE = Path(__file__).parents[2] / "src" / "weightspace"
@@ -178,7 +178,7 @@ MEMORIES = {
     "graph.rules.call.MOVERS": "a register that modules fill while they are imported",
     "graph.rules.call.READERS": "a register that modules fill while they are imported",
     "task.task._order": "test_caches_without_hidden_arguments",
-    "inside.path_overlap._integers": "test_caches_without_hidden_arguments",
+    "inside.counts.integer_product": "test_caches_without_hidden_arguments",
     "task.digest._way": "test_caches_without_hidden_arguments",
     "task.digest._code": "test_caches_without_hidden_arguments",
     "task.digest._own": "test_caches_without_hidden_arguments",
@@ -392,7 +392,7 @@ def test_caches_without_hidden_arguments():
     from weightspace.task.task import _order
 
     assert torch.equal(_order(7, 3), _order.__wrapped__(7, 3)) and not torch.equal(_order(7, 3), _order(7, 4))
-    assert (path_overlap._integers() is None) == (path_overlap._integers.__wrapped__() is None)
+    assert (counts.integer_product() is None) == (counts.integer_product.__wrapped__() is None)
     assert digest._way(dict) is digest._way.__wrapped__(dict) and digest._own(dict) == digest._own.__wrapped__(dict)
     half = rounding._of(torch.float16, 0.0)
     assert half == rounding._of.__wrapped__(torch.float16, 0.0) and half != rounding._of(torch.bfloat16, 0.0)
@@ -646,7 +646,7 @@ def test_rows_are_of_this_training(change):
 
     def found(labels=y, size=1.0, **more):
         return critical_periods.critical_period(
-            training(labels), critical_periods.noise(size), [0], [1], control=None, **more
+            training(labels), deficits.noise(size), [0], [1], control=None, **more
         ).rows
 
     def named(x, labels):

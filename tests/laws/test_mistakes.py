@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from weightspace.checkpoint import architecture
+from weightspace.checkpoint import stored
 from weightspace.checkpoint.files import FileNote
 from weightspace.commands.compare import compare
 from weightspace.metric.distance import euclidean
@@ -140,13 +140,13 @@ def test_statistics_of_data_that_does_not_fit():
 def test_a_prefix_that_all_names_have_is_taken_off(tmp_path, prefix):
     net = Net.of(mlp())
     torch.save({"state_dict": {prefix + n: t.clone() for n, t in net.tensors.items()}}, tmp_path / "x.ckpt")
-    architecture.check(net, tmp_path / "x.ckpt")
-    read, source, _ = architecture.load(net, tmp_path / "x.ckpt")
+    stored.check(net, tmp_path / "x.ckpt")
+    read, source, _ = stored.load(net, tmp_path / "x.ckpt")
     assert euclidean(read, net) == 0 and [*source] == [*net.tensors]
     other = {prefix + n: t.clone() for n, t in net.tensors.items()} | {"other.weight": torch.zeros(1)}
     torch.save(other, tmp_path / "y.pt")
     with pytest.warns(FileNote, match="other.weight"):  # a loss, say, that was kept beside the network
-        assert euclidean(architecture.load(net, tmp_path / "y.pt")[0], net) == 0
+        assert euclidean(stored.load(net, tmp_path / "y.pt")[0], net) == 0
 
 
 TAKEN = [

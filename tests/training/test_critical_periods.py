@@ -17,17 +17,8 @@ from weightspace.pages.critical_periods import period_figure
 from weightspace.task.classification import accuracy
 from weightspace.task.datasets import digits
 from weightspace.task.task import Task
-from weightspace.training.critical_periods import (
-    DEFICITS,
-    CriticalPeriod,
-    Row,
-    Training,
-    blur,
-    critical_period,
-    label_permutation,
-    noise,
-    vertical_flip,
-)
+from weightspace.training.critical_periods import CriticalPeriod, Row, Training, critical_period
+from weightspace.training.deficits import DEFICITS, blur, label_permutation, noise, vertical_flip
 
 TRAIN, TEST = digits("train").take(128, seed=0), digits("test").take(100, seed=0)
 

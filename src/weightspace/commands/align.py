@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightspace.checkpoint.architecture import ArchitectureError, Stored
+from weightspace.checkpoint.architecture import ArchitectureError
+from weightspace.checkpoint.stored import Stored
 from weightspace.commands.compare import Line, along
 from weightspace.commands.workspace import Workspace, file_names
 from weightspace.metric.distance import euclidean

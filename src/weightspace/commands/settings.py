@@ -8,8 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from weightspace.checkpoint import architecture, writer
-from weightspace.checkpoint.architecture import ArchitectureError, Stored
+from weightspace.checkpoint import architecture, stored, writer
+from weightspace.checkpoint.architecture import ArchitectureError
+from weightspace.checkpoint.stored import Stored
 from weightspace.commands.progress import Progress, silent
 from weightspace.net.net import Net
 
@@ -39,7 +40,7 @@ class Settings:
 
     def load(self, template: Net, path: Path) -> Opened:
         """The network of a checkpoint whose architecture is known. Raises `WeightspaceError`."""
-        return Opened(template, *architecture.load(template, path, self.trust_code), self)
+        return Opened(template, *stored.load(template, path, self.trust_code), self)
 
 
 @dataclass(frozen=True)

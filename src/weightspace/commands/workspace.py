@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from weightspace.checkpoint import architecture
+from weightspace.checkpoint import architecture, stored
 from weightspace.checkpoint.architecture import ArchitectureError
 from weightspace.commands.data import splits
 from weightspace.commands.settings import Opened, Settings
@@ -68,7 +68,7 @@ class Workspace:
         net = Net.of(module)
         del module
         for path in paths:
-            architecture.check(net, path)
+            stored.check(net, path)
         shown = carried(shown, net)
         _try(net, shown)
         net = net.at(net.weights.map(_meta))

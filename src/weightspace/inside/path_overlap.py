@@ -8,16 +8,29 @@ Source: Image functions in neural networks: a perspective on generalization (ano
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
 from scipy.stats import kendalltau, spearmanr
 from torch import Tensor
 
+from weightspace.inside.counts import (
+    Paths,
+    columns_of,
+    count_of,
+    float_product,
+    gram,
+    lower,
+    matrices,
+    mirrored,
+    pieces,
+    share_of,
+    shares,
+    width,
+)
 from weightspace.inside.units import Gates, features
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
@@ -45,10 +58,6 @@ __all__ = [
     "turnover",
 ]
 
-
-Paths: TypeAlias = Gates | Tensor
-_CHUNK, _BLOCK = 1 << 14, 256  # units at once; columns of a Gram matrix, of which only the lower half is computed
-_BYTES = 1 << 26  # of the gates unpacked at once
 Kind: TypeAlias = Literal["count", "cosine", "jaccard", "hamming"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -71,11 +80,11 @@ def self_path(p: Paths, q: Paths, layer: str | None = None) -> Float[Tensor, " i
     """
     n = _same(p, q, layer)
     both, one, two = (np.zeros(n) for _ in range(3))
-    for rows, x, y in _pieces(p, q, layer):
+    for rows, x, y in pieces(p, q, layer):
         both[rows] += (x & y).sum(1, dtype=np.int64)
         one[rows] += x.sum(1, dtype=np.int64)
         two[rows] += y.sum(1, dtype=np.int64)
-    return _share(*(torch.from_numpy(t) for t in (both, one, two)))
+    return share_of(*(torch.from_numpy(t) for t in (both, one, two)))
 
 
 @public
@@ -99,8 +108,8 @@ def cross_path(
     1.0
     """
     _same(p, q, layer)
-    one, two = overlaps or (_gram(x for (x,) in _columns(t, layer=layer)) for t in (p, q))
-    return _shares(_gram(x & y for x, y in _columns(p, q, layer=layer)), one, two)
+    one, two = overlaps or (gram(x for (x,) in columns_of(t, layer=layer)) for t in (p, q))
+    return shares(gram(x & y for x, y in columns_of(p, q, layer=layer)), one, two)
 
 
 @public
@@ -120,16 +129,16 @@ def overlap(p: Paths, kind: Kind = "count", layer: str | None = None) -> Float[T
     >>> float(ws.inside.overlap(p, "jaccard").diagonal().min())
     1.0
     """
-    count = _mirrored(_gram(x for (x,) in _columns(p, layer=layer)))
+    count = mirrored(gram(x for (x,) in columns_of(p, layer=layer)))
     size = count.diagonal()
     if kind == "count":
         return count
     if kind == "cosine":
-        return _share(count, size[:, None], size)
+        return share_of(count, size[:, None], size)
     if kind == "jaccard":
         union = size[:, None] + size - count
         return torch.where(union > 0, count / union.clamp_min(1), 1.0)
-    units = _width(p, layer)
+    units = width(p, layer)
     return 1 - (size[:, None] + size - 2 * count) / units
 
 
@@ -145,8 +154,8 @@ def self_features(a: Tensor, b: Tensor) -> Float[Tensor, " image"]:
     >>> ws.self_features(a, 2 * a).shape, round(float(ws.self_features(a, 2 * a).mean()), 3)
     (torch.Size([60]), 1.0)
     """
-    a, b = _matrices(a, b)
-    return _share((a * b).sum(1), a.square().sum(1), b.square().sum(1))
+    a, b = matrices(a, b)
+    return share_of((a * b).sum(1), a.square().sum(1), b.square().sum(1))
 
 
 @public
@@ -159,9 +168,9 @@ def cross_features(a: Tensor, b: Tensor) -> Float[Tensor, "image image"]:
     >>> ws.cross_features(a, a).shape, round(float(ws.cross_features(a, a).mean()), 3)
     (torch.Size([60, 60]), 1.0)
     """
-    a, b = _matrices(a, b)
+    a, b = matrices(a, b)
     both, one, two = a * b, a.square(), b.square()
-    return _shares(*(_lower(t, _floats(t.dtype)) for t in (both, one, two)))
+    return shares(*(lower(t, float_product(t.dtype)) for t in (both, one, two)))
 
 
 @public
@@ -194,7 +203,7 @@ def dead(p: Gates) -> dict[str, float]:
     """
     found = {}
     for name in p.layers:
-        on = [x.any(0) for (x,) in _columns(p, layer=name)]
+        on = [x.any(0) for (x,) in columns_of(p, layer=name)]
         found[name] = float(1 - np.concatenate(on).mean())
     return found
 
@@ -233,8 +242,8 @@ def against_distance(p: Paths, inputs: Tensor, layer: str | None = None) -> dict
     (dict_keys(['count', 'cosine', 'jaccard', 'hamming']), True)
     """
     x = inputs.detach().flatten(1).double()
-    if len(x) != _count(p):
-        raise WeightspaceError(f"paths of {_count(p)} examples do not fit {len(x)} inputs")
+    if len(x) != count_of(p):
+        raise WeightspaceError(f"paths of {count_of(p)} examples do not fit {len(x)} inputs")
     return ranked(p, torch.cdist(x, x), layer)
 
 
@@ -355,7 +364,7 @@ def neighbours(
     >>> found.ranks.shape, found.jaccard.shape
     (torch.Size([2, 2, 20]), torch.Size([1, 2]))
     """
-    size = min(candidates, min((_count(p) for p in history), default=0))
+    size = min(candidates, min((count_of(p) for p in history), default=0))
     if len(history) < 2 or not anchors or not 1 <= nearest < size or any(not 0 <= a < size for a in anchors):
         raise WeightspaceError(
             f"{len(history)} times, anchors {tuple(anchors)}, {nearest} nearest of {size} candidates do not fit; "
@@ -382,109 +391,8 @@ def _order(p: Paths, anchors: Sequence[int], layer: str | None) -> Tensor:
     return torch.argsort(close, dim=1, descending=True, stable=True)
 
 
-# ------------------------------------------------------------------ counting
-
-
-def _gram(blocks: Iterator[np.ndarray]) -> Float[Tensor, "image image"]:
-    """sum of X X^T over blocks X (image, unit) of bytes 0 and 1, exact below 2^24; on and below the diagonal."""
-    total, product = None, _integers() or _floats()
-    for block in blocks:
-        part = _lower(torch.from_numpy(np.ascontiguousarray(block)), product)
-        total = part if total is None else total.add_(part)
-    if total is None:
-        raise WeightspaceError("the paths have no units; give gates of one unit or more")
-    return total
-
-
-@dataclass(frozen=True)
-class _Product:
-    """x, y -> x y^T as times(left(x), right(y))."""
-
-    left: Callable[[Tensor], Any]
-    right: Callable[[Tensor], Any]
-    times: Callable[[Any, Any], Tensor]
-
-
-def _floats(dtype: torch.dtype = torch.float32) -> _Product:
-    return _Product(lambda x: x.to(dtype), lambda x: x.to(dtype), lambda x, y: x @ y.T)
-
-
-@lru_cache(maxsize=1)
-def _integers() -> _Product | None:
-    """Products of bytes, sums in 32 bits, as torch's compiler uses them; None where this build has none or errs."""
-    try:
-        pack, linear = torch.ops.onednn.qlinear_prepack, torch.ops.onednn.qlinear_pointwise.default
-        scale, zero = torch.ones(1), torch.zeros(1, dtype=torch.int)
-
-        def times(x: Tensor, packed: Tensor) -> Tensor:
-            return linear(x, 1.0, 0, packed, scale, zero, None, 1.0, 0, torch.float32, "none", [], "")
-
-        product = _Product(lambda x: x, lambda y: pack(y.view(torch.int8), None), times)
-        x = (torch.arange(40 * 600).view(40, 600) % 7 < 5).view(torch.uint8)
-        right = torch.equal(product.times(x, product.right(x[:24].contiguous())), x.float() @ x[:24].float().T)
-    except (AttributeError, RuntimeError, TypeError):
-        return None
-    return product if right else None
-
-
-def _lower(x: Tensor, product: _Product) -> Tensor:
-    """x x^T by blocks of columns, on and below the diagonal; entries above it are undefined."""
-    n, left = len(x), product.left(x)
-    found = torch.empty(n, n, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-    for a in range(0, n, _BLOCK):
-        found[a:, a : a + _BLOCK] = product.times(left[a:], product.right(x[a : a + _BLOCK]))
-    return found
-
-
-def _mirrored(lower: Tensor) -> Tensor:
-    """The symmetric matrix whose lower triangle is given; in place."""
-    for a in range(_BLOCK, len(lower), _BLOCK):
-        lower[:a, a : a + _BLOCK] = lower[a : a + _BLOCK, :a].T
-    return lower
-
-
-def _shares(both: Tensor, one: Tensor, two: Tensor) -> Tensor:
-    """`_share` of symmetric matrices whose lower triangles are known, written into `both`."""
-    for a in range(0, len(both), _BLOCK):
-        rows, some = slice(a, a + _BLOCK), slice(0, a + _BLOCK)
-        size = one[rows, some] * two[rows, some]
-        if bool(size.min() > 0):
-            both[rows, some] /= size.sqrt_()
-        else:
-            both[rows, some] = _share(both[rows, some], one[rows, some], two[rows, some])
-    return _mirrored(both)
-
-
-def _share(both: Tensor, one: Tensor, two: Tensor) -> Tensor:
-    """both / sqrt(one two), 0 / 0 being 1 and 0 / x being 0."""
-    size = (one * two).sqrt_() if one.is_floating_point() else (one.double() * two).sqrt_()
-    found = both / size
-    empty = size == 0
-    if bool(empty.any()):
-        found = torch.where(empty, ((one == 0) & (two == 0)).to(found), found)
-    return found
-
-
-# ------------------------------------------------------------------ gates, packed or not
-
-
-def _count(p: Paths) -> int:
-    return len(p)
-
-
-def _width(p: Paths, layer: str | None) -> int:
-    if isinstance(p, Gates):
-        first, last = p.span(layer)
-        return last - first
-    if layer is not None:
-        raise WeightspaceError(f"layer {layer!r} of a plain tensor; give Gates, or the layer's own tensor")
-    if p.dtype != torch.bool or p.dim() != 2:
-        raise WeightspaceError(f"paths are Gates or Bool[image, unit], got {p.dtype} of shape {tuple(p.shape)}")
-    return p.shape[1]
-
-
 def _same(p: Paths, q: Paths, layer: str | None) -> int:
-    sizes = [(_count(t), _width(t, layer)) for t in (p, q)]
+    sizes = [(count_of(t), width(t, layer)) for t in (p, q)]
     if sizes[0] != sizes[1]:
         raise WeightspaceError(
             f"paths of {sizes[0]} and {sizes[1]} (examples, units) cannot be compared; take both on one task"
@@ -496,38 +404,3 @@ def _same(p: Paths, q: Paths, layer: str | None) -> int:
 
 def _few(p: Paths, n: int) -> Paths:
     return p.take(range(n)) if isinstance(p, Gates) else p[:n]
-
-
-def _bytes(p: Paths, rows: slice, first: int, last: int) -> np.ndarray:
-    if isinstance(p, Gates):
-        return p.columns(first, last, rows)
-    return p[rows, first:last].cpu().numpy().view(np.uint8)
-
-
-def _columns(*paths: Paths, layer: str | None = None) -> Iterator[tuple[np.ndarray, ...]]:
-    """Blocks (image, unit) of all examples, some units at once."""
-    first, last = _spans(paths[0], layer)
-    for a in range(first, last, _CHUNK):
-        yield tuple(_bytes(p, slice(None), a, min(a + _CHUNK, last)) for p in paths)
-
-
-def _pieces(p: Paths, q: Paths, layer: str | None) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """Some examples at once with all of their units, as many as fit into `_BYTES`."""
-    first, last = _spans(p, layer)
-    step = max(1, _BYTES // max(1, last - first))
-    for a in range(0, _count(p), step):
-        rows = slice(a, a + step)
-        yield rows, _bytes(p, rows, first, last), _bytes(q, rows, first, last)
-
-
-def _spans(p: Paths, layer: str | None) -> tuple[int, int]:
-    return p.span(layer) if isinstance(p, Gates) else (0, _width(p, layer))
-
-
-def _matrices(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    if a.shape != b.shape or a.dim() < 2:
-        raise WeightspaceError(
-            f"activations of {tuple(a.shape)} and {tuple(b.shape)} cannot be compared; give one shape, (example, ..)"
-        )
-    x, y = (t.detach().flatten(1).to(torch.promote_types(t.dtype, torch.float32)) for t in (a, b))
-    return x, y

@@ -8,16 +8,7 @@ __getattr__, __dir__, __all__ = handed_on(
         "recorder": ["Recorder"],
         "recording": ["Record", "Recording", "RecordingError", "Writer"],
         "adapters": ["lightning_callback", "mlflow", "scalars", "tensorboard", "trainer_callback", "wandb"],
-        "critical_periods": [
-            "blur",
-            "critical_period",
-            "CriticalPeriod",
-            "DEFICITS",
-            "label_permutation",
-            "noise",
-            "Row",
-            "Training",
-            "vertical_flip",
-        ],
+        "critical_periods": ["critical_period", "CriticalPeriod", "Row", "Training"],
+        "deficits": ["blur", "DEFICITS", "label_permutation", "noise", "vertical_flip"],
     },
 )

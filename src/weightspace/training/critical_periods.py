@@ -11,165 +11,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weightspace.net.errors import WeightspaceError, first_line
-from weightspace.net.inputs import arguments, each, leaves
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.inputs import arguments, each
 from weightspace.net.net import Net
 from weightspace.net.public import public
 from weightspace.task.classification import accuracy
 from weightspace.task.digest import DigestError, digest
 from weightspace.task.task import Task
+from weightspace.training.deficits import NONE, Deficit, Named, applied, blur, deficit_of, name_of
 
-__all__ = [
-    "CriticalPeriod",
-    "DEFICITS",
-    "Row",
-    "Training",
-    "blur",
-    "critical_period",
-    "label_permutation",
-    "noise",
-    "vertical_flip",
-]
-
-
-Deficit: TypeAlias = Callable[[Any, Any], tuple[Any, Any]]
-Named: TypeAlias = Literal["blur", "noise", "label_permutation", "vertical_flip"]
-_NONE = "none"
-
-
-# ------------------------------------------------------------------ deficits
-
-
-@public
-def blur(size: int = 4) -> Deficit:
-    """A deficit that blurs images: average pooling over size x size pixels, then bilinear interpolation back.
-
-    >>> import weightspace as ws
-    >>> net, task = ws.demo.example()
-    >>> x, y = task.example(4), task.labels()[:4]
-    >>> blurred, _ = ws.training.blur(4)(x, y)
-    >>> blurred.shape, bool(blurred.std() < x.std())
-    (torch.Size([4, 1, 8, 8]), True)
-    """
-    if size < 1:
-        raise WeightspaceError(f"blur of {size} pixels; give 1 or more")
-
-    def change(x: Tensor, y: Any) -> tuple[Tensor, Any]:
-        _images(x, "blur")
-        small = F.avg_pool2d(x, size, ceil_mode=True)
-        return F.interpolate(small, x.shape[-2:], mode="bilinear", align_corners=False), y
-
-    return _named(change, f"blur {size}")
-
-
-@public
-def noise(share: float = 1.0) -> Deficit:
-    """A deficit that mixes in noise: (1 - share) x + share e, e Gaussian with the mean and deviation of the batch.
-
-    The noise is drawn anew for every batch.
-
-    >>> import weightspace as ws
-    >>> net, task = ws.demo.example()
-    >>> x, y = task.example(4), task.labels()[:4]
-    >>> noisy, _ = ws.training.noise(0.5)(x, y)
-    >>> noisy.shape, bool((noisy != x).all())
-    (torch.Size([4, 1, 8, 8]), True)
-    """
-    if not 0 <= share <= 1:
-        raise WeightspaceError(f"a share of {share} of noise; give a number in [0, 1]")
-
-    def change(x: Any, y: Any) -> tuple[Any, Any]:
-        return each(lambda t: torch.lerp(t, t.mean() + t.std() * torch.randn_like(t), share), x), y
-
-    return _named(change, f"noise {share:g}")
-
-
-@public
-def label_permutation(classes: int = 10, seed: int = 0) -> Deficit:
-    """A deficit that renames classes: every class gets the label of another, the same one throughout.
-
-    >>> import weightspace as ws
-    >>> net, task = ws.demo.example()
-    >>> x, y = task.example(4), task.labels()[:4]
-    >>> _, labels = ws.training.label_permutation(classes=10)(x, y)
-    >>> bool((labels != y).all())
-    True
-    """
-    if classes < 2:
-        raise WeightspaceError(f"labels of {classes} classes cannot be permuted; give 2 or more")
-    order = torch.randperm(classes, generator=torch.Generator().manual_seed(seed))
-    to = torch.empty_like(order).scatter_(0, order, order.roll(-1))
-
-    def change(x: Any, y: Tensor) -> tuple[Any, Tensor]:
-        if y.is_floating_point() or int(y.min()) < 0 or int(y.max()) >= classes:
-            raise WeightspaceError(f"label permutation needs labels from 0 to {classes - 1}; give classes=")
-        return x, to.to(y.device)[y]
-
-    return _named(change, "label permutation")
-
-
-@public
-def vertical_flip() -> Deficit:
-    """A deficit that turns images upside down; the default control.
-
-    >>> import weightspace as ws
-    >>> net, task = ws.demo.example()
-    >>> x, y = task.example(4), task.labels()[:4]
-    >>> flipped, _ = ws.training.vertical_flip()(x, y)
-    >>> bool((flipped.flip(-2) == x).all())
-    True
-    """
-
-    def change(x: Tensor, y: Any) -> tuple[Tensor, Any]:
-        _images(x, "vertical flip")
-        return x.flip(-2), y
-
-    return _named(change, "vertical flip")
-
-
-DEFICITS: Mapping[str, Callable[[], Deficit]] = {
-    "blur": blur, "noise": noise, "label_permutation": label_permutation, "vertical_flip": vertical_flip,
-}  # fmt: skip
-
-
-def _named(change: Deficit, name: str) -> Deficit:
-    change.__name__ = name
-    return change
-
-
-def _images(x: Any, name: str) -> None:
-    if not isinstance(x, Tensor) or x.dim() != 4 or not x.is_floating_point():
-        seen = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise WeightspaceError(f"{name} needs images (example, channel, height, width), got {seen}")
-
-
-def _deficit(value: Named | Deficit) -> Deficit:
-    return DEFICITS[value]() if isinstance(value, str) else value
-
-
-def _name(change: Deficit) -> str:
-    return getattr(change, "__name__", type(change).__name__)
-
-
-def _applied(change: Deficit, x: Any, y: Tensor) -> tuple[Any, Tensor]:
-    """The batch with the deficit, its shapes checked."""
-    try:
-        new = change(each(torch.clone, x), y.clone())
-        found = [tuple(t.shape) for t in (*leaves(new[0]), new[1])]
-    except WeightspaceError:
-        raise
-    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
-        raise WeightspaceError(f"the deficit {_name(change)} failed on a batch (x, y): {first_line(error)}") from error
-    before = [tuple(t.shape) for t in (*leaves(x), y)]
-    if found != before or len(new) != 2:
-        raise WeightspaceError(f"the deficit {_name(change)} changes shapes {before} into {found}; it must keep them")
-    return new
+__all__ = ["CriticalPeriod", "Row", "Training", "critical_period"]
 
 
 # ------------------------------------------------------------------ training
@@ -233,7 +89,7 @@ class Training:
         for x, y in self.train.minibatch(self.batch, step, seed).recut(size=self.batch):
             if y is None:
                 raise WeightspaceError("the task to train on has no labels; give Task(inputs, labels)")
-            x, y = (x, y) if change is None else _applied(change, x, y)
+            x, y = (x, y) if change is None else applied(change, x, y)
             args, kwargs = arguments(_beside(module, x))
             term, some = self.train.summed(self.train.output(module(*args, **kwargs)), y)
             terms.append(term)
@@ -299,13 +155,13 @@ class CriticalPeriod:
 
     def accuracies(self, deficit: str, onset: int, length: int) -> list[float]:
         """Test accuracies, one per seed, in the order of the seeds; with length 0, those without a deficit."""
-        name = deficit if length else _NONE
+        name = deficit if length else NONE
         found = [row for row in self.rows if (row.deficit, row.onset, row.length) == (name, onset, length)]
         return [row.accuracy for row in sorted(found, key=lambda row: row.seed)]
 
     def cost(self, deficit: str, onset: int, length: int) -> tuple[float, float]:
         """The lasting loss of accuracy against "none", paired by seed: mean, and standard error (NaN for one seed)."""
-        clean, hurt = (self.accuracies(name, onset, length) for name in (_NONE, deficit))
+        clean, hurt = (self.accuracies(name, onset, length) for name in (NONE, deficit))
         lost = torch.tensor([a - b for a, b in zip(clean, hurt, strict=True)], dtype=torch.float64)
         error = float(lost.std()) / math.sqrt(len(lost)) if len(lost) > 1 else math.nan
         return float(lost.mean()), error
@@ -323,7 +179,7 @@ class CriticalPeriod:
         head = ["onset", "length", "accuracy without, %", *(f"{name}, points lost" for name in shown)]
         lines = [head, ["---"] * len(head)]
         for onset, length in self.windows:
-            clean = self.accuracies(_NONE, onset, length)
+            clean = self.accuracies(NONE, onset, length)
             lost = [self.cost(name, onset, length) for name in shown]
             cells = [f"{100 * mean:.1f}" + ("" if math.isnan(e) else f" ± {100 * e:.1f}") for mean, e in lost]
             lines.append([str(onset), str(length), f"{100 * sum(clean) / len(clean):.1f}", *cells])
@@ -356,12 +212,12 @@ def critical_period(
     >>> found.windows, [row.deficit for row in found.rows]
     ([(0, 1)], ['none', 'blur 4', 'vertical flip'])
     """
-    changes = [_deficit(deficit), *([] if control is None else [_deficit(control)])]
+    changes = [deficit_of(deficit), *([] if control is None else [deficit_of(control)])]
     names = _names(changes)
     _check(train, changes, onsets, lengths, seeds)
     windows = [(onset, length) for onset in dict.fromkeys(onsets) for length in dict.fromkeys(lengths)]
     named = dict(zip(names, changes, strict=True))
-    of = {name: _of(train, change, restart, fisher) for name, change in {_NONE: None, **named}.items()}
+    of = {name: _of(train, change, restart, fisher) for name, change in {NONE: None, **named}.items()}
     known, found = _known(rows, of), list[Row]()
     for seed in dict.fromkeys(seeds):
         for row in _measured(train, named, windows, seed, restart, fisher, known):
@@ -412,9 +268,9 @@ def _of(*parts: Any) -> str:
 
 
 def _names(changes: Sequence[Deficit]) -> list[str]:
-    names = [_name(change) for change in changes]
-    ours = getattr(changes[0], "__module__", None) == __name__
-    if _NONE in names or (len({*names}) < len({*changes}) and not ours):
+    names = [name_of(change) for change in changes]
+    ours = getattr(changes[0], "__module__", None) == blur.__module__
+    if NONE in names or (len({*names}) < len({*changes}) and not ours):
         raise WeightspaceError(f"deficit and control are named {' and '.join(names)}; give each a __name__ of its own")
     return names
 
@@ -436,7 +292,7 @@ def _check(
         raise WeightspaceError("the task to train on has no labels; give Task(inputs, labels)")
     with torch.random.fork_rng():
         for change in changes:
-            _applied(change, x, y)
+            applied(change, x, y)
 
 
 def _clean(
@@ -448,12 +304,12 @@ def _clean(
     known: Mapping[tuple[str, int, int, int], Row],
 ) -> Iterator[Row]:
     """Rows without a deficit: of one long run, unless the schedule restarts at another epoch for every window."""
-    rows = {window: known.get((_NONE, *window, seed)) for window in windows}
+    rows = {window: known.get((NONE, *window, seed)) for window in windows}
     missing = [window for window, row in rows.items() if row is None]
     for group in [[w] for w in missing] if restart else [missing] * bool(missing):
         ends = {window: sum(window) + train.after for window in group}
         seen = _followed(train, None, (0, sum(group[0])), [*ends.values()], seed, restart, fisher)
-        rows |= {window: Row(_NONE, *window, seed, *seen[end]) for window, end in ends.items()}
+        rows |= {window: Row(NONE, *window, seed, *seen[end]) for window, end in ends.items()}
     yield from (row for row in rows.values() if row is not None)
 
 
