@@ -92,7 +92,6 @@ def kramers_rate(
         raise WeightspaceError(
             f"the barrier is {barrier}; give the saddle's loss minus the minimum's, which is positive"
         )
-    kinds = [Operator if isinstance(h, Operator) else type(h) for h in (minimum, saddle)]
     error = 0.0
     if isinstance(minimum, Tensor) and isinstance(saddle, Tensor):
         low, falling = _spectrum(minimum), _spectrum(saddle)
@@ -110,9 +109,8 @@ def kramers_rate(
             raise WeightspaceError(f"two log-determinants need the negative eigenvalue too, got unstable={unstable}")
         ratio, down = minimum - saddle, float(unstable)
     else:
-        raise WeightspaceError(
-            f"give two numbers, two matrices or two operators, not {kinds[0].__name__} and {kinds[1].__name__}"
-        )
+        kinds = " and ".join(type(h).__name__ for h in (minimum, saddle))
+        raise WeightspaceError(f"give two numbers, two matrices or two operators, not {kinds}")
     prefactor = math.log(-down / (2 * math.pi)) + ratio / 2
     return Rate(prefactor + exponent, prefactor, exponent, down, error / 2)
 
