@@ -59,6 +59,7 @@ def _old(old: str, files: str) -> ModuleType:
         raise AttributeError(f"module 'weightspace.{old}' has no attribute {name!r}")
 
     module.__getattr__ = get  # type: ignore[method-assign]
+    module.__path__ = []  # so that `import weightspace.old.file` is asked for too
     return module
 
 
