@@ -71,7 +71,14 @@ def dead_links(page: Path) -> list[str]:
     return [link for link in links if not (page.parent / link).exists()]
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p.read_text(), "python")], ids=lambda p: p.stem)
+SHOWN = [
+    pytest.param(page, marks=[pytest.mark.slow] if page.stem == "all-of-it" else [], id=page.stem)
+    for page in PAGES
+    if blocks(page.read_text(), "python")
+]
+
+
+@pytest.mark.parametrize("page", SHOWN)
 def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     run(page.read_text(), page.stem)

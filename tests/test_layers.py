@@ -102,7 +102,8 @@ def test_every_name_that_is_handed_on_is_there_and_hides_no_file(wing):
 @pytest.mark.parametrize("old", ws._MOVED)
 @pytest.mark.filterwarnings("ignore:weightspace.[a-z.]* is now in")
 def test_names_of_the_last_release_warn_and_lead_to_the_same(old):
-    sys.modules.pop(f"weightspace.{old}", None)
+    for name in [n for n in sys.modules if f"{n}.".startswith(f"weightspace.{old}.")]:
+        del sys.modules[name]
     vars(ws).pop(old, None)
     if "." not in old:
         with pytest.warns(DeprecationWarning, match=f"weightspace.{old} is now in weightspace."):

@@ -746,6 +746,7 @@ def test_perturb_and_stability_refuse_in_one_line(here, capsys, command, words):
     assert not (here / "x.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_demo(tmp_path, capsys, monkeypatch):
     for name, value in {"_EPOCHS": 10, "_DRAWS": 2, "_WATCHED": 4, "_ASKED": 60, "_RANK": 10, "_STEPS": 60}.items():
         monkeypatch.setattr(demo, name, value)

@@ -116,7 +116,12 @@ def plain():
     return {name: numbers(call()) for name, call in CALLS.items()}
 
 
-@pytest.mark.parametrize("ambient", AMBIENT)
+FAST = {"no_grad", "autocast", "float64", "threads"}  # the others are asked by `make test-all`
+
+
+@pytest.mark.parametrize(
+    "ambient", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in AMBIENT]
+)
 def test_answers_do_not_depend_on_the_ambient_state(ambient, plain):
     wrong = []
     for name, call in CALLS.items():
