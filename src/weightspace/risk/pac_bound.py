@@ -313,7 +313,7 @@ def _counted(net: Net, task: Task) -> tuple[int, int]:
         f = task.forward(net, x)
         if y is None or y.is_floating_point() or y.dim() != 1 or f.dim() != 2 or f.shape[1] < 2:
             seen = "none" if y is None else f"{y.dtype} of shape {tuple(y.shape)}"
-            raise WeightspaceError(f"errors are counted on one class label and outputs (example, class >= 2): "
+            raise WeightspaceError("errors are counted on one class label an example, outputs (example, class >= 2): "
                             f"labels are {seen}, outputs {tuple(f.shape)}")  # fmt: skip
         if not f.isfinite().all():
             raise WeightspaceError("the outputs hold NaN or infinity; look for it in the data and the weights")
