@@ -607,3 +607,9 @@ def test_a_network_that_is_not_its_graph_is_refused():
     net = Net.of(Counting())
     with pytest.raises(BoundError, match="something else than its graph"):
         certificate(net, perturb(net, 0.1), Task(torch.randn(5, 3)))
+
+
+@pytest.mark.parametrize(("name", "seed"), [("sub", 7792), ("sub", 3133), ("add", 0), ("adaptive_avg_pool3d", 0)])
+def test_what_is_rounded_to_the_dtype_before_it_is_added_is_in_the_bound(name, seed):
+    """alpha, a plain number and their product in half precision; sums that are kept in the dtype of the input."""
+    assert rules.once(name, seed).ratio <= 1 + 1e-9

@@ -177,8 +177,11 @@ class Call:
         size_at: Callable[[int], float] | None = None,
         beside: float = 0.0,
         products: bool = False,
+        stored_terms: float = 0,
     ) -> Far:
         """The bounds of the result, with the rounding of sums of `terms` terms and `stores` roundings of the result.
+
+        `stored_terms`: roundings of what is added up to the dtype of the result itself, where no wider one is used.
 
         `size_at(point)`: the norm of the absolute values that are added up, if larger than the result's. `beside`: the
         norm of a term (a bias) that is added at the end, after the sum before it was rounded.
@@ -191,6 +194,9 @@ class Call:
             return beside + norm + (off if point else 0.0) + (apart if point == 2 else 0.0)
 
         more = self.slip(terms, size_at or kept, stores, kept, products)
+        if stored_terms:
+            stored = self.slip(0, kept, stored_terms, size_at or kept)
+            more = (more[0] + stored[0], more[1] + stored[1], more[2] + stored[2])
         return Far(norm if self.data else norm + more[0], off + more[1], apart + more[2])
 
     def copied(self, times: float = 1.0) -> Far:

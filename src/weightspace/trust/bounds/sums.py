@@ -22,12 +22,14 @@ def _times(call: Call, value: Value) -> float:
 @rule("add sub", "self other", "alpha")
 def _add(call: Call) -> Far:
     x, y = call["self"], call["other"]
-    by, factor = _times(call, x), abs(float(call.plain["alpha"])) * _times(call, y)
+    alpha = float(call.plain["alpha"])
+    by, factor = _times(call, x), abs(alpha) * _times(call, y)
     return call.found(
         by * x.far.norm + factor * y.far.norm,
         by * x.far.off + factor * y.far.off,
         by * x.far.apart + factor * y.far.apart,
         terms=4,
+        stored_terms=0 if alpha == 1 else 4,  # alpha, a number and their product are rounded to the dtype
         size_at=lambda p: by * x.at(p) + factor * y.at(p),
     )
 
@@ -91,7 +93,10 @@ def _average(call: Call) -> Far:
     kernel, far = call.plain.get("kernel_size"), x.far
     pairs = zip(x.a.shape[-rank:], call.out.shape[-rank:], strict=True)
     terms = math.prod(_each(kernel, rank) if kernel else [-(-n // k) + 1 for n, k in pairs]) + 2
-    return call.found(by * far.norm, by * far.off, by * far.apart, terms=terms, size_at=lambda p: by * x.at(p))
+    stored = terms if call.name == "adaptive_avg_pool3d" else 0  # which sums in the dtype of its input
+    return call.found(
+        by * far.norm, by * far.off, by * far.apart, terms=terms, size_at=lambda p: by * x.at(p), stored_terms=stored
+    )
 
 
 @rule("upsample_nearest1d upsample_nearest2d upsample_nearest3d", "self input",
