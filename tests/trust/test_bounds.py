@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from architectures import CASES, noisy
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from benchmarks import rules
@@ -613,3 +615,28 @@ def test_a_network_that_is_not_its_graph_is_refused():
 def test_what_is_rounded_to_the_dtype_before_it_is_added_is_in_the_bound(name, seed):
     """alpha, a plain number and their product in half precision; sums that are kept in the dtype of the input."""
     assert rules.once(name, seed).ratio <= 1 + 1e-9
+
+
+class NumberAdded(nn.Module):
+    """A number is added that nearly cancels the input: what is left is smaller than the rounding of the number."""
+
+    def __init__(self, number: float) -> None:
+        super().__init__()
+        self.number, self.gain = number, nn.Parameter(torch.ones(1, 4, dtype=DOUBLE))
+
+    def forward(self, x):
+        return self.gain * (x + self.number)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("number", [2.617777452920633, -1e-7, 0.1])
+def test_a_number_is_rounded_to_the_dtype_of_the_network(number, dtype):
+    net = Net.of(NumberAdded(number))
+    task = Task(torch.full((2, 4), -number, dtype=DOUBLE).to(dtype).double())
+    assert displaced(net, net.to(dtype), task) <= certificate(net, net.to(dtype), task).bound < 1
+
+
+@given(st.floats(-1e4, 1e4), st.sampled_from(DTYPES))
+def test_the_rounding_of_a_number_is_what_torch_does(x, dtype):
+    apart, found = abs(float(torch.tensor(x, dtype=DOUBLE).to(dtype)) - x), Arithmetic.of(dtype).rounded(x)
+    assert apart <= found * (1 + 1e-12) and found <= max(apart * (1 + 1e-12), 2 * Arithmetic.of(dtype).tiny)

@@ -53,6 +53,14 @@ class Arithmetic:
             raise BoundError(f"no bound is known for the rounding of {dtype}; compare in float32 or bfloat16")
         return _of(dtype, _factor(device) if dtype == torch.float32 else 0.0)
 
+    def rounded(self, x: float) -> float:
+        """How far a number may be from what is stored of it: exactly that, and more for one that underflows."""
+        if not self.unit or not math.isfinite(x):
+            return 0.0
+        part, exponent = math.frexp(x)
+        apart = abs(part - round(part / self.unit) * self.unit) * 2.0**exponent
+        return apart + (self.tiny if 0 < abs(x) < self.tiny / self.unit else 0.0)
+
     def error(self, terms: float, size: float, stores: float, kept: float, numel: int, products: bool = False) -> float:
         """The rounding error of a result of norm `kept`, stored `stores` times, of sums of `terms` terms.
 

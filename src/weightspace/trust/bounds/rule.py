@@ -11,7 +11,7 @@ other argument must have its default, or a value that the rule names; else the o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from weightspace.graph.trace import op_name
-from weightspace.trust.bounds.rounding import Arithmetic, BoundError
+from weightspace.trust.bounds.rounding import EXACT, Arithmetic, BoundError
 
 __all__ = ["Call", "Far", "RULES", "Rule", "Value", "bind", "number", "rule", "size"]
 
@@ -74,10 +74,12 @@ class Value:
         return self.far.norm + (self.far.off if point else 0.0) + (self.far.apart if point == 2 else 0.0)
 
 
-def number(x: float) -> Value:
-    """A Python number as an exact `Value`, the same in both networks."""
+def number(x: float, arithmetic: Sequence[Arithmetic] = (EXACT, EXACT, EXACT)) -> Value:
+    """A Python number as a `Value`: exact at the reference, rounded to the dtype of each network."""
     tensor = torch.tensor(float(x), dtype=torch.float64)
-    return Value(tensor, Far(abs(float(x)), 0.0, 0.0), True, tensor)
+    a, b = (one.rounded(float(x)) for one in arithmetic[1:])
+    same = arithmetic[1].unit == arithmetic[2].unit
+    return Value(tensor, Far(abs(float(x)), a, 0.0 if same else a + b), same, tensor, b)
 
 
 @dataclass(frozen=True)
@@ -241,7 +243,9 @@ def rule(
     return enter
 
 
-def bind(node: fx.Node, look: Callable[[Any], Any]) -> tuple[Rule, dict[str, Any], dict[str, Any]]:
+def bind(
+    node: fx.Node, look: Callable[[Any], Any], arithmetic: Sequence[Arithmetic] = (EXACT, EXACT, EXACT)
+) -> tuple[Rule, dict[str, Any], dict[str, Any]]:
     """The rule of a node, its tensor arguments and its settings. Raises `BoundError` for an argument not covered."""
     name = op_name(node)
     if name not in RULES or not isinstance(node.target, torch._ops.OpOverload):
@@ -255,7 +259,7 @@ def bind(node: fx.Node, look: Callable[[Any], Any]) -> tuple[Rule, dict[str, Any
         key, default = argument.name, argument.default_value if argument.has_default_value() else None
         value = given.get(key, default)
         if key in entry.values:
-            values[key] = _value(value, look)
+            values[key] = _value(value, look, arithmetic)
         elif key in entry.shapes:
             continue
         elif key in entry.plain:
@@ -282,11 +286,11 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, (list, tuple)) else value
 
 
-def _value(value: Any, look: Callable[[Any], Any]) -> Any:
+def _value(value: Any, look: Callable[[Any], Any], arithmetic: Sequence[Arithmetic]) -> Any:
     if isinstance(value, (list, tuple)):
-        return [_value(part, look) for part in value]
+        return [_value(part, look, arithmetic) for part in value]
     found = look(value) if isinstance(value, fx.Node) else value
-    return number(found) if isinstance(found, (int, float)) and not isinstance(found, bool) else found
+    return number(found, arithmetic) if isinstance(found, (int, float)) and not isinstance(found, bool) else found
 
 
 def _setting(name: str, key: str, value: Any, look: Callable[[Any], Any]) -> Any:

@@ -29,7 +29,7 @@ def _add(call: Call) -> Far:
         by * x.far.off + factor * y.far.off,
         by * x.far.apart + factor * y.far.apart,
         terms=4,
-        stored_terms=0 if alpha == 1 else 4,  # alpha, a number and their product are rounded to the dtype
+        stored_terms=0 if alpha == 1 else 4,  # alpha and its product are rounded to the dtype
         size_at=lambda p: by * x.at(p) + factor * y.at(p),
     )
 

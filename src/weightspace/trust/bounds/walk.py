@@ -44,7 +44,7 @@ def apply(
 
     Raises `BoundError`, which names the operation and the argument, where no rule covers them.
     """
-    entry, values, plain = bind(node, look)
+    entry, values, plain = bind(node, look, arithmetic)
     name, operators = op_name(node), {} if operators is None else operators
     return entry.find(Call(name, node.target, values, plain, out, data, arithmetic, operators))
 
