@@ -628,12 +628,25 @@ class NumberAdded(nn.Module):
         return self.gain * (x + self.number)
 
 
+class DividedByANumber(NumberAdded):
+    def forward(self, x):
+        return self.gain * x / self.number
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("number", [2.617777452920633, -1e-7, 0.1])
 def test_a_number_is_rounded_to_the_dtype_of_the_network(number, dtype):
     net = Net.of(NumberAdded(number))
     task = Task(torch.full((2, 4), -number, dtype=DOUBLE).to(dtype).double())
     assert displaced(net, net.to(dtype), task) <= certificate(net, net.to(dtype), task).bound < 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("number", [2.617777452920633, -1e-3, 8.0])
+def test_division_by_a_number_that_is_rounded_is_bounded_and_not_refused(number, dtype):
+    net, task = Net.of(DividedByANumber(number)), Task(torch.randn(5, 4, dtype=DOUBLE))
+    found = certificate(net, net.to(dtype), task)
+    assert displaced(net, net.to(dtype), task) <= found.bound and found.relative < 10 * torch.finfo(dtype).eps
 
 
 @given(st.floats(-1e4, 1e4), st.sampled_from(DTYPES))

@@ -54,13 +54,20 @@ def _div(call: Call) -> Far:
     x, y = call["self"], call["other"]
     if x.still or not y.still:
         raise BoundError("no bound is known for div whose other depends on the inputs")
-    if y.far.off or y.loose:
-        raise BoundError("no bound is known for div whose other is computed with rounding")
     inverse, inverse_b = 1 / y.a.double(), 1 / y.b.double()
     if not bool((inverse.isfinite() & inverse_b.isfinite()).all()):
         raise BoundError("no bound is known for div whose other is zero somewhere")
-    apart = 0.0 if y.same else size(inverse_b - inverse)
-    return _multiplied(call, x, Value(inverse, Far(size(inverse), 0.0, apart), y.same, inverse_b))
+    off, loose = (_inverted(value, error) for value, error in ((y.a, y.far.off), (y.b, y.loose)))
+    apart = 0.0 if y.same else size(inverse_b - inverse) + off + loose
+    return _multiplied(call, x, Value(inverse, Far(size(inverse), off, apart), y.same, inverse_b, loose))
+
+
+def _inverted(value: Tensor, error: float) -> float:
+    """|1/v - 1/w| <= |v - w| / min |v| (min |v| - |v - w|), for all w with |v - w| <= error."""
+    least = float(value.double().abs().min()) if error else 1.0
+    if error >= least:
+        raise BoundError("no bound is known for div whose other is zero to rounding")
+    return error / (least * (least - error))
 
 
 @rule("cat stack", "tensors", "dim")
