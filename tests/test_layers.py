@@ -18,12 +18,12 @@ FILES = {
     "task": "examples formats losses measures outputs task classification datasets data_files digest goal",
     "graph": """atoms pretrained rules.call rules.contraction rules.part rules.shape rules.reduction rules.write rules
         trace follow layer on_data""",
-    "inside": "image_functions representation units counts path_overlap",
+    "inside": "image_functions representation calls units counts path_overlap",
     "equivariance": "finite_group equivariance layers",
     "curvature": "gradients linearised outputs curvature fisher tangent_kernel",
     "metric": "distance metric optim steps per_layer pullback geodesic",
-    "codes": """langevin nuisance posterior quadratic attribution scores structure_functions store sweep task_map
-        transfer weight_information""",
+    "codes": """langevin nuisance posterior encoding quadratic attribution scores structure_functions store sweep
+        task_map transfer weight_information""",
     "path": "path diffusion barrier loss_plane trail",
     "trust": """bounds.rounding bounds.rule bounds.maps bounds.norms bounds.pointwise bounds.shapes bounds.sums
         bounds.twins bounds.walk bounds.certificate expected_displacement relative perturbation sensitivity""",
@@ -31,7 +31,7 @@ FILES = {
     "symmetry": """axis group balance canonical probe reach scale sign verify read saved align.parity align.ascent
         align.relax align.merge align.refit align.repair align.match align.features symmetry quotient""",
     "training": "deficits critical_periods recording recorder adapters",
-    "flows": "batches anchors attacks ensembles goals pruning result stepper",
+    "flows": "batches anchors attacks ensembles goals pruning result options stepper",
     "commands": """progress data scores settings workspace compare align merge capacity walk perturb stability inform
         tasks certify watch paths""",
     "pages": """page style compare align merge walk capacity stability inform tasks certify paths watch

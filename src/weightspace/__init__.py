@@ -139,7 +139,7 @@ _SHOWN = """
 """.split()  # what the sentence above needs; the others live in their wing, and are found here too
 _MOVED = {  # modules of the last release -> where their names are
     "acting": "equivariance.finite_group",
-    "activation": "inside.units",
+    "activation": "inside.units inside.calls",
     "adapters": "training.adapters",
     "architecture": "checkpoint.architecture checkpoint.stored",
     "attribution": "codes.attribution",
@@ -188,7 +188,7 @@ _MOVED = {  # modules of the last release -> where their names are
     "periods": "training.critical_periods training.deficits",
     "perturbation": "trust.perturbation",
     "pickled": "checkpoint.pickled",
-    "posterior": "codes.posterior",
+    "posterior": "codes.posterior codes.encoding",
     "pruning": "flows.pruning",
     "public": "net.public net.errors net.state",
     "pullback": "metric.pullback",

@@ -85,7 +85,7 @@ def test_kl_is_that_of_torch():
 
 @pytest.mark.parametrize("variance", [None, 0.3])
 def test_the_gradient_of_the_kl_is_exact(variance):
-    from weightspace.codes.posterior import _begin
+    from weightspace.codes.encoding import _begin
 
     fit = _begin(ws.Net.of(mlp()), ws.Net.of(mlp(1)), variance, None)
     for leaf in (fit.mean, fit.log_variance):

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from weightspace.codes import transfer
-from weightspace.codes.posterior import encode
+from weightspace.codes.encoding import encode
 from weightspace.codes.task_map import TaskMap, scaling, stress
 from weightspace.codes.transfer import cost, task_distance, task_distances
 from weightspace.net.errors import WeightspaceError

@@ -181,7 +181,7 @@ CLASSES = {
     ],
     "curvature.gauss_newton": lambda a, b, t: ws.gauss_newton(a, t) @ b.weights.flat(),
     "curvature.hessian": lambda a, b, t: ws.hessian(a, t) @ b.weights.flat(),
-    "posterior.encode": lambda a, b, t: ws.encode(a, t, **FEW).length,
+    "encoding.encode": lambda a, b, t: ws.encode(a, t, **FEW).length,
     "langevin.learning_coefficient": lambda a, b, t: ws.learning_coefficient(a, t, chains=2, draws=4, burn=2).value,
     "langevin.loss_and_slope": lambda a, b, t: [*langevin.loss_and_slope(a, t)],
     "weight_information.cost": lambda a, b, t: weight_information.cost(a, t, "variational").products,
@@ -246,7 +246,7 @@ TEXTS = {
     "classification.accuracy", "goal.gradient", "goal.value_and_gradient", "fisher.fisher_trace",
     "fisher.gradient_noise",
     "curvature.curvature_diagonal", "curvature.fisher_information", "curvature.gauss_newton", "curvature.hessian",
-    "distance.functional", "langevin.loss_and_slope", "posterior.encode", "anchors.ewc", "anchors.fisher",
+    "distance.functional", "langevin.loss_and_slope", "encoding.encode", "anchors.ewc", "anchors.fisher",
     "anchors.hold",
     "weight_information.flatness_bound", "sweep.random_labels", "expected_displacement.displacement",
     "perturbation.width", "langevin.learning_coefficient",
@@ -351,7 +351,7 @@ def test_what_stands_at_padded_positions_counts_nowhere():
     t = texts()
     x, y = t.example(N), t.labels()
     moved = ws.Task(torch.where(y == -100, x.flip(0) % 5, x), y)
-    for name in sorted(TEXTS - {"posterior.encode", "langevin.learning_coefficient", "sweep.random_labels"} - HELD):
+    for name in sorted(TEXTS - {"encoding.encode", "langevin.learning_coefficient", "sweep.random_labels"} - HELD):
         assert off(CLASSES[name](net, other, moved), CLASSES[name](net, other, t)) < 1e-9, name
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import weightspace as ws
-from weightspace.codes import posterior
+from weightspace.codes import encoding
 from weightspace.flows.result import Flow
 from weightspace.net.net import Net
 
@@ -170,7 +170,7 @@ def test_alignment_moves_their_units_and_keeps_the_function():
 def test_a_code_holds_the_others_alone():
     net = network()
     free = {"2.weight", "2.bias", "4.weight", "4.bias"}
-    code = posterior.encode(net, TASK, 0.01, steps=3)
+    code = encoding.encode(net, TASK, 0.01, steps=3)
     assert set(code.layers) == free and set(code.posterior.net.weights) == free
     found = ws.information(net, TASK)
     assert set(found.layers) == free and sum(found.layers.values()) == pytest.approx(found.value)
@@ -191,7 +191,7 @@ def test_a_bend_between_networks_leaves_what_they_share():
         (lambda net: ws.flow(net, ws.prune(0.5), ws.Pullback(OLD)), 'frozen="move"'),
         (lambda net: ws.perturb(net), 'frozen="move"'),
         (lambda net: ws.width(net, TASK), 'frozen="move"'),
-        (lambda net: posterior.encode(net, TASK), "thawed"),
+        (lambda net: encoding.encode(net, TASK), "thawed"),
         (lambda net: ws.information(net, TASK), "thawed"),
         (lambda net: ws.flow(net, ws.learn(TASK), ws.Adam(), frozen="no"), "stay"),
     ],

@@ -177,7 +177,7 @@ MEMORIES = {
     "graph.rules.call.KEEPERS": "a register that modules fill while they are imported",
     "graph.rules.call.MOVERS": "a register that modules fill while they are imported",
     "graph.rules.call.READERS": "a register that modules fill while they are imported",
-    "task.task._order": "test_caches_without_hidden_arguments",
+    "task.examples.order_of": "test_caches_without_hidden_arguments",
     "inside.counts.integer_product": "test_caches_without_hidden_arguments",
     "task.digest._way": "test_caches_without_hidden_arguments",
     "task.digest._code": "test_caches_without_hidden_arguments",
@@ -389,7 +389,7 @@ def test_a_loss_has_the_settings_and_labels_of_now(change, parts):
 
 def test_caches_without_hidden_arguments():
     """They depend on their arguments, which cannot change, and on nothing else; a changed copy is another object."""
-    from weightspace.task.task import _order
+    from weightspace.task.examples import order_of as _order
 
     assert torch.equal(_order(7, 3), _order.__wrapped__(7, 3)) and not torch.equal(_order(7, 3), _order(7, 4))
     assert (counts.integer_product() is None) == (counts.integer_product.__wrapped__() is None)

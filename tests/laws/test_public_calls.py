@@ -9,6 +9,7 @@ import numpy as np
 import public_calls
 import pytest
 import torch
+from ambient import default_dtype
 from public_calls import CALLS, GROUP, A, B, C, X, module, numbers, public_files
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -25,16 +26,6 @@ LOADER = DataLoader(TensorDataset(X, Y), batch_size=7)
 
 # callables of public rooms whose results hold no number that a mode could change, or which are contexts
 UNMARKED = {"Weights", "checked", "finite", "math_attention", "squared_distance", "carried", "classifies", "logits"}
-
-
-@contextlib.contextmanager
-def default_dtype(dtype):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 @contextlib.contextmanager
@@ -373,3 +364,17 @@ def test_a_goal_of_the_last_release_is_still_a_goal():
 def test_a_name_given_twice_is_refused():
     with pytest.raises(ws.WeightspaceError, match="rate is called lr now"):
         ws.trust_per_example(A, TASK, rate=0.1, lr=0.1)
+
+
+def test_a_warning_about_an_old_name_points_at_the_caller(recwarn):
+    """However deep in the library it is given: by a renamed argument, and by a goal of the last release."""
+    net, task = ws.demo.example()
+    ws.curvature.hessian(net, task.take(8)).trace(samples=4)
+
+    class Old(ws.task.Goal):
+        def covector(self, net, step):
+            return ws.gradient(task, net), 0.0
+
+    ws.flow(net, Old(), ws.Euclidean(), steps=1)
+    told = [w.filename for w in recwarn if w.category is DeprecationWarning]
+    assert len(told) >= 2 and set(told) == {__file__}

@@ -5,12 +5,12 @@ What cannot be read is refused in the library's own words, and what the example 
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 
 import pytest
 import torch
 import torch.nn.functional as F
+from ambient import default_dtype
 from torch import nn
 from torch.nn.utils import prune
 
@@ -140,16 +140,6 @@ def test_the_group_is_that_of_any_example(rows):
     """One row too, where the gradient of a bias may be the very tensor that flows on."""
     for x in (normal(rows, 6), 100 * normal(rows, 6), torch.zeros(rows, 6), torch.ones(rows, 6)):
         assert str(Symmetry.of(batchnormed(), x)) == WHOLE
-
-
-@contextlib.contextmanager
-def default_dtype(dtype):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 STATES = {

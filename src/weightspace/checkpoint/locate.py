@@ -11,7 +11,7 @@ from typing import Any
 from weightspace.checkpoint import files
 from weightspace.checkpoint.refusal import refusal, some
 
-__all__ = []
+__all__ = ["ELSEWHERE", "INDEX", "TORCH", "left_in", "locate", "read_index"]
 
 TORCH = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".th", ".model")
 SINGLE, INDEX = "model.safetensors", ".index.json"

@@ -6,7 +6,8 @@ __getattr__, __dir__, __all__ = handed_on(
     __name__,
     {
         "weightspace.net.cost": ["Cost"],
-        "posterior": ["Code", "encode", "Gaussian", "Noisy", "stream"],
+        "posterior": ["Gaussian", "Noisy", "stream"],
+        "encoding": ["Code", "encode"],
         "quadratic": [
             "Quadratic",
         ],

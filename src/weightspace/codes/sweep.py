@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from weightspace.checkpoint import reader, writer
-from weightspace.codes.posterior import Code, Gaussian, encode
+from weightspace.codes.encoding import Code, encode
+from weightspace.codes.posterior import Gaussian
 from weightspace.codes.store import Store
 from weightspace.codes.structure_functions import Run, StructureFunction
 from weightspace.net.cost import Cost

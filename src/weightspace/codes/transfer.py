@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from weightspace.codes.posterior import encode
+from weightspace.codes.encoding import encode
 from weightspace.codes.store import Store
 from weightspace.codes.task_map import Distance, Key, TaskMap
 from weightspace.net.cost import Cost

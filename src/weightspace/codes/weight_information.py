@@ -31,8 +31,8 @@ import torch
 from torch import Tensor
 
 from weightspace.codes.attribution import Scaled, attributed, products
+from weightspace.codes.encoding import encode
 from weightspace.codes.langevin import learning_coefficient, loss_and_slope
-from weightspace.codes.posterior import encode
 from weightspace.codes.quadratic import Quadratic, positive
 from weightspace.curvature.curvature import curvature_diagonal, gauss_newton
 from weightspace.net.cost import Cost

@@ -13,20 +13,19 @@ from weightspace.net.net import Net
 from weightspace.task.outputs import logits
 from weightspace.task.task import Task
 
-__all__ = []
+__all__ = ["Augment", "changed", "forward", "mean_of", "positive"]
 
 
 Augment = Callable[[Any, torch.Generator], Any]
 
 
-# ------------------------------------------------------------------
-
-
 def forward(task: Task, net: Net, x: Any) -> Tensor:
+    """The outputs of the network on a batch, without what a model returns beside its logits."""
     return logits(task.forward(net, x))
 
 
 def changed(x: Any, augment: Augment | None, seed: int, step: int) -> Any:
+    """The batch as `augment` changes it at this step; the same for the same seed."""
     return x if augment is None else augment(x, torch.Generator().manual_seed(seed * 1_000_003 + step))
 
 
@@ -39,5 +38,6 @@ def mean_of(parts: list[tuple[Tensor, int]]) -> Tensor:
 
 
 def positive(what: str, number: int) -> None:
+    """Refuse a number of examples below one."""
     if number < 1:
         raise WeightspaceError(f"{what} has at least one example, got {number}")

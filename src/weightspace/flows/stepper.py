@@ -12,16 +12,17 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from weightspace.flows.anchors import hold
+from weightspace.flows.options import Aim, Options, Size, asked, check_fit, check_numbers
 from weightspace.flows.pruning import Prune, share_at, tightened
 from weightspace.flows.result import Flow, Record
-from weightspace.metric.geodesic import acceleration, kink
+from weightspace.metric.geodesic import acceleration
 from weightspace.metric.metric import Adam, Metric
 from weightspace.metric.per_layer import compensated
 from weightspace.metric.pullback import Pullback
@@ -31,8 +32,8 @@ from weightspace.net.public import public
 from weightspace.net.weights import Weights
 from weightspace.path.trail import Trail
 from weightspace.symmetry.symmetry import Symmetry
-from weightspace.task.digest import changed, told
-from weightspace.task.goal import Goal, as_goal, value_and_gradient
+from weightspace.task.digest import changed
+from weightspace.task.goal import as_goal, value_and_gradient
 from weightspace.task.task import Task
 from weightspace.trust.relative import relative_distances
 
@@ -41,9 +42,6 @@ if TYPE_CHECKING:
 
 __all__ = ["flow"]
 
-
-Aim: TypeAlias = Task | Callable[[Net], Tensor] | Goal | Prune
-Size: TypeAlias = float | Callable[[float], float]
 
 _HALVINGS, _BISECTIONS = 8, 40
 _GROW, _TRUST = 1.5, 2.0
@@ -85,90 +83,18 @@ def flow(
     >>> path.log[-1].drift < 0.01
     True
     """
-    options = _Options(budget, probe, max_drift, corrections, accelerate, mask, max_trust, save, check)
-    _check_numbers(steps, size, options)
+    options = Options(budget, probe, max_drift, corrections, accelerate, mask, max_trust, save, check)
+    check_numbers(steps, size, options)
     goal = goal if isinstance(goal, Prune) else as_goal(goal)
     net = unfrozen(checked(net), frozen)
-    _check_fit(net, goal, metric, options)
+    check_fit(net, goal, metric, options)
     metric = metric.begin() if isinstance(metric, Adam) else metric
     if isinstance(goal, Prune) and goal.repair == "gauss-newton":
         options = replace(options, corrections=max(corrections, 2))
     run = _Run(net, metric, options, trail, progress)
     if run.trail is not None:
-        run.resume(run.trail, _asked(net, goal, metric, options, steps, size), steps)
+        run.resume(run.trail, asked(net, goal, metric, options, steps, size), steps)
     return run.go(goal, steps, size)
-
-
-@dataclass(frozen=True)
-class _Options:
-    """Arguments of `flow` that do not change on the way."""
-
-    budget: float | None
-    probe: Task | None
-    max_drift: float | None
-    corrections: int
-    accelerate: bool | Literal["force"]
-    mask: Weights | None
-    max_trust: float | None
-    save: int
-    check: int
-
-
-def _check_numbers(steps: int, size: Size, options: _Options) -> None:
-    positive = {name: getattr(options, name) for name in ("budget", "max_drift", "max_trust")}
-    for name, value in {**positive, "size": None if callable(size) else size}.items():
-        if value is not None and not 0 < value < math.inf:
-            raise WeightspaceError(f"{name} must be positive, got {value}")
-    counts = {name: getattr(options, name) for name in ("save", "check", "corrections")}
-    for name, value in {"steps": steps, **counts}.items():
-        if value < (least := int(name != "corrections")):
-            raise WeightspaceError(f"{name} must be at least {least}, got {value}")
-
-
-def _check_fit(net: Net, goal: Goal | Prune, metric: Metric | Pullback, options: _Options) -> None:
-    """Raise `WeightspaceError` where goal, metric and options do not fit together."""
-    if net.frozen and len(net.frozen) == len(net.weights):
-        raise WeightspaceError('every parameter of the network is frozen: nothing could move; give frozen="move"')
-    if options.mask is not None:
-        net.weights.check(options.mask)
-        if not any(bool(m.any()) for m in options.mask.values()):
-            raise WeightspaceError("the mask holds every weight: nothing could move")
-    if isinstance(goal, Prune):
-        _check_pruning(goal, metric, options)
-    if options.max_drift is not None and options.probe is None:
-        raise WeightspaceError("max_drift is a drift on other examples; give them as probe=")
-    if options.accelerate and not isinstance(metric, Pullback):
-        raise WeightspaceError("only a Pullback metric has geodesics to accelerate along; give Pullback(task)")
-    if options.accelerate is True and isinstance(metric, Pullback) and (at := kink(net, metric)):
-        raise WeightspaceError(
-            f'{at} has kinks that a second derivative does not see; use corrections, or accelerate="force"'
-        )
-
-
-def _check_pruning(goal: Prune, metric: Metric | Pullback, options: _Options) -> None:
-    if not isinstance(metric, Pullback):
-        raise WeightspaceError("pruning is repaired under a Pullback metric; give Pullback(task)")
-    if goal.repair == "descent" and options.budget is not None:
-        raise WeightspaceError(
-            "a descent keeps no budget at every step; leave it out, and look at the drift at the end"
-        )
-    if goal.repair == "layer" and options.mask is not None:
-        raise WeightspaceError("the repair layer by layer moves all that is not cut; take another repair with a mask")
-    if options.max_trust is not None:
-        raise WeightspaceError("max_trust cuts the steps of a descent, and pruning has none; leave it out")
-
-
-def _asked(
-    net: Net, goal: Goal | Prune, metric: Metric | Pullback, options: _Options, steps: int, size: Size
-) -> dict[str, Any]:
-    """Everything that the path depends on, for a `trail` to be continued."""
-    o = options
-    asked = {
-        "network": net, "goal": goal, "metric": metric, "size": size, "budget": o.budget, "probe": o.probe,
-        "corrections": o.corrections, "accelerate": o.accelerate, "mask": o.mask, "max_trust": o.max_trust,
-        "save": o.save, "check": o.check, "steps": steps if callable(size) or isinstance(goal, Prune) else None,
-    }  # fmt: skip
-    return {name: told(value) for name, value in asked.items()}
 
 
 class _Run:
@@ -178,7 +104,7 @@ class _Run:
         self,
         net: Net,
         metric: Metric | Pullback,
-        options: _Options,
+        options: Options,
         trail: str | os.PathLike[str] | None,
         progress: Callable[[Record], None],
     ) -> None:

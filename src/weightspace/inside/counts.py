@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Paths",
     "columns_of",
-    "count_of",
     "float_product",
     "gram",
     "integer_product",
@@ -126,11 +125,6 @@ def share_of(both: Tensor, one: Tensor, two: Tensor) -> Tensor:
 # ------------------------------------------------------------------ gates, packed or not
 
 
-def count_of(p: Paths) -> int:
-    """The number of examples."""
-    return len(p)
-
-
 def width(p: Paths, layer: str | None) -> int:
     """The number of units, of one layer or of all."""
     if isinstance(p, Gates):
@@ -160,7 +154,7 @@ def pieces(p: Paths, q: Paths, layer: str | None) -> Iterator[tuple[slice, np.nd
     """Some examples at once with all of their units, as many as fit into `_BYTES`."""
     first, last = _spans(p, layer)
     step = max(1, _BYTES // max(1, last - first))
-    for a in range(0, count_of(p), step):
+    for a in range(0, len(p), step):
         rows = slice(a, a + step)
         yield rows, _bytes(p, rows, first, last), _bytes(q, rows, first, last)
 

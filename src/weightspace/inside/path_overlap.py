@@ -20,7 +20,6 @@ from torch import Tensor
 from weightspace.inside.counts import (
     Paths,
     columns_of,
-    count_of,
     float_product,
     gram,
     lower,
@@ -242,8 +241,8 @@ def against_distance(p: Paths, inputs: Tensor, layer: str | None = None) -> dict
     (dict_keys(['count', 'cosine', 'jaccard', 'hamming']), True)
     """
     x = inputs.detach().flatten(1).double()
-    if len(x) != count_of(p):
-        raise WeightspaceError(f"paths of {count_of(p)} examples do not fit {len(x)} inputs")
+    if len(x) != len(p):
+        raise WeightspaceError(f"paths of {len(p)} examples do not fit {len(x)} inputs")
     return ranked(p, torch.cdist(x, x), layer)
 
 
@@ -364,7 +363,7 @@ def neighbours(
     >>> found.ranks.shape, found.jaccard.shape
     (torch.Size([2, 2, 20]), torch.Size([1, 2]))
     """
-    size = min(candidates, min((count_of(p) for p in history), default=0))
+    size = min(candidates, min((len(p) for p in history), default=0))
     if len(history) < 2 or not anchors or not 1 <= nearest < size or any(not 0 <= a < size for a in anchors):
         raise WeightspaceError(
             f"{len(history)} times, anchors {tuple(anchors)}, {nearest} nearest of {size} candidates do not fit; "
@@ -392,7 +391,7 @@ def _order(p: Paths, anchors: Sequence[int], layer: str | None) -> Tensor:
 
 
 def _same(p: Paths, q: Paths, layer: str | None) -> int:
-    sizes = [(count_of(t), width(t, layer)) for t in (p, q)]
+    sizes = [(len(t), width(t, layer)) for t in (p, q)]
     if sizes[0] != sizes[1]:
         raise WeightspaceError(
             f"paths of {sizes[0]} and {sizes[1]} (examples, units) cannot be compared; take both on one task"

@@ -9,8 +9,8 @@ does more, and a number from the second call on: "fc1.relu", "block.act#2".
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from weightspace.checkpoint import files
+from weightspace.inside.calls import LINEAR, SMOOTH, UNITS, Call, Meet, rows_of, watching, whole
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.inputs import carried, leaves
-from weightspace.net.net import Net, checked, math_attention
+from weightspace.net.net import Net, checked
 from weightspace.net.public import public
 from weightspace.task.examples import stacked
 from weightspace.task.task import Task
@@ -34,105 +33,6 @@ if TYPE_CHECKING:
     from jaxtyping import Bool
 
 __all__ = ["Gates", "features", "forced", "gates", "unit_outputs"]
-
-
-_KINKED = {"relu", "leaky_relu", "prelu", "rrelu", "threshold", "clamp", "clamp_min"}
-_SMOOTH = {"gelu", "silu", "mish", "elu", "selu", "celu", "hardswish", "relu6", "softplus"}
-_MAPS = {"linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
-
-
-def _named(names: set[str]) -> dict[Any, str]:
-    found = {}
-    for home in (torch, F, Tensor, torch._C._nn):
-        for name in names:
-            for spelled in (name, f"{name}_"):
-                if function := getattr(home, spelled, None):
-                    found[function] = name
-    return found
-
-
-_UNITS, _LINEAR = _named(_KINKED | _SMOOTH), _named(_MAPS)
-
-Call = Callable[..., Tensor]  # the intercepted function, of its own first argument or of another
-Meet = Callable[[str, str, Tensor, Call], Tensor]
-
-
-class _Watch(TorchFunctionMode):
-    """A mode that calls `meet(layer, function, first argument, call)` in place of every call of `functions`."""
-
-    def __init__(self, functions: Mapping[Any, str], meet: Meet) -> None:
-        super().__init__()
-        self.functions, self.meet, self.inside, self.seen = functions, meet, [("", False)], dict[str, int]()
-
-    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = self.functions.get(func)
-        if name is None or not _kink_at_zero(name, args, kwargs):
-            return func(*args, **kwargs)
-        path, alone = self.inside[-1]
-        label = path if alone else f"{path}.{name}".lstrip(".")
-        self.seen[label] = self.seen.get(label, 0) + 1
-        if self.seen[label] > 1:
-            label = f"{label}#{self.seen[label]}"
-        z = args[0] if args else kwargs["input"]
-        rest = {key: value for key, value in kwargs.items() if key != "input"}
-        out = self.meet(label, name, z, lambda other=z: func(other, *args[1:], **rest))
-        in_place = func.__name__.endswith("_") or rest.get("inplace") or any(a is True for a in args[1:])
-        return z.copy_(out) if in_place and out is not z else out
-
-
-def _kink_at_zero(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a clamp or threshold is a ReLU: max(0, z)."""
-    if name == "threshold":
-        return (*args[1:3], *(kwargs[k] for k in ("threshold", "value") if k in kwargs)) == (0, 0)
-    if name not in ("clamp", "clamp_min"):
-        return True
-    low = args[1] if len(args) > 1 else kwargs.get("min")
-    high = args[2] if len(args) > 2 else kwargs.get("max")
-    return isinstance(low, (int, float)) and low == 0 and high is None
-
-
-@contextmanager
-def _watching(net: Net, functions: Mapping[Any, str], meet: Meet) -> Iterator[_Watch]:
-    """`_Watch` as a context, with hooks that track which module is being run; all are removed at the end."""
-    watch, hooks = _Watch(functions, meet), []
-    try:
-        for path, module in net.architecture.named_modules():
-            alone = not any(True for _ in module.children()) and (
-                type(module).__module__ == "torch.nn.modules.activation" or functions is _LINEAR
-            )
-            hooks.append(module.register_forward_pre_hook(_enter(watch, path, alone)))
-            hooks.append(module.register_forward_hook(_leave(watch), always_call=True))
-        with math_attention(), watch:
-            yield watch
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _enter(watch: _Watch, path: str, alone: bool) -> Callable[..., None]:
-    return lambda *_: watch.inside.append((path, alone))
-
-
-def _leave(watch: _Watch) -> Callable[..., None]:
-    def leave(*_: Any) -> None:
-        watch.inside.pop()
-
-    return leave
-
-
-def _rows(label: str, z: Tensor, size: int) -> Tensor:
-    if not z.dim() or not z.numel() or z.shape[0] % size:
-        raise WeightspaceError(
-            f"layer {label} has units of shape {tuple(z.shape)} for {size} examples; the first axis must be the example"
-        )
-    return z.reshape(size, -1)
-
-
-def _whole(label: str, z: Tensor) -> Tensor:
-    if bool(z.sum().isnan()) and bool(z.isnan().any()):
-        raise WeightspaceError(f"NaN in the units of layer {label}; lower the learning rate, or look at the inputs")
-    return z
 
 
 # ------------------------------------------------------------------ gates
@@ -242,7 +142,7 @@ def gates(task: Task, file: str | PathLike[str] | None = None) -> Callable[[Net]
             for x, _ in task.batches():
                 size = len(leaves(x)[0])
                 examples.append(_numbers(x))
-                _pass(net, task, carried(x, net), _UNITS, _noted(kept, smooth, size))
+                passed(net, task, carried(x, net), UNITS, _noted(kept, smooth, size))
                 found = {name: z.shape[1] for name, z in kept.items()}
                 if not found:
                     name = type(net.architecture).__name__
@@ -275,8 +175,8 @@ def _numbers(x: Any) -> np.ndarray:
 
 def _noted(kept: dict[str, np.ndarray], smooth: list[str], size: int) -> Meet:
     def meet(label: str, name: str, z: Tensor, call: Call) -> Tensor:
-        kept[label] = (_rows(label, _whole(label, z), size) > 0).cpu().numpy()
-        if name in _SMOOTH:
+        kept[label] = (rows_of(label, whole(label, z), size) > 0).cpu().numpy()
+        if name in SMOOTH:
             smooth.append(label)
         return call()
 
@@ -320,8 +220,8 @@ class _Sheet:
 
 
 @torch.no_grad()
-def _pass(net: Net, task: Task, x: Any, functions: Mapping[Any, str], meet: Meet) -> Tensor:
-    with _watching(net, functions, meet):
+def passed(net: Net, task: Task, x: Any, functions: Mapping[Any, str], meet: Meet) -> Tensor:
+    with watching(net, functions, meet):
         return task.forward(net, x)
 
 
@@ -349,7 +249,7 @@ def features(
     >>> {layer: tuple(a.shape) for layer, a in ws.features(task, of="maps")(net).items()}
     {'1': (60, 16), '3': (60, 10)}
     """
-    functions = {"units": _UNITS, "maps": _LINEAR}[of]
+    functions = {"units": UNITS, "maps": LINEAR}[of]
     if dtype not in (torch.float16, torch.float32, torch.float64):
         raise WeightspaceError(f"activations are kept as float16, float32 or float64, not {dtype}")
 
@@ -359,7 +259,7 @@ def features(
         _steady(task)
         with ExitStack() as places:
             for x, _ in task.batches(checked(net)):
-                _pass(net, task, x, functions, _kept(found, places, folder, len(task), len(leaves(x)[0]), dtype))
+                passed(net, task, x, functions, _kept(found, places, folder, len(task), len(leaves(x)[0]), dtype))
         if not found:
             name = type(net.architecture).__name__
             raise WeightspaceError(f"{name} has no layers of this kind: {of}; take the other `of`")
@@ -380,7 +280,7 @@ def _kept(
 
     def meet(label: str, name: str, z: Tensor, call: Call) -> Tensor:
         out = call()
-        values = _rows(label, _whole(label, out), size).to("cpu", dtype)
+        values = rows_of(label, whole(label, out), size).to("cpu", dtype)
         if label not in found:
             safe = "".join(c if c.isalnum() else "-" for c in label)
             file = None if folder is None else f"{folder}/{len(found):03d}-{safe}.npy"
@@ -406,7 +306,7 @@ def unit_outputs(net: Net, task: Task, x: Any) -> dict[str, Tensor]:
         found[label] = call()
         return found[label]
 
-    with _watching(net, _UNITS, meet):
+    with watching(net, UNITS, meet):
         outputs = task.forward(net, x)
     return {**found, "outputs": outputs}
 
@@ -445,7 +345,7 @@ def forced(net: Net, gates: Gates, task: Task | None = None) -> Tensor:
     for x, _ in task.batches():
         size, met = len(leaves(x)[0]), list[str]()
         examples.append(_numbers(x))
-        outputs.append(_pass(net, task, carried(x, net), _UNITS, _given(gates, slice(row, row + size), met)))
+        outputs.append(passed(net, task, carried(x, net), UNITS, _given(gates, slice(row, row + size), met)))
         if len(met) < len(gates.layers):
             raise WeightspaceError(f"the network has no layer {next(n for n in gates.layers if n not in met)}")
         row += size

@@ -11,6 +11,7 @@ import builtins
 import functools
 import inspect
 import numbers
+import sys
 import threading
 import types
 import typing
@@ -27,10 +28,11 @@ from torch.nn import Module
 from weightspace.net.errors import CallError
 from weightspace.net.state import settled
 
-__all__ = ["becomes", "public"]
+__all__ = ["becomes", "deprecated", "public"]
 
 _SHAPES = {"Float", "Int", "Bool", "Integer", "Num", "Shaped", "UInt8"}  # of jaxtyping, which users need not install
 _CALL = threading.local()
+_LIBRARY = __name__.split(".")[0]
 
 
 def public(
@@ -108,11 +110,11 @@ def _as_before(call: Callable[..., Any], renamed: Mapping[str, str], order: Sequ
         for old in renamed.keys() & kwargs.keys():
             if renamed[old] in kwargs:
                 raise CallError(f"{call.__name__}: {old} is called {renamed[old]} now; give it once")
-            _deprecated(f"{call.__name__}: {old}= is called {renamed[old]}= now")
+            deprecated(f"{call.__name__}: {old}= is called {renamed[old]}= now")
             kwargs[renamed[old]] = kwargs.pop(old)
         if order and len(args) >= len(order) and _is_task(args[order.index("task")]):
             if not _is_task(args[now.index("task")]):
-                _deprecated(f"{call.__name__} takes ({', '.join(now)}) now, in this order")
+                deprecated(f"{call.__name__} takes ({', '.join(now)}) now, in this order")
                 before = dict(zip(order, args, strict=False))
                 args = (*(before[name] for name in now), *args[len(order) :])
         return call(*args, **kwargs)
@@ -126,8 +128,12 @@ def _is_task(value: Any) -> bool:
     )
 
 
-def _deprecated(text: str) -> None:
-    warnings.warn(text, DeprecationWarning, stacklevel=4)
+def deprecated(text: str) -> None:
+    """A `DeprecationWarning` at the line of the caller outside this library."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] == _LIBRARY:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, DeprecationWarning, stacklevel=level)
 
 
 def _check_call(function: Callable[..., Any], args: Any, kwargs: Any, error: TypeError) -> None:

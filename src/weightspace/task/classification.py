@@ -10,8 +10,8 @@ from torch import Tensor
 from weightspace.net.net import Net
 from weightspace.net.public import public
 from weightspace.task.examples import TaskError
-from weightspace.task.losses import IGNORED, name_of
-from weightspace.task.task import EVEN, Task
+from weightspace.task.losses import EVEN, IGNORED, name_of
+from weightspace.task.task import Task
 
 __all__ = ["accuracy", "classifies"]
 

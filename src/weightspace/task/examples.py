@@ -9,7 +9,7 @@ import os
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,34 @@ from torch.utils import data
 
 from weightspace.net.errors import WeightspaceError, first_line
 from weightspace.net.inputs import each, leaves, shape
+
+__all__ = []
+
+
+@lru_cache(maxsize=8)
+def order_of(n: int, seed: int) -> Tensor:
+    return shuffled(n, seed)
+
+
+def form_of(x: Tensor) -> Any:
+    return tuple(x.shape[1:]), x.dtype
+
+
+def joined(parts: list[tuple[Any, Tensor | None]]) -> list[tuple[Any, Tensor | None]]:
+    """A list with all batches as one; an empty list for none."""
+    if len(parts) < 2:
+        return parts
+    ys = [y for _, y in parts if y is not None]
+    return [(each(stacked, *(x for x, _ in parts)), stacked(*ys) if ys else None)]
+
+
+def parts_of(whole: list[tuple[Any, Tensor | None]], size: int) -> list[tuple[Any, Tensor | None]]:
+    """A batch in parts of `size` examples; the last has 1 to `size`."""
+    (x, y) = whole[0]
+    starts = range(0, len(leaves(x)[0]), size)
+    rows = [slice(k, k + size) for k in starts]
+    return [(each(lambda t, r=r: t[r], x), None if y is None else y[r]) for r in rows]
+
 
 _LOOKED_AT = 1 << 16  # numbers of a batch that its digest depends on
 

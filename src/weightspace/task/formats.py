@@ -26,7 +26,19 @@ from weightspace.task.examples import TaskError
 if TYPE_CHECKING:
     from jaxtyping import UInt8
 
-__all__ = []
+__all__ = [
+    "INPUTS",
+    "OFFICIAL",
+    "Split",
+    "about",
+    "find_file",
+    "labels_beside",
+    "read_idx",
+    "read_npz",
+    "read_parquet",
+    "reading",
+    "scaled",
+]
 
 Split: TypeAlias = Literal["train", "test"]
 OFFICIAL: dict[Split, str] = {"train": "train", "test": "t10k"}

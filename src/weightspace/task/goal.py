@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +11,10 @@ from torch import Tensor
 
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net, checked
-from weightspace.net.public import public
+from weightspace.net.public import deprecated, public
 from weightspace.net.weights import Weights
-from weightspace.task.task import Task, descend
+from weightspace.task.losses import descend
+from weightspace.task.task import Task
 
 __all__ = ["Goal", "as_goal", "gradient", "not_aliased", "value_and_gradient"]
 
@@ -79,13 +79,13 @@ class Goal:
         """The value of the goal at a network (NaN where it has none) and its gradient, for this step."""
         if type(self).covector is Goal.covector:
             raise NotImplementedError
-        _say_renamed("a goal gives value_and_gradient(net, step) -> (value, gradient) now, in place of covector")
+        deprecated("a goal gives value_and_gradient(net, step) -> (value, gradient) now, in place of covector")
         gradient, value = self.covector(net, step)
         return value, gradient
 
     def covector(self, net: Net, step: int) -> tuple[Weights, float]:
         """Deprecated: the gradient, then the value; use `value_and_gradient`."""
-        _say_renamed("covector(..) -> (gradient, value) is value_and_gradient(..) -> (value, gradient) now")
+        deprecated("covector(..) -> (gradient, value) is value_and_gradient(..) -> (value, gradient) now")
         value, gradient = self.value_and_gradient(net, step)
         return gradient, value
 
@@ -161,7 +161,3 @@ def not_aliased(net: Net, anchor: Net) -> None:
         raise WeightspaceError(
             "the anchor shares its memory with the network that moves, and would move too; clone() it"
         )
-
-
-def _say_renamed(text: str) -> None:
-    warnings.warn(text, DeprecationWarning, stacklevel=4)

@@ -19,10 +19,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from weightspace.net.differentiable import told
 from weightspace.net.errors import InputError, WeightspaceError, first_line
+from weightspace.net.inputs import shape
 from weightspace.task.examples import TaskError
 
 __all__ = ["Beside", "IGNORED", "Loss", "blamed", "fitted", "name_of"]
+
+
+EVEN = {"bernoulli": 0.0, "probabilities": 0.5}  # the output at which both classes are equally likely
+
+
+def descend(value: Any) -> float:
+    """The value of a loss, after its gradient was added to `.grad`. Raises `TaskError` where it has none."""
+    if not isinstance(value, Tensor) or value.ndim or not value.requires_grad:
+        seen = f"shape {shape(value)}" if isinstance(value, Tensor) else type(value).__name__
+        raise TaskError(f"the goal has no gradient in the weights ({seen}); give a differentiable 0-d tensor")
+    try:
+        value.backward()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise TaskError(f"the network has no derivative: {told(error)}") from error
+    return float(value.detach())
 
 
 IGNORED = -100  # torch's mark of a position without a label

@@ -12,7 +12,7 @@ from torch import Tensor
 from weightspace.task.examples import TaskError
 from weightspace.task.losses import IGNORED, fitted
 
-__all__ = []
+__all__ = ["METRICS", "TERMS", "Aggregate", "Metric"]
 
 
 def _rows(f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

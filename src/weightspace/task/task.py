@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from weightspace.net.differentiable import told
 from weightspace.net.inputs import carried, each, leaves, shape
 from weightspace.net.net import Net, checked
 from weightspace.net.public import becomes, public
@@ -27,13 +25,17 @@ from weightspace.task.examples import (
     TaskError,
     digest,
     forget,
+    form_of,
+    joined,
     mixed,
     mixed_labels,
+    order_of,
+    parts_of,
     read_source,
     shuffled,
     stacked,
 )
-from weightspace.task.losses import IGNORED, Beside, Loss, blamed, name_of
+from weightspace.task.losses import EVEN, IGNORED, Beside, Loss, blamed, descend, name_of
 from weightspace.task.measures import METRICS, TERMS, Aggregate, Metric
 from weightspace.task.outputs import logits
 
@@ -146,15 +148,15 @@ class Task:
         """The batches (x, y), regrouped into `size` examples each, for results that depend on how data are batched."""
         kept: list[tuple[Any, Tensor | None]] = []
         for x, y in self.batches(net):
-            if kept and each(_form, x) != each(_form, kept[0][0]):  # padded to another length
-                yield from _joined(kept)
+            if kept and each(form_of, x) != each(form_of, kept[0][0]):  # padded to another length
+                yield from joined(kept)
                 kept = []
             kept.append((x, y))
             if sum(len(leaves(x)[0]) for x, _ in kept) >= size:
-                *whole, rest = _parts(_joined(kept), size)
+                *whole, rest = parts_of(joined(kept), size)
                 yield from whole
                 kept = [rest]
-        yield from _joined(kept)
+        yield from joined(kept)
 
     def _marked(self, y: Tensor | None) -> Tensor | None:
         """Labels in which ignored positions are -100, whatever the `ignore_index` of the loss."""
@@ -445,36 +447,8 @@ class Task:
         if n >= len(self):
             return self
         epoch, at = divmod(step, len(self) // n)
-        order = _order(len(self), seed * 1_000_003 + epoch)
+        order = order_of(len(self), seed * 1_000_003 + epoch)
         return self._with(self._source.pick(order[at * n : at * n + n].sort()[0]))
-
-
-@lru_cache(maxsize=8)
-def _order(n: int, seed: int) -> Tensor:
-    return shuffled(n, seed)
-
-
-EVEN = {"bernoulli": 0.0, "probabilities": 0.5}  # the output at which both classes are equally likely
-
-
-def _form(x: Tensor) -> Any:
-    return tuple(x.shape[1:]), x.dtype
-
-
-def _joined(parts: list[tuple[Any, Tensor | None]]) -> list[tuple[Any, Tensor | None]]:
-    """A list with all batches as one; an empty list for none."""
-    if len(parts) < 2:
-        return parts
-    ys = [y for _, y in parts if y is not None]
-    return [(each(stacked, *(x for x, _ in parts)), stacked(*ys) if ys else None)]
-
-
-def _parts(whole: list[tuple[Any, Tensor | None]], size: int) -> list[tuple[Any, Tensor | None]]:
-    """A batch in parts of `size` examples; the last has 1 to `size`."""
-    (x, y) = whole[0]
-    starts = range(0, len(leaves(x)[0]), size)
-    rows = [slice(k, k + size) for k in starts]
-    return [(each(lambda t, r=r: t[r], x), None if y is None else y[r]) for r in rows]
 
 
 def _not_a_sum(value: Any, what: str) -> Any:
@@ -483,20 +457,6 @@ def _not_a_sum(value: Any, what: str) -> Any:
     if reduction == "sum":
         raise TaskError(f"the {what} sums over a batch, so batches would weigh unevenly; give reduction='mean'")
     return value
-
-
-def descend(value: Any) -> float:
-    """The value of a loss, after its gradient was added to `.grad`. Raises `TaskError` where it has none."""
-    if not isinstance(value, Tensor) or value.ndim or not value.requires_grad:
-        seen = f"shape {shape(value)}" if isinstance(value, Tensor) else type(value).__name__
-        raise TaskError(f"the goal has no gradient in the weights ({seen}); give a differentiable 0-d tensor")
-    try:
-        value.backward()
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        raise TaskError(f"the network has no derivative: {told(error)}") from error
-    return float(value.detach())
 
 
 becomes(Task, DataLoader, Task)
