@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from weightspace.graph.atoms import Atom, Span
 from weightspace.net.public import public
 
-__all__ = ["Axis", "Block", "Generator", "Place"]
+__all__ = ["Axis", "Block", "Generator", "Place", "as_blocks", "place_axes"]
 
 
-KINDS = ("permutation", "scale", "sign")
+MATRICES = ("orthogonal", "linear")
+KINDS = ("permutation", "scale", "sign", *MATRICES)
 
 
 @public
@@ -18,7 +23,8 @@ class Axis:
     """A set of `size` hidden units that move together in every tensor that they index.
 
     `over`: names of the outer axes on whose index the move may depend (channels inside a head over heads), outermost
-    first. `kinds`: which of "permutation", "scale", "sign" the units admit; empty for a fixed index.
+    first. `kinds`: which of "permutation", "scale", "sign", "orthogonal", "linear" the units admit; empty for a fixed
+    index.
 
     >>> import weightspace as ws
     >>> net, task = ws.demo.example()
@@ -61,13 +67,42 @@ class Place:
 @public
 @dataclass(frozen=True)
 class Generator:
-    """A scale or sign symmetry of one axis: factors f > 0 ("scale") or f = +-1 ("sign") on its units.
+    """Moves of one kind on one axis, with one factor for every unit or one matrix for all of them.
 
-    Each place is multiplied by f^exponent. `evaluation`: it changes running statistics, so it holds in evaluation mode
-    only.
+    "scale" and "sign": factors f > 0 or f = +-1; each place is multiplied by f^exponent. `evaluation`: it changes
+    running statistics, so it holds in evaluation mode only. "linear": any invertible matrix M, one for every outer
+    index; units at a place with exponent 1 become M u, those with exponent -1 become M^-T u. "orthogonal": the same
+    with orthogonal M; with `ones` those with M 1 = 1. It holds where each of the places `uniform` (gains of norms)
+    has one number for all units.
     """
 
     axis: str
     kind: str
     exponents: tuple[tuple[Place, float], ...]
     evaluation: bool = False
+    uniform: tuple[Place, ...] = ()
+    ones: bool = False
+
+
+def place_axes(table: Tensor, at: list[int], rank: int) -> Tensor:
+    """A table, reshaped so that its dimensions are at positions `at` of a tensor of `rank` dimensions."""
+    order = sorted(range(len(at)), key=lambda i: at[i])
+    shape = [1] * rank
+    for i in order:
+        shape[at[i]] = table.shape[i]
+    return table.permute(order).reshape(shape)
+
+
+def as_blocks(
+    tensor: str, shape: tuple[int, ...], found: Iterable[tuple[Span, ...]], names: Mapping[Atom, str]
+) -> Iterator[Block]:
+    """Blocks of a tensor from the spans of its dimensions; leaves without a name become plain sizes."""
+    steps = [1] * len(shape)
+    for d in range(len(shape) - 2, -1, -1):
+        steps[d] = steps[d + 1] * shape[d + 1]
+    for block in found:
+        offset = sum(span.start * step for span, step in zip(block, steps, strict=True))
+        strides = tuple(s * step for span, step in zip(block, steps, strict=True) for s in span.strides)
+        leaves = tuple(names.get(leaf, leaf.size) for span in block for leaf in span.leaves)
+        dims = tuple(d for d, span in enumerate(block) for _ in span.leaves)
+        yield Block(tensor, offset, strides, leaves, dims)

@@ -23,6 +23,7 @@ from weightspace.net.errors import SymmetryError
 from weightspace.net.net import Net
 from weightspace.symmetry.axis import Generator, Place
 from weightspace.symmetry.group import Element, Group
+from weightspace.symmetry.matrix import root
 
 __all__ = ["balance", "balancing", "unit_variances"]
 
@@ -30,6 +31,7 @@ __all__ = ["balance", "balancing", "unit_variances"]
 _ROOM = 1 << 21  # numbers
 _MOST_STEPS, _NEWTON = 2000, 8
 _ROUNDING, _LOST = 1e-13, 1e-5
+_MOST_TURNS, _SINGULAR = 30, 1e-12
 
 
 def balancing(
@@ -56,7 +58,60 @@ def balancing(
                 "scales together shrink some weights without end. Read the group with scales=False"
             )
     slice_.rest()
-    return Element(group, {}, {k: t.exp() for k, t in slice_.logs.items()})
+    found = Element(group, {}, {k: t.exp() for k, t in slice_.logs.items()})
+    return (
+        _with_matrices(group, tensors, found, tolerance) if any(g.kind == "linear" for g in group.generators) else found
+    )
+
+
+def _with_matrices(group: Group, tensors: Mapping[str, Tensor], found: Element, tolerance: float) -> Element:
+    """The general linear moves of least norm, after those scales: one axis after the other, until none moves.
+
+    With X and Y the sums of outer products of the units where M and where M^-T acts, tr(M X M^T) + tr(M^-T Y M^-1) is
+    least where S = M^T M solves S X S = Y: S = X^-1/2 (X^1/2 Y X^1/2)^1/2 X^-1/2, and M = S^1/2 up to a rotation.
+    """
+    chosen = {k: g for k, g in enumerate(group.generators) if g.kind == "linear"}
+    for _ in range(_MOST_TURNS):
+        grams = _unit_products(group, tensors, found, chosen)
+        step = {k: _even(grams[k][1.0], grams[k][-1.0]) for k in chosen}
+        found = Element(group, group.identity().permutations, step) @ found
+        if all(
+            float((m - torch.eye(m.shape[-1], dtype=m.dtype)).abs().max()) < max(tolerance, 1e-9) for m in step.values()
+        ):
+            break
+    return found
+
+
+def _unit_products(
+    group: Group, tensors: Mapping[str, Tensor], element: Element, chosen: Mapping[int, Generator]
+) -> dict[int, dict[float, Tensor]]:
+    """For every generator and exponent the sum over its places of the outer products of units, one tensor at a time."""
+    found: dict[int, dict[float, Tensor]] = {k: {} for k in chosen}
+    held: dict[str, list[tuple[int, Place, float]]] = {}
+    for k, generator in chosen.items():
+        for place, exponent in generator.exponents:
+            held.setdefault(group.blocks[place.block].tensor, []).append((k, place, exponent))
+    for name, met in held.items():
+        tensor = element.move(name, tensors[name].double())
+        for k, place, exponent in met:
+            block, axis = group.blocks[place.block], group[chosen[k].axis]
+            lead = [*(block.leaves.index(o) for o in axis.over), place.leaf]
+            rest = [d for d in range(len(block.leaves)) if d not in lead]
+            rows = group.view(block, tensor).permute([*lead, *rest]).reshape(*group.sizes(axis), -1)
+            gram = rows @ rows.mT
+            found[k][exponent] = found[k][exponent] + gram if exponent in found[k] else gram
+    return found
+
+
+def _even(x: Tensor, y: Tensor) -> Tensor:
+    """M = S^1/2 with S X S = Y; a little is added to what is singular, and nothing moves where one is zero."""
+    n = x.shape[-1]
+    sizes = [t.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] for t in (x, y)]
+    none = (sizes[0] <= 0) | (sizes[1] <= 0)
+    eye = torch.eye(n, dtype=torch.float64)
+    x, y = (torch.where(none, eye, t + _SINGULAR * size * eye) for t, size in zip((x, y), sizes, strict=True))
+    up, down = root(x, 0.5), root(x, -0.5)
+    return root(down @ root(up @ y @ up, 0.5) @ down, 0.5)
 
 
 def balance(group: Group, net: Net, tolerance: float = 1e-5) -> Net:

@@ -2,8 +2,8 @@
 
 An `Axis` is a set of units that can move. A `Block` says where it occurs: a strided view of one tensor with one leaf,
 an axis or a plain size, per dimension of the view. A `Generator` is a factor on the units of one axis. An `Element`
-holds a permutation for every axis and a factor for every generator; it acts linearly:
-(g w)[.., x, ..] = prod_k f_k[x]^e_k w[.., p[x], ..].
+holds a permutation for every axis, and factors or a matrix for every generator; it acts linearly:
+(g w)[.., x, ..] = prod_k f_k[x]^e_k w[.., p[x], ..], or sum_y M[x, y] w[.., p[y], ..].
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import Tensor
 
-from weightspace.graph.atoms import Atom, Span
 from weightspace.net.errors import SymmetryError
 from weightspace.net.net import Net, checked
 from weightspace.net.public import public
 from weightspace.net.weights import Weights
-from weightspace.symmetry.axis import KINDS, Axis, Block, Generator, Place
+from weightspace.symmetry.axis import KINDS, MATRICES, Axis, Block, Generator, Place, place_axes
+from weightspace.symmetry.matrix import drawn, inverse, turned
 
-__all__ = ["Element", "Group", "SymmetryError", "as_blocks", "place_axes"]
+__all__ = ["Element", "Group", "SymmetryError"]
 
 
 _G = TypeVar("_G", bound="Group")
@@ -33,10 +33,12 @@ _G = TypeVar("_G", bound="Group")
 @public(grad=False)
 @dataclass(frozen=True)
 class Element:
-    """One element g of the group: a permutation of every axis, and factors for its scales and signs.
+    """One element g of the group: a permutation of every axis, then factors for its scales and signs, or matrices.
 
     `permutations[axis]` has shape (outer sizes.., size): unit x of the result is unit p[.., x] of the argument;
-    `factors[k]`, of the same shape, belongs to generator k. `g(net)`, `g(weights)`, `g.inverse()`, `g @ h`.
+    `factors[k]`, of the same shape, belongs to generator k; a matrix has the shape (outer sizes.., size, size).
+    `g(net)`, `g(weights)`, `g.inverse()`, `g @ h`. Raises `SymmetryError` for a network of another architecture, and
+    for one whose norms are not folded if matrices are to turn what they normalise: see `Symmetry.fold`.
 
     >>> import weightspace as ws
     >>> net, task = ws.demo.example()
@@ -58,6 +60,7 @@ class Element:
         """The action g w. A Net moves with its buffers; Weights move linearly."""
         if not isinstance(point, Weights):
             self.group.check(point)
+            self._check_folded(point)
             return Net(point.architecture, self(point.weights), self(point.state))
         new = point.clone()
         for name in self.group.tensors:
@@ -77,7 +80,30 @@ class Element:
                 factor = self._factor(number, leaf)
                 if factor is not None:
                     place.mul_(self.group.spread(factor.to(place), block, leaf))
+            if turns := self._turns(number, block):
+                place.copy_(turned(place, turns))
         return target
+
+    def _turns(self, number: int, block: Block) -> list[tuple[Tensor, float, list[int]]]:
+        """The matrices that act on a block, their exponents, and the dimensions (outer.., own) that they act on."""
+        found = []
+        for leaf, name in enumerate(block.leaves):
+            for k, exponent in self.group.exponents_at.get((number, leaf), ()):
+                if k in self.factors and self.group.generators[k].kind in MATRICES:
+                    outer = [block.leaves.index(o) for o in self.group[str(name)].over]
+                    found.append((self.factors[k], exponent, [*outer, leaf]))
+        return found
+
+    def _check_folded(self, net: Net) -> None:
+        for k in self.factors:
+            for place in self.group.generators[k].uniform if self._is_matrix(k) else ():
+                gain = net.tensors[self.group.blocks[place.block].tensor]
+                if float(gain.max() - gain.min()) > 1e-6 * float(gain.abs().max()):
+                    name = self.group.blocks[place.block].tensor
+                    raise SymmetryError(
+                        f"{self.group.generators[k].axis} turns only where {name} is one number for all units; give "
+                        "group.fold(net)"
+                    )
 
     def _gather(self, value: Tensor, leaves: tuple[str | int, ...], out: Tensor | None = None) -> Tensor:
         """A view of a block with its units in their new places, written to `out` if that is given."""
@@ -98,7 +124,7 @@ class Element:
     def _factor(self, block: int, leaf: int) -> Tensor | None:
         total = None
         for k, exponent in self.group.exponents_at.get((block, leaf), ()):
-            if k in self.factors:
+            if k in self.factors and self.group.generators[k].kind not in MATRICES:
                 power = self.factors[k] ** exponent
                 total = power if total is None else total * power
         return total
@@ -111,7 +137,7 @@ class Element:
                 back = Element(self.group, tables)
                 tables[axis.name] = back._outer(axis, self.permutations[axis.name].argsort(-1))
         back = Element(self.group, tables)
-        factors = {k: back._carry(self.group.generators[k].axis, 1 / f) for k, f in self.factors.items()}
+        factors = {k: back._carried(k, inverse(f) if self._is_matrix(k) else 1 / f) for k, f in self.factors.items()}
         return Element(self.group, tables, factors)
 
     def __matmul__(self, other: Element) -> Element:
@@ -121,9 +147,19 @@ class Element:
             tables[name] = self._carry(name, table)
         factors = dict(self.factors)
         for k, factor in other.factors.items():
-            moved = self._carry(self.group.generators[k].axis, factor)
-            factors[k] = factors[k] * moved if k in factors else moved
+            moved = self._carried(k, factor)
+            if k in factors:
+                moved = factors[k] @ moved if self._is_matrix(k) else factors[k] * moved
+            factors[k] = moved
         return Element(self.group, tables, factors)
+
+    def _is_matrix(self, k: int) -> bool:
+        return self.group.generators[k].kind in MATRICES
+
+    def _carried(self, k: int, factor: Tensor) -> Tensor:
+        """Factors or matrices of generator k, moved as the weights move."""
+        axis = self.group[self.group.generators[k].axis]
+        return self._gather(factor, (*axis.over, *[axis.name] * (2 if self._is_matrix(k) else 1)))
 
     def _carry(self, name: str, table: Tensor) -> Tensor:
         """Move an array indexed by (outer axes.., axis) as the weights move."""
@@ -148,30 +184,6 @@ class Element:
         return f"Element({moved} units permuted, {len(self.factors)} of {len(self.group.generators)} factors)"
 
 
-def place_axes(table: Tensor, at: list[int], rank: int) -> Tensor:
-    """A table, reshaped so that its dimensions are at positions `at` of a tensor of `rank` dimensions."""
-    order = sorted(range(len(at)), key=lambda i: at[i])
-    shape = [1] * rank
-    for i in order:
-        shape[at[i]] = table.shape[i]
-    return table.permute(order).reshape(shape)
-
-
-def as_blocks(
-    tensor: str, shape: tuple[int, ...], found: Iterable[tuple[Span, ...]], names: Mapping[Atom, str]
-) -> Iterator[Block]:
-    """Blocks of a tensor from the spans of its dimensions; leaves without a name become plain sizes."""
-    steps = [1] * len(shape)
-    for d in range(len(shape) - 2, -1, -1):
-        steps[d] = steps[d + 1] * shape[d + 1]
-    for block in found:
-        offset = sum(span.start * step for span, step in zip(block, steps, strict=True))
-        strides = tuple(s * step for span, step in zip(block, steps, strict=True) for s in span.strides)
-        leaves = tuple(names.get(leaf, leaf.size) for span in block for leaf in span.leaves)
-        dims = tuple(d for d, span in enumerate(block) for _ in span.leaves)
-        yield Block(tensor, offset, strides, leaves, dims)
-
-
 def _rank(rows: Iterable[int]) -> int:
     """The rank of bit rows, modulo two."""
     basis: list[int] = []
@@ -187,8 +199,9 @@ class Group:
     """A symmetry group as data: axes, blocks, generators, and notes on what could not be read.
 
     `axes`: those that move. `notes`: operations that are not known. `pinned`: why indices of a parameter stay.
-    `verified`: how the group was verified, or None. Iterating gives the axes; `group[name]` one of them. Read one by
-    `Symmetry.of`.
+    `verified`: how the group was verified, or None. `gauge`: the scales and signs that `fold` uses to set gains to one;
+    `free`: places that have no effect on the outputs, which it sets to zero. Iterating gives the axes; `group[name]`
+    one of them. Read one by `Symmetry.of`.
     """
 
     def __init__(
@@ -203,6 +216,8 @@ class Group:
         pinned: Mapping[str, str] | None = None,
         fingerprint: str = "",
         verified: Mapping[str, Any] | None = None,
+        gauge: Iterable[Generator] = (),
+        free: Iterable[Place] = (),
     ) -> None:
         self.every = tuple(every)
         self.blocks = tuple(blocks)
@@ -213,6 +228,7 @@ class Group:
         self.pinned = dict(pinned or {})
         self.fingerprint = fingerprint
         self.verified = dict(verified) if verified else None
+        self.gauge, self.free = tuple(gauge), tuple(free)
         self._axes = {axis.name: axis for axis in self.every}
         self._index()
 
@@ -237,9 +253,11 @@ class Group:
         fixed = {name for name, met in self.places.items() if any(self.blocks[p.block].tensor in still for p in met)}
         every = [replace(axis, kinds=()) if axis.name in fixed else axis for axis in self.every]
         generators = [g for g in self.generators if g.axis not in fixed]
+        gauge = [g for g in self.gauge if g.axis not in fixed]
+        free = [place for place in self.free if self.blocks[place.block].tensor not in still]
         return type(self)(
             every, self.blocks, generators, self.shapes, state=self.state, notes=self.notes, pinned=self.pinned,
-            fingerprint=self.fingerprint, verified=self.verified,
+            fingerprint=self.fingerprint, verified=self.verified, gauge=gauge, free=free,
         )  # fmt: skip
 
     @property
@@ -348,9 +366,10 @@ class Group:
         return torch.arange(axis.size).expand(self.sizes(axis)).clone()
 
     def sample(self, seed: int, kinds: str | Iterable[str] = KINDS, axes: Iterable[str] | None = None) -> Element:
-        """A random element: uniform permutations (none the identity), log-normal scales, random signs.
+        """A random element: uniform permutations (none the identity), log-normal scales, random signs and matrices.
 
-        `kinds`: which of "permutation", "scale" and "sign" move; `axes`: the names of the axes that do.
+        `kinds`: which of "permutation", "scale", "sign", "orthogonal" and "linear" move; `axes`: the names of the axes
+        that do.
         """
         generator = torch.Generator().manual_seed(seed)
         chosen = {a.name for a in self.axes} if axes is None else set(axes)
@@ -364,7 +383,8 @@ class Group:
         factors = {}
         for k, g in enumerate(self.generators):
             if g.kind in wanted and g.axis in chosen:
-                factors[k] = self._draw(self[g.axis], g.kind, generator)
+                sizes = self.sizes(self[g.axis])
+                factors[k] = drawn(g, sizes, generator) if g.kind in MATRICES else self._draw(sizes, g.kind, generator)
         return Element(self, tables, factors)
 
     def _shuffle(self, axis: Axis, generator: torch.Generator) -> Tensor:
@@ -378,15 +398,17 @@ class Group:
             drawn.append(row)
         return torch.stack(drawn).reshape(self.sizes(axis))
 
-    def _draw(self, axis: Axis, kind: str, generator: torch.Generator) -> Tensor:
+    def _draw(self, sizes: tuple[int, ...], kind: str, generator: torch.Generator) -> Tensor:
         if kind == "scale":
-            return (0.5 * torch.randn(self.sizes(axis), generator=generator, dtype=torch.float64)).exp()
-        signs = 1.0 - 2.0 * torch.randint(0, 2, self.sizes(axis), generator=generator, dtype=torch.float64)
+            return (0.5 * torch.randn(sizes, generator=generator, dtype=torch.float64)).exp()
+        signs = 1.0 - 2.0 * torch.randint(0, 2, sizes, generator=generator, dtype=torch.float64)
         signs[..., 0] = -1.0
         return signs
 
     def isometries(self, most: int = 20_000) -> Iterator[Element]:
         """Every permutation and sign, the identity first. Raises `SymmetryError` for more than `most` of them."""
+        if any(g.kind in MATRICES for g in self.generators):
+            raise SymmetryError("matrices cannot all be tried; read the group with linear=False")
         copies = [(a, math.prod(self.sizes(a)[:-1])) for a in self.permutable()]
         signs = [(k, self.sizes(self[g.axis])) for k, g in enumerate(self.generators) if g.kind == "sign"]
         order = math.prod(math.factorial(a.size) ** n for a, n in copies) * 2 ** sum(math.prod(s) for _, s in signs)
@@ -417,6 +439,9 @@ class Group:
         copies = math.prod(self.sizes(axis)[:-1])
         power = f"^{copies}" if copies > 1 else ""
         words = []
+        for g in self.generators:
+            if g.axis == axis.name and g.kind in MATRICES:  # permutations are among them
+                return f"{'GL' if g.kind == 'linear' else 'O'}{axis.size - g.ones}{power}"
         for letter, times in letters:
             if times:
                 word = f"{letter}{axis.size}"

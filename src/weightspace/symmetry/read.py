@@ -22,12 +22,13 @@ from weightspace.graph.follow import Reading, follow, masks
 from weightspace.graph.trace import Trace, own_state, trace
 from weightspace.net.errors import SymmetryError
 from weightspace.net.net import Net
-from weightspace.symmetry.axis import Axis, Block, Generator
-from weightspace.symmetry.group import Group, as_blocks
+from weightspace.symmetry.axis import KINDS, MATRICES, Axis, Block, Generator, Place, as_blocks
+from weightspace.symmetry.group import Group
 from weightspace.symmetry.probe import Probe
 from weightspace.symmetry.reach import Signs, signs_met, unreached
 from weightspace.symmetry.scale import place_slopes, scale_generators
 from weightspace.symmetry.sign import reduce_bits, sign_generators
+from weightspace.symmetry.turns import find_turns
 from weightspace.symmetry.verify import verify
 
 __all__ = ["Draft", "label", "read"]
@@ -45,13 +46,14 @@ def read(
     into: type[_G],
     check: bool | None = None,
     scales: bool = True,
+    linear: bool = False,
     outputs_move: bool = False,
 ) -> _G:
     """The symmetry group of the architecture of `net`, read on one `example` input, verified in float64.
 
     `check`: try every generator on random weights and inputs; None: unless the weights are on the meta device.
-    `scales`: look for scales and signs too, under the same condition. `outputs_move`: leave the axes of the outputs
-    free, to compare representations.
+    `scales`: look for scales and signs too, under the same condition. `linear`: and for matrices. `outputs_move`: leave
+    the axes of the outputs free, to compare representations.
     The notes of the group list tensors that the example does not reach, and scales that failed verification.
     Raises `SymmetryError` where the module cannot be exported or a permutation changes the function.
     """
@@ -64,7 +66,8 @@ def read(
         probe = Probe.of(net, example, seed=0)
         graph = probe.trace()
         draft = _draft(graph, follow(graph, outputs_move), net)
-        return _tried(draft, graph, probe, into, check is not False, scales)
+        group = _tried(draft, graph, probe, into, check is not False, scales)
+        return _turned(draft, group, graph, probe, into) if linear else group
 
 
 def _tried(draft: Draft, graph: Trace, probe: Probe, into: type[_G], check: bool, scales: bool) -> _G:
@@ -93,6 +96,14 @@ def _tried(draft: Draft, graph: Trace, probe: Probe, into: type[_G], check: bool
             draft.say(f"a {generators[k].kind} of {generators[k].axis} holds for small moves only: left out")
         group = draft.group(into, [g for k, g in enumerate(generators) if k not in broken])
     return _sealed(group, into, check, ("permutation", "scale", "sign"))
+
+
+def _turned(draft: Draft, group: _G, graph: Trace, probe: Probe, into: type[_G]) -> _G:
+    """The group with the matrices that its axes admit."""
+    found = find_turns(group, graph, draft.reading, draft.names, probe, draft.say)
+    grown = draft.group(into, found.replaced(group.generators), found.gauge, found.free)
+    grown.verified = group.verified and {**group.verified, "kinds": [*group.verified["kinds"], *MATRICES]}
+    return grown
 
 
 def _factors(draft: Draft, group: Group, graph: Trace, probe: Probe) -> list[Generator]:
@@ -163,13 +174,19 @@ class Draft:
         if note not in self.reading.notes:
             self.reading.notes.append(note)
 
-    def group(self, into: type[_G], generators: Iterable[Generator]) -> _G:
+    def group(
+        self,
+        into: type[_G],
+        generators: Iterable[Generator],
+        gauge: Iterable[Generator] = (),
+        free: Iterable[Place] = (),
+    ) -> _G:
         """The group with these generators; every axis gets its kinds."""
         generators = list(generators)
         axes = []
         for axis in self.every:
             kinds = [] if axis.name in self.fixed else ["permutation"]
-            kinds += [k for k in ("scale", "sign") if any(g.axis == axis.name and g.kind == k for g in generators)]
+            kinds += [k for k in KINDS[1:] if any(g.axis == axis.name and g.kind == k for g in generators)]
             axes.append(replace(axis, kinds=tuple(kinds)))
         return into(
             axes,
@@ -180,6 +197,8 @@ class Draft:
             notes=self.reading.notes,
             pinned=self.pinned,
             fingerprint=self.fingerprint,
+            gauge=gauge,
+            free=free,
         )
 
 

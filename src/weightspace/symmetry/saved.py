@@ -33,19 +33,30 @@ def as_json(group: Group) -> dict[str, Any]:
         "shapes": {name: list(shape) for name, shape in group.shapes.items()},
         "state": list(group.state),
         "blocks": [asdict(block) for block in group.blocks],
-        "generators": [
-            {
-                "axis": g.axis,
-                "kind": g.kind,
-                "evaluation": g.evaluation,
-                "exponents": [[p.block, p.leaf, e] for p, e in g.exponents],
-            }
-            for g in group.generators
-        ],
+        "generators": [_generator(g) for g in group.generators],
+        "gauge": [_generator(g) for g in group.gauge],
+        "free": [[p.block, p.leaf] for p in group.free],
         "notes": list(group.notes),
         "pinned": group.pinned,
     }
     return files.sealed(data)
+
+
+def _generator(g: Generator) -> dict[str, Any]:
+    return {
+        "axis": g.axis,
+        "kind": g.kind,
+        "evaluation": g.evaluation,
+        "exponents": [[p.block, p.leaf, e] for p, e in g.exponents],
+        "uniform": [[p.block, p.leaf] for p in g.uniform],
+        "ones": g.ones,
+    }
+
+
+def _parsed(g: dict[str, Any]) -> Generator:
+    exponents = tuple((Place(b, k), e) for b, k, e in g["exponents"])
+    uniform = tuple(Place(b, k) for b, k in g.get("uniform", ()))
+    return Generator(g["axis"], g["kind"], exponents, g["evaluation"], uniform, bool(g.get("ones", False)))
 
 
 def save(group: Group, path: str | os.PathLike[str]) -> None:
@@ -78,10 +89,7 @@ def _parse(data: dict[str, Any], into: type[_G]) -> _G:
     def tuples(fields: dict[str, Any]) -> dict[str, Any]:
         return {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
 
-    generators = [
-        Generator(g["axis"], g["kind"], tuple((Place(b, k), e) for b, k, e in g["exponents"]), g["evaluation"])
-        for g in data["generators"]
-    ]
+    generators = [_parsed(g) for g in data["generators"]]
     blocks = [Block(**tuples(b)) for b in data["blocks"]]
     shapes = {name: tuple(shape) for name, shape in data["shapes"].items()}
     axes = [Axis(**tuples(a)) for a in data["axes"]]
@@ -99,6 +107,8 @@ def _parse(data: dict[str, Any], into: type[_G]) -> _G:
         pinned=data["pinned"],
         fingerprint=data["fingerprint"],
         verified=data["verified"],
+        gauge=[_parsed(g) for g in data.get("gauge", ())],
+        free=[Place(b, k) for b, k in data.get("free", ())],
     )
 
 

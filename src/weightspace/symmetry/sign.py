@@ -25,8 +25,8 @@ from weightspace.graph.trace import Trace, evaluate, op_name
 from weightspace.net.errors import SymmetryError
 from weightspace.net.inputs import input_tensors
 from weightspace.net.net import math_attention
-from weightspace.symmetry.axis import Block, Generator, Place
-from weightspace.symmetry.group import Group, as_blocks, place_axes
+from weightspace.symmetry.axis import Block, Generator, Place, as_blocks, place_axes
+from weightspace.symmetry.group import Group
 from weightspace.symmetry.probe import Probe
 from weightspace.symmetry.reach import Signs, elementwise, wide
 

@@ -22,6 +22,7 @@ from weightspace.symmetry.align.merge import gather_round
 from weightspace.symmetry.align.repair import best_repaired, has_statistics, reset_statistics
 from weightspace.symmetry.balance import balance
 from weightspace.symmetry.canonical import Key, canonical
+from weightspace.symmetry.fold import fold
 from weightspace.symmetry.group import Group
 from weightspace.symmetry.read import read
 from weightspace.task.task import Task
@@ -58,16 +59,18 @@ class Symmetry(Group):
         *,
         verify: bool | None = None,
         scales: bool = True,
+        linear: bool = False,
         outputs_move: bool = False,
     ) -> Symmetry:
         """Read the group of any module that `torch.export` takes, on one example input, and verify every generator.
 
-        Positive scales and signs are searched too unless `scales=False`. `outputs_move` leaves the axes of the output
-        free, to compare representations. A network on the meta device has no weights to verify with and is only read;
-        with `verify=True` they are drawn at random. Internal values that a model returns beside `logits` (hidden
+        Positive scales and signs are searched too unless `scales=False`. With `linear=True` also orthogonal and general
+        linear moves, as of heads and of the stream of a transformer: see `fold`. `outputs_move` leaves the axes of the
+        output free, to compare representations. A network on the meta device has no weights to verify with and is only
+        read; with `verify=True` they are drawn at random. Internal values that a model returns beside `logits` (hidden
         states, caches) are not outputs: they are permuted along, and a note says so. Raises `SymmetryError`.
         """
-        return read(net, example, into=cls, check=verify, scales=scales, outputs_move=outputs_move)
+        return read(net, example, into=cls, check=verify, scales=scales, linear=linear, outputs_move=outputs_move)
 
     def as_json(self) -> dict[str, Any]:
         """The group as plain data: axes, places, kinds, architecture hash, how it was verified."""
@@ -99,10 +102,11 @@ class Symmetry(Group):
         >>> found.method, round(float((found.element(group.sample(seed=1)(net)) - net).norm()), 3)
         ('weights', 0.0)
         """
+        net, to = (self.fold(n) if self.gauge or self.free else n for n in (net, to))
         if data is None:
             return match(self, net, to, method=method, seed=seed)
         batch = data.take(_FEATURE_EXAMPLES, seed=seed)
-        features = lambda: activation_terms(self, to, net, batch.example(_FEATURE_EXAMPLES))  # noqa: E731
+        features = lambda a, b: activation_terms(self, a, b, batch.example(_FEATURE_EXAMPLES))  # noqa: E731
         return match(self, net, to, features=features, score=_barrier(to, data, seed), method=method, seed=seed)
 
     def align(self, net: Net, to: Net, data: Task | None = None, method: Method = "auto", seed: int = 0) -> Net:
@@ -115,7 +119,28 @@ class Symmetry(Group):
         >>> round(float((group.align(copy, to=net) - net).norm()), 3)
         0.0
         """
-        return self.match(net, to, data, method, seed).element(net)
+        found = self.match(net, to, data, method, seed).element
+        return self.fold(found(self.fold(net)), like=to) if self.gauge or self.free else found(net)
+
+    def fold(self, net: Net, like: Net | None = None) -> Net:
+        """The same function with gains of norms at one, so that what they normalise may be rotated.
+
+        y = W (g * n(x) + s) + b = (W diag g) (n(x) + s / g) + b. Names and shapes stay. Biases without any effect on the
+        outputs (of keys) are set to zero. With `like` the gains become those of that network: `fold(.., like=net)`
+        undoes `fold(net)`. A group that was read without `linear=True` folds nothing. Raises `SymmetryError` for a gain
+        of zero.
+
+        >>> import torch
+        >>> import weightspace as ws
+        >>> net = ws.Net.of(torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 2)))
+        >>> group = ws.Symmetry.of(net, torch.randn(2, 3), linear=True)
+        >>> print(group)                                    # rotations of 8 units that keep the vector of ones
+        O7
+        >>> folded = group.fold(net)
+        >>> bool((folded.weights["1.weight"] == 1).all())
+        True
+        """
+        return fold(self, net, like)
 
     def canonical(self, net: Net, key: Key = "norm") -> Net:
         """The canonical form of `net`: scales balanced, signs fixed, units sorted by `key`; one per orbit.

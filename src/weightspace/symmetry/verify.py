@@ -21,11 +21,11 @@ from weightspace.graph.trace import Trace, op_name
 from weightspace.net.errors import SymmetryError
 from weightspace.net.inputs import input_tensors
 from weightspace.net.net import math_attention
-from weightspace.symmetry.axis import Axis
-from weightspace.symmetry.group import Element, Group, as_blocks
+from weightspace.symmetry.axis import Axis, as_blocks
+from weightspace.symmetry.group import Element, Group
 from weightspace.symmetry.probe import Probe, usable
 
-__all__ = ["verify"]
+__all__ = ["distance", "moved", "verify"]
 
 
 _FAR = (1.0, 100.0, 0.01)  # sizes of the inputs that every element is tried on
@@ -52,8 +52,8 @@ def verify(
     def try_all(example: Any) -> None:
         before = probe.outputs(example)
         for number, (axis, element) in enumerate(_generators(group, kinds, broken)):
-            with _moved(element, probe):
-                change = _distance(before, probe.outputs(example))
+            with moved(element, probe):
+                change = distance(before, probe.outputs(example))
             if change <= tolerance:
                 continue
             if element.factors:
@@ -66,7 +66,7 @@ def verify(
             )
 
     before = probe.outputs()
-    if not _distance(before, probe.outputs()) <= tolerance:
+    if not distance(before, probe.outputs()) <= tolerance:
         raise SymmetryError(
             "two calls on one input give different outputs: the module draws random numbers; leave them out"
         )
@@ -99,8 +99,8 @@ def _holds(group: Group, kinds: Iterable[str], broken: set[int], probe: Probe, e
         return True
     element = group.sample(2, kinds)
     factors = {k: f for k, f in element.factors.items() if k not in broken}
-    with _moved(Element(group, element.permutations, factors), probe):
-        return _distance(before, probe.outputs(example)) <= tolerance
+    with moved(Element(group, element.permutations, factors), probe):
+        return distance(before, probe.outputs(example)) <= tolerance
 
 
 def _generators(group: Group, kinds: Iterable[str], broken: set[int]) -> Iterable[tuple[Axis, Element]]:
@@ -114,7 +114,7 @@ def _generators(group: Group, kinds: Iterable[str], broken: set[int]) -> Iterabl
 
 
 @contextlib.contextmanager
-def _moved(element: Element, probe: Probe) -> Iterator[None]:
+def moved(element: Element, probe: Probe) -> Iterator[None]:
     """The probe's tensors moved in place, one after the other, and moved back."""
     tensors, touched = probe.net.tensors, _touched(element)
     for name in touched:
@@ -135,7 +135,7 @@ def _touched(element: Element) -> set[str]:
     return {block.tensor for block in group.blocks if moving & set(block.leaves)}
 
 
-def _distance(before: list[Tensor], after: list[Tensor]) -> float:
+def distance(before: list[Tensor], after: list[Tensor]) -> float:
     """The largest change of an output, in units of that output's size; infinite if an infinite entry changes."""
     sizes = [float(t[t.isfinite()].abs().max()) if bool(t.isfinite().any()) else 0.0 for t in before]
     least = _SMALL * max(sizes, default=0.0) or 1.0
@@ -158,9 +158,9 @@ def _culprit(element: Element, graph: Trace, reading: Reading, names: Mapping[At
         return ""
     runs: list[dict[fx.Node, Any]] = []
     with torch.no_grad(), math_attention():
-        for moved in (None, element):
+        for mover in (None, element):
             seen: dict[fx.Node, Any] = {}
-            tensors = probe.net.tensors if moved is None else moved(probe.net).tensors
+            tensors = probe.net.tensors if mover is None else mover(probe.net).tensors
             graph.run(tensors, inputs, seen.__setitem__)
             runs.append(seen)
     for node, value in runs[0].items():
@@ -179,6 +179,5 @@ def _carry(element: Element, value: Tensor, dims: list[atoms.Dim], names: Mappin
     for block in as_blocks("", tuple(value.shape), atoms.blocks(dims), names):
         if not group.whole(block):
             continue
-        moved = element._gather(group.view(block, value.contiguous()), block.leaves)
-        group.view(block, out).copy_(moved)
+        group.view(block, out).copy_(element._gather(group.view(block, value.contiguous()), block.leaves))
     return out

@@ -1,9 +1,11 @@
-"""Coordinate ascent over the permutations and signs of a group.
+"""Coordinate ascent over the permutations, signs and rotations of a group.
 
-Definition. Given networks a and b, find g = (permutations, signs) maximising sum_T <T(a), T(g b)> over tensors T:
-either the weights themselves, both balanced first (all places of an axis count, biases and norms too), or standardised
-activations on data. One axis at a time is a linear assignment; coordinate descent repeats until no axis moves
-(Ainsworth, Hayase and Srinivasa, Git Re-Basin, 2023); families are solved exactly as assignments of assignments.
+Definition. Given networks a and b, find g = (permutations, signs, orthogonal matrices) maximising sum_T <T(a), T(g b)>
+over tensors T: either the weights themselves, both balanced first (all places of an axis count, biases and norms too),
+or standardised activations on data. One axis at a time is a linear assignment; coordinate descent repeats until no axis
+moves (Ainsworth, Hayase and Srinivasa, Git Re-Basin, 2023); families are solved exactly as assignments of assignments.
+Axes that matrices move are orthogonal Procrustes problems in place of assignments (in the balanced gauge of `balance`,
+a general linear move is determined up to an orthogonal one).
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ from torch import Tensor
 from weightspace.linear.assignment import assign, assign_many
 from weightspace.net.net import Net
 from weightspace.symmetry.align.parity import best_value, chosen_signs
-from weightspace.symmetry.axis import Axis, Block
+from weightspace.symmetry.axis import MATRICES, Axis, Block
 from weightspace.symmetry.group import Element, Group
+from weightspace.symmetry.matrix import best_turn, turn_value, turned
 
 __all__ = ["Matching", "Terms", "coordinate_descent", "weight_terms"]
 
@@ -63,6 +66,7 @@ class Matching:
         self.inner = {a.name: [z for z in self.axes if z.over == (*a.over, a.name)] for a in self.axes}
         self.signs = {a.name: [k for k, g in enumerate(group.generators) if g.axis == a.name and g.kind == "sign"]
                       for a in self.axes}  # fmt: skip
+        self.matrices = {g.axis: k for k, g in enumerate(group.generators) if g.kind in MATRICES}
         self.products: dict[str, float] = {}
         self.moved: dict[str, Tensor] = dict(terms.moving) if terms.kept and start is None else {}
 
@@ -87,8 +91,13 @@ class Matching:
             for leaf, flips in (parity or {}).items():
                 for k in flips & element.factors.keys():
                     value = value * self.group.spread(element.factors[k].to(value), block, leaf)
-            self.group.view(block, target).copy_(value)
+            self.group.view(block, target).copy_(turned(value, self._turns(element, block)))
         return target
+
+    def _turns(self, element: Element, block: Block) -> list[tuple[Tensor, float, list[int]]]:
+        met = [(leaf, self.matrices[name]) for leaf, name in enumerate(block.leaves) if name in self.matrices]
+        over = {leaf: [block.leaves.index(o) for o in self.group[str(block.leaves[leaf])].over] for leaf, _ in met}
+        return [(element.factors[k], 1.0, [*over[leaf], leaf]) for leaf, k in met if k in element.factors]
 
     def objective(self, names: Iterable[str] | None = None) -> float:
         """sum <A, g B>, cached by tensor."""
@@ -137,20 +146,20 @@ class Matching:
             for name in names:
                 self.products.pop(name, None)
                 self.moved.pop(name, None)
-        elif not self._better(names, element):
+        elif not self._better(names, element, 1e-6 if any(n in self.matrices for n in moved) else 1e-9):
             return False
         self.element = element
         return True
 
-    def _better(self, names: Iterable[str], element: Element) -> bool:
-        """Whether `element` is better on these tensors; if so, its tensors and products are kept."""
+    def _better(self, names: Iterable[str], element: Element, least: float) -> bool:
+        """Whether `element` is better on these tensors, by a fraction; if so, its tensors and products are kept."""
         old, products, moved = self.objective(names), {}, {}
         for name in names:
             value = self._move(name, element)
             products[name] = _inner(self.fixed[name], value)
             if self.terms.kept:
                 moved[name] = value
-        if sum(products.values()) <= old + 1e-9 * abs(old):
+        if sum(products.values()) <= old + least * abs(old):
             return False
         self.products.update(products)
         self.moved.update(moved)
@@ -175,12 +184,25 @@ class Matching:
 
     def _alone(self, axis: Axis) -> tuple[Element | None, bool]:
         gain = self._gram(axis)
+        if axis.name in self.matrices:
+            return self._turn(axis, gain.plain)
         table = self._assignment(axis, gain.best)
         chosen = gain.best.gather(2, table[..., None])[..., 0].double()
         now = torch.diagonal(gain.plain, dim1=1, dim2=2).double()
         if float(chosen.sum() - now.sum()) <= 1e-6 * float(chosen.abs().sum()):
             return None, True
         return self._element({axis.name: table}, gain.flips(table)), not self._twice(axis)
+
+    def _turn(self, axis: Axis, gram: Tensor) -> tuple[Element | None, bool]:
+        """The best orthogonal matrix of every row of an axis."""
+        k = self.matrices[axis.name]
+        matrix = best_turn(gram, self.group.generators[k].ones)
+        gained = (matrix * gram.double()).sum() - torch.diagonal(gram, dim1=1, dim2=2).double().sum()
+        if float(gained) <= 1e-6 * float((matrix * gram.double()).sum().abs()):
+            return None, True
+        sizes = self.group.sizes(axis)
+        delta = Element(self.group, self.group.identity().permutations, {k: matrix.reshape(*sizes, axis.size)})
+        return delta, not self._twice(axis)
 
     def _assignment(self, axis: Axis, best: Tensor) -> Tensor:
         """The best permutation of every row of an axis."""
@@ -211,12 +233,19 @@ class Matching:
         if free:
             flips |= self._free_signs(axis, inner, outer, flips, free)
         tables = {axis.name: outer}
+        turns: dict[int, Tensor] = {}
         for z in inner:
             gain = _Gain.of(_by_own(self._chosen_pairs(axis, z, outer, flips), frozenset()), bool(self.signs[z.name]))
+            if z.name in self.matrices:
+                k = self.matrices[z.name]
+                turns[k] = best_turn(gain.plain, self.group.generators[k].ones).reshape(*self.group.sizes(z), z.size)
+                continue
             tables[z.name] = self._best_order(z, gain.best)
             flips |= gain.flips(tables[z.name])
         delta = self._element(tables, flips)
         still = self.group.identity().permutations
+        if turns:
+            return Element(self.group, {**still, **delta.permutations}, {**delta.factors, **turns}), False
         same = all(torch.equal(t, still[n]) for n, t in delta.permutations.items())
         if same and all(bool((f > 0).all()) for f in delta.factors.values()):
             return None, True
@@ -237,6 +266,10 @@ class Matching:
                 turned = {(p, own): _turned(gram, p & on) for (p, own), gram in pairs.items()}
                 best = _Gain.of(_by_own(turned, free), signed).best
                 flat = best.flatten(0, 2)
+                if z.name in self.matrices:
+                    ones = self.group.generators[self.matrices[z.name]].ones
+                    values[i] = values[i] + turn_value(flat, ones).to(flat).reshape(best.shape[:3])
+                    continue
                 table = self._best_order(z, flat)
                 values[i] = values[i] + flat.gather(2, table[..., None])[..., 0].sum(-1).reshape(best.shape[:3])
         return values
@@ -250,6 +283,8 @@ class Matching:
             for p, gram in self._outer_grams(axis, inner).items()
         ]
         for z in inner:
+            if z.name in self.matrices:
+                continue
             pairs = self._chosen_pairs(axis, z, outer, flips)
             gain = _Gain.of(_by_own(pairs, free), True)
             table = self._best_order(z, gain.best)

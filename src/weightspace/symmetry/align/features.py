@@ -21,8 +21,8 @@ from weightspace.net.errors import SymmetryError
 from weightspace.net.inputs import carried, input_tensors
 from weightspace.net.net import Net, math_attention
 from weightspace.symmetry.align.ascent import Terms
-from weightspace.symmetry.axis import Block
-from weightspace.symmetry.group import Group, as_blocks
+from weightspace.symmetry.axis import MATRICES, Block, as_blocks
+from weightspace.symmetry.group import Group
 from weightspace.symmetry.read import label
 
 __all__ = ["activation_terms"]
@@ -118,6 +118,7 @@ def _strides(tensor: Tensor) -> tuple[int, ...]:
 
 def _standardised(group: Group, graph: Trace, net: Net, x: Any, where: dict[fx.Node, list[Block]]) -> dict[str, Tensor]:
     movable = {axis.name for axis in group.axes}
+    turning = {g.axis for g in group.generators if g.kind in MATRICES}
     kept: dict[str, Tensor] = {}
 
     def watch(node: fx.Node, value: Any) -> None:
@@ -128,7 +129,8 @@ def _standardised(group: Group, graph: Trace, net: Net, x: Any, where: dict[fx.N
             samples = [d for d, leaf in enumerate(block.leaves) if leaf not in movable]
             if samples:
                 view = view - view.mean(samples, keepdim=True)
-                view = view / view.square().sum(samples, keepdim=True).sqrt().clamp(min=1e-12)
+                together = samples + [d for d, leaf in enumerate(block.leaves) if leaf in turning]
+                view = view / view.square().sum(together, keepdim=True).sqrt().clamp(min=1e-12)
             kept[f"{node.name}#{k}"] = view.contiguous()
 
     with torch.no_grad(), math_attention():

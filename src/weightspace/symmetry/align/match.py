@@ -17,6 +17,7 @@ from weightspace.net.public import public
 from weightspace.net.weights import squared_distance
 from weightspace.symmetry.align.ascent import Matching, Terms, coordinate_descent, weight_terms
 from weightspace.symmetry.align.relax import frank_wolfe
+from weightspace.symmetry.axis import MATRICES
 from weightspace.symmetry.balance import balancing, unit_variances
 from weightspace.symmetry.canonical import canonical_element
 from weightspace.symmetry.group import Element, Group
@@ -59,17 +60,18 @@ def match(
     net: Net,
     to: Net,
     *,
-    features: Callable[[], Terms] | None = None,
+    features: Callable[[Net, Net], Terms] | None = None,
     score: Callable[[Net], float] | None = None,
     method: Method = "auto",
     seed: int = 0,
 ) -> Match:
     """The element g that brings `net` nearest `to`, and how it was found.
 
-    `features`: returns standardised activations of both on data. `score`: the measured barrier from `to` to a network.
-    `method`: "weights", "activations", "activations+weights", "frank-wolfe", or "auto": all that apply, one after the
-    other, until 1 % of the initial barrier is left (Frank-Wolfe only where more than 5 % is, and where its matrices are
-    small, also relative to the weights); the lowest barrier is kept, or the highest <to, g net> without data.
+    `features`: standardised activations of `to` and `net` on data. `score`: the measured barrier from `to`.
+    `method`: "weights", "activations", "activations+weights", "frank-wolfe", or "auto": all that apply, one after
+    the other, until 1 % of the initial barrier is left (Frank-Wolfe only where more than 5 % is, and where its
+    matrices are small, also relative to the weights); the lowest barrier is kept, or the highest <to, g net>
+    without data.
 
     >>> import weightspace as ws
     >>> from weightspace.symmetry.align.match import apart, match
@@ -103,7 +105,7 @@ class _Search:
         group: Group,
         net: Net,
         to: Net,
-        features: Callable[[], Terms] | None,
+        features: Callable[[Net, Net], Terms] | None,
         score: Callable[[Net], float] | None,
         seed: int,
     ) -> None:
@@ -112,6 +114,7 @@ class _Search:
         self.into, self.onto = (balancing(group, n.tensors, _BALANCED) for n in self.pair)
         self.terms = weight_terms(group, self.pair[1], self.pair[0], self.onto, self.into)
         self.features = features
+        self.turning = any(g.kind in MATRICES for g in group.generators)
         self.found: dict[str, Element] = {}
 
     def run(self, method: Method) -> Match:
@@ -196,7 +199,8 @@ class _Search:
 
     def _activations(self) -> Element:
         assert self.features is not None
-        found = coordinate_descent(self.group, self.features(), seed=self.seed)
+        to, net = (self.onto(self.pair[1]), self.into(self.pair[0])) if self.turning else (self.to, self.net)
+        found = coordinate_descent(self.group, self.features(to, net), seed=self.seed)
         return _signs_only(self.group, self.terms, found, self.seed)
 
     def _activations_weights(self) -> Element:
@@ -228,8 +232,8 @@ def apart(a: Net, b: Net, element: Element) -> float:
 
 
 def _isometry(element: Element) -> Element:
-    """The permutations and signs of an element, without its scales."""
-    signs = {k: f for k, f in element.factors.items() if element.group.generators[k].kind == "sign"}
+    """The permutations, signs and matrices of an element, without its scales."""
+    signs = {k: f for k, f in element.factors.items() if element.group.generators[k].kind != "scale"}
     return Element(element.group, element.permutations, signs)
 
 

@@ -1,0 +1,257 @@
+"""Orthogonal and general linear moves of axes: proposed by the graph, and tried in float64 like every other move.
+
+An axis that linear maps write and linear maps read, with nothing else between, may be moved by any invertible matrix: a
+scale and a sign of the group with exponents +-1 say where M acts and where M^-T. One that a norm passes, whose gain can
+be folded (`fold`), may be rotated; under a norm that subtracts the mean, by the rotations that keep the vector of ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, fx
+
+from weightspace.graph import atoms
+from weightspace.graph.atoms import Atom
+from weightspace.graph.follow import Reading, shifts
+from weightspace.graph.rules.call import Labels
+from weightspace.graph.trace import Trace, op_name
+from weightspace.net.errors import SymmetryError
+from weightspace.symmetry.axis import Axis, Generator, Place
+from weightspace.symmetry.fold import fold, values_at
+from weightspace.symmetry.group import Element, Group
+from weightspace.symmetry.probe import Probe, usable
+from weightspace.symmetry.verify import distance, moved
+
+__all__ = ["Turns", "find_turns"]
+
+
+_LINEAR = {
+    "_to_copy", "_unsafe_view", "add", "add_", "addmm", "addmv", "alias", "baddbmm", "bilinear", "bmm", "cat",
+    "chunk", "clone", "constant_pad_nd", "contiguous", "conv1d", "conv2d", "conv3d", "conv_transpose1d",
+    "conv_transpose2d", "conv_transpose3d", "convolution", "detach", "div", "div_", "dot", "dropout", "einsum",
+    "embedding", "expand", "flatten", "flip", "gather", "getitem", "index", "index_select", "linear", "mT",
+    "masked_fill", "matmul", "mean", "mm", "movedim", "mul", "mul_", "mv", "narrow", "neg", "numpy_T", "outer",
+    "pad", "permute", "repeat", "repeat_interleave", "reshape", "roll", "scaled_dot_product_attention",
+    "select", "slice", "split", "split_with_sizes", "squeeze", "stack", "sub", "sub_", "sum", "t", "to",
+    "transpose", "type_as", "unbind", "unflatten", "unsqueeze", "view", "where", "zeros_like",
+}  # fmt: skip
+_NORMS = {"layer_norm", "rms_norm", "native_layer_norm", "_fused_rms_norm", "pow", "square", "var", "var_mean", "std",
+          "linalg_vector_norm", "norm"}  # fmt: skip
+_AT_HOME = 1e-6  # the network's own weights may be badly conditioned
+
+
+@dataclass
+class Turns:
+    """What was found: `generators`, the scales and signs that folding uses, and places without effect."""
+
+    generators: list[Generator] = field(default_factory=list)
+    gauge: list[Generator] = field(default_factory=list)
+    free: list[Place] = field(default_factory=list)
+
+    def replaced(self, generators: Iterable[Generator]) -> list[Generator]:
+        """With the scales and signs that these moves contain left out."""
+        axes = {g.axis for g in self.generators}
+        return [*(g for g in generators if g.axis not in axes), *self.generators]
+
+
+def find_turns(
+    group: Group, graph: Trace, reading: Reading, names: dict[Atom, str], probe: Probe, say: Callable[[str], None]
+) -> Turns:
+    """The moves by matrices of every axis that admits them. `group`: with its permutations, scales and signs.
+
+    `say` is given notes on axes that a norm keeps from turning.
+    """
+    search = _Search(group, graph, probe, _uses(graph, reading, names), say, Turns())
+    outer = {name for axis in group.axes for name in axis.over}
+    for axis in group.permutable():
+        if axis.name not in outer and axis.size > 1:
+            search.linear(axis)
+    for axis in group.permutable():
+        if axis.name not in outer and axis.size > 2 and not axis.over:
+            search.orthogonal(axis)
+    return search.found
+
+
+# ------------------------------------------------------------------ what the graph does with an axis
+
+
+def _uses(graph: Trace, reading: Reading, names: dict[Atom, str]) -> dict[str, set[str]]:
+    """For every axis the operations that meet it; "product" and "gain" tell apart what it is multiplied by."""
+    uses: dict[str, set[str]] = {}
+    held: dict[fx.Node, set[str]] = {}
+    for node in graph.nodes:
+        value = reading.values.get(node)
+        parts = value if isinstance(value, tuple) else (value,)
+        own = {name for part in parts if isinstance(part, Labels) for name in _names_in(part, names)}
+        held[node] = own
+        if node.op != "call_function":
+            continue
+        before = [held.get(used, set()) for used in node.all_input_nodes]
+        for name in own.union(*before):
+            uses.setdefault(name, set()).add(_use(graph, node, name, held))
+    return uses
+
+
+def _names_in(labels: Labels, names: dict[Atom, str]) -> set[str]:
+    return {names[leaf] for leaf in atoms.leaves(labels.dims) if leaf in names} if 0 not in labels.shape else set()
+
+
+def _use(graph: Trace, node: fx.Node, name: str, held: dict[fx.Node, set[str]]) -> str:
+    op = op_name(node)
+    if op.rstrip("_") not in ("mul", "div", "where"):
+        return op
+    with_axis = [used for used in node.all_input_nodes if name in held.get(used, set())]
+    if len(with_axis) < 2:
+        return "square" if len(node.args) > 1 and node.args[0] is node.args[1] else op
+    return "gain" if any(_of_weights(graph, used) for used in with_axis) else "product"
+
+
+def _of_weights(graph: Trace, node: fx.Node) -> bool:
+    """Whether a value is computed from parameters alone."""
+    todo, seen = [node], set()
+    while todo:
+        at = todo.pop()
+        if at in seen:
+            continue
+        seen.add(at)
+        if at.op == "placeholder" and at not in graph.sources and at not in graph.constants:
+            return False
+        if len(seen) > 16:
+            return False
+        todo += at.all_input_nodes
+    return True
+
+
+# ------------------------------------------------------------------ proposed and tried
+
+
+@dataclass
+class _Search:
+    group: Group
+    graph: Trace
+    probe: Probe
+    uses: dict[str, set[str]]
+    say: Callable[[str], None]
+    found: Turns
+
+    def linear(self, axis: Axis) -> None:
+        """GL(n): where a scale with exponents +-1, a sign, and no operation but linear ones meet the axis."""
+        if not self.uses.get(axis.name, set()) <= _LINEAR or "sign" not in axis.kinds:
+            return
+        for scale in self.of(axis, "scale"):
+            if scale.evaluation or any(abs(e) != 1 for _, e in scale.exponents):
+                continue
+            moves = Generator(axis.name, "linear", scale.exponents)
+            met = {place for place, _ in scale.exponents}
+            rest = [place for place in self.group.places[axis.name] if place not in met]
+            if self.holds(moves, rest):
+                self.found.generators.append(moves)
+                self.found.free += rest
+                return
+
+    def orthogonal(self, axis: Axis) -> None:
+        """O(n), or its part that keeps the vector of ones: where nothing but linear maps and norms meet the axis."""
+        done = {g.axis for g in self.found.generators}
+        uses = self.uses.get(axis.name, set())
+        if axis.name in done or not uses <= _LINEAR | _NORMS | {"gain"} or not uses & (_NORMS | {"square"}):
+            return
+        gauge = self.gauges(axis)
+        gains = tuple(g.uniform[0] for g in gauge if g.kind == "scale")
+        places = [place for place in self.group.places[axis.name] if place not in gains]
+        for ones in (False, True):
+            exponents = tuple((place, 1.0) for place in places)
+            moves = Generator(axis.name, "orthogonal", exponents, uniform=gains, ones=ones)
+            if self.holds(moves, (), gauge):
+                self.found.generators.append(moves)
+                self.found.gauge += gauge
+                return
+        if stuck := self.stuck(axis, gains):
+            self.say(f"{axis.name} may not be rotated: the gain {stuck} cannot be folded into what reads it alone")
+
+    def of(self, axis: Axis, kind: str) -> list[Generator]:
+        return [g for g in self.group.generators if (g.axis, g.kind) == (axis.name, kind)]
+
+    def gauges(self, axis: Axis) -> list[Generator]:
+        """The scale of every gain that has one of its own, and the sign of the same places."""
+        found: list[Generator] = []
+        for scale in self.of(axis, "scale"):
+            gains = [place for place, _ in scale.exponents if place in self.vectors(axis)]
+            support = {place for place, _ in scale.exponents}
+            signs = [g for g in self.of(axis, "sign") if {place for place, _ in g.exponents} == support]
+            if len(gains) == 1 and not scale.evaluation:
+                found += [replace(g, uniform=(gains[0],)) for g in (scale, *signs[:1])]
+        return found
+
+    def vectors(self, axis: Axis) -> set[Place]:
+        """Where the axis indexes a vector that is not added: a gain."""
+        added = shifts(self.graph)
+        blocks = self.group.blocks
+        return {
+            p
+            for p in self.group.places[axis.name]
+            if len(blocks[p.block].leaves) == 1 and blocks[p.block].tensor not in added
+        }
+
+    def stuck(self, axis: Axis, gains: Sequence[Place]) -> str:
+        left = sorted(self.group.blocks[p.block].tensor for p in self.vectors(axis) if p not in gains)
+        return left[0] if left else ""
+
+    def holds(self, moves: Generator, free: Sequence[Place], gauge: Sequence[Generator] = ()) -> bool:
+        """Whether a random matrix leaves the outputs, on drawn weights and inputs and at the network's own weights."""
+        tolerance = 1e-4 if self.graph.low_precision and self.probe.graph is None else 1e-9
+        trial = Group(
+            self.group.every,
+            self.group.blocks,
+            [moves],
+            self.group.shapes,
+            state=self.group.state,
+            gauge=gauge,
+            free=free,
+        )
+        try:
+            return all(self.unmoved(trial, k, tolerance) for k in range(2)) and self.at_home(trial)
+        finally:
+            self.probe.draw(0)
+
+    def unmoved(self, trial: Group, k: int, tolerance: float) -> bool:
+        self.probe.draw(k)
+        for generator in trial.gauge:
+            values_at(trial, self.probe.net, generator.uniform[0]).fill_(1.0)
+        return self.same(trial, k, self.probe.inputs(k) if k else self.probe.example, tolerance)
+
+    def at_home(self, trial: Group) -> bool:
+        """The same at the network's own weights, folded; where they cannot be folded there is nothing to try."""
+        if self.probe.user.device.type == "meta":
+            return True
+        self.probe.at_home()
+        try:
+            folded = fold(trial, self.probe.net)
+        except SymmetryError:
+            return True
+        for name, tensor in self.probe.net.tensors.items():
+            tensor.copy_(folded.tensors[name])
+        return self.same(trial, 2, self.probe.given, _AT_HOME)
+
+    def same(self, trial: Group, seed: int, example: object, tolerance: float) -> bool:
+        """Whether a random element of the trial, and other numbers at places without effect, change no output."""
+        before = self.probe.outputs(example)
+        if not usable(before):
+            return True
+        sample = trial.sample(seed + 1, ("orthogonal", "linear"))
+        noise = torch.Generator().manual_seed(seed)
+        kept = [(values_at(trial, self.probe.net, place), place) for place in trial.free]
+        old = [view.clone() for view, _ in kept]
+        with moved(Element(trial, trial.identity().permutations, sample.factors), self.probe):
+            for view, _ in kept:
+                view.copy_(_noise_like(view, noise))
+            change = distance(before, self.probe.outputs(example))
+            for (view, _), value in zip(kept, old, strict=True):
+                view.copy_(value)
+        return change <= tolerance
+
+
+def _noise_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
