@@ -14,7 +14,7 @@ and brought nearest one instead: sum_j (log |w_j| + sum_k e_jk t_k)^2 is minimis
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -37,11 +37,47 @@ _MOST_TURNS, _SINGULAR = 30, 1e-12
 def balancing(
     group: Group, tensors: Mapping[str, Tensor], tolerance: float = 1e-5, sweeps: int = 500, strict: bool = False
 ) -> Element:
-    """The element of positive scales that balances `tensors`, that is, minimises their norm.
+    """The element of positive scales and of general linear moves that minimises the norm of `tensors`.
 
-    `strict`: raise `SymmetryError` where there is no minimum, because scales together shrink without end what none of
-    them shrinks alone (BatchNorm with eps = 0).
+    With X and Y the sums of outer products of the units where M and where M^-T acts, tr(M X M^T) + tr(M^-T Y M^-1) is
+    least where S = M^T M solves S X S = Y: S = X^-1/2 (X^1/2 Y X^1/2)^1/2 X^-1/2, and M = S^1/2 up to a rotation.
+    Scales and matrices take turns until neither moves. `strict`: raise `SymmetryError` where there is no minimum,
+    because scales together shrink without end what none of them shrinks alone (BatchNorm with eps = 0).
     """
+    found = _scales(group, tensors, tolerance, sweeps, strict)
+    chosen = {k: g for k, g in enumerate(group.generators) if g.kind == "linear"}
+    for _ in range(_MOST_TURNS if chosen else 0):
+        grams = _unit_products(group, tensors, found, chosen)
+        turns = {k: _even(grams[k][1.0], grams[k][-1.0]) for k in chosen}
+        found = Element(group, group.identity().permutations, turns) @ found
+        steps = [float((m - torch.eye(m.shape[-1])).abs().max()) for m in turns.values()]
+        if len(found.factors) > len(chosen):  # scales too
+            again = _scales(group, _Moved(found, tensors), tolerance, sweeps, strict)
+            found = again @ found
+            steps += [float((f - 1).abs().max()) for f in again.factors.values()]
+        if max(steps) < max(tolerance, 1e-9):
+            break
+    return found
+
+
+class _Moved(Mapping[str, Tensor]):
+    """Tensors with an element applied, made in float64 when they are asked for."""
+
+    def __init__(self, element: Element, tensors: Mapping[str, Tensor]) -> None:
+        self._element, self._tensors = element, tensors
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self._tensors[name]
+        return self._element.move(name, tensor.double()) if name in self._element.group.shapes else tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def _scales(group: Group, tensors: Mapping[str, Tensor], tolerance: float, sweeps: int, strict: bool) -> Element:
     slice_ = _Slice(group, tensors)
     before = step = math.inf
     for _ in range(sweeps):
@@ -58,28 +94,7 @@ def balancing(
                 "scales together shrink some weights without end. Read the group with scales=False"
             )
     slice_.rest()
-    found = Element(group, {}, {k: t.exp() for k, t in slice_.logs.items()})
-    return (
-        _with_matrices(group, tensors, found, tolerance) if any(g.kind == "linear" for g in group.generators) else found
-    )
-
-
-def _with_matrices(group: Group, tensors: Mapping[str, Tensor], found: Element, tolerance: float) -> Element:
-    """The general linear moves of least norm, after those scales: one axis after the other, until none moves.
-
-    With X and Y the sums of outer products of the units where M and where M^-T acts, tr(M X M^T) + tr(M^-T Y M^-1) is
-    least where S = M^T M solves S X S = Y: S = X^-1/2 (X^1/2 Y X^1/2)^1/2 X^-1/2, and M = S^1/2 up to a rotation.
-    """
-    chosen = {k: g for k, g in enumerate(group.generators) if g.kind == "linear"}
-    for _ in range(_MOST_TURNS):
-        grams = _unit_products(group, tensors, found, chosen)
-        step = {k: _even(grams[k][1.0], grams[k][-1.0]) for k in chosen}
-        found = Element(group, group.identity().permutations, step) @ found
-        if all(
-            float((m - torch.eye(m.shape[-1], dtype=m.dtype)).abs().max()) < max(tolerance, 1e-9) for m in step.values()
-        ):
-            break
-    return found
+    return Element(group, {}, {k: t.exp() for k, t in slice_.logs.items()})
 
 
 def _unit_products(
@@ -125,7 +140,7 @@ def unit_variances(group: Group, net: Net) -> Net:
     A layer before BatchNorm may be scaled together with its statistics; the outputs change by eps alone. Here the scale
     moves into the gain, where an exact symmetry undoes it. A variance that a scale of the group moves stays as it is.
     """
-    scaled = {group.blocks[block].tensor for block, _ in group.exponents_at if _scales(group, block)}
+    scaled = {group.blocks[block].tensor for block, _ in group.exponents_at if _is_scaled(group, block)}
     tensors, new = net.tensors, {}
     for prefix, module in net.architecture.named_modules():
         if not isinstance(module, nn.modules.batchnorm._NormBase):
@@ -141,7 +156,7 @@ def unit_variances(group: Group, net: Net) -> Net:
     return net.at(net.weights.replace(weights), net.state.replace(state)) if new else net
 
 
-def _scales(group: Group, block: int) -> bool:
+def _is_scaled(group: Group, block: int) -> bool:
     """Whether a scale moves a block."""
     return any(
         group.generators[k].kind == "scale" and e

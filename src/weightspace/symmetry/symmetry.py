@@ -125,7 +125,7 @@ class Symmetry(Group):
     def fold(self, net: Net, like: Net | None = None) -> Net:
         """The same function with gains of norms at one, so that what they normalise may be rotated.
 
-        y = W (g * n(x) + s) + b = (W diag g) (n(x) + s / g) + b. Names and shapes stay. Biases without any effect on the
+        y = W (g * n(x) + s) + b = (W diag g) (n(x) + s / g) + b. Names and shapes stay. Biases without effect on the
         outputs (of keys) are set to zero. With `like` the gains become those of that network: `fold(.., like=net)`
         undoes `fold(net)`. A group that was read without `linear=True` folds nothing. Raises `SymmetryError` for a gain
         of zero.

@@ -17,7 +17,7 @@ from weightspace.graph import atoms
 from weightspace.graph.atoms import Atom
 from weightspace.graph.follow import Reading, shifts
 from weightspace.graph.rules.call import Labels
-from weightspace.graph.trace import Trace, op_name
+from weightspace.graph.trace import SILENT, Trace, op_name
 from weightspace.net.errors import SymmetryError
 from weightspace.symmetry.axis import Axis, Generator, Place
 from weightspace.symmetry.fold import fold, values_at
@@ -87,7 +87,7 @@ def _uses(graph: Trace, reading: Reading, names: dict[Atom, str]) -> dict[str, s
         parts = value if isinstance(value, tuple) else (value,)
         own = {name for part in parts if isinstance(part, Labels) for name in _names_in(part, names)}
         held[node] = own
-        if node.op != "call_function":
+        if node.op != "call_function" or op_name(node) in SILENT:
             continue
         before = [held.get(used, set()) for used in node.all_input_nodes]
         for name in own.union(*before):

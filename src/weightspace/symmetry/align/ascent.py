@@ -204,6 +204,23 @@ class Matching:
         delta = Element(self.group, self.group.identity().permutations, {k: matrix.reshape(*sizes, axis.size)})
         return delta, not self._twice(axis)
 
+    def polish(self, sweeps: int = 10) -> Element:
+        """Solve every matrix again, however little is gained, until none moves."""
+        for _ in range(sweeps):
+            largest = 0.0
+            for axis in (self.group[name] for name in self.matrices if name in self.of_axis):
+                k, sizes = self.matrices[axis.name], self.group.sizes(axis)
+                matrix = best_turn(self._gram(axis).plain, self.group.generators[k].ones)
+                largest = max(largest, float((matrix - torch.eye(axis.size)).abs().max()))
+                turn = {k: matrix.reshape(*sizes, axis.size)}
+                self.element = Element(self.group, self.group.identity().permutations, turn) @ self.element
+                for name in {self.terms.blocks[n].tensor for n, _ in self.of_axis[axis.name]}:
+                    self.products.pop(name, None)
+                    self.moved.pop(name, None)
+            if largest < 1e-6:
+                break
+        return self.element
+
     def _assignment(self, axis: Axis, best: Tensor) -> Tensor:
         """The best permutation of every row of an axis."""
         if "permutation" not in axis.kinds:
@@ -408,7 +425,8 @@ _SMALL = 1 << 23  # numbers
 
 def weight_terms(group: Group, a: Net, b: Net, onto: Element | None = None, into: Element | None = None) -> Terms:
     """Terms of onto(a) and into(b), whose scales must be balanced: all that tells where they stand."""
-    names = group.telling(a)
+    still = {group.blocks[place.block].tensor for g in group.generators for place in g.uniform}
+    names = [name for name in group.telling(a) if name not in still]
     numbers = [k for k, block in enumerate(group.blocks) if block.tensor in set(names)]
     signs: dict[tuple[int, int], set[int]] = {}
     for k, generator in enumerate(group.generators):

@@ -17,6 +17,7 @@ from weightspace.net.public import public
 from weightspace.net.weights import squared_distance
 from weightspace.symmetry.align.ascent import Matching, Terms, coordinate_descent, weight_terms
 from weightspace.symmetry.align.relax import frank_wolfe
+from weightspace.symmetry.align.spectral import spectral_start
 from weightspace.symmetry.axis import MATRICES
 from weightspace.symmetry.balance import balancing, unit_variances
 from weightspace.symmetry.canonical import canonical_element
@@ -175,7 +176,7 @@ class _Search:
         norms = [_norm(terms.values()) for terms in (self.terms.fixed, self.terms.moving)] if self.terms.kept else []
         starts: list[Callable[[], Element | None]] = [lambda: None]
         if norms and abs(norms[0] - norms[1]) <= _ALIKE * norms[0]:
-            starts.append(self.canonical_start)
+            starts += [lambda: spectral_start(self.group, self.terms)] if self.turning else [self.canonical_start]
         if sum(sizes) <= _SMALL:
             starts += [partial(self.group.sample, self.seed + k, ("permutation",)) for k in range(1, _RESTARTS)]
         bound = math.prod(norms) if norms else math.inf
@@ -183,6 +184,8 @@ class _Search:
         for k, start in enumerate(starts):
             matching = Matching(self.group, self.terms, start())
             element, reached = matching.run(self.seed + k), matching.objective()
+            if self.turning and reached >= (1 - _ALIKE) * bound:
+                element, reached = matching.polish(), matching.objective()
             if reached > value:
                 best, value = element, reached
             if value >= (1 - 1e-6) * bound:
