@@ -21,7 +21,7 @@ from weightspace.net.public import public
 from weightspace.symmetry.align.refit import NothingToMend, refit, rescale
 from weightspace.task.task import Task
 
-__all__ = ["best_repaired", "has_statistics", "repair", "reset_statistics"]
+__all__ = ["best_repaired", "has_statistics", "repair", "reset_statistics", "tracking"]
 
 
 _EXAMPLES, _FEW = 4096, 20
@@ -31,10 +31,11 @@ _NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm
 
 def has_statistics(net: Net) -> bool:
     """Whether some norm layer keeps running statistics of the data."""
-    return bool(_tracking(net.architecture))
+    return bool(tracking(net.architecture))
 
 
-def _tracking(module: nn.Module) -> list[nn.Module]:
+def tracking(module: nn.Module) -> list[nn.Module]:
+    """The norm layers of a module that keep running statistics of the data."""
     return [m for m in module.modules() if isinstance(m, _NORMS) and getattr(m, "running_mean", None) is not None]
 
 
@@ -59,7 +60,7 @@ def reset_statistics(net: Net, task: Task) -> Net:
         return net
     own, (net,) = net, lifted([net])
     module = net.module()
-    met = _Met(_tracking(module))
+    met = _Met(tracking(module))
     with torch.no_grad():
         task = _together(net, task, met, module)
         while True:
