@@ -28,7 +28,7 @@ from weightspace.task.task import Task
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["Divergence", "Look"]
+__all__ = ["Divergence", "Look", "is_labelled"]
 
 
 Kind: TypeAlias = Literal["softmax", "binary", "squared"]
@@ -38,6 +38,18 @@ _KINDS: dict[str, Kind] = {
     **dict.fromkeys(("squared", "l1", "l2", "linf", "probabilities", "pairs"), "squared"),
     "bernoulli": "binary",
 }
+
+
+def is_labelled(task: Task) -> bool:
+    """Whether the examples of a task have labels, so that its loss can be measured.
+
+    >>> import weightspace as ws
+    >>> from weightspace.path.divergence import is_labelled
+    >>> _, task = ws.demo.example()
+    >>> is_labelled(task), is_labelled(ws.Task(task.example(9)))
+    (True, False)
+    """
+    return next(task.batches())[1] is not None
 
 
 @dataclass(frozen=True)

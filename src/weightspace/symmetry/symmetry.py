@@ -161,7 +161,8 @@ def mean(
 
     Networks are aligned to the first (with `data`: by the method with the lowest measured barrier), then each to the
     mean of the others until almost no unit moves. With `data` the average is repaired (BatchNorm statistics; units
-    rescaled or layers refitted only if the loss falls), and the better of the two averages is kept. The result has the
+    rescaled or layers refitted only if the loss falls), and the better of the two averages is kept; data without labels
+    will do, and divergences then take the place of losses (see `Symmetry.match` and `repair`). The result has the
     scales and the dtypes of the first network: computed in float32 or better, whatever the dtypes of the networks, and
     rounded once at the end. Frozen weights, which must be equal in all networks, stay as they are, and so do units that
     they index; with frozen="move" they are averaged like all others.

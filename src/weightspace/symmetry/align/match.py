@@ -183,8 +183,15 @@ class _Search:
         return self.found[name]
 
     def gauge(self, element: Element) -> Element:
-        """The element between balanced networks as one between the networks themselves."""
-        return self.onto.inverse() @ element @ self.into
+        """The element between balanced networks as one between the networks themselves.
+
+        Where statistics are re-estimated, without scales that the statistics undo: the function would change.
+        """
+        found = self.onto.inverse() @ element @ self.into
+        if self.score is None or not self.score.normed:
+            return found
+        kept = {k: f for k, f in found.factors.items() if not self.group.generators[k].evaluation}
+        return Element(self.group, found.permutations, kept)
 
     def nearest(self, element: Element) -> Element:
         """With the scales of `to`, or with its own where that is nearer; without data, never farther than before."""

@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,7 @@ _ROOM = 1 << 24  # numbers of outputs of one network that are kept
 _WARM = 0.1
 
 
+@runtime_checkable
 class Moves(Protocol):
     """Continuous moves of a network as parameters: what a refinement descends in."""
 

@@ -8,22 +8,17 @@ from collections.abc import Callable, Sequence
 import torch
 
 from weightspace.net.net import Net
-from weightspace.path.divergence import Divergence
+from weightspace.path.divergence import Divergence, is_labelled
 from weightspace.path.path import line
 from weightspace.symmetry.align.repair import has_statistics, reset_statistics
 from weightspace.task.task import Task
 
-__all__ = ["Score", "is_labelled"]
+__all__ = ["Score"]
 
 
 _EXAMPLES = 1024
 _AT = (0.2, 0.4, 0.6, 0.8)
 _NATS, _SHARE = 0.01, 0.02
-
-
-def is_labelled(task: Task) -> bool:
-    """Whether the examples of a task have labels."""
-    return next(task.batches())[1] is not None
 
 
 class Score:
