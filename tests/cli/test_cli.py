@@ -718,12 +718,26 @@ def test_outputs_are_compared_where_there_are_no_labels(here, capsys):
     assert all(step["moved"] and not step["accuracy"] and not step["loss"] for step in steps)
     code, text, err = run(capsys, "perturb", "a.safetensors", *given, "-o", here / "u.safetensors")
     assert code == 0 and "Change of the outputs" in text, err
-    for words in (
-        ("compare", "a.safetensors", "b.safetensors"),
-        ("merge", "a.safetensors", "b.safetensors", "-o", here / "v.safetensors"),
-    ):
-        code, _, err = run(capsys, *words, *given)
-        assert code == 2 and "inputs without labels" in err and "add an array y" in err
+
+
+def test_a_line_is_measured_where_there_are_no_labels(here, capsys):
+    """As a divergence, which is said in the text, in JSON and on the page, and not as a loss."""
+    np.savez(here / "inputs.npz", x=np.load("data.npz")["x"])
+    given = ("--data", here / "inputs.npz", "--arch", ARCH)
+    code, text, err = run(capsys, "compare", "a.safetensors", "b.safetensors", *given, "--report", here / "w.html")
+    assert code == 0 and "divergence on the line (no labels)" in text and "not a loss" in " ".join(text.split()), err
+    assert "loss barrier" not in text.lower()
+    page = (here / "w.html").read_text()
+    assert "Divergence on the line, without labels" in page and "Loss barrier" not in page
+    code, text, err = run(capsys, "compare", "a.safetensors", "b.safetensors", *given, "--json")
+    line = json.loads(text)["line"]
+    assert code == 0 and line["measured"] == "divergence" and line["loss"] == {} and line["accuracy"] == {}, err
+    assert line["barrier"]["after"] == pytest.approx(max(line["divergence"]["after"]), abs=1e-6)
+    out = here / "x.safetensors"
+    code, text, err = run(capsys, "align", "b.safetensors", "--to", "a.safetensors", "-o", out, *given)
+    assert code == 0 and "divergence on the line (no labels)" in text, err
+    code, text, err = run(capsys, "merge", "a.safetensors", "b.safetensors", "-o", here / "v.safetensors", *given)
+    assert code == 0 and "no loss was measured" in " ".join(text.split()), err
 
 
 @pytest.mark.parametrize(

@@ -192,12 +192,13 @@ def test_idx_files_that_are_broken(tmp_path, name):
     refused(message, data_files.read, tmp_path / IMAGES)
 
 
-def test_idx_labels_must_be_beside(tmp_path):
+def test_idx_labels_are_beside_or_there_are_none(tmp_path):
     (tmp_path / IMAGES).write_bytes(idx(pixels()))
-    refused(f"has no {LABELS}", data_files.read, tmp_path / IMAGES)
+    bare = data_files.read(tmp_path / IMAGES)
+    assert len(bare) == 5 and next(bare.batches())[1] is None and "without labels" in bare.notes[0]
     (tmp_path / LABELS).write_bytes(idx(np.arange(5, dtype=np.uint8)))
     refused("not named as images", data_files.read, tmp_path / LABELS)
-    assert len(data_files.read(tmp_path / IMAGES)) == 5
+    assert data_files.read(tmp_path / IMAGES).labels().tolist() == list(range(5))
 
 
 # npz

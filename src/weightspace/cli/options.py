@@ -72,7 +72,9 @@ class Shared:
         typer.Option(
             rich_help_panel=_NETWORK,
             help="Examples to align and to measure on: an .npz file with x and y, an idx or parquet file, or digits, "
-            "mnist, fashion-mnist, cifar10 (in the folder WEIGHTSPACE_DATA). Each example is used for one of the two.",
+            "mnist, fashion-mnist, cifar10 (in the folder WEIGHTSPACE_DATA). Each example is used for one of the two. "
+            "Inputs alone will do to compare, align and merge: in place of the loss the divergence of the outputs is "
+            "measured.",
         ),
     ] = None
     example: Annotated[
@@ -85,8 +87,8 @@ class Shared:
     method: Annotated[
         str,
         typer.Option(
-            help="How units are matched: weights (fastest), activations, activations+weights, frank-wolfe, or auto, "
-            "which tries them and keeps the best."
+            help="How units are matched: weights (fastest), activations, activations+weights, frank-wolfe, refine (the "
+            "best of these, its scales refined by descent), or auto, which tries them and keeps the best."
         ),
     ] = "auto"
     limit: Limit = 2048

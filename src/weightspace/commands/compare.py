@@ -12,8 +12,9 @@ units of either network.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from weightspace.commands.workspace import Workspace, file_names
 from weightspace.metric.distance import euclidean, functional, layerwise
 from weightspace.net.net import Net
 from weightspace.net.public import public
+from weightspace.path.divergence import is_labelled
 from weightspace.path.path import line
 from weightspace.symmetry.align.match import Match, Method
 from weightspace.symmetry.align.repair import has_statistics, reset_statistics
@@ -83,7 +85,11 @@ class Layer:
 @public
 @dataclass(frozen=True)
 class Line:
-    """Loss and accuracy on the straight line from a to b, as stored ("before") and aligned ("after"), held out."""
+    """Loss and accuracy on the straight line from a to b, as stored ("before") and aligned ("after"), held out.
+
+    Without labels `loss` and `accuracy` are empty, `divergence` holds that of the outputs from the mixture of the
+    outputs of the ends, and `barrier` its maximum. `measured`: "loss" or "divergence".
+    """
 
     t: list[float]
     loss: dict[str, list[float]]
@@ -91,11 +97,14 @@ class Line:
     barrier: dict[str, float]
     examples: int
     statistics_reset: bool
+    divergence: dict[str, list[float]] = field(default_factory=dict)
+    measured: str = "loss"
 
     def rows(self) -> list[tuple[str, str, str]]:
         """Rows of the table: label, as stored, aligned."""
         before, after = (f"{self.barrier[k]:.4f}" for k in ("before", "after"))
-        rows = [("loss barrier on the line", before, after)]
+        label = "loss barrier on the line" if self.measured == "loss" else "divergence on the line (no labels)"
+        rows = [(label, before, after)]
         if self.accuracy:
             half = len(self.t) // 2
             before, after = (f"{self.accuracy[k][half]:.1%}" for k in ("before", "after"))
@@ -105,6 +114,11 @@ class Line:
     def remarks(self) -> list[str]:
         """Which examples the numbers were measured on."""
         said = f"Measured on {self.examples:,} examples that were not used for alignment."
+        if self.measured == "divergence":
+            said += (
+                " They have no labels: what is measured is not a loss, but how far the outputs on the line are from the"
+                " mixture of those of its ends."
+            )
         if self.statistics_reset:
             said += " BatchNorm statistics were re-estimated at every point of the line."
         return [said]
@@ -340,11 +354,12 @@ def along(
     points: int = 11,
     progress: Progress = silent,
 ) -> Line:
-    """Loss and accuracy on the lines from a to b and from a to `moved`.
+    """Loss and accuracy on the lines from a to b and from a to `moved`; the divergence where there are no labels.
 
     Running statistics of BatchNorm are re-estimated at every point, on the examples of `statistics`.
     """
-    seen: dict[str, dict[str, list[float]]] = {"loss": {}, "accuracy": {}}
+    seen: dict[str, dict[str, list[float]]] = {"loss": {}, "accuracy": {}, "divergence": {}}
+    what = "loss" if is_labelled(task) else "divergence"
     observables: dict[str, Callable[[Net], Any]] = {"loss": task}
     if classifies(task):
         observables["accuracy"] = accuracy(task)
@@ -353,19 +368,20 @@ def along(
         path = line(a, end)
         if reset:
             path = path.map(lambda net: reset_statistics(net, statistics or task))
-        count = iter(range(number * points, 2 * points))
+        steps = count(number * points)
 
-        def tick(net: Net, count: Any = count) -> float:
-            progress("measuring the loss along the line", next(count), 2 * points)
-            return 0.0
+        def told(net: Net, steps: Iterator[int] = steps) -> Net:
+            progress(f"measuring the {what} along the line", min(next(steps), 2 * points - 1), 2 * points)
+            return net
 
+        path = path.map(told)
         with torch.no_grad():
-            values = path.along({"tick": tick, **observables}, points)
-        for name in observables:
+            values = path.along(observables, points) if what == "loss" else {what: path.divergence(task, points)}
+        for name in values:
             seen[name][which] = [float(x) for x in values[name]]
-        barrier[which] = _barrier(seen["loss"][which])
+        barrier[which] = _barrier(seen[what][which])
     t = [k / (points - 1) for k in range(points)]
-    return Line(t, seen["loss"], seen["accuracy"], barrier, len(task), reset)
+    return Line(t, seen["loss"], seen["accuracy"], barrier, len(task), reset, seen["divergence"], what)
 
 
 def _barrier(loss: list[float]) -> float:

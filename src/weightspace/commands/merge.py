@@ -14,6 +14,7 @@ from weightspace.commands.scores import Score, scored
 from weightspace.commands.workspace import Workspace, file_names
 from weightspace.net.average import average
 from weightspace.net.net import Net
+from weightspace.path.divergence import Divergence, is_labelled
 from weightspace.symmetry.align.repair import has_statistics, reset_statistics
 from weightspace.symmetry.symmetry import mean
 from weightspace.task.classification import classifies
@@ -63,7 +64,7 @@ def merge(space: Workspace, paths: Sequence[Path], out: Path) -> Merged:
         group=str(space.group),
         examples=len(space.measure_on) if space.measure_on else 0,
         statistics_reset=bool(space.align_on) and has_statistics(first),
-        notes=[*space.group.notes, *_stale(first, space.align_on)],
+        notes=[*space.group.notes, *_stale(first, space.align_on), *_unlabelled(space, nets, merged)],
         **scores,
     )
 
@@ -81,6 +82,19 @@ def _merge_scores(space: Workspace, names: list[str], nets: list[Net], merged: N
     progress("measuring", len(nets) + 1, len(nets) + 2)
     aligned, *_ = scored(task, merged, name="mean after alignment and repair")
     return {"singles": singles, "naive": naive, "aligned": aligned, "ensemble": _ensemble(nets, task)}
+
+
+def _unlabelled(space: Workspace, nets: list[Net], merged: Net) -> list[str]:
+    """What is measured in place of losses where the data have no labels."""
+    if space.measure_on is None or space.align_on is None or is_labelled(space.measure_on):
+        return []
+    look = Divergence(space.measure_on, nets)
+    with torch.no_grad():
+        plain, aligned = (float(look(net)) for net in (reset_statistics(average(nets), space.align_on), merged))
+    return [
+        "the data have no labels, so no loss was measured; the divergence of the outputs from the mean outputs of the "
+        f"networks is {plain:.4g} for the mean as stored and {aligned:.4g} after alignment"
+    ]
 
 
 def _stale(net: Net, data: Task | None) -> list[str]:

@@ -62,8 +62,6 @@ class Workspace:
                 raise ArchitectureError(f"{path}: no such file or folder; check the path")
         module = architecture.find(settings.arch, list(paths), settings.trust_code)
         align_on, measure_on = splits(data, limit, settings.seed) if data is not None else (None, None)
-        if align_on is not None and next(align_on.batches())[1] is None:
-            raise ArchitectureError(f"--data {data}: inputs without labels, and a loss is measured; add an array y")
         shown = _example(module, align_on, example, settings.seed)
         net = Net.of(module)
         del module

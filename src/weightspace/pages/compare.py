@@ -45,6 +45,10 @@ def line_cards(line: Line | None) -> list[Card]:
         return []
     before, after = (f"{line.barrier[k]:.2f}" for k in ("before", "after"))
     cards = [Card("Loss barrier", before, after, "highest loss on the line, above its ends")]
+    if line.measured == "divergence":
+        cards = [
+            Card("Divergence, no labels", before, after, "of the outputs on the line from the mixture of its ends'")
+        ]
     if line.accuracy:
         before, after = (f"{line.accuracy[k][len(line.t) // 2]:.1%}" for k in ("before", "after"))
         cards.append(Card("Accuracy half way", before, after, "of the average of the two networks"))
@@ -52,6 +56,12 @@ def line_cards(line: Line | None) -> list[Card]:
 
 
 def _line_figures(line: Line) -> list[Figure | Table]:
+    if line.measured == "divergence":
+        caption = (
+            "How far the outputs on the straight line are from the mixture of the outputs of its ends. The data have "
+            "no labels, so that this is not a loss. Where it stays low, the average of the networks does what both do."
+        )
+        return [Figure("Divergence on the line, without labels", caption, _along(line, line.divergence, "divergence"))]
     caption = (
         "Loss on the straight line from one network to the other. If it stays low, the two found the same solution; if "
         "it rises, their average does not work."

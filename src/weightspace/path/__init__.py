@@ -5,6 +5,7 @@ from weightspace.contents import handed_on
 __getattr__, __dir__, __all__ = handed_on(
     __name__,
     {
+        "divergence": ["Divergence"],
         "path": ["curve", "line", "Path", "swa"],
         "diffusion": [
             "Action",

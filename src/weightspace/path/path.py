@@ -16,6 +16,7 @@ from weightspace.net.average import average, lifted
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net, checked, loose
 from weightspace.net.public import public
+from weightspace.path.divergence import Divergence
 from weightspace.task.task import Task
 
 if TYPE_CHECKING:
@@ -159,6 +160,23 @@ class Path:
         t = np.linspace(0, 1, n)
         with np.errstate(invalid="ignore"):
             return float((loss - ((1 - t) * loss[0] + t * loss[-1])).max())
+
+    def divergence(self, task: Task, n: int = 11) -> Float[np.ndarray, " n"]:
+        """The divergence of the outputs at n equally spaced t from the mixture of the outputs of the ends: no labels.
+
+        D(t) = mean over x of KL(softmax m_t(x) | softmax f_t(x)) in nats, with m_t = (1 - t) f_0 + t f_1, where outputs
+        are logits, and of |m_t(x) - f_t(x)|^2 where they are not (see `Divergence`). Zero at the ends. Raises
+        `WeightspaceError` for n < 2, and outputs that are not finite or not numbers.
+        """
+        look = Divergence(task, [self(0.0), self(1.0)])
+        times = iter(np.linspace(0, 1, n).tolist())
+
+        def at(net: Net) -> Tensor:
+            t = next(times)
+            return look(net, (1 - t, t))
+
+        with torch.no_grad():
+            return self.along(at, n)
 
     def length(self, metric: Metric | None = None, n: int = 8, tolerance: float = 1e-4) -> float:
         """The length integral |d phi / dt|_phi(t) dt: a sum over chords, the metric taken at each chord's midpoint.

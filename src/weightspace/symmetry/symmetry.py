@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -14,12 +14,13 @@ from weightspace.net.average import average, lifted
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net, checked, unfrozen
 from weightspace.net.public import public
-from weightspace.path.path import line
 from weightspace.symmetry import saved
 from weightspace.symmetry.align.features import activation_terms
 from weightspace.symmetry.align.match import Match, Method, match
 from weightspace.symmetry.align.merge import gather_round
-from weightspace.symmetry.align.repair import best_repaired, has_statistics, reset_statistics
+from weightspace.symmetry.align.refine import refine
+from weightspace.symmetry.align.repair import best_repaired
+from weightspace.symmetry.align.score import Score
 from weightspace.symmetry.balance import balance
 from weightspace.symmetry.canonical import Key, canonical
 from weightspace.symmetry.fold import fold
@@ -31,8 +32,6 @@ __all__ = ["Symmetry", "mean"]
 
 
 _FEATURE_EXAMPLES = 512
-_BARRIER_EXAMPLES = 1024
-_BARRIER_AT = (0.2, 0.4, 0.6, 0.8)
 
 
 @public
@@ -93,7 +92,9 @@ class Symmetry(Group):
     def match(self, net: Net, to: Net, data: Task | None = None, method: Method = "auto", seed: int = 0) -> Match:
         """The element g that brings `net` nearest `to`; with `data`, the one with the lowest measured loss barrier.
 
-        `method`: see `Match`, which says how g was found.
+        `data` may have no labels: then the divergence of the outputs on the line from the mixture of those of its ends
+        (see `Divergence`) takes the place of the barrier. `method`: see `Match`, which says how g was found. Where the
+        matchers leave a barrier, the scales of the best are refined by 300 steps of descent (see `refine`).
 
         >>> import weightspace as ws
         >>> net, task = ws.demo.example()
@@ -107,7 +108,9 @@ class Symmetry(Group):
             return match(self, net, to, method=method, seed=seed)
         batch = data.take(_FEATURE_EXAMPLES, seed=seed)
         features = lambda a, b: activation_terms(self, a, b, batch.example(_FEATURE_EXAMPLES))  # noqa: E731
-        return match(self, net, to, features=features, score=_barrier(to, data, seed), method=method, seed=seed)
+        refined = lambda start, score: refine(self, net, to, start, data, seed=seed, score=score)  # noqa: E731
+        score = Score(to, data, seed)
+        return match(self, net, to, features=features, score=score, refined=refined, method=method, seed=seed)
 
     def align(self, net: Net, to: Net, data: Task | None = None, method: Method = "auto", seed: int = 0) -> Net:
         """The member of the orbit of `net` nearest `to`: the same function, ready to be compared or averaged.
@@ -183,7 +186,8 @@ def mean(
 
     Networks are aligned to the first (with `data`: by the method with the lowest measured barrier), then each to the
     mean of the others until almost no unit moves. With `data` the average is repaired (BatchNorm statistics; units
-    rescaled or layers refitted only if the loss falls), and the better of the two averages is kept. The result has the
+    rescaled or layers refitted only if the loss falls), and the better of the two averages is kept; data without labels
+    will do, and divergences then take the place of losses (see `Symmetry.match` and `repair`). The result has the
     scales and the dtypes of the first network: computed in float32 or better, whatever the dtypes of the networks, and
     rounded once at the end. Frozen weights, which must be equal in all networks, stay as they are, and so do units that
     they index; with frozen="move" they are averaged like all others.
@@ -227,23 +231,3 @@ def _still(nets: Sequence[Net]) -> frozenset[str]:
                     f'{name} is frozen, and differs between the networks; give frozen="move" to average it too'
                 )
     return still
-
-
-def _barrier(to: Net, data: Task, seed: int) -> Callable[[Net], float]:
-    """A function of a network: the loss barrier of the line from `to`, on some of the data.
-
-    BatchNorm statistics are re-estimated at every point. All networks asked about are in one orbit, so that the losses
-    of both ends are measured once.
-    """
-    some = data.take(_BARRIER_EXAMPLES, seed=seed)
-    mend = (lambda net: reset_statistics(net, some)) if has_statistics(to) else (lambda net: net)
-    ends: list[float] = []
-
-    def score(net: Net) -> float:
-        path = line(to, net).map(mend)
-        with torch.no_grad():
-            ends.extend([] if ends else [float(some(path(0.0))), float(some(path(1.0)))])
-            excess = [float(some(path(t))) - (1 - t) * ends[0] - t * ends[1] for t in _BARRIER_AT]
-        return max(0.0, *excess)
-
-    return score

@@ -35,10 +35,10 @@ def read(path: str | os.PathLike[str], *, split: Split = "train", batch: int = 5
     .npz: arrays x and y, inputs and labels (or other usual names), x_train and y_train (of `split`), or the first of
     two and the second; inputs alone are a task without labels. Arrays of other keyword inputs, such as a mask, stand
     beside the inputs: the inputs are then a mapping from these names. Idx: images, with their labels beside them under
-    the official name. Parquet: a column of encoded images, or else all numeric columns; and a column label, labels,
-    fine_label, y, target or score. `notes` of the task lists what was left out or guessed. Inputs of uint8 are scaled
-    to [0, 1], others are not changed. A folder is read as the data set of that name, standardised. Raises `TaskError`
-    for a file that is missing or unusable.
+    the official name, if there are any. Parquet: a column of encoded images, or else all numeric columns; and a column
+    label, labels, fine_label, y, target or score. `notes` of the task lists what was left out or guessed. Inputs of
+    uint8 are scaled to [0, 1], others are not changed. A folder is read as the data set of that name, standardised.
+    Raises `TaskError` for a file that is missing or unusable.
 
     >>> import os
     >>> import tempfile
@@ -65,7 +65,9 @@ def read(path: str | os.PathLike[str], *, split: Split = "train", batch: int = 5
     elif magic[:4] == b"PAR1":
         inputs, labels, notes = read_parquet(path)
     elif magic[:2] in (b"\x1f\x8b", b"\0\0"):
-        inputs, labels = read_idx(path), read_idx(labels_beside(path))
+        beside = labels_beside(path)
+        inputs, labels = read_idx(path), None if beside is None else read_idx(beside)
+        notes = ["read without labels: there is no file of them beside it"] if beside is None else []
         inputs = inputs[:, None] if inputs.ndim == 3 else inputs
     else:
         raise TaskError(f"{path} is not of a known kind; give an .npz, idx, idx.gz or parquet file")

@@ -135,13 +135,14 @@ def read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(body, dtype).reshape(shape).astype(dtype.newbyteorder("="))
 
 
-def labels_beside(path: Path) -> Path:
-    """The idx file of the labels beside an idx file of images, by its official name."""
+def labels_beside(path: Path) -> Path | None:
+    """The idx file of the labels beside an idx file of images, by its official name; None where there is none."""
     name = path.name.removesuffix(".gz")
     if "images-idx" not in name:
         raise TaskError(f"{path} is not named as images, such as train-images-idx3-ubyte, so its labels are unknown")
     start, end = name.split("images-idx", 1)
-    return find_file(path.parent, f"{start}labels-idx1{end[1:]}")
+    labels = path.parent / f"{start}labels-idx1{end[1:]}"
+    return next((file for file in (labels.with_name(f"{labels.name}.gz"), labels) if file.is_file()), None)
 
 
 def read_npz(path: Path, split: str) -> tuple[Any, np.ndarray | None, list[str]]:

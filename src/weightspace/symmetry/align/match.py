@@ -16,7 +16,9 @@ from weightspace.net.net import Net
 from weightspace.net.public import public
 from weightspace.net.weights import squared_distance
 from weightspace.symmetry.align.ascent import Matching, Terms, coordinate_descent, weight_terms
+from weightspace.symmetry.align.refine import Refinement
 from weightspace.symmetry.align.relax import frank_wolfe
+from weightspace.symmetry.align.score import Score
 from weightspace.symmetry.align.spectral import spectral_start
 from weightspace.symmetry.axis import MATRICES
 from weightspace.symmetry.balance import balancing, unit_variances
@@ -26,18 +28,22 @@ from weightspace.symmetry.group import Element, Group
 __all__ = ["Candidate", "METHODS", "Match", "Method", "apart", "match"]
 
 
-Method: TypeAlias = Literal["auto", "activations+weights", "activations", "weights", "frank-wolfe"]
+Method: TypeAlias = Literal["auto", "activations+weights", "activations", "weights", "frank-wolfe", "refine"]
 
 
 @public
 @dataclass(frozen=True)
 class Candidate:
-    """The result of one method: <a, g b> of the balanced weights, the measured barrier if there is data, seconds."""
+    """The result of one method: <a, g b> of the balanced weights, the measured barrier if there is data, seconds.
+
+    Where the data have no labels, `barrier` is the divergence (see `Divergence`). `steps`: how many a descent took.
+    """
 
     method: str
     objective: float
     barrier: float | None
     seconds: float
+    steps: int = 0
 
 
 @public
@@ -46,7 +52,8 @@ class Match:
     """The matching found: the element g to apply, its method, why it was chosen, and the results of the others.
 
     "weights": coordinate ascent on weights; "activations": on correlations of units; "activations+weights": the second,
-    then the first; "frank-wolfe": relaxed permutations. See `Symmetry.match`.
+    then the first; "frank-wolfe": relaxed permutations; "refine": the best of these, its scales refined by descent. See
+    `Symmetry.match`.
     """
 
     element: Element
@@ -62,17 +69,19 @@ def match(
     to: Net,
     *,
     features: Callable[[Net, Net], Terms] | None = None,
-    score: Callable[[Net], float] | None = None,
+    score: Score | None = None,
+    refined: Callable[[Element, Score], Refinement] | None = None,
     method: Method = "auto",
     seed: int = 0,
 ) -> Match:
     """The element g that brings `net` nearest `to`, and how it was found.
 
-    `features`: standardised activations of `to` and `net` on data. `score`: the measured barrier from `to`.
-    `method`: "weights", "activations", "activations+weights", "frank-wolfe", or "auto": all that apply, one after
-    the other, until 1 % of the initial barrier is left (Frank-Wolfe only where more than 5 % is, and where its
-    matrices are small, also relative to the weights); the lowest barrier is kept, or the highest <to, g net>
-    without data.
+    `features`: standardised activations of `to` and `net` on data. `score`: the measured barrier from `to`. `refined`:
+    refines the scales of an element. `method`: "weights", "activations", "activations+weights", "frank-wolfe", or
+    "auto": all that apply, one after the other, until 1 % of the initial barrier is left (Frank-Wolfe only where more
+    than 5 % is, and where its matrices are small, also relative to the weights); the lowest barrier is kept, or the
+    highest <to, g net> without data. At last, with data, its scales are refined by descent, where more than 1 % is left
+    and the barrier is not near zero (see `Score.near`); always with "refine".
 
     >>> import weightspace as ws
     >>> from weightspace.symmetry.align.match import apart, match
@@ -88,14 +97,15 @@ def match(
         bad = [*each.weights.unusable(), *each.state.unusable()]
         if bad:
             raise WeightspaceError(f"{bad[0]} holds NaN or infinity; there is nothing to match")
-    return _Search(group, net, to, features, score, seed).run(method)
+    return _Search(group, net, to, features, score, refined, seed).run(method)
 
 
 _BALANCED, _ALIKE = 1e-8, 1e-5
 _GOOD, _FAIR = 0.01, 0.05
 _RESTARTS = 10
 _SMALL = 200_000
-METHODS = ("activations+weights", "activations", "weights", "frank-wolfe")
+_MATCHERS = ("activations+weights", "activations", "weights", "frank-wolfe")
+METHODS = (*_MATCHERS, "refine")
 
 
 class _Search:
@@ -107,10 +117,12 @@ class _Search:
         net: Net,
         to: Net,
         features: Callable[[Net, Net], Terms] | None,
-        score: Callable[[Net], float] | None,
+        score: Score | None,
+        refined: Callable[[Element, Score], Refinement] | None,
         seed: int,
     ) -> None:
-        self.group, self.net, self.to, self.score, self.seed = group, net, to, score, seed
+        self.group, self.net, self.to, self.seed = group, net, to, seed
+        self.score, self.refined = score, refined
         self.pair = unit_variances(group, net), unit_variances(group, to)
         self.into, self.onto = (balancing(group, n.tensors, _BALANCED) for n in self.pair)
         self.terms = weight_terms(group, self.pair[1], self.pair[0], self.onto, self.into)
@@ -119,18 +131,18 @@ class _Search:
         self.found: dict[str, Element] = {}
 
     def run(self, method: Method) -> Match:
-        wanted = METHODS if method == "auto" else (method,)
-        if method.startswith("activations") and self.features is None:
+        every = method in ("auto", "refine")
+        if method in ("activations", "activations+weights", "refine") and self.features is None:
             raise WeightspaceError(f"method {method!r} needs data; give data=")
+        naive = self.score(self.net) if self.score is not None and every else 0.0
         candidates: list[Candidate] = []
-        naive = self.score(self.net) if self.score is not None and method == "auto" else 0.0
-        for name in wanted:
+        for name in _MATCHERS if every else (method,):
             if name.startswith("activations") and self.features is None:
                 continue
             lowest = min((c.barrier for c in candidates if c.barrier is not None), default=math.inf)
             if lowest <= _GOOD * naive:
                 continue
-            if name == "frank-wolfe" and method == "auto" and (lowest <= _FAIR * naive or self.heavy()):
+            if name == "frank-wolfe" and every and (lowest <= _FAIR * naive or self.heavy()):
                 continue
             began = time.perf_counter()
             element = self.find(name)
@@ -139,7 +151,29 @@ class _Search:
             candidates.append(Candidate(name, value, barrier, time.perf_counter() - began))
         best = self.choose(candidates)
         nearest = self.nearest(self.found[best.method])
-        return Match(nearest, best.method, _why(best, candidates), tuple(candidates))
+        what = "" if self.score is None else self.score.what
+        found = Match(nearest, best.method, _why(best, candidates, what), tuple(candidates))
+        return self.finish(found, best, naive, method) if every else found
+
+    def finish(self, found: Match, best: Candidate, naive: float, method: Method) -> Match:
+        """The match with its scales refined, where something is left to gain and that gains it."""
+        if self.score is None or self.refined is None or best.barrier is None:
+            return found
+        low = max(_GOOD * naive, self.score.near(self.net))
+        if method == "auto" and best.barrier <= low:
+            return found
+        done = self.refined(found.element, self.score)
+        if not done.losses:
+            return found
+        value = best.objective  # of balanced weights: it does not depend on scales
+        more = Candidate("refine", value, done.after, done.seconds, len(done.losses))
+        told = f"{len(done.losses)} steps on {done.examples:,} examples without labels, {done.seconds:.1f} s"
+        change = f"{self.score.what} {done.before:.4f} to {done.after:.4f}"
+        if not done.kept:
+            return replace(found, why=f"{found.why}; refining its scales did not help ({told}: {change})",
+                           candidates=(*found.candidates, more))  # fmt: skip
+        why = f"{best.method}, then its scales refined by {told}: {change}"
+        return Match(done.element, "refine", why, (*found.candidates, more))
 
     def heavy(self) -> bool:
         """Whether Frank-Wolfe would need more than half the memory of a network on top."""
@@ -152,8 +186,15 @@ class _Search:
         return self.found[name]
 
     def gauge(self, element: Element) -> Element:
-        """The element between balanced networks as one between the networks themselves."""
-        return self.onto.inverse() @ element @ self.into
+        """The element between balanced networks as one between the networks themselves.
+
+        Where statistics are re-estimated, without scales that the statistics undo: the function would change.
+        """
+        found = self.onto.inverse() @ element @ self.into
+        if self.score is None or not self.score.normed:
+            return found
+        kept = {k: f for k, f in found.factors.items() if not self.group.generators[k].evaluation}
+        return Element(self.group, found.permutations, kept)
 
     def nearest(self, element: Element) -> Element:
         """With the scales of `to`, or with its own where that is nearer; without data, never farther than before."""
@@ -254,8 +295,8 @@ def _signs_only(group: Group, terms: Terms, element: Element, seed: int) -> Elem
     return matching.run(seed)
 
 
-def _why(best: Candidate, candidates: list[Candidate]) -> str:
+def _why(best: Candidate, candidates: list[Candidate], what: str) -> str:
     if best.barrier is None:
         return f"highest inner product <a, g b> = {best.objective:.4g} of {len(candidates)} methods (no data given)"
     tried = ", ".join(f"{c.method} {c.barrier:.4f}" for c in candidates)
-    return f"lowest measured barrier of {len(candidates)} methods: {tried}"
+    return f"lowest measured {what} of {len(candidates)} methods: {tried}"

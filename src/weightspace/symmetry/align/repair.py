@@ -18,10 +18,11 @@ from weightspace.net.errors import WeightspaceError, first_line
 from weightspace.net.inputs import arguments, each, shape
 from weightspace.net.net import Net, checked
 from weightspace.net.public import public
+from weightspace.path.divergence import Divergence, is_labelled
 from weightspace.symmetry.align.refit import NothingToMend, refit, rescale
 from weightspace.task.task import Task
 
-__all__ = ["best_repaired", "has_statistics", "repair", "reset_statistics"]
+__all__ = ["best_repaired", "has_statistics", "repair", "reset_statistics", "tracking"]
 
 
 _EXAMPLES, _FEW = 4096, 20
@@ -31,10 +32,11 @@ _NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm
 
 def has_statistics(net: Net) -> bool:
     """Whether some norm layer keeps running statistics of the data."""
-    return bool(_tracking(net.architecture))
+    return bool(tracking(net.architecture))
 
 
-def _tracking(module: nn.Module) -> list[nn.Module]:
+def tracking(module: nn.Module) -> list[nn.Module]:
+    """The norm layers of a module that keep running statistics of the data."""
     return [m for m in module.modules() if isinstance(m, _NORMS) and getattr(m, "running_mean", None) is not None]
 
 
@@ -59,7 +61,7 @@ def reset_statistics(net: Net, task: Task) -> Net:
         return net
     own, (net,) = net, lifted([net])
     module = net.module()
-    met = _Met(_tracking(module))
+    met = _Met(tracking(module))
     with torch.no_grad():
         task = _together(net, task, met, module)
         while True:
@@ -188,8 +190,9 @@ def repair(net: Net, ends: list[Net], task: Task) -> Net:
     """Repair `net`, an average of `ends`: re-estimated statistics, and units rescaled or layers refitted if that helps.
 
     Units may be rescaled (`rescale`) or layers refitted (`refit`) to the average outputs of the ends; the variant with
-    the lowest loss is kept, each fitted on four fifths of the examples and judged on the rest. Where weights are
-    frozen, only statistics are repaired.
+    the lowest loss is kept, each fitted on four fifths of the examples and judged on the rest; without labels, the one
+    with the lowest divergence from the mean outputs of the ends (see `Divergence`). Where weights are frozen, only
+    statistics are repaired.
 
     >>> import torch.nn as nn, weightspace as ws
     >>> module = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
@@ -216,10 +219,11 @@ def best_repaired(averages: list[tuple[Net, list[Net]]], task: Task) -> Net:
         ways += [partial(_as_it_is, net)]
         if not any(some.frozen for some in (net, *ends)):  # layers cannot be refitted around frozen ones
             ways += [partial(rescale, net, ends), partial(refit, net, ends)]
+    loss = judge if is_labelled(task) else Divergence(judge, averages[0][1])
     found: list[tuple[float, int]] = []
     for k, way in enumerate(ways):
         with suppress(NothingToMend), torch.no_grad():
-            found.append((float(judge(reset_statistics(way(fit), fit))), k))
+            found.append((float(loss(reset_statistics(way(fit), fit))), k))
     return reset_statistics(ways[min(found)[1]](task), task)
 
 
