@@ -28,7 +28,7 @@ FILES = {
     "trust": """bounds.rounding bounds.rule bounds.maps bounds.norms bounds.pointwise bounds.shapes bounds.sums
         bounds.twins bounds.walk bounds.certificate expected_displacement relative perturbation sensitivity""",
     "risk": "inequalities fit pac_bound",
-    "symmetry": """axis group balance canonical probe reach scale sign verify read saved align.parity align.ascent
+    "symmetry": """axis group balance canonical probe reach scale sign alone verify read saved align.parity align.ascent
         align.relax align.merge align.refit align.repair align.match align.features symmetry quotient""",
     "training": "deficits critical_periods recording recorder adapters",
     "flows": "batches anchors attacks ensembles goals pruning result options stepper",
