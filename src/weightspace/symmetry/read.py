@@ -243,25 +243,31 @@ def _prefixes(name: str) -> list[str]:
 
 def _independent(group: Group, generators: list[Generator]) -> list[Generator]:
     """Drop redundant generators: a factor for a whole head is one factor for each of its channels."""
-    kept: list[Generator] = []
+    kept: set[Generator] = set()
+    within: dict[tuple[str, str], list[Generator]] = {}  # kind, outer axis -> those kept of axes inside of it
     for generator in sorted(generators, key=lambda g: -len(group[g.axis].over)):
-        inner = [g for g in kept if g.kind == generator.kind and generator.axis in group[g.axis].over]
-        rows = np.array([_by_block(group, g) for g in [*inner, generator]])
+        rows = _by_block([*within.get((generator.kind, generator.axis), []), generator])
         if generator.kind == "sign":
             rows_of_bits = [sum(1 << k for k, bit in enumerate(row) if round(bit) % 2) for row in rows]
             fresh = len(reduce_bits(rows_of_bits)) > len(reduce_bits(rows_of_bits[:-1]))
         else:
-            fresh = np.linalg.matrix_rank(rows) > (np.linalg.matrix_rank(rows[:-1]) if inner else 0)
+            fresh = np.linalg.matrix_rank(rows) > (np.linalg.matrix_rank(rows[:-1]) if len(rows) > 1 else 0)
         if fresh:
-            kept.append(generator)
+            kept.add(generator)
+            for outer in group[generator.axis].over:
+                within.setdefault((generator.kind, outer), []).append(generator)
     return [g for g in generators if g in kept]
 
 
-def _by_block(group: Group, generator: Generator) -> np.ndarray:
-    row = np.zeros(len(group.blocks))
-    for place, exponent in generator.exponents:
-        row[place.block] += exponent
-    return row
+def _by_block(generators: list[Generator]) -> np.ndarray:
+    """The exponents of generators, one row each, in the blocks that any of them touches."""
+    blocks = dict.fromkeys(place.block for g in generators for place, _ in g.exponents)
+    column = {block: k for k, block in enumerate(blocks)}
+    rows = np.zeros((len(generators), len(column)))
+    for row, generator in zip(rows, generators, strict=True):
+        for place, exponent in generator.exponents:
+            row[column[place.block]] += exponent
+    return rows
 
 
 def _collapse(reading: Reading) -> None:
@@ -358,5 +364,4 @@ def _unused(
     for table in tables:
         held = {leaf for block in table for span in block for leaf in span.leaves}
         met.update(held)
-    alone = {leaf for leaf, n in met.items() if n == 1}
-    return {leaf for leaf in alone if leaf in _first_met(pieces)}
+    return {leaf for leaf in _first_met(pieces) if met[leaf] == 1}

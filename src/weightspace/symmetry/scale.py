@@ -203,8 +203,7 @@ def _row_echelon(basis: np.ndarray) -> np.ndarray:
             continue
         basis[[at, best]] = basis[[best, at]]
         basis[at] /= basis[at, column]
-        for other in range(len(basis)):
-            if other != at:
-                basis[other] -= basis[other, column] * basis[at]
+        others = np.flatnonzero((np.arange(len(basis)) != at) & (basis[:, column] != 0))
+        basis[others] -= basis[others, column, None] * basis[at]
         at += 1
     return basis

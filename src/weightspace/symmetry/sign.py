@@ -30,7 +30,7 @@ from weightspace.symmetry.group import Group
 from weightspace.symmetry.probe import Probe
 from weightspace.symmetry.reach import Signs, elementwise, wide
 
-__all__ = ["reduce_bits", "sign_generators"]
+__all__ = ["ordinary", "reduce_bits", "sign_generators"]
 
 
 Home: TypeAlias = tuple[Any, int]
@@ -53,6 +53,8 @@ class _Graph:
     values: dict[Home, Tensor] = field(default_factory=dict)
     blocks: dict[Home, list[Block]] = field(default_factory=dict)
     picked: dict[str, set[str]] = field(default_factory=dict)  # outer axes of which an activation holds one index
+    results: dict[Any, list[Home]] = field(default_factory=dict)  # the outputs of an operation
+    holders: dict[str, list[fx.Node]] = field(default_factory=dict)  # nodes beside an axis, in order of execution
 
     def home(self, node: fx.Node) -> Home:
         if node.target is operator.getitem:
@@ -120,17 +122,31 @@ def _record(
 
     with torch.no_grad(), math_attention():
         graph.run(probe.net.tensors, input_tensors(probe.example), keep)
-    for axis in group.every:
-        held = [set(block.leaves) for found in run.blocks.values() for block in found if axis.name in block.leaves]
-        run.picked[axis.name] = {outer for outer in axis.over if not all(outer in leaves for leaves in held)}
+    _index(group, run)
     return run
+
+
+def _index(group: Group, run: _Graph) -> None:
+    """Which outer axes are picked, and which nodes hold an axis: every axis is then solved on its own part alone."""
+    axes: dict[Home, set[str]] = {}
+    for home, found in run.blocks.items():
+        run.results.setdefault(home[0], []).append(home)
+        axes[home] = {leaf for block in found for leaf in block.leaves if isinstance(leaf, str)}
+        for block in found:
+            for leaf in axes[home] & set(block.leaves):
+                outer = {name for name in group[str(leaf)].over if name not in block.leaves}
+                run.picked.setdefault(str(leaf), set()).update(outer)
+    for node in run.trace.nodes:
+        homes = {run.home(n) for n in node.all_input_nodes} | {run.home(node), *run.results.get(node, [])}
+        for name in set().union(*(axes.get(home, set()) for home in homes)):
+            run.holders.setdefault(name, []).append(node)
 
 
 def _solve(group: Group, run: _Graph, axis: str) -> list[list[Slot]]:
     """Independent sets of parameter slots that may be flipped together."""
     variables: dict[Slot, int] = {}
     equations: list[int] = []
-    for node in run.trace.nodes:
+    for node in run.holders.get(axis, []):
         if node.op == "output":
             homes = [run.home(n) for n in node.all_input_nodes]
             equations += [1 << _number(variables, s) for home in homes for s in run.slots(home, axis)]
@@ -152,7 +168,7 @@ def _number(variables: dict[Slot, int], slot: Slot) -> int:
 def _node_equations(group: Group, run: _Graph, node: fx.Node, axis: str, variables: dict[Slot, int]) -> list[int]:
     homes = dict.fromkeys(run.home(n) for n in node.all_input_nodes)
     inputs = [slot for home in homes for slot in run.slots(home, axis)]
-    results = [home for home in run.blocks if home[0] is node]
+    results = run.results.get(node, [])
     outputs = [slot for home in results for slot in run.slots(home, axis)]
     slots = inputs + outputs
     if not slots:
@@ -312,10 +328,10 @@ def _same(got: Any, wanted: Tensor) -> bool:
         return False
     if not got.is_floating_point():
         return torch.equal(got, wanted)
-    return torch.allclose(got, wanted.to(got.dtype), rtol=1e-9, atol=1e-11 * _ordinary(wanted), equal_nan=True)
+    return torch.allclose(got, wanted.to(got.dtype), rtol=1e-9, atol=1e-11 * ordinary(wanted), equal_nan=True)
 
 
-def _ordinary(value: Tensor) -> float:
+def ordinary(value: Tensor) -> float:
     """The largest absolute value of a tensor, mask values aside: beside -1e38 no other change would show."""
     sizes = value.abs().double().nan_to_num(0.0, 0.0, 0.0)
     largest = float(sizes.max()) if sizes.numel() else 0.0
@@ -341,14 +357,17 @@ def reduce_bits(rows: list[int]) -> list[int]:
 def _null_space(rows: list[int], n: int) -> list[int]:
     """Bit rows x of length n with <r, x> = 0 modulo two for every given row r."""
     pivots: dict[int, int] = {}
-    for row in reduce_bits(rows):
-        pivots[row.bit_length() - 1] = row
+    for row in rows:
+        while row and (top := row.bit_length() - 1) in pivots:
+            row ^= pivots[top]
+        if row:
+            pivots[top] = row
     free = [k for k in range(n) if k not in pivots]
-    space = []
+    space, order = [], sorted(pivots)
     for k in free:
         x = 1 << k
-        for top in sorted(pivots):
-            if bin(pivots[top] & x).count("1") % 2:
+        for top in order:
+            if (pivots[top] & x).bit_count() % 2:
                 x |= 1 << top
         space.append(x)
     return space

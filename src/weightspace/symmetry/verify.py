@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Any
 
 import torch
@@ -19,8 +19,9 @@ from weightspace.graph.atoms import Atom
 from weightspace.graph.follow import Reading
 from weightspace.graph.trace import Trace, op_name
 from weightspace.net.errors import SymmetryError
-from weightspace.net.inputs import input_tensors
+from weightspace.net.inputs import carried, input_tensors
 from weightspace.net.net import math_attention
+from weightspace.symmetry.alone import Alone, touched
 from weightspace.symmetry.axis import Axis, as_blocks
 from weightspace.symmetry.group import Element, Group
 from weightspace.symmetry.probe import Probe, usable
@@ -30,6 +31,7 @@ __all__ = ["distance", "moved", "verify"]
 
 _FAR = (1.0, 100.0, 0.01)  # sizes of the inputs that every element is tried on
 _SMALL = 1e-4  # of the largest output: the least size that a change is relative to
+_FELT = 1e-9  # in the graph, which has no casts to lower precision
 _AT_HOME = 1e-7  # the network's own weights may be badly conditioned
 
 
@@ -43,15 +45,21 @@ def verify(
 ) -> set[int]:
     """Try every generator, then all at once on other inputs; return the numbers of the scales and signs that fail.
 
-    Those hold for small moves only, as where an operation jumps. Raises `SymmetryError`, naming axis and operation, if
-    a permutation changes the function, and where there are no outputs to compare.
+    Those hold for small moves only, as where an operation jumps. Each alone is tried in the graph, where only what it
+    changes is evaluated again, and on the module if it is felt there; all at once are tried on the module, and each of
+    them if that fails. Raises `SymmetryError`, naming axis and operation, if a permutation changes the function, and
+    where there are no outputs to compare.
     """
     tolerance = 1e-4 if graph.low_precision and probe.graph is None else 1e-9
     broken: set[int] = set()
 
-    def try_all(example: Any) -> None:
+    def try_each(example: Any, chosen: Set[int] | None = None) -> None:
+        if chosen is not None and not chosen:
+            return
         before = probe.outputs(example)
         for number, (axis, element) in enumerate(_generators(group, kinds, broken)):
+            if chosen is not None and number not in chosen:
+                continue
             with moved(element, probe):
                 change = distance(before, probe.outputs(example))
             if change <= tolerance:
@@ -70,20 +78,45 @@ def verify(
         raise SymmetryError(
             "two calls on one input give different outputs: the module draws random numbers; leave them out"
         )
-    try_all(probe.example)
-    for example in _elsewhere(probe):
-        if not _holds(group, kinds, broken, probe, example, tolerance):
-            try_all(example)
-    probe.at_home()
-    if not _holds(group, kinds, broken, probe, probe.given, max(tolerance, _AT_HOME)):
-        try_all(probe.given)
+    for k, (example, limit) in enumerate(_stages(probe, tolerance)):
+        if k and _holds(group, kinds, broken, probe, example, limit):
+            continue
+        try_each(example, _felt(group, kinds, broken, graph, probe, example))
+        if not _holds(group, kinds, broken, probe, example, limit):
+            try_each(example)
     probe.draw(0)
     return broken
 
 
+def _stages(probe: Probe, tolerance: float) -> Iterator[tuple[Any, float]]:
+    """The inputs to try on, each with its tolerance: on the weights as drawn, then on the network's own."""
+    yield probe.example, tolerance
+    for example in _elsewhere(probe):
+        yield example, tolerance
+    probe.at_home()
+    yield probe.given, max(tolerance, _AT_HOME)
+
+
+def _felt(
+    group: Group, kinds: Iterable[str], broken: set[int], graph: Trace, probe: Probe, example: Any
+) -> set[int] | None:
+    """The numbers of the generators that, each alone, change an output of the graph; None where it cannot be evaluated.
+
+    The cost of a generator is that of the operations whose values it changes, however deep the network is.
+    """
+    try:
+        run = Alone(graph, probe.net.tensors, input_tensors(carried(example, probe.net)))
+        found = ((k, run.outputs(element)) for k, (_, element) in enumerate(_generators(group, kinds, broken)))
+        return {k for k, pair in found if pair is not None and not distance(*pair) <= _FELT}
+    except SymmetryError:
+        return None
+
+
 def _elsewhere(probe: Probe) -> Iterator[Any]:
-    """The example itself, and random inputs of other sizes."""
-    yield probe.given
+    """The example itself where it is not what all is tried on, and random inputs of other sizes."""
+    given, drawn = input_tensors(probe.given), input_tensors(probe.example)
+    if not all(torch.equal(a, b) for a, b in zip(given, drawn, strict=True)):
+        yield probe.given
     if any(t.is_floating_point() for t in input_tensors(probe.given)):
         for k, size in enumerate(_FAR):
             yield probe.inputs(k + 1, size)
@@ -99,40 +132,37 @@ def _holds(group: Group, kinds: Iterable[str], broken: set[int], probe: Probe, e
         return True
     element = group.sample(2, kinds)
     factors = {k: f for k, f in element.factors.items() if k not in broken}
-    with moved(Element(group, element.permutations, factors), probe):
+    moves = element.permutations if "permutation" in kinds else {}
+    with moved(Element(group, moves, factors), probe):
         return distance(before, probe.outputs(example)) <= tolerance
 
 
 def _generators(group: Group, kinds: Iterable[str], broken: set[int]) -> Iterable[tuple[Axis, Element]]:
+    """Each generator with a random element of it alone: the same as `group.sample` would draw for its axis."""
     for axis in group.axes:
         if "permutation" in kinds and "permutation" in axis.kinds:
-            yield axis, group.sample(1, ("permutation",), [axis.name])
+            yield axis, Element(group, {axis.name: group._shuffle(axis, torch.Generator().manual_seed(1))})
+    drawn: dict[tuple[str, str], torch.Generator] = {}
     for k, generator in enumerate(group.generators):
-        if generator.kind in kinds and k not in broken:
-            element = group.sample(1, (generator.kind,), [generator.axis])
-            yield group[generator.axis], Element(group, element.permutations, {k: element.factors[k]})
+        if generator.kind in kinds:
+            source = drawn.setdefault((generator.axis, generator.kind), torch.Generator().manual_seed(1))
+            factor = group._draw(group[generator.axis], generator.kind, source)
+            if k not in broken:
+                yield group[generator.axis], Element(group, {}, {k: factor})
 
 
 @contextlib.contextmanager
 def moved(element: Element, probe: Probe) -> Iterator[None]:
     """The probe's tensors moved in place, one after the other, and moved back."""
-    tensors, touched = probe.net.tensors, _touched(element)
-    for name in touched:
+    tensors, names = probe.net.tensors, touched(element)
+    for name in names:
         tensors[name].copy_(element.move(name, tensors[name]))
     try:
         yield
     finally:
         back = element.inverse()
-        for name in touched:
+        for name in names:
             tensors[name].copy_(back.move(name, tensors[name]))
-
-
-def _touched(element: Element) -> set[str]:
-    group = element.group
-    still = group.identity().permutations
-    moving = {n for n, t in element.permutations.items() if not torch.equal(t, still[n])}
-    moving |= {group.generators[k].axis for k in element.factors}
-    return {block.tensor for block in group.blocks if moving & set(block.leaves)}
 
 
 def distance(before: list[Tensor], after: list[Tensor]) -> float:
