@@ -241,7 +241,7 @@ def _():
     return Apply(f, a=L(5, 21), b=L(7, 2))
 
 
-@case("lora", reals(4, 5), E(7, kinds="PR"), E(2, kinds="PRS", note="rank"))
+@case("lora", reals(4, 5), E(7, kinds="PR"), E(2, kinds="PL", note="rank"))
 def _():
     def f(m, x):
         h = F.relu(m.base(x) + 2 * (x @ m.down.T) @ m.up.T)
@@ -250,7 +250,7 @@ def _():
     return Apply(f, base=L(5, 7), down=free(2, 5), up=free(7, 2), head=L(7, 3))
 
 
-@case("lora_merged", reals(4, 5), E(7, kinds="PR"), E(2, kinds="PRS", note="rank"))
+@case("lora_merged", reals(4, 5), E(7, kinds="PR"), E(2, kinds="PL", note="rank"))
 def _():
     def f(m, x):
         return m.head(F.relu(F.linear(x, m.base.weight + m.up @ m.down, m.base.bias)))
@@ -714,7 +714,7 @@ def _():
 # embeddings and positions
 
 
-@case("embedding_mean", tokens(13, 4, 6), E(5, kinds="PRS", note="linear on both sides"), E(7, kinds="PR"))
+@case("embedding_mean", tokens(13, 4, 6), E(5, kinds="PL", note="linear on both sides"), E(7, kinds="PR"))
 def _():
     def f(m, x):
         return m.b(F.relu(m.a(m.table(x).mean(1))))
@@ -740,7 +740,7 @@ def _():
 @case(
     "tied_bottleneck",
     tokens(13, 3, 4),
-    E(5, kinds="PRS", note="table up, both matrices down"),
+    E(5, kinds="PL", note="table up, both matrices down"),
     E(7, kinds="PR"),
 )
 class TiedBottleneck(nn.Module):
@@ -786,7 +786,7 @@ case(
 @case(
     "position_parameter",
     tokens(13, 3, 4),
-    E(5, kinds="PRS", note="rows beyond the length stay"),
+    E(5, kinds="PO", note="rows beyond the length turn too"),
     E(7, kinds="P"),
 )
 def _():
@@ -822,8 +822,8 @@ def _():
 
 def attention(heads: int, channels: int) -> tuple[Expected, ...]:
     """Heads; the channels in which queries meet keys; those from values to output; both inside a head."""
-    qk = E(channels, (heads,), "PRS", "query up, key down; a key bias is inert")
-    vo = E(channels, (heads,), "PRS", "value up, output down")
+    qk = E(channels, (heads,), "PL", "query up, key down; a key bias is inert")
+    vo = E(channels, (heads,), "PL", "value up, output down")
     return E(heads, note="heads"), qk, vo
 
 
@@ -853,7 +853,7 @@ class Block(nn.Module):
 
 def block_group(width: int, heads: int, channels: int, hidden: int = 7) -> tuple[Expected, ...]:
     return (
-        E(width, kinds="PRS", note="stream: norm up, matrices down"),
+        E(width, kinds="PO", note="stream: writers and readers turn, gains folded"),
         *attention(heads, channels),
         E(hidden),
     )
@@ -979,10 +979,10 @@ def rotary_attention(interleaved: bool) -> nn.Module:
 
 
 ROTARY = (
-    E(18, kinds="PRS", note="stream"),
+    E(18, kinds="PO", note="stream"),
     E(3, note="heads"),
     E(3, (3,), "RS", "a pair keeps its frequency: query up and key down, or both flipped"),
-    E(6, (3,), "PRS", "value up, output down"),
+    E(6, (3,), "PL", "value up, output down"),
     E(7),
 )
 case("rope_halves", reals(2, 4, 2), *ROTARY)(lambda: rotary_attention(False))
@@ -1016,11 +1016,11 @@ class Llama(nn.Module):
         return self.head(self.n3(x))
 
 
-STREAM = E(7, kinds="PRS", note="the stream flips under RMSNorm; so does each norm's weight with what reads it")
+STREAM = E(7, kinds="PO", note="the stream turns under RMSNorm, each norm's weight folded into what reads it")
 GROUPS = E(2, note="kv heads"), E(3, (2,), "P", "query heads of a kv head")
-VALUES = E(4, (2,), "PRS", "value up, output down, shared by the queries of a kv head")
+VALUES = E(4, (2,), "PL", "value up, output down, shared by the queries of a kv head")
 SWIGLU = E(11, kinds="PRS", note="the linear half up, down-projection down")
-LLAMA = (STREAM, *GROUPS, E(4, (2,), "PRS", "query up, key down"), VALUES, SWIGLU)
+LLAMA = (STREAM, *GROUPS, E(4, (2,), "PL", "query up, key down"), VALUES, SWIGLU)
 case("llama", tokens(13, 2, 5), *LLAMA)(Llama)
 case("llama_enable_gqa", tokens(13, 2, 5), *LLAMA)(lambda: Llama(repeat=False))
 case("llama_rope", tokens(13, 2, 5), STREAM, *GROUPS, E(2, (2,), "RS", "rotary pairs"), VALUES, SWIGLU)(

@@ -52,6 +52,7 @@ def test_tensors_that_are_made_again_lead_to_the_same_match(name, monkeypatch):
 def test_what_is_remembered_is_what_is_there(name):
     """The objective, kept tensor by tensor through the ascent, against the moved network itself."""
     group, a, b = pair(name)
+    a, b = group.fold(a), group.fold(b)
     matching = Matching(group, weight_terms(group, a, b))
     element = matching.run(seed=1)
     moved = element(b)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from weightspace.metric.distance import euclidean
 from weightspace.net.inputs import carried
 from weightspace.net.net import Net
 from weightspace.symmetry.align.match import apart
+from weightspace.symmetry.fold import fold
 from weightspace.symmetry.group import Element
 from weightspace.task.outputs import logits
 
@@ -67,7 +69,7 @@ def align(space: Workspace, path: Path, to: Path, out: Path) -> Aligned:
     net = file.net
     settings.progress(f"matching the units of {path.name} to {to.name}", 0, 0)
     match = space.group.match(net, to=fixed, data=space.align_on, method=space.method, seed=settings.seed)
-    stored = file.moved(partial(_moved, match.element))
+    stored = file.moved(partial(_moved, match.element, match.element.on(net, like=fixed)))
     before, after = euclidean(fixed, net), apart(fixed, net, match.element)
     line = _aligned_line(space, fixed, net, match.element)
     outputs = _outputs(space, net)
@@ -95,7 +97,9 @@ def align(space: Workspace, path: Path, to: Path, out: Path) -> Aligned:
 def _aligned_line(space: Workspace, a: Net, b: Net, element: Element) -> Line | None:
     if space.measure_on is None:
         return None
-    return along(a, b, element(b), space.measure_on, space.align_on, progress=space.settings.progress)
+    return along(
+        a, b, fold(space.group, element(b), like=a), space.measure_on, space.align_on, progress=space.settings.progress
+    )
 
 
 def _outputs(space: Workspace, net: Net) -> Tensor:
@@ -112,9 +116,9 @@ def _drift(space: Workspace, outputs: Tensor, stored: Stored) -> float:
     return drift
 
 
-def _moved(element: Element, name: str, tensor: Tensor) -> Tensor:
+def _moved(element: Element, move: Callable[[str, Tensor], Tensor], name: str, tensor: Tensor) -> Tensor:
     """The tensor moved by the element, computed in float32 where its dtype is half: rounded factors do not cancel."""
     if name not in element.group.tensors:
         return tensor
     wide = tensor.dtype in (torch.float16, torch.bfloat16)
-    return element.move(name, tensor.float() if wide else tensor).to(tensor.dtype)
+    return move(name, tensor.float() if wide else tensor).to(tensor.dtype)

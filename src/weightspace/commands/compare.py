@@ -30,8 +30,9 @@ from weightspace.path.divergence import is_labelled
 from weightspace.path.path import line
 from weightspace.symmetry.align.match import Match, Method
 from weightspace.symmetry.align.repair import has_statistics, reset_statistics
-from weightspace.symmetry.axis import Axis
+from weightspace.symmetry.axis import MATRICES, Axis
 from weightspace.symmetry.balance import unit_variances
+from weightspace.symmetry.fold import fold
 from weightspace.symmetry.quotient import lower_bound, sliced
 from weightspace.symmetry.symmetry import Symmetry
 from weightspace.task.classification import accuracy, classifies
@@ -253,7 +254,7 @@ def compare(
     progress(f"matching the units of {names[1]} to {names[0]}", 0, 0)
     near, low = _matches(a, b, group, align_on, method, seed)
     progress("measuring distances", 0, 0)
-    moved = near.element(b)
+    moved, lowest = (fold(group, found.element(b), like=a) for found in (near, low))
     flat_a, flat_b, stored = (sliced(group, net) for net in (a, moved, b))
     upper = euclidean(flat_a, flat_b)
     relative = _relative(flat_a, flat_b)
@@ -276,7 +277,7 @@ def compare(
         method=low.method,
         why=low.why,
         layers=_layers(a, b, moved),
-        line=along(a, b, low.element(b), measure_on, align_on, points, progress) if measure_on else None,
+        line=along(a, b, lowest, measure_on, align_on, points, progress) if measure_on else None,
         outputs=outputs,
         units=_units(group, flat_a, stored, flat_b),
         slice="scales balanced" + ", running variances counted in the gains" * (unit_variances(group, a) is not a),
@@ -392,7 +393,8 @@ def _barrier(loss: list[float]) -> float:
 
 def _units(group: Symmetry, a: Net, b: Net, moved: Net) -> Units | None:
     """Cosines between the units of the largest axis that depends on no other; at most 48 units are shown."""
-    axes = [axis for axis in group.permutable() if not axis.over]
+    turning = {g.axis for g in group.generators if g.kind in MATRICES}
+    axes = [axis for axis in group.permutable() if not axis.over and axis.name not in turning]
     if not axes:
         return None
     axis = max(axes, key=lambda x: x.size)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from weightspace.net.errors import SymmetryError
 from weightspace.net.net import Net
 from weightspace.symmetry.axis import Generator, Place
-from weightspace.symmetry.group import Element, Group
+from weightspace.symmetry.group import Element, Group, units_at
 from weightspace.symmetry.matrix import root
 
 __all__ = ["balance", "balancing", "unit_variances"]
@@ -31,7 +31,7 @@ __all__ = ["balance", "balancing", "unit_variances"]
 _ROOM = 1 << 21  # numbers
 _MOST_STEPS, _NEWTON = 2000, 8
 _ROUNDING, _LOST = 1e-13, 1e-5
-_MOST_TURNS, _SINGULAR = 30, 1e-12
+_MOST_TURNS, _SINGULAR = 1000, 1e-14
 
 
 def balancing(
@@ -55,7 +55,7 @@ def balancing(
             again = _scales(group, _Moved(found, tensors), tolerance, sweeps, strict)
             found = again @ found
             steps += [float((f - 1).abs().max()) for f in again.factors.values()]
-        if max(steps) < max(tolerance, 1e-9):
+        if max(steps) < max(tolerance, 1e-12):
             break
     return found
 
@@ -109,24 +109,24 @@ def _unit_products(
     for name, met in held.items():
         tensor = element.move(name, tensors[name].double())
         for k, place, exponent in met:
-            block, axis = group.blocks[place.block], group[chosen[k].axis]
-            lead = [*(block.leaves.index(o) for o in axis.over), place.leaf]
-            rest = [d for d in range(len(block.leaves)) if d not in lead]
-            rows = group.view(block, tensor).permute([*lead, *rest]).reshape(*group.sizes(axis), -1)
+            rows = units_at(group, group[chosen[k].axis], place, {name: tensor})
             gram = rows @ rows.mT
             found[k][exponent] = found[k][exponent] + gram if exponent in found[k] else gram
     return found
 
 
 def _even(x: Tensor, y: Tensor) -> Tensor:
-    """M = S^1/2 with S X S = Y; a little is added to what is singular, and nothing moves where one is zero."""
+    """M = S^1/2 with S X S = Y. Where one is zero, M makes the other one even; what is singular gets a little more."""
     n = x.shape[-1]
+    x, y = x.double(), y.double()
     sizes = [t.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] for t in (x, y)]
-    none = (sizes[0] <= 0) | (sizes[1] <= 0)
     eye = torch.eye(n, dtype=torch.float64)
-    x, y = (torch.where(none, eye, t + _SINGULAR * size * eye) for t, size in zip((x, y), sizes, strict=True))
+    x, y = (torch.where(size > 0, t + _SINGULAR * size * eye, eye) for t, size in zip((x, y), sizes, strict=True))
     up, down = root(x, 0.5), root(x, -0.5)
-    return root(down @ root(up @ y @ up, 0.5) @ down, 0.5)
+    both = root(down @ root(up @ y @ up, 0.5) @ down, 0.5)
+    return torch.where(
+        sizes[0] <= 0, torch.where(sizes[1] <= 0, eye, root(y, 0.5)), torch.where(sizes[1] <= 0, down, both)
+    )
 
 
 def balance(group: Group, net: Net, tolerance: float = 1e-5) -> Net:

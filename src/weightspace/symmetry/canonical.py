@@ -9,6 +9,8 @@ leading dimension). Units are sorted by a key f(v_x), after scales are balanced 
     "linear"  <v*, v_x> for one fixed pseudo-random v*
     callable  any function of the rows V (units x coordinates), one number per unit
 
+Axes that matrices move are turned to the eigenvectors of their second moments first: see `upright`.
+
 Sources: Sorensen, Machine learning, math, and generalization; Rueger and Ossen, The metric structure of
 weight space, 1997.
 """
@@ -25,9 +27,11 @@ from torch import Tensor
 
 from weightspace.net.errors import SymmetryError, WeightspaceError
 from weightspace.net.net import Net
-from weightspace.symmetry.axis import Axis, Place
+from weightspace.symmetry.axis import MATRICES, Axis, Place
 from weightspace.symmetry.balance import balancing
+from weightspace.symmetry.fold import fold
 from weightspace.symmetry.group import Element, Group
+from weightspace.symmetry.upright import upright
 
 __all__ = ["Key", "canonical", "canonical_element"]
 
@@ -44,6 +48,7 @@ def canonical(group: Group, net: Net, key: Key = "norm") -> Net:
     callables read coordinates, which a unit whose own coordinates can move (a residual stream, a recurrent weight)
     lacks.
     """
+    net = fold(group, net)
     return canonical_element(group, net, key)(net)
 
 
@@ -53,6 +58,8 @@ def canonical_element(group: Group, net: Net, key: Key = "norm") -> Element:
     bad = net.weights.unusable()
     if bad:
         raise WeightspaceError(f"{bad[0]} holds NaN or infinity; there is no representative")
+    if any(g.kind in MATRICES for g in group.generators):
+        return upright(group, fold(group, net), lambda rest, turned: _Canon(rest, turned, key).run())
     return _Canon(group, net, key).run()
 
 

@@ -7,56 +7,131 @@ head that is tied to the embedding) stays, and with it the axis keeps its permut
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Protocol, TypeAlias, runtime_checkable
+
 import torch
 from torch import Tensor
 
 from weightspace.net.errors import SymmetryError
 from weightspace.net.net import Net
-from weightspace.symmetry.axis import Generator, Place
-from weightspace.symmetry.group import Element, Group
+from weightspace.symmetry.axis import Block, Generator, Place
 
-__all__ = ["fold", "values_at"]
+__all__ = ["Factors", "copied", "factors_between", "fold", "gains_of", "kept_values", "multiplied", "values_at"]
 
 
-def fold(group: Group, net: Net, like: Net | None = None) -> Net:
+Factors: TypeAlias = dict[Place, Tensor]  # what the units at a place are multiplied by
+
+
+@runtime_checkable
+class Gauged(Protocol):
+    """What is asked of a group: the scales and signs that folding uses, and its blocks."""
+
+    gauge: tuple[Generator, ...]
+    free: tuple[Place, ...]
+    blocks: tuple[Block, ...]
+
+    def check(self, net: Net) -> None:
+        """Raise `SymmetryError` unless the group belongs to this net's architecture."""
+        ...
+
+    def blocks_of(self, name: str) -> list[tuple[int, Block]]:
+        """The numbered blocks of a tensor."""
+        ...
+
+    def view(self, block: Block, tensor: Tensor) -> Tensor:
+        """The block of a contiguous tensor, one dimension per leaf."""
+        ...
+
+    def spread(self, table: Tensor, block: Block, leaf: int) -> Tensor:
+        """A table on the axis at `leaf`, shaped to multiply the view of the block."""
+        ...
+
+
+def fold(group: Gauged, net: Net, like: Net | None = None) -> Net:
     """The same function with every gain of `group.gauge` at one, or at those of `like`; places without effect at zero.
 
     Raises `SymmetryError` for a gain that is zero, which loses what it multiplies.
     """
     group.check(net)
-    factors: dict[int, Tensor] = {}
-    for k, generator in enumerate(group.gauge):
-        (place,) = generator.uniform
-        gain = values_at(group, net, place).double()
-        target = torch.ones_like(gain) if like is None else values_at(group, like, place).double()
+    now = gains_of(group, net.tensors.__getitem__)
+    wanted = None if like is None else gains_of(group, like.tensors.__getitem__)
+    factors = factors_between(group, now, wanted)
+    moved = {name: multiplied(group, name, net.tensors[name], factors) for name in _names(group, factors)}
+    weights, state = ({n: t for n, t in moved.items() if n in part} for part in (net.weights, net.state))
+    new = net.at(net.weights.replace(weights), net.state.replace(state)) if moved else net
+    return _settled(group, new, like)
+
+
+def gains_of(group: Gauged, tensor: Callable[[str], Tensor]) -> dict[Place, Tensor]:
+    """The gains that folding sets, by their place."""
+    places = dict.fromkeys(g.uniform[0] for g in group.gauge)
+    return {place: _view(group, tensor(group.blocks[place.block].tensor), place).double() for place in places}
+
+
+def factors_between(group: Gauged, now: Mapping[Place, Tensor], wanted: Mapping[Place, Tensor] | None) -> Factors:
+    """What every place is multiplied by for gains to become those that are wanted (one), by scales and signs alone."""
+    factors: Factors = {}
+    for generator in group.gauge:
+        place = generator.uniform[0]
+        gain = now[place]
+        target = torch.ones_like(gain) if wanted is None else wanted[place]
         if bool((gain * target == 0).any()) or not bool((gain * target).isfinite().all()):
             name = group.blocks[place.block].tensor
-            raise SymmetryError(
-                f"{name} is zero or not finite for some unit, which cannot be folded into what reads it"
-            )
-        ratio = target / gain
-        factors[k] = ratio.sign() if generator.kind == "sign" else ratio.abs() ** (1 / _exponent(generator, place))
-    own = Group(group.every, group.blocks, group.gauge, group.shapes, state=group.state, fingerprint=group.fingerprint)
-    return _settled(group, Element(own, {}, factors)(net) if factors else net, like)
+            raise SymmetryError(f"{name} is zero or not finite for some unit; it cannot be folded into what reads it")
+        ratio, own = target / gain, dict(generator.exponents)[place]
+        unit = ratio.sign() if generator.kind == "sign" else ratio.abs() ** (1 / own)
+        for met, exponent in generator.exponents:
+            factor = unit**exponent
+            factors[met] = factors[met] * factor if met in factors else factor
+    return factors
 
 
-def _settled(group: Group, net: Net, like: Net | None) -> Net:
+def multiplied(group: Gauged, name: str, tensor: Tensor, factors: Factors) -> Tensor:
+    """One tensor with its places multiplied by their factors, in float32 or wider."""
+    half = tensor.dtype in (torch.float16, torch.bfloat16)
+    out = tensor.detach().float() if half else tensor.detach().clone().contiguous()
+    for number, block in group.blocks_of(name):
+        view = group.view(block, out)
+        for leaf in range(len(block.leaves)):
+            if (factor := factors.get(Place(number, leaf))) is not None:
+                view.mul_(group.spread(factor.to(view), block, leaf))
+    return out.to(tensor.dtype)
+
+
+def kept_values(group: Gauged, like: Net | None) -> Factors:
+    """The numbers of a network at gains and at places without effect."""
+    places = dict.fromkeys([*(g.uniform[0] for g in group.gauge), *group.free])
+    return {} if like is None else {place: values_at(group, like, place).clone() for place in places}
+
+
+def copied(group: Gauged, name: str, tensor: Tensor, values: Factors) -> Tensor:
+    """A tensor with these numbers at those of the places that lie in it."""
+    for place, value in values.items():
+        if group.blocks[place.block].tensor == name:
+            _view(group, tensor, place).copy_(value)
+    return tensor
+
+
+def _names(group: Gauged, factors: Factors) -> list[str]:
+    return list(dict.fromkeys(group.blocks[place.block].tensor for place in factors))
+
+
+def _settled(group: Gauged, net: Net, like: Net | None) -> Net:
     """Gains at exactly what they are to be, free of rounding; places without effect at zero, or as in `like`."""
-    exact = [(generator.uniform[0], 1.0) for generator in group.gauge]
-    places = [*exact, *((place, 0.0) for place in group.free)]
-    if not places:
+    numbers = {**{generator.uniform[0]: 1.0 for generator in group.gauge}, **dict.fromkeys(group.free, 0.0)}
+    if not numbers:
         return net
     new = net.clone()
-    for place, number in places:
+    for place, number in numbers.items():
         values_at(group, new, place).copy_(torch.tensor(number) if like is None else values_at(group, like, place))
     return new
 
 
-def values_at(group: Group, net: Net, place: Place) -> Tensor:
+def values_at(group: Gauged, net: Net, place: Place) -> Tensor:
     """The block of a place, as a view of the tensor of the network."""
-    block = group.blocks[place.block]
-    return group.view(block, net.tensors[block.tensor].detach())
+    return _view(group, net.tensors[group.blocks[place.block].tensor].detach(), place)
 
 
-def _exponent(generator: Generator, place: Place) -> float:
-    return dict(generator.exponents)[place]
+def _view(group: Gauged, tensor: Tensor, place: Place) -> Tensor:
+    return group.view(group.blocks[place.block], tensor)

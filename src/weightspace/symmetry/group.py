@@ -9,7 +9,7 @@ holds a permutation for every axis, and factors or a matrix for every generator;
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby, permutations, product
 from typing import Any, TypeVar, overload
@@ -22,9 +22,10 @@ from weightspace.net.net import Net, checked
 from weightspace.net.public import public
 from weightspace.net.weights import Weights
 from weightspace.symmetry.axis import KINDS, MATRICES, Axis, Block, Generator, Place, place_axes
+from weightspace.symmetry.fold import copied, factors_between, gains_of, kept_values, multiplied, values_at
 from weightspace.symmetry.matrix import drawn, inverse, turned
 
-__all__ = ["Element", "Group", "SymmetryError"]
+__all__ = ["Element", "Group", "SymmetryError", "units_at"]
 
 
 _G = TypeVar("_G", bound="Group")
@@ -37,8 +38,7 @@ class Element:
 
     `permutations[axis]` has shape (outer sizes.., size): unit x of the result is unit p[.., x] of the argument;
     `factors[k]`, of the same shape, belongs to generator k; a matrix has the shape (outer sizes.., size, size).
-    `g(net)`, `g(weights)`, `g.inverse()`, `g @ h`. Raises `SymmetryError` for a network of another architecture, and
-    for one whose norms are not folded if matrices are to turn what they normalise: see `Symmetry.fold`.
+    `g(net)`, `g(weights)`, `g.inverse()`, `g @ h`. Raises `SymmetryError` for a network of another architecture.
 
     >>> import weightspace as ws
     >>> net, task = ws.demo.example()
@@ -57,16 +57,46 @@ class Element:
     @overload
     def __call__(self, point: Weights) -> Weights: ...
     def __call__(self, point: Net | Weights) -> Net | Weights:
-        """The action g w. A Net moves with its buffers; Weights move linearly."""
+        """The action g w. A Net moves with its buffers; Weights move linearly.
+
+        Rotations act where the gains of norms are one: a Net is folded, turned, and unfolded to the gains that it had.
+        """
         if not isinstance(point, Weights):
             self.group.check(point)
-            self._check_folded(point)
-            return Net(point.architecture, self(point.weights), self(point.state))
+            move = self.on(point)
+            weights, state = (
+                part.replace({name: move(name, part[name]) for name in self.group.tensors if name in part})
+                for part in (point.weights, point.state)
+            )
+            return Net(point.architecture, weights, state)
         new = point.clone()
         for name in self.group.tensors:
             if name in new:
                 new[name].copy_(self.move(name, point[name]))
         return new
+
+    def on(self, net: Net, like: Net | None = None) -> Callable[[str, Tensor], Tensor]:
+        """The action on a network, tensor by tensor: a function of a name and the tensor of that name.
+
+        With `like`, gains of norms that can be folded and places without effect become those of that network.
+        """
+        turned = {place for k in self.factors for place in self.group.generators[k].uniform if self.is_matrix(k)}
+        if like is None and all(_is_uniform(values_at(self.group, net, place)) for place in turned):
+            return self.move
+        gains = gains_of(self.group, net.tensors.__getitem__)
+        order = Element(self.group, self.permutations)
+        tensors = like.tensors.__getitem__ if like else lambda name: order.move(name, net.tensors[name])
+        before = factors_between(self.group, gains, None)
+        even = {place: torch.ones_like(gain) for place, gain in gains.items()}
+        after = factors_between(self.group, even, gains_of(self.group, tensors))
+        values = kept_values(self.group, like)
+
+        def move(name: str, tensor: Tensor) -> Tensor:
+            wide = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+            folded = self.move(name, multiplied(self.group, name, wide, before))
+            return copied(self.group, name, multiplied(self.group, name, folded, after), values).to(tensor.dtype)
+
+        return move
 
     def move(self, name: str, tensor: Tensor) -> Tensor:
         """The action on the one tensor of that name."""
@@ -93,17 +123,6 @@ class Element:
                     outer = [block.leaves.index(o) for o in self.group[str(name)].over]
                     found.append((self.factors[k], exponent, [*outer, leaf]))
         return found
-
-    def _check_folded(self, net: Net) -> None:
-        for k in self.factors:
-            for place in self.group.generators[k].uniform if self._is_matrix(k) else ():
-                gain = net.tensors[self.group.blocks[place.block].tensor]
-                if float(gain.max() - gain.min()) > 1e-6 * float(gain.abs().max()):
-                    name = self.group.blocks[place.block].tensor
-                    raise SymmetryError(
-                        f"{self.group.generators[k].axis} turns only where {name} is one number for all units; give "
-                        "group.fold(net)"
-                    )
 
     def _gather(self, value: Tensor, leaves: tuple[str | int, ...], out: Tensor | None = None) -> Tensor:
         """A view of a block with its units in their new places, written to `out` if that is given."""
@@ -137,7 +156,7 @@ class Element:
                 back = Element(self.group, tables)
                 tables[axis.name] = back._outer(axis, self.permutations[axis.name].argsort(-1))
         back = Element(self.group, tables)
-        factors = {k: back._carried(k, inverse(f) if self._is_matrix(k) else 1 / f) for k, f in self.factors.items()}
+        factors = {k: back._carried(k, inverse(f) if self.is_matrix(k) else 1 / f) for k, f in self.factors.items()}
         return Element(self.group, tables, factors)
 
     def __matmul__(self, other: Element) -> Element:
@@ -149,17 +168,18 @@ class Element:
         for k, factor in other.factors.items():
             moved = self._carried(k, factor)
             if k in factors:
-                moved = factors[k] @ moved if self._is_matrix(k) else factors[k] * moved
+                moved = factors[k] @ moved if self.is_matrix(k) else factors[k] * moved
             factors[k] = moved
         return Element(self.group, tables, factors)
 
-    def _is_matrix(self, k: int) -> bool:
+    def is_matrix(self, k: int) -> bool:
+        """Whether generator k moves by matrices."""
         return self.group.generators[k].kind in MATRICES
 
     def _carried(self, k: int, factor: Tensor) -> Tensor:
         """Factors or matrices of generator k, moved as the weights move."""
         axis = self.group[self.group.generators[k].axis]
-        return self._gather(factor, (*axis.over, *[axis.name] * (2 if self._is_matrix(k) else 1)))
+        return self._gather(factor, (*axis.over, *[axis.name] * (2 if self.is_matrix(k) else 1)))
 
     def _carry(self, name: str, table: Tensor) -> Tensor:
         """Move an array indexed by (outer axes.., axis) as the weights move."""
@@ -182,6 +202,10 @@ class Element:
         still = self.group.identity().permutations
         moved = sum(int((t != still[n]).sum()) for n, t in self.permutations.items())
         return f"Element({moved} units permuted, {len(self.factors)} of {len(self.group.generators)} factors)"
+
+
+def _is_uniform(gain: Tensor) -> bool:
+    return float(gain.max() - gain.min()) <= 1e-12 * float(gain.abs().max())
 
 
 def _rank(rows: Iterable[int]) -> int:
@@ -461,3 +485,12 @@ class Group:
 
     def __repr__(self) -> str:
         return f"Symmetry({self})"
+
+
+def units_at(group: Group, axis: Axis, place: Place, tensors: Mapping[str, Tensor]) -> Tensor:
+    """The units of an axis at a place, as (outer.., units, everything else)."""
+    block = group.blocks[place.block]
+    value = group.view(block, tensors[block.tensor].detach().contiguous())
+    lead = [*(block.leaves.index(o) for o in axis.over), place.leaf]
+    rest = [d for d in range(value.dim()) if d not in lead]
+    return value.permute([*lead, *rest]).reshape(*group.sizes(axis), -1)

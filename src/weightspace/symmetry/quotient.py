@@ -15,7 +15,9 @@ from weightspace.metric.distance import euclidean, exact
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 from weightspace.net.public import public
+from weightspace.symmetry.axis import MATRICES
 from weightspace.symmetry.balance import unit_variances
+from weightspace.symmetry.fold import fold
 
 if TYPE_CHECKING:
     from weightspace.symmetry.axis import Block
@@ -95,12 +97,12 @@ def modulo(
 
 
 def sliced(group: Symmetry, net: Net) -> Net:
-    """The same function with balanced scales, and running variances at one (`unit_variances`)."""
-    return group.balance(unit_variances(group, net))
+    """The same function with norms folded, scales and matrices balanced, and running variances at one."""
+    return group.balance(unit_variances(group, fold(group, net)))
 
 
 def lower_bound(group: Group, a: Net, b: Net) -> float:
-    """A lower bound on min_g |a - g b| over the permutations and signs g of `group`.
+    """A lower bound on min_g |a - g b| over the permutations, signs and orthogonal matrices g of `group`.
 
     The sum over blocks of min_g |A - g B|^2 is below the min of the sum. For one block, whose moved dimensions are
     taken to move freely, the largest of these bounds is used: |A - B|^2 where nothing moves; sum_i (sigma_i(A) -
@@ -109,6 +111,8 @@ def lower_bound(group: Group, a: Net, b: Net) -> float:
     along a moved dimension, each sorted along the others that move. Exact for a block of which one dimension moves
     freely. Dimensions above 2048 units are only compared by their sorted norms.
     """
+    turned = {group.blocks[place.block].tensor for g in group.generators for place in g.uniform}
+    turning = {g.axis for g in group.generators if g.kind in MATRICES}
     signed = {place.block for g in group.generators if g.kind == "sign" for place, _ in g.exponents}
     total = 0.0
     for name, tensor in a.weights.items():
@@ -117,8 +121,15 @@ def lower_bound(group: Group, a: Net, b: Net) -> float:
             total += float((x - y).square().sum())
             continue
         for number, block in group.blocks_of(name):
-            total += _least(_arranged(group, block, x), _arranged(group, block, y), number in signed)
+            pair = _arranged(group, block, x), _arranged(group, block, y)
+            if name not in turned:  # the gains of folded norms are one
+                total += _turned(*pair) if turning & set(block.leaves) else _least(*pair, number in signed)
     return math.sqrt(total)
+
+
+def _turned(x: Tensor, y: Tensor) -> float:
+    """A lower bound of |x - g y|^2 over the orthogonal matrices of every dimension but the last, by Mirsky."""
+    return max(_mirsky(x.movedim(d, 0).flatten(1), y.movedim(d, 0).flatten(1)) for d in range(x.dim() - 1))
 
 
 def _arranged(group: Group, block: Block, tensor: Tensor) -> Tensor:

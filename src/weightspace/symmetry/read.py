@@ -46,7 +46,7 @@ def read(
     into: type[_G],
     check: bool | None = None,
     scales: bool = True,
-    linear: bool = False,
+    linear: bool = True,
     outputs_move: bool = False,
 ) -> _G:
     """The symmetry group of the architecture of `net`, read on one `example` input, verified in float64.
@@ -67,7 +67,7 @@ def read(
         graph = probe.trace()
         draft = _draft(graph, follow(graph, outputs_move), net)
         group = _tried(draft, graph, probe, into, check is not False, scales)
-        return _turned(draft, group, graph, probe, into) if linear else group
+        return _turned(draft, group, graph, probe, into) if linear and scales else group
 
 
 def _tried(draft: Draft, graph: Trace, probe: Probe, into: type[_G], check: bool, scales: bool) -> _G:

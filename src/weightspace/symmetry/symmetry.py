@@ -58,16 +58,17 @@ class Symmetry(Group):
         *,
         verify: bool | None = None,
         scales: bool = True,
-        linear: bool = False,
+        linear: bool = True,
         outputs_move: bool = False,
     ) -> Symmetry:
         """Read the group of any module that `torch.export` takes, on one example input, and verify every generator.
 
-        Positive scales and signs are searched too unless `scales=False`. With `linear=True` also orthogonal and general
-        linear moves, as of heads and of the stream of a transformer: see `fold`. `outputs_move` leaves the axes of the
-        output free, to compare representations. A network on the meta device has no weights to verify with and is only
-        read; with `verify=True` they are drawn at random. Internal values that a model returns beside `logits` (hidden
-        states, caches) are not outputs: they are permuted along, and a note says so. Raises `SymmetryError`.
+        Positive scales and signs are searched too unless `scales=False`. So are orthogonal and general linear moves,
+        as of heads and of the stream of a transformer (see `fold`), unless `linear=False`. `outputs_move` leaves the
+        axes of the output free, to compare representations. A network on the meta device has no weights to verify with
+        and is only read; with `verify=True` they are drawn at random. Internal values that a model returns beside
+        `logits` (hidden states, caches) are not outputs: they are permuted along, and a note says so. Raises
+        `SymmetryError`.
         """
         return read(net, example, into=cls, check=verify, scales=scales, linear=linear, outputs_move=outputs_move)
 
@@ -103,7 +104,7 @@ class Symmetry(Group):
         >>> found.method, round(float((found.element(group.sample(seed=1)(net)) - net).norm()), 3)
         ('weights', 0.0)
         """
-        net, to = (self.fold(n) if self.gauge or self.free else n for n in (net, to))
+        net, to = fold(self, net), fold(self, to)
         if data is None:
             return match(self, net, to, method=method, seed=seed)
         batch = data.take(_FEATURE_EXAMPLES, seed=seed)
@@ -123,20 +124,20 @@ class Symmetry(Group):
         0.0
         """
         found = self.match(net, to, data, method, seed).element
-        return self.fold(found(self.fold(net)), like=to) if self.gauge or self.free else found(net)
+        return fold(self, found(net), like=to)
 
     def fold(self, net: Net, like: Net | None = None) -> Net:
         """The same function with gains of norms at one, so that what they normalise may be rotated.
 
         y = W (g * n(x) + s) + b = (W diag g) (n(x) + s / g) + b. Names and shapes stay. Biases without effect on the
         outputs (of keys) are set to zero. With `like` the gains become those of that network: `fold(.., like=net)`
-        undoes `fold(net)`. A group that was read without `linear=True` folds nothing. Raises `SymmetryError` for a gain
+        undoes `fold(net)`. A group that was read with `linear=False` folds nothing. Raises `SymmetryError` for a gain
         of zero.
 
         >>> import torch
         >>> import weightspace as ws
         >>> net = ws.Net.of(torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 2)))
-        >>> group = ws.Symmetry.of(net, torch.randn(2, 3), linear=True)
+        >>> group = ws.Symmetry.of(net, torch.randn(2, 3))
         >>> print(group)                                    # rotations of 8 units that keep the vector of ones
         O7
         >>> folded = group.fold(net)
@@ -204,7 +205,7 @@ def mean(
     nets = [unfrozen(checked(net), frozen) for net in nets]
     frozen_names = _still(nets)
     group = group.without(frozen_names) if frozen_names else group
-    many = lifted(nets)
+    many = [fold(group, net) for net in lifted(nets)]
     still = group.identity()
     star = [still, *(group.match(net, many[0], data, seed=seed).element for net in many[1:])]
     found = [star]
@@ -217,6 +218,7 @@ def mean(
         aligned = [[g(net) for g, net in zip(elements, many, strict=True)] for elements in found]
         middle = best_repaired([(average(some), some) for some in aligned], data)
     first = nets[0]
+    middle = fold(group, middle, like=first)
     return Net(first.architecture, first.weights.replace(middle.weights), first.state.replace(middle.state))
 
 

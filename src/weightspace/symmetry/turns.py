@@ -21,7 +21,7 @@ from weightspace.graph.trace import SILENT, Trace, op_name
 from weightspace.net.errors import SymmetryError
 from weightspace.symmetry.axis import Axis, Generator, Place
 from weightspace.symmetry.fold import fold, values_at
-from weightspace.symmetry.group import Element, Group
+from weightspace.symmetry.group import Element, Group, units_at
 from weightspace.symmetry.probe import Probe, usable
 from weightspace.symmetry.verify import distance, moved
 
@@ -147,10 +147,23 @@ class _Search:
             moves = Generator(axis.name, "linear", scale.exponents)
             met = {place for place, _ in scale.exponents}
             rest = [place for place in self.group.places[axis.name] if place not in met]
-            if self.holds(moves, rest):
+            if self.is_narrow(axis, moves) and self.holds(moves, rest):
                 self.found.generators.append(moves)
                 self.found.free += rest
                 return
+
+    def is_narrow(self, axis: Axis, moves: Generator) -> bool:
+        """Whether the maps on either side reach all units, so that a balanced factorisation exists."""
+        self.probe.draw(0)
+        for side in (1.0, -1.0):
+            rows = [units_at(self.group, axis, p, self.probe.net.tensors) for p, e in moves.exponents if e == side]
+            if not rows or int(torch.linalg.matrix_rank(torch.cat(rows, -1)).min()) < axis.size:
+                self.say(
+                    f"{axis.name} has more units ({axis.size}) than the rank of the maps that it connects: its linear "
+                    "moves are left out"
+                )
+                return False
+        return True
 
     def orthogonal(self, axis: Axis) -> None:
         """O(n), or its part that keeps the vector of ones: where nothing but linear maps and norms meet the axis."""

@@ -146,7 +146,7 @@ def _generators(group: Group, kinds: Iterable[str], broken: set[int]) -> Iterabl
     for k, generator in enumerate(group.generators):
         if generator.kind in kinds:
             source = drawn.setdefault((generator.axis, generator.kind), torch.Generator().manual_seed(1))
-            factor = group._draw(group[generator.axis], generator.kind, source)
+            factor = group._draw(group.sizes(group[generator.axis]), generator.kind, source)
             if k not in broken:
                 yield group[generator.axis], Element(group, {}, {k: factor})
 

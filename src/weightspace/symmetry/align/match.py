@@ -23,6 +23,7 @@ from weightspace.symmetry.align.spectral import spectral_start
 from weightspace.symmetry.axis import MATRICES
 from weightspace.symmetry.balance import balancing, unit_variances
 from weightspace.symmetry.canonical import canonical_element
+from weightspace.symmetry.fold import fold
 from weightspace.symmetry.group import Element, Group
 
 __all__ = ["Candidate", "METHODS", "Match", "Method", "apart", "match"]
@@ -92,8 +93,8 @@ def match(
     >>> found.method, round(apart(net, copy, found.element), 3)
     ('weights', 0.0)
     """
+    net, to = (fold(group, each) for each in (net, to))
     for each in (net, to):
-        group.check(each)
         bad = [*each.weights.unusable(), *each.state.unusable()]
         if bad:
             raise WeightspaceError(f"{bad[0]} holds NaN or infinity; there is nothing to match")
@@ -257,7 +258,7 @@ class _Search:
 
 @public
 def apart(a: Net, b: Net, element: Element) -> float:
-    """The distance |a - g b| for an element g, computed one tensor at a time.
+    """The distance |a - g b| for an element g, computed one tensor at a time, b folded as a is.
 
     >>> import weightspace as ws
     >>> from weightspace.symmetry.align.match import apart
@@ -266,11 +267,11 @@ def apart(a: Net, b: Net, element: Element) -> float:
     >>> round(apart(net, g.inverse()(net), g), 3)
     0.0
     """
-    total = 0.0
+    total, move = 0.0, element.on(b, like=a)
     for name, tensor in a.weights.items():
         moved = b.weights[name].float()
         if name in element.group.tensors:
-            moved = element.move(name, moved)
+            moved = move(name, moved)
         total += squared_distance(tensor, moved)
     return math.sqrt(total)
 

@@ -52,5 +52,8 @@ def gather_round(group: Group, nets: Sequence[Net], seed: int = 0, rounds: int =
 
 def _share(element: Element, still: Element) -> float:
     """Share of the units that the element permutes or flips."""
-    flips = [float((f < 0).double().mean()) for f in element.factors.values()]
+    flips = [
+        float((1 - f.diagonal(dim1=-2, dim2=-1)).mean() / 2 if element.is_matrix(k) else (f < 0).double().mean())
+        for k, f in element.factors.items()
+    ]
     return max([element.difference(still), *flips])
