@@ -175,7 +175,7 @@ def test_masked_scores_hide_no_sign():
     rest = {"intermediate_size": 11, "window_size": 4, "attention_types": [[["global"], 1]], "use_cache": False}
     model = t.GPTNeoForCausalLM(t.GPTNeoConfig(**sizes, **rest, bos_token_id=None, eos_token_id=None)).eval()
     group = ws.Symmetry.of(model, inputs(model))
-    assert group.notes == ()
+    assert [note for note in group.notes if "may not be rotated" not in note] == []
     heads = next(axis for axis in group.axes if axis.size == 2)
     assert heads.kinds == ("permutation",)
 

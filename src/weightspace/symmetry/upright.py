@@ -111,12 +111,35 @@ def _heads(group: Group, generator: Generator, net: Net) -> Tensor:
     moments = sum(rows @ rows.mT for rows, _, exponent in _rows(group, generator, net) if exponent > 0)
     assert isinstance(moments, Tensor)
     values, vectors = torch.linalg.eigh(moments)
+    if bool(_ties(values).any()) and (turn := _anchored(group, generator, net)) is not None:
+        return turn
     _check_apart(generator, values)
     return vectors.mT.flip(-2)
 
 
+def _anchored(group: Group, generator: Generator, net: Net) -> Tensor | None:
+    """Where nothing else moves: Q^T for sum_p A_p C_p = Q T, T upper triangular with T_ii > 0, C_p fixed matrices.
+
+    For factors whose second moments are all alike, as of a pair of low rank of which one factor is still zero.
+    """
+    sizes, source = group.sizes(group[generator.axis]), torch.Generator().manual_seed(0)
+    anchor = torch.zeros(*sizes, sizes[-1], dtype=torch.float64)
+    for rows, alone, exponent in _rows(group, generator, net):
+        if alone and exponent > 0:
+            anchor += rows @ torch.randn(rows.shape[-1], sizes[-1], generator=source, dtype=torch.float64)
+    q, r = torch.linalg.qr(anchor)
+    diagonal = r.diagonal(dim1=-2, dim2=-1)
+    if bool((diagonal.abs() <= _APART * anchor.abs().max()).any()):
+        return None
+    return (q * diagonal.sign()[..., None, :]).mT
+
+
+def _ties(values: Tensor) -> Tensor:
+    return values.diff(dim=-1) <= _APART * values[..., -1:]
+
+
 def _check_apart(generator: Generator, values: Tensor) -> None:
-    if bool((values.diff(dim=-1) <= _APART * values[..., -1:]).any()):
+    if bool(_ties(values).any()):
         raise SymmetryError(
             f"{generator.axis} has no canonical rotation: two of its second moments are equal to 9 digits, and the "
             "coordinates of that plane are not determined"
