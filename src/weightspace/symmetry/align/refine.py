@@ -153,17 +153,14 @@ def refine(
     `batch` examples. Labels are not looked at, unless `labels` asks for the loss of the task in place of the
     divergence. Norms that keep running statistics use those of the batch; all else is in evaluation mode. The result is
     kept only if `score`, by default the divergence on the line, measures lower than at the start. The cost is `steps`
-    training steps with three networks in memory, and the outputs of both ends on at most 8192 examples.
-
-    Raises `WeightspaceError` where the networks do not fit the group, for outputs that are not finite, and for fewer
-    than one step.
+    training steps with three networks in memory, and the outputs of both ends on at most 8192 examples. Raises
+    `WeightspaceError` where networks do not fit the group, for outputs that are not finite, and for steps < 1.
 
     >>> import weightspace as ws
-    >>> from weightspace.symmetry.align.refine import refine
     >>> net, task = ws.demo.example()
     >>> group = ws.Symmetry.of(net, task.example(2))
     >>> scaled = group.sample(seed=1, kinds="scale")(net)
-    >>> found = refine(group, scaled, net, group.identity(), ws.Task(task.example(200)), steps=100, lr=0.1)
+    >>> found = ws.symmetry.refine(group, scaled, net, group.identity(), ws.Task(task.example(200)), steps=100, lr=0.1)
     >>> found.kept, found.after < 0.1 * found.before
     (True, True)
     """
