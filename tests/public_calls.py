@@ -112,6 +112,8 @@ CALLS: dict[str, Callable[[], Any]] = {
     "mean": lambda: ws.mean([A, B], GROUP),
     "mean with data": lambda: ws.mean([A, near()], GROUP, data=task()),
     "repair": lambda: ws.repair(N, [N, N], task()),
+    "refine": lambda: ws.symmetry.refine(GROUP, near(), A, GROUP.identity(), ws.Task(X), steps=5).losses,
+    "Divergence": lambda: [ws.path.Divergence(ws.Task(X), [A, B])(near()), ws.line(A, B).divergence(task(), 3)],
     "reset_statistics": lambda: ws.reset_statistics(N, task()),
     "Euclidean": lambda: [ws.Euclidean().norm(A, B - A), ws.Euclidean().steepest(A, B - A)],
     "Relative": lambda: [ws.Relative().norm(A, B - A), ws.Relative().steepest(A, B - A)],

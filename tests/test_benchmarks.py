@@ -207,5 +207,5 @@ def test_the_readme_shows_what_was_measured(load):
 def test_a_missed_target_is_said(load):
     table = load("__main__")
     row = {"net": "cnn", "method": "ours", "barrier": 0.9, "ratio": None}
-    assert table._align([row]) == [("barrier of `cnn`", "<= 0.08", "0.9000", False)]
+    assert table._align([row]) == [("barrier of `cnn`", "<= 0.03", "0.9000", False)]
     assert not table._memory([{"layers": 1, "size": 100.0, "share": 3.0}])[0][-1]

@@ -153,6 +153,9 @@ CLASSES = {
     "symmetry.Symmetry.align": lambda a, b, t: group(a).align(b, a, t),
     "symmetry.mean": lambda a, b, t: ws.mean([a, b], group(a), t),
     "repair.repair": lambda a, b, t: ws.repair(a, [a, b], t),
+    "refine.refine": lambda a, b, t: list(ws.symmetry.refine(group(a), b, a, group(a).identity(), t, steps=9).losses),
+    "divergence.Divergence.__init__": lambda a, b, t: ws.path.Divergence(t, [a, b])(a.lerp(b, 0.4), (0.7, 0.3)),
+    "path.Path.divergence": lambda a, b, t: list(ws.line(a, b).divergence(t, 4)),
     "repair.reset_statistics": lambda a, b, t: ws.reset_statistics(b, t),
     "pullback.Pullback.__init__": lambda a, b, t: [
         ws.Pullback(t).norm(a, b - a), ws.Pullback(t).drift(a, b), ws.Pullback(t, output="fisher").drift(a, b)
@@ -247,7 +250,7 @@ TEXTS = {
     "fisher.gradient_noise",
     "curvature.curvature_diagonal", "curvature.fisher_information", "curvature.gauss_newton", "curvature.hessian",
     "distance.functional", "langevin.loss_and_slope", "encoding.encode", "anchors.ewc", "anchors.fisher",
-    "anchors.hold",
+    "anchors.hold", "divergence.Divergence.__init__", "path.Path.divergence",
     "weight_information.flatness_bound", "sweep.random_labels", "expected_displacement.displacement",
     "perturbation.width", "langevin.learning_coefficient",
 }  # fmt: skip

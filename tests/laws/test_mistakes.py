@@ -120,7 +120,6 @@ def test_one_kind_may_be_given_by_its_name():
         (lambda a: [], data, "no networks"),
         (lambda a: [Net.of(nn.Linear(6, 3))], data, "architecture"),
         (lambda a: [a, a], lambda: Task(torch.randn(30, 7), torch.arange(30) % 3), "shape"),
-        (lambda a: [a, a], lambda: Task(torch.randn(30, 6)), "labels"),
     ],
 )
 def test_a_repair_that_cannot_be_says_why(ends, task, words):

@@ -69,7 +69,18 @@ def test_batches_and_what_is_kept_change_nothing(monkeypatch):
     assert [float(look(C)) for _ in range(2)] == pytest.approx([right] * 2, rel=1e-6) and len(look._kept) == 6
     monkeypatch.setattr("weightspace.path.divergence._ROOM", 100)
     small = Divergence(Task(X, batch=7), [A, B])
-    assert [float(small(C)) for _ in range(2)] == pytest.approx([right] * 2, rel=1e-6) and len(small._kept) < 2
+    assert [float(small(C)) for _ in range(2)] == pytest.approx([right] * 2, rel=1e-6) and len(small._kept) < 3
+
+
+def test_what_is_kept_is_of_these_inputs_and_weights():
+    x, a = X.clone(), A.clone()
+    look = Divergence(Task(x), [a, B])
+    first = float(look(C))
+    a.weights.buffers[0].mul_(1.5)
+    second = float(look(C))
+    assert second == float(Divergence(Task(x), [a, B])(C)) != first
+    x.mul_(2)
+    assert float(look(C)) == float(Divergence(Task(x), [a, B])(C)) != second
 
 
 class Tagger(nn.Module):

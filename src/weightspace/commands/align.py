@@ -56,6 +56,8 @@ class Aligned:
             f"{self.moved:.0%} of the units were renumbered; the outputs changed by {self.function:.1g} of their size.",
             f"Matched by {self.method}: {self.why}.",
         ]
+        if self.method == "refine":
+            said.append("Refined scales make the line between the networks flat; the distance may be larger for it.")
         return said + (self.line.remarks() if self.line else [])
 
     def data(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = handed_on(
     {
         "axis": ["Axis", "Generator"],
         "align.match": ["Candidate", "Match"],
+        "align.refine": ["refine", "Refinement"],
         "group": ["Element", "Group"],
         "symmetry": ["mean", "Symmetry"],
         "align.repair": ["repair", "reset_statistics"],

@@ -168,7 +168,7 @@ class _Search:
             return found
         value = best.objective  # of balanced weights: it does not depend on scales
         more = Candidate("refine", value, done.after, done.seconds, len(done.losses))
-        told = f"{len(done.losses)} steps on {done.examples:,} examples without labels, {done.seconds:.1f} s"
+        told = f"{len(done.losses)} steps on {done.examples:,} examples without labels"
         change = f"{self.score.what} {done.before:.4f} to {done.after:.4f}"
         if not done.kept:
             return replace(found, why=f"{found.why}; refining its scales did not help ({told}: {change})",

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -153,15 +153,14 @@ def refine(
     `batch` examples. Labels are not looked at, unless `labels` asks for the loss of the task in place of the
     divergence. Norms that keep running statistics use those of the batch; all else is in evaluation mode. The result is
     kept only if `score`, by default the divergence on the line, measures lower than at the start. The cost is `steps`
-    training steps, and the outputs of both ends. Raises `WeightspaceError` where the networks do not fit the group, for
-    outputs that are not finite, and for fewer than one step.
+    training steps with three networks in memory, and the outputs of both ends on at most 8192 examples. Raises
+    `WeightspaceError` where networks do not fit the group, for outputs that are not finite, and for steps < 1.
 
     >>> import weightspace as ws
-    >>> from weightspace.symmetry.align.refine import refine
     >>> net, task = ws.demo.example()
     >>> group = ws.Symmetry.of(net, task.example(2))
     >>> scaled = group.sample(seed=1, kinds="scale")(net)
-    >>> found = refine(group, scaled, net, group.identity(), ws.Task(task.example(200)), steps=100, lr=0.1)
+    >>> found = ws.symmetry.refine(group, scaled, net, group.identity(), ws.Task(task.example(200)), steps=100, lr=0.1)
     >>> found.kept, found.after < 0.1 * found.before
     (True, True)
     """
@@ -188,9 +187,10 @@ def refine(
 class _Descent:
     """The line from one network to a moved one, and the descent of what is measured on it in the moves."""
 
-    def __init__(self, a: Net, b: Net, moves: list[Moves], task: Task, labels: bool) -> None:
+    def __init__(self, a: Net, b: Net, moves: Sequence[Moves], task: Task, labels: bool) -> None:
         self.a, self.b, self.moves, self.labels = a, b, moves, labels
-        self.task = task.take(_EXAMPLES, seed=0) if len(task) > _EXAMPLES else task
+        self.parameters = [p for each_of in moves for p in each_of.parameters.values()]
+        self.task = task.take(_EXAMPLES, seed=0)  # of a loader this holds them in memory
         self.inner = _on_batches(a.architecture)
         self.start = {name: tensor.detach().clone() for name, tensor in a.tensors.items()}
         self.base = {name: tensor.detach().clone() for name, tensor in b.tensors.items()}
@@ -203,8 +203,8 @@ class _Descent:
                 self.kept = [self.look.seen(self.task.outputs(net)) for net in (a, b)]
 
     def run(self, steps: int, lr: float, batch: int, seed: int) -> list[float]:
-        parameters = [p for moves in self.moves for p in moves.parameters.values()]
-        adam, generator = torch.optim.Adam(parameters, lr=lr), torch.Generator().manual_seed(seed)
+        """The loss of every step; fewer than `steps` where it stops being a number."""
+        adam, generator = torch.optim.Adam(self.parameters, lr=lr), torch.Generator().manual_seed(seed)
         losses: list[float] = []
         for step, rows in zip(range(steps), _rows(len(self.task), batch, generator), strict=False):
             adam.param_groups[0]["lr"] = lr * _pace(step, steps)
@@ -217,24 +217,27 @@ class _Descent:
         return losses
 
     def loss(self, t: float, rows: Tensor) -> float:
-        """The loss at t on these examples; its gradient is added to those of the parameters."""
-        found, seen = [], 0
-        for x, y in self.task.pick(rows.tolist()).recut(self.a, len(rows)):
+        """The loss at t on these examples, whose gradient is left in the parameters; the graph of one piece in memory.
+
+        Norms on the statistics of the batch need it as one piece.
+        """
+        size = len(rows) if self.inner is not self.a.architecture else min(len(rows), self.task.batch)
+        total, count, seen = 0.0, 0, 0
+        for x, y in self.task.pick(rows.tolist()).recut(self.a, size):
             here = rows[seen : seen + len(leaves(x)[0])]
-            seen += len(here)
             wanted = None if self.labels else self._wanted(t, here, x)  # before the network may write into its input
             f = self._outputs(t, x)
             if wanted is None:
-                found.append(self.task.summed(f, y))
+                term, n = self.task.summed(f, y)
             else:
                 apart = self.look.apart(self.look.seen(f), wanted, x, y)
-                found.append((apart.sum(), len(apart)))
-        count = sum(n for _, n in found)
-        if not count:
-            return 0.0
-        total = torch.stack([term for term, _ in found]).sum() / count
-        total.backward()
-        return float(total.detach())
+                term, n = apart.sum(), len(apart)
+            term.backward()
+            total, count, seen = total + float(term.detach()), count + n, seen + len(here)
+        for p in self.parameters:
+            if p.grad is not None:
+                p.grad /= max(count, 1)
+        return total / max(count, 1)
 
     @torch.no_grad()
     def _wanted(self, t: float, rows: Tensor, x: Any) -> Tensor:
