@@ -206,6 +206,7 @@ class _Op:
                 self.signs = self.signs.narrow(k, 0, 1).expand(shape)
         self.rounds = [self.run.values, *self._elsewhere()]
         self._seen: dict[tuple[int, int], Any] = {}
+        self.last: dict[Home, tuple[tuple[int, int], Tensor]] = {}  # the last flip of each input
 
     def _elsewhere(self) -> list[dict[Home, Tensor]]:
         homes = dict.fromkeys(self.run.home(n) for n in self.node.all_input_nodes)
@@ -283,13 +284,18 @@ def _subsets(n: int) -> list[int]:
 
 def _flip(op: _Op, home: Home, pattern: int, number: int) -> Tensor:
     value = op.rounds[number][home]
-    mine = [slot for k, slot in enumerate(op.inputs) if slot[0] == home and pattern >> k & 1]
+    mine = [k for k, slot in enumerate(op.inputs) if slot[0] == home and pattern >> k & 1]
     if not mine or not value.is_floating_point():
         return value
+    key = sum(1 << k for k in mine), number
+    if home in op.last and op.last[home][0] == key:
+        return op.last[home][1]
+    op.last.pop(home, None)
     value = value.contiguous().clone()
-    for _, b, k in mine:
+    for _, b, k in (op.inputs[k] for k in mine):
         block = op.run.blocks[home][b]
         op.group.view(block, value).mul_(_spread(op, op.flips(number).to(value), block, k))
+    op.last[home] = key, value
     return value
 
 
