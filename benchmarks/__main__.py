@@ -22,6 +22,7 @@ from benchmarks import (
     orbits,
     paths,
     planted,
+    reading,
     representation,
     rules,
     spectral,
@@ -46,6 +47,7 @@ _TABLES = {
     "curvature": curvature.summary,
     "rules": rules.summary,
     "orbits": orbits.summary,
+    "reading": reading.summary,
 }
 _RESULTS = {"matchers": "align"}
 
@@ -192,6 +194,19 @@ def _curvature(rows: Sequence[dict[str, Any]]) -> list[Line]:
     return lines
 
 
+def _reading(rows: Sequence[dict[str, Any]]) -> list[Line]:
+    lines = []
+    for r in rows:
+        if r["net"] == "bert":
+            seconds, share = r["seconds"], r["share"]
+            lines.append(("reading the group of BERT-base", "<= 20 s", f"{seconds:.1f} s", seconds <= 20))
+            lines.append((".. memory above the loaded network", "<= 2.5 S", f"{share:.2f} S", share <= 2.5))
+        else:
+            what = f"reading `{r['net']}`, depth {reading.LONGER * r['depth']} over {r['depth']}"
+            lines.append((what, "<= 4.5", f"{r['ratio']:.2f}", r["ratio"] <= 4.5))
+    return lines
+
+
 _TARGETS: dict[str, Callable[[Any], list[Line]]] = {
     "align": _align,
     "steps": _steps,
@@ -204,6 +219,7 @@ _TARGETS: dict[str, Callable[[Any], list[Line]]] = {
     "spectral": _spectral,
     "representation": _representation,
     "curvature": _curvature,
+    "reading": _reading,
 }
 
 

@@ -209,3 +209,14 @@ def test_a_missed_target_is_said(load):
     row = {"net": "cnn", "method": "ours", "barrier": 0.9, "ratio": None}
     assert table._align([row]) == [("barrier of `cnn`", "<= 0.03", "0.9000", False)]
     assert not table._memory([{"layers": 1, "size": 100.0, "share": 3.0}])[0][-1]
+
+
+def test_reading_is_timed_against_depth_and_weighed(load, tmp_path, monkeypatch):
+    reading, table = load("reading"), load("__main__")
+    monkeypatch.setitem(reading.NETS, "loop", (1, reading.NETS["loop"][1]))
+    (row,) = reading.run(["loop"], 1, tmp_path)
+    assert row["depth"] == 1 and len(row["seconds"]) == 2 and row["ratio"] > 0
+    large = {"net": "bert", "axes": 1, "size": 4e6, "peak": 1e7, "seconds": 21.0, "share": 2.5}
+    rows = [row | {"ratio": 4.6}, large]
+    assert [good for *_, good in table._reading(rows)] == [False, False, True]
+    assert reading.summary(rows).endswith("| BERT, 1M weights | 21.0 | - | - | 2.50 |")

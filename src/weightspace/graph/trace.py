@@ -87,6 +87,7 @@ class Trace:
         """Evaluate the graph with several sets of weights at once, yielding (node, its arguments, its values).
 
         Arguments and values are lists, one entry for each set. Later nodes see a value as it is after changes in place.
+        Weights are looked up for every use and not kept: a mapping may compute them then.
         """
         given_inputs = sum(isinstance(node.meta.get("val"), Tensor) for node in self.inputs)
         if len(inputs) != given_inputs:
@@ -95,13 +96,18 @@ class Trace:
             )
         feeds = [iter(inputs) for _ in points]
         wide = _widest(points[0], self.constants) if lift else None
+        dtype = next((t.dtype for t in points[0].values() if t.is_floating_point()), None)
         env: dict[fx.Node, list[Any]] = {}
         last = self._last_uses()
-        look = [partial(lambda k, n: env[n][k], k) for k in range(len(points))]
+        names = self.sources
+        look = [partial(lambda k, n: points[k][names[n]] if n in names else env[n][k], k) for k in range(len(points))]
         for node in self.nodes:
             given: list[tuple[Any, ...]] = [() for _ in points]
+            if node in names:
+                yield node, given, [tensors[names[node]] for tensors in points]
+                continue
             if node.op == "placeholder":
-                env[node] = [self._placeholder(node, t, feed) for t, feed in zip(points, feeds, strict=True)]
+                env[node] = [self._placeholder(node, feed, dtype) for feed in feeds]
             elif node.op == "get_attr":
                 env[node] = [_widened(operator.attrgetter(str(node.target))(self.graph), wide)] * len(points)
             elif node.op == "output":
@@ -114,13 +120,10 @@ class Trace:
             for used in last.get(node, []):
                 env.pop(used, None)
 
-    def _placeholder(self, node: fx.Node, tensors: Mapping[str, Tensor], values: Iterator[Tensor]) -> Any:
-        if node in self.sources:
-            return tensors[self.sources[node]]
+    def _placeholder(self, node: fx.Node, values: Iterator[Tensor], dtype: torch.dtype | None) -> Any:
         if node in self.constants:
-            reference = next((t for t in tensors.values() if t.is_floating_point()), None)
             constant = self.constants[node]
-            return constant.to(reference.dtype) if reference is not None and constant.is_floating_point() else constant
+            return constant.to(dtype) if dtype is not None and constant.is_floating_point() else constant
         value = node.meta.get("val")
         return next(values) if isinstance(value, Tensor) else value
 

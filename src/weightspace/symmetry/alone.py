@@ -17,9 +17,10 @@ from torch import Tensor, fx
 from weightspace.graph.trace import Trace, evaluate
 from weightspace.net.net import math_attention
 from weightspace.symmetry.group import Element
+from weightspace.symmetry.probe import touched
 from weightspace.symmetry.sign import ordinary
 
-__all__ = ["Alone", "touched"]
+__all__ = ["Alone"]
 
 
 _ROUNDING = 1e-12  # relative; what is smaller would have to grow a thousandfold to count as a change of an output
@@ -72,15 +73,6 @@ class Alone:
             if user not in met:
                 met.add(user)
                 heapq.heappush(todo, (self.order[user], user))
-
-
-def touched(element: Element) -> list[str]:
-    """The names of the tensors that an element changes."""
-    group = element.group
-    moving = [n for n, t in element.permutations.items() if not torch.equal(t, torch.arange(t.shape[-1]).expand_as(t))]
-    places = [place for axis in moving for place in group.places[axis]]
-    places += [place for k in element.factors for place, _ in group.generators[k].exponents]
-    return list(dict.fromkeys(group.blocks[place.block].tensor for place in places))
 
 
 def _floats(tree: Any) -> Iterator[Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,11 +24,13 @@ from weightspace.net.errors import SymmetryError, first_line
 from weightspace.net.inputs import arguments, carried, input_tensors
 from weightspace.net.net import Net, math_attention
 from weightspace.net.weights import Weights
+from weightspace.symmetry.group import Element
 
-__all__ = ["Probe", "floating", "usable"]
+__all__ = ["Moved", "Probe", "floating", "touched", "usable"]
 
 
 _BIAS = 0.2
+_LARGE, _PART = 1 << 17, 1 << 20  # a tensor of more numbers is drawn in float32, so many at a time
 
 
 @dataclass
@@ -50,15 +52,15 @@ class Probe:
     way: int = 0
     alike: set[int] = field(default_factory=set)
     added: set[str] = field(default_factory=set)
+    _drawn: tuple[Any, ...] = ()
 
     @classmethod
     def of(cls, net: Net, example: Any, seed: int) -> Probe:
-        """Weights drawn from `seed`; nothing is run yet."""
+        """The network's own weights, and inputs drawn from `seed`; nothing is run yet."""
         own = Net(net.architecture, _fresh(net.weights), _fresh(net.state)).double()
         own = Net(_owned(own.architecture), own.weights, own.state)
         given = pytree.tree_map(_doubled, example)
         probe = cls(own, own.live(), given, given, net)
-        probe.draw(seed)
         probe.example = probe.inputs(seed)
         return probe
 
@@ -138,15 +140,23 @@ class Probe:
 
     def draw(self, seed: int) -> None:
         """Draw other weights, in place: from the seed and the shapes alone, if the network takes them."""
+        if self._drawn == self._state(seed):
+            return
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, tensor in self.net.tensors.items():
                 if tensor.is_floating_point():
-                    own = self.user.tensors[name]
-                    own = torch.zeros_like(tensor) if own.device.type == "meta" else own.to(tensor)
-                    _WAYS[self.way](tensor, own, generator, name in self.net.state)
+                    _WAYS[self.way](tensor, self.user.tensors[name], generator, name in self.net.state)
                     if name in self.added and tensor.dim() < 2:
                         tensor.mul_(_BIAS)
+                elif self.user.tensors[name].device.type != "meta":
+                    tensor.copy_(self.user.tensors[name])
+        self._drawn = self._state(seed)
+
+    def _state(self, seed: int) -> tuple[Any, ...]:
+        """What a draw depends on, and torch's counters of changes in place since then."""
+        counts = [buffer._version for w in (self.net.weights, self.net.state) for buffer in w.buffers]
+        return (seed, self.way, frozenset(self.added), *counts)
 
     def at_home(self) -> None:
         """Restore the user's own weights, in place."""
@@ -180,6 +190,31 @@ class Probe:
                 raise SymmetryError(
                     f"cannot be verified in float64 ({first_line(error)}); read with verify=False"
                 ) from error
+
+
+class Moved(Mapping[str, Tensor]):
+    """Tensors moved by an element of a group, each when it is asked for: no second copy of all of them."""
+
+    def __init__(self, element: Element, tensors: Mapping[str, Tensor]) -> None:
+        self.element, self.tensors, self.names = element, tensors, {*touched(element)}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.element.move(name, self.tensors[name]) if name in self.names else self.tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+
+def touched(element: Element) -> list[str]:
+    """The names of the tensors that an element changes."""
+    group = element.group
+    moving = [n for n, t in element.permutations.items() if not torch.equal(t, torch.arange(t.shape[-1]).expand_as(t))]
+    places = [place for axis in moving for place in group.places[axis]]
+    places += [place for k in element.factors for place, _ in group.generators[k].exponents]
+    return list(dict.fromkeys(group.blocks[place.block].tensor for place in places))
 
 
 class _Nothing(SymmetryError):
@@ -221,15 +256,25 @@ def _noise(tensor: Tensor, generator: torch.Generator) -> Tensor:
     return size * (1.0 - 2.0 * (torch.rand(tensor.shape, generator=generator, device="cpu") < 0.5))
 
 
+def _fill(tensor: Tensor, generator: torch.Generator) -> None:
+    """Uniform noise scaled by fan-in, in float32 and part by part: a group is read as well on it, in less time."""
+    flat, most = tensor.view(-1), (3 / max(tensor.numel() // tensor.shape[0], 1)) ** 0.5
+    for part in flat.split(_PART):
+        noise = torch.empty(len(part), dtype=torch.float32, device="cpu")
+        part.copy_(noise.uniform_(-most, most, generator=generator))
+
+
 def _free(tensor: Tensor, own: Tensor, generator: torch.Generator, state: bool) -> None:
     """Any number for a parameter; positive ones for a buffer, so that variances stay so."""
+    if tensor.numel() > _LARGE and tensor.dim() > 1 and not state:
+        return _fill(tensor, generator)
     noise = _noise(tensor, generator)
     tensor.copy_(noise.abs() if state else noise)
 
 
 def _signed(tensor: Tensor, own: Tensor, generator: torch.Generator, state: bool) -> None:
     """Drawn, and of one sign where the network's own numbers are, as under a root or a logarithm."""
-    noise = _noise(tensor, generator)
+    noise, own = _noise(tensor, generator), _like(own, tensor)
     if state or bool((own >= 0).all()):
         noise = noise.abs()
     tensor.copy_(-noise.abs() if bool((own <= 0).all()) and bool((own < 0).any()) else noise)
@@ -237,8 +282,14 @@ def _signed(tensor: Tensor, own: Tensor, generator: torch.Generator, state: bool
 
 def _shaken(tensor: Tensor, own: Tensor, generator: torch.Generator, state: bool) -> None:
     """The network's own numbers plus noise."""
+    own = _like(own, tensor)
     noise = _noise(tensor, generator).to(own)
     tensor.copy_(own + 0.2 * (noise.abs() if state or bool((own >= 0).all()) else noise))
+
+
+def _like(own: Tensor, tensor: Tensor) -> Tensor:
+    """The network's own numbers in the dtype of the probe; zero where they are not known."""
+    return torch.zeros_like(tensor) if own.device.type == "meta" else own.to(tensor)
 
 
 _WAYS: tuple[Callable[[Tensor, Tensor, torch.Generator, bool], None], ...] = (_free, _signed, _shaken)

@@ -19,7 +19,7 @@ from weightspace.net.errors import SymmetryError
 from weightspace.net.inputs import input_tensors
 from weightspace.net.net import math_attention
 from weightspace.symmetry.group import Element
-from weightspace.symmetry.probe import Probe
+from weightspace.symmetry.probe import Moved, Probe
 
 __all__ = ["Signs", "elementwise", "signs_met", "unreached", "wide"]
 
@@ -49,7 +49,10 @@ def signs_met(graph: Trace, probe: Probe) -> Signs:
     def watch(node: fx.Node, value: Any) -> None:
         if isinstance(value, Tensor) and value.is_floating_point():
             below, above = met.get(node, (False, False))
-            met[node] = below or bool((value < 0).any()), above or bool((value > 0).any())
+            for part in (value.flatten()[:_ELEMENTS], value):  # most values show both signs at once
+                if not (below and above):
+                    below, above = below or bool((part < 0).any()), above or bool((part > 0).any())
+            met[node] = below, above
             seen[node] = seen.get(node, 0) + value.numel()
 
     for seed in range(_DRAWS):
@@ -78,10 +81,10 @@ def unreached(graph: Trace, probe: Probe, element: Element, signs: Signs) -> set
     """Inputs of the operations that follow `element` at the sizes seen in a run, but not at all sizes."""
     held: set[fx.Node] = set()
     needed = live(graph)
-    moved = element(probe.net)
+    moved = Moved(element, probe.net.tensors)
     inputs = input_tensors(probe.example)
     with torch.no_grad(), math_attention():
-        for node, args, values in graph.walk([probe.net.tensors, moved.tensors], inputs):
+        for node, args, values in graph.walk([probe.net.tensors, moved], inputs):
             if node.op != "call_function" or node not in needed or not _asked(node, needed):
                 continue
             given = list(_floats(node, *args))

@@ -23,7 +23,7 @@ from weightspace.graph.trace import Trace, own_state, trace
 from weightspace.net.errors import SymmetryError
 from weightspace.net.net import Net
 from weightspace.symmetry.axis import KINDS, MATRICES, Axis, Block, Generator, Place, as_blocks
-from weightspace.symmetry.group import Group
+from weightspace.symmetry.group import Element, Group
 from weightspace.symmetry.probe import Probe
 from weightspace.symmetry.reach import Signs, signs_met, unreached
 from weightspace.symmetry.scale import place_slopes, scale_generators
@@ -128,7 +128,8 @@ def _unfollowed(
     if not generators:
         return set()
     all_scales = draft.group(type(group), generators)
-    return unreached(graph, probe, all_scales.sample(3, ("scale",)), signs)
+    scaled = Element(all_scales, {}, all_scales.sample(3, ("scale",)).factors)
+    return unreached(graph, probe, scaled, signs)
 
 
 def label(net: Net, example: Any) -> tuple[Trace, Draft]:

@@ -8,9 +8,10 @@ exponents e are the null space, reduced to simple fractions. Values that must no
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from weightspace.graph.trace import Trace
 from weightspace.net.errors import SymmetryError, first_line
 from weightspace.net.inputs import input_tensors
 from weightspace.net.net import math_attention
-from weightspace.symmetry.axis import Generator, Place
+from weightspace.symmetry.axis import Block, Generator, Place
 from weightspace.symmetry.group import Group
 from weightspace.symmetry.probe import Probe, usable
 
@@ -33,6 +34,8 @@ _DEAD = 1e-11
 _NOISE = 1e-13  # of the largest slope anywhere: rounding error where all terms cancel, as for a key's bias
 _MOST_PASSES = 24
 _GIVEN_UP = 6
+_LARGE = 1 << 22
+_PART = 1 << 18  # numbers that are multiplied at a time
 _SAID = 1e-6
 _SIZES = (1.0, 1.0, 100.0, 1.0, 0.01, 1.0)  # sizes of the inputs of each pass
 
@@ -106,25 +109,7 @@ def _backward(
     rows: dict[Place, list[tuple[Tensor, float]]],
     held: Set[fx.Node],
 ) -> None:
-    leaves = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in probe.net.tensors.items()}
-
-    def reduce(name: str) -> Any:
-        def hook(leaf: Tensor) -> None:
-            assert leaf.grad is not None
-            product = leaf.grad * leaf.detach()  # not in place: on one example a gradient may be that of a value too
-            leaf.grad = None  # one gradient is alive at a time
-            for number, block in group.blocks_of(name):
-                value = group.view(block, product)
-                for k, axis in enumerate(block.leaves):
-                    if isinstance(axis, str) and not _still(group, axis):
-                        table = group.gather(value, block, k).flatten().cpu()
-                        rows.setdefault(Place(number, k), []).append((table, float(torch.linalg.vector_norm(value))))
-
-        return hook
-
-    for name, leaf in leaves.items():
-        if leaf.requires_grad:
-            leaf.register_post_accumulate_grad_hook(reduce(name))
+    leaves = _Leaves(group, probe.net.tensors)
     kept: list[Tensor] = []
 
     def watch(node: fx.Node, value: Any) -> None:
@@ -139,6 +124,72 @@ def _backward(
             if usable(outputs):
                 break
         _project([*outputs, *kept], seed)
+    for place, found in leaves.met.items():
+        rows.setdefault(place, []).append((torch.stack([t for t, _ in found]).sum(0), sum(s for _, s in found)))
+
+
+class _Leaves(Mapping[str, Tensor]):
+    """The weights as leaves of a backward pass, which sums gradient x weight at every place and drops the gradient.
+
+    A large tensor is another leaf at every use, so that the gradients of its uses are not alive together.
+    `met`: place -> the sums, and the size of their terms.
+    """
+
+    def __init__(self, group: Group, tensors: Mapping[str, Tensor]) -> None:
+        self.group, self.tensors = group, tensors
+        self.met: dict[Place, list[tuple[Tensor, float]]] = {}
+        self.made: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self.made:
+            return self.made[name]
+        leaf = self.tensors[name].detach().requires_grad_(self.tensors[name].is_floating_point())
+        if leaf.requires_grad:
+            leaf.register_post_accumulate_grad_hook(partial(self._felt, name))
+        if leaf.numel() < _LARGE:
+            self.made[name] = leaf
+        return leaf
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def _felt(self, name: str, leaf: Tensor) -> None:
+        gradient, leaf.grad = leaf.grad, None  # one gradient is alive at a time
+        assert gradient is not None
+        for number, block in self.group.blocks_of(name):
+            moving = [
+                k for k, axis in enumerate(block.leaves) if isinstance(axis, str) and not _still(self.group, axis)
+            ]
+            pair = self.group.view(block, gradient.contiguous()), self.group.view(block, leaf.detach())
+            tables, size = _summed(self.group, block, moving, *pair)
+            for k, table in zip(moving, tables, strict=True):
+                self.met.setdefault(Place(number, k), []).append((table.flatten().cpu(), size))
+
+
+def _summed(group: Group, block: Block, leaves: list[int], x: Tensor, y: Tensor) -> tuple[list[Tensor], float]:
+    """The product of two views of a block, summed over everything but each of the leaves, and its norm.
+
+    Part by part, so that the product is never whole, and not in place: a gradient may be that of a value too.
+    """
+    if not leaves:
+        return [], 0.0
+    rows = max(1, _PART * len(x) // max(x.numel(), 1))
+    parts: list[list[Tensor]] = [[] for _ in leaves]
+    squares = []
+    for a, b in zip(x.split(rows), y.split(rows), strict=True):
+        value = a * b
+        squares.append(torch.linalg.vector_norm(value))
+        for tables, k in zip(parts, leaves, strict=True):
+            tables.append(group.gather(value, block, k))
+    found = []
+    for tables, k in zip(parts, leaves, strict=True):
+        over = [block.leaves.index(outer) for outer in group[str(block.leaves[k])].over]
+        at = [*over, k]
+        found.append(torch.cat(tables, at.index(0)) if 0 in at else torch.stack(tables).sum(0))
+    return found, float(torch.stack(squares).norm())
 
 
 def _project(outputs: list[Tensor], seed: int) -> None:

@@ -39,6 +39,7 @@ _MOST_SLOTS = 8
 _ELEMENTS = 256  # about how many numbers a pointwise operation is tested at
 _MOST_ROUNDS = 3
 _ALIKE = ("add", "sub", "mul", "div", "neg", "clone", "abs", "relu")  # their effect on signs is the same at any size
+_COPIES = ("slice", "select", "split_with_sizes", "unbind", "narrow", "squeeze", "unsqueeze", "permute", "transpose")
 _DECADES = 3.0
 _MASK = 1e3  # entries so many times larger than most are mask values
 
@@ -178,7 +179,7 @@ def _node_equations(group: Group, run: _Graph, node: fx.Node, axis: str, variabl
     for home in dict.fromkeys(slot[0] for slot in outputs) or results:
         for number, block in enumerate(run.blocks[home]):
             own = [slot for slot in outputs if slot[:2] == (home, number)]
-            relevant = probe.relevant(home, block)
+            relevant = probe.relevant(home, number)
             if not own and not relevant:
                 continue
             met = [inputs[k] for k in relevant] + own
@@ -206,6 +207,24 @@ class _Op:
                 self.signs = self.signs.narrow(k, 0, 1).expand(shape)
         self.rounds = [self.run.values, *self._elsewhere()]
         self._seen: dict[tuple[int, int], Any] = {}
+        self._differs: dict[tuple[Home, int, int], Set[int] | None] = {}
+        self._places: dict[Home, Tensor] = {}
+        self.last: dict[Home, tuple[tuple[int, int], Tensor]] = {}  # the last flip of each input
+        self.copied = self._copied() if op_name(node) in _COPIES and len(inputs) > _MOST_SLOTS else range(len(inputs))
+
+    def _copied(self) -> list[int]:
+        """The input slots of which an operation that copies entries takes any, by halves: entries cannot cancel."""
+        found: list[int] = []
+        still, todo = _apply(self, 0, 0), [list(range(len(self.inputs)))]
+        while todo:
+            some = todo.pop()
+            out = _apply(self, sum(1 << k for k in some), 0)
+            if out is not None and still is not None and all(map(_equal, out, still)):
+                continue
+            half = len(some) // 2
+            todo += [some[:half], some[half:]] if half else []
+            found += [] if half else some
+        return sorted(found)
 
     def _elsewhere(self) -> list[dict[Home, Tensor]]:
         homes = dict.fromkeys(self.run.home(n) for n in self.node.all_input_nodes)
@@ -237,19 +256,51 @@ class _Op:
         out = self._seen[pattern, number]
         return out[home[1]] if out is not None and isinstance(out[home[1]], Tensor) else None
 
-    def relevant(self, home: Home, block: Block) -> list[int]:
+    def relevant(self, home: Home, place: int) -> list[int]:
         """Input slots whose flip alone changes this block of the output."""
-        felt = set()
+        felt, block = set(), self.run.blocks[home][place]
         for number in range(len(self.rounds)):
-            still = self._still(home, block, number)
-            for k in range(len(self.inputs)):
-                value = self.value(1 << k, home, number)
+            still = None
+            for k in self.copied:
+                differing = self._differing(home, k, number)
+                if differing is not None and place not in differing:
+                    continue
+                value, still = (
+                    self.value(1 << k, home, number),
+                    self._still(home, block, number) if still is None else still,
+                )
                 if value is None or still is None or not _same(self.group.view(block, value.contiguous()), still):
                     felt.add(k)
         return sorted(felt)
 
+    def _differing(self, home: Home, k: int, number: int) -> Set[int] | None:
+        """The blocks of an output with any change at all when one input slot is flipped; None where it has no value.
+
+        All blocks are compared at once, since a concatenation has as many of them as inputs.
+        """
+        if (home, k, number) not in self._differs:
+            value, still = self.value(1 << k, home, number), self._whole(home, number)
+            found = None
+            if value is not None and still is not None and value.shape == still.shape:
+                changed = (value != still) & ~(value.isnan() & still.isnan())
+                found = set(self._numbers(home)[changed].unique().tolist())
+            self._differs[home, k, number] = found
+        return self._differs[home, k, number]
+
+    def _numbers(self, home: Home) -> Tensor:
+        """The number of the block that each entry of an output lies in."""
+        if home not in self._places:
+            value = self.run.values[home]
+            self._places[home] = torch.full(value.shape, -1, device=value.device)
+            for number, block in enumerate(self.run.blocks[home]):
+                self.group.view(block, self._places[home]).fill_(number)
+        return self._places[home]
+
+    def _whole(self, home: Home, number: int) -> Tensor | None:
+        return self.run.values[home] if number == 0 else self.value(0, home, number)
+
     def _still(self, home: Home, block: Block, number: int) -> Tensor | None:
-        value = self.run.values[home] if number == 0 else self.value(0, home, number)
+        value = self._whole(home, number)
         return None if value is None else self.group.view(block, value.contiguous())
 
     def respected(self, home: Home, block: Block, relevant: list[int], own: list[Slot]) -> list[int]:
@@ -283,13 +334,18 @@ def _subsets(n: int) -> list[int]:
 
 def _flip(op: _Op, home: Home, pattern: int, number: int) -> Tensor:
     value = op.rounds[number][home]
-    mine = [slot for k, slot in enumerate(op.inputs) if slot[0] == home and pattern >> k & 1]
+    mine = [k for k, slot in enumerate(op.inputs) if slot[0] == home and pattern >> k & 1]
     if not mine or not value.is_floating_point():
         return value
+    key = sum(1 << k for k in mine), number
+    if home in op.last and op.last[home][0] == key:
+        return op.last[home][1]
+    op.last.pop(home, None)
     value = value.contiguous().clone()
-    for _, b, k in mine:
+    for _, b, k in (op.inputs[k] for k in mine):
         block = op.run.blocks[home][b]
         op.group.view(block, value).mul_(_spread(op, op.flips(number).to(value), block, k))
+    op.last[home] = key, value
     return value
 
 
@@ -321,6 +377,10 @@ def _apply(op: _Op, pattern: int, number: int) -> list[Any] | None:
     except (KeyError, SymmetryError):
         return None
     return list(out) if isinstance(out, (tuple, list)) else [out]
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return not isinstance(a, Tensor) or torch.equal(a, b)
 
 
 def _same(got: Any, wanted: Tensor) -> bool:

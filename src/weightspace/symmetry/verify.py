@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Set
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,10 +22,10 @@ from weightspace.graph.trace import Trace, op_name
 from weightspace.net.errors import SymmetryError
 from weightspace.net.inputs import carried, input_tensors
 from weightspace.net.net import math_attention
-from weightspace.symmetry.alone import Alone, touched
+from weightspace.symmetry.alone import Alone
 from weightspace.symmetry.axis import Axis, as_blocks
 from weightspace.symmetry.group import Element, Group
-from weightspace.symmetry.probe import Probe, usable
+from weightspace.symmetry.probe import Probe, touched, usable
 
 __all__ = ["distance", "moved", "verify"]
 
@@ -73,28 +74,26 @@ def verify(
                 f"{where}; this operation is misread: report it, or read with verify=False at your own risk"
             )
 
+    probe.draw(0)
     before = probe.outputs()
     if not distance(before, probe.outputs()) <= tolerance:
         raise SymmetryError(
             "two calls on one input give different outputs: the module draws random numbers; leave them out"
         )
-    for k, (example, limit) in enumerate(_stages(probe, tolerance)):
-        if k and _holds(group, kinds, broken, probe, example, limit):
-            continue
-        try_each(example, _felt(group, kinds, broken, graph, probe, example))
-        if not _holds(group, kinds, broken, probe, example, limit):
-            try_each(example)
-    probe.draw(0)
+    try_each(probe.example, _felt(group, kinds, broken, graph, probe, probe.example))
+    drawn = [probe.example, *_elsewhere(probe)]
+    for place, examples, limit in (
+        (partial(probe.draw, 0), drawn, tolerance),
+        (probe.at_home, [probe.given], max(tolerance, _AT_HOME)),
+    ):
+        place()
+        for example in _changed(group, kinds, broken, probe, examples, limit):
+            place()
+            try_each(example, _felt(group, kinds, broken, graph, probe, example))
+            if _changed(group, kinds, broken, probe, [example], limit):
+                place()
+                try_each(example)
     return broken
-
-
-def _stages(probe: Probe, tolerance: float) -> Iterator[tuple[Any, float]]:
-    """The inputs to try on, each with its tolerance: on the weights as drawn, then on the network's own."""
-    yield probe.example, tolerance
-    for example in _elsewhere(probe):
-        yield example, tolerance
-    probe.at_home()
-    yield probe.given, max(tolerance, _AT_HOME)
 
 
 def _felt(
@@ -122,19 +121,26 @@ def _elsewhere(probe: Probe) -> Iterator[Any]:
             yield probe.inputs(k + 1, size)
 
 
-def _holds(group: Group, kinds: Iterable[str], broken: set[int], probe: Probe, example: Any, tolerance: float) -> bool:
-    """Whether one move of everything leaves the outputs on this input alone; True where there are no outputs."""
-    try:
-        before = probe.outputs(example)
-    except SymmetryError:
-        return True
-    if not usable(before):
-        return True
+def _changed(
+    group: Group, kinds: Iterable[str], broken: set[int], probe: Probe, examples: list[Any], tolerance: float
+) -> list[Any]:
+    """The examples on which one move of everything changes the outputs. The weights stay moved."""
+    before = [_outputs(probe, example) for example in examples]
     element = group.sample(2, kinds)
     factors = {k: f for k, f in element.factors.items() if k not in broken}
-    moves = element.permutations if "permutation" in kinds else {}
-    with moved(Element(group, moves, factors), probe):
-        return distance(before, probe.outputs(example)) <= tolerance
+    tables = element.permutations if "permutation" in kinds else {}
+    _move(Element(group, tables, factors), probe)
+    pairs = [(example, was) for example, was in zip(examples, before, strict=True) if was is not None]
+    return [example for example, was in pairs if not distance(was, probe.outputs(example)) <= tolerance]
+
+
+def _outputs(probe: Probe, example: Any) -> list[Tensor] | None:
+    """The outputs on an example; None where there are none."""
+    try:
+        found = probe.outputs(example)
+    except SymmetryError:
+        return None
+    return found if usable(found) else None
 
 
 def _generators(group: Group, kinds: Iterable[str], broken: set[int]) -> Iterable[tuple[Axis, Element]]:
@@ -153,16 +159,19 @@ def _generators(group: Group, kinds: Iterable[str], broken: set[int]) -> Iterabl
 
 @contextlib.contextmanager
 def moved(element: Element, probe: Probe) -> Iterator[None]:
-    """The probe's tensors moved in place, one after the other, and moved back."""
-    tensors, names = probe.net.tensors, touched(element)
-    for name in names:
-        tensors[name].copy_(element.move(name, tensors[name]))
+    """The probe's tensors moved in place and moved back."""
+    _move(element, probe)
     try:
         yield
     finally:
-        back = element.inverse()
-        for name in names:
-            tensors[name].copy_(back.move(name, tensors[name]))
+        _move(element.inverse(), probe)
+
+
+def _move(element: Element, probe: Probe) -> None:
+    """Move the probe's tensors in place, one after the other."""
+    tensors = probe.net.tensors
+    for name in touched(element):
+        tensors[name].copy_(element.move(name, tensors[name]))
 
 
 def distance(before: list[Tensor], after: list[Tensor]) -> float:

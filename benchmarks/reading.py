@@ -1,0 +1,164 @@
+"""Reading a group: its time against depth, which is to grow in proportion, and time and memory on BERT-base.
+
+Llama with 8 and 32 layers of width 64, an LSTM cell called in a loop and an `nn.LSTM`, of 20 and 80 steps: processor
+seconds of `Symmetry.of` with its scales, signs and verification, and their ratio, for four times the depth. BERT-base
+(110 million weights, random, 8 tokens) is read in a process of its own: its peak memory is that above the process with
+the network loaded, in sizes S of a float32 checkpoint.
+
+    python -m benchmarks.reading [llama loop lstm bert]      # 3 minutes on one core; needs transformers
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import weightspace as ws
+from benchmarks import measure
+
+MEGA = 1e6
+LONGER = 4
+
+
+class Loop(nn.Module):
+    """An LSTM cell called once for every step."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.cell, self.head = nn.LSTMCell(8, width), nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = c = x.new_zeros(len(x), self.cell.hidden_size)
+        for step in x.unbind(1):
+            h, c = self.cell(step, (h, c))
+        return self.head(h)
+
+
+class Lstm(nn.Module):
+    """The same as a layer of torch, which export unrolls."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.layer, self.head = nn.LSTM(8, width, batch_first=True), nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(x)[0][:, -1])
+
+
+def llama(depth: int) -> tuple[nn.Module, Tensor]:
+    """A Llama of that many layers, width 64, and eight tokens."""
+    import transformers
+
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "vocab_size": 128}
+    config = transformers.LlamaConfig(**sizes, num_hidden_layers=depth, use_cache=False)
+    return transformers.LlamaForCausalLM(config).eval(), torch.arange(8)[None]
+
+
+def bert(**sizes: int) -> tuple[nn.Module, Tensor]:
+    """BERT as a language model, of the base size by default, and eight tokens."""
+    import transformers
+
+    return transformers.BertForMaskedLM(transformers.BertConfig(**sizes)).eval(), torch.arange(8)[None]
+
+
+def recurrent(make: Callable[[], nn.Module], depth: int) -> tuple[nn.Module, Tensor]:
+    """A recurrent network and two sequences of that many steps."""
+    return make().eval(), torch.randn(2, depth, 8)
+
+
+NETS: dict[str, tuple[int, Callable[[int], tuple[nn.Module, Tensor]]]] = {
+    "llama": (8, llama),
+    "loop": (20, partial(recurrent, Loop)),
+    "lstm": (20, partial(recurrent, Lstm)),
+}
+SMALL_BERT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+def against_depth(name: str, depth: int, repeats: int) -> dict[str, Any]:
+    """Seconds at a depth and at four times that depth, in turns; one reading before them loads what is loaded once."""
+    make = NETS[name][1]
+    nets = {deep: make(deep) for deep in (depth, LONGER * depth)}
+    ws.Symmetry.of(*make(1))
+    runs = measure.in_turns({str(d): partial(ws.Symmetry.of, *net) for d, net in nets.items()}, repeats)
+    short, long = runs[str(depth)], runs[str(LONGER * depth)]
+    seconds = [short.seconds, long.seconds]
+    return {"net": name, "depth": depth, "seconds": seconds, "ratio": measure.ratio(long, short)}
+
+
+# the kernel's own account of the process: its highest memory is forgotten when the network is loaded
+_PROGRAM = """
+import json, sys, time
+import torch
+import weightspace as ws
+from benchmarks import reading
+
+def kilobytes(what):
+    return int(open("/proc/self/status").read().split(what)[1].split()[0])
+
+torch.set_num_threads(1)
+ws.Symmetry.of(*reading.bert(**reading.SMALL_BERT))
+module, x = reading.bert(**json.loads(sys.argv[1]))
+net = ws.Net.of(module)
+del module
+open("/proc/self/clear_refs", "w").write("5")
+loaded, began = kilobytes("VmRSS:"), time.process_time()
+group = ws.Symmetry.of(net, x)
+spent, size = time.process_time() - began, sum(4 * t.numel() for t in net.weights.values())
+peak = 1024 * (kilobytes("VmHWM:") - loaded)
+print(json.dumps({"axes": len(group.axes), "size": size, "peak": peak, "seconds": spent}))
+"""
+
+
+def large(**sizes: int) -> dict[str, Any]:
+    """Seconds and memory of reading BERT, in a process of its own. Linux."""
+    root = str(Path(__file__).parent.parent)
+    paths = os.pathsep.join([root, *sys.path])
+    command = [sys.executable, "-c", _PROGRAM, json.dumps(sizes)]
+    setting = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    ended = subprocess.run(command, env=setting, capture_output=True, text=True)
+    if ended.returncode:
+        raise RuntimeError(f"reading BERT ended with {ended.returncode}: {ended.stderr[-500:]}")
+    row = json.loads(ended.stdout.splitlines()[-1])
+    return {"net": "bert", **row, "share": row["peak"] / row["size"]}
+
+
+def run(names: Iterable[str] = (), repeats: int = 3, results: Path = measure.RESULTS) -> list[dict[str, Any]]:
+    """A row for every network named (all by default); rows of others stay as they were measured before."""
+    kept = {row["net"]: row for row in measure.kept("reading", results) or []}
+    for name in list(names) or [*NETS, "bert"]:
+        torch.manual_seed(0)
+        kept[name] = large() if name == "bert" else against_depth(name, NETS[name][0], repeats)
+        measure.keep("reading", list(kept.values()), results)
+        print(kept[name], flush=True)
+    return list(kept.values())
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> str:
+    """Seconds at both depths with their ratio, and memory where it was measured."""
+    body = []
+    for r in rows:
+        if r["net"] == "bert":
+            what = f"BERT, {r['size'] / 4 / MEGA:.0f}M weights"
+            body.append([what, f"{r['seconds']:.1f}", "-", "-", f"{r['share']:.2f}"])
+        else:
+            short, long = r["seconds"]
+            what = f"`{r['net']}`, {r['depth']} and {LONGER * r['depth']}"
+            body.append([what, f"{short:.2f}", f"{long:.2f}", f"{r['ratio']:.2f}", "-"])
+    return measure.table("network, depth | seconds | at four times the depth | ratio | memory above, in S", body)
+
+
+_NAMES = {"nargs": "*", "metavar": "NET"}
+main = measure.command("reading", __doc__, run, summary, {"names": _NAMES, "--repeats": 3})
+
+
+if __name__ == "__main__":
+    main()
