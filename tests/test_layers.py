@@ -30,7 +30,7 @@ FILES = {
     "risk": "inequalities fit pac_bound",
     "symmetry": """axis matrix fold group balance upright canonical probe reach scale sign alone verify turns read saved
         align.parity align.ascent align.spectral align.relax align.merge align.refit align.repair align.score
-        align.refine align.match align.features symmetry quotient""",
+        align.moves align.refine align.match align.features symmetry quotient""",
     "training": "deficits critical_periods recording recorder adapters",
     "flows": "batches anchors attacks ensembles goals pruning result options stepper",
     "commands": """progress data scores settings workspace compare align merge capacity walk perturb stability inform

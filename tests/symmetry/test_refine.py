@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 from weightspace.net.state import settled
-from weightspace.symmetry.align.refine import Scales, movable, refine
+from weightspace.symmetry.align.moves import Scales, movable
+from weightspace.symmetry.align.refine import refine
 from weightspace.symmetry.align.repair import repair, reset_statistics
 from weightspace.symmetry.align.score import Score
 from weightspace.symmetry.group import Element

@@ -1,7 +1,8 @@
 """Refining a match by descent: the continuous moves that make the line between two networks flat, without labels.
 
-Permutations and signs stay as they were matched. Every positive scale of the group is multiplied by exp(s), and s
-descends the divergence of the line from a to g b (see `weightspace.path.divergence`)
+Permutations and signs stay as they were matched. Every positive scale of the group is multiplied by exp(s), every
+matrix by a rotation or an exponential; these parameters descend the divergence of the line from a to g b (see
+`weightspace.path.divergence`)
 
     E over t in [0, 1] and x of KL(softmax m_t(x) | softmax f(lerp(a, g b, t), x)),  m_t = (1 - t) f_a + t f_b
 
@@ -14,9 +15,9 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,84 +30,20 @@ from weightspace.net.net import Net
 from weightspace.net.public import public
 from weightspace.net.state import settled
 from weightspace.path.divergence import Look
+from weightspace.symmetry.align.moves import Moves, moves_of
 from weightspace.symmetry.align.repair import tracking
 from weightspace.symmetry.align.score import Score
+from weightspace.symmetry.fold import fold
 from weightspace.symmetry.group import Element, Group
 from weightspace.task.losses import blamed
 from weightspace.task.task import Task
 
-__all__ = ["Moves", "Refinement", "Scales", "movable", "refine"]
+__all__ = ["Refinement", "refine"]
 
 
 _EXAMPLES = 8192
 _ROOM = 1 << 24  # numbers of outputs of one network that are kept
 _WARM = 0.1
-
-
-@runtime_checkable
-class Moves(Protocol):
-    """Continuous moves of a network as parameters: what a refinement descends in."""
-
-    parameters: dict[str, Tensor]
-
-    def moved(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of a network after the moves, differentiable in the parameters."""
-        ...
-
-    def element(self) -> Element:
-        """The moves as an exact element of the group."""
-        ...
-
-
-class Scales:
-    """The positive scales of a group that hold in training mode too, as logarithms of their factors; zero at first."""
-
-    def __init__(self, group: Group, like: Tensor) -> None:
-        self.group = group
-        self.logs = {
-            k: torch.zeros(group.sizes(group[group.generators[k].axis]), dtype=like.dtype, device=like.device)
-            for k in movable(group)
-        }
-        self.parameters = {f"scale {k}": log.requires_grad_() for k, log in self.logs.items()}
-        found = {block for (block, _), powers in group.exponents_at.items() if any(k in self.logs for k, _ in powers)}
-        self._names = {group.blocks[block].tensor for block in found}
-
-    def moved(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Every place times exp(exponent s), differentiable in s."""
-        return {n: self._scaled(n, tensor) if n in self._names else tensor for n, tensor in tensors.items()}
-
-    def _scaled(self, name: str, tensor: Tensor) -> Tensor:
-        new = tensor
-        for number, block in self.group.blocks_of(name):
-            power = self._power(number)
-            if power is None:
-                continue
-            view = self.group.view(block, tensor)
-            value = view * power.exp()
-            if value.numel() == tensor.numel() and view.is_contiguous():
-                new = value.view(tensor.shape)
-            else:
-                new = torch.as_strided_scatter(new, value, view.shape, view.stride(), view.storage_offset())
-        return new
-
-    def _power(self, number: int) -> Tensor | None:
-        """The logarithm of what a block is multiplied by, shaped to fit its view."""
-        block, total = self.group.blocks[number], None
-        for leaf in range(len(block.leaves)):
-            for k, exponent in self.group.exponents_at.get((number, leaf), ()):
-                if k in self.logs:
-                    term = exponent * self.group.spread(self.logs[k], block, leaf)
-                    total = term if total is None else total + term
-        return total
-
-    def element(self) -> Element:
-        """The scales as an element of the group."""
-        return Element(self.group, {}, {k: log.detach().cpu().double().exp() for k, log in self.logs.items()})
-
-
-def movable(group: Group) -> list[int]:
-    """The numbers of the generators that are refined: scales that leave running statistics alone."""
-    return [k for k, g in enumerate(group.generators) if g.kind == "scale" and not g.evaluation]
 
 
 @public
@@ -166,17 +103,16 @@ def refine(
     """
     if steps < 1 or batch < 2 or not lr > 0:
         raise WeightspaceError(f"a descent takes steps >= 1, batch >= 2 and lr > 0, got {steps}, {batch} and {lr}")
-    group.check(net)
-    group.check(to)
+    net, to = fold(group, net), fold(group, to)
     began = time.perf_counter()
     score = Score(to, task, seed, labels) if score is None else score
     before = score(start(net))
-    if not movable(group):
-        return Refinement(start, before, before)
     one, other = lifted([to, start(net)])
     with settled(one.dtype):
-        moves = Scales(group, torch.empty((), dtype=one.dtype, device=one.device))
-        descent = _Descent(one, other, [moves], task, labels)
+        moves = moves_of(group, torch.empty((), dtype=one.dtype, device=one.device))
+        if not moves:
+            return Refinement(start, before, before)
+        descent = _Descent(one, other, moves, task, labels)
         losses = descent.run(steps, lr, batch, seed)
     refined = descent.element() @ start
     after = score(refined(net))
