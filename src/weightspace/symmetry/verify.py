@@ -55,9 +55,7 @@ def verify(
     broken: set[int] = set()
 
     def try_each(example: Any, chosen: Set[int] | None = None) -> None:
-        if chosen is not None and not chosen:
-            return
-        before = probe.outputs(example)
+        before = probe.outputs(example) if chosen is None or chosen else []
         for number, (axis, element) in enumerate(_generators(group, kinds, broken)):
             if chosen is not None and number not in chosen:
                 continue
@@ -75,17 +73,10 @@ def verify(
             )
 
     probe.draw(0)
-    before = probe.outputs()
-    if not distance(before, probe.outputs()) <= tolerance:
-        raise SymmetryError(
-            "two calls on one input give different outputs: the module draws random numbers; leave them out"
-        )
+    _repeat(probe, tolerance)
     try_each(probe.example, _felt(group, kinds, broken, graph, probe, probe.example))
-    drawn = [probe.example, *_elsewhere(probe)]
-    for place, examples, limit in (
-        (partial(probe.draw, 0), drawn, tolerance),
-        (probe.at_home, [probe.given], max(tolerance, _AT_HOME)),
-    ):
+    drawn = partial(probe.draw, 0), [probe.example, *_elsewhere(probe)], tolerance
+    for place, examples, limit in (drawn, (probe.at_home, [probe.given], max(tolerance, _AT_HOME))):
         place()
         for example in _changed(group, kinds, broken, probe, examples, limit):
             place()
@@ -94,6 +85,15 @@ def verify(
                 place()
                 try_each(example)
     return broken
+
+
+def _repeat(probe: Probe, tolerance: float) -> None:
+    """Raise `SymmetryError` where two calls on one input differ."""
+    before = probe.outputs()
+    if not distance(before, probe.outputs()) <= tolerance:
+        raise SymmetryError(
+            "two calls on one input give different outputs: the module draws random numbers; leave them out"
+        )
 
 
 def _felt(
