@@ -192,10 +192,9 @@ class _Search:
         found: list[Generator] = []
         for scale in self.of(axis, "scale"):
             gains = [place for place, _ in scale.exponents if place in self.vectors(axis)]
-            support = {place for place, _ in scale.exponents}
-            signs = [g for g in self.of(axis, "sign") if {place for place, _ in g.exponents} == support]
-            if len(gains) == 1 and not scale.evaluation:
-                found += [replace(g, uniform=(gains[0],)) for g in (scale, *signs[:1])]
+            if len(gains) == 1 and not scale.evaluation and all(abs(e) == 1 for _, e in scale.exponents):
+                sign = Generator(axis.name, "sign", tuple((place, 1.0) for place, _ in scale.exponents))
+                found += [replace(g, uniform=(gains[0],)) for g in (scale, sign)]
         return found
 
     def vectors(self, axis: Axis) -> set[Place]:
@@ -231,39 +230,33 @@ class _Search:
 
     def unmoved(self, trial: Group, k: int, tolerance: float) -> bool:
         self.probe.draw(k)
-        for generator in trial.gauge:
-            values_at(trial, self.probe.net, generator.uniform[0]).fill_(1.0)
         return self.same(trial, k, self.probe.inputs(k) if k else self.probe.example, tolerance)
 
     def at_home(self, trial: Group) -> bool:
-        """The same at the network's own weights, folded; where they cannot be folded there is nothing to try."""
+        """The same at the network's own weights; where they cannot be folded there is nothing to try."""
         if self.probe.user.device.type == "meta":
             return True
         self.probe.at_home()
+        return self.same(trial, 2, self.probe.given, _AT_HOME)
+
+    def same(self, trial: Group, seed: int, example: object, tolerance: float) -> bool:
+        """Whether folding, a random element, and other numbers at places without effect, change no output."""
+        before = self.probe.outputs(example)
+        if not usable(before):
+            return True
         try:
             folded = fold(trial, self.probe.net)
         except SymmetryError:
             return True
         for name, tensor in self.probe.net.tensors.items():
             tensor.copy_(folded.tensors[name])
-        return self.same(trial, 2, self.probe.given, _AT_HOME)
-
-    def same(self, trial: Group, seed: int, example: object, tolerance: float) -> bool:
-        """Whether a random element of the trial, and other numbers at places without effect, change no output."""
-        before = self.probe.outputs(example)
-        if not usable(before):
-            return True
-        sample = trial.sample(seed + 1, ("orthogonal", "linear"))
         noise = torch.Generator().manual_seed(seed)
-        kept = [(values_at(trial, self.probe.net, place), place) for place in trial.free]
-        old = [view.clone() for view, _ in kept]
+        for place in trial.free:
+            view = values_at(trial, self.probe.net, place)
+            view.copy_(_noise_like(view, noise))
+        sample = trial.sample(seed + 1, ("orthogonal", "linear"))
         with moved(Element(trial, trial.identity().permutations, sample.factors), self.probe):
-            for view, _ in kept:
-                view.copy_(_noise_like(view, noise))
-            change = distance(before, self.probe.outputs(example))
-            for (view, _), value in zip(kept, old, strict=True):
-                view.copy_(value)
-        return change <= tolerance
+            return distance(before, self.probe.outputs(example)) <= tolerance
 
 
 def _noise_like(tensor: Tensor, generator: torch.Generator) -> Tensor:

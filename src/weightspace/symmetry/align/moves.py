@@ -17,9 +17,13 @@ __all__ = ["Matrices", "Moves", "Scales", "movable", "moves_of"]
 
 @runtime_checkable
 class Moves(Protocol):
-    """Continuous moves of a network as parameters: what a refinement descends in."""
+    """Continuous moves of a network as parameters: what a refinement descends in.
+
+    `pace`: the learning rate of these parameters, relative to that of the logarithms of scales.
+    """
 
     parameters: dict[str, Tensor]
+    pace: float
 
     def moved(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of a network after the moves, differentiable in the parameters."""
@@ -32,6 +36,8 @@ class Moves(Protocol):
 
 class Scales:
     """The positive scales of a group that hold in training mode too, as logarithms of their factors; zero at first."""
+
+    pace = 1.0
 
     def __init__(self, group: Group, like: Tensor) -> None:
         self.group = group
@@ -81,6 +87,8 @@ class Matrices:
 
     Rotations that keep the vector of ones are those of its complement.
     """
+
+    pace = 1 / 3
 
     def __init__(self, group: Group, like: Tensor) -> None:
         self.group, self.like = group, like

@@ -140,10 +140,12 @@ class _Descent:
 
     def run(self, steps: int, lr: float, batch: int, seed: int) -> list[float]:
         """The loss of every step; fewer than `steps` where it stops being a number."""
-        adam, generator = torch.optim.Adam(self.parameters, lr=lr), torch.Generator().manual_seed(seed)
+        adam = torch.optim.Adam([{"params": [*moves.parameters.values()], "pace": moves.pace} for moves in self.moves])
+        generator = torch.Generator().manual_seed(seed)
         losses: list[float] = []
         for step, rows in zip(range(steps), _rows(len(self.task), batch, generator), strict=False):
-            adam.param_groups[0]["lr"] = lr * _pace(step, steps)
+            for part in adam.param_groups:
+                part["lr"] = lr * part["pace"] * _pace(step, steps)
             adam.zero_grad()
             loss = self.loss(torch.rand((), generator=generator).item(), rows)
             if not math.isfinite(loss):

@@ -1,0 +1,418 @@
+"""Orthogonal and general linear moves: read where they are, exact, folded and undone; copies are one network.
+
+The groups of families are written down by hand, from the architectures as published.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+
+import weightspace as ws
+from weightspace.commands.compare import compare
+from weightspace.net.errors import SymmetryError
+from weightspace.symmetry import quotient, turns
+from weightspace.symmetry.align.refine import refine
+from weightspace.symmetry.axis import Generator
+
+STREAM, HEADS, CHANNELS, HIDDEN = 8, 2, 4, 10
+DOUBLE = torch.float64
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward."""
+
+    def __init__(self, norm, bias=False):
+        super().__init__()
+        self.n1, self.n2 = norm(STREAM), norm(STREAM)
+        self.q, self.k, self.v, self.o = (nn.Linear(STREAM, STREAM, bias=bias) for _ in range(4))
+        self.up, self.down = nn.Linear(STREAM, HIDDEN, bias=bias), nn.Linear(HIDDEN, STREAM, bias=bias)
+
+    def forward(self, x):
+        h = self.n1(x)
+        q, k, v = (f(h).unflatten(-1, (HEADS, CHANNELS)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        x = x + self.o(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + self.down(nn.functional.gelu(self.up(self.n2(x))))
+
+
+class Transformer(nn.Module):
+    """One block between an embedding and a head; `tied` reads the embedding again."""
+
+    def __init__(self, norm=nn.RMSNorm, bias=False, tied=False):
+        super().__init__()
+        self.e, self.block, self.n = nn.Linear(5, STREAM), Block(norm, bias), norm(STREAM)
+        self.h = None if tied else nn.Linear(STREAM, 9)
+
+    def forward(self, x):
+        h = self.n(self.block(self.e(x))).mean(1)
+        return h @ self.e.weight if self.h is None else self.h(h)
+
+
+class LowRank(nn.Module):
+    """A base and a trained pair, x -> relu((W + B A) x)."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("w", torch.randn(12, 5) / 2, persistent=False)
+        self.A, self.B, self.h = nn.Parameter(torch.randn(4, 5)), nn.Parameter(torch.randn(12, 4) / 2), nn.Linear(12, 3)
+
+    def forward(self, x):
+        return self.h(torch.relu(x @ self.w.T + x @ self.A.T @ self.B.T))
+
+
+def made(build, seed=0, dtype=DOUBLE):
+    """Every tensor generic, gains between .5 and 1.5 and of either sign."""
+    torch.manual_seed(seed)
+    net = ws.Net.of(build().eval()).to(dtype)
+    for name, tensor in net.weights.items():
+        noise = torch.randn_like(tensor) / 4
+        flips = 1 - 2 * (torch.rand_like(tensor) < 0.3).to(dtype)
+        tensor.copy_(flips * (1 + noise) if ".n" in f".{name}" and name.endswith("weight") else tensor + noise)
+    return net
+
+
+def inputs(build, dtype=DOUBLE, n=8):
+    x = torch.randn(*((n, 5) if build is LowRank else (n, 6, 5)), generator=torch.Generator().manual_seed(1))
+    return x.to(dtype)
+
+
+def change(a, b, x):
+    with torch.no_grad():
+        return float((a(x) - b(x)).abs().max() / a(x).abs().max())
+
+
+def apart(a, b):
+    return float((a - b).norm() / a.weights.norm())
+
+
+def layered():
+    return Transformer(nn.LayerNorm, bias=True)
+
+
+BUILDS = {"rms": Transformer, "layer": layered, "pair": LowRank}
+GROUPS = {"rms": "O8 x S2 x [GL4^2]^2 x S10", "layer": "O7 x S2 x [GL4^2]^2 x S10", "pair": "GL4"}
+
+
+@pytest.fixture(params=BUILDS)
+def build(request):
+    return BUILDS[request.param]
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_the_group_is_the_one_written_by_hand(name):
+    net = made(BUILDS[name])
+    assert str(ws.Symmetry.of(net, inputs(BUILDS[name]))) == GROUPS[name]
+    old = ws.Symmetry.of(net, inputs(BUILDS[name]), linear=False)
+    assert not any(g.kind in ("orthogonal", "linear") for g in old.generators) and not old.gauge
+
+
+def test_a_random_member_is_exact_on_unfolded_networks_and_a_wrong_matrix_is_not(build):
+    net, x = made(build), inputs(build)
+    group = ws.Symmetry.of(net, x)
+    for seed in range(5):
+        g = group.sample(seed)
+        assert change(net, g(net), x) < 1e-10
+        assert apart(net, g(net)) > 0.1
+        if build is not LowRank:
+            turn = next(k for k, q in enumerate(group.generators) if q.kind == "orthogonal")
+            wrong = {**g.factors, turn: g.factors[turn] + 0.01 * torch.randn(STREAM, STREAM, dtype=DOUBLE)}
+            assert change(net, type(g)(group, g.permutations, wrong)(net), x) > 1e-5
+
+
+def test_it_is_a_group_of_moves_of_any_network(build):
+    """(g h) w = g (h w) and g^-1 g w = w, gains as they were up to their order."""
+    net, x = made(build), inputs(build)
+    group = ws.Symmetry.of(net, x)
+    g, h = group.sample(1), group.sample(2)
+    assert apart((g @ h)(net), g(h(net))) < 1e-12
+    assert apart((h @ g)(net), g(h(net))) > 1e-2
+    assert apart(g.inverse()(g(net)), net) < 1e-12
+    for place in (place for q in group.generators for place in q.uniform):
+        name = group.blocks[place.block].tensor
+        assert torch.equal(g(net).weights[name].sort()[0], net.weights[name].sort()[0]) or torch.allclose(
+            g(net).weights[name].sort()[0], net.weights[name].sort()[0], rtol=1e-12
+        )
+
+
+def test_folding_keeps_the_function_sets_gains_to_one_and_is_undone(build):
+    net, x = made(build), inputs(build)
+    group = ws.Symmetry.of(net, x)
+    folded = group.fold(net)
+    assert change(net, folded, x) < 1e-10
+    gains = [group.blocks[place.block].tensor for q in group.generators for place in q.uniform]
+    assert len(gains) == (0 if build is LowRank else 3)
+    assert all(bool((folded.weights[name] == 1).all()) for name in gains)
+    assert {n: t.shape for n, t in folded.weights.items()} == {n: t.shape for n, t in net.weights.items()}
+    assert apart(group.fold(folded, like=net), net) < 1e-12
+    single = net.to(torch.float32)
+    assert change(single, group.fold(single), x.float()) < 1e-5
+
+
+def test_biases_of_keys_are_found_to_be_free():
+    """Softmax drops what they add. Folding sets them to zero, and copies with other ones are one network."""
+    net, x = made(layered), inputs(layered)
+    group = ws.Symmetry.of(net, x)
+    assert {group.blocks[place.block].tensor for place in group.free} == {"block.k.bias"}
+    assert bool((group.fold(net).weights["block.k.bias"] == 0).all())
+    other = net.at(net.weights.replace({"block.k.bias": torch.ones(STREAM, dtype=DOUBLE)}))
+    assert apart(net, group.align(other, to=net)) < 1e-10
+
+
+@pytest.mark.parametrize("number", [0.0, float("nan")])
+def test_a_gain_that_is_lost_is_refused(number):
+    net = made(Transformer)
+    group = ws.Symmetry.of(net, inputs(Transformer))
+    gain = net.weights["n.weight"].clone()
+    gain[3] = number
+    with pytest.raises(SymmetryError, match=r"n.weight is zero or not finite"):
+        group.fold(net.at(net.weights.replace({"n.weight": gain})))
+
+
+def test_a_tied_head_keeps_the_stream_where_it_is_and_a_note_says_so():
+    build = lambda: Transformer(tied=True)  # noqa: E731
+    group = ws.Symmetry.of(made(build), inputs(Transformer))
+    assert not any(g.kind == "orthogonal" for g in group.generators)
+    assert [g.kind for g in group.generators].count("linear") == 2
+    assert any("may not be rotated: the gain n.weight cannot be folded" in note for note in group.notes)
+
+
+def test_an_axis_wider_than_what_it_connects_keeps_its_scales_and_a_note_says_so():
+    wide = lambda: nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3))  # noqa: E731
+    group = ws.Symmetry.of(made(wide), torch.randn(4, 5, dtype=DOUBLE))
+    assert "linear" not in group.axes[0].kinds and "scale" in group.axes[0].kinds
+    assert any("more units (7) than the rank" in note for note in group.notes)
+    narrow = lambda: nn.Sequential(nn.Linear(5, 2), nn.Linear(2, 3))  # noqa: E731
+    assert str(ws.Symmetry.of(made(narrow), torch.randn(4, 5, dtype=DOUBLE))) == "GL2"
+
+
+# copies, moved by hand and not by the library
+
+
+def rotation(n):
+    return torch.linalg.qr(torch.randn(n, n, dtype=DOUBLE))[0]
+
+
+def invertible(n):
+    return rotation(n) @ torch.diag(torch.logspace(-0.3, 0.3, n, dtype=DOUBLE)) @ rotation(n)
+
+
+def by_heads(first, second, transposed):
+    """first <- M first on every head, second <- M^-T second (or, by its columns, second M^-1)."""
+    for h in range(HEADS):
+        rows, m = slice(h * CHANNELS, (h + 1) * CHANNELS), invertible(CHANNELS)
+        first.weight[rows] = m @ first.weight[rows]
+        if transposed:
+            second.weight[rows] = torch.linalg.inv(m).T @ second.weight[rows]
+        else:
+            second.weight[:, rows] = second.weight[:, rows] @ torch.linalg.inv(m)
+
+
+def queries(m):
+    by_heads(m.block.q, m.block.k, True)
+
+
+def values(m):
+    by_heads(m.block.v, m.block.o, False)
+
+
+def stream(m):
+    r, b = rotation(STREAM), m.block
+    for norm, readers in ((b.n1, (b.q, b.k, b.v)), (b.n2, (b.up,)), (m.n, (m.h,))):
+        for reads in readers:
+            reads.weight.copy_(reads.weight * norm.weight @ r.T)
+        norm.weight.fill_(1.0)
+    for writes in (b.o, b.down, m.e):
+        writes.weight.copy_(r @ writes.weight)
+    m.e.bias.copy_(r @ m.e.bias)
+
+
+def pair(m):
+    g = invertible(4)
+    m.A.copy_(torch.linalg.inv(g) @ m.A)
+    m.B.copy_(m.B @ g)
+
+
+MOVES = {f.__name__: f for f in (queries, values, stream, pair)}
+
+
+@pytest.fixture(params=MOVES)
+def copies(request):
+    build = LowRank if request.param == "pair" else Transformer
+    a = made(build)
+    module = copy.deepcopy(a.module())
+    with torch.no_grad():
+        MOVES[request.param](module)
+    b, x = ws.Net.of(module), inputs(build)
+    assert change(a, b, x) < 1e-9 and apart(a, b) > 0.1
+    return a, b, ws.Symmetry.of(a, x), x
+
+
+def test_a_copy_is_the_same_and_is_found_again(copies):
+    a, b, group, x = copies
+    assert compare(a, b, group).verdict.kind == "same"
+    assert apart(a, group.align(b, to=a)) < 1e-6
+    assert change(a, ws.mean([a, b], group), x) < 1e-6
+    assert apart(group.canonical(a), group.canonical(b)) < 1e-6
+    assert apart(group.canonical(a), group.fold(a)) > 1e-3
+    interval = ws.modulo(group)(a, b)
+    assert interval.lower <= interval.upper < 1e-6 * float(a.weights.norm())
+
+
+def test_without_the_new_moves_the_same_copy_is_not_found(copies):
+    a, b, _, x = copies
+    old = ws.Symmetry.of(a, x, linear=False)
+    assert compare(a, b, old).verdict.kind != "same"
+
+
+def test_the_lower_bound_holds_for_every_element(build):
+    """Against the distance at random elements, the matched one, and other networks."""
+    a, b, x = made(build), made(build, 1), inputs(build)
+    group = ws.Symmetry.of(a, x)
+    one, two = quotient.sliced(group, a), quotient.sliced(group, b)
+    low = quotient.lower_bound(group, one, two)
+    kinds = ("permutation", "sign", "orthogonal")
+    found = [float((one - group.sample(seed, kinds)(two)).norm()) for seed in range(20)]
+    found.append(float((one - quotient.sliced(group, group.align(b, to=a))).norm()))
+    assert 0 < low <= min(found) * (1 + 1e-9)
+
+
+def test_balancing_is_the_least_norm_and_one_for_an_orbit(build):
+    net, x = made(build), inputs(build)
+    group = ws.Symmetry.of(net, x)
+    folded = group.fold(net)
+    least = group.balance(folded)
+    assert change(net, least, x) < 1e-9
+    assert float(least.weights.norm()) < float(folded.weights.norm())
+    for seed in range(4):
+        g = group.sample(seed, ("scale", "linear"))
+        assert float(g(least).weights.norm()) >= float(least.weights.norm()) * (1 - 1e-12)
+        again = group.balance(g(folded))
+        assert float(again.weights.norm()) == pytest.approx(float(least.weights.norm()), rel=1e-9)
+
+
+def test_a_saved_group_moves_as_before(build, tmp_path):
+    net, x = made(build), inputs(build)
+    group = ws.Symmetry.of(net, x)
+    group.save(tmp_path / "group.json")
+    again = ws.Symmetry.load(tmp_path / "group.json")
+    assert (again.gauge, again.free, again.generators) == (group.gauge, group.free, group.generators)
+    assert apart(again.sample(3)(net), group.sample(3)(net)) == 0
+
+
+def test_frozen_tensors_take_their_axes_out():
+    net = made(Transformer)
+    group = ws.Symmetry.of(net, inputs(Transformer)).without(["n.weight"])
+    assert not group.gauge and not any(g.kind == "orthogonal" for g in group.generators)
+    assert [g.kind for g in group.generators].count("linear") == 2
+
+
+def test_half_precision_is_moved_in_single_and_rounded_once():
+    net, x = made(Transformer), inputs(Transformer)
+    group = ws.Symmetry.of(net, x)
+    g, half = group.sample(0), net.to(torch.bfloat16)
+    wide = g(half.to(torch.float32))
+    eps = float(torch.finfo(torch.bfloat16).eps)
+    for name, tensor in g(half).weights.items():
+        exact = wide.weights[name]
+        assert tensor.dtype == torch.bfloat16
+        assert float((tensor.float() - exact).abs().max()) <= eps * float(exact.abs().max())
+
+
+def test_refined_matrices_are_exact_members():
+    torch.manual_seed(0)
+    a, b, x = made(layered), made(layered, 1), inputs(layered, n=64)
+    group, task = ws.Symmetry.of(a, x[:2]), ws.Task(x)
+    start = group.match(b, to=a, method="weights").element
+    found = refine(group, b, a, start, task, steps=40, lr=0.05)
+    assert found.kept and found.after < 0.8 * found.before
+    assert change(b, found.element(b), x) < 1e-9
+    matrices = [found.element.factors[k] for k, q in enumerate(group.generators) if q.kind == "orthogonal"]
+    assert all(torch.allclose(m @ m.mT, torch.eye(STREAM, dtype=DOUBLE), atol=1e-10) for m in matrices)
+    assert all(torch.allclose(m.sum(-1), torch.ones(STREAM, dtype=DOUBLE), atol=1e-10) for m in matrices)
+
+
+def test_a_trial_refuses_matrices_that_are_no_symmetry():
+    """A hidden layer under GELU, a wrong exponent, and all rotations under a norm that subtracts the mean."""
+    net, x = made(layered), inputs(layered)
+    group = ws.Symmetry.of(net, x)
+    by_axis = {q.axis: q for q in group.generators}
+    stream_moves = next(q for q in group.generators if q.kind == "orthogonal")
+    heads = next(q for q in group.generators if q.kind == "linear")
+    hidden = next(axis.name for axis in group.axes if axis.size == HIDDEN)
+    places = tuple((place, 1.0) for place in group.places[hidden])
+    wrong = [
+        Generator(hidden, "orthogonal", places),
+        Generator(heads.axis, "linear", tuple((p, 1.0) for p, _ in heads.exponents)),
+        Generator(stream_moves.axis, "orthogonal", stream_moves.exponents, uniform=stream_moves.uniform),
+    ]
+    probe = turns.Probe.of(net, x, seed=0)
+    graph = probe.trace()
+    probe.settle(graph)
+    search = turns._Search(group, graph, probe, {}, print, turns.Turns())
+    assert all(search.holds(q, (), group.gauge) for q in by_axis.values())
+    assert not any(search.holds(q, (), group.gauge) for q in wrong)
+
+
+# families
+
+
+def kinds(group):
+    letters = {"orthogonal": "O", "linear": "GL"}
+    return Counter(f"{letters[q.kind]}{group[q.axis].size - q.ones}" for q in group.generators if q.kind in letters)
+
+
+def families():
+    t = pytest.importorskip("transformers", reason="transformers is not installed (the [hf] extra)")
+    t.logging.set_verbosity_error()
+    plain = {"hidden_size": 33, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 23}
+    rotary = {
+        "vocab_size": 61, "hidden_size": 30, "intermediate_size": 23, "num_hidden_layers": 2, "num_attention_heads": 6,
+        "num_key_value_heads": 2, "head_dim": 10, "max_position_embeddings": 32, "use_cache": False,
+        "pad_token_id": None, "bos_token_id": None, "eos_token_id": None,
+    }  # fmt: skip
+    ids = {"input_ids": torch.randint(61, (2, 7), generator=torch.Generator().manual_seed(0))}
+    pixels = {"pixel_values": torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))}
+    image = {"image_size": 8, "patch_size": 4, "num_labels": 5}
+    words = {"vocab_size": 61, "max_position_embeddings": 32, "num_labels": 5}
+    gpt = {"vocab_size": 61, "n_positions": 32, "n_embd": 33, "n_layer": 2, "n_head": 3, "n_inner": 23,
+           "use_cache": False, "bos_token_id": None, "eos_token_id": None}  # fmt: skip
+    return {
+        "llama": (t.LlamaForCausalLM, t.LlamaConfig(**rotary), ids, {"O30": 1, "GL10": 2}),
+        "mistral": (t.MistralForCausalLM, t.MistralConfig(**rotary), ids, {"O30": 1, "GL10": 2}),
+        "qwen2": (t.Qwen2ForCausalLM, t.Qwen2Config(**rotary), ids, {"O30": 1, "GL10": 2}),
+        "qwen3": (t.Qwen3ForCausalLM, t.Qwen3Config(**rotary), ids, {"O30": 1, "GL10": 2}),
+        "tied llama": (t.LlamaForCausalLM, t.LlamaConfig(**rotary, tie_word_embeddings=True), ids, {"GL10": 2}),
+        "gpt2": (t.GPT2LMHeadModel, t.GPT2Config(**gpt), ids, {"GL11": 4}),
+        "bert": (t.BertForSequenceClassification, t.BertConfig(**plain, **words), ids, {"GL11": 4}),
+        "vit": (t.ViTForImageClassification, t.ViTConfig(**plain, **image), pixels, {"O32": 1, "GL11": 4}),
+        "dinov2": (t.Dinov2ForImageClassification, t.Dinov2Config(**plain, mlp_ratio=1, **image), pixels,
+                   {"O32": 1, "GL11": 4}),
+    }  # fmt: skip
+
+
+NAMES = ["llama", "mistral", "qwen2", "qwen3", "tied llama", "gpt2", "bert", "vit", "dinov2"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_family_turns_as_its_architecture_says_and_copies_are_found_again(name):
+    """Heads take matrices (values only, under rotary pairs); a stream turns if its gains can be folded."""
+    model, config, x, expected = families()[name]
+    torch.manual_seed(0)
+    net = ws.Net.of(model(config).eval()).double()
+    generator = torch.Generator().manual_seed(0)
+    for tensor in net.weights.values():
+        spread = 0.3 if tensor.dim() == 1 else tensor[0].numel() ** -0.5
+        tensor.add_(spread * torch.randn(tensor.shape, generator=generator, dtype=DOUBLE))
+    group = ws.Symmetry.of(net, x)
+    assert kinds(group) == expected
+    x = {key: value.double() if value.is_floating_point() else value for key, value in x.items()}
+    moved = group.sample(3)(net)
+    with torch.no_grad():
+        a, b, c = (n(x).logits for n in (net, moved, group.fold(net)))
+    assert float((a - b).abs().max() / a.abs().max()) < 1e-6  # some norms of these models are computed in float32
+    assert float((a - c).abs().max() / a.abs().max()) < 1e-6
+    assert apart(net, group.align(moved, to=net)) < 1e-5
