@@ -353,8 +353,8 @@ def test_a_trial_refuses_matrices_that_are_no_symmetry():
     graph = probe.trace()
     probe.settle(graph)
     search = turns._Search(group, graph, probe, {}, print, turns.Turns())
-    assert all(search.holds(q, (), group.gauge) for q in by_axis.values())
-    assert not any(search.holds(q, (), group.gauge) for q in wrong)
+    assert all(search.holds([q], (), group.gauge) for q in by_axis.values())
+    assert not any(search.holds([q], (), group.gauge) for q in wrong)
 
 
 # families

@@ -17,7 +17,17 @@ from weightspace.net.errors import SymmetryError
 from weightspace.net.net import Net
 from weightspace.symmetry.axis import Block, Generator, Place
 
-__all__ = ["Factors", "copied", "factors_between", "fold", "gains_of", "kept_values", "multiplied", "values_at"]
+__all__ = [
+    "Factors",
+    "copied",
+    "factors_between",
+    "fold",
+    "fold_in_place",
+    "gains_of",
+    "kept_values",
+    "multiplied",
+    "values_at",
+]
 
 
 Factors: TypeAlias = dict[Place, Tensor]  # what the units at a place are multiplied by
@@ -54,13 +64,24 @@ def fold(group: Gauged, net: Net, like: Net | None = None) -> Net:
     Raises `SymmetryError` for a gain that is zero, which loses what it multiplies.
     """
     group.check(net)
-    now = gains_of(group, net.tensors.__getitem__)
+    if not group.gauge and not group.free:
+        return net
+    new = net.clone()
+    fold_in_place(group, new.tensors, like)
+    return new
+
+
+def fold_in_place(group: Gauged, tensors: Mapping[str, Tensor], like: Net | None = None) -> None:
+    """The same for the tensors of a network, in place."""
+    now = gains_of(group, tensors.__getitem__)
     wanted = None if like is None else gains_of(group, like.tensors.__getitem__)
     factors = factors_between(group, now, wanted)
-    moved = {name: multiplied(group, name, net.tensors[name], factors) for name in _names(group, factors)}
-    weights, state = ({n: t for n, t in moved.items() if n in part} for part in (net.weights, net.state))
-    new = net.at(net.weights.replace(weights), net.state.replace(state)) if moved else net
-    return _settled(group, new, like)
+    for name in dict.fromkeys(group.blocks[place.block].tensor for place in factors):
+        tensors[name].copy_(multiplied(group, name, tensors[name], factors))
+    exact = {**{generator.uniform[0]: 1.0 for generator in group.gauge}, **dict.fromkeys(group.free, 0.0)}
+    for place, number in exact.items():  # free of rounding
+        view = _view(group, tensors[group.blocks[place.block].tensor].detach(), place)
+        view.copy_(torch.tensor(number) if like is None else values_at(group, like, place))
 
 
 def gains_of(group: Gauged, tensor: Callable[[str], Tensor]) -> dict[Place, Tensor]:
@@ -111,21 +132,6 @@ def copied(group: Gauged, name: str, tensor: Tensor, values: Factors) -> Tensor:
         if group.blocks[place.block].tensor == name:
             _view(group, tensor, place).copy_(value)
     return tensor
-
-
-def _names(group: Gauged, factors: Factors) -> list[str]:
-    return list(dict.fromkeys(group.blocks[place.block].tensor for place in factors))
-
-
-def _settled(group: Gauged, net: Net, like: Net | None) -> Net:
-    """Gains at exactly what they are to be, free of rounding; places without effect at zero, or as in `like`."""
-    numbers = {**{generator.uniform[0]: 1.0 for generator in group.gauge}, **dict.fromkeys(group.free, 0.0)}
-    if not numbers:
-        return net
-    new = net.clone()
-    for place, number in numbers.items():
-        values_at(group, new, place).copy_(torch.tensor(number) if like is None else values_at(group, like, place))
-    return new
 
 
 def values_at(group: Gauged, net: Net, place: Place) -> Tensor:

@@ -64,15 +64,14 @@ class Element:
         if not isinstance(point, Weights):
             self.group.check(point)
             move = self.on(point)
-            weights, state = (
-                part.replace({name: move(name, part[name]) for name in self.group.tensors if name in part})
-                for part in (point.weights, point.state)
-            )
-            return Net(point.architecture, weights, state)
+            return Net(point.architecture, self._moved(point.weights, move), self._moved(point.state, move))
+        return self._moved(point, self.move)
+
+    def _moved(self, point: Weights, move: Callable[[str, Tensor], Tensor]) -> Weights:
         new = point.clone()
         for name in self.group.tensors:
             if name in new:
-                new[name].copy_(self.move(name, point[name]))
+                new[name].copy_(move(name, point[name]))
         return new
 
     def on(self, net: Net, like: Net | None = None) -> Callable[[str, Tensor], Tensor]:

@@ -20,7 +20,7 @@ from weightspace.graph.rules.call import Labels
 from weightspace.graph.trace import SILENT, Trace, op_name
 from weightspace.net.errors import SymmetryError
 from weightspace.symmetry.axis import Axis, Generator, Place
-from weightspace.symmetry.fold import fold, values_at
+from weightspace.symmetry.fold import fold_in_place, values_at
 from weightspace.symmetry.group import Element, Group, units_at
 from weightspace.symmetry.probe import Probe, usable
 from weightspace.symmetry.verify import distance, moved
@@ -68,7 +68,8 @@ def find_turns(
     outer = {name for axis in group.axes for name in axis.over}
     for axis in group.permutable():
         if axis.name not in outer and axis.size > 1:
-            search.linear(axis)
+            search.propose(axis)
+    search.linear()
     for axis in group.permutable():
         if axis.name not in outer and axis.size > 2 and not axis.over:
             search.orthogonal(axis)
@@ -136,21 +137,32 @@ class _Search:
     uses: dict[str, set[str]]
     say: Callable[[str], None]
     found: Turns
+    proposed: dict[str, list[Generator]] = field(default_factory=dict)
 
-    def linear(self, axis: Axis) -> None:
+    def propose(self, axis: Axis) -> None:
         """GL(n): where a scale with exponents +-1, a sign, and no operation but linear ones meet the axis."""
         if not self.uses.get(axis.name, set()) <= _LINEAR or "sign" not in axis.kinds:
             return
-        for scale in self.of(axis, "scale"):
-            if scale.evaluation or any(abs(e) != 1 for _, e in scale.exponents):
-                continue
-            moves = Generator(axis.name, "linear", scale.exponents)
-            met = {place for place, _ in scale.exponents}
-            rest = [place for place in self.group.places[axis.name] if place not in met]
-            if self.is_narrow(axis, moves) and self.holds(moves, rest):
-                self.found.generators.append(moves)
-                self.found.free += rest
-                return
+        scales = [g for g in self.of(axis, "scale") if not g.evaluation and all(abs(e) == 1 for _, e in g.exponents)]
+        moves = [Generator(axis.name, "linear", scale.exponents) for scale in scales]
+        if moves and self.is_narrow(axis, moves[0]):
+            self.proposed[axis.name] = moves
+
+    def linear(self) -> None:
+        """Try the proposed moves: the first of every axis all at once, and if that fails, one after the other."""
+        firsts = [moves[0] for moves in self.proposed.values()]
+        if firsts and self.holds(firsts, [p for moves in firsts for p in self.rest(moves)]):
+            found = firsts
+        else:
+            tried = ([m for m in moves if self.holds([m], self.rest(m))] for moves in self.proposed.values())
+            found = [moves[0] for moves in tried if moves]
+        self.found.generators += found
+        self.found.free += [place for moves in found for place in self.rest(moves)]
+
+    def rest(self, moves: Generator) -> list[Place]:
+        """The places of an axis that a scale of it leaves alone: they can have no effect."""
+        met = {place for place, _ in moves.exponents}
+        return [place for place in self.group.places[moves.axis] if place not in met]
 
     def is_narrow(self, axis: Axis, moves: Generator) -> bool:
         """Whether the maps on either side reach all units, so that a balanced factorisation exists."""
@@ -177,7 +189,7 @@ class _Search:
         for ones in (False, True):
             exponents = tuple((place, 1.0) for place in places)
             moves = Generator(axis.name, "orthogonal", exponents, uniform=gains, ones=ones)
-            if self.holds(moves, (), gauge):
+            if self.holds([moves], (), gauge):
                 self.found.generators.append(moves)
                 self.found.gauge += gauge
                 return
@@ -211,13 +223,13 @@ class _Search:
         left = sorted(self.group.blocks[p.block].tensor for p in self.vectors(axis) if p not in gains)
         return left[0] if left else ""
 
-    def holds(self, moves: Generator, free: Sequence[Place], gauge: Sequence[Generator] = ()) -> bool:
-        """Whether a random matrix leaves the outputs, on drawn weights and inputs and at the network's own weights."""
+    def holds(self, moves: Sequence[Generator], free: Sequence[Place], gauge: Sequence[Generator] = ()) -> bool:
+        """Whether random matrices leave the outputs, on drawn weights and inputs and at the network's own weights."""
         tolerance = 1e-4 if self.graph.low_precision and self.probe.graph is None else 1e-9
         trial = Group(
             self.group.every,
             self.group.blocks,
-            [moves],
+            moves,
             self.group.shapes,
             state=self.group.state,
             gauge=gauge,
@@ -245,11 +257,9 @@ class _Search:
         if not usable(before):
             return True
         try:
-            folded = fold(trial, self.probe.net)
+            fold_in_place(trial, self.probe.net.tensors)
         except SymmetryError:
             return True
-        for name, tensor in self.probe.net.tensors.items():
-            tensor.copy_(folded.tensors[name])
         noise = torch.Generator().manual_seed(seed)
         for place in trial.free:
             view = values_at(trial, self.probe.net, place)
