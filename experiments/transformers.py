@@ -21,6 +21,7 @@ import weightspace as ws
 from experiments.attention import KINDS, Lab
 from experiments.nets import CACHE, fit, tensors
 from experiments.record import Job, Record, block, command, number, percent
+from weightspace.symmetry.align.score import Score
 from weightspace.symmetry.group import Element
 
 METHODS = {
@@ -29,21 +30,23 @@ METHODS = {
     "weights": "weights",
     "activations+weights": "activations+weights",
 }
-REFINED = {"refined": False, "refined with labels": True}  # from activations+weights
+STARTS = ("activations", "activations+weights")
+REFINED = {"refined": False, "refined with labels": True}  # from that start whose line is the flatter, without labels
 WAYS = ("stored", *METHODS, *REFINED)
 SHOWN = {
     "permutations": "permutations, scales, signs",
     "activations": "full group, activations",
     "weights": "full group, weights, no data",
     "activations+weights": "full group, activations, then weights",
-    "refined": "the same, refined without labels",
-    "refined with labels": "the same, refined with labels",
+    "refined": "full group, refined without labels",
+    "refined with labels": "full group, refined with labels",
 }
 RATE = 0.01  # of refinement
 TUNED = 1e-3
-TOLD = ("barrier", "middle", "mean", "after", "seconds")  # on the way
+TOLD = ("barrier", "middle", "mean", "focus", "seconds")  # on the way
 CARRIES = ("as it is", "permutations", "activations+weights", "refined", "its own")
 TASKS, SWAPPED = ("swapped", "inverted"), (3, 8)
+SCALES = (0.0, 0.5, 1.0, 2.0, 4.0)  # of an update
 
 Matched = tuple[Element | None, float]
 
@@ -55,6 +58,11 @@ def matching(lab: Lab, kind: str, net: ws.Net, to: ws.Net) -> Callable[[str], Ma
     """Way -> the element that brings a network to another, and its processor seconds; each found once."""
 
     @cache
+    def score() -> Score:
+        train = lab.task(kind, "train")
+        return Score(lab.group(kind).fold(to), ws.Task(tensors(train)[0], batch=train.batch), seed=0)
+
+    @cache
     def found(way: str) -> Matched:
         if way in ("stored", "as it is"):
             return None, 0.0
@@ -64,7 +72,7 @@ def matching(lab: Lab, kind: str, net: ws.Net, to: ws.Net) -> Callable[[str], Ma
             began = time.process_time()
             data = None if way == "weights" else plain
             return group.match(net, to, data, METHODS[way]).element, time.process_time() - began
-        start, before = found("activations+weights")
+        start, before = min(map(found, STARTS), key=lambda match: score()(moved(match[0], net)))
         assert start is not None
         batch = lab.size.pieces if kind == "characters" else lab.size.batch
         data, labels, began = train if REFINED[way] else plain, REFINED[way], time.process_time()
@@ -177,13 +185,13 @@ def learnt(lab: Lab, net: ws.Net, task: ws.Task, seed: int) -> ws.Net:
     return ws.Net.of(module.eval())
 
 
-def updated(element: Element | None, a: ws.Net, tuned: ws.Net, b: ws.Net) -> tuple[ws.Net, ws.Weights]:
-    """A network in the coordinates of an update, and that update g a' - g a in its place; gains at one in all."""
+def updated(element: Element | None, a: ws.Net, tuned: ws.Net, b: ws.Net) -> tuple[ws.Net, ws.Net, ws.Net]:
+    """b, g a and g a', the gains of all at one: the update g a' - g a is in its place in b."""
     if element is None:
-        return b, tuned - a
+        return b, a, tuned
     group = element.group
     assert isinstance(group, ws.Symmetry)
-    return group.fold(b), moved(element, group.fold(tuned)) - moved(element, group.fold(a))
+    return group.fold(b), moved(element, group.fold(a)), moved(element, group.fold(tuned))
 
 
 def _carry(
@@ -191,23 +199,18 @@ def _carry(
 ) -> dict[str, Any]:
     a, b = nets()
     new, old = shifted(lab, name, "test"), lab.task("vit", "test")
-    rows = [k for k, y in enumerate(new.labels().tolist()) if name == "inverted" or y in SWAPPED]
     x, y = tensors(new)
-    focus = ws.accuracy(ws.Task(x[rows], y[rows]))
-    if way == "its own":
-        base, move, seconds = b, tuned(1) - b, 0.0
-    else:
-        element, seconds = match()(way)
-        base, move = updated(element, a, tuned(0), b)
-    end, half = base + move, base + 0.5 * move
-    right, before = ws.accuracy(new), ws.accuracy(old)
-    return {
-        "before": right(b),
-        "after": right(end),
-        "half": right(half),
-        "source": right(tuned(0)),
-        "focus": [focus(b), focus(half), focus(end), focus(tuned(0))],
-        "old": [before(b), before(half), before(end)],
+    rows = [k for k, label in enumerate(y.tolist()) if name == "inverted" or label in SWAPPED]
+    element, seconds = (None, 0.0) if way == "its own" else match()(way)
+    source, learned = (b, tuned(1)) if way == "its own" else (a, tuned(0))
+    base, start, end = updated(element, source, learned, b)
+    ends, move = [base + scale * (end - start) for scale in SCALES], end - start
+    rights = {"new": new, "focus": ws.Task(x[rows], y[rows]), "old": old}
+    found: dict[str, Any] = {key: [ws.accuracy(task)(net) for net in ends] for key, task in rights.items()}
+    return found | {
+        "source": [ws.accuracy(task)(learned) for task in rights.values()],
+        "middle": ws.accuracy(new)(ws.line(base, start)(0.5) + move),
+        "moved": float(move.norm() / base.weights.norm()),
         "seconds": seconds,
     }
 
@@ -229,12 +232,9 @@ def tables(record: Record, _: str) -> dict[str, str]:
                   "right at the middle, % | ends, % | processor seconds", lines)  # fmt: skip
     found |= block("transformers means", "network | mean of three | loss | of the ends | right, % | ends, % | "
                    "processor seconds", averages)  # fmt: skip
-    return found | block(
-        "transformers carried",
-        "network | task | update | right before, % | with half of it, % | with all, % | first network, % | "
-        "on what is new: before / half / all, % | on the old task: before / half / all, %",
-        updates,
-    )
+    head = "network | task | update | new task, % right with 0 / .5 / 1 / 2 / 4 times the update | what is new, % | "
+    head += "old task, % | new task, update at the middle, % | first network: new task / what is new / old task, %"
+    return found | block("transformers carried", head, updates)
 
 
 def seeds(record: Record, setting: str) -> list[dict[str, Any]]:
@@ -274,9 +274,8 @@ def _update(record: Record, kind: str, task: str, way: str) -> list[str]:
     at = f"carried/{kind}/{task}/{way}"
     if not record.of(at):
         return []
-    shown = record.cells(at, "before half after source", percent)
-    before, half, after, _ = record.median(at, "focus")
-    return [kind, task, way, *shown, percent([before, half, after]), percent(record.median(at, "old"))]
+    shown = [percent(record.median(at, name)) for name in ("new", "focus", "old")]
+    return [kind, task, way, *shown, percent(record.median(at, "middle")), percent(record.median(at, "source"))]
 
 
 def _lab(given: Namespace) -> Lab:
