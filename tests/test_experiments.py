@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import weightspace as ws
 from weightspace import Net, Symmetry, Task, accuracy, curve, line
 
 ROOT = Path(__file__).parent.parent
@@ -21,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 from experiments import (  # noqa: E402
     action,
     alignment,
+    attention,
     certify,
     colours,
     continual,
@@ -43,6 +45,7 @@ from experiments import (  # noqa: E402
     tables,
     tasks,
     texts,
+    transformers,
     trust,
 )
 
@@ -589,3 +592,61 @@ def test_priors_run_and_are_told(tmp_path):
     assert out.read_text() == first
     found = prior.tables(record.Record(record.RESULTS / "prior.json"), "digits")
     assert len(found) == 1 and all(table in record.README.read_text() for table in found.values())
+
+
+def test_pairs_of_transformers_keep_their_functions_and_come_nearer(tmp_path):
+    out = tmp_path / "rows.json"
+    arguments = ["pairs", "--nets", "characters", "--quick", "--out", str(out)]
+    assert transformers.main(arguments) == 0
+    first = out.read_text()
+    rows = {key.split("/")[2]: row for key, row in json.loads(first).items()}
+    assert {*rows} == {*transformers.WAYS} and rows["stored"]["changed"] == 0
+    assert all(row["changed"] < 1e-3 and row["ends"] == rows["stored"]["ends"] for row in rows.values())
+    barriers = {way: row["barrier"] for way, row in rows.items()}
+    assert barriers["refined"] < barriers["activations+weights"] and barriers["activations"] < barriers["permutations"]
+    assert rows["refined"]["seconds"] > rows["activations+weights"]["seconds"] > 0
+    assert transformers.main(arguments) == 0
+    assert out.read_text() == first
+    (shown,) = transformers.tables(record.Record(out), "").values()
+    assert shown.count("| characters |") == len(transformers.WAYS)
+
+
+def test_an_update_is_the_same_in_a_network_of_the_same_orbit():
+    """a' - a, carried to b = g a, makes of b a network with the function of a'; as it is, it does not."""
+    lab = attention.Lab(quick=True)
+    a = ws.Net.of(lab.module("class token", 0).eval())
+    lab.net = lambda kind, seed: a
+    element = lab.group("class token").sample(seed=1)
+    b, tuned = element(a), transformers.learnt(lab, a, transformers.shifted(lab, "inverted", "train").take(200), 0)
+    x = lab.task("vit", "test").example(50)
+    base, start, end = transformers.updated(element, a, tuned, b)
+    torch.testing.assert_close((base + (end - start))(x), tuned(x), atol=1e-3, rtol=1e-3)
+    assert ((b + (tuned - a))(x) - tuned(x)).abs().max() > 0.1 < (a(x) - tuned(x)).abs().max()
+
+
+def test_shifted_tasks_differ_where_they_say():
+    lab = attention.Lab(quick=True)
+    old = lab.task("vit", "test")
+    swapped, inverted = (transformers.shifted(lab, name, "test") for name in transformers.TASKS)
+    moved = old.labels() != swapped.labels()
+    assert {*old.labels()[moved].tolist()} == {*transformers.SWAPPED} == {*swapped.labels()[moved].tolist()}
+    assert bool(moved[torch.isin(old.labels(), torch.tensor(transformers.SWAPPED))].all())
+    x, y = old.example(9), inverted.example(9)
+    torch.testing.assert_close(x + y, torch.full_like(x, float(x.max())))
+
+
+@pytest.mark.slow
+def test_transformers_run_and_can_be_taken_up_again(tmp_path):
+    out = tmp_path / "rows.json"
+    arguments = ["--nets", "vit", "characters", "--quick", "--out", str(out)]
+    assert transformers.main(arguments) == 0
+    first = out.read_text()
+    found = transformers.tables(record.Record(out), "")
+    assert {*found} == {"transformers pairs", "transformers means", "transformers carried"}
+    assert transformers.main(arguments) == 0
+    assert out.read_text() == first
+
+
+def test_the_readme_shows_what_was_measured_of_transformers():
+    found = transformers.tables(record.Record(record.RESULTS / "transformers.json"), "")
+    assert len(found) == 3 and all(table in record.README.read_text() for table in found.values())

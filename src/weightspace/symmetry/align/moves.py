@@ -64,7 +64,7 @@ class Scales:
             if value.numel() == tensor.numel() and view.is_contiguous():
                 new = value.view(tensor.shape)
             else:
-                new = torch.as_strided_scatter(new, value, view.shape, view.stride(), view.storage_offset())
+                new = _placed(self.group, block, new, value)
         return new
 
     def _power(self, number: int) -> Tensor | None:
@@ -129,7 +129,7 @@ class Matrices:
                 if value.numel() == tensor.numel() and view.is_contiguous():
                     new = value.reshape(tensor.shape)
                 else:
-                    new = torch.as_strided_scatter(new, value, view.shape, view.stride(), view.storage_offset())
+                    new = _placed(self.group, block, new, value)
         return new
 
     def _turns(
@@ -154,6 +154,16 @@ class Matrices:
                 )
             finally:
                 self.parameters = own
+
+
+def _placed(group: Group, block: Block, tensor: Tensor, value: Tensor) -> Tensor:
+    """A copy of a tensor with other numbers in a block.
+
+    Not `torch.as_strided_scatter`, whose gradient for what is outside of the block is zero.
+    """
+    new = tensor.clone(memory_format=torch.contiguous_format)
+    group.view(block, new).copy_(value)
+    return new
 
 
 def movable(group: Group) -> list[int]:
