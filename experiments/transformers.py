@@ -41,7 +41,7 @@ SHOWN = {
     "refined": "full group, refined without labels",
     "refined with labels": "full group, refined with labels",
 }
-RATE = 0.01  # of refinement
+RATE = 0.03  # of refinement; matrices descend at a third of it
 TUNED = 1e-3
 TOLD = ("barrier", "middle", "mean", "focus", "seconds")  # on the way
 CARRIES = ("as it is", "permutations", "activations+weights", "refined", "its own")
