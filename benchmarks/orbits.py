@@ -6,7 +6,7 @@ are, and their balanced forms (scales alone); the lower and the upper end of the
 to |a|; how much the outputs of the mean of a and g a differ from those of a, relative to the largest output; and how
 many copies `compare` calls the same.
 
-    python -m benchmarks.orbits [--elements 20] [names ..]     # two hours on one core
+    python -m benchmarks.orbits [--elements 20] [names ..]     # three hours on one core
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from architectures import CASES, noisy
 
-KINDS = [("permutation",), ("scale",), ("sign",), ("permutation", "scale", "sign")]
+EACH = ("permutation", "scale", "sign", "orthogonal", "linear")
+KINDS = [*((kind,) for kind in EACH), EACH]
 COLUMNS = ("align", "canonical", "balance", "lower", "upper", "mean")
 
 
