@@ -25,6 +25,7 @@ from weightspace.graph.on_data import graph_of
 from weightspace.inside import counts
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
+from weightspace.symmetry.probe import Probe
 from weightspace.task import digest
 from weightspace.task.digest import Frame
 from weightspace.task.task import Task
@@ -214,6 +215,12 @@ MEMORIES = {
     "symmetry.read.Draft.pinned": WITHIN,
     "graph.rules.call.Call.hidden": WITHIN,
     "symmetry.sign._Op._seen": WITHIN,
+    "symmetry.sign._Op._differs": WITHIN,
+    "symmetry.sign._Op._places": WITHIN,
+    "symmetry.scale._Leaves.made": WITHIN,
+    "symmetry.scale._Leaves.met": WITHIN,
+    "symmetry.turns._Search.proposed": WITHIN,
+    "symmetry.probe.Probe._drawn": "test_a_probe_draws_again_after_any_change_of_its_weights",
     "symmetry.group.Element.factors": BUILT,
     "symmetry.group.Group._blocks": BUILT,
     "graph.rules.call.RULES": "a register that modules fill while they are imported",
@@ -794,3 +801,24 @@ def test_a_thing_that_was_looked_at_is_the_same_thing(look, base):
     one = other(2.0) if base is Apart else other()
     look(one)
     assert digest.digest(one) == before
+
+
+def test_a_probe_draws_again_after_any_change_of_its_weights():
+    """A draw of the same seed is left out only where nothing was written since: by name, through a view, by a reset."""
+    net = ws.Net.of(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2)))
+    probe = Probe.of(net, torch.randn(2, 3), seed=0)
+    probe.settle(probe.trace())
+    tensors = probe.net.tensors
+    changes = [
+        lambda: tensors["0.weight"].fill_(1.0),
+        lambda: tensors["0.weight"].detach()[1:].mul_(2.0),
+        probe.at_home,
+        lambda: probe.draw(1),
+    ]
+    probe.draw(0)
+    drawn = {name: t.clone() for name, t in tensors.items()}
+    for change in changes:
+        change()
+        assert not all(torch.equal(t, drawn[name]) for name, t in tensors.items())
+        probe.draw(0)
+        assert all(torch.equal(t, drawn[name]) for name, t in tensors.items())
