@@ -119,8 +119,5 @@ def _drift(space: Workspace, outputs: Tensor, stored: Stored) -> float:
 
 
 def _moved(element: Element, move: Callable[[str, Tensor], Tensor], name: str, tensor: Tensor) -> Tensor:
-    """The tensor moved by the element, computed in float32 where its dtype is half: rounded factors do not cancel."""
-    if name not in element.group.tensors:
-        return tensor
-    wide = tensor.dtype in (torch.float16, torch.bfloat16)
-    return move(name, tensor.float() if wide else tensor).to(tensor.dtype)
+    """The tensor moved as `Element.on` does, or left alone where the group does not reach it."""
+    return move(name, tensor) if name in element.group.tensors else tensor

@@ -14,7 +14,7 @@ and brought nearest one instead: sum_j (log |w_j| + sum_k e_jk t_k)^2 is minimis
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from weightspace.net.errors import SymmetryError
 from weightspace.net.net import Net
 from weightspace.symmetry.axis import Generator, Place
-from weightspace.symmetry.group import Element, Group, units_at
+from weightspace.symmetry.group import Element, Group
 from weightspace.symmetry.matrix import root
+from weightspace.symmetry.moved import Moved
 
 __all__ = ["balance", "balancing", "unit_variances"]
 
@@ -52,29 +53,12 @@ def balancing(
         found = Element(group, group.identity().permutations, turns) @ found
         steps = [float((m - torch.eye(m.shape[-1])).abs().max()) for m in turns.values()]
         if len(found.factors) > len(chosen):  # scales too
-            again = _scales(group, _Moved(found, tensors), tolerance, sweeps, strict)
+            again = _scales(group, Moved(found, tensors, torch.float64), tolerance, sweeps, strict)
             found = again @ found
             steps += [float((f - 1).abs().max()) for f in again.factors.values()]
         if max(steps) < max(tolerance, 1e-12):
             break
     return found
-
-
-class _Moved(Mapping[str, Tensor]):
-    """Tensors with an element applied, made in float64 when they are asked for."""
-
-    def __init__(self, element: Element, tensors: Mapping[str, Tensor]) -> None:
-        self._element, self._tensors = element, tensors
-
-    def __getitem__(self, name: str) -> Tensor:
-        tensor = self._tensors[name]
-        return self._element.move(name, tensor.double()) if name in self._element.group.shapes else tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
 
 
 def _scales(group: Group, tensors: Mapping[str, Tensor], tolerance: float, sweeps: int, strict: bool) -> Element:
@@ -109,7 +93,7 @@ def _unit_products(
     for name, met in held.items():
         tensor = element.move(name, tensors[name].double())
         for k, place, exponent in met:
-            rows = units_at(group, group[chosen[k].axis], place, {name: tensor})
+            rows = group.units(group.blocks[place.block], place.leaf, tensor)
             gram = rows @ rows.mT
             found[k][exponent] = found[k][exponent] + gram if exponent in found[k] else gram
     return found
@@ -285,9 +269,7 @@ class _Slice:
 
     def at(self, place: Place) -> Tensor:
         """Squared norms of the units at a place, at the present scales."""
-        leaves = self.group.blocks[place.block].leaves
-        over = self.group[str(leaves[place.leaf])].over
-        return self._sum(place.block, [*(leaves.index(outer) for outer in over), place.leaf])
+        return self._sum(place.block, self.group.dims_of(self.group.blocks[place.block], place.leaf))
 
     def norm(self, number: int) -> Tensor:
         """Squared norm of a block at the present scales."""
@@ -297,13 +279,13 @@ class _Slice:
         """Squares of a block times all factors, summed over the leaves that are not kept."""
         block, value = self.group.blocks[number], self._squares(number)
         operands: list[object] = [value, list(range(value.dim()))]
-        for leaf, axis in enumerate(block.leaves):
+        for leaf in range(len(block.leaves)):
             met = [(k, e) for k, e in self.group.exponents_at.get((number, leaf), ()) if k in self.logs]
             if met:
                 factor = torch.stack([2 * e * self.logs[k] for k, e in met]).sum(0).exp()
                 for k, _ in met:
                     factor = factor * self.live[k]
-                operands += [factor, [*(block.leaves.index(o) for o in self.group[str(axis)].over), leaf]]
+                operands += [factor, self.group.dims_of(block, leaf)]
         return torch.einsum(*operands, keep)
 
     def _squares(self, number: int) -> Tensor:

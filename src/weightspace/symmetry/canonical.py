@@ -112,11 +112,7 @@ class _Canon:
     def _rows(self, place: Place) -> Tensor:
         """A block as (outer indices.., units, coordinates)."""
         block = self.group.blocks[place.block]
-        value = self.group.view(block, self.tensors[block.tensor])
-        axis = self.group[str(block.leaves[place.leaf])]
-        lead = [*(block.leaves.index(o) for o in axis.over), place.leaf]
-        rest = [k for k in range(value.dim()) if k not in lead]
-        return value.permute([*lead, *rest]).reshape(*self.group.sizes(axis), -1)
+        return self.group.units(block, place.leaf, self.tensors[block.tensor])
 
     def _settled(self, axis: Axis, place: Place, kind: str) -> bool:
         """Whether all other coordinates of a place stay where they are."""

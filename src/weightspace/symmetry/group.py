@@ -25,7 +25,7 @@ from weightspace.symmetry.axis import KINDS, MATRICES, Axis, Block, Generator, P
 from weightspace.symmetry.fold import copied, factors_between, gains_of, kept_values, multiplied, values_at
 from weightspace.symmetry.matrix import drawn, inverse, turned
 
-__all__ = ["Element", "Group", "SymmetryError", "units_at"]
+__all__ = ["Element", "Group", "SymmetryError"]
 
 
 _G = TypeVar("_G", bound="Group")
@@ -84,7 +84,7 @@ class Element:
             return self.move
         gains = gains_of(self.group, net.tensors.__getitem__)
         order = Element(self.group, self.permutations)
-        tensors = like.tensors.__getitem__ if like else lambda name: order.move(name, net.tensors[name])
+        tensors = like.tensors.__getitem__ if like is not None else lambda name: order.move(name, net.tensors[name])
         before = factors_between(self.group, gains, None)
         even = {place: torch.ones_like(gain) for place, gain in gains.items()}
         after = factors_between(self.group, even, gains_of(self.group, tensors))
@@ -115,13 +115,12 @@ class Element:
 
     def _turns(self, number: int, block: Block) -> list[tuple[Tensor, float, list[int]]]:
         """The matrices that act on a block, their exponents, and the dimensions (outer.., own) that they act on."""
-        found = []
-        for leaf, name in enumerate(block.leaves):
-            for k, exponent in self.group.exponents_at.get((number, leaf), ()):
-                if k in self.factors and self.group.generators[k].kind in MATRICES:
-                    outer = [block.leaves.index(o) for o in self.group[str(name)].over]
-                    found.append((self.factors[k], exponent, [*outer, leaf]))
-        return found
+        return [
+            (self.factors[k], exponent, self.group.dims_of(block, leaf))
+            for leaf in range(len(block.leaves))
+            for k, exponent in self.group.exponents_at.get((number, leaf), ())
+            if k in self.factors and self.is_matrix(k)
+        ]
 
     def _gather(self, value: Tensor, leaves: tuple[str | int, ...], out: Tensor | None = None) -> Tensor:
         """A view of a block with its units in their new places, written to `out` if that is given."""
@@ -342,16 +341,23 @@ class Group:
         axes = [self._axes[leaf] for leaf in block.leaves if isinstance(leaf, str)]
         return all(outer in block.leaves for axis in axes for outer in axis.over)
 
+    def dims_of(self, block: Block, leaf: int) -> list[int]:
+        """The dimensions of a block in which the outer axes of the one at `leaf` lie, outermost first, then its own."""
+        return [*(block.leaves.index(outer) for outer in self[str(block.leaves[leaf])].over), leaf]
+
+    def units(self, block: Block, leaf: int, tensor: Tensor) -> Tensor:
+        """The block of a contiguous tensor as (outer.., units of the axis at `leaf`, everything else)."""
+        value, lead = self.view(block, tensor), self.dims_of(block, leaf)
+        rest = [d for d in range(value.dim()) if d not in lead]
+        return value.permute([*lead, *rest]).reshape(*self.sizes(self[str(block.leaves[leaf])]), -1)
+
     def spread(self, table: Tensor, block: Block, leaf: int) -> Tensor:
         """A table on the axis at `leaf`, shaped to multiply the view of the block."""
-        axis = self[str(block.leaves[leaf])]
-        at = [block.leaves.index(outer) for outer in axis.over]
-        return place_axes(table, [*at, leaf], len(block.leaves))
+        return place_axes(table, self.dims_of(block, leaf), len(block.leaves))
 
     def gather(self, values: Tensor, block: Block, leaf: int) -> Tensor:
         """Sum a view of the block over everything but the axis at `leaf` and its outer axes: a table on that axis."""
-        axis = self[str(block.leaves[leaf])]
-        keep = [*(block.leaves.index(outer) for outer in axis.over), leaf]
+        keep = self.dims_of(block, leaf)
         gone = [k for k in range(values.dim()) if k not in keep]
         summed = values.sum(gone) if gone else values
         left = sorted(keep)
@@ -484,12 +490,3 @@ class Group:
 
     def __repr__(self) -> str:
         return f"Symmetry({self})"
-
-
-def units_at(group: Group, axis: Axis, place: Place, tensors: Mapping[str, Tensor]) -> Tensor:
-    """The units of an axis at a place, as (outer.., units, everything else)."""
-    block = group.blocks[place.block]
-    value = group.view(block, tensors[block.tensor].detach().contiguous())
-    lead = [*(block.leaves.index(o) for o in axis.over), place.leaf]
-    rest = [d for d in range(value.dim()) if d not in lead]
-    return value.permute([*lead, *rest]).reshape(*group.sizes(axis), -1)

@@ -50,7 +50,7 @@ def best_turn(gram: Tensor, ones: bool) -> Tensor:
     if not ones:
         return polar(gram)
     h = complement(gram.shape[-1])
-    return on_all(polar(h.T @ gram.double() @ h), gram.shape[-1])
+    return on_all(polar(h.T @ gram.double() @ h), h)
 
 
 def turn_value(gram: Tensor, ones: bool) -> Tensor:
@@ -73,10 +73,9 @@ def complement(n: int) -> Float[Tensor, "n less"]:
     return torch.linalg.qr(columns).Q[:, 1:]
 
 
-def on_all(small: Tensor, n: int) -> Tensor:
-    """H O H^T + 1 1^T / n for O on the vectors whose sum is zero: the vector of ones stays."""
-    h = complement(n)
-    return h @ small @ h.T + 1 / n
+def on_all(small: Tensor, h: Tensor) -> Tensor:
+    """H O H^T + 1 1^T / n for O on the vectors whose sum is zero, H = `complement(n)`: the vector of ones stays."""
+    return h @ small @ h.T + 1 / len(h)
 
 
 def drawn(moves: Generator, sizes: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -92,4 +91,4 @@ def drawn(moves: Generator, sizes: tuple[int, ...], generator: torch.Generator) 
     if moves.kind == "linear":
         noise = torch.randn(*sizes[:-1], n, n, generator=generator, dtype=torch.float64)
         matrix = matrix @ torch.linalg.matrix_exp(_SPREAD / 2 / n**0.5 * noise)
-    return on_all(matrix, sizes[-1]) if moves.ones else matrix
+    return on_all(matrix, complement(sizes[-1])) if moves.ones else matrix

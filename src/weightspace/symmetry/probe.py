@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,9 +24,8 @@ from weightspace.net.errors import SymmetryError, first_line
 from weightspace.net.inputs import arguments, carried, input_tensors
 from weightspace.net.net import Net, math_attention
 from weightspace.net.weights import Weights
-from weightspace.symmetry.group import Element
 
-__all__ = ["Moved", "Probe", "floating", "touched", "usable"]
+__all__ = ["Probe", "floating", "usable"]
 
 
 _BIAS = 0.2
@@ -190,31 +189,6 @@ class Probe:
                 raise SymmetryError(
                     f"cannot be verified in float64 ({first_line(error)}); read with verify=False"
                 ) from error
-
-
-class Moved(Mapping[str, Tensor]):
-    """Tensors moved by an element of a group, each when it is asked for: no second copy of all of them."""
-
-    def __init__(self, element: Element, tensors: Mapping[str, Tensor]) -> None:
-        self.element, self.tensors, self.names = element, tensors, {*touched(element)}
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.element.move(name, self.tensors[name]) if name in self.names else self.tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.tensors)
-
-    def __len__(self) -> int:
-        return len(self.tensors)
-
-
-def touched(element: Element) -> list[str]:
-    """The names of the tensors that an element changes."""
-    group = element.group
-    moving = [n for n, t in element.permutations.items() if not torch.equal(t, torch.arange(t.shape[-1]).expand_as(t))]
-    places = [place for axis in moving for place in group.places[axis]]
-    places += [place for k in element.factors for place, _ in group.generators[k].exponents]
-    return list(dict.fromkeys(group.blocks[place.block].tensor for place in places))
 
 
 class _Nothing(SymmetryError):

@@ -19,7 +19,8 @@ from weightspace.net.errors import SymmetryError
 from weightspace.net.inputs import input_tensors
 from weightspace.net.net import math_attention
 from weightspace.symmetry.group import Element
-from weightspace.symmetry.probe import Moved, Probe
+from weightspace.symmetry.moved import Moved
+from weightspace.symmetry.probe import Probe
 
 __all__ = ["Signs", "elementwise", "signs_met", "unreached", "wide"]
 

@@ -15,13 +15,13 @@ from torch import Tensor, fx
 
 from weightspace.graph import atoms
 from weightspace.graph.atoms import Atom
-from weightspace.graph.follow import Reading, shifts
+from weightspace.graph.follow import Reading
 from weightspace.graph.rules.call import Labels
 from weightspace.graph.trace import SILENT, Trace, op_name
 from weightspace.net.errors import SymmetryError
-from weightspace.symmetry.axis import Axis, Generator, Place
+from weightspace.symmetry.axis import MATRICES, Axis, Generator, Place
 from weightspace.symmetry.fold import fold_in_place, values_at
-from weightspace.symmetry.group import Element, Group, units_at
+from weightspace.symmetry.group import Group
 from weightspace.symmetry.probe import Probe, usable
 from weightspace.symmetry.verify import distance, moved
 
@@ -168,7 +168,8 @@ class _Search:
         """Whether the maps on either side reach all units, so that a balanced factorisation exists."""
         self.probe.draw(0)
         for side in (1.0, -1.0):
-            rows = [units_at(self.group, axis, p, self.probe.net.tensors) for p, e in moves.exponents if e == side]
+            blocks = [(self.group.blocks[p.block], p.leaf) for p, e in moves.exponents if e == side]
+            rows = [self.group.units(b, leaf, self.probe.net.tensors[b.tensor].detach()) for b, leaf in blocks]
             if not rows or int(torch.linalg.matrix_rank(torch.cat(rows, -1)).min()) < axis.size:
                 self.say(
                     f"{axis.name} has more units ({axis.size}) than the rank of the maps that it connects: its linear "
@@ -202,8 +203,9 @@ class _Search:
     def gauges(self, axis: Axis) -> list[Generator]:
         """The scale of every gain that has one of its own, and the sign of the same places."""
         found: list[Generator] = []
+        vectors = self.vectors(axis)
         for scale in self.of(axis, "scale"):
-            gains = [place for place, _ in scale.exponents if place in self.vectors(axis)]
+            gains = [place for place, _ in scale.exponents if place in vectors]
             if len(gains) == 1 and not scale.evaluation and all(abs(e) == 1 for _, e in scale.exponents):
                 sign = Generator(axis.name, "sign", tuple((place, 1.0) for place, _ in scale.exponents))
                 found += [replace(g, uniform=(gains[0],)) for g in (scale, sign)]
@@ -211,8 +213,7 @@ class _Search:
 
     def vectors(self, axis: Axis) -> set[Place]:
         """Where the axis indexes a vector that is not added: a gain."""
-        added = shifts(self.graph)
-        blocks = self.group.blocks
+        blocks, added = self.group.blocks, self.probe.added
         return {
             p
             for p in self.group.places[axis.name]
@@ -264,8 +265,7 @@ class _Search:
         for place in trial.free:
             view = values_at(trial, self.probe.net, place)
             view.copy_(_noise_like(view, noise))
-        sample = trial.sample(seed + 1, ("orthogonal", "linear"))
-        with moved(Element(trial, trial.identity().permutations, sample.factors), self.probe):
+        with moved(trial.sample(seed + 1, MATRICES), self.probe):
             return distance(before, self.probe.outputs(example)) <= tolerance
 
 

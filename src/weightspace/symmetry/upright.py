@@ -17,7 +17,7 @@ from weightspace.net.errors import SymmetryError
 from weightspace.net.net import Net
 from weightspace.symmetry.axis import MATRICES, Generator
 from weightspace.symmetry.balance import balancing
-from weightspace.symmetry.group import Element, Group, units_at
+from weightspace.symmetry.group import Element, Group
 from weightspace.symmetry.matrix import complement, on_all
 
 __all__ = ["upright"]
@@ -45,15 +45,9 @@ def upright(group: Group, net: Net, discrete: Callable[[Group, Net], Element]) -
         element = Element(group, group.identity().permutations, turns) @ element
     rest, number = _rest(group)
     found = discrete(rest, element(net))
-    factors = {
-        number[k]: _as_matrix(f) if group.generators[number[k]].kind in MATRICES else f
-        for k, f in found.factors.items()
-    }
+    factors = {number[k]: f for k, f in found.factors.items()}
+    factors = {k: torch.diag_embed(f.double()) if element.is_matrix(k) else f for k, f in factors.items()}
     return Element(group, {**group.identity().permutations, **found.permutations}, factors) @ element
-
-
-def _as_matrix(signs: Tensor) -> Tensor:
-    return torch.diag_embed(signs.double())
 
 
 def _rest(group: Group) -> tuple[Group, list[int]]:
@@ -79,11 +73,11 @@ def _rest(group: Group) -> tuple[Group, list[int]]:
 
 def _rows(group: Group, generator: Generator, net: Net) -> Iterator[tuple[Tensor, bool, float]]:
     """The axis at each of its places as (outer.., units, rest), whether nothing else moves there, and the exponent."""
-    axis, moving = group[generator.axis], {a.name for a in group.axes}
+    moving = {a.name for a in group.axes}
     for place, exponent in generator.exponents:
         block = group.blocks[place.block]
         alone = not moving & {leaf for d, leaf in enumerate(block.leaves) if d != place.leaf}
-        yield units_at(group, axis, place, net.tensors), alone, exponent
+        yield group.units(block, place.leaf, net.tensors[block.tensor].detach().contiguous()), alone, exponent
 
 
 def _stream(group: Group, generator: Generator, net: Net) -> Tensor:
@@ -104,7 +98,7 @@ def _stream(group: Group, generator: Generator, net: Net) -> Tensor:
             "which nothing else moves"
         )
     turn = along.sign()[:, None] * vectors.T
-    return on_all(turn.flip(0), n) if generator.ones else turn.flip(0)
+    return on_all(turn.flip(0), basis) if generator.ones else turn.flip(0)
 
 
 def _heads(group: Group, generator: Generator, net: Net) -> Tensor:

@@ -25,7 +25,8 @@ from weightspace.net.net import math_attention
 from weightspace.symmetry.alone import Alone
 from weightspace.symmetry.axis import Axis, as_blocks
 from weightspace.symmetry.group import Element, Group
-from weightspace.symmetry.probe import Probe, touched, usable
+from weightspace.symmetry.moved import touched
+from weightspace.symmetry.probe import Probe, usable
 
 __all__ = ["distance", "moved", "verify"]
 

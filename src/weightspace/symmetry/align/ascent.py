@@ -96,8 +96,8 @@ class Matching:
 
     def _turns(self, element: Element, block: Block) -> list[tuple[Tensor, float, list[int]]]:
         met = [(leaf, self.matrices[name]) for leaf, name in enumerate(block.leaves) if name in self.matrices]
-        over = {leaf: [block.leaves.index(o) for o in self.group[str(block.leaves[leaf])].over] for leaf, _ in met}
-        return [(element.factors[k], 1.0, [*over[leaf], leaf]) for leaf, k in met if k in element.factors]
+        found = [(leaf, element.factors[k]) for leaf, k in met if k in element.factors]
+        return [(matrix, 1.0, self.group.dims_of(block, leaf)) for leaf, matrix in found]
 
     def objective(self, names: Iterable[str] | None = None) -> float:
         """sum <A, g B>, cached by tensor."""
@@ -167,12 +167,8 @@ class Matching:
 
     def _rows(self, tensor: Tensor, number: int, leaf: int) -> Tensor:
         """A block as (outer indices, units, rest)."""
-        block = self.terms.blocks[number]
-        value = self.group.view(block, tensor)
-        axis = self.group[str(block.leaves[leaf])]
-        lead = [*(block.leaves.index(o) for o in axis.over), leaf]
-        rest = [k for k in range(value.dim()) if k not in lead]
-        return value.permute([*lead, *rest]).reshape(math.prod(self.group.sizes(axis)[:-1]), axis.size, -1)
+        found = self.group.units(self.terms.blocks[number], leaf, tensor)
+        return found.reshape(-1, *found.shape[-2:])
 
     def _gram(self, axis: Axis) -> _Gain:
         grams = _merged(

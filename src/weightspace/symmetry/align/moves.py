@@ -10,7 +10,7 @@ from torch import Tensor
 
 from weightspace.symmetry.axis import MATRICES, Block
 from weightspace.symmetry.group import Element, Group
-from weightspace.symmetry.matrix import complement, turned
+from weightspace.symmetry.matrix import complement, on_all, turned
 
 __all__ = ["Matrices", "Moves", "Scales", "movable", "moves_of"]
 
@@ -60,11 +60,7 @@ class Scales:
             if power is None:
                 continue
             view = self.group.view(block, tensor)
-            value = view * power.exp()
-            if value.numel() == tensor.numel() and view.is_contiguous():
-                new = value.view(tensor.shape)
-            else:
-                new = _placed(self.group, block, new, value)
+            new = _placed(self.group, block, new, view * power.exp())
         return new
 
     def _power(self, number: int) -> Tensor | None:
@@ -91,69 +87,55 @@ class Matrices:
     pace = 1 / 3
 
     def __init__(self, group: Group, like: Tensor) -> None:
-        self.group, self.like = group, like
-        self.parameters: dict[str, Tensor] = {}
-        self._numbers = [k for k, g in enumerate(group.generators) if g.kind in MATRICES]
-        for k in self._numbers:
-            *outer, n = group.sizes(group[group.generators[k].axis])
-            n -= group.generators[k].ones
-            zero = torch.zeros(*outer, n, n, dtype=like.dtype, device=like.device)
-            self.parameters[f"matrix {k}"] = zero.requires_grad_()
-        places = {place for k in self._numbers for place, _ in group.generators[k].exponents}
+        self.group = group
+        self.exponents: dict[int, Tensor] = {}
+        self._bases: dict[int, Tensor] = {}  # of the complement of the ones
+        for k, generator in enumerate(group.generators):
+            if generator.kind in MATRICES:
+                *outer, n = group.sizes(group[generator.axis])
+                if generator.ones:
+                    self._bases[k], n = complement(n).to(like), n - 1
+                self.exponents[k] = torch.zeros(*outer, n, n, dtype=like.dtype, device=like.device)
+        self.parameters = {f"matrix {k}": a.requires_grad_() for k, a in self.exponents.items()}
+        places = {place for k in self.exponents for place, _ in group.generators[k].exponents}
         self._names = {group.blocks[place.block].tensor for place in places}
 
     def moved(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Every place times its matrix, differentiable in A."""
-        made = {k: self._made(k) for k in self._numbers}
+        made = {k: self._made(k, a) for k, a in self.exponents.items()}
         return {n: self._turned(n, tensor, made) if n in self._names else tensor for n, tensor in tensors.items()}
 
-    def _made(self, k: int) -> tuple[Tensor, Tensor]:
+    def _made(self, k: int, a: Tensor) -> tuple[Tensor, Tensor]:
         """M and M^-T."""
-        a = self.parameters[f"matrix {k}"]
-        generator = self.group.generators[k]
-        if generator.kind == "linear":
+        if self.group.generators[k].kind == "linear":
             return torch.linalg.matrix_exp(a), torch.linalg.matrix_exp(-a.mT)
         skew, eye = (a - a.mT) / 2, torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
         matrix = torch.linalg.solve(eye + skew, eye - skew)
-        if generator.ones:
-            h = complement(len(a) + 1).to(a)
-            matrix = h @ matrix @ h.T + 1 / len(h)
+        if k in self._bases:
+            matrix = on_all(matrix, self._bases[k].to(a))
         return matrix, matrix
 
     def _turned(self, name: str, tensor: Tensor, made: Mapping[int, tuple[Tensor, Tensor]]) -> Tensor:
         new = tensor
         for number, block in self.group.blocks_of(name):
             if turns := self._turns(number, block, made):
-                view = self.group.view(block, new.contiguous())
-                value = turned(view, turns)
-                if value.numel() == tensor.numel() and view.is_contiguous():
-                    new = value.reshape(tensor.shape)
-                else:
-                    new = _placed(self.group, block, new, value)
+                new = _placed(self.group, block, new, turned(self.group.view(block, new.contiguous()), turns))
         return new
 
     def _turns(
         self, number: int, block: Block, made: Mapping[int, tuple[Tensor, Tensor]]
     ) -> list[tuple[Tensor, float, list[int]]]:
-        found = []
-        for leaf, name in enumerate(block.leaves):
-            for k, exponent in self.group.exponents_at.get((number, leaf), ()):
-                if k in made:
-                    outer = [block.leaves.index(o) for o in self.group[str(name)].over]
-                    found.append((made[k][exponent < 0], 1.0, [*outer, leaf]))
-        return found
+        return [
+            (made[k][exponent < 0], 1.0, self.group.dims_of(block, leaf))
+            for leaf in range(len(block.leaves))
+            for k, exponent in self.group.exponents_at.get((number, leaf), ())
+            if k in made
+        ]
 
     def element(self) -> Element:
         """The matrices as an element of the group, in float64."""
-        with torch.no_grad():
-            wide = {name: p.detach().cpu().double() for name, p in self.parameters.items()}
-            own, self.parameters = self.parameters, wide
-            try:
-                return Element(
-                    self.group, self.group.identity().permutations, {k: self._made(k)[0] for k in self._numbers}
-                )
-            finally:
-                self.parameters = own
+        made = {k: self._made(k, a.detach().cpu().double())[0] for k, a in self.exponents.items()}
+        return Element(self.group, self.group.identity().permutations, made)
 
 
 def _placed(group: Group, block: Block, tensor: Tensor, value: Tensor) -> Tensor:
@@ -161,6 +143,8 @@ def _placed(group: Group, block: Block, tensor: Tensor, value: Tensor) -> Tensor
 
     Not `torch.as_strided_scatter`, whose gradient for what is outside of the block is zero.
     """
+    if value.numel() == tensor.numel() and group.view(block, tensor).is_contiguous():
+        return value.reshape(tensor.shape)
     new = tensor.clone(memory_format=torch.contiguous_format)
     group.view(block, new).copy_(value)
     return new

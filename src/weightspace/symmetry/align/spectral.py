@@ -24,13 +24,13 @@ def spectral_start(group: Group, terms: Terms) -> Element | None:
         if generator.kind != "orthogonal" or generator.axis not in matching.of_axis:
             continue
         first, second, anchor = _moments(matching, generator.axis)
-        if generator.ones:
-            h = complement(len(first))
+        h = complement(len(first)) if generator.ones else None
+        if h is not None:
             first, second, anchor = (h.T @ m @ h for m in (first, second, anchor))
         u, v = (torch.linalg.eigh(m).eigenvectors for m in (first, second))
         signs = torch.where((u.T @ anchor @ v).diagonal() < 0, -1.0, 1.0).double()
         rotation = (u * signs) @ v.T
-        factors[k] = on_all(rotation, group[generator.axis].size) if generator.ones else rotation
+        factors[k] = rotation if h is None else on_all(rotation, h)
     return Element(group, group.identity().permutations, factors) if factors else None
 
 
