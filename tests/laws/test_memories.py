@@ -217,6 +217,7 @@ MEMORIES = {
     "symmetry.sign._Op._seen": WITHIN,
     "symmetry.sign._Op._differs": WITHIN,
     "symmetry.sign._Op._places": WITHIN,
+    "symmetry.scale._Leaves.hooks": WITHIN,
     "symmetry.scale._Leaves.made": WITHIN,
     "symmetry.scale._Leaves.met": WITHIN,
     "symmetry.turns._Search.proposed": WITHIN,

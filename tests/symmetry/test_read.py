@@ -6,11 +6,13 @@ What cannot be read is refused in the library's own words, and what the example 
 from __future__ import annotations
 
 import importlib
+import weakref
 
 import pytest
 import torch
 import torch.nn.functional as F
 from ambient import default_dtype
+from architectures import CASES, noisy
 from torch import nn
 from torch.nn.utils import prune
 
@@ -23,6 +25,7 @@ from weightspace.symmetry.symmetry import Symmetry
 reach = importlib.import_module("weightspace.symmetry.reach")
 reading = importlib.import_module("weightspace.symmetry.read")
 scale = importlib.import_module("weightspace.symmetry.scale")
+sign = importlib.import_module("weightspace.symmetry.sign")
 
 
 class Two(nn.Module):
@@ -389,3 +392,53 @@ def test_a_gradient_that_is_changed_in_place_spoils_the_slopes(monkeypatch):
     spoilt = slopes.copy()
     spoilt[:, -1] *= 1 + 0.1 * normal(len(spoilt)).numpy()
     assert len(kept(spoilt, abs(spoilt).max(0))) < 2
+
+
+@pytest.mark.parametrize("name", ["resnet_bn", "attention_eights", "llama", "lstm", "squeeze_excite"])
+def test_units_of_large_axes_are_summed_and_large_values_sampled_to_the_same_group(name, monkeypatch):
+    """Random sums of the equations of units have the same null space; a sample that differs differs as a whole."""
+    net, x = noisy(CASES[name], 1), CASES[name].example(0)
+    whole = Symmetry.of(net, x)
+    monkeypatch.setattr(scale, "_MOST_ROWS", 5)
+    monkeypatch.setattr(scale, "_PART", 16)  # the product in many parts
+    monkeypatch.setattr(sign, "_SAMPLE", 4)
+    summed = Symmetry.of(net, x)
+    assert str(summed) == str(whole)
+    assert summed.generators == whole.generators
+
+
+def test_sums_of_units_in_parts_are_those_of_the_whole(monkeypatch):
+    monkeypatch.setattr(scale, "_MOST_ROWS", 7)
+    table = normal(12, 10).double()
+    for along, dim in ((None, 0), (0, 0), (1, 1)):
+        sums = scale._Sums(table.shape, along, table.device)
+        for start in range(0, table.shape[dim], 3) if along is not None else [0]:
+            sums.add(table.narrow(dim, start, min(3, table.shape[dim] - start)) if along is not None else table, start)
+        whole = scale._Sums(table.shape, None, table.device)
+        whole.add(table, 0)
+        torch.testing.assert_close(sums.total, whole.total)
+        assert len(whole.total) == 7 and float(whole.total.abs().min()) > 0
+
+
+def test_reading_leaves_no_weights_behind(monkeypatch):
+    """The copy in float64 on which a group is read goes at once, not when some cycle is collected."""
+    kept, made = reading.Probe.of, []
+
+    def remembered(*args, **kwargs):
+        probe = kept(*args, **kwargs)
+        made.extend(buffer.untyped_storage() for buffer in probe.net.weights.buffers)
+        return probe
+
+    monkeypatch.setattr(reading.Probe, "of", remembered)
+    leaves: list[weakref.ref] = []
+    met = scale._Leaves.__getitem__
+
+    def watched(self, name):
+        leaf = met(self, name)
+        leaves.append(weakref.ref(leaf))
+        return leaf
+
+    monkeypatch.setattr(scale._Leaves, "__getitem__", watched)
+    Symmetry.of(two(lambda m, x: m.b(torch.relu(m.a(x)))), normal(3, 5))
+    assert made and all(storage.nbytes() == 0 for storage in made)
+    assert leaves and all(ref() is None for ref in leaves)

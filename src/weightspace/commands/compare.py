@@ -254,8 +254,9 @@ def compare(
     progress(f"matching the units of {names[1]} to {names[0]}", 0, 0)
     near, low = _matches(a, b, group, align_on, method, seed)
     progress("measuring distances", 0, 0)
-    moved, lowest = (fold(group, found.element(b), like=a) for found in (near, low))
+    moved = fold(group, near.element(b), like=a)
     flat_a, flat_b, stored = (sliced(group, net) for net in (a, moved, b))
+    lowest = fold(group, low.element(b), like=a) if measure_on else None
     upper = euclidean(flat_a, flat_b)
     relative = _relative(flat_a, flat_b)
     outputs = _outputs(a, b, measure_on) if measure_on else {}
@@ -277,7 +278,7 @@ def compare(
         method=low.method,
         why=low.why,
         layers=_layers(a, b, moved),
-        line=along(a, b, lowest, measure_on, align_on, points, progress) if measure_on else None,
+        line=along(a, b, lowest, measure_on, align_on, points, progress) if measure_on and lowest else None,
         outputs=outputs,
         units=_units(group, flat_a, stored, flat_b),
         slice="scales balanced" + ", running variances counted in the gains" * (unit_variances(group, a) is not a),
@@ -305,10 +306,12 @@ def _relative(a: Net, b: Net) -> float:
     Over matrices and kernels, if there are any: gains of norm layers are near 1 in unrelated networks too.
     """
     names = [n for n, w in a.weights.items() if w.dim() > 1] or list(a.weights)
-    pairs = [(a.weights[n].double(), b.weights[n].double()) for n in names]
-    size = math.sqrt(sum(float(x.square().sum() + y.square().sum()) for x, y in pairs) / 2)
-    distance = math.sqrt(sum(float((x - y).square().sum()) for x, y in pairs))
-    return distance / size if size else 0.0
+    size = distance = 0.0
+    for name in names:
+        x, y = a.weights[name].double(), b.weights[name].double()
+        size += float(x.norm()) ** 2 / 2 + float(y.norm()) ** 2 / 2
+        distance += float((x - y).norm()) ** 2
+    return math.sqrt(distance / size) if size else 0.0
 
 
 def _precision(a: Net, b: Net) -> float:

@@ -164,6 +164,12 @@ class Probe:
                 if self.user.tensors[name].device.type != "meta":
                     tensor.copy_(self.user.tensors[name])
 
+    def close(self) -> None:
+        """Give the memory of the weights back now: what torch.export leaves behind holds them in cycles."""
+        for tensors in (self.net.weights, self.net.state):
+            for buffer in tensors.buffers:
+                buffer.untyped_storage().resize_(0)
+
     def inputs(self, seed: int, size: float = 1.0) -> Any:
         """Another random input of the same form: floating-point tensors are drawn, or shrunk at random; others stay."""
         generator = torch.Generator().manual_seed(seed)

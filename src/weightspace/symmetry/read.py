@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -63,11 +64,11 @@ def read(
             graph = trace(net.live(), example)
             return _draft(graph, follow(graph, outputs_move), net).group(into, ())
     with own_state(torch.float64):
-        probe = Probe.of(net, example, seed=0)
-        graph = probe.trace()
-        draft = _draft(graph, follow(graph, outputs_move), net)
-        group = _tried(draft, graph, probe, into, check is not False, scales)
-        return _turned(draft, group, graph, probe, into) if linear and scales else group
+        with closing(Probe.of(net, example, seed=0)) as probe:
+            graph = probe.trace()
+            draft = _draft(graph, follow(graph, outputs_move), net)
+            group = _tried(draft, graph, probe, into, check is not False, scales)
+            return _turned(draft, group, graph, probe, into) if linear and scales else group
 
 
 def _tried(draft: Draft, graph: Trace, probe: Probe, into: type[_G], check: bool, scales: bool) -> _G:

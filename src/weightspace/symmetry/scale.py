@@ -8,7 +8,8 @@ exponents e are the null space, reduced to simple fractions. Values that must no
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+import math
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -36,6 +37,7 @@ _MOST_PASSES = 24
 _GIVEN_UP = 6
 _LARGE = 1 << 22
 _PART = 1 << 18  # numbers that are multiplied at a time
+_MOST_ROWS = 512  # equations of a place in one pass
 _SAID = 1e-6
 _SIZES = (1.0, 1.0, 100.0, 1.0, 0.01, 1.0)  # sizes of the inputs of each pass
 
@@ -124,6 +126,7 @@ def _backward(
             if usable(outputs):
                 break
         _project([*outputs, *kept], seed)
+    leaves.close()
     for place, found in leaves.met.items():
         rows.setdefault(place, []).append((torch.stack([t for t, _ in found]).sum(0), sum(s for _, s in found)))
 
@@ -139,13 +142,20 @@ class _Leaves(Mapping[str, Tensor]):
         self.group, self.tensors = group, tensors
         self.met: dict[Place, list[tuple[Tensor, float]]] = {}
         self.made: dict[str, Tensor] = {}
+        self.hooks: list[Any] = []
+
+    def close(self) -> None:
+        """Let go of the weights: a hook that holds its own leaf is a cycle that is never collected."""
+        for hook in self.hooks:
+            hook.remove()
+        self.made.clear()
 
     def __getitem__(self, name: str) -> Tensor:
         if name in self.made:
             return self.made[name]
         leaf = self.tensors[name].detach().requires_grad_(self.tensors[name].is_floating_point())
         if leaf.requires_grad:
-            leaf.register_post_accumulate_grad_hook(partial(self._felt, name))
+            self.hooks.append(leaf.register_post_accumulate_grad_hook(partial(self._felt, name)))
         if leaf.numel() < _LARGE:
             self.made[name] = leaf
         return leaf
@@ -166,7 +176,38 @@ class _Leaves(Mapping[str, Tensor]):
             pair = self.group.view(block, gradient.contiguous()), self.group.view(block, leaf.detach())
             tables, size = _summed(self.group, block, moving, *pair)
             for k, table in zip(moving, tables, strict=True):
-                self.met.setdefault(Place(number, k), []).append((table.flatten().cpu(), size))
+                self.met.setdefault(Place(number, k), []).append((table.cpu(), size))
+
+
+class _Sums:
+    """A table on the units of an axis, added up part by part; of a large one, random sums of units.
+
+    The exponents are the same for every unit, so that random sums of the units' equations have the same null space.
+    `along`: the dimension along which the parts follow one another; None where every part is a whole table.
+    """
+
+    def __init__(self, shape: Sequence[int], along: int | None, device: torch.device) -> None:
+        self.shape, self.along = tuple(shape), along
+        self.total = torch.zeros(min(math.prod(shape), _MOST_ROWS), dtype=torch.float64, device=device)
+
+    def add(self, part: Tensor, start: int) -> None:
+        """Add a part that begins at `start`."""
+        if math.prod(self.shape) <= _MOST_ROWS:
+            table = self.total.view(self.shape)
+            (table if self.along is None else table.narrow(self.along, start, part.shape[self.along])).add_(part)
+            return
+        unit = self._units(part, start).flatten()
+        noise = 2 * (torch.sin(unit.double() * 12.9898) * 43758.5453).frac()  # the same for a unit at every place
+        self.total.index_add_(0, unit % _MOST_ROWS, part.flatten() * noise)
+
+    def _units(self, part: Tensor, start: int) -> Tensor:
+        """The number of the unit at every entry of a part."""
+        unit = torch.zeros(part.shape, dtype=torch.int64, device=part.device)
+        for dim, size in enumerate(self.shape):
+            first = start if dim == self.along else 0
+            at = torch.arange(first, first + part.shape[dim], device=part.device)
+            unit = unit * size + at.view([-1 if k == dim else 1 for k in range(part.dim())])
+        return unit
 
 
 def _summed(group: Group, block: Block, leaves: list[int], x: Tensor, y: Tensor) -> tuple[list[Tensor], float]:
@@ -177,19 +218,15 @@ def _summed(group: Group, block: Block, leaves: list[int], x: Tensor, y: Tensor)
     if not leaves:
         return [], 0.0
     rows = max(1, _PART * len(x) // max(x.numel(), 1))
-    parts: list[list[Tensor]] = [[] for _ in leaves]
+    kept = [group.dims_of(block, k) for k in leaves]
+    sums = [_Sums([x.shape[d] for d in at], at.index(0) if 0 in at else None, x.device) for at in kept]
     squares = []
-    for a, b in zip(x.split(rows), y.split(rows), strict=True):
+    for number, (a, b) in enumerate(zip(x.split(rows), y.split(rows), strict=True)):
         value = a * b
         squares.append(torch.linalg.vector_norm(value))
-        for tables, k in zip(parts, leaves, strict=True):
-            tables.append(group.gather(value, block, k))
-    found = []
-    for tables, k in zip(parts, leaves, strict=True):
-        over = [block.leaves.index(outer) for outer in group[str(block.leaves[k])].over]
-        at = [*over, k]
-        found.append(torch.cat(tables, at.index(0)) if 0 in at else torch.stack(tables).sum(0))
-    return found, float(torch.stack(squares).norm())
+        for table, k in zip(sums, leaves, strict=True):
+            table.add(group.gather(value, block, k), number * rows)
+    return [table.total for table in sums], float(torch.stack(squares).norm())
 
 
 def _project(outputs: list[Tensor], seed: int) -> None:

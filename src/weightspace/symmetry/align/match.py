@@ -130,6 +130,10 @@ class _Search:
         self.features = features
         self.turning = any(g.kind in MATRICES for g in group.generators)
         self.found: dict[str, Element] = {}
+        norms = [_norm(terms.values()) for terms in (self.terms.fixed, self.terms.moving)] if self.terms.kept else []
+        self.bound = math.prod(norms) if norms else math.inf  # of the inner product
+        self.alike = bool(norms) and abs(norms[0] - norms[1]) <= _ALIKE * norms[0]
+        self.met = False
 
     def run(self, method: Method) -> Match:
         every = method in ("auto", "refine")
@@ -143,7 +147,7 @@ class _Search:
             lowest = min((c.barrier for c in candidates if c.barrier is not None), default=math.inf)
             if lowest <= _GOOD * naive:
                 continue
-            if name == "frank-wolfe" and every and (lowest <= _FAIR * naive or self.heavy()):
+            if name == "frank-wolfe" and every and (lowest <= _FAIR * naive or self.met or self.heavy()):
                 continue
             began = time.perf_counter()
             element = self.find(name)
@@ -215,24 +219,28 @@ class _Search:
         Where |a| = |b| these may be copies; then the canonical forms, which are equal for copies, give another start.
         """
         sizes = [math.prod(self.group.shapes[name]) for name in self.terms.fixed]
-        norms = [_norm(terms.values()) for terms in (self.terms.fixed, self.terms.moving)] if self.terms.kept else []
         starts: list[Callable[[], Element | None]] = [lambda: None]
-        if norms and abs(norms[0] - norms[1]) <= _ALIKE * norms[0]:
+        if self.alike:
             starts += [lambda: spectral_start(self.group, self.terms)] if self.turning else [self.canonical_start]
         if sum(sizes) <= _SMALL:
             starts += [partial(self.group.sample, self.seed + k, ("permutation",)) for k in range(1, _RESTARTS)]
-        bound = math.prod(norms) if norms else math.inf
         best, value = self.group.identity(), -math.inf
         for k, start in enumerate(starts):
-            matching = Matching(self.group, self.terms, start())
-            element, reached = matching.run(self.seed + k), matching.objective()
-            if self.turning and reached >= (1 - _ALIKE) * bound:
-                element, reached = matching.polish(), matching.objective()
+            element, reached = self.climbed(start(), self.seed + k)
             if reached > value:
                 best, value = element, reached
-            if value >= (1 - 1e-6) * bound:
+            self.met = value >= (1 - 1e-6) * self.bound
+            if self.met:
                 break
         return best
+
+    def climbed(self, start: Element | None, seed: int) -> tuple[Element, float]:
+        """Coordinate ascent from a start, on to the last digit where the networks are copies; and its objective."""
+        matching = Matching(self.group, self.terms, start)
+        element, reached = matching.run(seed), matching.objective()
+        if self.turning and reached >= (1 - _ALIKE) * self.bound:
+            element, reached = matching.polish(), matching.objective()
+        return element, reached
 
     def canonical_start(self) -> Element | None:
         """The permutations and signs between the canonical forms, after balancing; None if there are none."""
@@ -249,11 +257,10 @@ class _Search:
         return _signs_only(self.group, self.terms, found, self.seed)
 
     def _activations_weights(self) -> Element:
-        return coordinate_descent(self.group, self.terms, self.find("activations"), self.seed)
+        return self.climbed(self.find("activations"), self.seed)[0]
 
     def _frank_wolfe(self) -> Element:
-        start = frank_wolfe(self.group, self.terms, seed=self.seed)
-        return coordinate_descent(self.group, self.terms, start, self.seed)
+        return self.climbed(frank_wolfe(self.group, self.terms, seed=self.seed), self.seed)[0]
 
 
 @public
