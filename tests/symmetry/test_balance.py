@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from weightspace.net.net import Net
 from weightspace.net.weights import Weights
-from weightspace.symmetry.balance import _common, _Slice, balance
 from weightspace.symmetry.symmetry import Symmetry
+
+balancing = importlib.import_module("weightspace.symmetry.balance")
+_common, _Slice, balance = balancing._common, balancing._Slice, balancing.balance
 
 
 def deep(layers: int, width: int = 6) -> Net:
@@ -91,3 +95,32 @@ def test_dead_units_are_left_alone():
     x = torch.randn(5, 4, dtype=torch.float64)
     assert not done.weights.unusable()
     assert torch.allclose(done(x), dead(x), rtol=1e-9)
+
+
+def linear_chain(layers: int, width: int = 5) -> Net:
+    """A deep linear network: every matrix is shared by two general linear groups."""
+    torch.manual_seed(layers)
+    inner = [nn.Linear(width, width, bias=False) for _ in range(layers)]
+    return Net.of(nn.Sequential(nn.Linear(7, width, bias=False), *inner, nn.Linear(width, 6, bias=False))).double()
+
+
+@pytest.mark.parametrize("layers", [1, 4, 12])
+def test_a_deep_linear_network_is_balanced_in_few_turns(layers, monkeypatch):
+    """At the least norm W_i W_i^T = W_{i+1}^T W_{i+1}; plain turns take seven times as many at twelve layers."""
+    turns, plain = [], balancing._unit_products
+    monkeypatch.setattr(balancing, "_unit_products", lambda *args: turns.append(1) or plain(*args))
+    net = linear_chain(layers)
+    group = Symmetry.of(net, torch.zeros(2, 7))
+    g = group.sample(1, ("linear",))
+    least = [balance(group, each, 1e-11) for each in (net, g(net))]
+    accelerated = len(turns)
+    for each in least:
+        found = list(each.weights.values())
+        for one, two in zip(found, found[1:], strict=False):
+            torch.testing.assert_close(one @ one.T, two.T @ two, rtol=0, atol=1e-8)
+    assert float(least[0].weights.norm()) == pytest.approx(float(least[1].weights.norm()), rel=1e-12)
+    turns.clear()
+    monkeypatch.setattr(balancing._Anderson, "next", lambda self, point, image: image)
+    balance(group, net, 1e-11)
+    assert accelerated / 2 < 25 + 9 * layers
+    assert layers == 1 or accelerated / 2 < len(turns) / 2

@@ -33,6 +33,7 @@ _ROOM = 1 << 21  # numbers
 _MOST_STEPS, _NEWTON = 2000, 8
 _ROUNDING, _LOST = 1e-13, 1e-5
 _MOST_TURNS, _SINGULAR = 1000, 1e-14
+_HISTORY = 8
 
 
 def balancing(
@@ -42,23 +43,76 @@ def balancing(
 
     With X and Y the sums of outer products of the units where M and where M^-T acts, tr(M X M^T) + tr(M^-T Y M^-1) is
     least where S = M^T M solves S X S = Y: S = X^-1/2 (X^1/2 Y X^1/2)^1/2 X^-1/2, and M = S^1/2 up to a rotation.
-    Scales and matrices take turns until neither moves. `strict`: raise `SymmetryError` where there is no minimum,
-    because scales together shrink without end what none of them shrinks alone (BatchNorm with eps = 0).
+    Scales and matrices take turns, accelerated, until neither moves. `strict`: raise `SymmetryError` where there is no
+    minimum, because scales together shrink without end what none of them shrinks alone (BatchNorm with eps = 0).
     """
     found = _scales(group, tensors, tolerance, sweeps, strict)
     chosen = {k: g for k, g in enumerate(group.generators) if g.kind == "linear"}
+    mixing = _Anderson()
     for _ in range(_MOST_TURNS if chosen else 0):
-        grams = _unit_products(group, tensors, found, chosen)
-        turns = {k: _even(grams[k][1.0], grams[k][-1.0]) for k in chosen}
-        found = Element(group, group.identity().permutations, turns) @ found
-        steps = [float((m - torch.eye(m.shape[-1])).abs().max()) for m in turns.values()]
-        if len(found.factors) > len(chosen):  # scales too
-            again = _scales(group, Moved(found, tensors, torch.float64), tolerance, sweeps, strict)
-            found = again @ found
-            steps += [float((f - 1).abs().max()) for f in again.factors.values()]
-        if max(steps) < max(tolerance, 1e-12):
-            break
+        after = _turn(group, tensors, found, chosen)
+        if any(k not in chosen for k in found.factors):  # scales too
+            after = _scales(group, Moved(after, tensors, torch.float64), tolerance, sweeps, strict) @ after
+        before, now = _logs(found, after), _logs(after, after)
+        if float((now - before).abs().max()) < max(tolerance, 1e-12):
+            return after
+        found = _from_logs(after, mixing.next(before, now))
     return found
+
+
+def _turn(group: Group, tensors: Mapping[str, Tensor], found: Element, chosen: Mapping[int, Generator]) -> Element:
+    """The element after one general linear move of every generator to its least norm, the others held."""
+    grams = _unit_products(group, tensors, found, chosen)
+    turns = {k: _even(grams[k][1.0], grams[k][-1.0]) for k in chosen}
+    return Element(group, group.identity().permutations, turns) @ found
+
+
+def _logs(element: Element, like: Element) -> Tensor:
+    """The factors of an element as one vector: log f for scales, log M^T M for matrices, for those that `like` has."""
+    parts = []
+    for k, met in like.factors.items():
+        factor = element.factors[k].double() if k in element.factors else None
+        if not element.is_matrix(k):
+            parts.append(torch.zeros_like(met) if factor is None else factor.log())
+            continue
+        eye = torch.eye(met.shape[-1], dtype=torch.float64).expand(met.shape)
+        values, vectors = torch.linalg.eigh(eye if factor is None else factor.mT @ factor)
+        parts.append((vectors * values.clamp_min(1e-300).log()[..., None, :]) @ vectors.mT)
+    return torch.cat([part.flatten() for part in parts])
+
+
+def _from_logs(like: Element, vector: Tensor) -> Element:
+    """The element of `_logs`, its matrices symmetric: a rotation before them changes no norm."""
+    factors, parts = {}, vector.split([f.numel() for f in like.factors.values()])
+    for (k, met), part in zip(like.factors.items(), parts, strict=True):
+        log = part.reshape(met.shape)
+        factors[k] = torch.linalg.matrix_exp((log + log.mT) / 4) if like.is_matrix(k) else log.exp()
+    return Element(like.group, like.permutations, factors)
+
+
+class _Anderson:
+    """Anderson's acceleration of a fixed-point map x -> y.
+
+    The next point is the combination of the last images y whose residuals y - x cancel best; where a residual grows,
+    the history is dropped and the plain step taken. Anderson, Iterative procedures for nonlinear integral equations,
+    1965.
+    """
+
+    def __init__(self) -> None:
+        self.images: list[Tensor] = []
+        self.residuals: list[Tensor] = []
+
+    def next(self, point: Tensor, image: Tensor) -> Tensor:
+        """The next point."""
+        residual = image - point
+        if self.residuals and float(residual.norm()) > float(self.residuals[-1].norm()):
+            self.images, self.residuals = [], []
+        self.images, self.residuals = [*self.images[-_HISTORY:], image], [*self.residuals[-_HISTORY:], residual]
+        if len(self.images) < 2:
+            return image
+        changes = torch.stack([residual - r for r in self.residuals[:-1]], 1)
+        weights = torch.linalg.lstsq(changes, residual[:, None], driver="gelsd").solution[:, 0]
+        return image - torch.stack([image - y for y in self.images[:-1]], 1) @ weights
 
 
 def _scales(group: Group, tensors: Mapping[str, Tensor], tolerance: float, sweeps: int, strict: bool) -> Element:
