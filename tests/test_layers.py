@@ -13,7 +13,7 @@ WINGS = """contents net checkpoint linear task graph inside equivariance curvatu
     training flows commands pages demo cli __main__"""
 FILES = {
     "net": "differentiable errors state public cost plain weights names net average inputs model",
-    "checkpoint": "files refusal locate pickled reader architecture stored writer",
+    "checkpoint": "files refusal locate pickled reader adapter architecture stored writer",
     "linear": "assignment estimate krylov norms traces determinants operator",
     "task": "examples formats losses measures outputs task classification datasets data_files digest goal",
     "graph": """atoms pretrained rules.call rules.contraction rules.part rules.shape rules.reduction rules.write rules

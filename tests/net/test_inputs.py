@@ -202,7 +202,7 @@ def test_a_variant_is_chosen_and_stale_shards_are_told(tmp_path):
 REFUSED = {
     "a distributed checkpoint": ([".metadata", "__0_0.distcp"], "dcp_to_torch"),
     "DeepSpeed": (["zero_to_fp32.py", "latest"], "DeepSpeed"),
-    "an adapter": (["adapter_config.json", "adapter_model.safetensors"], "merge"),
+    "an adapter without weights": (["adapter_config.json"], "no checkpoint"),
     "GGUF": (["model-q4.gguf"], "GGUF"),
     "TensorFlow": (["tf_model.h5"], "TensorFlow"),
     "Flax": (["flax_model.msgpack"], "Flax"),

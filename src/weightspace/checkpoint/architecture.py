@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from weightspace.checkpoint import adapter
 from weightspace.checkpoint.files import read_json
 from weightspace.net.errors import WeightspaceError
 
@@ -44,8 +45,8 @@ class ArchitectureError(WeightspaceError):
 def find(arch: str | None, paths: list[Path], trust_code: bool = False) -> nn.Module:
     """The module that `arch` names, with arbitrary weights; without `arch`, the one that `paths[0]` describes.
 
-    `arch` is `package.module:factory`, a Hugging Face folder (with `config.json`) or a `.pt2`. Raises
-    `ArchitectureError` where there is none.
+    `arch` is `package.module:factory`, a Hugging Face folder (with `config.json`) or a `.pt2`. A low-rank adapter is
+    described by its own tensors (see `checkpoint.adapter`). Raises `ArchitectureError` where there is none.
 
     >>> from weightspace.checkpoint import architecture
     >>> type(architecture.find("weightspace.demo:digits_cnn(width=4)", [])).__name__
@@ -53,8 +54,8 @@ def find(arch: str | None, paths: list[Path], trust_code: bool = False) -> nn.Mo
     """
     if arch is None:
         described = [q for p in paths[:1] for q in (p, p.parent) if (q / "config.json").is_file() or q.suffix == ".pt2"]
-        if not described and any((p / "adapter_config.json").is_file() for p in paths):
-            raise ArchitectureError(f"{paths[0]} holds an adapter, not a whole network; merge it into its base model")
+        if not described and paths and adapter.describes(paths[0]):
+            return adapter.of(paths)
         if not described:
             raise ArchitectureError(f"which architecture do these weights belong to? {_FORM}")
         arch = str(described[0])

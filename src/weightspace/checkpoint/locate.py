@@ -17,6 +17,7 @@ TORCH = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".th", ".model")
 SINGLE, INDEX = "model.safetensors", ".index.json"
 _STEMS, _FORMS = ("model", "pytorch_model", "diffusion_pytorch_model"), (".safetensors", ".bin")
 _FOLDER = [stem + form + end for stem in _STEMS for form in _FORMS for end in ("", INDEX)]
+_ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 _VARIANT = re.compile(
     rf"({'|'.join(_STEMS)})(\.([\w-]+)\.(safetensors|bin)|\.(safetensors|bin)\.index\.([\w-]+)\.json)"
 )
@@ -30,10 +31,6 @@ ELSEWHERE = {
     r"zero_to_fp32\.py|.*zero_pp_rank_.*|mp_rank_.*|global_step\d+": (
         "a distributed checkpoint of DeepSpeed",
         "convert it to safetensors with DeepSpeed where you trust it",
-    ),
-    r"adapter_(config\.json|model\..*)": (
-        "an adapter: changes of another network, not a network",
-        "merge it into its base first (peft: merge_and_unload) and save that",
     ),
     r".*\.gguf": ("a GGUF file, quantised for llama.cpp", "give the safetensors that it was made from"),
     r"saved_model\.pb|.*\.h5|.*\.keras|.*\.data-\d+-of-\d+": (
@@ -66,7 +63,7 @@ def locate(path: Path, wanted: str | None) -> tuple[Path, bool]:
 
 def only(path: Path, names: list[str], variants: Mapping[str, str]) -> str:
     """The name of the one checkpoint in a folder. Raises `CheckpointError` where there is none, or several."""
-    usual = [name for name in _FOLDER if name in names]
+    usual = [name for name in [*_FOLDER, *_ADAPTER] if name in names]
     if usual:
         return usual[0]
     if variants:
