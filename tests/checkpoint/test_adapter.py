@@ -80,9 +80,7 @@ def test_two_factorisations_of_one_update_are_one(kind, tmp_path, capsys):
     net = ws.Net.of(architecture.find(None, [a, b]))
     x = architecture.example_of(net.architecture)
     group = ws.Symmetry.of(net, x)
-    assert [(axis.size, "linear" in axis.kinds) for axis in group.axes] == [(3, True)] * len(
-        pairs(KINDS[kind])
-    )
+    assert [(axis.size, "linear" in axis.kinds) for axis in group.axes] == [(3, True)] * len(pairs(KINDS[kind]))
     code, out, _ = run(capsys, "compare", a, b, "--json")
     found = json.loads(out)
     assert code == 0 and found["verdict"]["kind"] == "same"

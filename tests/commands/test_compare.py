@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from architectures import CASES, noisy
 from torch import nn
 
 import weightspace as ws
@@ -132,3 +133,17 @@ def test_outputs_that_do_not_vary_tell_nothing():
 def test_no_distance_makes_strangers_of_one_function(relative, precision, outputs):
     assert judge(relative, precision, outputs).kind in ("same", "function")
     assert judge(relative, precision, max(1e-4, 20 * precision)).kind in ("same", "related", "independent")
+
+
+@pytest.mark.parametrize("name", ["llama", "encoder_layer", "lora", "cnn_bn"])
+def test_kin_stay_kin_and_strangers_strangers_under_the_whole_group(name):
+    """Rotations bring strangers nearer too, but not as near as a fine-tuned network that was turned."""
+    case = CASES[name]
+    a, stranger = noisy(case, 1), noisy(case, 2)
+    group = ws.Symmetry.of(a, case.example(0))
+    moved = group.sample(3)
+    noise = a.weights.shaped(torch.randn(a.weights.numel, generator=torch.Generator().manual_seed(0)).double())
+    near = moved(a + (0.3 * float(a.weights.norm() / noise.norm())) * noise)
+    assert compare(a, near, group).verdict.kind == "related"
+    assert compare(a, moved(stranger), group).verdict.kind == "independent"
+    assert compare(a, moved(a), group).verdict.kind == "same"
