@@ -32,6 +32,7 @@ from experiments import (  # noqa: E402
     images,
     invariant,
     language,
+    narrow,
     nets,
     nuisance,
     prior,
@@ -650,3 +651,19 @@ def test_transformers_run_and_can_be_taken_up_again(tmp_path):
 def test_the_readme_shows_what_was_measured_of_transformers():
     found = transformers.tables(record.Record(record.RESULTS / "transformers.json"), "")
     assert len(found) == 3 and all(table in record.README.read_text() for table in found.values())
+
+
+@pytest.mark.slow
+def test_a_pair_of_narrow_networks_is_joined_by_refining_its_scales(tmp_path):
+    out = tmp_path / "rows.json"
+    assert narrow.main(["--quick", "--out", str(out)]) == 0
+    first = out.read_text()
+    rows = {key.split("/")[2]: row for key, row in json.loads(first).items()}
+    assert {*rows} == {*narrow.WAYS} and rows["stored"]["changed"] == 0
+    assert all(row["changed"] < 1e-3 and row["ends"] == rows["stored"]["ends"] for row in rows.values())
+    barriers = {way: row["barrier"] for way, row in rows.items()}
+    assert barriers["refined, 300 steps"] < barriers["aligned"] < barriers["stored"]
+    assert narrow.main(["--quick", "--out", str(out)]) == 0
+    assert out.read_text() == first
+    (shown,) = narrow.tables(record.Record(out), "").values()
+    assert shown.count("15,000") == len(narrow.WAYS)
