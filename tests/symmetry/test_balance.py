@@ -124,3 +124,34 @@ def test_a_deep_linear_network_is_balanced_in_few_turns(layers, monkeypatch):
     balance(group, net, 1e-11)
     assert accelerated / 2 < 25 + 9 * layers
     assert layers == 1 or accelerated / 2 < len(turns) / 2
+
+
+def lacking(which: str) -> Net:
+    """A low-rank pair, B A of rank 4, one or both of whose factors have less."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(7, 4), nn.Linear(4, 6)).double()
+    with torch.no_grad():
+        if which == "zero weight, bias kept":
+            net[0].weight.zero_()
+        if which in ("first", "both"):
+            net[0].weight.copy_(net[0].weight[:, :1] @ net[0].weight[:1])
+            net[0].bias.zero_()
+        if which in ("second", "both"):
+            net[1].weight.copy_(net[1].weight[:, :2] @ net[1].weight[:2, :])
+    return Net.of(net)
+
+
+@pytest.mark.parametrize("which", ["zero weight, bias kept", "first", "second", "both"])
+def test_factors_of_less_than_full_rank_are_balanced_to_the_same_function(which):
+    """There is no least norm, the factors would run away; with one whole factor copies still come to one form."""
+    net, x = lacking(which), torch.randn(9, 7, dtype=torch.float64)
+    group = Symmetry.of(net, x)
+    assert str(group) == "GL4"
+    for each in (net, net.to(torch.float32)):
+        level = balance(group, each, 1e-8)
+        torch.testing.assert_close(level(x.to(each.dtype)), each(x.to(each.dtype)))
+        assert float(level.weights.norm()) < 3 * float(each.weights.norm())
+    if which != "both":
+        copy = group.sample(2)(net)
+        torch.testing.assert_close(group.align(copy, to=net)(x), net(x))
+        assert float((group.align(copy, to=net) - net).norm()) < 1e-5 * float(net.weights.norm())

@@ -32,8 +32,8 @@ __all__ = ["balance", "balancing", "unit_variances"]
 _ROOM = 1 << 21  # numbers
 _MOST_STEPS, _NEWTON = 2000, 8
 _ROUNDING, _LOST = 1e-13, 1e-5
-_MOST_TURNS, _SINGULAR = 1000, 1e-14
-_HISTORY = 8
+_MOST_TURNS, _RANK = 500, 1e-10
+_HISTORY, _STALE = 8, 30  # turns without half the step: rounding
 
 
 def balancing(
@@ -48,22 +48,37 @@ def balancing(
     """
     found = _scales(group, tensors, tolerance, sweeps, strict)
     chosen = {k: g for k, g in enumerate(group.generators) if g.kind == "linear"}
-    mixing = _Anderson()
+    mixing, least, stale = _Anderson(), math.inf, 0
+    whole: dict[int, tuple[Tensor, Tensor]] = {}
     for _ in range(_MOST_TURNS if chosen else 0):
-        after = _turn(group, tensors, found, chosen)
+        after = _turn(group, tensors, found, chosen, whole)
         if any(k not in chosen for k in found.factors):  # scales too
             after = _scales(group, Moved(after, tensors, torch.float64), tolerance, sweeps, strict) @ after
         before, now = _logs(found, after), _logs(after, after)
-        if float((now - before).abs().max()) < max(tolerance, 1e-12):
+        step = float((now - before).abs().max())
+        least, stale = (step, 0) if step < least / 2 else (least, stale + 1)
+        if step < max(tolerance, 1e-12) or stale >= _STALE:
             return after
         found = _from_logs(after, mixing.next(before, now))
     return found
 
 
-def _turn(group: Group, tensors: Mapping[str, Tensor], found: Element, chosen: Mapping[int, Generator]) -> Element:
-    """The element after one general linear move of every generator to its least norm, the others held."""
+def _turn(
+    group: Group,
+    tensors: Mapping[str, Tensor],
+    found: Element,
+    chosen: Mapping[int, Generator],
+    whole: dict[int, tuple[Tensor, Tensor]],
+) -> Element:
+    """The element after one general linear move of every generator to its least norm, the others held.
+
+    `whole`: which second moments had full rank at first; filled in at the first turn.
+    """
     grams = _unit_products(group, tensors, found, chosen)
-    turns = {k: _even(grams[k][1.0], grams[k][-1.0]) for k in chosen}
+    turns = {}
+    for k in chosen:
+        x, y = grams[k][1.0], grams[k][-1.0]
+        turns[k] = _levelled(_even(x, y, whole.setdefault(k, (_whole(x), _whole(y)))), x, y)
     return Element(group, group.identity().permutations, turns) @ found
 
 
@@ -153,18 +168,33 @@ def _unit_products(
     return found
 
 
-def _even(x: Tensor, y: Tensor) -> Tensor:
-    """M = S^1/2 with S X S = Y. Where one is zero, M makes the other one even; what is singular gets a little more."""
-    n = x.shape[-1]
-    x, y = x.double(), y.double()
-    sizes = [t.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] for t in (x, y)]
-    eye = torch.eye(n, dtype=torch.float64)
-    x, y = (torch.where(size > 0, t + _SINGULAR * size * eye, eye) for t, size in zip((x, y), sizes, strict=True))
+def _even(x: Tensor, y: Tensor, whole: tuple[Tensor, Tensor]) -> Tensor:
+    """M = S^1/2 with S X S = Y where both have full rank; `whole` says which do, for every outer index.
+
+    Where one has less there is no least norm: M makes the whole one even, at that size at which both are as large.
+    Where neither has full rank nothing is moved.
+    """
+    eye = torch.eye(x.shape[-1], dtype=torch.float64)
+    first, second = (flag[..., None, None] for flag in whole)
+    x, y = torch.where(first, x.double(), eye), torch.where(second, y.double(), eye)
     up, down = root(x, 0.5), root(x, -0.5)
     both = root(down @ root(up @ y @ up, 0.5) @ down, 0.5)
-    return torch.where(
-        sizes[0] <= 0, torch.where(sizes[1] <= 0, eye, root(y, 0.5)), torch.where(sizes[1] <= 0, down, both)
-    )
+    return torch.where(first, torch.where(second, both, down), torch.where(second, root(y, 0.5), eye))
+
+
+def _levelled(matrix: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """c M with |c M A| = |(c M)^-T C|, where neither is zero."""
+    back = torch.linalg.inv(matrix)
+    sizes = [torch.einsum("...ij,...jk,...ik->...", m, g.double(), m) for m, g in ((matrix, x), (back.mT, y))]
+    alike = (sizes[0] > 0) & (sizes[1] > 0)
+    scale = torch.where(alike, sizes[1] / sizes[0].clamp_min(1e-300), 1.0) ** 0.25
+    return scale[..., None, None] * matrix
+
+
+def _whole(gram: Tensor) -> Tensor:
+    """Whether each of a batch of second moments has full rank."""
+    values = torch.linalg.eigvalsh(gram.double())
+    return values[..., 0] > _RANK * values[..., -1].clamp_min(1e-300)
 
 
 def balance(group: Group, net: Net, tolerance: float = 1e-5) -> Net:
