@@ -147,3 +147,15 @@ def test_kin_stay_kin_and_strangers_strangers_under_the_whole_group(name):
     assert compare(a, near, group).verdict.kind == "related"
     assert compare(a, moved(stranger), group).verdict.kind == "independent"
     assert compare(a, moved(a), group).verdict.kind == "same"
+
+
+@pytest.mark.parametrize("what", ["bias", "running mean"])
+def test_networks_that_differ_in_no_matrix_are_not_the_same_for_that(what):
+    torch.manual_seed(0)
+    net = ws.Net.of(nn.Sequential(nn.Linear(4, 9), nn.BatchNorm1d(9), nn.ReLU(), nn.Linear(9, 3)).eval())
+    noisy = net.at(net.weights, net.state.replace({"1.running_mean": torch.randn(9)}))
+    if what == "bias":
+        noisy = net.at(net.weights.replace({"3.bias": net.weights["3.bias"] + 0.1}))
+    group = ws.Symmetry.of(net, torch.randn(3, 4))
+    assert compare(net, noisy, group).verdict.kind == "related"
+    assert compare(net, group.sample(1)(net), group).verdict.kind == "same"

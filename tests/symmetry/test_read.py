@@ -442,3 +442,60 @@ def test_reading_leaves_no_weights_behind(monkeypatch):
     Symmetry.of(two(lambda m, x: m.b(torch.relu(m.a(x)))), normal(3, 5))
     assert made and all(storage.nbytes() == 0 for storage in made)
     assert leaves and all(ref() is None for ref in leaves)
+
+
+class Attended(nn.Module):
+    """One head, with residual and norm; or a recurrent layer. One position is too few to see what either does."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.e, self.h = kind, nn.Linear(3, 8), nn.Linear(8, 2)
+        if kind == "attention":
+            self.n, self.q, self.k, self.v, self.o = nn.RMSNorm(8), *(nn.Linear(8, 8) for _ in range(4))
+        else:
+            self.r = getattr(nn, kind)(8, 8, batch_first=True)
+
+    def forward(self, x):
+        x = self.e(x)
+        if self.kind != "attention":
+            return self.h(self.r(x)[0])
+        y = self.n(x)
+        return self.h(x + self.o(torch.softmax(self.q(y) @ self.k(y).mT, -1) @ self.v(y)))
+
+
+@pytest.mark.parametrize("linear", [True, False])
+@pytest.mark.parametrize("kind", ["attention", "LSTM", "GRU", "RNN"])
+def test_an_example_of_one_position_gives_no_wrong_move(kind, linear):
+    """What has no effect on a short example has one on a longer: its axes stay, and a note names it."""
+    torch.manual_seed(0)
+    net = Net.of(Attended(kind)).double()
+    short, long = normal(2, 1, 3).double(), normal(2, 5, 3).double()
+    group, whole = (Symmetry.of(net, x, linear=linear) for x in (short, long))
+    assert [any("give a longer example" in note for note in g.notes) for g in (group, whole)] == [True, False]
+    made = [group.fold(net), group.balance(net), group.canonical(net), *(group.sample(seed)(net) for seed in range(3))]
+    assert max(change(net, each, long) for each in made) < 1e-9
+    assert change(net, whole.sample(0)(net), long) < 1e-9 and len(whole) > len(group)
+
+
+class Chosen(nn.Module):
+    """Three experts, of which each token takes the first by its router."""
+
+    def __init__(self):
+        super().__init__()
+        self.r = nn.Linear(5, 3)
+        self.up, self.down = nn.Parameter(torch.randn(3, 7, 5)), nn.Parameter(torch.randn(3, 5, 7))
+
+    def forward(self, x):
+        one = self.r(x).argmax(-1)
+        up, down = self.up[one], self.down[one]
+        return x + torch.einsum("tij,tj->ti", down, torch.relu(torch.einsum("tij,tj->ti", up, x)))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_expert_that_an_example_does_not_choose_gets_no_wrong_move(seed):
+    torch.manual_seed(seed)
+    net, x = Net.of(Chosen()).double(), normal(1, 5).double()
+    group = Symmetry.of(net, x)
+    other = torch.randn(40, 5).double()
+    for element in (group.sample(k) for k in range(3)):
+        assert change(net, element(net), other) < 1e-9 and change(net, element(net), x) < 1e-9

@@ -274,7 +274,7 @@ def compare(
         group=str(group),
         axes=len(group),
         notes=list(group.notes),
-        verdict=judge(relative, _precision(a, b), _telling(outputs)),
+        verdict=judge(max(relative, _beside(flat_a, flat_b, relative)), _precision(a, b), _telling(outputs)),
         naive=euclidean(a, b),
         aligned=euclidean(a, moved),
         interval=(min(lower_bound(group, flat_a, flat_b), upper), upper),
@@ -319,6 +319,22 @@ def _relative(a: Net, b: Net) -> float:
         size += float(x.norm()) ** 2 / 2 + float(y.norm()) ** 2 / 2
         distance += float((x - y).norm()) ** 2
     return math.sqrt(distance / size) if size else 0.0
+
+
+def _beside(a: Net, b: Net, relative: float) -> float:
+    """Where the matrices agree to rounding: the same measure over all that is no matrix, buffers too; else 0.
+
+    Networks that differ in their biases or statistics alone are not the same.
+    """
+    if relative > SAME:
+        return 0.0
+    size = distance = 0.0
+    for name, tensor in a.tensors.items():
+        if tensor.is_floating_point() and (tensor.dim() < 2 or name in a.state):
+            x, y = tensor.double(), b.tensors[name].double()
+            size += float(x.norm()) ** 2 / 2 + float(y.norm()) ** 2 / 2
+            distance += float((x - y).norm()) ** 2
+    return min(math.sqrt(distance / size), RELATED) if size else 0.0
 
 
 def _precision(a: Net, b: Net) -> float:

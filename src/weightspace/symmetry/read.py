@@ -27,7 +27,7 @@ from weightspace.symmetry.axis import KINDS, MATRICES, Axis, Block, Generator, P
 from weightspace.symmetry.group import Element, Group
 from weightspace.symmetry.probe import Probe
 from weightspace.symmetry.reach import Signs, signs_met, unreached
-from weightspace.symmetry.scale import place_slopes, scale_generators
+from weightspace.symmetry.scale import dead_blocks, place_slopes, scale_generators
 from weightspace.symmetry.sign import reduce_bits, sign_generators
 from weightspace.symmetry.turns import find_turns
 from weightspace.symmetry.verify import verify
@@ -118,9 +118,24 @@ def _factors(draft: Draft, group: Group, graph: Trace, probe: Probe) -> list[Gen
         if not more:
             break
         held |= more
+    unseen = _unseen(draft, group, dead_blocks(group, slopes, still))
+    slopes = {axis: {} if axis in unseen else found for axis, found in slopes.items()}
     draft.drop(axis for axis, found in slopes.items() if not found)
+    generators = [g for g in generators if g.axis not in unseen]
     generators += sign_generators(group, graph, draft.reading, draft.names, probe, slopes, signs, still)
     return _independent(group, generators)
+
+
+def _unseen(draft: Draft, group: Group, dead: list[int]) -> set[str]:
+    """The axes of blocks without effect, with a note: this example does not tell how they act on the rest."""
+    if not dead:
+        return set()
+    tensors = list(dict.fromkeys(group.blocks[number].tensor for number in dead))
+    draft.say(
+        f"without effect on the outputs of this example, {_listed(tensors, ())}: the axes that index them stay; give a "
+        "longer example, of several tokens or steps"
+    )
+    return {str(leaf) for number in dead for leaf in group.blocks[number].leaves}
 
 
 def _unfollowed(

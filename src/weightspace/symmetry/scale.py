@@ -27,7 +27,7 @@ from weightspace.symmetry.axis import Block, Generator, Place
 from weightspace.symmetry.group import Group
 from weightspace.symmetry.probe import Probe, usable
 
-__all__ = ["Slope", "place_slopes", "scale_generators"]
+__all__ = ["Slope", "dead_blocks", "place_slopes", "scale_generators"]
 
 
 _SPARE = 8
@@ -69,6 +69,18 @@ def place_slopes(
     finally:
         probe.draw(0)
     return slopes
+
+
+def dead_blocks(group: Group, slopes: Mapping[str, Mapping[Place, object]], masks: Set[str] = frozenset()) -> list[int]:
+    """The numbers of the blocks without any effect on the outputs, where a matrix is among them.
+
+    Without a matrix there are none: a vector, such as the bias of keys, may be free for good. A matrix without effect
+    says that the example is too short to tell (one token, one step), or that what it feeds is never chosen.
+    """
+    felt = {place.block for met in slopes.values() for place in met}
+    known = {place.block for axis in group.every if not _still(group, axis.name) for place in group.places[axis.name]}
+    dead = [number for number in sorted(known - felt) if group.blocks[number].tensor not in {*masks, *group.state}]
+    return dead if any(len({*group.blocks[number].dims}) > 1 for number in dead) else []
 
 
 def _enough(met: dict[Place, Slope], seed: int) -> bool:

@@ -125,14 +125,20 @@ def _elsewhere(probe: Probe) -> Iterator[Any]:
 def _changed(
     group: Group, kinds: Iterable[str], broken: set[int], probe: Probe, examples: list[Any], tolerance: float
 ) -> list[Any]:
-    """The examples on which one move of everything changes the outputs. The weights stay moved."""
+    """The examples on which one move of everything, or of the other signs, changes the outputs."""
     before = [_outputs(probe, example) for example in examples]
+    pairs = [(example, was) for example, was in zip(examples, before, strict=True) if was is not None]
     element = group.sample(2, kinds)
     factors = {k: f for k, f in element.factors.items() if k not in broken}
     tables = element.permutations if "permutation" in kinds else {}
-    _move(Element(group, tables, factors), probe)
-    pairs = [(example, was) for example, was in zip(examples, before, strict=True) if was is not None]
-    return [example for example, was in pairs if not distance(was, probe.outputs(example)) <= tolerance]
+    others = {k: -f for k, f in factors.items() if group.generators[k].kind == "sign"}
+    changed: dict[int, Any] = {}
+    # a unit that one draw leaves alone, as that of the only expert that is chosen, is flipped by the other
+    for moves in [Element(group, tables, factors), *([Element(group, {}, others)] if others else [])]:
+        with moved(moves, probe):
+            found = [k for k, (x, was) in enumerate(pairs) if not distance(was, probe.outputs(x)) <= tolerance]
+        changed |= {k: pairs[k][0] for k in found}
+    return [changed[k] for k in sorted(changed)]
 
 
 def _outputs(probe: Probe, example: Any) -> list[Tensor] | None:
