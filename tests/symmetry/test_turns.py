@@ -416,3 +416,158 @@ def test_a_family_turns_as_its_architecture_says_and_copies_are_found_again(name
     assert float((a - b).abs().max() / a.abs().max()) < 1e-6  # some norms of these models are computed in float32
     assert float((a - c).abs().max() / a.abs().max()) < 1e-6
     assert apart(net, group.align(moved, to=net)) < 1e-5
+
+
+class Made(nn.Module):
+    """Parts, and a function of the module and its inputs."""
+
+    def __init__(self, run, **parts):
+        super().__init__()
+        self.run = run
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, *x):
+        return self.run(self, *x)
+
+
+class Unit(nn.Module):
+    """A norm to length one and a gain."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(n))
+
+    def forward(self, x):
+        return nn.functional.normalize(x, dim=-1) * self.weight
+
+
+class OnePlus(nn.RMSNorm):
+    """An RMSNorm whose gain is 1 + w."""
+
+    def forward(self, x):
+        return nn.functional.rms_norm(x, self.normalized_shape, 1 + self.weight, self.eps)
+
+
+def towers(unit=nn.functional.normalize):
+    """Two towers whose outputs are compared by their cosines."""
+    run = lambda m, x, y: unit(m.u(x), dim=-1) @ unit(m.v(y), dim=-1).mT  # noqa: E731
+    return Made(run, u=nn.Linear(5, 4), v=nn.Linear(7, 4))
+
+
+def distances():
+    return Made(lambda m, x, y: torch.cdist(m.u(x), m.v(y)), u=nn.Linear(5, 4), v=nn.Linear(7, 4))
+
+
+def products():
+    """A factorisation: the inner product of two embeddings."""
+    return Made(lambda m, x, y: (m.u(x) * m.v(y)).sum(-1), u=nn.Linear(5, 4), v=nn.Linear(7, 4))
+
+
+def twice():
+    """A linear autoencoder of one matrix, used twice."""
+    return Made(lambda m, x: (x @ m.w.T) @ m.w, w=nn.Parameter(torch.randn(3, 5)))
+
+
+class QueryNorm(Block):
+    """Queries and keys of length one, without gains."""
+
+    def forward(self, x):
+        h = self.n1(x)
+        q, k, v = (f(h).unflatten(-1, (HEADS, CHANNELS)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        q, k = (nn.functional.rms_norm(z, (CHANNELS,)) for z in (q, k))
+        return x + self.o(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def query_norm():
+    run = lambda m, x: m.h(m.n(m.b(m.e(x))).mean(1))  # noqa: E731
+    return Made(run, e=nn.Linear(5, STREAM), b=QueryNorm(nn.RMSNorm), n=nn.RMSNorm(STREAM), h=nn.Linear(STREAM, 9))
+
+
+LESS_USUAL = {
+    "towers": (towers, "O4"),
+    "distances": (distances, "O4"),
+    "products": (products, "GL4"),
+    "one matrix twice": (twice, "O3"),
+    "unit norm": (lambda: Transformer(Unit), "O8 x S2 x [GL4^2]^2 x S10"),
+    "queries of length one": (query_norm, "O8 x S2 x O4^2 x GL4^2"),
+}
+
+
+def pairs_of(name, n=8):
+    x = torch.randn(n, 6, 5, generator=torch.Generator().manual_seed(1)).to(DOUBLE)
+    if name in ("towers", "distances", "products"):
+        return x[:, 0], torch.randn(n, 7, generator=torch.Generator().manual_seed(2)).to(DOUBLE)
+    return x[:, 0] if name == "one matrix twice" else x
+
+
+@pytest.mark.parametrize("name", LESS_USUAL)
+def test_matrices_are_read_where_no_usual_layer_stands(name):
+    """Each group as derived by hand; a copy turned by it is the same network, and has the same canonical form."""
+    build, wanted = LESS_USUAL[name]
+    net, x = made(build), pairs_of(name)
+    group = ws.Symmetry.of(net, x)
+    assert set(wanted.split(" x ")) <= set(str(group).split(" x ")), str(group)
+    g = group.sample(3, ("orthogonal", "linear"))
+    copied = g(net)
+    run = lambda each: each(*x) if isinstance(x, tuple) else each(x)  # noqa: E731
+    torch.testing.assert_close(run(copied), run(net))
+    assert apart(net, copied) > 0.1
+    assert compare(net, copied, group).verdict.kind == "same"
+    torch.testing.assert_close(run(ws.mean([net, copied], group)), run(net))
+    assert ws.modulo(group)(net, copied).lower < 1e-6
+    try:
+        forms = [group.canonical(each) for each in (net, copied)]
+    except SymmetryError as error:
+        assert "no canonical rotation" in str(error)
+    else:
+        assert apart(*forms) < 1e-6
+
+
+def test_a_gain_of_another_form_is_named():
+    """1 + w is moved by no scale of w: the stream is not rotated, and a note says so."""
+    group = ws.Symmetry.of(made(lambda: Transformer(OnePlus)), inputs(Transformer))
+    assert str(group).startswith("S8 x") and "gains that no scale of the group undoes" in group.notes[0]
+
+
+UNUSABLE = {
+    "on the meta device": (lambda net: net.at(net.weights.map(lambda t: t.to("meta"))), "meta device"),
+    "infinite": (
+        lambda net: net.at(net.weights.replace({"block.q.weight": torch.full((8, 8), torch.inf)})),
+        "infinity",
+    ),
+    "a gain that is NaN": (lambda net: net.at(net.weights.replace({"n.weight": torch.full((8,), torch.nan)})), "NaN"),
+    "another": (
+        lambda net: ws.Net.of(Transformer(bias=True)).to(DOUBLE),
+        "another architecture|not the same architecture",
+    ),
+}
+DONE = {
+    "align": lambda group, net, bad: group.align(bad, to=net),
+    "align to": lambda group, net, bad: group.align(net, to=bad),
+    "fold like": lambda group, net, bad: group.fold(net, like=bad),
+    "balance": lambda group, net, bad: group.balance(bad),
+    "canonical": lambda group, net, bad: group.canonical(bad),
+    "modulo": lambda group, net, bad: ws.modulo(group)(net, bad),
+    "mean": lambda group, net, bad: ws.mean([net, bad], group),
+    "compare": lambda group, net, bad: compare(net, bad, group),
+}
+
+
+@pytest.fixture(scope="module")
+def read_once():
+    net = made(Transformer)
+    return net, ws.Symmetry.of(net, inputs(Transformer))
+
+
+@pytest.mark.parametrize("what", UNUSABLE)
+@pytest.mark.parametrize("done", DONE)
+def test_networks_without_usable_numbers_are_refused_in_one_line(what, done, read_once):
+    net, group = read_once
+    spoil, words = UNUSABLE[what]
+    bad = spoil(net)
+    if (what, done) == ("infinite", "fold like"):
+        return  # only the gains of that network are asked for
+    with pytest.raises(ws.WeightspaceError, match=words) as error:
+        DONE[done](group, net, bad)
+    assert "\n" not in str(error.value)

@@ -40,6 +40,8 @@ def splits(data: str, limit: int, seed: int) -> tuple[Task, Task]:
     """Examples to work on, and others to measure on: training and test split, or two halves of one file."""
     first, second = train_and_test(data)
     if second is None:
+        if len(first) < 2:
+            raise ArchitectureError(f"{data}: one example; give two at least, to align on one and measure on the other")
         first, second = first.split(0.5, seed)
     return limited(first, limit, seed), limited(second, limit, seed)
 

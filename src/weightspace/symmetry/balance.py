@@ -198,7 +198,10 @@ def _whole(gram: Tensor) -> Tensor:
 
 
 def balance(group: Group, net: Net, tolerance: float = 1e-5) -> Net:
-    """The same function with balanced scales."""
+    """The same function with balanced scales. Raises `SymmetryError` for NaN and infinity."""
+    group.check(net)
+    if bad := [*net.weights.unusable(), *net.state.unusable()]:
+        raise SymmetryError(f"{bad[0]} holds NaN or infinity; there is nothing to balance")
     return balancing(group, net.tensors, tolerance, strict=True)(net)
 
 

@@ -63,7 +63,8 @@ def fold(group: Gauged, net: Net, like: Net | None = None) -> Net:
 
     Raises `SymmetryError` for a gain that is zero, which loses what it multiplies.
     """
-    group.check(net)
+    for each in [net] if like is None else [net, like]:
+        group.check(each)
     if not group.gauge and not group.free:
         return net
     new = net.clone()
@@ -97,9 +98,11 @@ def factors_between(group: Gauged, now: Mapping[Place, Tensor], wanted: Mapping[
         place = generator.uniform[0]
         gain = now[place]
         target = torch.ones_like(gain) if wanted is None else wanted[place]
-        if bool((gain * target == 0).any()) or not bool((gain * target).isfinite().all()):
-            name = group.blocks[place.block].tensor
-            raise SymmetryError(f"{name} is zero or not finite for some unit; it cannot be folded into what reads it")
+        name = group.blocks[place.block].tensor
+        if not bool((gain * target).isfinite().all()):
+            raise SymmetryError(f"{name} holds NaN or infinity; it cannot be folded into what reads it")
+        if bool((gain * target == 0).any()):
+            raise SymmetryError(f"{name} is zero for some unit; it cannot be folded into what reads it")
         ratio, own = target / gain, dict(generator.exponents)[place]
         unit = ratio.sign() if generator.kind == "sign" else ratio.abs() ** (1 / own)
         for met, exponent in generator.exponents:

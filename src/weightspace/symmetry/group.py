@@ -379,6 +379,8 @@ class Group:
                 f"the group was read from another architecture than this {type(net.architecture).__name__}; "
                 "read the symmetry of this one"
             )
+        if net.device.type == "meta":
+            raise SymmetryError("the network is on the meta device, so that its weights have no numbers; load them")
         missing = [name for name in self.shapes if name not in tensors]
         if missing:
             raise SymmetryError(

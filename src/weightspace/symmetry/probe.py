@@ -192,6 +192,10 @@ class Probe:
             try:
                 return floating(answer(self.module(*args, **kwargs)))
             except (RuntimeError, NotImplementedError, IndexError, ValueError, TypeError) as error:
+                if isinstance(error, IndexError):
+                    raise SymmetryError(
+                        f"the network does not take this example ({first_line(error)}); give one whose indices it has"
+                    ) from error
                 raise SymmetryError(
                     f"cannot be verified in float64 ({first_line(error)}); read with verify=False"
                 ) from error

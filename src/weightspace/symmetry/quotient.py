@@ -81,8 +81,8 @@ def modulo(
     @public
     def between(a: Net, b: Net) -> Interval:
         a.check(b)
-        group.check(a)
         for net in (a, b):
+            group.check(net)
             if bad := net.weights.unusable():
                 raise WeightspaceError(f"NaN or infinity in {bad[0]}; compare networks of finite weights")
         a, b = sliced(group, a), sliced(group, b)

@@ -22,6 +22,7 @@ from weightspace.graph.atoms import Atom
 from weightspace.graph.follow import Reading, follow, masks
 from weightspace.graph.trace import Trace, own_state, trace
 from weightspace.net.errors import SymmetryError
+from weightspace.net.inputs import input_tensors
 from weightspace.net.net import Net
 from weightspace.symmetry.axis import KINDS, MATRICES, Axis, Block, Generator, Place, as_blocks
 from weightspace.symmetry.group import Element, Group
@@ -59,6 +60,8 @@ def read(
     Raises `SymmetryError` where the module cannot be exported or a permutation changes the function.
     """
     net = Net.of(net)
+    if empty := [tuple(t.shape) for t in input_tensors(example) if not t.numel()]:
+        raise SymmetryError(f"the example has an input without entries, of shape {empty[0]}; give at least one example")
     if not check and net.device.type == "meta":
         with own_state(net.dtype):
             graph = trace(net.live(), example)

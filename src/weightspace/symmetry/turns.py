@@ -32,14 +32,14 @@ _LINEAR = {
     "_to_copy", "_unsafe_view", "add", "add_", "addmm", "addmv", "alias", "baddbmm", "bilinear", "bmm", "cat",
     "chunk", "clone", "constant_pad_nd", "contiguous", "conv1d", "conv2d", "conv3d", "conv_transpose1d",
     "conv_transpose2d", "conv_transpose3d", "convolution", "detach", "div", "div_", "dot", "dropout", "einsum",
-    "embedding", "expand", "flatten", "flip", "gather", "getitem", "index", "index_select", "linear", "mT",
+    "embedding", "expand", "expand_as", "flatten", "flip", "gather", "getitem", "index", "index_select", "linear", "mT",
     "masked_fill", "matmul", "mean", "mm", "movedim", "mul", "mul_", "mv", "narrow", "neg", "numpy_T", "outer",
     "pad", "permute", "repeat", "repeat_interleave", "reshape", "roll", "scaled_dot_product_attention",
     "select", "slice", "split", "split_with_sizes", "squeeze", "stack", "sub", "sub_", "sum", "t", "to",
     "transpose", "type_as", "unbind", "unflatten", "unsqueeze", "view", "where", "zeros_like",
 }  # fmt: skip
 _NORMS = {"layer_norm", "rms_norm", "native_layer_norm", "_fused_rms_norm", "pow", "square", "var", "var_mean", "std",
-          "linalg_vector_norm", "norm"}  # fmt: skip
+          "linalg_vector_norm", "norm", "cosine_similarity", "_cdist_forward", "cdist"}  # fmt: skip
 _AT_HOME = 1e-6  # the network's own weights may be badly conditioned
 
 
@@ -71,7 +71,7 @@ def find_turns(
             search.propose(axis)
     search.linear()
     for axis in group.permutable():
-        if axis.name not in outer and axis.size > 2 and not axis.over:
+        if axis.name not in outer and axis.size > 2:
             search.orthogonal(axis)
     return search.found
 
@@ -105,9 +105,15 @@ def _use(graph: Trace, node: fx.Node, name: str, held: dict[fx.Node, set[str]]) 
     if op.rstrip("_") not in ("mul", "div", "where"):
         return op
     with_axis = [used for used in node.all_input_nodes if name in held.get(used, set())]
+    with_axis = [used for used in with_axis if not _is_repeated(used, name, held)]
     if len(with_axis) < 2:
         return "square" if len(node.args) > 1 and node.args[0] is node.args[1] else op
     return "gain" if any(_of_weights(graph, used) for used in with_axis) else "product"
+
+
+def _is_repeated(node: fx.Node, name: str, held: dict[fx.Node, set[str]]) -> bool:
+    """Whether a value is one number, such as a norm, repeated along an axis."""
+    return op_name(node) in ("expand", "expand_as") and name not in held.get(node.all_input_nodes[0], set())
 
 
 def _of_weights(graph: Trace, node: fx.Node) -> bool:
@@ -141,7 +147,7 @@ class _Search:
 
     def propose(self, axis: Axis) -> None:
         """GL(n): where a scale with exponents +-1, a sign, and no operation but linear ones meet the axis."""
-        if not self.uses.get(axis.name, set()) <= _LINEAR or "sign" not in axis.kinds:
+        if not self.uses.get(axis.name, set()) <= _LINEAR | {"product"} or "sign" not in axis.kinds:
             return
         scales = [g for g in self.of(axis, "scale") if not g.evaluation and all(abs(e) == 1 for _, e in g.exponents)]
         moves = [Generator(axis.name, "linear", scale.exponents) for scale in scales]
@@ -179,15 +185,21 @@ class _Search:
         return True
 
     def orthogonal(self, axis: Axis) -> None:
-        """O(n), or its part that keeps the vector of ones: where nothing but linear maps and norms meet the axis."""
+        """O(n), or its part that keeps the vector of ones: where nothing but linear maps and norms meet the axis.
+
+        Without a norm, where the axis has no scale either, as between the two uses of one matrix.
+        """
         done = {g.axis for g in self.found.generators}
         uses = self.uses.get(axis.name, set())
-        if axis.name in done or not uses <= _LINEAR | _NORMS | {"gain"} or not uses & (_NORMS | {"square"}):
+        normed = bool(uses & (_NORMS | {"square"}))
+        if axis.name in done or not uses <= _LINEAR | _NORMS | {"gain"} or not normed and self.of(axis, "scale"):
             return
         gauge = self.gauges(axis)
         gains = tuple(g.uniform[0] for g in gauge if g.kind == "scale")
         places = [place for place in self.group.places[axis.name] if place not in gains]
-        for ones in (False, True):
+        if axis.over and gains:
+            return
+        for ones in (False,) if axis.over or not normed else (False, True):
             exponents = tuple((place, 1.0) for place in places)
             moves = Generator(axis.name, "orthogonal", exponents, uniform=gains, ones=ones)
             if self.holds([moves], (), gauge):
@@ -196,6 +208,8 @@ class _Search:
                 return
         if stuck := self.stuck(axis, gains):
             self.say(f"{axis.name} may not be rotated: the gain {stuck} cannot be folded into what reads it alone")
+        elif normed:
+            self.say(f"{axis.name} may not be rotated: its norms have gains that no scale of the group undoes")
 
     def of(self, axis: Axis, kind: str) -> list[Generator]:
         return [g for g in self.group.generators if (g.axis, g.kind) == (axis.name, kind)]

@@ -40,7 +40,7 @@ def upright(group: Group, net: Net, discrete: Callable[[Group, Net], Element]) -
         turns = {}
         for k, generator in enumerate(group.generators):
             if generator.kind == kind:
-                find = _stream if kind == "orthogonal" else _heads
+                find = _heads if kind == "linear" or group[generator.axis].over else _stream
                 turns[k] = find(group, generator, element(net))
         element = Element(group, group.identity().permutations, turns) @ element
     rest, number = _rest(group)
@@ -58,10 +58,10 @@ def _rest(group: Group) -> tuple[Group, list[int]]:
     generators, number = [], []
     kinds: dict[str, tuple[str, ...]] = {}
     for k, g in enumerate(group.generators):
-        if g.kind == "orthogonal":
+        if g.kind == "orthogonal" and not group[g.axis].over:
             kinds[g.axis] = ()
             continue
-        if g.kind == "linear":
+        if g.kind in MATRICES:
             kinds[g.axis] = ("permutation", "sign")
             g = Generator(g.axis, "sign", tuple((place, 1.0) for place, _ in g.exponents))
         generators.append(g)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from weightspace.symmetry.align.ascent import Matching, Terms
+from weightspace.symmetry.axis import MATRICES
 from weightspace.symmetry.group import Element, Group
 from weightspace.symmetry.matrix import complement, on_all
 
@@ -13,7 +14,7 @@ __all__ = ["spectral_start"]
 
 
 def spectral_start(group: Group, terms: Terms) -> Element | None:
-    """The rotations R = U_a D U_b^T of all orthogonal axes, or None where there are none.
+    """The rotations R = U_a D U_b^T of all axes that matrices move as a whole, or None where there are none.
 
     M_a = sum_p A_p A_p^T over the places p of an axis is the same however everything else is permuted or rotated, so
     that M_b = R^T M_a R for a copy b, and the eigenvectors U give R up to signs D. Those are taken from the places
@@ -21,7 +22,7 @@ def spectral_start(group: Group, terms: Terms) -> Element | None:
     """
     matching, factors = Matching(group, terms), {}
     for k, generator in enumerate(group.generators):
-        if generator.kind != "orthogonal" or generator.axis not in matching.of_axis:
+        if generator.kind not in MATRICES or group[generator.axis].over or generator.axis not in matching.of_axis:
             continue
         first, second, anchor = _moments(matching, generator.axis)
         h = complement(len(first)) if generator.ones else None
