@@ -10,11 +10,12 @@ from torch import Tensor
 from weightspace.graph.atoms import Atom, Span
 from weightspace.net.public import public
 
-__all__ = ["Axis", "Block", "Generator", "Place", "as_blocks", "place_axes"]
+__all__ = ["Axis", "Block", "Exchange", "Generator", "Place", "as_blocks", "place_axes"]
 
 
 MATRICES = ("orthogonal", "linear")
 KINDS = ("permutation", "scale", "sign", *MATRICES)
+MOVES = (*KINDS, "exchange")
 
 
 @public
@@ -82,6 +83,28 @@ class Generator:
     evaluation: bool = False
     uniform: tuple[Place, ...] = ()
     ones: bool = False
+
+
+@public
+@dataclass(frozen=True)
+class Exchange:
+    """Whole parts of a network that may be renumbered: heads, experts, branches, members of an ensemble.
+
+    `members`: their names. `blocks`: sets of blocks that trade their contents, each a list of (members, block number);
+    a block of member i gets the content of that of member p[i], one of members i and j that of p[i] and p[j]. `axes`,
+    `generators`: axes, and numbers of generators, in the same role, one for every member.
+    """
+
+    name: str
+    members: tuple[str, ...]
+    blocks: tuple[tuple[tuple[tuple[int, ...], int], ...], ...]
+    axes: tuple[tuple[str, ...], ...] = ()
+    generators: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def size(self) -> int:
+        """The number of members."""
+        return len(self.members)
 
 
 def place_axes(table: Tensor, at: list[int], rank: int) -> Tensor:
