@@ -76,7 +76,7 @@ def alike(graph: Trace) -> list[Alike]:
     numbers = _Numbers(graph)
     for terms, join in _meetings(graph, numbers.order):
         for parts in _of_one_form(numbers, terms):
-            for one in _families(graph, numbers, parts, join):
+            for one in _families(numbers, parts, join):
                 for k, other in enumerate(found):
                     if (both := other.joined(one)) is not None:
                         found[k] = both
@@ -243,6 +243,7 @@ class _Pairing:
     """What corresponds to what in two parts, found from their ends backwards."""
 
     numbers: _Numbers
+    strict: bool = True  # indices may differ in one value only
     partner: dict[int, int] = field(default_factory=dict)
     back: dict[int, int] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
@@ -276,7 +277,7 @@ class _Pairing:
         mine, other = picked(u), picked(v)
         if mine is not None and other is not None:
             if mine[2:] != other[2:]:
-                if self.numbers.exact[mine[0]] != self.numbers.exact[other[0]]:
+                if self.strict and self.numbers.exact[mine[0]] != self.numbers.exact[other[0]]:
                     return False
                 self.picks[u] = (other[2], other[3])
             todo.append((mine[0], other[0]))
@@ -286,45 +287,32 @@ class _Pairing:
         return True
 
 
-def _families(graph: Trace, numbers: _Numbers, terms: list[_Term], join: fx.Node | None) -> Iterator[Alike]:
+def _families(numbers: _Numbers, terms: list[_Term], join: fx.Node | None) -> Iterator[Alike]:
     """The parts of one form among terms; those that share tensors with one another count as one part."""
     while len(terms) > 1:
-        first, same, rest, pairings = terms[0], [terms[0]], [], []
+        same, rest, pairings = [terms[0]], [], []
         for term in terms[1:]:
-            pairing = _Pairing(numbers)
-            if pairing.holds(first[1], term[1]):
+            pairing = _Pairing(numbers, strict=False)
+            if pairing.holds(terms[0][1], term[1]):
                 same.append(term)
                 pairings.append(pairing)
             else:
                 rest.append(term)
-        terms = rest
         if pairings:
-            yield from _members(graph, numbers, same, pairings, join)
+            yield from _parts(numbers, same, pairings, join)
+        terms = rest
 
 
-def _members(
-    graph: Trace, numbers: _Numbers, terms: list[_Term], pairings: list[_Pairing], join: fx.Node | None
-) -> Iterator[Alike]:
-    own = [p for p in pairings[0].names if any(pairing.names.get(p, p) != p for pairing in pairings)]
-    own += [p for pairing in pairings[1:] for p, q in pairing.names.items() if p != q and p not in own]
-    own = list(dict.fromkeys(own))
+def _parts(numbers: _Numbers, terms: list[_Term], pairings: list[_Pairing], join: fx.Node | None) -> Iterator[Alike]:
+    own = dict.fromkeys(p for pairing in pairings for p, q in pairing.names.items() if p != q)
     held = [{*own}, *({pairing.names.get(p, p) for p in own} for pairing in pairings)]
-    parts = _connected(held)
-    if len(parts) == len(terms):
-        yield from _made(terms, pairings, join)
-    elif len(parts) > 1 and len({len(part) for part in parts}) == 1:
-        groups = [[terms[k] for k in part] for part in parts]
-        joint = []
-        for group in groups[1:]:
-            pairing = _Pairing(numbers)
-            ends = [[node for _, nodes in some for node in nodes] for some in (groups[0], group)]
-            if not pairing.holds(*ends):
-                break
-            joint.append(pairing)
-        else:
-            yield from _made([group[0] for group in groups], joint, None if join is None else join, groups)
-        for group in groups:
-            yield from _families(graph, numbers, group, join)
+    groups = [[terms[k] for k in part] for part in _connected(held)]
+    if len(groups) < 2:
+        return
+    if len({len(group) for group in groups}) == 1:
+        yield from _made(numbers, groups, join)
+    for group in groups:
+        yield from _families(numbers, group, join)
 
 
 def _connected(held: list[set[str]]) -> list[list[int]]:
@@ -337,9 +325,12 @@ def _connected(held: list[set[str]]) -> list[list[int]]:
     return sorted(members for _, members in parts)
 
 
-def _made(
-    terms: list[_Term], pairings: list[_Pairing], join: fx.Node | None, groups: list[list[_Term]] | None = None
-) -> Iterator[Alike]:
+def _made(numbers: _Numbers, groups: list[list[_Term]], join: fx.Node | None) -> Iterator[Alike]:
+    """Parts of one or several terms each, if they are of one form as a whole."""
+    ends = [[node for _, nodes in group for node in nodes] for group in groups]
+    pairings = [_Pairing(numbers) for _ in groups[1:]]
+    if not all(pairing.holds(ends[0], theirs) for pairing, theirs in zip(pairings, ends[1:], strict=True)):
+        return
     own = list(dict.fromkeys(p for pairing in pairings for p, q in pairing.names.items() if p != q))
     tensors = [(p, *(pairing.names.get(p, p) for pairing in pairings)) for p in own]
     names = [name for some in tensors for name in some]
@@ -351,11 +342,11 @@ def _made(
         assert pick is not None
         ranges = [pick[2:], *(pairing.picks.get(node, pick[2:]) for pairing in pairings)]
         picks.append(Pick(pick[0], pick[1], tuple(start for start, _ in ranges), pick[3] - pick[2]))
-    for some in zip(*(groups or [[term] for term in terms]), strict=True) if join is not None else ():
-        picks.append(_position(join, [position for position, _ in some]))  # type: ignore[arg-type]
+    if join is not None:
+        picks += [_position(join, [position for position, _ in some]) for some in zip(*groups, strict=True)]
     picks = [pick for pick in picks if len({*pick.starts}) == len(pick.starts)]
     if tensors or picks:
-        yield Alike(len(pairings) + 1, tensors, list(dict.fromkeys(picks)))
+        yield Alike(len(groups), tensors, list(dict.fromkeys(picks)))
 
 
 def _position(join: fx.Node, positions: list[int]) -> Pick:
