@@ -53,7 +53,7 @@ def exchanged(
 
 
 def _cut(group: Group, name: str) -> Group | None:
-    """The group with all blocks cut at every index of an axis that does not move, which is then no axis any more."""
+    """The group with all blocks cut at every index of an axis that does not move, which then occurs in none."""
     if any(name in axis.over for axis in group.every):
         return None
     size = group[name].size
@@ -84,7 +84,6 @@ def _cut(group: Group, name: str) -> Group | None:
         return replace(x, blocks=tuple(found))
 
     return group.again(
-        every=[axis for axis in group.every if axis.name != name],
         blocks=blocks,
         generators=[renewed(g) for g in group.generators],
         gauge=[renewed(g) for g in group.gauge],

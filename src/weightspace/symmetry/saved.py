@@ -96,7 +96,7 @@ def _parse(data: dict[str, Any], into: type[_G]) -> _G:
     axes = [Axis(**tuples(a)) for a in data["axes"]]
     _check_blocks(blocks, shapes, {axis.name: axis.size for axis in axes})
     met = {leaf for block in blocks for leaf in block.leaves}
-    if lost := [axis.name for axis in axes if axis.name not in met]:
+    if lost := [axis.name for axis in axes if axis.kinds and axis.name not in met]:
         raise ValueError(f"no tensor is indexed by its axis {lost[0]}")
     return into(
         axes,

@@ -16,6 +16,7 @@ from weightspace.net.net import Net
 from weightspace.net.public import public
 from weightspace.net.weights import squared_distance
 from weightspace.symmetry.align.ascent import Matching, Terms, coordinate_descent, weight_terms
+from weightspace.symmetry.align.orders import member_orders
 from weightspace.symmetry.align.refine import Refinement
 from weightspace.symmetry.align.relax import frank_wolfe
 from weightspace.symmetry.align.score import Score
@@ -98,7 +99,16 @@ def match(
         bad = [*each.weights.unusable(), *each.state.unusable()]
         if bad:
             raise WeightspaceError(f"{bad[0]} holds NaN or infinity; there is nothing to match")
-    return _Search(group, net, to, features, score, refined, seed).run(method)
+    if not group.exchanges:
+        return _Search(group, net, to, features, score, refined, seed).run(method)
+    found: list[tuple[float, Match]] = []
+    size = float(to.weights.norm())
+    for order in member_orders(group, net, to, seed):
+        one = _Search(group, net, to, features, score, refined, seed, order).run(method)
+        found.append((apart(to, net, one.element), one))
+        if found[-1][0] <= _ALIKE * size:
+            break
+    return min(found, key=lambda pair: (_barrier(pair[1]), pair[0]))[1]
 
 
 _BALANCED, _ALIKE = 1e-8, 1e-5
@@ -121,7 +131,11 @@ class _Search:
         score: Score | None,
         refined: Callable[[Element, Score], Refinement] | None,
         seed: int,
+        order: Element | None = None,
     ) -> None:
+        self.order = order
+        if order is not None:
+            group, net = group.again(exchanges=()), order(net)
         self.group, self.net, self.to, self.seed = group, net, to, seed
         self.score, self.refined = score, refined
         self.pair = unit_variances(group, net), unit_variances(group, to)
@@ -157,7 +171,7 @@ class _Search:
         best = self.choose(candidates)
         nearest = self.nearest(self.found[best.method])
         what = "" if self.score is None else self.score.what
-        found = Match(nearest, best.method, _why(best, candidates, what), tuple(candidates))
+        found = Match(self.whole(nearest), best.method, _why(best, candidates, what), tuple(candidates))
         return self.finish(found, best, naive, method) if every else found
 
     def finish(self, found: Match, best: Candidate, naive: float, method: Method) -> Match:
@@ -179,6 +193,12 @@ class _Search:
                            candidates=(*found.candidates, more))  # fmt: skip
         why = f"{best.method}, then its scales refined by {told}: {change}"
         return Match(done.element, "refine", why, (*found.candidates, more))
+
+    def whole(self, element: Element) -> Element:
+        """The element with the order of members that this search began with."""
+        if self.order is None:
+            return element
+        return Element(self.order.group, element.permutations, element.factors) @ self.order
 
     def heavy(self) -> bool:
         """Whether Frank-Wolfe would need more than half the memory of a network on top."""
@@ -263,6 +283,11 @@ class _Search:
         return self.climbed(frank_wolfe(self.group, self.terms, seed=self.seed), self.seed)[0]
 
 
+def _barrier(match: Match) -> float:
+    """The measured barrier of a match; zero without data."""
+    return min((c.barrier for c in match.candidates if c.method == match.method and c.barrier is not None), default=0.0)
+
+
 @public
 def apart(a: Net, b: Net, element: Element) -> float:
     """The distance |a - g b| for an element g, computed one tensor at a time, b folded as a is.
@@ -286,7 +311,7 @@ def apart(a: Net, b: Net, element: Element) -> float:
 def _isometry(element: Element) -> Element:
     """The permutations, signs and matrices of an element, without its scales."""
     signs = {k: f for k, f in element.factors.items() if element.group.generators[k].kind != "scale"}
-    return Element(element.group, element.permutations, signs)
+    return Element(element.group, element.permutations, signs, element.exchanges)
 
 
 def _norm(tensors: Iterable[Tensor]) -> float:
