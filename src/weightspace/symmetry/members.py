@@ -47,14 +47,19 @@ def canonical_order(group: Group, net: Net) -> Element:
     return Element(group, {}, {}, orders)
 
 
-def nearest_order(group: Group, net: Net, to: Net) -> Element:
-    """The element that puts members of a folded network where those of another are most alike by their norms."""
+def nearest_order(group: Group, net: Net, to: Net) -> tuple[Element, float]:
+    """The element that puts members of a folded network where those of another are most alike, by these numbers.
+
+    And how far these are apart then, relative to their size: not at all for copies.
+    """
     ours, theirs = (_balanced(group, each, 1e-8, False) for each in (net, to))
-    orders = {}
+    orders, apart = {}, 0.0
     for exchange in group.exchanges:
         a, b = (_told(group, exchange, tensors) for tensors in (theirs, ours))
-        orders[exchange.name] = torch.as_tensor(assign(-(a[:, None] - b).square().sum(-1)))
-    return Element(group, {}, {}, orders)
+        order = torch.as_tensor(assign(-(a[:, None] - b).square().sum(-1)))
+        orders[exchange.name] = order
+        apart = max(apart, float((a - b[order]).norm()) / (float(a.norm()) or 1.0))
+    return Element(group, {}, {}, orders), apart
 
 
 def _balanced(group: Group, net: Net, tolerance: float, strict: bool) -> Mapping[str, Tensor]:
@@ -66,15 +71,18 @@ def _told(group: Group, exchange: Exchange, tensors: Mapping[str, Tensor]) -> Te
     """The numbers that tell members apart, as (member, number)."""
     others = {b for x in group.exchanges if x is not exchange for b in group.traded[x.name]}
     columns: dict[tuple[object, ...], Tensor] = {}
+    held: dict[str, list[tuple[int, tuple[int, ...], int]]] = {}
     for number, blocks in enumerate(exchange.blocks):
         for at, b in blocks:
-            block = group.blocks[b]
-            if block.tensor not in tensors or not tensors[block.tensor].is_floating_point():
-                continue
-            for k, (degree, moment) in enumerate(_moments(group, block, tensors[block.tensor])):
+            held.setdefault(group.blocks[b].tensor, []).append((number, at, b))
+    for name, met in held.items():
+        if name not in tensors or not (tensor := tensors[name].contiguous()).is_floating_point():
+            continue
+        for number, at, b in met:
+            for k, (degree, moment) in enumerate(_moments(group, group.blocks[b], tensor)):
                 for place, member in enumerate(at):
                     # blocks that another exchange moves are told by their sum alone
-                    key = (degree, k, len(block.leaves)) if b in others else (degree, k, number, place)
+                    key = (degree, k, len(group.blocks[b].leaves)) if b in others else (degree, k, number, place)
                     columns.setdefault(key, torch.zeros(exchange.size, dtype=torch.float64))[member] += moment
     if not columns:
         raise SymmetryError(f"the members of {exchange.name} have no weights to be told apart by")
@@ -83,7 +91,7 @@ def _told(group: Group, exchange: Exchange, tensors: Mapping[str, Tensor]) -> Te
 
 def _moments(group: Group, block: Block, tensor: Tensor) -> Iterator[tuple[int, float]]:
     """The degree and the value of moments of a block that no move of an axis changes."""
-    value = group.view(block, tensor.contiguous())
+    value = group.view(block, tensor)
     axes = [group[leaf] for leaf in block.leaves if isinstance(leaf, str)]
     yield 2, float(value.square().sum())
     if not any({*MATRICES} & {*axis.kinds} for axis in axes):

@@ -16,7 +16,7 @@ from weightspace.net.net import Net
 from weightspace.net.public import public
 from weightspace.net.weights import squared_distance
 from weightspace.symmetry.align.ascent import Matching, Terms, coordinate_descent, weight_terms
-from weightspace.symmetry.align.orders import member_orders
+from weightspace.symmetry.align.orders import member_order
 from weightspace.symmetry.align.refine import Refinement
 from weightspace.symmetry.align.relax import frank_wolfe
 from weightspace.symmetry.align.score import Score
@@ -101,14 +101,11 @@ def match(
             raise WeightspaceError(f"{bad[0]} holds NaN or infinity; there is nothing to match")
     if not group.exchanges:
         return _Search(group, net, to, features, score, refined, seed).run(method)
-    found: list[tuple[float, Match]] = []
-    size = float(to.weights.norm())
-    for order in member_orders(group, net, to, seed):
-        one = _Search(group, net, to, features, score, refined, seed, order).run(method)
-        found.append((apart(to, net, one.element), one))
-        if found[-1][0] <= _ALIKE * size:
-            break
-    return min(found, key=lambda pair: (_barrier(pair[1]), pair[0]))[1]
+    orders = [member_order(group, net, to, seed), Element(group, {}, {}, {})]
+    found = [_Search(group, net, to, features, score, refined, seed, orders[0]).run(method)]
+    if score is None and apart(to, net, found[0].element) > apart(to, net, group.identity()):
+        found.append(_Search(group, net, to, features, score, refined, seed, orders[1]).run(method))
+    return min(found, key=lambda one: apart(to, net, one.element))
 
 
 _BALANCED, _ALIKE = 1e-8, 1e-5
@@ -133,7 +130,7 @@ class _Search:
         seed: int,
         order: Element | None = None,
     ) -> None:
-        self.order = order
+        self.order, self.given = order, net
         if order is not None:
             group, net = group.again(exchanges=()), order(net)
         self.group, self.net, self.to, self.seed = group, net, to, seed
@@ -153,7 +150,7 @@ class _Search:
         every = method in ("auto", "refine")
         if method in ("activations", "activations+weights", "refine") and self.features is None:
             raise WeightspaceError(f"method {method!r} needs data; give data=")
-        naive = self.score(self.net) if self.score is not None and every else 0.0
+        naive = self.score(self.given) if self.score is not None and every else 0.0
         candidates: list[Candidate] = []
         for name in _MATCHERS if every else (method,):
             if name.startswith("activations") and self.features is None:
@@ -281,11 +278,6 @@ class _Search:
 
     def _frank_wolfe(self) -> Element:
         return self.climbed(frank_wolfe(self.group, self.terms, seed=self.seed), self.seed)[0]
-
-
-def _barrier(match: Match) -> float:
-    """The measured barrier of a match; zero without data."""
-    return min((c.barrier for c in match.candidates if c.method == match.method and c.barrier is not None), default=0.0)
 
 
 @public

@@ -6,8 +6,6 @@ every member of the other once, by shifts, and the assignment with the largest i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -19,27 +17,22 @@ from weightspace.symmetry.balance import balancing, unit_variances
 from weightspace.symmetry.group import Element, Group
 from weightspace.symmetry.members import nearest_order
 
-__all__ = ["member_orders"]
+__all__ = ["member_order"]
 
 
-_ALIKE = 1e-5
+_ALIKE = 1e-3
 _SMALL, _FEW = 200_000, 8  # numbers, members
 
 
-def member_orders(group: Group, net: Net, to: Net, seed: int = 0) -> Iterator[Element]:
-    """Elements that renumber members: the first alone where it makes copies of the networks."""
-    by_norms = nearest_order(group, net, to)
-    yield by_norms
-    still = Element(group, {}, {}, {x.name: torch.arange(x.size) for x in group.exchanges})
-    others = [still]
+def member_order(group: Group, net: Net, to: Net, seed: int = 0) -> Element:
+    """The element that renumbers members, from which the other moves are best matched; of folded networks."""
+    first, apart = nearest_order(group, net, to)
+    if apart <= _ALIKE:
+        return first
+    orders = [first, Element(group, {}, {}, {x.name: torch.arange(x.size) for x in group.exchanges})]
     if sum(tensor.numel() for tensor in net.weights.values()) <= _SMALL:
-        for start in (by_norms, still):
-            others.append(_assigned(group, net, to, start, seed))
-    seen = [by_norms]
-    for order in others:
-        if all(order.difference(other) for other in seen):
-            seen.append(order)
-            yield order
+        orders.append(_assigned(group, net, to, first, seed))
+    return max(orders, key=lambda order: _matched(group, order(net), to, seed).objective())
 
 
 def _assigned(group: Group, net: Net, to: Net, start: Element, seed: int) -> Element:
@@ -51,26 +44,29 @@ def _assigned(group: Group, net: Net, to: Net, start: Element, seed: int) -> Ele
         for shift in range(exchange.size):
             cycle = torch.arange(exchange.size).roll(-shift)
             order = Element(group, {}, {}, {exchange.name: cycle}) @ start
-            along = _products(group, exchange, order(net), to, seed)
+            along = _of_members(group, exchange, _matched(group, order(net), to, seed))
             products[torch.arange(exchange.size), cycle] = along
         best = torch.as_tensor(assign(products))
         start = Element(group, {}, {}, {exchange.name: best}) @ start
     return start
 
 
-def _products(group: Group, exchange: Exchange, net: Net, to: Net, seed: int) -> Tensor:
-    """The inner product of every member of one network with that in its place, after coordinate ascent."""
-    plain = group.again(exchanges=())
-    a, b = unit_variances(plain, to), unit_variances(plain, net)
-    terms = weight_terms(plain, a, b, *(balancing(plain, each.tensors, 1e-5) for each in (a, b)))
-    matching = Matching(plain, terms)
+def _matched(group: Group, net: Net, to: Net, seed: int) -> Matching:
+    """Coordinate ascent, every member where it is."""
+    a, b = unit_variances(group, to), unit_variances(group, net)
+    matching = Matching(group, weight_terms(group, a, b, *(balancing(group, each.tensors, 1e-5) for each in (a, b))))
     matching.run(seed)
+    return matching
+
+
+def _of_members(group: Group, exchange: Exchange, matching: Matching) -> Tensor:
+    """The inner product of every member of one network with that in its place."""
     found = torch.zeros(exchange.size, dtype=torch.float64)
     for blocks in exchange.blocks:
         for at, number in blocks:
             block = group.blocks[number]
-            if block.tensor in terms.fixed:
-                pair = [group.view(block, t) for t in (terms.fixed[block.tensor], matching.moving(block.tensor))]
+            if block.tensor in matching.fixed:
+                pair = [group.view(block, t) for t in (matching.fixed[block.tensor], matching.moving(block.tensor))]
                 for member in {*at}:
                     found[member] += float((pair[0] * pair[1]).sum())
     return found
