@@ -92,7 +92,21 @@ class Exchange:
 
     `members`: their names. `blocks`: sets of blocks that trade their contents, each a list of (members, block number);
     a block of member i gets the content of that of member p[i], one of members i and j that of p[i] and p[j]. `axes`,
-    `generators`: axes, and numbers of generators, in the same role, one for every member.
+    `generators`: axes, and numbers of generators, in the same role, one for every member. In a printed group, S4{hs}
+    are the orders of hs.0 to hs.3, and S2{left,right} those of two branches.
+
+    >>> import torch
+    >>> import weightspace as ws
+    >>> class Sum(torch.nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.left, self.right = (torch.nn.Linear(3, 2) for _ in range(2))
+    ...     def forward(self, x):
+    ...         return self.left(x).tanh() + self.right(x).tanh()
+    >>> group = ws.Symmetry.of(Sum(), torch.randn(4, 3))
+    >>> print(group), group.exchanges[0].members
+    S2{left,right}
+    (None, ('left', 'right'))
     """
 
     name: str
