@@ -190,7 +190,7 @@ def _piece(source: fx.Node, number: Any) -> tuple[fx.Node, int | None, int, int]
 
 
 def _meetings(graph: Trace, order: Sequence[fx.Node]) -> Iterator[tuple[list[_Term], fx.Node | None]]:
-    """The terms of every sum, product and choice, and the inputs of every concatenation, with its node."""
+    """The terms of every sum, product and choice, the inputs of every concatenation; of these two also the node."""
     inside: set[fx.Node] = set()
     for node in reversed(order):
         if node.op != "call_function" or node in inside:
@@ -202,7 +202,7 @@ def _meetings(graph: Trace, order: Sequence[fx.Node]) -> Iterator[tuple[list[_Te
         elif name in _COMMUTE:
             terms = [*_terms(node, node, inside)]
             if len(terms) > 1:
-                yield [(k, term) for k, term in enumerate(reversed(terms))], None
+                yield [(k, term) for k, term in enumerate(reversed(terms))], node if name == "where" else None
 
 
 def _terms(top: fx.Node, node: fx.Node, inside: set[fx.Node]) -> Iterator[tuple[fx.Node, ...]]:
@@ -342,7 +342,10 @@ def _made(numbers: _Numbers, groups: list[list[_Term]], join: fx.Node | None) ->
         assert pick is not None
         ranges = [pick[2:], *(pairing.picks.get(node, pick[2:]) for pairing in pairings)]
         picks.append(Pick(pick[0], pick[1], tuple(start for start, _ in ranges), pick[3] - pick[2]))
-    if join is not None:
+    if join is not None and op_name(join) == "where":
+        if not any(pick.dim is None for pick in picks):  # conditions that may hold at once: their order matters
+            return
+    elif join is not None:
         picks += [_position(join, [position for position, _ in some]) for some in zip(*groups, strict=True)]
     picks = [pick for pick in picks if len({*pick.starts}) == len(pick.starts)]
     if tensors or picks:

@@ -18,14 +18,19 @@ import torch
 from weightspace.symmetry.axis import MATRICES, Exchange, Generator, Place
 from weightspace.symmetry.group import Element, Group
 
-__all__ = ["renumbering", "swap"]
+__all__ = ["orders", "renumbering"]
 
 
 _MOST = 6  # generators of one axis that are combined
 
 
-def swap(size: int, i: int) -> torch.Tensor:
-    """The order in which the first of `size` parts and part i change places."""
+def orders(size: int) -> list[torch.Tensor]:
+    """A cycle, and a swap of the first two: together they generate all orders."""
+    cycle = torch.arange(size).roll(-1)
+    return [cycle] if size == 2 else [cycle, _swap(size, 1)]
+
+
+def _swap(size: int, i: int) -> torch.Tensor:
     order = torch.arange(size)
     order[0], order[i] = i, 0
     return order
@@ -34,8 +39,7 @@ def swap(size: int, i: int) -> torch.Tensor:
 def renumbering(group: Group, exchange: Exchange) -> Group | None:
     """The group with an exchange more, under which its generators trade places; None where they cannot."""
     trial = group.again(exchanges=[*group.exchanges, exchange])
-    bases = _Bases([Element(trial, {}, {}, {exchange.name: swap(exchange.size, i)}) for i in range(exchange.size)],
-                   exchange)  # fmt: skip
+    bases = _Bases(trial, exchange)
     found, gauge = bases.of(group.generators), bases.of(group.gauge)
     if found is None or gauge is None or not bases.keep(group.free):
         return None
@@ -48,13 +52,19 @@ def renumbering(group: Group, exchange: Exchange) -> Group | None:
 
 
 class _Bases:
-    """`swaps[i]` exchanges the first part and part i."""
+    """The generators of a group that holds an exchange, as the exchange moves them."""
 
-    def __init__(self, swaps: list[Element], exchange: Exchange) -> None:
-        self.swaps, self.exchange = swaps, exchange
+    def __init__(self, group: Group, exchange: Exchange) -> None:
+        self.exchange = exchange
         self.member = {axis: i for members in exchange.axes for i, axis in enumerate(members)}
-        found = swaps[0].group.traded[exchange.name]
-        self.part = {block: at[0] for block, (_, at) in found.items() if len(at) == 1}
+        self.part = {block: at[0] for block, (_, at) in group.traded[exchange.name].items() if len(at) == 1}
+        self.swaps = [self.move(group, _swap(exchange.size, i)) for i in range(exchange.size)]
+        self.moves = [self.move(group, order) for order in orders(exchange.size)]
+
+    def move(self, group: Group, order: torch.Tensor) -> tuple[Element, dict[str, str]]:
+        """The element that tells to which block the content of a block goes, and the same of axes."""
+        axes = {members[int(order[i])]: members[i] for members in self.exchange.axes for i in range(len(order))}
+        return Element(group, {}, {}, {self.exchange.name: order.argsort()}), axes
 
     def of(self, generators: Sequence[Generator]) -> tuple[list[Generator], list[tuple[int, ...]]] | None:
         """Generators, and the numbers of those in the same role, one for every part."""
@@ -78,29 +88,19 @@ class _Bases:
         for g in generators:
             if self.member.get(g.axis) == 0:
                 rows.append(tuple(range(len(new), len(new) + self.exchange.size)))
-                new += [self.carried(g, i) for i in range(self.exchange.size)]
+                new += [_carried(g, *move) for move in self.swaps]
         keys = {_key(g) for g in new}
-        closed = all(_key(self.carried(g, i)) in keys for g in new for i in range(1, self.exchange.size))
+        closed = all(_key(_carried(g, *move)) in keys for g in new for move in self.moves)
         return (new, rows) if closed else None
 
     def keep(self, free: Sequence[Place]) -> bool:
         """Whether places without effect go to such places."""
-        return all(Place(s.source(p.block), p.leaf) in free for s in self.swaps for p in free)
-
-    def carried(self, g: Generator, i: int) -> Generator:
-        """A generator as it acts once the first part and part i have changed places."""
-        axes: dict[str, str] = {}
-        for members in self.exchange.axes:
-            axes |= {members[0]: members[i], members[i]: members[0]}
-        exponents = tuple((self.place(p, i), e) for p, e in g.exponents)
-        uniform = tuple(self.place(p, i) for p in g.uniform)
-        return replace(g, axis=axes.get(g.axis, g.axis), exponents=exponents, uniform=uniform)
-
-    def place(self, place: Place, i: int) -> Place:
-        return Place(self.swaps[i].source(place.block), place.leaf)
+        met = {*free}
+        return all(_placed(p, element) in met for element, _ in self.moves for p in free)
 
     def stays(self, g: Generator) -> bool:
-        return all(_key(self.carried(g, i)) == _key(g) for i in range(self.exchange.size))
+        """Whether exchanges leave a generator as it is."""
+        return all(_key(_carried(g, *move)) == _key(g) for move in self.moves)
 
     def singles(self, some: list[Generator]) -> list[Generator] | None:
         """Generators with the same span: one that acts on each part alone, then those that exchanges leave alone."""
@@ -110,13 +110,24 @@ class _Bases:
         for g in options:
             parts = {self.part[p.block] for p, _ in g.exponents if p.block in self.part}
             if parts == {0}:
-                new = [self.carried(g, i) for i in range(self.exchange.size)]
+                new = [_carried(g, *move) for move in self.swaps]
                 for other in [g for g in options if self.stays(g)]:
                     if len(new) < len(some) and _rank([*new, other]) > len(new):
                         new.append(other)
                 if len(new) == len(some) == _rank(new) == _rank([*new, *some]):
                     return new
         return None
+
+
+def _carried(g: Generator, element: Element, axes: Mapping[str, str]) -> Generator:
+    """A generator as it acts after an exchange."""
+    exponents = tuple((_placed(p, element), e) for p, e in g.exponents)
+    uniform = tuple(_placed(p, element) for p in g.uniform)
+    return replace(g, axis=axes.get(g.axis, g.axis), exponents=exponents, uniform=uniform)
+
+
+def _placed(place: Place, element: Element) -> Place:
+    return Place(element.source(place.block), place.leaf)
 
 
 def _combinations(some: list[Generator]) -> Iterator[Generator]:

@@ -9,10 +9,8 @@ parts are trade their contents.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import combinations
+from itertools import combinations, product
 from typing import TypeVar
-
-import torch
 
 from weightspace.graph import atoms
 from weightspace.graph.alike import Alike, Pick, alike
@@ -24,7 +22,7 @@ from weightspace.net.errors import SymmetryError
 from weightspace.net.inputs import carried, input_tensors
 from weightspace.symmetry.alone import Alone
 from weightspace.symmetry.axis import Exchange
-from weightspace.symmetry.bases import swap
+from weightspace.symmetry.bases import orders
 from weightspace.symmetry.group import Element, Group
 from weightspace.symmetry.parts import Link, exchanged, holds, labels, within
 from weightspace.symmetry.probe import Probe, usable
@@ -95,14 +93,28 @@ class _Search:
         if not 2 < parts.count <= _MOST_PAIRS or not parts.tensors:
             return False
         classes = [{i} for i in range(parts.count)]
-        before = self.group
-        for i, j in combinations(range(parts.count), 2):
+        before, used = self.group, self.used(parts)
+        for i, j in combinations(used, 2):
             if not any({i, j} <= some for some in classes) and self.whole(_some(parts, [i, j])):
                 both = [some for some in classes if some & {i, j}]
                 classes = [some for some in classes if some not in both] + [set().union(*both)]
                 self.group = before
         kept = [sorted(some) for some in classes if len(some) > 1]
         return bool([True for some in kept if self.whole(_some(parts, some))])
+
+    def used(self, parts: Alike) -> list[int]:
+        """The parts that the outputs depend on, on the inputs that exchanges are tried on."""
+        self.probe.draw(0)
+        tensors, before, found = self.probe.net.tensors, self.probe.outputs(), []
+        for i in range(parts.count):
+            own = {names[i]: tensors[names[i]].clone() for names in parts.tensors}
+            for name, tensor in own.items():
+                tensors[name].copy_(1.5 * tensor if tensor.is_floating_point() else tensor)
+            if distance(before, self.probe.outputs()) > 0:
+                found.append(i)
+            for name, tensor in own.items():
+                tensors[name].copy_(tensor)
+        return found
 
     def whole(self, parts: Alike) -> bool:
         """Whether all of the parts may be exchanged; the group then holds it."""
@@ -166,8 +178,7 @@ class _Search:
 
     def holds(self, group: Group, exchange: Exchange) -> bool:
         """Whether an exchange leaves the outputs, on drawn weights, and is independent of those found before."""
-        orders = _orders(exchange.size)
-        if not all(self.alone(Element(group, {}, {}, {exchange.name: order})) for order in orders):
+        if not all(self.alone(Element(group, {}, {}, {exchange.name: order})) for order in orders(exchange.size)):
             return False
         alone = all(_commute(group, exchange, other) for other in group.exchanges if other is not exchange)
         self.inside |= not alone
@@ -196,7 +207,7 @@ class _Search:
         """Whether exchanges hold on the module itself: on other weights, large and small inputs, and at home."""
         chosen = [x for x in group.exchanges if x.name in {*names}]
         elements = [
-            Element(group, {}, {}, {x.name: _orders(x.size)[min(k, len(_orders(x.size)) - 1)] for x in chosen})
+            Element(group, {}, {}, {x.name: orders(x.size)[min(k, len(orders(x.size)) - 1)] for x in chosen})
             for k in range(2)
         ]
         try:
@@ -230,16 +241,6 @@ class _Search:
         return found  # type: ignore[return-value]
 
 
-def _orders(size: int) -> list[torch.Tensor]:
-    """A cycle, and a transposition: together they generate all orders."""
-    cycle = torch.arange(size).roll(-1)
-    if size == 2:
-        return [cycle]
-    swap = torch.arange(size)
-    swap[:2] = torch.tensor([1, 0])
-    return [cycle, swap]
-
-
 def _shown(graph: Trace, reading: Reading) -> set[Atom]:
     """What the dimensions of the outputs are made of."""
     found: set[Atom] = set()
@@ -255,13 +256,13 @@ def _shown(graph: Trace, reading: Reading) -> set[Atom]:
 
 def _commute(group: Group, one: Exchange, other: Exchange) -> bool:
     """Whether two exchanges move blocks, axes and generators independently of one another."""
-    for i in range(1, one.size):
-        for j in range(1, other.size):
-            first, second = ({x.name: swap(x.size, k)} for x, k in ((one, i), (other, j)))
-            ways = [Element(group, {}, {}, {**a, **b}) for a, b in ((first, second), (second, first))]
-            if any(ways[0].source(b) != ways[1].source(b) for x in (one, other) for b in group.traded[x.name]):
-                return False
     held = [{a for row in (*x.axes, *x.generators) for a in row} for x in (one, other)]
+    both = group.traded[one.name].keys() & group.traded[other.name].keys()
+    for mine, theirs in product(orders(one.size), orders(other.size)):
+        first, second = {one.name: mine}, {other.name: theirs}
+        ways = [Element(group, {}, {}, {**a, **b}) for a, b in ((first, second), (second, first))]
+        if any(ways[0].source(b) != ways[1].source(b) for b in both):
+            return False
     return not held[0] & held[1]
 
 
