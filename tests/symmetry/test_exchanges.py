@@ -91,6 +91,13 @@ class Experts(nn.Module):
             out = out + ((index == i) * weight).sum(-1, keepdim=True) * e(x)
         return out
 
+    def chosen(self, x, gate):
+        weight, index = gate.softmax(-1).max(-1, keepdim=True)
+        out = torch.zeros_like(x)
+        for i, e in enumerate(self.es):
+            out = torch.where(index == i, e(x), out)
+        return weight * out
+
     def slots(self, x, gate):
         weight, index = gate.softmax(-1).topk(2, -1)
         out = torch.zeros_like(x)
@@ -221,6 +228,7 @@ NETS = {
     "mixture with a shared expert": (lambda: Experts("shared"), VECTORS, "S4{es}"),
     "top-k by masks": (lambda: Experts("masks"), VECTORS, "S4{es}"),
     "top-k slot by slot": (lambda: Experts("slots"), VECTORS, "S4{es}"),
+    "one choice by where": (lambda: Experts("chosen", 3), VECTORS, "S3{es}"),
     "sparse softmax": (lambda: Experts("sparse"), VECTORS, "S4{es}"),
     "einsum over a stack": (lambda: Experts("einsum"), VECTORS, "S4{es}"),
     "gathered from a stack": (lambda: Experts("gathered", 3), VECTORS, "S3{es}"),
@@ -345,6 +353,19 @@ class Slices(nn.Module):
         return self.o(torch.relu(self.a(x[:, :2]) + self.b(x[:, 2:4])))
 
 
+class Chosen(nn.Module):
+    """One branch where a condition holds, else the other where another does: both may hold at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.i, self.a, self.b, self.o = nn.Linear(5, 4), mlp(4, 3, 4), mlp(4, 3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = torch.tanh(self.i(x))
+        out = torch.where(x[:, :1] > -0.5, self.a(x), torch.zeros_like(x))
+        return self.o(torch.where(x[:, 1:2] > -0.5, self.b(x), out))
+
+
 OTHERS = {
     "other constants": (lambda: Branches(lambda a, b: 0.5 * a - 0.3 * b), VECTORS),
     "other dilations": (Dilated, (4, 2, 8)),
@@ -353,6 +374,7 @@ OTHERS = {
     "layers in a stream": (lambda: Sequence(joined=False), VECTORS),
     "layers joined": (lambda: Sequence(joined=True), VECTORS),
     "other inputs": (Slices, VECTORS),
+    "conditions that overlap": (Chosen, VECTORS),
     "a gate and a value": (lambda: Branches(lambda a, b: a.sigmoid() * b), VECTORS),
 }
 
@@ -376,6 +398,7 @@ def test_some_of_the_parts_are_exchanged_where_not_all_may_be():
     net, x = made(lambda: Ensemble(lambda some: some[0] + some[1] + some[2] + some[2].pow(2)), VECTORS)
     group = ws.Symmetry.of(net, x)
     assert str(group).endswith("S2{ms}") and group.exchanges[0].members == ("ms.0", "ms.1")
+    assert "of ms.0, ms.1, ms.2, 3 parts of one form, only some may be exchanged: ms.0, ms.1" in group.notes
 
 
 def test_parts_inside_of_parts_are_left_out_with_a_note():

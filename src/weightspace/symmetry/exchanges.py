@@ -100,7 +100,13 @@ class _Search:
                 classes = [some for some in classes if some not in both] + [set().union(*both)]
                 self.group = before
         kept = [sorted(some) for some in classes if len(some) > 1]
-        return bool([True for some in kept if self.whole(_some(parts, some))])
+        held = [_some(parts, some) for some in kept if self.whole(_some(parts, some))]
+        if held:
+            which = "; ".join(_listed(labels(some)) for some in held)
+            self.say(
+                f"of {_listed(labels(parts))}, {parts.count} parts of one form, only some may be exchanged: {which}"
+            )
+        return bool(held)
 
     def used(self, parts: Alike) -> list[int]:
         """The parts that the outputs depend on, on the inputs that exchanges are tried on."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby, permutations, product
 from typing import Any, TypeVar, overload
 
@@ -84,7 +85,7 @@ class Element:
         """
         turned = {place for k in self.factors for place in self.group.generators[k].uniform if self.is_matrix(k)}
         if like is None and all(_is_uniform(values_at(self.group, net, place)) for place in turned):
-            return lambda name, tensor: self.move(name, tensor, net.tensors.__getitem__)
+            return partial(self.move, others=net.tensors.__getitem__) if self.exchanges else self.move
         gains = gains_of(self.group, net.tensors.__getitem__)
         order = Element(self.group, self.permutations, {}, self.exchanges)
         ordered = lambda name: order.move(name, net.tensors[name], net.tensors.__getitem__)  # noqa: E731
@@ -98,8 +99,10 @@ class Element:
             wide = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
             return multiplied(self.group, name, wide, before)
 
+        others = (lambda name: folded(name, net.tensors[name])) if self.exchanges else None  # or the network is kept
+
         def move(name: str, tensor: Tensor) -> Tensor:
-            moved = self.move(name, folded(name, tensor), lambda other: folded(other, net.tensors[other]))
+            moved = self.move(name, folded(name, tensor), others)
             return copied(self.group, name, multiplied(self.group, name, moved, after), values).to(tensor.dtype)
 
         return move
