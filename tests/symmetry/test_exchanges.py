@@ -191,6 +191,18 @@ class Critics(nn.Module):
         return self.o(torch.cat([c(x) for c in self.cs], -1).tanh())
 
 
+class Mixed(nn.Module):
+    """Branches that a matrix mixes: its blocks belong to pairs of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.bs, self.m, self.o = several(3, lambda: mlp(5, 3, 2)), nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = torch.cat([b(x) for b in self.bs], -1)
+        return self.o(x + self.m(x).tanh())
+
+
 class Halves(nn.Module):
     """A bilinear gate in one tensor."""
 
@@ -234,6 +246,8 @@ NETS = {
     "gathered from a stack": (lambda: Experts("gathered", 3), VECTORS, "S3{es}"),
     "sum of branches": (lambda: Branches(lambda a, b: a + b), VECTORS, "S2{left,right}"),
     "product of branches": (lambda: Branches(lambda a, b: a * b), VECTORS, "S2{left,right}"),
+    "least of two": (lambda: Branches(torch.min), VECTORS, "S2{left,right}"),
+    "branches that are mixed": (Mixed, VECTORS, "S3{bs}"),
     "mean of a stack": (lambda: Ensemble(lambda some: torch.stack(some).mean(0)), VECTORS, "S3{ms}"),
     "sum of an ensemble": (lambda: Ensemble(sum), VECTORS, "S3{ms}"),
     "two outputs": (TwoOutputs, VECTORS, "S3{body}"),

@@ -14,7 +14,6 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
@@ -24,7 +23,7 @@ from weightspace.graph.trace import Trace, op_name
 __all__ = ["Alike", "Pick", "alike"]
 
 
-_COMMUTE = ("add", "add_", "mul", "mul_", "maximum", "minimum", "logaddexp", "where")
+_COMMUTE = ("add", "mul", "maximum", "minimum", "max", "min", "logaddexp", "where")
 _JOIN = ("cat", "concat", "concatenate", "stack")
 _PIECES = ("unbind", "unbind_copy", "split", "split_with_sizes", "chunk", "tensor_split", "split_copy",
            "split_with_sizes_copy", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes")  # fmt: skip
@@ -213,8 +212,7 @@ def _terms(top: fx.Node, node: fx.Node, inside: set[fx.Node]) -> Iterator[tuple[
     todo = [node]
     while todo:
         at = todo.pop()
-        same = isinstance(at.target, torch._ops.OpOverload) and op_name(at).rstrip("_") == op_name(top).rstrip("_")
-        if not same or (at is not top and len(at.users) > 1) or at.kwargs:
+        if at.target is not top.target or (at is not top and len(at.users) > 1) or at.kwargs:
             yield (at,)
             continue
         inside.add(at)
