@@ -17,7 +17,7 @@ FILES = {
     "linear": "assignment estimate krylov norms traces determinants operator",
     "task": "examples formats losses measures outputs task classification datasets data_files digest goal",
     "graph": """atoms pretrained rules.call rules.contraction rules.part rules.shape rules.reduction rules.write rules
-        trace follow layer on_data""",
+        trace follow alike layer on_data""",
     "inside": "image_functions representation calls units counts path_overlap",
     "equivariance": "finite_group equivariance layers",
     "curvature": "gradients linearised outputs curvature fisher tangent_kernel",
@@ -28,9 +28,10 @@ FILES = {
     "trust": """bounds.rounding bounds.rule bounds.maps bounds.norms bounds.pointwise bounds.shapes bounds.sums
         bounds.twins bounds.walk bounds.certificate expected_displacement relative perturbation sensitivity""",
     "risk": "inequalities fit pac_bound",
-    "symmetry": """axis matrix fold group moved balance upright canonical probe reach scale sign alone verify turns read
-        saved align.parity align.ascent align.spectral align.relax align.merge align.refit align.repair align.score
-        align.moves align.refine align.match align.features symmetry quotient""",
+    "symmetry": """axis matrix fold group moved balance upright members canonical probe reach scale sign alone verify
+        turns bases parts exchanges read saved align.parity align.ascent align.spectral align.relax align.merge
+        align.refit align.repair align.score align.moves align.refine align.orders align.match align.features symmetry
+        quotient""",
     "training": "deficits critical_periods recording recorder adapters",
     "flows": "batches anchors attacks ensembles goals pruning result options stepper",
     "commands": """progress data scores settings workspace compare align merge capacity walk perturb stability inform

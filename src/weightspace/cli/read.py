@@ -32,6 +32,8 @@ def say_read(group: Symmetry, name: str, certificate: Path | None) -> None:
         row = [axis.name, str(axis.size), ", ".join(axis.kinds), over, str(len(places)), ", ".join(tensors[:3]) + more]
         table.add_row(*map(printable, row))
     out.print(table)
+    for exchange in group.exchanges:
+        out.print(printable(f"{exchange.name}: {exchange.size} parts may be exchanged, {', '.join(exchange.members)}."))
     say_notes(out, list(group.notes))
     if group.verified:
         out.print("Verified: " + group.verified["how"] + f", in {group.verified['dtype']}.")

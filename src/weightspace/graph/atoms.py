@@ -128,7 +128,7 @@ def concat(pieces: list[Dim], foreign: bool = False) -> Dim:
         return flat(pieces[0])
     atom = Atom(sum(size(flat(p)) for p in pieces), foreign=foreign)
     atom.parts = [flat(p) for p in pieces]
-    atom.constant = all(a.constant for p in atom.parts for a in p)
+    atom.constant = any(atom.parts) and all(a.constant for p in atom.parts for a in p)
     return [atom]
 
 

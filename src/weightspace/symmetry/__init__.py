@@ -5,7 +5,7 @@ from weightspace.contents import handed_on
 __getattr__, __dir__, __all__ = handed_on(
     __name__,
     {
-        "axis": ["Axis", "Generator"],
+        "axis": ["Axis", "Exchange", "Generator"],
         "align.match": ["Candidate", "Match"],
         "align.refine": ["refine", "Refinement"],
         "group": ["Element", "Group"],

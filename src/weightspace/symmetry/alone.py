@@ -47,7 +47,7 @@ class Alone:
         def at(node: fx.Node) -> Any:
             if node not in moving or node in changed:
                 return changed.get(node, self.values[node])
-            value = element.move(moving[node], self.values[node])
+            value = element.move(moving[node], self.values[node], self._stored)
             if len(node.users) > 1:  # others are not kept, or a move of a whole stream would copy the network
                 changed[node] = value
             return value
@@ -67,6 +67,10 @@ class Alone:
                     changed[node] = value
                     self._push(todo, met, node)
         return None
+
+    def _stored(self, name: str) -> Tensor:
+        value: Tensor = self.values[self.homes[name][0]]
+        return value
 
     def _push(self, todo: list[tuple[int, fx.Node]], met: set[fx.Node], node: fx.Node) -> None:
         for user in node.users:

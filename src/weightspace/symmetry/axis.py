@@ -10,11 +10,12 @@ from torch import Tensor
 from weightspace.graph.atoms import Atom, Span
 from weightspace.net.public import public
 
-__all__ = ["Axis", "Block", "Generator", "Place", "as_blocks", "place_axes"]
+__all__ = ["Axis", "Block", "Exchange", "Generator", "Place", "as_blocks", "place_axes"]
 
 
 MATRICES = ("orthogonal", "linear")
 KINDS = ("permutation", "scale", "sign", *MATRICES)
+MOVES = (*KINDS, "exchange")
 
 
 @public
@@ -82,6 +83,42 @@ class Generator:
     evaluation: bool = False
     uniform: tuple[Place, ...] = ()
     ones: bool = False
+
+
+@public
+@dataclass(frozen=True)
+class Exchange:
+    """Whole parts of a network that may be renumbered: heads, experts, branches, members of an ensemble.
+
+    `members`: their names. `blocks`: sets of blocks that trade their contents, each a list of (members, block number);
+    a block of member i gets the content of that of member p[i], one of members i and j that of p[i] and p[j]. `axes`,
+    `generators`: axes, and numbers of generators, in the same role, one for every member. In a printed group, S4{hs}
+    are the orders of hs.0 to hs.3, and S2{left,right} those of two branches.
+
+    >>> import torch
+    >>> import weightspace as ws
+    >>> class Sum(torch.nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.left, self.right = (torch.nn.Linear(3, 2) for _ in range(2))
+    ...     def forward(self, x):
+    ...         return self.left(x).tanh() + self.right(x).tanh()
+    >>> group = ws.Symmetry.of(Sum(), torch.randn(4, 3))
+    >>> print(group), group.exchanges[0].members
+    S2{left,right}
+    (None, ('left', 'right'))
+    """
+
+    name: str
+    members: tuple[str, ...]
+    blocks: tuple[tuple[tuple[tuple[int, ...], int], ...], ...]
+    axes: tuple[tuple[str, ...], ...] = ()
+    generators: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def size(self) -> int:
+        """The number of members."""
+        return len(self.members)
 
 
 def place_axes(table: Tensor, at: list[int], rank: int) -> Tensor:

@@ -9,7 +9,8 @@ leading dimension). Units are sorted by a key f(v_x), after scales are balanced 
     "linear"  <v*, v_x> for one fixed pseudo-random v*
     callable  any function of the rows V (units x coordinates), one number per unit
 
-Axes that matrices move are turned to the eigenvectors of their second moments first: see `upright`.
+Members of exchanges are sorted first, by norms and moments whatever the key: see `members`. Axes that matrices move are
+turned to the eigenvectors of their second moments: see `upright`.
 
 Sources: Sorensen, Machine learning, math, and generalization; Rueger and Ossen, The metric structure of
 weight space, 1997.
@@ -31,6 +32,7 @@ from weightspace.symmetry.axis import MATRICES, Axis, Place
 from weightspace.symmetry.balance import balancing
 from weightspace.symmetry.fold import fold
 from weightspace.symmetry.group import Element, Group
+from weightspace.symmetry.members import canonical_order
 from weightspace.symmetry.upright import upright
 
 __all__ = ["Key", "canonical", "canonical_element"]
@@ -58,6 +60,10 @@ def canonical_element(group: Group, net: Net, key: Key = "norm") -> Element:
     bad = net.weights.unusable()
     if bad:
         raise WeightspaceError(f"{bad[0]} holds NaN or infinity; there is no representative")
+    if group.exchanges:
+        order = canonical_order(group, fold(group, net))
+        found = canonical_element(group.again(exchanges=()), order(fold(group, net)), key)
+        return Element(group, found.permutations, found.factors) @ order
     if any(g.kind in MATRICES for g in group.generators):
         return upright(group, fold(group, net), lambda rest, turned: _Canon(rest, turned, key).run())
     return _Canon(group, net, key).run()

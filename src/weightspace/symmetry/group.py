@@ -1,16 +1,18 @@
 """A symmetry group as data, and the action of its elements on weights.
 
 An `Axis` is a set of units that can move. A `Block` says where it occurs: a strided view of one tensor with one leaf,
-an axis or a plain size, per dimension of the view. A `Generator` is a factor on the units of one axis. An `Element`
-holds a permutation for every axis, and factors or a matrix for every generator; it acts linearly:
+an axis or a plain size, per dimension of the view. A `Generator` is a factor on the units of one axis. An `Exchange` is
+a set of parts whose blocks trade their contents. An `Element` holds a permutation for every axis, factors or a matrix
+for every generator, and an order of the parts, which acts first; it acts linearly:
 (g w)[.., x, ..] = prod_k f_k[x]^e_k w[.., p[x], ..], or sum_y M[x, y] w[.., p[y], ..].
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby, permutations, product
 from typing import Any, TypeVar, overload
 
@@ -21,7 +23,7 @@ from weightspace.net.errors import SymmetryError
 from weightspace.net.net import Net, checked
 from weightspace.net.public import public
 from weightspace.net.weights import Weights
-from weightspace.symmetry.axis import KINDS, MATRICES, Axis, Block, Generator, Place, place_axes
+from weightspace.symmetry.axis import KINDS, MATRICES, MOVES, Axis, Block, Exchange, Generator, Place, place_axes
 from weightspace.symmetry.fold import copied, factors_between, gains_of, kept_values, multiplied, values_at
 from weightspace.symmetry.matrix import drawn, inverse, turned
 
@@ -38,6 +40,7 @@ class Element:
 
     `permutations[axis]` has shape (outer sizes.., size): unit x of the result is unit p[.., x] of the argument;
     `factors[k]`, of the same shape, belongs to generator k; a matrix has the shape (outer sizes.., size, size).
+    `exchanges[name]`: member i of an exchange is member p[i] of the argument; those that stay may be left out.
     `g(net)`, `g(weights)`, `g.inverse()`, `g @ h`. Raises `SymmetryError` for a network of another architecture.
 
     >>> import weightspace as ws
@@ -51,6 +54,7 @@ class Element:
     group: Group
     permutations: Mapping[str, Tensor]
     factors: Mapping[int, Tensor] = field(default_factory=dict)
+    exchanges: Mapping[str, Tensor] = field(default_factory=dict)
 
     @overload
     def __call__(self, point: Net) -> Net: ...
@@ -65,7 +69,7 @@ class Element:
             self.group.check(point)
             move = self.on(point)
             return Net(point.architecture, self._moved(point.weights, move), self._moved(point.state, move))
-        return self._moved(point, self.move)
+        return self._moved(point, lambda name, tensor: self.move(name, tensor, point.__getitem__))
 
     def _moved(self, point: Weights, move: Callable[[str, Tensor], Tensor]) -> Weights:
         new = point.clone()
@@ -81,30 +85,36 @@ class Element:
         """
         turned = {place for k in self.factors for place in self.group.generators[k].uniform if self.is_matrix(k)}
         if like is None and all(_is_uniform(values_at(self.group, net, place)) for place in turned):
-            return self.move
+            return partial(self.move, others=net.tensors.__getitem__) if self.exchanges else self.move
         gains = gains_of(self.group, net.tensors.__getitem__)
-        order = Element(self.group, self.permutations)
-        tensors = like.tensors.__getitem__ if like is not None else lambda name: order.move(name, net.tensors[name])
+        order = Element(self.group, self.permutations, {}, self.exchanges)
+        ordered = lambda name: order.move(name, net.tensors[name], net.tensors.__getitem__)  # noqa: E731
+        tensors = like.tensors.__getitem__ if like is not None else ordered
         before = factors_between(self.group, gains, None)
         even = {place: torch.ones_like(gain) for place, gain in gains.items()}
         after = factors_between(self.group, even, gains_of(self.group, tensors))
         values = kept_values(self.group, like)
 
-        def move(name: str, tensor: Tensor) -> Tensor:
+        def folded(name: str, tensor: Tensor) -> Tensor:
             wide = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-            folded = self.move(name, multiplied(self.group, name, wide, before))
-            return copied(self.group, name, multiplied(self.group, name, folded, after), values).to(tensor.dtype)
+            return multiplied(self.group, name, wide, before)
+
+        others = (lambda name: folded(name, net.tensors[name])) if self.exchanges else None  # or the network is kept
+
+        def move(name: str, tensor: Tensor) -> Tensor:
+            moved = self.move(name, folded(name, tensor), others)
+            return copied(self.group, name, multiplied(self.group, name, moved, after), values).to(tensor.dtype)
 
         return move
 
-    def move(self, name: str, tensor: Tensor) -> Tensor:
-        """The action on the one tensor of that name."""
+    def move(self, name: str, tensor: Tensor, others: Callable[[str], Tensor] | None = None) -> Tensor:
+        """The action on the one tensor of that name; `others`: the tensors of other names, which exchanges need."""
         self.group.expect(name, tensor)
         source = tensor.detach().contiguous()
         target = torch.empty_like(source)
         for number, block in self.group.blocks_of(name):
             place = self.group.view(block, target)
-            self._gather(self.group.view(block, source), block.leaves, place)
+            self._gather(self._content(number, source, others), block.leaves, place)
             for leaf in range(len(block.leaves)):
                 factor = self._factor(number, leaf)
                 if factor is not None:
@@ -112,6 +122,32 @@ class Element:
             if turns := self._turns(number, block):
                 place.copy_(turned(place, turns))
         return target
+
+    def _content(self, number: int, source: Tensor, others: Callable[[str], Tensor] | None) -> Tensor:
+        """A view of the block from which exchanges take the content of block `number`, a part of `source`."""
+        block, own = self.group.blocks[self.source(number)], self.group.blocks[number].tensor
+        if block.tensor != own:
+            if others is None:
+                raise SymmetryError(f"{own} takes the place of {block.tensor}, which must be given too")
+            source = others(block.tensor).detach().to(source).contiguous()
+        return self.group.view(block, source)
+
+    def source(self, number: int) -> int:
+        """The number of the block from which exchanges take the content of block `number`."""
+        for name, order in self.exchanges.items():
+            if number in self.group.traded[name]:
+                blocks, members = self.group.traded[name][number]
+                number = blocks[tuple(int(order[i]) for i in members)]
+        return number
+
+    def _traded(self, other: Element) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
+        """Permutations and factors of another element as they act after the exchanges of this: at the new member."""
+        new, scaled = dict(other.permutations), dict(other.factors)
+        for name, order in self.exchanges.items():
+            exchange = self.group.exchange(name)
+            new = _renumbered(new, exchange.axes, order)
+            scaled = _renumbered(scaled, exchange.generators, order)
+        return new, scaled
 
     def _turns(self, number: int, block: Block) -> list[tuple[Tensor, float, list[int]]]:
         """The matrices that act on a block, their exponents, and the dimensions (outer.., own) that they act on."""
@@ -148,6 +184,9 @@ class Element:
 
     def inverse(self) -> Element:
         """The inverse element g^-1."""
+        if self.exchanges:
+            first = Element(self.group, {}, {}, {name: order.argsort() for name, order in self.exchanges.items()})
+            return first @ Element(self.group, self.permutations, self.factors).inverse()
         tables: dict[str, Tensor] = {}
         for axis in sorted(self.group.every, key=lambda a: len(a.over)):
             if axis.name in self.permutations:
@@ -159,16 +198,20 @@ class Element:
 
     def __matmul__(self, other: Element) -> Element:
         """The product: (g h) w = g (h w)."""
+        traded, scaled = self._traded(other)
         tables = dict(self.permutations)
-        for name, table in other.permutations.items():
+        for name, table in traded.items():
             tables[name] = self._carry(name, table)
         factors = dict(self.factors)
-        for k, factor in other.factors.items():
+        for k, factor in scaled.items():
             moved = self._carried(k, factor)
             if k in factors:
                 moved = factors[k] @ moved if self.is_matrix(k) else factors[k] * moved
             factors[k] = moved
-        return Element(self.group, tables, factors)
+        orders = dict(self.exchanges)
+        for name, order in other.exchanges.items():
+            orders[name] = order[orders[name]] if name in orders else order
+        return Element(self.group, tables, factors, orders)
 
     def is_matrix(self, k: int) -> bool:
         """Whether generator k moves by matrices."""
@@ -188,8 +231,12 @@ class Element:
         return self._gather(table, (*axis.over, axis.size))
 
     def difference(self, other: Element) -> float:
-        """Fraction of units that the two elements send to different places."""
+        """Fraction of units, and of members of exchanges, that the two elements send to different places."""
         wrong = total = 0
+        for exchange in self.group.exchanges:
+            still = torch.arange(exchange.size)
+            mine, theirs = (g.exchanges.get(exchange.name, still) for g in (self, other))
+            wrong, total = wrong + int((mine != theirs).sum()), total + exchange.size
         for name, table in self.permutations.items():
             theirs = other.permutations.get(name, self.group.identity().permutations[name])
             wrong += int((table != theirs).sum())
@@ -199,11 +246,35 @@ class Element:
     def __repr__(self) -> str:
         still = self.group.identity().permutations
         moved = sum(int((t != still[n]).sum()) for n, t in self.permutations.items())
-        return f"Element({moved} units permuted, {len(self.factors)} of {len(self.group.generators)} factors)"
+        traded = sum(int((order != torch.arange(len(order))).sum()) for order in self.exchanges.values())
+        also = f", {traded} parts exchanged" if traded else ""
+        return f"Element({moved} units permuted, {len(self.factors)} of {len(self.group.generators)} factors{also})"
+
+
+_K = TypeVar("_K", str, int)
+
+
+def _renumbered(values: Mapping[_K, Tensor], classes: Iterable[Sequence[_K]], order: Tensor) -> dict[_K, Tensor]:
+    """Values at the members of every class, moved as an order moves the members."""
+    new = dict(values)
+    for members in classes:
+        for i, member in enumerate(members):
+            new.pop(member, None)
+            if (source := members[int(order[i])]) in values:
+                new[member] = values[source]
+    return new
 
 
 def _is_uniform(gain: Tensor) -> bool:
     return float(gain.max() - gain.min()) <= 1e-12 * float(gain.abs().max())
+
+
+def _shuffled(size: int, generator: torch.Generator) -> Tensor:
+    """A random order, not the identity."""
+    order, still = torch.randperm(size, generator=generator), torch.arange(size)
+    while torch.equal(order, still):
+        order = torch.randperm(size, generator=generator)
+    return order
 
 
 def _rank(rows: Iterable[int]) -> int:
@@ -222,8 +293,8 @@ class Group:
 
     `axes`: those that move. `notes`: operations that are not known. `pinned`: why indices of a parameter stay.
     `verified`: how the group was verified, or None. `gauge`: the scales and signs that `fold` uses to set gains to one;
-    `free`: places that have no effect on the outputs, which it sets to zero. Iterating gives the axes; `group[name]`
-    one of them. Read one by `Symmetry.of`.
+    `free`: places that have no effect on the outputs, which it sets to zero. `exchanges`: parts that may be renumbered.
+    Iterating gives the axes; `group[name]` one of them. Read one by `Symmetry.of`.
     """
 
     def __init__(
@@ -240,6 +311,7 @@ class Group:
         verified: Mapping[str, Any] | None = None,
         gauge: Iterable[Generator] = (),
         free: Iterable[Place] = (),
+        exchanges: Iterable[Exchange] = (),
     ) -> None:
         self.every = tuple(every)
         self.blocks = tuple(blocks)
@@ -251,6 +323,7 @@ class Group:
         self.fingerprint = fingerprint
         self.verified = dict(verified) if verified else None
         self.gauge, self.free = tuple(gauge), tuple(free)
+        self.exchanges = tuple(exchanges)
         self._axes = {axis.name: axis for axis in self.every}
         self._index()
 
@@ -266,21 +339,43 @@ class Group:
         for k, generator in enumerate(self.generators):
             for place, exponent in generator.exponents:
                 self.exponents_at.setdefault((place.block, place.leaf), []).append((k, exponent))
-        moving = {axis.name for axis in self.axes}
-        self.tensors = [n for n, found in self._blocks.items() if any(moving & set(b.leaves) for _, b in found)]
+        self.traded = {x.name: {b: (dict(found), at) for found in x.blocks for at, b in found} for x in self.exchanges}
+        moving, traded = {axis.name for axis in self.axes}, {b for found in self.traded.values() for b in found}
+        self.tensors = [
+            n for n, found in self._blocks.items() if any(k in traded or moving & set(b.leaves) for k, b in found)
+        ]
+
+    def exchange(self, name: str) -> Exchange:
+        """The exchange of that name."""
+        return next(exchange for exchange in self.exchanges if exchange.name == name)
+
+    def again(self: _G, **changed: Any) -> _G:
+        """The same group but for some of its parts."""
+        parts = {
+            "every": self.every, "blocks": self.blocks, "generators": self.generators, "shapes": self.shapes,
+            "state": self.state, "notes": self.notes, "pinned": self.pinned, "fingerprint": self.fingerprint,
+            "verified": self.verified, "gauge": self.gauge, "free": self.free, "exchanges": self.exchanges,
+        }  # fmt: skip
+        return type(self)(**{**parts, **changed})
 
     def without(self: _G, tensors: Iterable[str]) -> _G:
         """The subgroup that moves nothing in these tensors: axes that index one of them stay."""
         still = set(tensors)
         fixed = {name for name, met in self.places.items() if any(self.blocks[p.block].tensor in still for p in met)}
         every = [replace(axis, kinds=()) if axis.name in fixed else axis for axis in self.every]
-        generators = [g for g in self.generators if g.axis not in fixed]
-        gauge = [g for g in self.gauge if g.axis not in fixed]
-        free = [place for place in self.free if self.blocks[place.block].tensor not in still]
-        return type(self)(
-            every, self.blocks, generators, self.shapes, state=self.state, notes=self.notes, pinned=self.pinned,
-            fingerprint=self.fingerprint, verified=self.verified, gauge=gauge, free=free,
-        )  # fmt: skip
+        number = {k: n for n, k in enumerate(k for k, g in enumerate(self.generators) if g.axis not in fixed)}
+        blocks = {k for k, block in enumerate(self.blocks) if block.tensor in still}
+        return self.again(
+            every=every,
+            generators=[self.generators[k] for k in number],
+            gauge=[g for g in self.gauge if g.axis not in fixed],
+            free=[place for place in self.free if place.block not in blocks],
+            exchanges=[
+                replace(x, generators=tuple(tuple(number[k] for k in some) for some in x.generators))
+                for x in self.exchanges
+                if not blocks & self.traded[x.name].keys()
+            ],
+        )
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -396,17 +491,17 @@ class Group:
     def _count(self, axis: Axis) -> Tensor:
         return torch.arange(axis.size).expand(self.sizes(axis)).clone()
 
-    def sample(self, seed: int, kinds: str | Iterable[str] = KINDS, axes: Iterable[str] | None = None) -> Element:
+    def sample(self, seed: int, kinds: str | Iterable[str] = MOVES, axes: Iterable[str] | None = None) -> Element:
         """A random element: uniform permutations (none the identity), log-normal scales, random signs and matrices.
 
-        `kinds`: which of "permutation", "scale", "sign", "orthogonal" and "linear" move; `axes`: the names of the axes
-        that do.
+        `kinds`: which of "permutation", "scale", "sign", "orthogonal", "linear" and "exchange" move; `axes`: the names
+        of the axes and of the exchanges that do.
         """
         generator = torch.Generator().manual_seed(seed)
         chosen = {a.name for a in self.axes} if axes is None else set(axes)
         wanted = {kinds} if isinstance(kinds, str) else set(kinds)
-        if unknown := wanted - set(KINDS):
-            raise SymmetryError(f"unknown kind {unknown.pop()!r}; choose {', '.join(KINDS)}")
+        if unknown := wanted - set(MOVES):
+            raise SymmetryError(f"unknown kind {unknown.pop()!r}; choose {', '.join(MOVES)}")
         tables = {}
         for axis in self.permutable():
             moving = "permutation" in wanted and axis.name in chosen
@@ -416,18 +511,16 @@ class Group:
             if g.kind in wanted and g.axis in chosen:
                 sizes = self.sizes(self[g.axis])
                 factors[k] = drawn(g, sizes, generator) if g.kind in MATRICES else self._draw(sizes, g.kind, generator)
-        return Element(self, tables, factors)
+        orders = {
+            x.name: _shuffled(x.size, generator)
+            for x in self.exchanges
+            if "exchange" in wanted and (axes is None or x.name in chosen)
+        }
+        return Element(self, tables, factors, orders)
 
     def _shuffle(self, axis: Axis, generator: torch.Generator) -> Tensor:
         rows = math.prod(self.sizes(axis)[:-1])
-        still = torch.arange(axis.size)
-        drawn = []
-        for _ in range(rows):
-            row = torch.randperm(axis.size, generator=generator)
-            while torch.equal(row, still):
-                row = torch.randperm(axis.size, generator=generator)
-            drawn.append(row)
-        return torch.stack(drawn).reshape(self.sizes(axis))
+        return torch.stack([_shuffled(axis.size, generator) for _ in range(rows)]).reshape(self.sizes(axis))
 
     def _draw(self, sizes: tuple[int, ...], kind: str, generator: torch.Generator) -> Tensor:
         if kind == "scale":
@@ -437,31 +530,36 @@ class Group:
         return signs
 
     def isometries(self, most: int = 20_000) -> Iterator[Element]:
-        """Every permutation and sign, the identity first. Raises `SymmetryError` for more than `most` of them."""
+        """Every permutation, sign and exchange, the identity first. Raises `SymmetryError` for more than `most`."""
         if any(g.kind in MATRICES for g in self.generators):
             raise SymmetryError("matrices cannot all be tried; read the group with linear=False")
         copies = [(a, math.prod(self.sizes(a)[:-1])) for a in self.permutable()]
         signs = [(k, self.sizes(self[g.axis])) for k, g in enumerate(self.generators) if g.kind == "sign"]
         order = math.prod(math.factorial(a.size) ** n for a, n in copies) * 2 ** sum(math.prod(s) for _, s in signs)
+        order *= math.prod(math.factorial(x.size) for x in self.exchanges)
         if order > most:
             raise SymmetryError(f"{float(order):.3g} permutations and signs are too many to try; at most {most:,} are")
         tables = [list(product(permutations(range(a.size)), repeat=n)) for a, n in copies]
         flips = [list(product((1.0, -1.0), repeat=math.prod(size))) for _, size in signs]
-        for chosen in product(*tables, *flips):
+        parts = [list(permutations(range(x.size))) for x in self.exchanges]
+        for chosen in product(*tables, *flips, *parts):
             moved = zip(copies, chosen, strict=False)
+            traded = zip(self.exchanges, chosen[len(copies) + len(signs) :], strict=True)
             yield Element(
                 self,
                 {a.name: torch.tensor(rows).reshape(self.sizes(a)) for (a, _), rows in moved},
                 {
                     k: torch.tensor(flip, dtype=torch.float64).reshape(size)
-                    for (k, size), flip in zip(signs, chosen[len(copies) :], strict=True)
+                    for (k, size), flip in zip(signs, chosen[len(copies) :], strict=False)
                 },
+                {x.name: torch.tensor(order) for x, order in traded},
             )
 
     @property
     def log10_order(self) -> float:
-        """log10 of the number of permutations in the group."""
-        return sum(math.prod(self.sizes(a)[:-1]) * math.lgamma(a.size + 1) / math.log(10) for a in self.permutable())
+        """log10 of the number of permutations in the group, exchanges included."""
+        sizes = [n for a in self.permutable() for n in [a.size] * math.prod(self.sizes(a)[:-1])]
+        return sum(math.lgamma(n + 1) for n in [*sizes, *(x.size for x in self.exchanges)]) / math.log(10)
 
     def factors_of(self, axis: Axis) -> str:
         """One axis as a factor of the group: `S512 x R+512`."""
@@ -482,12 +580,13 @@ class Group:
         return " x ".join(words)
 
     def __str__(self) -> str:
-        if not self.axes:
+        if not self.axes and not self.exchanges:
             return "the trivial group"
         words = []
         for word, run in groupby(self.factors_of(axis) for axis in self.axes):
             times = len(list(run))
             words.append(word if times == 1 else f"[{word}]^{times}")
+        words += [f"S{exchange.size}{{{exchange.name}}}" for exchange in self.exchanges]
         return " x ".join(words)
 
     def __repr__(self) -> str:

@@ -19,8 +19,11 @@ class Moved(Mapping[str, Tensor]):
         self.element, self.tensors, self.dtype, self.names = element, tensors, dtype, {*touched(element)}
 
     def __getitem__(self, name: str) -> Tensor:
+        return self.element.move(name, self._own(name), self._own) if name in self.names else self.tensors[name]
+
+    def _own(self, name: str) -> Tensor:
         tensor = self.tensors[name]
-        return self.element.move(name, tensor.to(self.dtype or tensor.dtype)) if name in self.names else tensor
+        return tensor.to(self.dtype or tensor.dtype)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)
@@ -35,4 +38,7 @@ def touched(element: Element) -> list[str]:
     moving = [n for n, t in element.permutations.items() if not torch.equal(t, torch.arange(t.shape[-1]).expand_as(t))]
     places = [place for axis in moving for place in group.places[axis]]
     places += [place for k in element.factors for place, _ in group.generators[k].exponents]
-    return list(dict.fromkeys(group.blocks[place.block].tensor for place in places))
+    numbers = [place.block for place in places]
+    traded = [number for name in element.exchanges for number in group.traded[name]]
+    numbers += [number for number in traded if element.source(number) != number]
+    return list(dict.fromkeys(group.blocks[number].tensor for number in numbers))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
@@ -109,22 +111,67 @@ def lower_bound(group: Group, a: Net, b: Net) -> float:
     sigma_i(B))^2 for every unfolding into a matrix (Mirsky, "Symmetric gauge functions and unitarily invariant norms",
     1960) and for the slices at each fixed index (position in a kernel); the cheapest assignment of slices to slices
     along a moved dimension, each sorted along the others that move. Exact for a block of which one dimension moves
-    freely. Dimensions above 2048 units are only compared by their sorted norms.
+    freely. Dimensions above 2048 units are only compared by their sorted norms. Of blocks that an exchange moves, each
+    of a is paired with one of b, at the least sum of these bounds.
     """
-    turned = {group.blocks[place.block].tensor for g in group.generators for place in g.uniform}
-    turning = {g.axis for g in group.generators if g.kind in MATRICES}
-    signed = {place.block for g in group.generators if g.kind == "sign" for place, _ in g.exponents}
+    bounds = _Bounds(group, a, b)
+    traded = {number for found in group.traded.values() for number in found}
     total = 0.0
     for name, tensor in a.weights.items():
-        x, y = exact(tensor).contiguous(), exact(b.weights[name]).contiguous()
         if name not in group.tensors:
+            x, y = exact(tensor), exact(b.weights[name])
             total += float((x - y).square().sum())
             continue
-        for number, block in group.blocks_of(name):
-            pair = _arranged(group, block, x), _arranged(group, block, y)
-            if name not in turned:  # the gains of folded norms are one
-                total += _turned(*pair) if turning & set(block.leaves) else _least(*pair, number in signed)
-    return math.sqrt(total)
+        total += sum(bounds.of(number, number) for number, _ in group.blocks_of(name) if number not in traded)
+    return math.sqrt(total + sum(map(_cheapest, _costs(group, bounds, traded))))
+
+
+class _Bounds:
+    """Lower bounds of |A - g B|^2 for a block A of one network and a block B of another."""
+
+    def __init__(self, group: Group, a: Net, b: Net) -> None:
+        self.group, self.a, self.b = group, a.weights, b.weights
+        self.turned = {group.blocks[place.block].tensor for g in group.generators for place in g.uniform}
+        self.turning = {g.axis for g in group.generators if g.kind in MATRICES}
+        self.signed = {place.block for g in group.generators if g.kind == "sign" for place, _ in g.exponents}
+
+    def of(self, ours: int, theirs: int) -> float:
+        block, other = self.group.blocks[ours], self.group.blocks[theirs]
+        if block.tensor not in self.a or block.tensor in self.turned:  # the gains of folded norms are one
+            return 0.0
+        x = _arranged(self.group, block, exact(self.a[block.tensor]).contiguous())
+        y = _arranged(self.group, other, exact(self.b[other.tensor]).contiguous())
+        return _turned(x, y) if self.turning & set(block.leaves) else _least(x, y, ours in self.signed)
+
+
+def _costs(group: Group, bounds: _Bounds, traded: set[int]) -> Iterator[Tensor]:
+    """Matrices of bounds: member by member for blocks of one member, block by block for all others that may meet."""
+    count = Counter(number for found in group.traded.values() for number in found)
+    left = set(traded)
+    for exchange in group.exchanges:
+        alone = [some for some in exchange.blocks if len(some[0][0]) == 1 and count[some[0][1]] == 1]
+        cost = torch.zeros(exchange.size, exchange.size, dtype=torch.float64)
+        for some in alone:
+            left -= {number for _, number in some}
+            for ((i,), ours), ((j,), theirs) in product(some, repeat=2):
+                cost[i, j] += bounds.of(ours, theirs)
+        yield cost
+    while left:
+        met, todo = set[int](), [left.pop()]
+        while todo:
+            number = todo.pop()
+            met.add(number)
+            for found in group.traded.values():
+                todo += [n for n in found[number][0].values() if n not in met] if number in found else []
+        left -= met
+        if len(met) ** 2 <= _LARGEST:
+            order = sorted(met)
+            yield torch.tensor([[bounds.of(i, j) for j in order] for i in order], dtype=torch.float64)
+
+
+def _cheapest(cost: Tensor) -> float:
+    rows, columns = linear_sum_assignment(cost.numpy())
+    return float(cost[rows, columns].sum())
 
 
 def _turned(x: Tensor, y: Tensor) -> float:

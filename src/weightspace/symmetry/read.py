@@ -25,6 +25,7 @@ from weightspace.net.errors import SymmetryError
 from weightspace.net.inputs import input_tensors
 from weightspace.net.net import Net
 from weightspace.symmetry.axis import KINDS, MATRICES, Axis, Block, Generator, Place, as_blocks
+from weightspace.symmetry.exchanges import find_exchanges
 from weightspace.symmetry.group import Element, Group
 from weightspace.symmetry.probe import Probe
 from weightspace.symmetry.reach import Signs, signs_met, unreached
@@ -71,7 +72,8 @@ def read(
             graph = probe.trace()
             draft = _draft(graph, follow(graph, outputs_move), net)
             group = _tried(draft, graph, probe, into, check is not False, scales)
-            return _turned(draft, group, graph, probe, into) if linear and scales else group
+            group = _turned(draft, group, graph, probe, into) if linear and scales else group
+            return _exchanged(draft, group, graph, probe)
 
 
 def _tried(draft: Draft, graph: Trace, probe: Probe, into: type[_G], check: bool, scales: bool) -> _G:
@@ -108,6 +110,16 @@ def _turned(draft: Draft, group: _G, graph: Trace, probe: Probe, into: type[_G])
     grown = draft.group(into, found.replaced(group.generators), found.gauge, found.free)
     grown.verified = group.verified and {**group.verified, "kinds": [*group.verified["kinds"], *MATRICES]}
     return grown
+
+
+def _exchanged(draft: Draft, group: _G, graph: Trace, probe: Probe) -> _G:
+    """The group with the exchanges of its parts, and what there is to say about them."""
+    try:
+        found = find_exchanges(group, graph, draft.reading, draft.names, probe, draft.say)
+    except SymmetryError as error:
+        draft.say(f"exchanges of parts were not looked for: {error}")
+        found = group
+    return found if found.notes == tuple(draft.reading.notes) else found.again(notes=draft.reading.notes)
 
 
 def _factors(draft: Draft, group: Group, graph: Trace, probe: Probe) -> list[Generator]:

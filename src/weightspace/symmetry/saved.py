@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from weightspace.checkpoint import files
 from weightspace.net.errors import SymmetryError, WeightspaceError
-from weightspace.symmetry.axis import Axis, Block, Generator, Place
+from weightspace.symmetry.axis import Axis, Block, Exchange, Generator, Place
 from weightspace.symmetry.group import Group
 
 __all__ = ["as_json", "load", "save"]
@@ -36,6 +36,7 @@ def as_json(group: Group) -> dict[str, Any]:
         "generators": [_generator(g) for g in group.generators],
         "gauge": [_generator(g) for g in group.gauge],
         "free": [[p.block, p.leaf] for p in group.free],
+        "exchanges": [asdict(exchange) for exchange in group.exchanges],
         "notes": list(group.notes),
         "pinned": group.pinned,
     }
@@ -95,7 +96,7 @@ def _parse(data: dict[str, Any], into: type[_G]) -> _G:
     axes = [Axis(**tuples(a)) for a in data["axes"]]
     _check_blocks(blocks, shapes, {axis.name: axis.size for axis in axes})
     met = {leaf for block in blocks for leaf in block.leaves}
-    if lost := [axis.name for axis in axes if axis.name not in met]:
+    if lost := [axis.name for axis in axes if axis.kinds and axis.name not in met]:
         raise ValueError(f"no tensor is indexed by its axis {lost[0]}")
     return into(
         axes,
@@ -109,7 +110,32 @@ def _parse(data: dict[str, Any], into: type[_G]) -> _G:
         verified=data["verified"],
         gauge=[_parsed(g) for g in data.get("gauge", ())],
         free=[Place(b, k) for b, k in data.get("free", ())],
+        exchanges=_exchanges(data.get("exchanges", ()), blocks, axes, generators),
     )
+
+
+def _exchanges(
+    found: list[dict[str, Any]], blocks: list[Block], axes: list[Axis], generators: list[Generator]
+) -> list[Exchange]:
+    """Exchanges read back. Raises `ValueError` for one whose blocks do not have the same form."""
+    size = {axis.name: axis.size for axis in axes}
+    exchanges = []
+    for data in found:
+        members = tuple(data["members"])
+        sets = tuple(tuple((tuple(at), int(b)) for at, b in some) for some in data["blocks"])
+        rows = [tuple(map(tuple, data[key])) for key in ("axes", "generators")]
+        for some in sets:
+            forms = {tuple(leaf if isinstance(leaf, int) else size[leaf] for leaf in blocks[b].leaves) for _, b in some}
+            if len(forms) != 1 or len({at for at, _ in some}) != math.perm(len(members), len(some[0][0])):
+                raise ValueError(f"the blocks that {data['name']} exchanges differ")
+        if any(len(row) != len(members) for row in (*rows[0], *rows[1])):
+            raise ValueError(f"the members of {data['name']} differ")
+        if not {*size} >= {a for row in rows[0] for a in row} or any(
+            not 0 <= k < len(generators) for row in rows[1] for k in row
+        ):
+            raise ValueError(f"{data['name']} exchanges what is not there")
+        exchanges.append(Exchange(data["name"], members, sets, *rows))
+    return exchanges
 
 
 def _check_blocks(blocks: list[Block], shapes: dict[str, tuple[int, ...]], sizes: dict[str, int]) -> None:

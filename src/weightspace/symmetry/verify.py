@@ -175,10 +175,12 @@ def moved(element: Element, probe: Probe) -> Iterator[None]:
 
 
 def _move(element: Element, probe: Probe) -> None:
-    """Move the probe's tensors in place, one after the other."""
-    tensors = probe.net.tensors
-    for name in touched(element):
-        tensors[name].copy_(element.move(name, tensors[name]))
+    """Move the probe's tensors in place, one after the other; those that are exchanged all at once."""
+    tensors, names = probe.net.tensors, touched(element)
+    traded = {element.group.blocks[k].tensor for name in element.exchanges for k in element.group.traded[name]}
+    kept = {name: tensors[name].clone() for name in names if name in traded}
+    for name in names:
+        tensors[name].copy_(element.move(name, kept.get(name, tensors[name]), kept.__getitem__))
 
 
 def distance(before: list[Tensor], after: list[Tensor]) -> float:

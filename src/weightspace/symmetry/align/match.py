@@ -16,6 +16,7 @@ from weightspace.net.net import Net
 from weightspace.net.public import public
 from weightspace.net.weights import squared_distance
 from weightspace.symmetry.align.ascent import Matching, Terms, coordinate_descent, weight_terms
+from weightspace.symmetry.align.orders import member_order
 from weightspace.symmetry.align.refine import Refinement
 from weightspace.symmetry.align.relax import frank_wolfe
 from weightspace.symmetry.align.score import Score
@@ -98,7 +99,13 @@ def match(
         bad = [*each.weights.unusable(), *each.state.unusable()]
         if bad:
             raise WeightspaceError(f"{bad[0]} holds NaN or infinity; there is nothing to match")
-    return _Search(group, net, to, features, score, refined, seed).run(method)
+    if not group.exchanges:
+        return _Search(group, net, to, features, score, refined, seed).run(method)
+    orders = [member_order(group, net, to, seed), Element(group, {}, {}, {})]
+    found = [_Search(group, net, to, features, score, refined, seed, orders[0]).run(method)]
+    if score is None and apart(to, net, found[0].element) > apart(to, net, group.identity()):
+        found.append(_Search(group, net, to, features, score, refined, seed, orders[1]).run(method))
+    return min(found, key=lambda one: apart(to, net, one.element))
 
 
 _BALANCED, _ALIKE = 1e-8, 1e-5
@@ -121,7 +128,11 @@ class _Search:
         score: Score | None,
         refined: Callable[[Element, Score], Refinement] | None,
         seed: int,
+        order: Element | None = None,
     ) -> None:
+        self.order, self.given = order, net
+        if order is not None:
+            group, net = group.again(exchanges=()), order(net)
         self.group, self.net, self.to, self.seed = group, net, to, seed
         self.score, self.refined = score, refined
         self.pair = unit_variances(group, net), unit_variances(group, to)
@@ -139,7 +150,7 @@ class _Search:
         every = method in ("auto", "refine")
         if method in ("activations", "activations+weights", "refine") and self.features is None:
             raise WeightspaceError(f"method {method!r} needs data; give data=")
-        naive = self.score(self.net) if self.score is not None and every else 0.0
+        naive = self.score(self.given) if self.score is not None and every else 0.0
         candidates: list[Candidate] = []
         for name in _MATCHERS if every else (method,):
             if name.startswith("activations") and self.features is None:
@@ -157,7 +168,7 @@ class _Search:
         best = self.choose(candidates)
         nearest = self.nearest(self.found[best.method])
         what = "" if self.score is None else self.score.what
-        found = Match(nearest, best.method, _why(best, candidates, what), tuple(candidates))
+        found = Match(self.whole(nearest), best.method, _why(best, candidates, what), tuple(candidates))
         return self.finish(found, best, naive, method) if every else found
 
     def finish(self, found: Match, best: Candidate, naive: float, method: Method) -> Match:
@@ -179,6 +190,12 @@ class _Search:
                            candidates=(*found.candidates, more))  # fmt: skip
         why = f"{best.method}, then its scales refined by {told}: {change}"
         return Match(done.element, "refine", why, (*found.candidates, more))
+
+    def whole(self, element: Element) -> Element:
+        """The element with the order of members that this search began with."""
+        if self.order is None:
+            return element
+        return Element(self.order.group, element.permutations, element.factors) @ self.order
 
     def heavy(self) -> bool:
         """Whether Frank-Wolfe would need more than half the memory of a network on top."""
@@ -286,7 +303,7 @@ def apart(a: Net, b: Net, element: Element) -> float:
 def _isometry(element: Element) -> Element:
     """The permutations, signs and matrices of an element, without its scales."""
     signs = {k: f for k, f in element.factors.items() if element.group.generators[k].kind != "scale"}
-    return Element(element.group, element.permutations, signs)
+    return Element(element.group, element.permutations, signs, element.exchanges)
 
 
 def _norm(tensors: Iterable[Tensor]) -> float:
