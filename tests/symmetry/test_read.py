@@ -499,3 +499,26 @@ def test_an_expert_that_an_example_does_not_choose_gets_no_wrong_move(seed):
     other = torch.randn(40, 5).double()
     for element in (group.sample(k) for k in range(3)):
         assert change(net, element(net), other) < 1e-9 and change(net, element(net), x) < 1e-9
+
+
+class Sparse(nn.Module):
+    """Experts in a list, of which every token takes one by its router; most are not met by one example."""
+
+    def __init__(self, experts=24):
+        super().__init__()
+        self.r, self.h = nn.Linear(5, experts), nn.Linear(5, 2)
+        self.es = nn.ModuleList(nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 5)) for _ in range(experts))
+
+    def forward(self, x):
+        one = self.r(x).argmax(-1, keepdim=True)
+        return self.h(x + sum((one == k) * e(x) for k, e in enumerate(self.es)))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_signs_of_experts_that_one_draw_does_not_meet_are_tried_on_another(rows):
+    torch.manual_seed(0)
+    net = Net.of(Sparse()).double()
+    group, other = Symmetry.of(net, normal(rows, 5).double()), torch.randn(400, 5).double()
+    assert any("sign" in axis.kinds for axis in group.axes)
+    for kind in ("permutation", "scale", "sign"):
+        assert change(net, group.sample(0, kind)(net), other) < 1e-9

@@ -571,3 +571,26 @@ def test_networks_without_usable_numbers_are_refused_in_one_line(what, done, rea
     with pytest.raises(ws.WeightspaceError, match=words) as error:
         DONE[done](group, net, bad)
     assert "\n" not in str(error.value)
+
+
+def zeroed(net):
+    """The network with one gain of its last norm at zero, as pruning or a start at zero leaves it."""
+    return net.at(net.weights.replace({"n.weight": net.weights["n.weight"] * (torch.arange(8) > 0)}))
+
+
+def test_a_gain_of_zero_costs_the_rotation_and_nothing_else(read_once):
+    net, group = read_once
+    a, x = zeroed(net), inputs(Transformer)
+    rest = group.foldable(a)
+    assert str(rest).startswith("S8 x") and "is zero for some unit" in rest.notes[-1] and group.foldable(net) is group
+    b = rest.sample(1)(a)
+    assert change(a, b, x) < 1e-9 and apart(a, b) > 0.1
+    for first, second in ((a, b), (a, a)):
+        assert compare(first, second, group).verdict.kind == "same"
+        assert ws.modulo(group)(first, second).lower < 1e-9
+        assert change(a, group.align(second, to=first), x) < 1e-9
+        assert change(a, ws.mean([first, second], group), x) < 1e-6
+        assert apart(group.canonical(first), group.canonical(second)) < 1e-6
+    assert compare(net, a, group).verdict.kind == "related"
+    with pytest.raises(SymmetryError, match="group.foldable"):
+        group.sample(0)(a)

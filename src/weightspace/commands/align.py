@@ -70,7 +70,8 @@ def align(space: Workspace, path: Path, to: Path, out: Path) -> Aligned:
     fixed, file, settings = space.load(to), space.open_file(path), space.settings
     net = file.net
     settings.progress(f"matching the units of {path.name} to {to.name}", 0, 0)
-    match = space.group.match(net, to=fixed, data=space.align_on, method=space.method, seed=settings.seed)
+    group = space.group.foldable(fixed, net)
+    match = group.match(net, to=fixed, data=space.align_on, method=space.method, seed=settings.seed)
     stored = file.moved(partial(_moved, match.element, match.element.on(net, like=fixed)))
     before, after = euclidean(fixed, net), apart(fixed, net, match.element)
     line = _aligned_line(space, fixed, net, match.element)
@@ -84,14 +85,14 @@ def align(space: Workspace, path: Path, to: Path, out: Path) -> Aligned:
     return Aligned(
         names=(first, second),
         out=str(out),
-        group=str(space.group),
+        group=str(group),
         method=match.method,
         why=match.why,
-        moved=match.element.difference(space.group.identity()),
+        moved=match.element.difference(group.identity()),
         before=before,
         after=after,
         function=function,
-        notes=list(space.group.notes),
+        notes=list(group.notes),
         line=line,
     )
 
@@ -100,7 +101,12 @@ def _aligned_line(space: Workspace, a: Net, b: Net, element: Element) -> Line | 
     if space.measure_on is None:
         return None
     return along(
-        a, b, fold(space.group, element(b), like=a), space.measure_on, space.align_on, progress=space.settings.progress
+        a,
+        b,
+        fold(element.group, element(b), like=a),
+        space.measure_on,
+        space.align_on,
+        progress=space.settings.progress,
     )
 
 

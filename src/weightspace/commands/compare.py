@@ -258,6 +258,7 @@ def compare(
     Distances are to the nearest g b found; the line goes to the g b with the lowest barrier, where there is data.
     """
     a.check(b)
+    group = group.foldable(a, b)
     progress(f"matching the units of {names[1]} to {names[0]}", 0, 0)
     near, low = _matches(a, b, group, align_on, method, seed)
     progress("measuring distances", 0, 0)

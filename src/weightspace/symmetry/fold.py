@@ -102,7 +102,9 @@ def factors_between(group: Gauged, now: Mapping[Place, Tensor], wanted: Mapping[
         if not bool((gain * target).isfinite().all()):
             raise SymmetryError(f"{name} holds NaN or infinity; it cannot be folded into what reads it")
         if bool((gain * target == 0).any()):
-            raise SymmetryError(f"{name} is zero for some unit; it cannot be folded into what reads it")
+            raise SymmetryError(
+                f"{name} is zero for some unit and cannot be folded into what reads it; take group.foldable(net)"
+            )
         ratio, own = target / gain, dict(generator.exponents)[place]
         unit = ratio.sign() if generator.kind == "sign" else ratio.abs() ** (1 / own)
         for met, exponent in generator.exponents:

@@ -269,6 +269,13 @@ def _is_uniform(gain: Tensor) -> bool:
     return float(gain.max() - gain.min()) <= 1e-12 * float(gain.abs().max())
 
 
+def _kept(exchanges: Iterable[Exchange], generators: Sequence[int]) -> list[Exchange]:
+    """The exchanges, numbered for these generators alone; those of others are left out."""
+    number = {k: n for n, k in enumerate(generators)}
+    whole = [x for x in exchanges if all(k in number for some in x.generators for k in some)]
+    return [replace(x, generators=tuple(tuple(number[k] for k in some) for some in x.generators)) for x in whole]
+
+
 def _shuffled(size: int, generator: torch.Generator) -> Tensor:
     """A random order, not the identity."""
     order, still = torch.randperm(size, generator=generator), torch.arange(size)
@@ -363,18 +370,40 @@ class Group:
         still = set(tensors)
         fixed = {name for name, met in self.places.items() if any(self.blocks[p.block].tensor in still for p in met)}
         every = [replace(axis, kinds=()) if axis.name in fixed else axis for axis in self.every]
-        number = {k: n for n, k in enumerate(k for k, g in enumerate(self.generators) if g.axis not in fixed)}
+        kept = [k for k, g in enumerate(self.generators) if g.axis not in fixed]
         blocks = {k for k, block in enumerate(self.blocks) if block.tensor in still}
         return self.again(
             every=every,
-            generators=[self.generators[k] for k in number],
+            generators=[self.generators[k] for k in kept],
             gauge=[g for g in self.gauge if g.axis not in fixed],
             free=[place for place in self.free if place.block not in blocks],
-            exchanges=[
-                replace(x, generators=tuple(tuple(number[k] for k in some) for some in x.generators))
-                for x in self.exchanges
-                if not blocks & self.traded[x.name].keys()
-            ],
+            exchanges=_kept([x for x in self.exchanges if not blocks & self.traded[x.name].keys()], kept),
+        )
+
+    def foldable(self: _G, *nets: Net) -> _G:
+        """The subgroup without rotations that a gain of zero in one of these networks keeps from folding, with a note.
+
+        A gain of zero loses what it multiplies, so that it cannot move into what reads it (see `fold`).
+        """
+        stuck: dict[str, str] = {}
+        for net in nets:
+            self.check(net)
+            gains = gains_of(self, net.tensors.__getitem__)
+            met = (g for g in self.gauge if bool((gains[g.uniform[0]] == 0).any()))
+            stuck |= {g.axis: self.blocks[g.uniform[0].block].tensor for g in met}
+        if not stuck:
+            return self
+        kept = [k for k, g in enumerate(self.generators) if g.axis not in stuck or g.kind not in MATRICES]
+        plain = {name: tuple(kind for kind in self[name].kinds if kind not in MATRICES) for name in stuck}
+        return self.again(
+            every=[replace(axis, kinds=plain.get(axis.name, axis.kinds)) for axis in self.every],
+            generators=[self.generators[k] for k in kept],
+            gauge=[g for g in self.gauge if g.axis not in stuck],
+            exchanges=_kept(self.exchanges, kept),
+            notes=[
+                *self.notes,
+                *(f"{axis} is not rotated: the gain {gain} is zero for some unit" for axis, gain in stuck.items()),
+            ],  # fmt: skip
         )
 
     @property

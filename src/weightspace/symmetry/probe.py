@@ -39,7 +39,7 @@ class Probe:
     `given`: the user's example in float64; `example`: the inputs used in its place. `alike`: which of its tensors are
     varied and not drawn, because the network does not take any number there. `graph`: evaluated where the module itself
     insists on a lower precision, its casts skipped. `added`: biases, which are drawn small, or else all examples look
-    alike after a few layers.
+    alike after a few layers. `passes`: every place with an effect was felt on one of so many first draws.
     """
 
     net: Net
@@ -51,6 +51,7 @@ class Probe:
     way: int = 0
     alike: set[int] = field(default_factory=set)
     added: set[str] = field(default_factory=set)
+    passes: int = 1
     _drawn: tuple[Any, ...] = ()
 
     @classmethod

@@ -87,12 +87,13 @@ def modulo(
             group.check(net)
             if bad := net.weights.unusable():
                 raise WeightspaceError(f"NaN or infinity in {bad[0]}; compare networks of finite weights")
-        a, b = sliced(group, a), sliced(group, b)
+        whole = group.foldable(a, b)
+        a, b = sliced(whole, a), sliced(whole, b)
         if exact:
-            least = min(distance(a, g(b)) for g in group.isometries())
+            least = min(distance(a, g(b)) for g in whole.isometries())
             return Interval(least, least)
-        upper = distance(a, sliced(group, group.align(b, to=a)))
-        lower = lower_bound(group, a, b) if distance is euclidean else 0.0
+        upper = distance(a, sliced(whole, whole.align(b, to=a)))
+        lower = lower_bound(whole, a, b) if distance is euclidean else 0.0
         return Interval(min(lower, upper), upper)
 
     return between

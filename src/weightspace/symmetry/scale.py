@@ -27,7 +27,7 @@ from weightspace.symmetry.axis import Block, Generator, Place
 from weightspace.symmetry.group import Group
 from weightspace.symmetry.probe import Probe, usable
 
-__all__ = ["Slope", "dead_blocks", "place_slopes", "scale_generators"]
+__all__ = ["Slope", "dead_blocks", "place_slopes", "scale_generators", "sizes"]
 
 
 _SPARE = 8
@@ -68,6 +68,7 @@ def place_slopes(
                 break
     finally:
         probe.draw(0)
+        probe.passes = max(probe.passes, seed + 1)
     return slopes
 
 
@@ -132,7 +133,7 @@ def _backward(
 
     with math_attention():
         outputs: list[Tensor] = []
-        for size in dict.fromkeys((_SIZES[seed % len(_SIZES)], 1.0)):
+        for size in sizes(seed):
             kept.clear()
             outputs = graph.run(leaves, input_tensors(probe.inputs(seed, size)), watch)
             if usable(outputs):
@@ -141,6 +142,11 @@ def _backward(
     leaves.close()
     for place, found in leaves.met.items():
         rows.setdefault(place, []).append((torch.stack([t for t, _ in found]).sum(0), sum(s for _, s in found)))
+
+
+def sizes(seed: int) -> list[float]:
+    """The sizes of the inputs of a pass: the first at which the outputs are usable."""
+    return list(dict.fromkeys((_SIZES[seed % len(_SIZES)], 1.0)))
 
 
 class _Leaves(Mapping[str, Tensor]):

@@ -106,14 +106,15 @@ class Symmetry(Group):
         >>> found.method, round(float((found.element(group.sample(seed=1)(net)) - net).norm()), 3)
         ('weights', 0.0)
         """
-        net, to = fold(self, net), fold(self, to)
+        group = self.foldable(net, to)
+        net, to = fold(group, net), fold(group, to)
         if data is None:
-            return match(self, net, to, method=method, seed=seed)
+            return match(group, net, to, method=method, seed=seed)
         batch = data.take(_FEATURE_EXAMPLES, seed=seed)
-        features = lambda a, b: activation_terms(self, a, b, batch.example(_FEATURE_EXAMPLES))  # noqa: E731
-        refined = lambda start, score: refine(self, net, to, start, data, seed=seed, score=score)  # noqa: E731
+        features = lambda a, b: activation_terms(group, a, b, batch.example(_FEATURE_EXAMPLES))  # noqa: E731
+        refined = lambda start, score: refine(group, net, to, start, data, seed=seed, score=score)  # noqa: E731
         score = Score(to, data, seed)
-        return match(self, net, to, features=features, score=score, refined=refined, method=method, seed=seed)
+        return match(group, net, to, features=features, score=score, refined=refined, method=method, seed=seed)
 
     def align(self, net: Net, to: Net, data: Task | None = None, method: Method = "auto", seed: int = 0) -> Net:
         """The member of the orbit of `net` nearest `to`: the same function, ready to be compared or averaged.
@@ -125,8 +126,8 @@ class Symmetry(Group):
         >>> round(float((group.align(copy, to=net) - net).norm()), 3)
         0.0
         """
-        found = self.match(net, to, data, method, seed).element
-        return fold(self, found(net), like=to)
+        group = self.foldable(net, to)
+        return fold(group, group.match(net, to, data, method, seed).element(net), like=to)
 
     def fold(self, net: Net, like: Net | None = None) -> Net:
         """The same function with gains of norms at one, so that what they normalise may be rotated.
@@ -161,7 +162,7 @@ class Symmetry(Group):
         >>> round(float((group.canonical(copy) - group.canonical(net)).norm()), 3)
         0.0
         """
-        return canonical(self, net, key)
+        return canonical(self.foldable(net), net, key)
 
     def balance(self, net: Net, tolerance: float = 1e-10) -> Net:
         """`net` with the least norm that positive scales reach, running statistics included: the same function.
@@ -206,7 +207,7 @@ def mean(
         raise WeightspaceError("the mean of no networks; give at least one network")
     nets = [unfrozen(checked(net), frozen) for net in nets]
     frozen_names = _still(nets)
-    group = group.without(frozen_names) if frozen_names else group
+    group = (group.without(frozen_names) if frozen_names else group).foldable(*nets)
     many = [fold(group, net) for net in lifted(nets)]
     still = group.identity()
     star = [still, *(group.match(net, many[0], data, seed=seed).element for net in many[1:])]

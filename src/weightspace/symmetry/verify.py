@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,7 @@ from weightspace.symmetry.axis import Axis, as_blocks
 from weightspace.symmetry.group import Element, Group
 from weightspace.symmetry.moved import touched
 from weightspace.symmetry.probe import Probe, usable
+from weightspace.symmetry.scale import sizes
 
 __all__ = ["distance", "moved", "verify"]
 
@@ -76,8 +77,12 @@ def verify(
     probe.draw(0)
     _repeat(probe, tolerance)
     try_each(probe.example, _felt(group, kinds, broken, graph, probe, probe.example))
-    drawn = partial(probe.draw, 0), [probe.example, *_elsewhere(probe)], tolerance
-    for place, examples, limit in (drawn, (probe.at_home, [probe.given], max(tolerance, _AT_HOME))):
+    drawn = [probe.example, *_elsewhere(probe)]
+    tries: list[tuple[Callable[[], None], list[Any], float]] = [(partial(probe.draw, 0), drawn, tolerance)]
+    for k in _felt_on(probe, kinds):
+        tries.append((partial(probe.draw, k), [probe.inputs(k, size) for size in sizes(k)], tolerance))
+    tries.append((probe.at_home, [probe.given], max(tolerance, _AT_HOME)))
+    for place, examples, limit in tries:
         place()
         for example in _changed(group, kinds, broken, probe, examples, limit):
             place()
@@ -86,6 +91,11 @@ def verify(
                 place()
                 try_each(example)
     return broken
+
+
+def _felt_on(probe: Probe, kinds: Iterable[str]) -> range:
+    """The other draws on which slopes were felt: of an expert that no token of the first draw chooses, say."""
+    return range(1, probe.passes if {"scale", "sign"} & {*kinds} else 1)
 
 
 def _repeat(probe: Probe, tolerance: float) -> None:
