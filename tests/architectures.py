@@ -299,7 +299,7 @@ def _():
     "cosine_head",
     reals(4, 5),
     E(7, kinds="PR"),
-    E(11, kinds="PS", note="features"),
+    E(11, kinds="PO", note="features"),
     E(3, kinds="R", note="classes are the output, but the length of a class vector is free"),
 )
 def _():
@@ -725,7 +725,7 @@ def _():
 @case(
     "tied_residual",
     tokens(13, 3, 4),
-    E(5, kinds="PS", note="a scale would be squared by the head"),
+    E(5, kinds="PO", note="a scale would be squared by the head; no norm, so that any rotation does"),
     E(7, kinds="P"),
 )
 def _():

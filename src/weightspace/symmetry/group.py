@@ -383,7 +383,16 @@ class Group:
     def foldable(self: _G, *nets: Net) -> _G:
         """The subgroup without rotations that a gain of zero in one of these networks keeps from folding, with a note.
 
-        A gain of zero loses what it multiplies, so that it cannot move into what reads it (see `fold`).
+        A gain of zero loses what it multiplies, so that it cannot move into what reads it (see `fold`). Raises
+        `SymmetryError` for a network of another architecture.
+
+        >>> import torch
+        >>> import weightspace as ws
+        >>> net = ws.Net.of(torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 2)))
+        >>> group = ws.Symmetry.of(net, torch.randn(2, 3))
+        >>> pruned = net.at(net.weights.replace({"1.weight": torch.tensor([0.0, *[1.0] * 7])}))
+        >>> print(group, "|", group.foldable(net), "|", group.foldable(pruned))
+        O7 | O7 | S8
         """
         stuck: dict[str, str] = {}
         for net in nets:

@@ -133,7 +133,7 @@ def _factors(draft: Draft, group: Group, graph: Trace, probe: Probe) -> list[Gen
         if not more:
             break
         held |= more
-    unseen = _unseen(draft, group, dead_blocks(group, slopes, still))
+    unseen = _unseen(draft, group, probe, dead_blocks(group, slopes, still))
     slopes = {axis: {} if axis in unseen else found for axis, found in slopes.items()}
     draft.drop(axis for axis, found in slopes.items() if not found)
     generators = [g for g in generators if g.axis not in unseen]
@@ -141,9 +141,10 @@ def _factors(draft: Draft, group: Group, graph: Trace, probe: Probe) -> list[Gen
     return _independent(group, generators)
 
 
-def _unseen(draft: Draft, group: Group, dead: list[int]) -> set[str]:
+def _unseen(draft: Draft, group: Group, probe: Probe, dead: list[int]) -> set[str]:
     """The axes of blocks without effect, with a note: this example does not tell how they act on the rest."""
-    if not dead:
+    dead = [n for n in dead if not draft.spare & {*group.blocks[n].leaves} and not _has_effect(group, probe, n)]
+    if not any(len({*group.blocks[number].dims}) > 1 for number in dead):
         return set()
     tensors = list(dict.fromkeys(group.blocks[number].tensor for number in dead))
     draft.say(
@@ -151,6 +152,24 @@ def _unseen(draft: Draft, group: Group, dead: list[int]) -> set[str]:
         "longer example, of several tokens or steps"
     )
     return {str(leaf) for number in dead for leaf in group.blocks[number].leaves}
+
+
+def _has_effect(group: Group, probe: Probe, number: int) -> bool:
+    """Whether other numbers in a block change an output on a draw of the slopes; a router by argmax has no slope."""
+    block, noise = group.blocks[number], torch.Generator().manual_seed(number)
+    tensor, felt = probe.net.tensors[block.tensor], False
+    for seed in range(probe.passes):
+        probe.draw(seed)
+        example = probe.inputs(seed)
+        before, view = probe.outputs(example), group.view(block, tensor)
+        kept = view.clone()
+        view.copy_(torch.randn(view.shape, generator=noise, dtype=torch.float64).to(view) * (kept.abs().mean() + 1))
+        felt = not all(map(torch.equal, before, probe.outputs(example)))
+        view.copy_(kept)
+        if felt:
+            break
+    probe.draw(0)
+    return felt
 
 
 def _unfollowed(
@@ -194,6 +213,7 @@ class Draft:
     state: list[str]
     pinned: dict[str, str] = field(default_factory=dict)
     fingerprint: str = ""
+    spare: set[str] = field(default_factory=set)  # axes of rows that a slice threw away
 
     def drop(self, axes: Iterable[str]) -> None:
         """Fix axes on which the output does not depend."""
@@ -256,7 +276,8 @@ def _draft(graph: Trace, reading: Reading, net: Net) -> Draft:
     reasons = {names[leaf]: leaf.pin for leaf in order if leaf.pin is not None}
     if mixed := [name for name, reason in reasons.items() if reason == atoms.MIXED]:
         reading.notes.append(f"{atoms.MIXED} elsewhere, {', '.join(mixed[:_MOST_NAMES])}: pinned")
-    return Draft(reading, names, axes, blocks, fixed, shapes, state, reasons, net.fingerprint)
+    thrown = {names[leaf] for leaf in spare}
+    return Draft(reading, names, axes, blocks, fixed, shapes, state, reasons, net.fingerprint, thrown)
 
 
 def _listed(names: list[str], others: Iterable[str]) -> str:

@@ -208,7 +208,7 @@ class _Search:
                 return
         if stuck := self.stuck(axis, gains):
             self.say(f"{axis.name} may not be rotated: the gain {stuck} cannot be folded into what reads it alone")
-        elif normed:
+        elif normed and "gain" in uses and not any("conv" in use for use in uses):
             self.say(f"{axis.name} may not be rotated: its norms have gains that no scale of the group undoes")
 
     def of(self, axis: Axis, kind: str) -> list[Generator]:

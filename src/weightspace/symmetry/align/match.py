@@ -322,6 +322,10 @@ def _signs_only(group: Group, terms: Terms, element: Element, seed: int) -> Elem
 
 def _why(best: Candidate, candidates: list[Candidate], what: str) -> str:
     if best.barrier is None:
-        return f"highest inner product <a, g b> = {best.objective:.4g} of {len(candidates)} methods (no data given)"
+        return f"highest inner product <a, g b> = {best.objective:.4g} of {_counted(len(candidates))} (no data given)"
     tried = ", ".join(f"{c.method} {c.barrier:.4f}" for c in candidates)
-    return f"lowest measured {what} of {len(candidates)} methods: {tried}"
+    return f"lowest measured {what} of {_counted(len(candidates))}: {tried}"
+
+
+def _counted(methods: int) -> str:
+    return "1 method" if methods == 1 else f"{methods} methods"
