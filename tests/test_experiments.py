@@ -605,7 +605,7 @@ def test_pairs_of_transformers_keep_their_functions_and_come_nearer(tmp_path):
     assert all(row["changed"] < 1e-3 and row["ends"] == rows["stored"]["ends"] for row in rows.values())
     barriers = {way: row["barrier"] for way, row in rows.items()}
     assert barriers["refined"] < barriers["activations+weights"] and barriers["activations"] < barriers["permutations"]
-    assert rows["refined"]["seconds"] > rows["activations+weights"]["seconds"] > 0
+    assert rows["stored"]["seconds"] == 0 < min(row["seconds"] for way, row in rows.items() if way != "stored")
     assert transformers.main(arguments) == 0
     assert out.read_text() == first
     (shown,) = transformers.tables(record.Record(out), "").values()
