@@ -135,18 +135,18 @@ def _elsewhere(probe: Probe) -> Iterator[Any]:
 def _changed(
     group: Group, kinds: Iterable[str], broken: set[int], probe: Probe, examples: list[Any], tolerance: float
 ) -> list[Any]:
-    """The examples on which one move of everything, or of the other signs, changes the outputs."""
+    """The examples whose outputs one move of everything changes, or of the other signs. The weights stay moved."""
     before = [_outputs(probe, example) for example in examples]
     pairs = [(example, was) for example, was in zip(examples, before, strict=True) if was is not None]
     element = group.sample(2, kinds)
     factors = {k: f for k, f in element.factors.items() if k not in broken}
     tables = element.permutations if "permutation" in kinds else {}
-    others = {k: -f for k, f in factors.items() if group.generators[k].kind == "sign"}
+    signs = {k: -torch.ones_like(f) for k, f in factors.items() if group.generators[k].kind == "sign"}
     changed: dict[int, Any] = {}
     # a unit that one draw leaves alone, as that of the only expert that is chosen, is flipped by the other
-    for moves in [Element(group, tables, factors), *([Element(group, {}, others)] if others else [])]:
-        with moved(moves, probe):
-            found = [k for k, (x, was) in enumerate(pairs) if not distance(was, probe.outputs(x)) <= tolerance]
+    for moves in [Element(group, tables, factors), *([Element(group, {}, signs)] if signs else [])]:
+        _move(moves, probe)
+        found = [k for k, (x, was) in enumerate(pairs) if not distance(was, probe.outputs(x)) <= tolerance]
         changed |= {k: pairs[k][0] for k in found}
     return [changed[k] for k in sorted(changed)]
 
