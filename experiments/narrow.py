@@ -42,6 +42,7 @@ class Lab(Networks):
         if not (full or quick):
             self.train, self.name = self.train.take(FEW), self.name.replace("full", "narrow")
         self.plain = ws.Task(tensors(self.train)[0], batch=self.train.batch)
+        self.told = self.train.take(TOLD)
 
     @property
     def setting(self) -> str:
@@ -49,7 +50,7 @@ class Lab(Networks):
 
     def near(self, net: ws.Net) -> ws.Net:
         """The network with its running statistics estimated on images."""
-        return ws.reset_statistics(net, self.train.take(TOLD))
+        return ws.reset_statistics(net, self.told)
 
 
 def pairs(lab: Lab, seed: int) -> Iterator[Job]:

@@ -115,16 +115,17 @@ def of(paths: Sequence[Path]) -> Adapter:
 
     The scale s is alpha / rank, or alpha / sqrt(rank), of `adapter_config.json`; without that file 1.
     """
-    configs = [_config(path) for path in paths if describes(path)]
-    for path, config in zip(paths, configs, strict=False):
+    configs = {path: _config(path) for path in paths if describes(path)}
+    first = configs[paths[0]]
+    for path, config in configs.items():
         for key in _SCALING:
-            if config.get(key) != configs[0].get(key):
-                seen = f"{key} is {configs[0].get(key)!r} for {paths[0].name} and {config.get(key)!r} for {path.name}"
+            if config.get(key) != first.get(key):
+                seen = f"{key} is {first.get(key)!r} for {paths[0].name} and {config.get(key)!r} for {path.name}"
                 raise WeightspaceError(f"{seen}: these updates are scaled differently; merge them into their bases")
-    if (kind := str(configs[0].get("peft_type", "LORA"))) != "LORA":
+    if (kind := str(first.get("peft_type", "LORA"))) != "LORA":
         raise WeightspaceError(f"{paths[0]} holds an adapter of type {kind}, not of low rank; merge it into its base")
     found = reader.read(paths[0])
-    module = Adapter(found.shapes, _scale(configs[0]))
+    module = Adapter(found.shapes, _scale(first))
     with torch.no_grad():
         for k, (name, weight) in enumerate(module.named_parameters()):
             weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(k)))

@@ -12,7 +12,7 @@ units of either network.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
@@ -314,12 +314,7 @@ def _relative(a: Net, b: Net) -> float:
     Over matrices and kernels, if there are any: gains of norm layers are near 1 in unrelated networks too.
     """
     names = [n for n, w in a.weights.items() if w.dim() > 1] or list(a.weights)
-    size = distance = 0.0
-    for name in names:
-        x, y = a.weights[name].double(), b.weights[name].double()
-        size += float(x.norm()) ** 2 / 2 + float(y.norm()) ** 2 / 2
-        distance += float((x - y).norm()) ** 2
-    return math.sqrt(distance / size) if size else 0.0
+    return _apart(a, b, names)
 
 
 def _beside(a: Net, b: Net, relative: float) -> float:
@@ -329,13 +324,18 @@ def _beside(a: Net, b: Net, relative: float) -> float:
     """
     if relative > SAME:
         return 0.0
+    names = [n for n, t in a.tensors.items() if t.is_floating_point() and (t.dim() < 2 or n in a.state)]
+    return min(_apart(a, b, names), RELATED)
+
+
+def _apart(a: Net, b: Net, names: Iterable[str]) -> float:
+    """|a - b| over the root mean square of |a| and |b|, over these tensors; one pair at a time in float64."""
     size = distance = 0.0
-    for name, tensor in a.tensors.items():
-        if tensor.is_floating_point() and (tensor.dim() < 2 or name in a.state):
-            x, y = tensor.double(), b.tensors[name].double()
-            size += float(x.norm()) ** 2 / 2 + float(y.norm()) ** 2 / 2
-            distance += float((x - y).norm()) ** 2
-    return min(math.sqrt(distance / size), RELATED) if size else 0.0
+    for name in names:
+        x, y = a.tensors[name].double(), b.tensors[name].double()
+        size += float(x.norm()) ** 2 / 2 + float(y.norm()) ** 2 / 2
+        distance += float((x - y).norm()) ** 2
+    return math.sqrt(distance / size) if size else 0.0
 
 
 def _precision(a: Net, b: Net) -> float:

@@ -17,6 +17,7 @@ import torch
 
 from weightspace.symmetry.axis import MATRICES, Exchange, Generator, Place
 from weightspace.symmetry.group import Element, Group
+from weightspace.symmetry.sign import reduce_bits
 
 __all__ = ["orders", "renumbering"]
 
@@ -154,13 +155,7 @@ def _rank(generators: list[Generator]) -> int:
             row[places[place]] = exponent
     if generators[0].kind != "sign":
         return int(np.linalg.matrix_rank(rows))
-    basis: list[int] = []
-    for row in rows:
-        bits = sum(1 << k for k, e in enumerate(row) if round(e) % 2)
-        for other in basis:
-            bits = min(bits, bits ^ other)
-        basis += [bits] if bits else []
-    return len(basis)
+    return len(reduce_bits([sum(1 << k for k, e in enumerate(row) if round(e) % 2) for row in rows]))
 
 
 def _key(g: Generator) -> tuple[object, ...]:

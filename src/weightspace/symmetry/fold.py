@@ -65,7 +65,7 @@ def fold(group: Gauged, net: Net, like: Net | None = None) -> Net:
     """
     for each in [net] if like is None else [net, like]:
         group.check(each)
-    if not group.gauge and not group.free:
+    if like is None and all(bool((values_at(group, net, p) == number).all()) for p, number in _folded(group).items()):
         return net
     new = net.clone()
     fold_in_place(group, new.tensors, like)
@@ -79,10 +79,14 @@ def fold_in_place(group: Gauged, tensors: Mapping[str, Tensor], like: Net | None
     factors = factors_between(group, now, wanted)
     for name in dict.fromkeys(group.blocks[place.block].tensor for place in factors):
         tensors[name].copy_(multiplied(group, name, tensors[name], factors))
-    exact = {**{generator.uniform[0]: 1.0 for generator in group.gauge}, **dict.fromkeys(group.free, 0.0)}
-    for place, number in exact.items():  # free of rounding
+    for place, number in _folded(group).items():  # free of rounding
         view = _view(group, tensors[group.blocks[place.block].tensor].detach(), place)
         view.copy_(torch.tensor(number) if like is None else values_at(group, like, place))
+
+
+def _folded(group: Gauged) -> dict[Place, float]:
+    """What folding sets, and to what."""
+    return {**{generator.uniform[0]: 1.0 for generator in group.gauge}, **dict.fromkeys(group.free, 0.0)}
 
 
 def gains_of(group: Gauged, tensor: Callable[[str], Tensor]) -> dict[Place, Tensor]:

@@ -29,7 +29,7 @@ from weightspace.symmetry.exchanges import find_exchanges
 from weightspace.symmetry.group import Element, Group
 from weightspace.symmetry.probe import Probe
 from weightspace.symmetry.reach import Signs, signs_met, unreached
-from weightspace.symmetry.scale import dead_blocks, place_slopes, scale_generators
+from weightspace.symmetry.scale import dead_blocks, place_slopes, scale_generators, with_matrix
 from weightspace.symmetry.sign import reduce_bits, sign_generators
 from weightspace.symmetry.turns import find_turns
 from weightspace.symmetry.verify import verify
@@ -143,8 +143,8 @@ def _factors(draft: Draft, group: Group, graph: Trace, probe: Probe) -> list[Gen
 
 def _unseen(draft: Draft, group: Group, probe: Probe, dead: list[int]) -> set[str]:
     """The axes of blocks without effect, with a note: this example does not tell how they act on the rest."""
-    dead = [n for n in dead if not draft.spare & {*group.blocks[n].leaves} and not _has_effect(group, probe, n)]
-    if not any(len({*group.blocks[number].dims}) > 1 for number in dead):
+    seen = [n for n in dead if not draft.spare & {*group.blocks[n].leaves} and not _has_effect(group, probe, n)]
+    if not (dead := with_matrix(group, seen)):
         return set()
     tensors = list(dict.fromkeys(group.blocks[number].tensor for number in dead))
     draft.say(

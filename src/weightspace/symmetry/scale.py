@@ -27,7 +27,7 @@ from weightspace.symmetry.axis import Block, Generator, Place
 from weightspace.symmetry.group import Group
 from weightspace.symmetry.probe import Probe, usable
 
-__all__ = ["Slope", "dead_blocks", "place_slopes", "scale_generators", "sizes"]
+__all__ = ["Slope", "dead_blocks", "place_slopes", "scale_generators", "sizes", "with_matrix"]
 
 
 _SPARE = 8
@@ -81,7 +81,12 @@ def dead_blocks(group: Group, slopes: Mapping[str, Mapping[Place, object]], mask
     felt = {place.block for met in slopes.values() for place in met}
     known = {place.block for axis in group.every if not _still(group, axis.name) for place in group.places[axis.name]}
     dead = [number for number in sorted(known - felt) if group.blocks[number].tensor not in {*masks, *group.state}]
-    return dead if any(len({*group.blocks[number].dims}) > 1 for number in dead) else []
+    return with_matrix(group, dead)
+
+
+def with_matrix(group: Group, numbers: list[int]) -> list[int]:
+    """The blocks, or none where no matrix is among them."""
+    return numbers if any(len({*group.blocks[number].dims}) > 1 for number in numbers) else []
 
 
 def _enough(met: dict[Place, Slope], seed: int) -> bool:

@@ -241,15 +241,7 @@ class _Search:
     def holds(self, moves: Sequence[Generator], free: Sequence[Place], gauge: Sequence[Generator] = ()) -> bool:
         """Whether random matrices leave the outputs, on drawn weights and inputs and at the network's own weights."""
         tolerance = 1e-4 if self.graph.low_precision and self.probe.graph is None else 1e-9
-        trial = Group(
-            self.group.every,
-            self.group.blocks,
-            moves,
-            self.group.shapes,
-            state=self.group.state,
-            gauge=gauge,
-            free=free,
-        )
+        trial = self.group.again(generators=moves, gauge=gauge, free=free)
         try:
             return all(self.unmoved(trial, k, tolerance) for k in range(2)) and self.at_home(trial)
         finally:

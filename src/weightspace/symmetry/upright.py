@@ -67,7 +67,7 @@ def _rest(group: Group) -> tuple[Group, list[int]]:
         generators.append(g)
         number.append(k)
     axes = [replace(axis, kinds=kinds.get(axis.name, axis.kinds)) for axis in group.every]
-    rest = Group(axes, group.blocks, generators, group.shapes, state=group.state, fingerprint=group.fingerprint)
+    rest = group.again(every=axes, generators=generators, gauge=(), free=(), exchanges=())
     return rest, number
 
 
