@@ -22,7 +22,7 @@ from experiments.attention import KINDS, Lab
 from experiments.nets import CACHE, fit, tensors
 from experiments.record import Job, Record, block, command, number, percent
 from weightspace.symmetry.align.score import Score
-from weightspace.symmetry.group import Element
+from weightspace.symmetry.element import Element
 
 METHODS = {
     "permutations": "activations+weights",

@@ -9,12 +9,13 @@ import pytest
 import weightspace as ws
 
 HOUSE = Path(__file__).parents[1] / "src" / "weightspace"
-WINGS = """contents net checkpoint linear task graph inside equivariance curvature metric codes path trust risk symmetry
-    training flows commands pages demo cli __main__"""
+WINGS = """contents net jobs checkpoint linear task graph inside equivariance curvature metric codes path trust risk
+    symmetry training flows atlas commands pages demo cli __main__"""
 FILES = {
     "net": "differentiable errors state public cost plain weights names net average inputs model",
+    "jobs": "",
     "checkpoint": "files refusal locate pickled reader adapter architecture stored writer",
-    "linear": "assignment estimate krylov norms traces determinants operator",
+    "linear": "assignment bits estimate krylov norms traces determinants operator",
     "task": "examples formats losses measures outputs task classification datasets data_files digest goal",
     "graph": """atoms pretrained rules.call rules.contraction rules.part rules.shape rules.reduction rules.write rules
         trace follow alike layer on_data""",
@@ -28,12 +29,13 @@ FILES = {
     "trust": """bounds.rounding bounds.rule bounds.maps bounds.norms bounds.pointwise bounds.shapes bounds.sums
         bounds.twins bounds.walk bounds.certificate expected_displacement relative perturbation sensitivity""",
     "risk": "inequalities fit pac_bound",
-    "symmetry": """axis matrix fold group moved balance upright members canonical probe reach scale sign alone verify
-        turns bases parts exchanges read saved align.parity align.ascent align.spectral align.relax align.merge
-        align.refit align.repair align.score align.moves align.refine align.orders align.match align.features symmetry
-        quotient""",
+    "symmetry": """axis matrix fold layout element group moved balance upright members canonical probe reach scale sign
+        alone verify turns bases parts exchanges read saved align.parity align.ascent align.spectral align.relax
+        align.merge align.refit align.repair align.score align.moves align.refine align.orders align.match
+        align.features symmetry quotient verdict""",
     "training": "deficits critical_periods recording recorder adapters",
     "flows": "batches anchors attacks ensembles goals pruning result options stepper",
+    "atlas": "",
     "commands": """progress data scores settings workspace compare align merge capacity walk perturb stability inform
         tasks certify watch paths""",
     "pages": """page style compare align merge walk capacity stability inform tasks certify paths watch

@@ -29,6 +29,7 @@ from weightspace.commands.data import splits
 from weightspace.net.net import Net
 from weightspace.path.trail import Trail
 from weightspace.symmetry.symmetry import Symmetry
+from weightspace.symmetry.verdict import judge
 from weightspace.task import classification, datasets
 from weightspace.task.classification import accuracy
 from weightspace.task.task import Task
@@ -312,7 +313,7 @@ def test_what_aligns_merges_or_asks_for_room_has_a_page_too(here, capsys, words,
      (0.71, 0.0, None, "independent"), (1.41, 0.0, 1e-9, "function"), (1.41, 0.0, 0.5, "independent")],
 )  # fmt: skip
 def test_judge(relative, precision, outputs, kind):
-    verdict = compare.judge(relative, precision, outputs)
+    verdict = judge(relative, precision, outputs)
     assert verdict.kind == kind
     assert f"{relative:.2g}" in verdict.why
 

@@ -10,7 +10,8 @@ from architectures import CASES, noisy
 from torch import nn
 
 import weightspace as ws
-from weightspace.commands.compare import compare, judge
+from weightspace.commands.compare import compare
+from weightspace.symmetry.verdict import judge
 
 ORDER = [2, 0, 3, 1]
 

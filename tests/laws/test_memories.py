@@ -225,8 +225,8 @@ MEMORIES = {
     "graph.alike._Pairing.names": WITHIN,
     "graph.alike._Pairing.picks": WITHIN,
     "symmetry.probe.Probe._drawn": "test_a_probe_draws_again_after_any_change_of_its_weights",
-    "symmetry.group.Element.factors": BUILT,
-    "symmetry.group.Group._blocks": BUILT,
+    "symmetry.element.Element.factors": BUILT,
+    "symmetry.layout.Layout._blocks": BUILT,
     "graph.rules.call.RULES": "a register that modules fill while they are imported",
 }
 

@@ -26,6 +26,7 @@ from weightspace.pages.align import align_page
 from weightspace.pages.compare import compare_page
 from weightspace.pages.merge import merge_page
 from weightspace.symmetry.symmetry import Symmetry
+from weightspace.symmetry.verdict import Verdict
 from weightspace.task.task import Task
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -33,7 +34,7 @@ FETCHING = {"src", "href", "srcset", "poster", "data", "action", "formaction", "
 
 
 def comparison(name="layer.weight", kind="independent", line=True, layers=3):
-    verdict = compare.Verdict(kind, f"{kind}: as it is", "the weights differ by 1.2 of their norm")
+    verdict = Verdict(kind, f"{kind}: as it is", "the weights differ by 1.2 of their norm")
     rows = [compare.Layer(f"{name}.{k}", (4, 3), 1.0, 2.0, 1.4, 0.9, 0.5) for k in range(layers)]
     rows.append(compare.Layer("zero", (), 0.0, 1.0, math.inf, math.nan, math.nan))
     along = compare.Line(

@@ -14,7 +14,8 @@ from weightspace.graph.follow import follow
 from weightspace.net.net import Net
 from weightspace.symmetry.alone import Alone
 from weightspace.symmetry.axis import Axis, Block
-from weightspace.symmetry.group import Element, Group
+from weightspace.symmetry.element import Element
+from weightspace.symmetry.group import Group
 from weightspace.symmetry.probe import Probe
 from weightspace.symmetry.verify import verify
 

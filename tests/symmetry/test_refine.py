@@ -19,7 +19,7 @@ from weightspace.symmetry.align.moves import Scales, movable
 from weightspace.symmetry.align.refine import refine
 from weightspace.symmetry.align.repair import repair, reset_statistics
 from weightspace.symmetry.align.score import Score
-from weightspace.symmetry.group import Element
+from weightspace.symmetry.element import Element
 from weightspace.symmetry.symmetry import Symmetry, mean
 from weightspace.task.task import Task
 

@@ -19,8 +19,8 @@ from weightspace.metric.distance import euclidean
 from weightspace.net.inputs import carried
 from weightspace.net.net import Net
 from weightspace.symmetry.align.match import apart
+from weightspace.symmetry.element import Element
 from weightspace.symmetry.fold import fold
-from weightspace.symmetry.group import Element
 from weightspace.task.outputs import logits
 
 __all__ = ["Aligned", "align"]

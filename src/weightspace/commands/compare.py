@@ -12,7 +12,7 @@ units of either network.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
@@ -35,6 +35,7 @@ from weightspace.symmetry.balance import unit_variances
 from weightspace.symmetry.fold import fold
 from weightspace.symmetry.quotient import lower_bound, sliced
 from weightspace.symmetry.symmetry import Symmetry
+from weightspace.symmetry.verdict import OUTPUTS, Verdict, beside_matrices, judge, precision, relative_distance
 from weightspace.task.classification import accuracy, classifies
 from weightspace.task.task import Task
 
@@ -42,32 +43,15 @@ __all__ = [
     "Comparison",
     "Layer",
     "Line",
-    "RELATED",
-    "SAME",
     "Units",
-    "Verdict",
     "along",
     "compare",
     "compare_files",
-    "judge",
 ]
 
 
-SAME, RELATED = 1e-4, 0.7
-_UNRELATED = "unrelated weights that are not matched give 1.41"
-_OUTPUTS, _ROUNDING = 1e-3, 1e-5
 _VARIED = 0.1  # of how the outputs vary from example to example
 _SHOWN = 48
-
-
-@public
-@dataclass(frozen=True)
-class Verdict:
-    """How two networks relate: `kind` is "same", "function", "related" or "independent"; `why` gives the number."""
-
-    kind: str
-    words: str
-    why: str
 
 
 @public
@@ -200,46 +184,6 @@ class Comparison:
 
 
 @public
-def judge(relative: float, precision: float = 0.0, outputs: float | None = None) -> Verdict:
-    """The verdict on two networks at aligned relative distance r = `relative`.
-
-    - same: r <= max(1e-4, `precision`), the rounding of the dtype, and outputs (where data was given) that differ by
-      at most max(1e-3, 10 `precision`) of their size;
-    - function: r is larger, and outputs were given and agree to rounding, max(1e-5, 10 `precision`) of their size: the
-      same function on these examples, though no element of the group maps one network to the other;
-    - related (fine-tuned from one another, or from a common ancestor): r <= 0.7;
-    - independent: everything else.
-
-    Measured on CNNs and MLPs of width 16 to 512 on digits: copies permuted and rescaled 7e-8, fine-tuned for 2 to 60
-    epochs .01 to .41, independent seeds .99 to 1.15, random initialisations 1.15 to 1.21. On transformers of digits:
-    fine-tuned for 2 to 30 epochs .05 to .37, turned by a random element of the whole group or not; independent seeds
-    1.05 (by permutations, scales and signs alone 1.25).
-    """
-    most = max(SAME, precision)
-    seen = f"once the units are matched, the weights differ by {relative:.2g} of their norm"
-    if relative <= most:
-        if outputs is None or outputs <= max(_OUTPUTS, 10 * precision):
-            agree = "" if outputs is None else f", and the outputs by {outputs:.1g}"
-            return Verdict("same", "the same network, up to symmetry", f"{seen}{agree} (up to {most:g} is rounding)")
-        why = f"{seen}, but the outputs by {outputs:.2g} of their size, which is more than rounding"
-        return Verdict("related", "related: one is a small change of the other", why)
-    if outputs is not None and outputs <= max(_ROUNDING, 10 * precision):
-        words = "the same function, but no symmetry that was found maps one to the other"
-        return Verdict(
-            "function", words, f"{seen}, and yet the outputs by {outputs:.1g} of their size, which is rounding"
-        )
-    if relative <= RELATED:
-        words = "related: fine-tuned from one another, or from one ancestor"
-        return Verdict(
-            "related", words, f"{seen} (up to {RELATED:g} is related; unrelated weights, not matched, give 1.41)"
-        )
-    words = "independent: trained apart"
-    return Verdict(
-        "independent", words, f"{seen} (above {RELATED:g} is independent; unrelated weights, not matched, give 1.41)"
-    )
-
-
-@public
 def compare(
     a: Net,
     b: Net,
@@ -266,7 +210,7 @@ def compare(
     flat_a, flat_b, stored = (sliced(group, net) for net in (a, moved, b))
     lowest = fold(group, low.element(b), like=a) if measure_on else None
     upper = euclidean(flat_a, flat_b)
-    relative = _relative(flat_a, flat_b)
+    relative = relative_distance(flat_a, flat_b)
     outputs = _outputs(a, b, measure_on) if measure_on else {}
     return Comparison(
         names=names,
@@ -275,12 +219,12 @@ def compare(
         group=str(group),
         axes=len(group),
         notes=list(group.notes),
-        verdict=judge(max(relative, _beside(flat_a, flat_b, relative)), _precision(a, b), _telling(outputs)),
+        verdict=judge(max(relative, beside_matrices(flat_a, flat_b, relative)), precision(a, b), _telling(outputs)),
         naive=euclidean(a, b),
         aligned=euclidean(a, moved),
         interval=(min(lower_bound(group, flat_a, flat_b), upper), upper),
         balanced=euclidean(flat_a, stored),
-        relative_naive=_relative(flat_a, stored),
+        relative_naive=relative_distance(flat_a, stored),
         relative=relative,
         in_place=1 - near.element.difference(group.identity()),
         method=low.method,
@@ -306,41 +250,6 @@ def _matches(a: Net, b: Net, group: Symmetry, data: Task | None, method: Method,
 
 def _product(a: Net, b: Net) -> float:
     return float(a.weights.dot(b.weights))
-
-
-def _relative(a: Net, b: Net) -> float:
-    """|a - b| over the root mean square of |a| and |b|: 0 for equal weights, about 1.41 for unrelated ones.
-
-    Over matrices and kernels, if there are any: gains of norm layers are near 1 in unrelated networks too.
-    """
-    names = [n for n, w in a.weights.items() if w.dim() > 1] or list(a.weights)
-    return _apart(a, b, names)
-
-
-def _beside(a: Net, b: Net, relative: float) -> float:
-    """Where the matrices agree to rounding: the same measure over all that is no matrix, buffers too; else 0.
-
-    Networks that differ in their biases or statistics alone are not the same.
-    """
-    if relative > SAME:
-        return 0.0
-    names = [n for n, t in a.tensors.items() if t.is_floating_point() and (t.dim() < 2 or n in a.state)]
-    return min(_apart(a, b, names), RELATED)
-
-
-def _apart(a: Net, b: Net, names: Iterable[str]) -> float:
-    """|a - b| over the root mean square of |a| and |b|, over these tensors; one pair at a time in float64."""
-    size = distance = 0.0
-    for name in names:
-        x, y = a.tensors[name].double(), b.tensors[name].double()
-        size += float(x.norm()) ** 2 / 2 + float(y.norm()) ** 2 / 2
-        distance += float((x - y).norm()) ** 2
-    return math.sqrt(distance / size) if size else 0.0
-
-
-def _precision(a: Net, b: Net) -> float:
-    dtypes = {t.dtype for net in (a, b) for t in net.weights.values() if t.is_floating_point()}
-    return max((float(torch.finfo(dtype).eps) for dtype in dtypes), default=0.0)
 
 
 def _layers(a: Net, b: Net, moved: Net) -> list[Layer]:
@@ -369,7 +278,7 @@ def _outputs(a: Net, b: Net, task: Task) -> dict[str, float]:
 def _telling(outputs: dict[str, float]) -> float | None:
     """The difference of the outputs; None where it says nothing, because the outputs barely vary over the data."""
     relative = outputs.get("relative")
-    return None if relative is None or (relative <= _OUTPUTS and outputs["of_spread"] > _VARIED) else relative
+    return None if relative is None or (relative <= OUTPUTS and outputs["of_spread"] > _VARIED) else relative
 
 
 @public

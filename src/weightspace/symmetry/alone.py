@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from weightspace.graph.trace import Trace, evaluate
 from weightspace.net.net import math_attention
-from weightspace.symmetry.group import Element
+from weightspace.symmetry.element import Element
 from weightspace.symmetry.moved import touched
 from weightspace.symmetry.sign import ordinary
 

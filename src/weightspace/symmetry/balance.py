@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from weightspace.net.errors import SymmetryError
 from weightspace.net.net import Net
 from weightspace.symmetry.axis import Generator, Place
-from weightspace.symmetry.group import Element, Group
+from weightspace.symmetry.element import Element
+from weightspace.symmetry.group import Group
 from weightspace.symmetry.matrix import root
 from weightspace.symmetry.moved import Moved
 

@@ -15,9 +15,10 @@ from itertools import product
 import numpy as np
 import torch
 
+from weightspace.linear.bits import reduce_bits
 from weightspace.symmetry.axis import MATRICES, Exchange, Generator, Place
-from weightspace.symmetry.group import Element, Group
-from weightspace.symmetry.sign import reduce_bits
+from weightspace.symmetry.element import Element
+from weightspace.symmetry.group import Group
 
 __all__ = ["orders", "renumbering"]
 

@@ -30,8 +30,9 @@ from weightspace.net.errors import SymmetryError, WeightspaceError
 from weightspace.net.net import Net
 from weightspace.symmetry.axis import MATRICES, Axis, Place
 from weightspace.symmetry.balance import balancing
+from weightspace.symmetry.element import Element
 from weightspace.symmetry.fold import fold
-from weightspace.symmetry.group import Element, Group
+from weightspace.symmetry.group import Group
 from weightspace.symmetry.members import canonical_order
 from weightspace.symmetry.upright import upright
 

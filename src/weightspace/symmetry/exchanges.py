@@ -23,7 +23,8 @@ from weightspace.net.inputs import carried, input_tensors
 from weightspace.symmetry.alone import Alone
 from weightspace.symmetry.axis import Exchange
 from weightspace.symmetry.bases import orders
-from weightspace.symmetry.group import Element, Group
+from weightspace.symmetry.element import Element
+from weightspace.symmetry.group import Group
 from weightspace.symmetry.parts import Link, exchanged, holds, labels, within
 from weightspace.symmetry.probe import Probe, usable
 from weightspace.symmetry.verify import distance, moved

@@ -17,8 +17,9 @@ from weightspace.net.errors import SymmetryError
 from weightspace.net.net import Net
 from weightspace.symmetry.axis import MATRICES, Block, Exchange
 from weightspace.symmetry.balance import balancing
+from weightspace.symmetry.element import Element
 from weightspace.symmetry.fold import fold
-from weightspace.symmetry.group import Element, Group
+from weightspace.symmetry.group import Group
 from weightspace.symmetry.moved import Moved
 
 __all__ = ["canonical_order", "nearest_order"]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from weightspace.symmetry.group import Element
+from weightspace.symmetry.element import Element
 
 __all__ = ["Moved", "touched"]
 

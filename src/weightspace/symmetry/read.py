@@ -21,16 +21,18 @@ from weightspace.graph import atoms
 from weightspace.graph.atoms import Atom
 from weightspace.graph.follow import Reading, follow, masks
 from weightspace.graph.trace import Trace, own_state, trace
+from weightspace.linear.bits import reduce_bits
 from weightspace.net.errors import SymmetryError
 from weightspace.net.inputs import input_tensors
 from weightspace.net.net import Net
 from weightspace.symmetry.axis import KINDS, MATRICES, Axis, Block, Generator, Place, as_blocks
+from weightspace.symmetry.element import Element
 from weightspace.symmetry.exchanges import find_exchanges
-from weightspace.symmetry.group import Element, Group
+from weightspace.symmetry.group import Group
 from weightspace.symmetry.probe import Probe
 from weightspace.symmetry.reach import Signs, signs_met, unreached
 from weightspace.symmetry.scale import dead_blocks, place_slopes, scale_generators, with_matrix
-from weightspace.symmetry.sign import reduce_bits, sign_generators
+from weightspace.symmetry.sign import sign_generators
 from weightspace.symmetry.turns import find_turns
 from weightspace.symmetry.verify import verify
 

@@ -23,6 +23,7 @@ from weightspace.graph import atoms
 from weightspace.graph.atoms import Atom
 from weightspace.graph.follow import Reading
 from weightspace.graph.trace import Trace, evaluate, op_name
+from weightspace.linear.bits import null_space, reduce_bits
 from weightspace.net.errors import SymmetryError
 from weightspace.net.inputs import input_tensors
 from weightspace.net.net import math_attention
@@ -31,7 +32,7 @@ from weightspace.symmetry.group import Group
 from weightspace.symmetry.probe import Probe
 from weightspace.symmetry.reach import Signs, elementwise, wide
 
-__all__ = ["ordinary", "reduce_bits", "sign_generators"]
+__all__ = ["ordinary", "sign_generators"]
 
 
 Home: TypeAlias = tuple[Any, int]
@@ -158,7 +159,7 @@ def _solve(group: Group, run: _Graph, axis: str) -> list[list[Slot]]:
         elif node.op == "call_function" and node.target is not operator.getitem:
             equations += _node_equations(group, run, node, axis, variables)
     equations += [1 << k for (home, _, _), k in variables.items() if home[0] in run.masks]
-    solutions = _null_space(equations, len(variables))
+    solutions = null_space(equations, len(variables))
     own = {k: slot for slot, k in variables.items() if isinstance(slot[0][0], str)}
     mask = sum(1 << k for k in own)
     return [[own[k] for k in own if row >> k & 1] for row in reduce_bits([s & mask for s in solutions])]
@@ -185,7 +186,7 @@ def _node_equations(group: Group, run: _Graph, node: fx.Node, axis: str, variabl
             if not own and not relevant:
                 continue
             met = [inputs[k] for k in relevant] + own
-            rows = _null_space(probe.respected(home, block, relevant, own), len(met))
+            rows = null_space(probe.respected(home, block, relevant, own), len(met))
             numbers = [_number(variables, slot) for slot in met]
             equations += [sum(1 << numbers[k] for k in range(len(met)) if row >> k & 1) for row in rows]
     return equations
@@ -415,35 +416,3 @@ def ordinary(value: Tensor) -> float:
         met = sizes[sizes > 0]
         largest = float(met[met <= _MASK * met.median()].max()) if met.numel() else 0.0
     return largest + 1e-300
-
-
-def reduce_bits(rows: list[int]) -> list[int]:
-    """A basis in echelon form of the span of bit rows."""
-    basis: list[int] = []
-    for row in rows:
-        for other in basis:
-            row = min(row, row ^ other)
-        if row:
-            basis = [min(other, other ^ row) for other in basis]
-            basis.append(row)
-            basis.sort(reverse=True)
-    return basis
-
-
-def _null_space(rows: list[int], n: int) -> list[int]:
-    """Bit rows x of length n with <r, x> = 0 modulo two for every given row r."""
-    pivots: dict[int, int] = {}
-    for row in rows:
-        while row and (top := row.bit_length() - 1) in pivots:
-            row ^= pivots[top]
-        if row:
-            pivots[top] = row
-    free = [k for k in range(n) if k not in pivots]
-    space, order = [], sorted(pivots)
-    for k in free:
-        x = 1 << k
-        for top in order:
-            if (pivots[top] & x).bit_count() % 2:
-                x |= 1 << top
-        space.append(x)
-    return space

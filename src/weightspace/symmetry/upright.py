@@ -17,7 +17,8 @@ from weightspace.net.errors import SymmetryError
 from weightspace.net.net import Net
 from weightspace.symmetry.axis import MATRICES, Generator
 from weightspace.symmetry.balance import balancing
-from weightspace.symmetry.group import Element, Group
+from weightspace.symmetry.element import Element
+from weightspace.symmetry.group import Group
 from weightspace.symmetry.matrix import complement, on_all
 
 __all__ = ["upright"]

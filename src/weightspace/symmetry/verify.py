@@ -24,7 +24,8 @@ from weightspace.net.inputs import carried, input_tensors
 from weightspace.net.net import math_attention
 from weightspace.symmetry.alone import Alone
 from weightspace.symmetry.axis import Axis, as_blocks
-from weightspace.symmetry.group import Element, Group
+from weightspace.symmetry.element import Element
+from weightspace.symmetry.group import Group
 from weightspace.symmetry.moved import touched
 from weightspace.symmetry.probe import Probe, usable
 from weightspace.symmetry.scale import sizes

@@ -23,7 +23,8 @@ from weightspace.linear.assignment import assign, assign_many
 from weightspace.net.net import Net
 from weightspace.symmetry.align.parity import best_value, chosen_signs
 from weightspace.symmetry.axis import MATRICES, Axis, Block
-from weightspace.symmetry.group import Element, Group
+from weightspace.symmetry.element import Element
+from weightspace.symmetry.group import Group
 from weightspace.symmetry.matrix import best_turn, turn_value, turned
 
 __all__ = ["Matching", "Terms", "coordinate_descent", "weight_terms"]

@@ -24,8 +24,9 @@ from weightspace.symmetry.align.spectral import spectral_start
 from weightspace.symmetry.axis import MATRICES
 from weightspace.symmetry.balance import balancing, unit_variances
 from weightspace.symmetry.canonical import canonical_element
+from weightspace.symmetry.element import Element
 from weightspace.symmetry.fold import fold
-from weightspace.symmetry.group import Element, Group
+from weightspace.symmetry.group import Group
 
 __all__ = ["Candidate", "METHODS", "Match", "Method", "apart", "match"]
 

@@ -13,7 +13,8 @@ import numpy as np
 from weightspace.net.net import Net
 from weightspace.symmetry.align.ascent import coordinate_descent, weight_terms
 from weightspace.symmetry.balance import balancing, unit_variances
-from weightspace.symmetry.group import Element, Group
+from weightspace.symmetry.element import Element
+from weightspace.symmetry.group import Group
 
 __all__ = ["gather_round"]
 

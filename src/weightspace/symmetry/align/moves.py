@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from weightspace.symmetry.axis import MATRICES, Block
-from weightspace.symmetry.group import Element, Group
+from weightspace.symmetry.element import Element
+from weightspace.symmetry.group import Group
 from weightspace.symmetry.matrix import complement, on_all, turned
 
 __all__ = ["Matrices", "Moves", "Scales", "movable", "moves_of"]

@@ -14,7 +14,8 @@ from weightspace.net.net import Net
 from weightspace.symmetry.align.ascent import Matching, weight_terms
 from weightspace.symmetry.axis import Exchange
 from weightspace.symmetry.balance import balancing, unit_variances
-from weightspace.symmetry.group import Element, Group
+from weightspace.symmetry.element import Element
+from weightspace.symmetry.group import Group
 from weightspace.symmetry.members import nearest_order
 
 __all__ = ["member_order"]

@@ -33,8 +33,9 @@ from weightspace.path.divergence import Look
 from weightspace.symmetry.align.moves import Moves, moves_of
 from weightspace.symmetry.align.repair import tracking
 from weightspace.symmetry.align.score import Score
+from weightspace.symmetry.element import Element
 from weightspace.symmetry.fold import fold
-from weightspace.symmetry.group import Element, Group
+from weightspace.symmetry.group import Group
 from weightspace.task.losses import blamed
 from weightspace.task.task import Task
 

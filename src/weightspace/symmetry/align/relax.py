@@ -14,7 +14,8 @@ from torch import Tensor
 from weightspace.linear.assignment import assign
 from weightspace.symmetry.align.ascent import Matching, Terms, coordinate_descent
 from weightspace.symmetry.axis import Axis
-from weightspace.symmetry.group import Element, Group
+from weightspace.symmetry.element import Element
+from weightspace.symmetry.group import Group
 
 __all__ = ["frank_wolfe"]
 

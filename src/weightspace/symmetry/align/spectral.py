@@ -7,7 +7,8 @@ from torch import Tensor
 
 from weightspace.symmetry.align.ascent import Matching, Terms
 from weightspace.symmetry.axis import MATRICES
-from weightspace.symmetry.group import Element, Group
+from weightspace.symmetry.element import Element
+from weightspace.symmetry.group import Group
 from weightspace.symmetry.matrix import complement, on_all
 
 __all__ = ["spectral_start"]

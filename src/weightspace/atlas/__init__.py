@@ -1,0 +1,1 @@
+"""Many networks kept together: catalogued, told apart from their relatives, and asked with new data."""

@@ -1,0 +1,1 @@
+"""Jobs: pure functions of content keys, run here, in processes or on a cluster."""
