@@ -201,6 +201,9 @@ def _reading(rows: Sequence[dict[str, Any]]) -> list[Line]:
             seconds, share = r["seconds"], r["share"]
             lines.append(("reading the group of BERT-base", "<= 20 s", f"{seconds:.1f} s", seconds <= 20))
             lines.append((".. memory above the loaded network", "<= 2.5 S", f"{share:.2f} S", share <= 2.5))
+            for name in ("align", "compare"):
+                share = r[name]["share"]
+                lines.append((f"memory of `{name}`, BERT-base turned", "<= 4 S", f"{share:.2f} S", share <= 4))
         else:
             what = f"reading `{r['net']}`, depth {reading.LONGER * r['depth']} over {r['depth']}"
             lines.append((what, "<= 4.5", f"{r['ratio']:.2f}", r["ratio"] <= 4.5))

@@ -2,10 +2,11 @@
 
 Llama with 8 and 32 layers of width 64, an LSTM cell called in a loop and an `nn.LSTM`, of 20 and 80 steps: processor
 seconds of `Symmetry.of` with its scales, signs and verification, and their ratio, for four times the depth. BERT-base
-(110 million weights, random, 8 tokens) is read in a process of its own: its peak memory is that above the process with
-the network loaded, in sizes S of a float32 checkpoint.
+(110 million weights, random, 8 tokens) is read in a process of its own, and a copy turned by a random element of its
+group aligned and compared: peak memory is that above the process with the networks loaded, in sizes S of a float32
+checkpoint.
 
-    python -m benchmarks.reading [llama loop lstm bert]      # 3 minutes on one core; needs transformers
+    python -m benchmarks.reading [llama loop lstm bert]      # 6 minutes on one core; needs transformers
 """
 
 from __future__ import annotations
@@ -94,32 +95,41 @@ def against_depth(name: str, depth: int, repeats: int) -> dict[str, Any]:
     return {"net": name, "depth": depth, "seconds": seconds, "ratio": measure.ratio(long, short)}
 
 
-# the kernel's own account of the process: its highest memory is forgotten when the network is loaded
+# the kernel's own account of the process: its highest memory is forgotten before every part
 _PROGRAM = """
-import json, sys, time
+import gc, json, sys, time
 import torch
 import weightspace as ws
 from benchmarks import reading
+from weightspace.commands.compare import compare
 
 def kilobytes(what):
     return int(open("/proc/self/status").read().split(what)[1].split()[0])
+
+def told(part):
+    gc.collect()
+    open("/proc/self/clear_refs", "w").write("5")
+    before, began = kilobytes("VmRSS:"), time.process_time()
+    found = part()
+    return found, {"seconds": time.process_time() - began, "share": 1024 * (kilobytes("VmHWM:") - before) / size}
 
 torch.set_num_threads(1)
 ws.Symmetry.of(*reading.bert(**reading.SMALL_BERT))
 module, x = reading.bert(**json.loads(sys.argv[1]))
 net = ws.Net.of(module)
 del module
-open("/proc/self/clear_refs", "w").write("5")
-loaded, began = kilobytes("VmRSS:"), time.process_time()
-group = ws.Symmetry.of(net, x)
-spent, size = time.process_time() - began, sum(4 * t.numel() for t in net.weights.values())
-peak = 1024 * (kilobytes("VmHWM:") - loaded)
-print(json.dumps({"axes": len(group.axes), "size": size, "peak": peak, "seconds": spent}))
+size = sum(4 * t.numel() for t in net.weights.values())
+group, read = told(lambda: ws.Symmetry.of(net, x))
+copy = group.sample(0)(net)
+_, align = told(lambda: group.align(copy, to=net))
+same, both = told(lambda: compare(net, copy, group))
+kind = same.verdict.kind
+print(json.dumps({"axes": len(group.axes), "size": size, **read, "align": align, "compare": both, "verdict": kind}))
 """
 
 
 def large(**sizes: int) -> dict[str, Any]:
-    """Seconds and memory of reading BERT, in a process of its own. Linux."""
+    """Seconds and memory: BERT read, a turned copy aligned and compared, in a process of its own. Linux."""
     root = str(Path(__file__).parent.parent)
     paths = os.pathsep.join([root, *sys.path])
     command = [sys.executable, "-c", _PROGRAM, json.dumps(sizes)]
@@ -127,8 +137,7 @@ def large(**sizes: int) -> dict[str, Any]:
     ended = subprocess.run(command, env=setting, capture_output=True, text=True)
     if ended.returncode:
         raise RuntimeError(f"reading BERT ended with {ended.returncode}: {ended.stderr[-500:]}")
-    row = json.loads(ended.stdout.splitlines()[-1])
-    return {"net": "bert", **row, "share": row["peak"] / row["size"]}
+    return {"net": "bert", **json.loads(ended.stdout.splitlines()[-1])}
 
 
 def run(names: Iterable[str] = (), repeats: int = 3, results: Path = measure.RESULTS) -> list[dict[str, Any]]:
@@ -148,7 +157,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
     for r in rows:
         if r["net"] == "bert":
             what = f"BERT, {r['size'] / 4 / MEGA:.0f}M weights"
-            body.append([what, f"{r['seconds']:.1f}", "-", "-", f"{r['share']:.2f}"])
+            parts = {what: r, "`align`, a copy turned": r["align"], "`compare`, the same": r["compare"]}
+            body += [[part, f"{x['seconds']:.1f}", "-", "-", f"{x['share']:.2f}"] for part, x in parts.items()]
         else:
             short, long = r["seconds"]
             what = f"`{r['net']}`, {r['depth']} and {LONGER * r['depth']}"

@@ -216,7 +216,8 @@ def test_reading_is_timed_against_depth_and_weighed(load, tmp_path, monkeypatch)
     monkeypatch.setitem(reading.NETS, "loop", (1, reading.NETS["loop"][1]))
     (row,) = reading.run(["loop"], 1, tmp_path)
     assert row["depth"] == 1 and len(row["seconds"]) == 2 and row["ratio"] > 0
-    large = {"net": "bert", "axes": 1, "size": 4e6, "peak": 1e7, "seconds": 21.0, "share": 2.5}
+    part = {"seconds": 21.0, "share": 2.5}
+    large = {"net": "bert", "axes": 1, "size": 4e6, **part, "align": part, "compare": part | {"share": 4.1}}
     rows = [row | {"ratio": 4.6}, large]
-    assert [good for *_, good in table._reading(rows)] == [False, False, True]
-    assert reading.summary(rows).endswith("| BERT, 1M weights | 21.0 | - | - | 2.50 |")
+    assert [good for *_, good in table._reading(rows)] == [False, False, True, True, False]
+    assert "| BERT, 1M weights | 21.0 | - | - | 2.50 |" in reading.summary(rows)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ from weightspace.symmetry.align.match import Match, Method
 from weightspace.symmetry.align.repair import has_statistics, reset_statistics
 from weightspace.symmetry.axis import MATRICES, Axis
 from weightspace.symmetry.balance import unit_variances
-from weightspace.symmetry.fold import fold
+from weightspace.symmetry.fold import fold, fold_in_place
 from weightspace.symmetry.quotient import lower_bound, sliced
 from weightspace.symmetry.symmetry import Symmetry
 from weightspace.symmetry.verdict import OUTPUTS, Verdict, beside_matrices, judge, precision, relative_distance
@@ -206,12 +206,15 @@ def compare(
     progress(f"matching the units of {names[1]} to {names[0]}", 0, 0)
     near, low = _matches(a, b, group, align_on, method, seed)
     progress("measuring distances", 0, 0)
+    flat, axis = sliced(group, a), _shown_axis(group)
+    stored = _gap(group, flat, sliced(group, b), axis)  # one slice at a time: each is as large as a network
     moved = fold(group, near.element(b), like=a)
-    flat_a, flat_b, stored = (sliced(group, net) for net in (a, moved, b))
-    lowest = fold(group, low.element(b), like=a) if measure_on else None
-    upper = euclidean(flat_a, flat_b)
-    relative = relative_distance(flat_a, flat_b)
+    aligned, layers = euclidean(a, moved), _layers(a, b, moved)
+    fold_in_place(group, moved.tensors)
+    matched = _gap(group, flat, sliced(group, moved), axis, bounded=True)
+    del flat, moved
     outputs = _outputs(a, b, measure_on) if measure_on else {}
+    lowest = fold(group, low.element(b), like=a) if measure_on else None
     return Comparison(
         names=names,
         architecture=type(a.architecture).__name__,
@@ -219,22 +222,39 @@ def compare(
         group=str(group),
         axes=len(group),
         notes=list(group.notes),
-        verdict=judge(max(relative, beside_matrices(flat_a, flat_b, relative)), precision(a, b), _telling(outputs)),
+        verdict=judge(max(matched.relative, matched.beside), precision(a, b), _telling(outputs)),
         naive=euclidean(a, b),
-        aligned=euclidean(a, moved),
-        interval=(min(lower_bound(group, flat_a, flat_b), upper), upper),
-        balanced=euclidean(flat_a, stored),
-        relative_naive=relative_distance(flat_a, stored),
-        relative=relative,
+        aligned=aligned,
+        interval=matched.interval,
+        balanced=stored.distance,
+        relative_naive=stored.relative,
+        relative=matched.relative,
         in_place=1 - near.element.difference(group.identity()),
         method=low.method,
         why=low.why,
-        layers=_layers(a, b, moved),
+        layers=layers,
         line=along(a, b, lowest, measure_on, align_on, points, progress) if measure_on and lowest else None,
         outputs=outputs,
-        units=_units(group, flat_a, stored, flat_b),
+        units=Units(axis.name, axis.size, stored.cosines, matched.cosines) if axis else None,
         slice="scales balanced" + ", running variances counted in the gains" * (unit_variances(group, a) is not a),
     )
+
+
+class _Gap(NamedTuple):
+    """What is between two networks in the slice of a group; `cosines` of the units of the axis that is shown."""
+
+    distance: float
+    interval: tuple[float, float]
+    relative: float
+    beside: float
+    cosines: list[list[float]]
+
+
+def _gap(group: Symmetry, a: Net, b: Net, axis: Axis | None, bounded: bool = False) -> _Gap:
+    upper, relative = euclidean(a, b), relative_distance(a, b)
+    lower = min(lower_bound(group, a, b), upper) if bounded else 0.0
+    cosines = _cosines(group, axis, a, b) if axis else []
+    return _Gap(upper, (lower, upper), relative, beside_matrices(a, b, relative), cosines)
 
 
 def _matches(a: Net, b: Net, group: Symmetry, data: Task | None, method: Method, seed: int) -> tuple[Match, Match]:
@@ -327,17 +347,18 @@ def _barrier(loss: list[float]) -> float:
     return max(x - ((1 - k / n) * loss[0] + k / n * loss[-1]) for k, x in enumerate(loss))
 
 
-def _units(group: Symmetry, a: Net, b: Net, moved: Net) -> Units | None:
-    """Cosines between the units of the largest axis that depends on no other; at most 48 units are shown."""
+def _shown_axis(group: Symmetry) -> Axis | None:
+    """The largest axis that depends on no other and that no matrix moves."""
     turning = {g.axis for g in group.generators if g.kind in MATRICES}
     axes = [axis for axis in group.permutable() if not axis.over and axis.name not in turning]
-    if not axes:
-        return None
-    axis = max(axes, key=lambda x: x.size)
-    rows = [_rows(group, axis, net) for net in (a, b, moved)]
+    return max(axes, key=lambda x: x.size, default=None)
+
+
+def _cosines(group: Symmetry, axis: Axis, a: Net, b: Net) -> list[list[float]]:
+    """Cosines between the units of an axis of a (rows) and of b (columns); of at most 48 units."""
     some = torch.linspace(0, axis.size - 1, min(axis.size, _SHOWN)).round().long()
-    before, after = (rows[0][some] @ other[some].T for other in rows[1:])
-    return Units(axis.name, axis.size, _rounded(before), _rounded(after))
+    first, second = (_rows(group, axis, net)[some] for net in (a, b))
+    return [[round(x, 3) for x in row] for row in (first @ second.T).tolist()]
 
 
 def _rows(group: Symmetry, axis: Axis, net: Net) -> Tensor:
@@ -349,10 +370,6 @@ def _rows(group: Symmetry, axis: Axis, net: Net) -> Tensor:
             value = group.view(block, net.weights[block.tensor].detach().float().contiguous())
             parts.append(value.movedim(place.leaf, 0).reshape(axis.size, -1))
     return torch.nn.functional.normalize(torch.cat(parts, 1), dim=1)
-
-
-def _rounded(matrix: Tensor) -> list[list[float]]:
-    return [[round(x, 3) for x in row] for row in matrix.tolist()]
 
 
 def compare_files(space: Workspace, a: Path, b: Path) -> Comparison:

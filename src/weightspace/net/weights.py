@@ -309,6 +309,11 @@ def squared_distance(x: Tensor, y: Tensor) -> float:
     return sum(float((p.double() - q.double()).square_().sum()) for p, q in pieces)
 
 
+def squared_norm(x: Tensor) -> float:
+    """The squared Euclidean norm |x|^2 of a tensor, summed in float64."""
+    return float(_dot(x.detach().flatten(), x.detach().flatten()))
+
+
 @public
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype for sums of numbers of `dtype`: float32 for half precision, else float64; complex64 or complex128.

@@ -13,10 +13,11 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from weightspace.metric.distance import euclidean, exact
+from weightspace.metric.distance import euclidean
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 from weightspace.net.public import public
+from weightspace.net.weights import squared_distance
 from weightspace.symmetry.axis import MATRICES
 from weightspace.symmetry.balance import unit_variances
 from weightspace.symmetry.fold import fold
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Interval", "modulo"]
 
 _LARGEST = 2048
+_AT_ONCE = 1 << 20  # numbers of a matrix that are held in float64
 
 
 @public
@@ -120,8 +122,7 @@ def lower_bound(group: Group, a: Net, b: Net) -> float:
     total = 0.0
     for name, tensor in a.weights.items():
         if name not in group.tensors:
-            x, y = exact(tensor), exact(b.weights[name])
-            total += float((x - y).square().sum())
+            total += squared_distance(tensor, b.weights[name])
             continue
         total += sum(bounds.of(number, number) for number, _ in group.blocks_of(name) if number not in traded)
     return math.sqrt(total + sum(map(_cheapest, _costs(group, bounds, traded))))
@@ -140,9 +141,10 @@ class _Bounds:
         block, other = self.group.blocks[ours], self.group.blocks[theirs]
         if block.tensor not in self.a or block.tensor in self.turned:  # the gains of folded norms are one
             return 0.0
-        x = _arranged(self.group, block, exact(self.a[block.tensor]).contiguous())
-        y = _arranged(self.group, other, exact(self.b[other.tensor]).contiguous())
-        return _turned(x, y) if self.turning & set(block.leaves) else _least(x, y, ours in self.signed)
+        x = _arranged(self.group, block, self.a[block.tensor].detach().cpu().contiguous())
+        y = _arranged(self.group, other, self.b[other.tensor].detach().cpu().contiguous())
+        turned = self.turning & set(block.leaves)
+        return _turned(x, y) if turned else _least(x.double(), y.double(), ours in self.signed)
 
 
 def _costs(group: Group, bounds: _Bounds, traded: set[int]) -> Iterator[Tensor]:
@@ -223,7 +225,18 @@ def _mirsky(x: Tensor, y: Tensor) -> float:
     """sum_i (sigma_i(x) - sigma_i(y))^2 <= |x - U y V|^2 for orthogonal U, V; 0 where it is too expensive."""
     if x.numel() * min(x.shape[-2:]) > _LARGEST**3:
         return 0.0
-    return float((torch.linalg.svdvals(x) - torch.linalg.svdvals(y)).square().sum())
+    return float((_singular_values(x) - _singular_values(y)).square().sum())
+
+
+def _singular_values(x: Tensor) -> Tensor:
+    """The singular values of a matrix, or of each in a batch, in float64; of a long one by parts of its rows."""
+    if x.dim() > 2 or x.numel() <= _AT_ONCE:
+        return torch.linalg.svdvals(x.double())
+    long = x if len(x) >= x.shape[1] else x.T
+    left = long[:0].double()
+    for rows in long.split(max(long.shape[1], _AT_ONCE // long.shape[1])):
+        left = torch.linalg.qr(torch.cat([left, rows.double()]), mode="r").R
+    return torch.linalg.svdvals(left)
 
 
 def _slices(x: Tensor, y: Tensor, signs: bool) -> float:

@@ -10,6 +10,7 @@ import torch
 
 from weightspace.net.net import Net
 from weightspace.net.public import public
+from weightspace.net.weights import squared_distance, squared_norm
 
 __all__ = ["OUTPUTS", "RELATED", "SAME", "Verdict", "beside_matrices", "judge", "precision", "relative_distance"]
 
@@ -89,12 +90,10 @@ def beside_matrices(a: Net, b: Net, relative: float) -> float:
 
 
 def _apart(a: Net, b: Net, names: Iterable[str]) -> float:
-    """|a - b| over the root mean square of |a| and |b|, over these tensors; one pair at a time in float64."""
-    size = distance = 0.0
-    for name in names:
-        x, y = a.tensors[name].double(), b.tensors[name].double()
-        size += float(x.norm()) ** 2 / 2 + float(y.norm()) ** 2 / 2
-        distance += float((x - y).norm()) ** 2
+    """|a - b| over the root mean square of |a| and |b|, over these tensors, summed in float64."""
+    pairs = [(a.tensors[name], b.tensors[name]) for name in names]
+    size = sum(squared_norm(x) + squared_norm(y) for x, y in pairs) / 2
+    distance = sum(squared_distance(x, y) for x, y in pairs)
     return math.sqrt(distance / size) if size else 0.0
 
 
