@@ -57,10 +57,14 @@ def wrong_commands(text: str) -> Iterator[str]:
 
 def _parsed(words: list[str]) -> str:
     name, *rest = words
-    if name not in COMMANDS.commands:
-        return f"no command {name}"
+    found = COMMANDS
+    while hasattr(found, "commands"):
+        if name not in found.commands:
+            return f"no command {name}"
+        found = found.commands[name]
+        name, *rest = rest if hasattr(found, "commands") else (name, *rest)
     try:
-        COMMANDS.commands[name].make_context(name, rest)
+        found.make_context(name, rest)
     except Exception as error:  # a usage error: of click, or of the copy of it inside of typer
         return str(error) or type(error).__name__
     return ""
@@ -134,8 +138,16 @@ def test_wrong_pages_are_seen(tmp_path):
         run("```python\nassert 1 == 2\n```\n")
     with pytest.raises(UserWarning):
         run("```python\nimport warnings\nwarnings.warn('old')\n```\n")
-    lines = ["weightspace bake", "weightspace demo --fast", "weightspace demo --seed 1", "rm x"]
+    lines = [
+        "weightspace bake",
+        "weightspace atlas bake",
+        "weightspace atlas list --bake",
+        "weightspace atlas list",
+        "weightspace demo --fast",
+        "weightspace demo --seed 1",
+        "rm x",
+    ]
     shown = "`make tea`, `python -m tests.nothing`\n```sh\n" + "\n".join(lines) + "\n```\n"
-    assert len(list(wrong_commands(shown))) == 5
+    assert len(list(wrong_commands(shown))) == 7
     (tmp_path / "page.md").write_text("[here](page.md), [there](nowhere.md), [web](https://example.org)")
     assert dead_links(tmp_path / "page.md") == ["nowhere.md"]

@@ -35,15 +35,21 @@ FILES = {
         align.features symmetry quotient verdict""",
     "training": "deficits critical_periods recording recorder adapters",
     "flows": "batches anchors attacks ensembles goals pruning result options stepper",
-    "atlas": "",
+    "atlas": """tables migrations.v0001 migrations upgrade catalogue content objects records scan members sources holdings
+        atlas""",
     "commands": """progress data scores settings workspace compare align merge capacity walk perturb stability inform
-        tasks certify watch paths""",
+        tasks certify watch paths atlas""",
     "pages": """page style compare align merge walk capacity stability inform tasks certify paths watch
         critical_periods""",
     "cli": """options words show read compare align merge walk perturb capacity stability inform certify tasks watch
-        paths""",
+        paths atlas""",
 }
-PARTS = {"graph.rules": "rules.", "trust.bounds": "bounds.", "symmetry.align": "align."}  # wings of wings
+PARTS = {
+    "graph.rules": "rules.",
+    "trust.bounds": "bounds.",
+    "symmetry.align": "align.",
+    "atlas.migrations": "migrations.",
+}  # wings of wings
 ORDER = [
     name
     for wing in WINGS.split()

@@ -130,12 +130,14 @@ _CONTENTS = {
         "swag",
         "toward",
     ],
+    # a set of points
+    "atlas": ["Atlas"],
 }
 _SHOWN = """
     Net Weights Task Checkpoint Symmetry Path Trail Operator Recorder WeightspaceError fresh digits accuracy
     gradient mean modulo repair Euclidean Relative Spectral Adam Pullback line curve plane swa flow prune learn hold
     ewc drift ensemble certificate perturb stability relative_trust gates features self_path cross_path fisher_trace
-    hessian gauss_newton information structure_function task_distance task_distances pac_bayes
+    hessian gauss_newton information structure_function task_distance task_distances pac_bayes Atlas
 """.split()  # what the sentence above needs; the others live in their wing, and are found here too
 _MOVED = {  # modules of the last release -> where their names are
     "acting": "equivariance.finite_group",

@@ -1,1 +1,13 @@
 """Many networks kept together: catalogued, told apart from their relatives, and asked with new data."""
+
+from weightspace.contents import handed_on
+
+__getattr__, __dir__, __all__ = handed_on(
+    __name__,
+    {
+        "atlas": ["Added", "Atlas"],
+        "holdings": ["ChangedError"],
+        "members": ["Architecture", "Member"],
+        "records": ["Measure", "Pair"],
+    },
+)

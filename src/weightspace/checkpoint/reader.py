@@ -38,7 +38,7 @@ from weightspace.checkpoint.refusal import (
 )
 from weightspace.net.public import public
 
-__all__ = ["Checkpoint", "CheckpointError", "finite", "read"]
+__all__ = ["Checkpoint", "CheckpointError", "finite", "is_finite", "read", "stamp_of"]
 
 
 _PREFIXES = ("module.", "_orig_mod.", "module.")  # either may be outside the other
@@ -207,12 +207,13 @@ def finite(tensors: Mapping[str, Tensor]) -> None:
     Traceback (most recent call last):
     weightspace.checkpoint.refusal.CheckpointError: NaN or infinity in '1.weight', ...
     """
-    bad = [name for name in tensors if not _is_finite(tensors[name])]
+    bad = [name for name in tensors if not is_finite(tensors[name])]
     if bad:
         raise CheckpointError(f"NaN or infinity in {some(bad)}; give weights from before training diverged")
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity."""
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return True
     parts = tensor.detach().reshape(-1).split(1 << 22)
@@ -310,7 +311,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def _safetensors(path: Path) -> Opened:
-    stamp = _stamp(_settled(path))
+    stamp = stamp_of(path)
     header, start = _header(path)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
@@ -338,6 +339,14 @@ def _entry(path: Path, name: str, claim: Any, start: int, stamp: tuple[int, ...]
         seen = f"bytes {shape_of(offsets)} of the {stamp[1] - start:,} that the file has"
         raise refusal(path, f"tensor {name!r} claims {shape_of(shape)} {code} and {seen}")
     return Entry(torch.Size(shape), dtype, partial(_fetch, path, stamp, start + begin, shape, dtype))
+
+
+def stamp_of(path: Path, settled: bool = True) -> tuple[int, ...]:
+    """The stamp of a file: inode, size, times of its data and of itself, device.
+
+    With `settled`, it is waited for milliseconds where the file is so new that a later change might keep its times.
+    """
+    return _stamp(_settled(path) if settled else path.stat())
 
 
 def _stamp(stat: os.stat_result) -> tuple[int, ...]:

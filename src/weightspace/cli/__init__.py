@@ -17,6 +17,7 @@ import typer
 from weightspace.checkpoint.files import CHOSEN, FileNote
 from weightspace.cli import (
     align,
+    atlas,
     capacity,
     certify,
     compare,
@@ -179,9 +180,10 @@ _PANELS: dict[str, list[Callable[..., None]]] = {  # of --help, in its order
     "Compare and merge": [compare.compare, align.align, merge.merge],
     "Move": [walk.walk, perturb.perturb],
     "Measure": [capacity.capacity, stability.stability, inform.inform, certify.certify],
-    "Sets of data": [tasks.tasks],
+    "Sets of data and networks": [tasks.tasks],
     "Training runs": [watch.watch, paths.paths],
 }
+app.add_typer(atlas.app, name="atlas", rich_help_panel="Sets of data and networks")
 for panel, commands in _PANELS.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)

@@ -1,0 +1,361 @@
+"""`Atlas`: many networks kept together, each known by its content, with what is measured of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import ColumnElement, select
+
+from weightspace.atlas import members as rows
+from weightspace.atlas.catalogue import Catalogue, is_url
+from weightspace.atlas.content import chosen_as
+from weightspace.atlas.holdings import Holdings
+from weightspace.atlas.members import Architecture, Entry, Member, checked_name
+from weightspace.atlas.objects import Objects
+from weightspace.atlas.records import Jobs, Measures, Pairs, Sketches, Tasks
+from weightspace.atlas.scan import Left, scan
+from weightspace.atlas.sources import Made, fits, opened
+from weightspace.atlas.tables import architectures, contents, networks, tags
+from weightspace.checkpoint import reader, stored
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.net import Net
+from weightspace.net.public import public
+from weightspace.path.path import Path as Curve
+from weightspace.path.trail import Trail
+
+__all__ = ["Added", "Atlas"]
+
+Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, how much there is
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    return None
+
+
+@dataclass
+class Added:
+    """What adding did: networks that are new, those that were there already, and what was left out and why."""
+
+    new: list[Member] = field(default_factory=list)
+    known: list[Member] = field(default_factory=list)
+    left: list[Left] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def data(self) -> dict[str, Any]:
+        """As plain data."""
+        left = [{"path": str(one.path), "reason": one.reason} for one in self.left]
+        found = {name: [member.data() for member in getattr(self, name)] for name in ("new", "known")}
+        return {**found, "left": left, "notes": self.notes}
+
+
+@public
+class Atlas:
+    """Networks in a catalogue: `len`, iteration over `Member`s, `atlas[name]`, `name in atlas`.
+
+    `where`: a folder, which is made, or the URL of a PostgreSQL database. A network's file stays where it is; networks
+    in memory, and files with `copy`, are kept as safetensors under the hash of their content, below the folder or
+    `objects` (a folder or URL such as s3://bucket/nets). `measures`, `pairs`, `sketches`, `tasks` and `jobs` hold what
+    is known of them, by content key: exact copies share it. Close it after use, or use it in a `with` statement.
+
+    >>> import tempfile
+    >>> import weightspace as ws
+    >>> net, _ = ws.demo.example()
+    >>> with tempfile.TemporaryDirectory() as folder, ws.Atlas(folder) as atlas:
+    ...     first = atlas.add(net, name="first", tags=["mlp"])
+    ...     other = atlas.add(net + 0.1 * net.weights.randn(0), name="other", parents=["first"])
+    ...     [member.name for member in atlas], other.parents, float(atlas.tensors("first")["1.bias"].norm()) > 0
+    (['first', 'other'], ('first',), True)
+    """
+
+    def __init__(
+        self,
+        where: str | os.PathLike[str],
+        *,
+        objects: str | os.PathLike[str] | None = None,
+        create: bool = True,
+        timeout: float = 30.0,
+    ) -> None:
+        """Open the atlas in a folder or at a `postgresql://` URL.
+
+        `timeout`: seconds to wait for another program that writes. Raises `WeightspaceError` for a database of a newer
+        version or of something else, one that cannot be reached, and without `create` for one that is not there.
+        """
+        self.where = os.fspath(where)
+        self.catalogue = Catalogue.open(where, create=create, timeout=timeout)
+        root = objects if objects is not None or is_url(where) else Path(where).expanduser() / "objects"
+        self.objects = None if root is None else Objects(root)
+        self._held = Holdings(self.catalogue, self.objects)
+        self.measures, self.pairs = Measures(self.catalogue), Pairs(self.catalogue)
+        self.sketches, self.tasks = Sketches(self.catalogue), Tasks(self.catalogue)
+        self.jobs = Jobs(self.catalogue)
+
+    def __enter__(self) -> Atlas:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the catalogue."""
+        self.catalogue.close()
+
+    # ------------------------------------------------------------------ members
+
+    def members(
+        self,
+        *,
+        tag: str | None = None,
+        fingerprint: str | None = None,
+        made: str | None = None,
+        key: str | None = None,
+        location: str | None = None,
+    ) -> list[Member]:
+        """The members in the order of adding: all, or those with a tag, of an architecture, a content, a file."""
+        asked: list[ColumnElement[bool]] = []
+        pairs = ((contents.c.fingerprint, fingerprint), (architectures.c.made, made), (contents.c.key, key),
+                 (networks.c.location, location))  # fmt: skip
+        asked += [column == value for column, value in pairs if value is not None]
+        if tag is not None:
+            asked.append(networks.c.id.in_(select(tags.c.network).where(tags.c.tag == tag)))
+        return self._held.listed(*asked)
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(self.members())
+
+    def __len__(self) -> int:
+        with self.catalogue.reading() as connection:
+            return len(connection.execute(select(networks.c.id)).all())
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self._held.find(name) is not None
+
+    def __getitem__(self, name: str) -> Member:
+        return self._held.named(name)
+
+    def architectures(self) -> list[Architecture]:
+        """The architectures of the members: those that share a fingerprint are points of one space."""
+        a = architectures.c
+        asked = select(a.fingerprint, a.made, a.example, a.printed, a.shapes, a.numbers).order_by(a.id)
+        with self.catalogue.reading() as connection:
+            found = connection.execute(asked).all()
+        return [
+            Architecture(*row[:4], {name: tuple(shape) for name, shape in json.loads(row[4]).items()}, row[5])
+            for row in found
+        ]
+
+    def copies(self) -> list[list[str]]:
+        """The names of members with exactly the same tensors, for every content that several have."""
+        return _several((member.key, member.name) for member in self)
+
+    # ------------------------------------------------------------------ adding
+
+    def add(
+        self,
+        what: Any,
+        name: str | None = None,
+        *,
+        parents: Sequence[str] = (),
+        tags: Sequence[str] = (),
+        arch: str | None = None,
+        example: str | None = None,
+        weights: str | None = None,
+        copy: bool = False,
+        replace: bool = False,
+        facts: Mapping[str, Any] | None = None,
+    ) -> Member:
+        """Add one network: a `Net`, a module, named tensors, or a checkpoint on disk; returns its member.
+
+        `arch`, `example`: how it is made, and the shape of its inputs, as the commands take them; `weights`: which
+        network of a file. A name that is there is refused, unless it is the same network, or with `replace`. Raises
+        `WeightspaceError` for what cannot be read, NaN, a file that changed since it was added, an unknown parent.
+
+        >>> import tempfile
+        >>> import weightspace as ws
+        >>> net, _ = ws.demo.example()
+        >>> with tempfile.TemporaryDirectory() as folder, ws.Atlas(folder + "/atlas") as atlas:
+        ...     path = ws.checkpoint.save(net.tensors, folder)
+        ...     member = atlas.add(path, name="a")
+        ...     member.kind, member.dtype, member.nbytes
+        ('file', 'float32', 4840)
+        """
+        source = opened(what, weights)
+        made = Made.of(arch, example)
+        if made.template is not None and not fits(made, source):
+            raise WeightspaceError(f"{name or what}: its tensors are not those of {arch}; give another --arch")
+        if name is None and source.path is None:
+            raise WeightspaceError("a network in memory has no name of its own; give name=")
+        own = name if name is not None else _file_name(source.path)  # type: ignore[arg-type]
+        said = Entry(checked_name(own), tags=tuple(tags), parents=tuple(parents), facts=facts or {})
+        return self._held.enter(source, made, said, copy=copy, force=replace)[0]
+
+    def add_folder(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        tags: Sequence[str] = (),
+        arch: str | None = None,
+        example: str | None = None,
+        weights: str | None = None,
+        copy: bool = False,
+        replace: bool = False,
+        progress: Progress = _silent,
+    ) -> Added:
+        """Add every checkpoint in a folder and below; what cannot be read is listed with the reason.
+
+        Names are the places below the folder. Files that are there already are known by their content. Files whose
+        tensors are not those of `arch` are added without it. Raises `WeightspaceError` where no network was found.
+
+        >>> import tempfile
+        >>> import weightspace as ws
+        >>> net, _ = ws.demo.example()
+        >>> with tempfile.TemporaryDirectory() as folder, ws.Atlas(folder + "/atlas") as atlas:
+        ...     path = ws.checkpoint.save(net.tensors, folder + "/a.safetensors")
+        ...     done = atlas.add_folder(folder)
+        ...     [member.name for member in done.new], len(atlas.add_folder(folder).known)
+        (['a'], 1)
+        """
+        root, done = Path(os.path.abspath(Path(folder).expanduser())), Added()
+        if not root.is_dir():
+            raise WeightspaceError(f"{root}: no such folder; check the path")
+        made = Made.of(arch, example)
+        found = [*scan(root)]
+        for number, one in enumerate(found):
+            progress(f"adding {len(found)} files", number, len(found))
+            if isinstance(one, Left):
+                done.left.append(one)
+                continue
+            try:
+                source = opened(one.path, weights)
+                known = fits(made, source) if made.template is not None else True
+                if not known:
+                    done.notes.append(f"{one.path}: added without --arch, whose tensors are others")
+                said = Entry(self._held.free(checked_name(one.name), source), tags=tuple(tags))
+                member, new = self._held.enter(source, made if known else Made(), said, copy=copy, force=replace)
+                (done.new if new else done.known).append(member)
+            except WeightspaceError as error:
+                done.left.append(Left(one.path, str(error).removeprefix(f"{one.path}: ")))
+        if not done.new and not done.known:
+            why = f"; {done.left[0].path.name}: {done.left[0].reason}" if done.left else ""
+            raise WeightspaceError(f"{root}: holds no network that can be added{why}")
+        return done
+
+    def add_path(
+        self,
+        path: Curve | Trail,
+        name: str,
+        *,
+        every: int = 1,
+        parents: Sequence[str] = (),
+        tags: Sequence[str] = (),
+        arch: str | None = None,
+        example: str | None = None,
+    ) -> list[Member]:
+        """Add the networks of a path, each with the one before it as parent: a flow, a recorder's path, a trail.
+
+        Every `every`-th marked point is added, and the last; they are called NAME/0, NAME/1, .., or by the steps of a
+        trail. `parents`: those of the first.
+
+        >>> import tempfile
+        >>> import weightspace as ws
+        >>> nets = [ws.demo.example(seed)[0] for seed in range(3)]
+        >>> with tempfile.TemporaryDirectory() as folder, ws.Atlas(folder) as atlas:
+        ...     way = atlas.add_path(ws.Path.through(nets), "run")
+        ...     [(member.name, member.parents) for member in way]
+        [('run/0', ()), ('run/1', ('run/0',)), ('run/2', ('run/1',))]
+        """
+        if every < 1:
+            raise WeightspaceError(f"every {every} points; give 1 or more")
+        made, way = Made.of(arch, example), list[Member]()
+        chosen = sorted({*range(0, len(path), every), len(path) - 1})
+        for k in chosen:
+            facts = path.facts(k) if isinstance(path, Trail) else {"t": path.times[k]}
+            source = opened(path[k])
+            if made.template is not None and not fits(made, source):
+                raise WeightspaceError(f"{name}: its tensors are not those of {arch}; give another --arch")
+            above = (way[-1].name,) if way else tuple(parents)
+            relation = "path" if way else "stated"
+            label = checked_name(f"{name}/{facts.get('step', k)}")
+            said = Entry(label, tags=tuple(tags), parents=above, relation=relation, facts=facts)
+            way.append(self._held.enter(source, made, said, copy=True, force=False)[0])
+        return way
+
+    # ------------------------------------------------------------------ opening
+
+    def tensors(self, name: str) -> reader.Checkpoint:
+        """The named tensors of a member, each read when it is asked for, as its file holds them.
+
+        Raises `WeightspaceError` where the file is gone, or is no longer what was added.
+        """
+        return self._held.open(self[name])[0]
+
+    def net(self, name: str, like: Net | None = None) -> Net:
+        """A member as a network. `like`: any network of its architecture, for members whose architecture is not known.
+
+        Raises `WeightspaceError` where the architecture is not known, or makes another module now than it did then.
+
+        >>> import tempfile
+        >>> import weightspace as ws
+        >>> net = ws.Net.of(ws.demo.digits_cnn(width=4))
+        >>> with tempfile.TemporaryDirectory() as folder, ws.Atlas(folder) as atlas:
+        ...     member = atlas.add(net, name="cnn", arch="weightspace.demo:digits_cnn(width=4)", example="2x1x8x8")
+        ...     float((atlas.net("cnn") - net).norm())
+        0.0
+        """
+        member = self[name]
+        _, path = self._held.open(member)
+        template = self._held.template(member) if like is None else like
+        with chosen_as(member.chosen):
+            return stored.load(template, path)[0]
+
+    # ------------------------------------------------------------------ changing
+
+    def tag(self, names: str | Sequence[str], *labels: str) -> None:
+        """Add tags to networks. Raises `WeightspaceError` for an unknown network."""
+        with self.catalogue.writing() as connection:
+            rows.tag(connection, [names] if isinstance(names, str) else names, labels)
+
+    def untag(self, names: str | Sequence[str], *labels: str) -> None:
+        """Take tags away from networks. Raises `WeightspaceError` for an unknown network."""
+        with self.catalogue.writing() as connection:
+            rows.untag(connection, [names] if isinstance(names, str) else names, labels)
+
+    def remove(self, *names: str) -> None:
+        """Remove networks, their copies in the atlas, and what is known of contents that are then left by all.
+
+        Files that were added stay where they are. Raises `WeightspaceError` for an unknown network.
+        """
+        with self.catalogue.writing() as connection:
+            gone = rows.remove(connection, names)
+        if self.objects is not None:
+            for key in gone:
+                self.objects.remove(key)
+
+    def check(self, progress: Progress = _silent) -> dict[str, str]:
+        """The members whose files are gone or changed, with the reason; every content is read and compared."""
+        found, every = dict[str, str](), self.members()
+        for number, member in enumerate(every):
+            progress(f"checking {len(every)} networks", number, len(every))
+            try:
+                tensors, path = self._held.open(member)
+                self._held.compare(member, tensors, path)
+            except WeightspaceError as error:
+                found[member.name] = str(error).removeprefix(f"{member.name}: ")
+        return found
+
+
+def _file_name(path: Path) -> str:
+    """What to call a checkpoint: the name of its file without the ending, or of its folder."""
+    return path.name if path.is_dir() else Path(path.name.partition(".index.")[0]).stem
+
+
+def _several(pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
+    """The names of every key that has several."""
+    found: dict[str, list[str]] = {}
+    for key, name in pairs:
+        found.setdefault(key, []).append(name)
+    return [names for names in found.values() if len(names) > 1]

@@ -1,0 +1,145 @@
+"""`weightspace atlas`: networks added to an atlas, listed, shown, tagged, removed and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weightspace.atlas.atlas import Added, Atlas
+from weightspace.atlas.members import Member
+from weightspace.atlas.records import Measure
+from weightspace.atlas.scan import Left
+from weightspace.commands.settings import Settings
+from weightspace.net.errors import WeightspaceError
+
+__all__ = ["Checked", "Listed", "Shown", "add", "check", "listed", "remove", "show", "tag"]
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Members of an atlas, and the names of those that are exact copies of one another."""
+
+    where: str
+    members: list[Member]
+    copies: list[list[str]]
+
+    def data(self) -> dict[str, Any]:
+        """As plain data."""
+        found = [member.data() for member in self.members]
+        return {"atlas": self.where, "members": found, "copies": self.copies}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One member: its exact copies, those with the same values in other dtypes, its children, what was measured."""
+
+    member: Member
+    copies: list[str]
+    casts: list[str]
+    children: list[str]
+    measures: list[Measure]
+
+    def data(self) -> dict[str, Any]:
+        """As plain data."""
+        measured = [vars(row) for row in self.measures]
+        return {
+            **self.member.data(), "copies": self.copies, "casts": self.casts, "children": self.children,
+            "measures": measured,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Checked:
+    """How many members were read, and the reason for each that is gone or changed."""
+
+    members: int
+    wrong: dict[str, str]
+
+    def data(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"members": self.members, "wrong": self.wrong}
+
+
+def add(
+    atlas: Atlas,
+    paths: Sequence[Path],
+    *,
+    name: str | None = None,
+    parents: Sequence[str] = (),
+    tags: Sequence[str] = (),
+    example: str | None = None,
+    copy: bool = False,
+    settings: Settings,
+) -> Added:
+    """Add files and folders. A folder that is one checkpoint itself is one network, under `name` if that is given.
+
+    Raises `WeightspaceError` where nothing could be added.
+    """
+    if name is not None and len(paths) > 1:
+        raise WeightspaceError("--name is for one network; leave it out to name each by its file")
+    done = Added()
+    how = {"tags": tags, "arch": settings.arch, "example": example, "copy": copy, "replace": settings.force}
+    for path in paths:
+        if not path.exists():
+            raise WeightspaceError(f"{path}: no such file or folder; check the path")
+        whole = path.is_dir() and name is None and not parents
+        if whole:
+            some = atlas.add_folder(path, progress=settings.progress, **how)  # type: ignore[arg-type]
+            done.new += some.new
+            done.known += some.known
+            done.left += some.left
+            done.notes += some.notes
+            continue
+        settings.progress(f"adding {path.name}", 0, 0)
+        try:
+            before = len(atlas)
+            member = atlas.add(path, name, parents=parents, **how)  # type: ignore[arg-type]
+            (done.new if len(atlas) > before else done.known).append(member)
+        except WeightspaceError as error:
+            if len(paths) == 1:
+                raise
+            done.left.append(Left(path, str(error).removeprefix(f"{path}: ")))
+    if not done.new and not done.known:
+        raise WeightspaceError(f"nothing was added; {done.left[0].path}: {done.left[0].reason}")
+    return done
+
+
+def listed(atlas: Atlas, tag: str | None = None) -> Listed:
+    """The members of an atlas, or those with a tag."""
+    return Listed(atlas.where, atlas.members(tag=tag), atlas.copies())
+
+
+def show(atlas: Atlas, name: str) -> Shown:
+    """One member. Raises `WeightspaceError` where there is none of that name."""
+    member, every = atlas[name], atlas.members()
+    others = [other for other in every if other.name != name]
+    same = [other.name for other in others if other.key == member.key]
+    casts = [other.name for other in others if other.numbers == member.numbers and other.key != member.key]
+    children = [other.name for other in others if name in other.parents]
+    measured = [row for row in atlas.measures.of() if row.network == member.key]
+    return Shown(member, same, casts, children, measured)
+
+
+def tag(atlas: Atlas, names: Sequence[str], add: Sequence[str], remove: Sequence[str]) -> Listed:
+    """The members with their tags, after some were added and some removed."""
+    if not add and not remove:
+        raise WeightspaceError("which tag? give --add or --remove")
+    if remove:
+        atlas.untag(names, *remove)
+    if add:
+        atlas.tag(names, *add)
+    return Listed(atlas.where, [atlas[name] for name in names], [])
+
+
+def remove(atlas: Atlas, names: Sequence[str]) -> Listed:
+    """The members that were removed."""
+    gone = Listed(atlas.where, [atlas[name] for name in dict.fromkeys(names)], [])
+    atlas.remove(*dict.fromkeys(names))
+    return gone
+
+
+def check(atlas: Atlas, settings: Settings) -> Checked:
+    """Every member read and compared with what was added."""
+    return Checked(len(atlas), atlas.check(settings.progress))
