@@ -13,20 +13,20 @@ from sqlalchemy import ColumnElement, select
 
 from weightspace.atlas import members as rows
 from weightspace.atlas.catalogue import Catalogue, is_url
-from weightspace.atlas.content import chosen_as
 from weightspace.atlas.holdings import Holdings
 from weightspace.atlas.members import Architecture, Entry, Member, checked_name
 from weightspace.atlas.objects import Objects
+from weightspace.atlas.orbits import Orbits, group_of, orbit_of
 from weightspace.atlas.records import Jobs, Measures, Pairs, Sketches, Tasks
 from weightspace.atlas.scan import Left, scan
 from weightspace.atlas.sources import Made, fits, opened
 from weightspace.atlas.tables import architectures, contents, networks, tags
-from weightspace.checkpoint import reader, stored
+from weightspace.atlas.ways import Way, points
+from weightspace.checkpoint import reader
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 from weightspace.net.public import public
-from weightspace.path.path import Path as Curve
-from weightspace.path.trail import Trail
+from weightspace.symmetry.symmetry import Symmetry
 
 __all__ = ["Added", "Atlas"]
 
@@ -104,6 +104,10 @@ class Atlas:
         """Close the catalogue."""
         self.catalogue.close()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """An atlas that is sent to another process is opened there."""
+        return _again, (self.where, None if self.objects is None else self.objects.root)
+
     # ------------------------------------------------------------------ members
 
     def members(
@@ -151,6 +155,40 @@ class Atlas:
     def copies(self) -> list[list[str]]:
         """The names of members with exactly the same tensors, for every content that several have."""
         return _several((member.key, member.name) for member in self)
+
+    def group(self, name: str) -> Symmetry:
+        """The symmetry group of a member's architecture: read and verified once, then kept.
+
+        Raises `WeightspaceError` where the architecture is not known, or has no group that can be read.
+        """
+        member = self[name]
+        return group_of(self._held, member, self._held.net(member))
+
+    def orbits(self, progress: Progress = _silent) -> Orbits:
+        """The members that are copies up to symmetry: renumbered, rescaled, or rotated where that changes nothing.
+
+        Each member's canonical form is computed once. Members whose architecture is not known, or has no canonical
+        form, are in `left` with the reason.
+
+        >>> import tempfile
+        >>> import weightspace as ws
+        >>> net = ws.Net.of(ws.demo.digits_cnn(width=4))
+        >>> copy = ws.Symmetry.of(net, ws.digits("test").example(2)).sample(seed=0)(net)
+        >>> how = {"arch": "weightspace.demo:digits_cnn(width=4)", "example": "2x1x8x8"}
+        >>> with tempfile.TemporaryDirectory() as folder, ws.Atlas(folder) as atlas:
+        ...     a, b = atlas.add(net, name="a", **how), atlas.add(copy, name="b", **how)
+        ...     a.key == b.key, atlas.orbits().groups
+        (False, [['a', 'b']])
+        """
+        found, labels, every = Orbits(), list[tuple[str, str]](), self.members()
+        for number, member in enumerate(every):
+            progress(f"canonical forms of {len(every)} networks", number, len(every))
+            try:
+                labels.append((orbit_of(self._held, self.sketches, member), member.name))
+            except WeightspaceError as error:
+                found.left[member.name] = str(error).removeprefix(f"{member.name}: ")
+        found.groups = _several(labels)
+        return found
 
     # ------------------------------------------------------------------ adding
 
@@ -246,7 +284,7 @@ class Atlas:
 
     def add_path(
         self,
-        path: Curve | Trail,
+        path: Way,
         name: str,
         *,
         every: int = 1,
@@ -255,10 +293,11 @@ class Atlas:
         arch: str | None = None,
         example: str | None = None,
     ) -> list[Member]:
-        """Add the networks of a path, each with the one before it as parent: a flow, a recorder's path, a trail.
+        """Add the networks of a path, each with the one before it as parent: a flow, a `Recorder`, a `Trail`.
 
         Every `every`-th marked point is added, and the last; they are called NAME/0, NAME/1, .., or by the steps of a
-        trail. `parents`: those of the first.
+        trail, whose folder will do where `arch` is given. `parents`: those of the first. A run that goes on can be
+        added again: what is there is known.
 
         >>> import tempfile
         >>> import weightspace as ws
@@ -268,19 +307,16 @@ class Atlas:
         ...     [(member.name, member.parents) for member in way]
         [('run/0', ()), ('run/1', ('run/0',)), ('run/2', ('run/1',))]
         """
-        if every < 1:
-            raise WeightspaceError(f"every {every} points; give 1 or more")
         made, way = Made.of(arch, example), list[Member]()
-        chosen = sorted({*range(0, len(path), every), len(path) - 1})
-        for k in chosen:
-            facts = path.facts(k) if isinstance(path, Trail) else {"t": path.times[k]}
-            source = opened(path[k])
+        for label, net, facts in points(path, every, made):
+            source = opened(net)
             if made.template is not None and not fits(made, source):
                 raise WeightspaceError(f"{name}: its tensors are not those of {arch}; give another --arch")
             above = (way[-1].name,) if way else tuple(parents)
             relation = "path" if way else "stated"
-            label = checked_name(f"{name}/{facts.get('step', k)}")
-            said = Entry(label, tags=tuple(tags), parents=above, relation=relation, facts=facts)
+            said = Entry(
+                checked_name(f"{name}/{label}"), tags=tuple(tags), parents=above, relation=relation, facts=facts
+            )
             way.append(self._held.enter(source, made, said, copy=True, force=False)[0])
         return way
 
@@ -306,11 +342,7 @@ class Atlas:
         ...     float((atlas.net("cnn") - net).norm())
         0.0
         """
-        member = self[name]
-        _, path = self._held.open(member)
-        template = self._held.template(member) if like is None else like
-        with chosen_as(member.chosen):
-            return stored.load(template, path)[0]
+        return self._held.net(self[name], like)
 
     # ------------------------------------------------------------------ changing
 
@@ -346,6 +378,10 @@ class Atlas:
             except WeightspaceError as error:
                 found[member.name] = str(error).removeprefix(f"{member.name}: ")
         return found
+
+
+def _again(where: str, objects: str | None) -> Atlas:
+    return Atlas(where, objects=objects, create=False)
 
 
 def _file_name(path: Path) -> str:

@@ -105,16 +105,27 @@ class Catalogue:
         """Write rows in one transaction; a row of a key that is there is replaced. Every row has the same columns."""
         if not rows:
             return
-        if connection is None:
-            with self.writing() as own:
-                return self.put(table, rows, own)
-        columns = [*rows[0]]
-        key = itemgetter(*(column.name for column in table.primary_key))
-        rows = sorted({key(row): row for row in rows}.values(), key=key)  # in order: pages are then filled one by one
+        keys = [column.name for column in table.primary_key]
+        columns = [*keys, *(column for column in rows[0] if column not in keys)]
+        values = [tuple(row[column] for column in columns) for row in rows]
+        if connection is not None:
+            return self.fill(connection, table, columns, values)
+        with self.writing() as own:
+            self.fill(own, table, columns, values)
+
+    def fill(
+        self, connection: Connection, table: Table, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]
+    ) -> None:
+        """Write many rows, given as tuples of these columns: those of the key first, in its order."""
+        length = len(table.primary_key)
+        keys = itemgetter(slice(length))
+        rows = sorted({keys(row): row for row in rows}.values(), key=keys)  # pages are then filled one by one
+        if not rows:
+            return
         if connection.dialect.name == "postgresql":
             _copied(connection, table, columns, rows)
         else:
-            connection.exec_driver_sql(_upsert(table, columns), [*map(itemgetter(*columns), rows)])
+            connection.exec_driver_sql(_upsert(table, columns), rows)
 
     def close(self) -> None:
         """Close all connections."""
@@ -233,7 +244,7 @@ def _server(where: str) -> tuple[Engine, str]:
     return create_engine(url, pool_pre_ping=True), shown
 
 
-def _copied(connection: Connection, table: Table, columns: list[str], rows: Sequence[Mapping[str, Any]]) -> None:
+def _copied(connection: Connection, table: Table, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
     """Rows sent in one stream into a temporary table, and put into `table` from there."""
     names = ", ".join(columns)
     raw: Any = connection.connection.driver_connection
@@ -241,6 +252,6 @@ def _copied(connection: Connection, table: Table, columns: list[str], rows: Sequ
         cursor.execute(f"CREATE TEMP TABLE incoming ON COMMIT DROP AS SELECT {names} FROM {table.name} WHERE false")
         with cursor.copy(f"COPY incoming ({names}) FROM STDIN") as copy:
             for row in rows:
-                copy.write_row([row[column] for column in columns])
+                copy.write_row(row)
         cursor.execute(_upsert(table, columns, f"SELECT {names} FROM incoming"))
         cursor.execute("DROP TABLE incoming")

@@ -17,7 +17,7 @@ from weightspace.atlas.members import Entry, Member
 from weightspace.atlas.objects import Objects
 from weightspace.atlas.sources import Made, Source
 from weightspace.atlas.tables import architectures, networks
-from weightspace.checkpoint import reader
+from weightspace.checkpoint import reader, stored
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 
@@ -139,6 +139,13 @@ class Holdings:
         """Remember the stamp, where the atlas can be written: the content is then not compared again."""
         with suppress(WeightspaceError), self.catalogue.writing() as connection:
             rows.stamped(connection, member.name, member.stamp, now)
+
+    def net(self, member: Member, like: Net | None = None) -> Net:
+        """A member as a network of its architecture, or of that of `like`. Raises as `open` and `template` do."""
+        _, path = self.open(member)
+        template = self.template(member) if like is None else like
+        with chosen_as(member.chosen):
+            return stored.load(template, path)[0]
 
     def template(self, member: Member) -> Net:
         """The architecture of a member, as a network on the meta device.

@@ -24,6 +24,7 @@ from weightspace.net.errors import WeightspaceError
 __all__ = ["Jobs", "Measure", "Measures", "Pair", "Pairs", "Sketches", "TaskRow", "Tasks"]
 
 _MANY = 500  # keys in one question
+_PAIR = ("first", "second", "kind", "value", "low", "high", "method")
 
 
 @dataclass(frozen=True)
@@ -172,13 +173,9 @@ class Pairs(_Keyed):
                 first, second = ids[row.first], ids[row.second]
                 if second < first and not directed:
                     first, second = second, first
-                written.append(
-                    {
-                        "first": first, "second": second, "kind": row.kind, "value": _number(row.value),
-                        "low": _number(row.low), "high": _number(row.high), "method": row.method,
-                    }
-                )  # fmt: skip
-            self.catalogue.put(pairs, written, connection)
+                three = _number(row.value), _number(row.low), _number(row.high)
+                written.append((first, second, row.kind, *three, row.method))
+            self.catalogue.fill(connection, pairs, _PAIR, written)
 
     def get(self, first: str, second: str, kind: str, directed: bool = False) -> Pair | None:
         """One pair, or None."""

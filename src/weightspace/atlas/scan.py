@@ -16,7 +16,7 @@ from weightspace.atlas.content import shards
 from weightspace.checkpoint import files
 from weightspace.checkpoint.locate import INDEX, holds_weights
 
-__all__ = ["Found", "Left", "scan"]
+__all__ = ["Found", "Left", "is_path", "scan"]
 
 _HUGGING = re.compile(r"(pytorch_|diffusion_pytorch_)?model(\.[\w-]+)?\.(safetensors|bin)(\.index(\.[\w-]+)?\.json)?")
 _BESIDE = re.compile(
@@ -64,7 +64,7 @@ def _walk(folder: Path, root: Path, depth: int) -> Iterator[Found | Left]:
     if FILE in names and folder != root:
         yield Left(folder, "is an atlas itself; its networks were not added")
         return
-    if _is_path(folder, names):
+    if is_path(folder, names):
         yield Left(folder, "holds a path (a Trail); add it with its architecture, --arch")
     else:
         yield from _of_folder(folder, root, names)
@@ -77,7 +77,7 @@ def _walk(folder: Path, root: Path, depth: int) -> Iterator[Found | Left]:
             yield from _walk(folder / name, root, depth + 1)
 
 
-def _is_path(folder: Path, names: list[str]) -> bool:
+def is_path(folder: Path, names: list[str]) -> bool:
     """Whether a folder holds a path, whose files are differences and no networks."""
     if "index.json" not in names:
         return False

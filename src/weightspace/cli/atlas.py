@@ -92,6 +92,13 @@ def _say_listed(found: Listed) -> None:
     console().print(f"{len(found.members)} networks in {printable(found.where)}.", soft_wrap=True)
     for names in found.copies:
         console().print(f"Exact copies: {printable(', '.join(names))}.", soft_wrap=True)
+    if found.orbits is not None:
+        for names in found.orbits.groups:
+            console().print(f"One network up to symmetry: {printable(', '.join(names))}.", soft_wrap=True)
+        for name, reason in found.orbits.left.items():
+            console().print(
+                f"{printable(name)} has no canonical form: {printable(reason)}", style="yellow", soft_wrap=True
+            )
 
 
 def _say_shown(found: Shown) -> None:
@@ -161,14 +168,17 @@ def add(
 def list_members(
     where: Where = "atlas",
     tag: Annotated[str | None, typer.Option(help="Only networks with this tag.")] = None,
+    symmetry: Annotated[
+        bool, typer.Option("--symmetry", help="Find copies up to symmetry too, where architectures are known.")
+    ] = False,
     *,
     common: Shared,
 ) -> None:
     """The networks in the atlas, and which are exact copies of one another."""
-    with opened_atlas(where) as atlas:
+    with progress() as step, opened_atlas(where) as atlas:
         from weightspace.commands import atlas as commands
 
-        found = commands.listed(atlas, tag)
+        found = commands.listed(atlas, tag, symmetry, settings=common.settings(step))
     answer(found, _say_listed, common)
 
 

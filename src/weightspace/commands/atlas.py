@@ -9,8 +9,9 @@ from typing import Any
 
 from weightspace.atlas.atlas import Added, Atlas
 from weightspace.atlas.members import Member
+from weightspace.atlas.orbits import Orbits
 from weightspace.atlas.records import Measure
-from weightspace.atlas.scan import Left
+from weightspace.atlas.scan import Left, is_path
 from weightspace.commands.settings import Settings
 from weightspace.net.errors import WeightspaceError
 
@@ -19,16 +20,18 @@ __all__ = ["Checked", "Listed", "Shown", "add", "check", "listed", "remove", "sh
 
 @dataclass(frozen=True)
 class Listed:
-    """Members of an atlas, and the names of those that are exact copies of one another."""
+    """Members of an atlas, the names of exact copies, and of copies up to symmetry where these were asked for."""
 
     where: str
     members: list[Member]
     copies: list[list[str]]
+    orbits: Orbits | None = None
 
     def data(self) -> dict[str, Any]:
         """As plain data."""
         found = [member.data() for member in self.members]
-        return {"atlas": self.where, "members": found, "copies": self.copies}
+        asked = {} if self.orbits is None else {"orbits": self.orbits.groups, "left": self.orbits.left}
+        return {"atlas": self.where, "members": found, "copies": self.copies, **asked}
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def add(
     for path in paths:
         if not path.exists():
             raise WeightspaceError(f"{path}: no such file or folder; check the path")
-        whole = path.is_dir() and name is None and not parents
+        whole = path.is_dir() and name is None and not parents and not _is_trail(path)
         if whole:
             some = atlas.add_folder(path, progress=settings.progress, **how)  # type: ignore[arg-type]
             done.new += some.new
@@ -93,6 +96,11 @@ def add(
             done.notes += some.notes
             continue
         settings.progress(f"adding {path.name}", 0, 0)
+        if path.is_dir() and _is_trail(path):
+            done.new += atlas.add_path(
+                path, name or path.name, parents=parents, tags=tags, arch=settings.arch, example=example
+            )
+            continue
         try:
             before = len(atlas)
             member = atlas.add(path, name, parents=parents, **how)  # type: ignore[arg-type]
@@ -106,9 +114,14 @@ def add(
     return done
 
 
-def listed(atlas: Atlas, tag: str | None = None) -> Listed:
-    """The members of an atlas, or those with a tag."""
-    return Listed(atlas.where, atlas.members(tag=tag), atlas.copies())
+def _is_trail(folder: Path) -> bool:
+    return is_path(folder, [item.name for item in folder.iterdir()])
+
+
+def listed(atlas: Atlas, tag: str | None = None, symmetry: bool = False, *, settings: Settings) -> Listed:
+    """The members of an atlas, or those with a tag; with `symmetry`, all copies up to symmetry too."""
+    orbits = atlas.orbits(settings.progress) if symmetry else None
+    return Listed(atlas.where, atlas.members(tag=tag), atlas.copies(), orbits)
 
 
 def show(atlas: Atlas, name: str) -> Shown:

@@ -14,7 +14,7 @@ from weightspace.net.errors import SymmetryError, WeightspaceError
 from weightspace.symmetry.axis import Axis, Block, Exchange, Generator, Place
 from weightspace.symmetry.group import Group
 
-__all__ = ["as_json", "load", "save"]
+__all__ = ["as_json", "from_json", "load", "save"]
 
 
 _G = TypeVar("_G", bound=Group)
@@ -76,14 +76,34 @@ def load(path: str | os.PathLike[str], into: type[_G]) -> _G:
     """
     try:
         data = files.read_json(Path(path), _LARGEST)
+    except OSError as error:
+        raise SymmetryError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise _refused(path, error) from error
+    return from_json(data, into, path)
+
+
+def from_json(data: Any, into: type[_G], where: str | os.PathLike[str]) -> _G:
+    """The group that `as_json` wrote, from `where`; raises as `load` does.
+
+    >>> import weightspace as ws
+    >>> from weightspace.symmetry.saved import as_json, from_json
+    >>> net, task = ws.demo.example()
+    >>> group = ws.Symmetry.of(net, task.example(2))
+    >>> print(from_json(as_json(group), ws.Symmetry, "memory"))
+    S16 x R+16
+    """
+    try:
         if not isinstance(data, dict) or data.get("format") != _FORMAT:
             raise ValueError("its format field is missing or another")
         return _parse(files.unsealed(data), into)
-    except OSError as error:
-        raise SymmetryError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise SymmetryError(f"{path} is not a saved symmetry ({why}); write one with group.save") from error
+        raise _refused(where, error) from error
+
+
+def _refused(where: str | os.PathLike[str], error: Exception) -> SymmetryError:
+    why = " ".join(str(error).split())[:200]
+    return SymmetryError(f"{os.fspath(where)} is not a saved symmetry ({why}); write one with group.save")
 
 
 def _parse(data: dict[str, Any], into: type[_G]) -> _G:
