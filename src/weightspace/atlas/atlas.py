@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, select
 
 from weightspace.atlas import members as rows
 from weightspace.atlas.catalogue import Catalogue, is_url
-from weightspace.atlas.holdings import Holdings
+from weightspace.atlas.holdings import Holdings, Opening
 from weightspace.atlas.members import Architecture, Entry, Member, checked_name
 from weightspace.atlas.objects import Objects
 from weightspace.atlas.orbits import Orbits, group_of, orbit_of
@@ -343,6 +343,21 @@ class Atlas:
         0.0
         """
         return self._held.net(self[name], like)
+
+    def openings(self, members: Iterable[Member] | None = None, like: Net | None = None) -> dict[str, Opening]:
+        """Functions that open members as networks, by name, for `rank`, `nearest` and others; here or in a process.
+
+        Of a member that cannot be opened it raises the reason when it is called. `like`: as in `net`.
+
+        >>> import tempfile
+        >>> import weightspace as ws
+        >>> net, task = ws.demo.example()
+        >>> with tempfile.TemporaryDirectory() as folder, ws.Atlas(folder) as atlas:
+        ...     _ = atlas.add(net, name="a"), atlas.add(ws.perturb(net, 1.0), name="b")
+        ...     ws.atlas.rank(atlas.openings(like=net), task).best
+        'a'
+        """
+        return self._held.openings(self.members() if members is None else members, like)
 
     # ------------------------------------------------------------------ changing
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,11 +21,36 @@ from weightspace.checkpoint import reader, stored
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 
-__all__ = ["ChangedError", "Holdings"]
+__all__ = ["ChangedError", "Holdings", "Opening"]
 
 
 class ChangedError(WeightspaceError):
     """A file that is gone, or no longer holds the network that was added."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A function that opens one member as a network, here or in another process.
+
+    Raises `ChangedError` where the file is not as it was when this was made, and `WeightspaceError` with `why` where the
+    member cannot be opened.
+    """
+
+    name: str
+    path: Path = Path()
+    chosen: str | None = None
+    stamp: Mapping[str, list[int]] | None = None
+    template: Net | None = None
+    why: str = ""
+
+    def __call__(self) -> Net:
+        """The network."""
+        if self.template is None:
+            raise WeightspaceError(self.why)
+        if stamp(self.path, self.chosen, settled=False) != self.stamp:
+            raise ChangedError(f"{self.name}: {self.path} has changed meanwhile; ask again")
+        with chosen_as(self.chosen):
+            return stored.load(self.template, self.path)[0]
 
 
 @dataclass(frozen=True)
@@ -163,3 +188,29 @@ class Holdings:
             what = f"{member.made} makes another module now than when it was added"
             raise WeightspaceError(f"{member.name}: {what}; bring back the code of then, or add it again with --arch")
         return made.template
+
+    def openings(self, members: Iterable[Member], like: Net | None = None) -> dict[str, Opening]:
+        """Functions that open members, by name; the files are looked at now, and read when they are called."""
+        templates: dict[tuple[str, str], Net | str] = {}
+        found = {}
+        for member in members:
+            key = member.made, member.fingerprint
+            try:
+                if key not in templates:
+                    templates[key] = self._fitting(member, like)
+                template = templates[key]
+                if isinstance(template, str):
+                    raise WeightspaceError(template)
+                path = self.open(member)[1]
+                seen = stamp(path, member.chosen, settled=False)
+                found[member.name] = Opening(member.name, path, member.chosen, seen, template)
+            except WeightspaceError as error:
+                found[member.name] = Opening(member.name, why=str(error).removeprefix(f"{member.name}: "))
+        return found
+
+    def _fitting(self, member: Member, like: Net | None) -> Net | str:
+        """The architecture of a member, or why there is none."""
+        try:
+            return self.template(member) if like is None else like
+        except WeightspaceError as error:
+            return str(error).removeprefix(f"{member.name}: ")
