@@ -1,1 +1,13 @@
 """Many networks kept together: catalogued, told apart from their relatives, and asked with new data."""
+
+from weightspace.contents import handed_on
+
+__getattr__, __dir__, __all__ = handed_on(
+    __name__,
+    {
+        "halving": ["halve", "Halving", "Losses", "Paired", "paired", "Standing"],
+        "asked": ["Answer", "rank", "rank_starts"],
+        "nearby": ["between", "Nearby", "nearest", "Neighbour", "Way"],
+        "averages": ["Soup", "soup"],
+    },
+)

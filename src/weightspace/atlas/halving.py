@@ -246,7 +246,7 @@ class _Race:
 
     def heads(self, groups: Sequence[Sequence[str]]) -> dict[str, str]:
         """Member -> the one that answers for its group: the first that can."""
-        instead = {}
+        instead: dict[str, str] = {}
         for group in groups:
             left = [*group]
             while len(left) > 1 and not self._answered(left[:1], self.first):

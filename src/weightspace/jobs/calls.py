@@ -68,7 +68,7 @@ def packed(value: Any, what: str) -> bytes:
 
 
 def called(form: Form, data: bytes) -> tuple[str, Any]:
-    """The result of a job in a worker: ("done", value), ("failed", error), or ("unknown", None) for a function not sent.
+    """The result of a job in a worker: ("done", value), ("failed", error), or ("unknown", None): function not sent.
 
     `data` holds the arguments. Jobs of one process run one after the other: torch's settings are global.
     """

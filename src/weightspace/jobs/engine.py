@@ -159,5 +159,3 @@ def run(
     """
     found = dict(_completed(function, dict(jobs), engine, done, progress))
     return {key: found[key] for key in jobs}
-
-
