@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
-from scipy import stats
+from scipy.special import bdtr, stdtr
 from torch import Tensor
 
 from weightspace.net.errors import WeightspaceError
@@ -93,10 +93,10 @@ def _compared(d: Tensor, c: Tensor, signs: bool) -> Paired:
     if signs:
         worse, better = int((d > 0).sum()), int((d < 0).sum())
         told = worse + better
-        return Paired(difference, error, float(stats.binomtest(worse, told).pvalue) if told else 1.0)
+        return Paired(difference, error, min(1.0, 2 * float(bdtr(min(worse, better), told, 0.5))))
     if not difference:
         return Paired(0.0, error, 1.0)
-    p = 1.0 if n < 2 else 0.0 if not error else 2 * float(stats.t.sf(abs(difference) / error, n - 1))
+    p = 1.0 if n < 2 else 0.0 if not error else 2 * float(stdtr(n - 1, -abs(difference) / error))
     return Paired(difference, error, p)
 
 

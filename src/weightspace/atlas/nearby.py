@@ -174,8 +174,8 @@ def between(
     >>> a, task = ws.demo.example()
     >>> b = ws.demo.example(1)[0]
     >>> way = ws.atlas.between(a, b, {"middle": a.lerp(b, 0.5)}, task, points=3)
-    >>> way.names, way.highest <= way.direct
-    (('middle',), True)
+    >>> way.highest <= way.direct == ws.line(a, b).barrier(task, 3)
+    True
     """
     a.check(b)
     found = _Ways(a, b, members, task, group, points, seed, progress)

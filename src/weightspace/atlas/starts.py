@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy import stats
+from scipy.special import stdtrit
 from torch import Tensor
 
 from weightspace.atlas.halving import Halving, Losses, Standing
@@ -52,7 +52,7 @@ def by_evidence(found: Mapping[str, Tensor | str], examples: int, confidence: fl
     scores = {name: -value for name, value in found.items() if isinstance(value, Tensor)}
     left_out = {name: value for name, value in found.items() if isinstance(value, str)}
     best, *others = sorted(scores, key=lambda name: float(scores[name][0]))
-    quantile = float(stats.t.ppf(1 - (1 - confidence) / 2 / max(1, len(others)), _PARTS - 1))
+    quantile = float(stdtrit(_PARTS - 1, 1 - (1 - confidence) / 2 / max(1, len(others))))
     rows = []
     for name in [best, *others]:
         behind, error = _jackknifed(scores[name] - scores[best])

@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from joblib.externals.loky.backend.reduction import dumps
@@ -28,6 +28,7 @@ class JobError(WeightspaceError):
     """A job that ended its worker, or cannot be sent to one."""
 
 
+@runtime_checkable
 class Pool(Protocol):
     """A place where jobs run."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from weightspace.jobs.calls import Failed, Finished, Key, Pool, named
 from weightspace.jobs.cluster import Cluster
@@ -19,9 +19,9 @@ from weightspace.net.public import public
 __all__ = ["Engine", "Results", "completed", "opened", "run", "serial"]
 
 Engine: TypeAlias = int | str | Pool
-V = TypeVar("V")
 
 
+@runtime_checkable
 class Results(Protocol):
     """Where results are kept: a dict, or any mapping that writes them somewhere."""
 

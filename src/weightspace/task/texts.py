@@ -37,8 +37,6 @@ def next_token(
     """
     if length < 1:
         raise TaskError(f"windows of {length} tokens; give a length of 1 or more")
-    if isinstance(texts, str):
-        raise TaskError("one text where a list of texts is expected; give [text]")
     rows, labels = [], []
     for number, text in enumerate(texts):
         tokens = [*encode(text)]
