@@ -65,6 +65,9 @@ def ended(processes):
         process.wait(20)
 
 
+pytestmark = pytest.mark.slow  # every worker loads torch
+
+
 @pytest.fixture(scope="module")
 def address():
     number = port()
@@ -80,8 +83,8 @@ def address():
 
 
 def test_results_are_those_of_one_process_and_both_workers_are_used(address):
-    found = run(slow, {k: (k,) for k in range(6)}, engine=address)
-    assert {key: value for key, (value, _) in found.items()} == {k: k for k in range(6)}
+    found = run(slow, {k: (k,) for k in range(12)}, engine=address)
+    assert {key: value for key, (value, _) in found.items()} == {k: k for k in range(12)}
     assert len({pid for _, pid in found.values()}) == 2
 
 

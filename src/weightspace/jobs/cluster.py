@@ -59,10 +59,11 @@ class Cluster:
                 warnings.filterwarnings("ignore", message="Sending large graph")
                 # a task of its own, and not data that are lost with the worker that holds them
                 held = self._client.submit(Form, form.digest, form.data, key=this, pure=False)
+                self._client.replicate([held])  # jobs go first to where it is
                 for name, key in keys.items():
                     data = packed(jobs[key], "the arguments of a job")
                     futures.append(self._client.submit(called, held, data, key=name, pure=False))
-            for future in self._dask.as_completed(futures):
+            for future in self._dask.as_completed(futures, loop=self._client.loop):
                 yield keys[future.key], self._value(future)
         finally:
             if any(not future.done() for future in futures) and self._client.status == "running":
@@ -74,7 +75,7 @@ class Cluster:
             how, value = future.result()
         except self._dask.scheduler.KilledWorker:
             return Failed(JobError("ended its worker again and again: killed, or out of memory"))
-        except (CancelledError, OSError, self._dask.CommClosedError) as error:
+        except (CancelledError, OSError) as error:
             raise JobError(
                 f"the scheduler at {self.address} went away; what was done is kept, so run it again"
             ) from error
