@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
-import torch
-
 from weightspace.atlas.halving import Halving, Losses, Standing, halve
 from weightspace.atlas.members import Members, Question, held
 from weightspace.atlas.starts import Features, Trial, by_evidence
@@ -139,10 +137,10 @@ def rank(
     """
     began, task = time.perf_counter(), held(task)
     _some(members)
-    order = shuffled(len(task), seed)
+    task = task._with(task._source.pick(shuffled(len(task), seed)))
     if by == "logme":
         count = max(1, round(budget * len(task)))
-        scores = Features(task.pick(order[:count].tolist()))
+        scores = Features(task.take(count))
         scores.task.labels()
         found = run(scores, {name: (member,) for name, member in members.items()}, engine=engine, progress=progress)
         _answered(found)
@@ -151,7 +149,7 @@ def rank(
     question.check()
     with opened(engine) as pool:
         halved = halve(
-            partial(_ask, pool, question, members, order), [*members], len(task),
+            partial(_ask, pool, question, members), [*members], len(task),
             budget=budget, first=first, confidence=confidence, groups=groups, progress=progress,
         )  # fmt: skip
     return Answer(by, halved, time.perf_counter() - began)
@@ -193,7 +191,7 @@ def rank_starts(
     question.check()
     trial = Trial(train, question, steps, lr, batch, seed)
     with opened(engine) as pool:
-        ask = partial(_ask, pool, trial, members, torch.arange(len(test)))
+        ask = partial(_ask, pool, trial, members)
         found = halve(ask, [*members], len(test), first=len(test), confidence=confidence, progress=progress)
     return Answer(by, replace(found, whole=found.passes), time.perf_counter() - began, steps)
 
@@ -204,12 +202,10 @@ def _some(members: Members) -> None:
 
 
 def _ask(
-    pool: Pool, question: Question | Trial, members: Members, order: torch.Tensor, names: Sequence[str], start: int,
-    stop: int,
-) -> dict[str, Losses | str]:  # fmt: skip
-    """The answers of members to the examples from `start` to `stop` of an order."""
-    rows = order[start:stop].sort()[0].tolist()
-    return run(question, {name: (members[name], rows) for name in names}, engine=pool)
+    pool: Pool, question: Question | Trial, members: Members, names: Sequence[str], start: int, stop: int
+) -> dict[str, Losses | str]:
+    """The answers of members to the examples from `start` to `stop`."""
+    return run(question, {name: (members[name], start, stop) for name in names}, engine=pool)
 
 
 def _answered(found: Mapping[str, Any]) -> None:

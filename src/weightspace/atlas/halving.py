@@ -218,6 +218,15 @@ def _check(
         raise WeightspaceError(f"{wrong!r} of groups= is no member, or in two groups; give every member at most once")
 
 
+def _passes(alive: int, seen: int, n: int, size: int) -> int:
+    """The examples passed until the last two have answered all, halving the members and doubling the examples."""
+    total = alive * (n - seen)
+    while n < size:
+        alive, before, n = max(2, math.ceil(alive / 2)), n, min(size, 2 * n)
+        total += alive * (n - before)
+    return total
+
+
 class _Race:
     """The state of one query: what every member has answered so far, and who is left out."""
 
@@ -237,10 +246,8 @@ class _Race:
         self.counts = torch.zeros(0, dtype=torch.float64)
         self.left_out: dict[str, str] = {}
         self.passes, self.members = 0, len(names)
-        rounds = max(1, math.ceil(math.log2(len(names))))
-        # the last two may go on to the last example: what they take is kept back
-        self.planned = max(budget * len(names) - 2, budget * len(names) / 2) * size
-        self.first = min(size, max(_LEAST, int(self.planned / rounds / len(names)) if first is None else first))
+        self.planned = budget * len(names) * size
+        self.first = min(size, self._most(len(names), 0, _LEAST) if first is None else first)
         looks = (math.ceil(math.log2(size / self.first)) + 1) * (2 if twice else 1)
         self.level = (1 - confidence) / max(1, len(names) - 1) / looks
 
@@ -268,12 +275,19 @@ class _Race:
             better = {*alive[: max(2, math.ceil(len(alive) / 2))]}
             alive = [alive[0], *(name for name in close if name in better)]
             alive = alive if len(alive) > 1 else [alive[0], close[0]]
-            n = min(self.size, max(2 * n, n + self._more(len(alive))))
+            n = min(self.size, self._most(len(alive), n, 2 * n))
 
-    def _more(self, alive: int) -> int:
-        """The examples that every member may answer in the next round, within the budget."""
-        rounds = max(1, math.ceil(math.log2(alive)))
-        return max(0, int((self.planned - self.passes) / rounds / alive))
+    def _most(self, alive: int, seen: int, least: int) -> int:
+        """The most examples, at least so many, that members may have answered after the next round.
+
+        Where the rounds after it halve the members and double the examples, all of them stay within the budget.
+        """
+        low, high = least, max(least, self.size)
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = _passes(alive, seen, middle, self.size) <= self.planned - self.passes
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return low
 
     def _answered(self, alive: Sequence[str], n: int) -> list[str]:
         """Members after all have answered n examples, the best first; without those that cannot."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -14,7 +14,7 @@ from weightspace.net.errors import WeightspaceError
 from weightspace.net.inputs import leaves
 from weightspace.net.net import Net, checked
 from weightspace.task.classification import classifies
-from weightspace.task.examples import Loader, TaskError
+from weightspace.task.examples import Joined, Loader, TaskError
 from weightspace.task.losses import IGNORED
 from weightspace.task.task import Task
 
@@ -36,16 +36,15 @@ def reason(error: Exception) -> str:
 
 
 def held(task: Task) -> Task:
-    """The task, with examples of loaders in memory, which are read from their beginning for any of them."""
-    parts = getattr(task._source, "parts", [task._source])
-    return task.mapped(lambda x: x) if any(isinstance(part, Loader) for part in parts) else task
+    """The task, its examples in memory where they come from loaders or several sources, which have one order alone."""
+    return task.mapped(lambda x: x) if isinstance(task._source, Loader | Joined) else task
 
 
 @dataclass(frozen=True)
 class Question:
     """What members are asked: the loss of every example of a task, or whether it is classified wrong.
 
-    A function of (member, rows), for examples with these numbers: their `Losses`, or why the member has none.
+    A function of (member, start, stop), for the examples between: their `Losses`, or why the member has none.
     """
 
     task: Task
@@ -63,25 +62,26 @@ class Question:
         if self.task.aggregate != "mean":
             raise TaskError(f"members are ranked by mean loss, the task has the aggregate {self.task.aggregate!r}")
 
-    def __call__(self, member: Member, rows: Sequence[int]) -> Losses | str:
+    def __call__(self, member: Member, start: int, stop: int) -> Losses | str:
         """The losses of these examples; or, where the member cannot be opened or read them, why."""
         try:
-            return self.of(opened(member), rows)
+            return self.of(opened(member), start, stop)
         except (WeightspaceError, OSError) as error:
             return reason(error)
 
     @torch.no_grad()
-    def of(self, net: Net, rows: Sequence[int]) -> Losses:
+    def of(self, net: Net, start: int, stop: int) -> Losses:
         """The losses of these examples. Raises `WeightspaceError` for a network that cannot read them."""
         sums, counts = [], []
-        for x, y in self.task.pick(rows).batches(net):
+        some = self.task._with(self.task._source.pick(torch.arange(start, stop)))
+        for x, y in some.batches(net):
             assert y is not None
             f, n = self.task.forward(net, x), len(leaves(x)[0])
             d = self.task.wrong(f, y) if self.by == "accuracy" else self.task._measured(f, y)[0]
             count = _labels(y, n, len(d) if d.dim() else -1)
             sums.append(_added(d.double().cpu(), count))
             counts.append(count.double())
-        return Losses(torch.cat(sums), torch.cat(counts), len(rows))
+        return Losses(torch.cat(sums), torch.cat(counts), stop - start)
 
 
 def _labels(y: Tensor, n: int, found: int) -> Tensor:

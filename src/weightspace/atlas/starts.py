@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -72,7 +72,7 @@ def _jackknifed(values: Tensor) -> tuple[float, float]:
 class Trial:
     """The losses on held-out examples after a few steps of Adam from a member; statistics of norms stay as they are.
 
-    A function of (member, rows), like `Question`. All members take the same batches.
+    A function of (member, start, stop), like `Question`. All members take the same batches.
     """
 
     train: Task
@@ -82,14 +82,14 @@ class Trial:
     batch: int
     seed: int
 
-    def __call__(self, member: Member, rows: Sequence[int]) -> Losses | str:
+    def __call__(self, member: Member, start: int, stop: int) -> Losses | str:
         """The losses; or, where the member cannot be opened or learn the task, why."""
         try:
-            found = self.test.of(self.tuned(opened(member)), rows)
+            found = self.test.of(self.tuned(opened(member)), start, stop)
         except (WeightspaceError, OSError) as error:
             return reason(error)
         taken = 3 * self.steps * min(self.batch, len(self.train))  # a step passes forward and back
-        return Losses(found.sums, found.counts, len(rows) + taken)
+        return Losses(found.sums, found.counts, stop - start + taken)
 
     def tuned(self, start: Net) -> Net:
         """The network after the steps."""
