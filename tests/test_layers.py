@@ -13,10 +13,10 @@ WINGS = """contents net jobs checkpoint linear task graph inside equivariance cu
     symmetry training flows atlas commands pages demo cli __main__"""
 FILES = {
     "net": "differentiable errors state public cost plain weights names net average inputs model",
-    "jobs": "",
+    "jobs": "calls processes cluster engine",
     "checkpoint": "files refusal locate pickled reader adapter architecture stored writer",
     "linear": "assignment bits estimate krylov norms traces determinants operator",
-    "task": "examples formats losses measures outputs task classification datasets data_files digest goal",
+    "task": "examples formats losses measures outputs task classification texts datasets data_files digest goal",
     "graph": """atoms pretrained rules.call rules.contraction rules.part rules.shape rules.reduction rules.write rules
         trace follow alike layer on_data""",
     "inside": "image_functions representation calls units counts path_overlap",
@@ -36,7 +36,8 @@ FILES = {
     "training": "deficits critical_periods recording recorder adapters",
     "flows": "batches anchors attacks ensembles goals pruning result options stepper",
     "atlas": """tables migrations.v0001 migrations upgrade catalogue content objects records scan members sources
-        ways holdings orbits atlas""",
+        ways holdings orbits atlas halving question starts asked nearby
+        greedy_averages""",
     "commands": """progress data scores settings workspace compare align merge capacity walk perturb stability inform
         tasks certify watch paths atlas""",
     "pages": """page style compare align merge walk capacity stability inform tasks certify paths watch

@@ -9,5 +9,9 @@ __getattr__, __dir__, __all__ = handed_on(
         "holdings": ["ChangedError"],
         "members": ["Architecture", "Member"],
         "records": ["Measure", "Pair"],
+        "halving": ["halve", "Halving", "Losses", "Paired", "paired", "Standing"],
+        "asked": ["Answer", "rank", "rank_starts"],
+        "nearby": ["between", "Nearby", "nearest", "Neighbour", "Way"],
+        "greedy_averages": ["Soup", "soup"],
     },
 )

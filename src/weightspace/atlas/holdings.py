@@ -32,7 +32,7 @@ class ChangedError(WeightspaceError):
 class Opening:
     """A function that opens one member as a network, here or in another process.
 
-    Raises `ChangedError` where the file is not as it was when this was made, and `WeightspaceError` with `why` where the
+    Raises `ChangedError` where the file is not as it was when this was made, `WeightspaceError` with `why` where the
     member cannot be opened.
     """
 

@@ -31,7 +31,7 @@ from weightspace.task.task import Task
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-__all__ = ["Embedding", "headless", "logme", "task2vec", "transfer_scores"]
+__all__ = ["Embedding", "head_features", "headless", "logme", "task2vec", "transfer_scores"]
 
 
 _TINY = 1e-8
@@ -126,6 +126,20 @@ def headless(net: Net) -> Net:
     torch.Size([3, 16])
     """
     return _replaced(net, _head(checked(net)), nn.Identity())
+
+
+@public
+def head_features(net: Net, task: Task) -> Float[Tensor, "examples features"]:
+    """The features of all examples that go into the last linear layer of a network.
+
+    Raises `WeightspaceError` where there is no such layer, or it does not come last.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> ws.codes.head_features(net, task).shape
+    torch.Size([60, 16])
+    """
+    return _features(net, task, _head(checked(net)))
 
 
 def _head(net: Net) -> str:
@@ -288,9 +302,6 @@ def transfer_scores(
     if nets is not None:
         if missing := [name for name in tasks if name not in nets]:
             raise WeightspaceError(f"no network for {missing[0]}; give one for every task, or none")
-        rows = [
-            [logme(_features(nets[name], task, _head(checked(nets[name]))), _classes(task)) for task in tasks.values()]
-            for name in tasks
-        ]
+        rows = [[logme(head_features(nets[name], task), _classes(task)) for task in tasks.values()] for name in tasks]
         found["LogME"] = torch.tensor(rows)
     return found

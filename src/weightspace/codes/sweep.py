@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from weightspace.codes.encoding import Code, encode
 from weightspace.codes.posterior import Gaussian
 from weightspace.codes.store import Store
 from weightspace.codes.structure_functions import Run, StructureFunction
+from weightspace.jobs.engine import Engine, run, serial
 from weightspace.net.cost import Cost
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.model import Model, fresh
@@ -76,6 +77,7 @@ def structure_function(
     anchor: Net | None = None,
     calibrate: bool = False,
     folder: str | os.PathLike[str] | None = None,
+    engine: Engine = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> StructureFunction:
     """The structure function S(t) and description length C_beta of a task, by the codes that `encode` finds.
@@ -83,9 +85,10 @@ def structure_function(
     For every seed, beta is swept up and down, each code starting from the last one (from a fresh network of `model` if
     that was trivial). `betas`: 13 from .01 to 10 by default. `anchor`, `steps`, `batch`, `lr`, `draws`: see `encode`.
     `calibrate`: also sweep random labels, for `efficiency`, at twice the cost. `folder`: codes are stored there, with
-    the `digest` of task, network and options, and reused. `progress(done, total)` counts steps. Raises
-    `WeightspaceError` for invalid betas or seeds and a folder of other sweeps; `DigestError` for a `folder` and a loss
-    that hides state.
+    the `digest` of task, network and options, and reused. `engine`: where sweeps are made, each one job (see
+    `jobs.run`); a `folder` must then be one that all of its processes write to. `progress(done, total)` counts steps.
+    Raises `WeightspaceError` for invalid betas or seeds and a folder of other sweeps; `DigestError` for a `folder` and
+    a loss that hides state.
 
     >>> import weightspace as ws
     >>> net, task = ws.demo.example()
@@ -97,26 +100,29 @@ def structure_function(
     if not chosen:
         raise WeightspaceError("no seeds; give one or more")
     tasks = [task, *([random_labels(task, seed=chosen[0])] if calibrate else [])]
-    total, done = len(tasks) * len(_WAYS) * len(chosen) * len(grid) * steps, 0
     options: dict[str, Any] = {"anchor": anchor, "steps": steps, "batch": batch, "lr": lr, "draws": draws}
+    named = dict(zip(("task", "random"), tasks, strict=False))
+    sweep = _Sweep(model, named, grid, options, folder)
+    jobs = {(name, seed, way): (name, seed, way) for name in named for seed in chosen for way in _WAYS}
+    told = None if progress is None else _counted(progress, steps * len(grid))
+    if serial(engine) and progress is not None:
+        runs = {key: sweep(*key, _after(progress, k, len(jobs), steps * len(grid))) for k, key in enumerate(jobs)}
+    else:
+        runs = run(sweep, jobs, engine=engine, progress=told)
     found = []
-    for name, some in zip(("task", "random"), tasks, strict=False):
-        runs: list[Run] = []
-        for seed in chosen:
-            net = fresh(model, seed)
-            for way in _WAYS:
-                order = grid if way == "up" else grid[::-1]
-                kept = _Kept(folder, f"{name}-{seed}-{way}", net, some, order, options)
-                after = None if progress is None else _after(progress, done, total)
-                runs += _sweep(net, some, order, seed, way, options, kept, after)
-                done += steps * len(grid)
+    for name, some in named.items():
         constants, n = _constants(fresh(model, chosen[0]), some)
-        found.append(StructureFunction(tuple(runs), constants, n))
+        every = [one for key in jobs if key[0] == name for one in runs[key]]
+        found.append(StructureFunction(tuple(every), constants, n))
     return replace(found[0], efficiency=found[1].collapse) if calibrate else found[0]
 
 
-def _after(progress: Callable[[int, int], None], before: int, total: int) -> Callable[[int], None]:
-    return lambda done: progress(before + done, total)
+def _after(progress: Callable[[int, int], None], sweeps: int, total: int, each: int) -> Callable[[int], None]:
+    return lambda done: progress(sweeps * each + done, total * each)
+
+
+def _counted(progress: Callable[[int, int], None], each: int) -> Callable[[int, int], None]:
+    return lambda done, total: progress(done * each, total * each)
 
 
 @public
@@ -216,29 +222,32 @@ class _Kept(Store[float, Run]):
             self.path.with_name(before).unlink(missing_ok=True)
 
 
-def _sweep(
-    net: Net,
-    task: Task,
-    betas: Sequence[float],
-    seed: int,
-    way: str,
-    options: dict[str, Any],
-    kept: _Kept,
-    progress: Callable[[int], None] | None,
-) -> Iterator[Run]:
-    """Find the codes of one sweep, in its order, or take those that are stored."""
-    start = kept.start()
-    for k, beta in enumerate(betas):
-        if beta not in kept:
+@dataclass(frozen=True)
+class _Sweep:
+    """The codes of one sweep, in its order; those that are stored are taken from there."""
 
-            def step(done: int, total: int, before: int = k * options["steps"]) -> None:
-                if progress is not None:
-                    progress(before + done)
+    model: Model
+    tasks: dict[str, Task]
+    betas: Sequence[float]
+    options: dict[str, Any]
+    folder: str | os.PathLike[str] | None
 
-            code = encode(net, task, beta, start=start, seed=seed, progress=step, **options)
-            start = _onwards(code)
-            kept.add(Run(seed, way, beta, code.loss, code.error, code.kl, code.right), start)
-        yield kept[beta]
+    def __call__(self, name: str, seed: int, way: str, progress: Callable[[int], None] | None = None) -> list[Run]:
+        task, net = self.tasks[name], fresh(self.model, seed)
+        order = self.betas if way == "up" else self.betas[::-1]
+        kept = _Kept(self.folder, f"{name}-{seed}-{way}", net, task, order, self.options)
+        start = kept.start()
+        for k, beta in enumerate(order):
+            if beta not in kept:
+
+                def step(done: int, total: int, before: int = k * self.options["steps"]) -> None:
+                    if progress is not None:
+                        progress(before + done)
+
+                code = encode(net, task, beta, start=start, seed=seed, progress=step, **self.options)
+                start = _onwards(code)
+                kept.add(Run(seed, way, beta, code.loss, code.error, code.kl, code.right), start)
+        return [kept[beta] for beta in order]
 
 
 def _onwards(code: Code) -> Gaussian | None:

@@ -21,6 +21,7 @@ import operator
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import reduce
 from itertools import combinations, product
 from pathlib import Path
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 from weightspace.codes.encoding import encode
 from weightspace.codes.store import Store
 from weightspace.codes.task_map import Distance, Key, TaskMap
+from weightspace.jobs.engine import Engine, run
 from weightspace.net.cost import Cost
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.inputs import each, leaves
@@ -60,6 +62,7 @@ def task_distance(
     steps: int = 1000,
     lr: float = 0.02,
     file: str | os.PathLike[str] | None = None,
+    engine: Engine = 1,
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Distance:
@@ -69,9 +72,9 @@ def task_distance(
     shortest of the codes from all `seeds` and the trivial one. `task_id`: a head for each task; then two networks, one
     for each task, are a code of both, and C(ab) <= C(a) + C(b). A code of ab is one of a, hence C(a) <= C(ab). Both are
     enforced, with a note where a fit violates them. `steps`, `lr` and `options` are those of `encode`. `file`: codes
-    are stored there as they are found, and an interrupted run resumes. `progress(done, total)` counts codes. Cost:
-    three codes for every seed (see `cost`). Raises `WeightspaceError` for tasks that do not fit each other or the
-    model.
+    are stored there as they are found, and an interrupted run resumes. `engine`: where codes are found, see `jobs.run`.
+    `progress(done, total)` counts codes. Cost: three codes for every seed (see `cost`). Raises `WeightspaceError` for
+    tasks that do not fit each other or the model.
 
     >>> import weightspace as ws
     >>> net, task = ws.demo.example()
@@ -80,7 +83,7 @@ def task_distance(
     True
     """
     pair: dict[str, Any] = {"task_id": task_id, "seeds": seeds, "beta": beta, "steps": steps, "lr": lr, **options}
-    found = task_distances({"a": a, "b": b}, model, file=file, progress=progress, **pair)
+    found = task_distances({"a": a, "b": b}, model, file=file, engine=engine, progress=progress, **pair)
     return found.distance("a", "b")
 
 
@@ -96,6 +99,7 @@ def task_distances(
     steps: int = 1000,
     lr: float = 0.02,
     file: str | os.PathLike[str] | None = None,
+    engine: Engine = 1,
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> TaskMap:
@@ -103,7 +107,8 @@ def task_distances(
 
     `targets`: only pairs with at least one of these. Cost: n (n + 1) / 2 codes for every seed, fewer with `targets`
     (see `cost`). `file`: every length is stored there as it is found, with the `digest` of the tasks, networks and
-    settings it depends on, and reused by later runs, also with more tasks, seeds or pairs. Raises `WeightspaceError`
+    settings it depends on, and reused by later runs, also with more tasks, seeds or pairs. `engine`: where codes are
+    found, each a job of its own, see `jobs.run`. Raises `WeightspaceError`
     for fewer than two tasks, tasks of different inputs or losses, without labels, or with labels for which the network
     has no output, and for a file of other tasks, networks or settings; `DigestError` where a loss hides its state.
 
@@ -116,14 +121,10 @@ def task_distances(
     wanted, seeds = _wanted(tasks, targets), [*dict.fromkeys(seeds)]
     options = {"beta": beta, "steps": steps, "lr": lr, **options}
     _checked(tasks, model, task_id, seeds)
-    maker = _Maker(model, task_id)
     book = _Book(file, {"task_id": task_id, **options}, tasks, model, seeds)
-    for done, (seed, key) in enumerate(product(seeds, wanted)):
-        if (_sorted(key), seed) not in book:
-            net, task = maker.placed([tasks[name] for name in key], seed)
-            book[_sorted(key), seed] = encode(net, task, seed=seed, **options).length
-        if progress is not None:
-            progress(done + 1, len(wanted) * len(seeds))
+    encoder = _Encoder(_Maker(model, task_id), tasks, options)
+    jobs = {(_sorted(key), seed): (key, seed) for seed, key in product(seeds, wanted)}
+    run(encoder, jobs, engine=engine, done=book, progress=progress)
     codes = {key: tuple(book[_sorted(key), seed] for seed in seeds) for key in wanted}
     return TaskMap(tuple(tasks), codes, tuple(len(task) for task in tasks.values()), beta, task_id)
 
@@ -192,6 +193,19 @@ class _Maker:
         except DigestError:  # a network without a digest is not shared
             form = net
         return form.at(net.weights, net.state), reduce(operator.or_, tasks)
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """The length of the code of a union of tasks, of these names, for a seed."""
+
+    maker: _Maker
+    tasks: Mapping[str, Task]
+    options: dict[str, Any]
+
+    def __call__(self, key: Key, seed: int) -> float:
+        net, task = self.maker.placed([self.tasks[name] for name in key], seed)
+        return encode(net, task, seed=seed, **self.options).length
 
 
 class _Heads(nn.Module):

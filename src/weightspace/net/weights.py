@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -95,6 +95,15 @@ class Weights(Mapping[str, Tensor]):
             raise WeightspaceError("two dtypes would become one; convert with `Weights(...)` instead")
         new._bind({(f.dtype, f.device): f for f in flat.values()}, plan, self.shapes)
         return new
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        """For pickle and copies: the buffers once, and where the tensors lie in them."""
+        parts = ((k, f.clone() if f.untyped_storage().nbytes() > f.nbytes else f) for k, f in self._flat.items())
+        return dict(parts), self._plan(), self.shapes
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        flat, plan, shapes = state
+        self._bind(flat, plan, shapes)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._views[name]

@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = handed_on(
         "outputs": ["logits"],
         "datasets": ["cifar10", "digits", "fashion_mnist", "mnist"],
         "data_files": ["read"],
+        "texts": ["next_token"],
         "weightspace.net.inputs": ["carried"],
     },
     {"weightspace.net.WeightspaceError": ["GoalError"]},

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from weightspace.jobs.engine import Engine, completed
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.inputs import arguments, each
 from weightspace.net.net import Net
@@ -191,7 +192,7 @@ class CriticalPeriod:
 def critical_period(
     train: Training, deficit: Named | Deficit, onsets: Sequence[int], lengths: Sequence[int], *,
     seeds: Sequence[int] = (0,), control: Named | Deficit | None = "vertical_flip", restart: bool = False,
-    fisher: Callable[[Net], float] | None = None, rows: Iterable[Row] = (),
+    fisher: Callable[[Net], float] | None = None, rows: Iterable[Row] = (), engine: Engine = 1,
     progress: Callable[[Row], None] | None = None,
 ) -> CriticalPeriod:  # fmt: skip
     """The cost of a deficit on the epochs [onset, onset + length), after `train.after` more epochs without it.
@@ -202,7 +203,8 @@ def critical_period(
     learning rate, which costs accuracy whatever the deficit is. `fisher`: a function of a Net, such as
     `fisher_trace(task)`, evaluated at the start and after every epoch of every run. `progress` is called with every new
     row; given `rows` are not measured again, and those of another training, deficit of the same name, `restart` or
-    `fisher` are refused. Torch's global generator is left as it was. Raises `WeightspaceError` for negative windows, an
+    `fisher` are refused. `engine`: where networks are trained, each run one job (see `jobs.run`). Torch's global
+    generator is left as it was. Raises `WeightspaceError` for negative windows, an
     unknown deficit or one that changes shapes, and an empty list.
 
     >>> import weightspace as ws
@@ -219,12 +221,16 @@ def critical_period(
     named = dict(zip(names, changes, strict=True))
     of = {name: _of(train, change, restart, fisher) for name, change in {NONE: None, **named}.items()}
     known, found = _known(rows, of), list[Row]()
+    course = _Course(train, named, restart, fisher)
+    jobs = {job: job for seed in dict.fromkeys(seeds) for job in _jobs(names, windows, seed, restart, known)}
+    for _, new in completed(course, jobs, engine=engine):
+        for row in new:
+            known[row.key] = replace(row, of=of[row.deficit])
+            if progress is not None:
+                progress(known[row.key])
     for seed in dict.fromkeys(seeds):
-        for row in _measured(train, named, windows, seed, restart, fisher, known):
-            row = row if row.of else replace(row, of=of[row.deficit])
-            if row.key not in known and progress is not None:
-                progress(row)
-            found.append(known.setdefault(row.key, row))
+        for name in (NONE, *names):
+            found += [known[name, *window, seed] for window in windows if window[1] or name == NONE]
     beside = names[1] if len(names) > 1 and names[1] != names[0] else None
     return CriticalPeriod(names[0], beside, restart, train.after, tuple(found))
 
@@ -238,25 +244,44 @@ def _known(rows: Iterable[Row], of: Mapping[str, str]) -> dict[tuple[str, int, i
     return known
 
 
-def _measured(
-    train: Training,
-    changes: Mapping[str, Deficit],
+def _jobs(
+    names: Sequence[str],
     windows: Sequence[tuple[int, int]],
     seed: int,
     restart: bool,
-    fisher: Callable[[Net], float] | None,
     known: Mapping[tuple[str, int, int, int], Row],
-) -> Iterator[Row]:
-    """The rows of one seed: without a deficit, then with each."""
-    yield from _clean(train, windows, seed, restart, fisher, known)
-    for name, change in changes.items():
-        for onset, length in windows:
-            key, end = (name, onset, length, seed), onset + length
-            if length and key in known:
-                yield known[key]
-            elif length:
-                seen = _followed(train, change, (onset, end), [end + train.after], seed, restart, fisher)
-                yield Row(*key, *next(iter(seen.values())))
+) -> Iterator[tuple[str, tuple[tuple[int, int], ...], int]]:
+    """The trainings that give the rows of one seed which are not known: (deficit, windows, seed).
+
+    Rows without a deficit are those of one long run, unless the schedule restarts at another epoch for every window.
+    """
+    missing = tuple(window for window in windows if (NONE, *window, seed) not in known)
+    for group in [(w,) for w in missing] if restart else [missing] * bool(missing):
+        yield NONE, group, seed
+    for name in names:
+        for window in windows:
+            if window[1] and (name, *window, seed) not in known:
+                yield name, (window,), seed
+
+
+@dataclass(frozen=True)
+class _Course:
+    """One training with a deficit or without, and the rows that it gives."""
+
+    train: Training
+    changes: Mapping[str, Deficit]
+    restart: bool
+    fisher: Callable[[Net], float] | None
+
+    def __call__(self, name: str, windows: Sequence[tuple[int, int]], seed: int) -> list[Row]:
+        ends = {window: sum(window) + self.train.after for window in windows}
+        change, acting = self.changes.get(name), windows[0]
+        if name == NONE:
+            change, acting = None, (0, sum(acting))
+        else:
+            acting = acting[0], sum(acting)
+        seen = _followed(self.train, change, acting, [*ends.values()], seed, self.restart, self.fisher)
+        return [Row(name, *window, seed, *seen[end]) for window, end in ends.items()]
 
 
 def _of(*parts: Any) -> str:
@@ -293,24 +318,6 @@ def _check(
     with torch.random.fork_rng():
         for change in changes:
             applied(change, x, y)
-
-
-def _clean(
-    train: Training,
-    windows: Sequence[tuple[int, int]],
-    seed: int,
-    restart: bool,
-    fisher: Callable[[Net], float] | None,
-    known: Mapping[tuple[str, int, int, int], Row],
-) -> Iterator[Row]:
-    """Rows without a deficit: of one long run, unless the schedule restarts at another epoch for every window."""
-    rows = {window: known.get((NONE, *window, seed)) for window in windows}
-    missing = [window for window, row in rows.items() if row is None]
-    for group in [[w] for w in missing] if restart else [missing] * bool(missing):
-        ends = {window: sum(window) + train.after for window in group}
-        seen = _followed(train, None, (0, sum(group[0])), [*ends.values()], seed, restart, fisher)
-        rows |= {window: Row(NONE, *window, seed, *seen[end]) for window, end in ends.items()}
-    yield from (row for row in rows.values() if row is not None)
 
 
 def _followed(

@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from weightspace.jobs.engine import Engine, run
 from weightspace.net.errors import SymmetryError, WeightspaceError
 from weightspace.net.net import Net, checked, unfrozen
 from weightspace.net.public import public
@@ -196,14 +197,16 @@ def stability(
     seed: int = 0,
     proven: bool = True,
     frozen: Frozen = "stay",
+    engine: Engine = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Stability:
     """The stability of the outputs on `task` under weight noise of every relative size in `noise`: how far they move.
 
     Measured over `draws` of noise, and predicted by the model, the first derivative and (with `proven`) certificates.
     Accuracy is measured where the labels are classes. Cost: len(noise) * draws forward passes, and with `proven` a
-    Cholesky factor for every weight and size. Frozen weights are not changed, unless frozen="move". Raises
-    `WeightspaceError` for sizes outside of [0, 10), no draws, or a task without inputs.
+    Cholesky factor for every weight and size. Frozen weights are not changed, unless frozen="move". `engine`: where the
+    draws are measured, see `jobs.run`. Raises `WeightspaceError` for sizes outside of [0, 10), no draws, or a task
+    without inputs.
 
     >>> import weightspace as ws
     >>> net, task = ws.demo.example()
@@ -215,24 +218,39 @@ def stability(
         raise WeightspaceError(f"give at least one size of noise and one draw, got {len(noise)} and {draws}")
     names, score = movable(unfrozen(checked(net), frozen)), _scorer(task)
     own = score(net)
-    outputs = task.outputs(net).double()
-    scale = float(outputs.norm())
     expected = displacement(net, task, 1.0, seed=seed, names=names)
+    draw = _Draw(net, task, names, task.outputs(net).double())
+    sizes = {(k, d): (eta, seed + 1000 * k + d) for k, eta in enumerate(noise) for d in range(draws)}
+    found = run(draw, sizes, engine=engine, progress=progress)
     steps: list[Step] = []
     refused = None if proven else "not asked for"
     for k, eta in enumerate(noise):
-        nets = [perturb(net, eta, seed=seed + 1000 * k + d, names=names) for d in range(draws)]
-        moved, scores = [], []
-        for d, other in enumerate(nets):
-            moved.append(float((task.outputs(other).double() - outputs).norm()) / scale)
-            scores.append(score(other))
-            progress(k * draws + d + 1, len(noise) * draws)
-        bounds, refused = _bounds(net, nets[0], task) if refused is None else ([None, None], refused)
-        right = [a for a, _ in scores if a is not None]
-        losses = [b for _, b in scores if b is not None]
-        model = relative_trust(net, nets[0])
-        steps.append(Step(eta, moved, right, losses, model, eta * expected.relative, *bounds))
+        moved, *scores = zip(*(found[k, d] for d in range(draws)), strict=True)
+        first = draw.net_at(*sizes[k, 0])
+        bounds, refused = _bounds(net, first, task) if refused is None else ([None, None], refused)
+        right, losses = ([value for value in some if value is not None] for some in scores)
+        model = relative_trust(net, first)
+        steps.append(Step(eta, [*moved], right, losses, model, eta * expected.relative, *bounds))
     return Stability(steps, *own, expected, refused)
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """One draw of noise: how far it moves the outputs, the accuracy and the loss after it."""
+
+    net: Net
+    task: Task
+    names: list[str]
+    outputs: Tensor
+
+    def net_at(self, eta: float, seed: int) -> Net:
+        """The network with the noise."""
+        return perturb(self.net, eta, seed=seed, names=self.names)
+
+    def __call__(self, eta: float, seed: int) -> tuple[float, float | None, float | None]:
+        other = self.net_at(eta, seed)
+        moved = float((self.task.outputs(other).double() - self.outputs).norm()) / float(self.outputs.norm())
+        return moved, *_scorer(self.task)(other)
 
 
 def _bounds(a: Net, b: Net, task: Task) -> tuple[list[float | None], str | None]:
