@@ -15,6 +15,8 @@ from weightspace.contents import OldNames, handed_on, moved
 _CONTENTS = {
     # a point, a vector
     "net": ["ArchitectureMismatch", "fresh", "Net", "Weights", "WeightspaceError"],
+    # independent jobs, wherever they run
+    "jobs": [],
     # points in files
     "checkpoint": ["Checkpoint", "CheckpointError"],
     # what we look through
@@ -130,6 +132,8 @@ _CONTENTS = {
         "swag",
         "toward",
     ],
+    # sets of points
+    "atlas": [],
 }
 _SHOWN = """
     Net Weights Task Checkpoint Symmetry Path Trail Operator Recorder WeightspaceError fresh digits accuracy
