@@ -209,6 +209,19 @@ def _reading(rows: Sequence[dict[str, Any]]) -> list[Line]:
     return lines
 
 
+def _jobs(rows: Sequence[dict[str, Any]]) -> list[Line]:
+    return [
+        (
+            "independent jobs in two processes, one process's time over theirs",
+            ">= 1.7",
+            f"{r['speed']:.2f}",
+            r["speed"] >= 1.7,
+        )
+        for r in rows
+        if r["processes"] == 2
+    ]
+
+
 _TARGETS: dict[str, Callable[[Any], list[Line]]] = {
     "align": _align,
     "steps": _steps,
@@ -222,6 +235,7 @@ _TARGETS: dict[str, Callable[[Any], list[Line]]] = {
     "representation": _representation,
     "curvature": _curvature,
     "reading": _reading,
+    "jobs": _jobs,
 }
 
 

@@ -1,7 +1,7 @@
 """Jobs in two processes: wall time of one process over theirs, what a job costs, and how long processes take to start.
 
-A job finds the code of a task (`encode`), half a second of one core; `joblib.Parallel` runs the same beside. The load of
-the machine before the run is kept with the rows: on cores that are not idle the speed-up is less.
+A job finds the code of a task (`encode`), half a second of one core; `joblib.Parallel` runs the same beside. The load
+of the machine before the run is kept with the rows: on cores that are not idle the speed-up is less.
 
     python -m benchmarks.jobs [--jobs 24] [--steps 300] [--processes 2] [--repeats 3]
 """

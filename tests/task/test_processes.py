@@ -28,9 +28,7 @@ def cases():
         "ignored": ws.Task(x, some),
         "weights": ws.Task(x, y, loss=nn.CrossEntropyLoss(weight)),
         "sum": ws.Task(x, y, aggregate="sum"),
-        "root": ws.Task(
-            x, torch.randn(37, 10, generator=torch.Generator().manual_seed(0)), metric="l2", aggregate="l2"
-        ),
+        "root": ws.Task(x, targets, metric="l2", aggregate="l2"),
         "items": ws.Task(torch.utils.data.TensorDataset(x, y)),
         "joined": ws.Task(x[:5], y[:5]) | ws.Task(x[5:], y[5:]),
     }
