@@ -15,6 +15,7 @@ from benchmarks import (
     assignment,
     curvature,
     flow,
+    jobs,
     measure,
     memory,
     merge,
@@ -48,6 +49,7 @@ _TABLES = {
     "rules": rules.summary,
     "orbits": orbits.summary,
     "reading": reading.summary,
+    "jobs": jobs.summary,
 }
 _RESULTS = {"matchers": "align"}
 
@@ -210,6 +212,19 @@ def _reading(rows: Sequence[dict[str, Any]]) -> list[Line]:
     return lines
 
 
+def _jobs(rows: Sequence[dict[str, Any]]) -> list[Line]:
+    return [
+        (
+            "independent jobs in two processes, one process's time over theirs",
+            ">= 1.7",
+            f"{r['speed']:.2f}",
+            r["speed"] >= 1.7,
+        )
+        for r in rows
+        if r["processes"] == 2
+    ]
+
+
 _TARGETS: dict[str, Callable[[Any], list[Line]]] = {
     "align": _align,
     "steps": _steps,
@@ -223,6 +238,7 @@ _TARGETS: dict[str, Callable[[Any], list[Line]]] = {
     "representation": _representation,
     "curvature": _curvature,
     "reading": _reading,
+    "jobs": _jobs,
 }
 
 

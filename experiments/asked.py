@@ -39,7 +39,7 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "blurred": lambda x: F.avg_pool2d(x, 3, 1, 1),
     "shifted": lambda x: x.roll((1, 1), (-2, -1)),
 }
-QUERIES, BUDGETS = 40, (0.05, 0.1, 0.2, 0.4)
+QUERIES, BUDGETS = 40, (0.05, 0.1, 0.4)
 STARTS, STEPS, FEW = 6, 60, 200
 
 

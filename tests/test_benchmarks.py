@@ -221,3 +221,12 @@ def test_reading_is_timed_against_depth_and_weighed(load, tmp_path, monkeypatch)
     rows = [row | {"ratio": 4.6}, large]
     assert [good for *_, good in table._reading(rows)] == [False, False, True, True, False]
     assert "| BERT, 1M weights | 21.0 | - | - | 2.50 |" in reading.summary(rows)
+
+
+@pytest.mark.slow  # processes load torch
+def test_jobs_measure_two_processes(load, tmp_path):
+    jobs = load("jobs")
+    jobs.measured(4, 2, 2, 1, tmp_path)
+    (row,) = json.loads((tmp_path / "jobs.json").read_text())
+    assert row["same"] and row["speed"] > 0 and row["each"] < row["started"]
+    assert "| 2 | 4 |" in jobs.summary([row])

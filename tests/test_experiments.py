@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 from experiments import (  # noqa: E402
     action,
     alignment,
+    asked,
     attention,
     certify,
     colours,
@@ -392,6 +393,18 @@ def test_the_patterns_of_structure_were_measured():
         assert slopes == sorted(slopes, reverse=True)
     below = [beta for beta in seen["random"].betas if beta < seen["random"].collapse]
     assert all(seen["random"].information(b) > seen["true"].information(b) for b in below)
+
+
+def test_members_asked_run_and_can_be_taken_up_again(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    assert asked.main(["--quick", "--out", str(out)]) == 0
+    first, seen = out.read_text(), capsys.readouterr().out
+    assert all(f"\nasked {name} digits\n" in seen for name in asked.EXPERIMENTS)
+    rows = json.loads(first)
+    assert len(rows) == 5 and rows["cost/digits/loss/0"]["within"] >= 0.5
+    assert all(0 < row["share"] <= 1 for key, row in rows.items() if not key.startswith("starts"))
+    assert asked.main(["--quick", "--out", str(out)]) == 0
+    assert out.read_text() == first
 
 
 def test_critical_periods_run_and_can_be_taken_up_again(tmp_path, capsys):

@@ -16,7 +16,8 @@ FILES = {
     "jobs": "calls processes cluster engine",
     "checkpoint": "files refusal locate pickled reader adapter architecture stored writer",
     "linear": "assignment bits estimate krylov norms traces determinants operator",
-    "task": "examples formats losses measures outputs task classification texts datasets data_files digest goal",
+    "task": """examples formats losses measures outputs task classification texts datasets data_files digest goal
+        processes""",
     "graph": """atoms pretrained rules.call rules.contraction rules.part rules.shape rules.reduction rules.write rules
         trace follow alike layer on_data""",
     "inside": "image_functions representation calls units counts path_overlap",

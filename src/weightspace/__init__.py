@@ -15,6 +15,8 @@ from weightspace.contents import OldNames, handed_on, moved
 _CONTENTS = {
     # a point, a vector
     "net": ["ArchitectureMismatch", "fresh", "Net", "Weights", "WeightspaceError"],
+    # independent jobs, wherever they run
+    "jobs": [],
     # points in files
     "checkpoint": ["Checkpoint", "CheckpointError"],
     # what we look through
@@ -130,7 +132,7 @@ _CONTENTS = {
         "swag",
         "toward",
     ],
-    # a set of points
+    # sets of points
     "atlas": ["Atlas"],
 }
 _SHOWN = """

@@ -228,6 +228,11 @@ MEMORIES = {
     "symmetry.probe.Probe._drawn": "test_a_probe_draws_again_after_any_change_of_its_weights",
     "symmetry.element.Element.factors": BUILT,
     "symmetry.layout.Layout._blocks": BUILT,
+    "jobs.calls._HELD": "test_a_worker_runs_the_function_that_it_was_sent",
+    "jobs.processes.Processes._slots": "the processes themselves, while they run",
+    "jobs.processes.Processes._sent": "test_a_worker_runs_the_function_that_it_was_sent",
+    "atlas.halving._Race.sums": WITHIN,
+    "atlas.halving._Race.left_out": WITHIN,
     "graph.rules.call.RULES": "a register that modules fill while they are imported",
 }
 
@@ -456,6 +461,24 @@ def test_a_verdict_on_derivatives_is_of_this_form_of_inputs():
     j = ws.jacobian(net, other)
     torch.testing.assert_close(j.dense(), j.T.dense().T)
     torch.testing.assert_close(ws.hessian(net, plain).dense(), right)
+
+
+def test_a_worker_runs_the_function_that_it_was_sent():
+    """By the bytes of the function: what it closes over is as it is now."""
+    from weightspace.jobs.calls import Form, called, packed
+
+    held = torch.zeros(3)
+
+    def total(x):
+        return float(held.sum()) + x
+
+    first, one = Form.of(total), packed((1,), "")
+    assert called(first, one) == ("done", 1.0)
+    held.add_(1)
+    second = Form.of(total)
+    assert called(second, one) == ("done", 4.0) and called(Form(second.digest, None), one) == ("done", 4.0)
+    assert called(Form(first.digest, None), one) == ("unknown", None)
+    assert called(first, one) == ("done", 1.0)
 
 
 def test_networks_of_other_forms_are_not_made_alike():

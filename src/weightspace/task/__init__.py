@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = handed_on(
         "datasets": ["cifar10", "digits", "fashion_mnist", "mnist"],
         "data_files": ["read"],
         "texts": ["next_token"],
+        "processes": ["sharded", "Sharded"],
         "weightspace.net.inputs": ["carried"],
     },
     {"weightspace.net.WeightspaceError": ["GoalError"]},

@@ -222,14 +222,14 @@ def critical_period(
     of = {name: _of(train, change, restart, fisher) for name, change in {NONE: None, **named}.items()}
     known, found = _known(rows, of), list[Row]()
     course = _Course(train, named, restart, fisher)
-    jobs = {job: job for seed in dict.fromkeys(seeds) for job in _jobs(names, windows, seed, restart, known)}
+    jobs = {job: job for seed in dict.fromkeys(seeds) for job in _jobs([*named], windows, seed, restart, known)}
     for _, new in completed(course, jobs, engine=engine):
         for row in new:
             known[row.key] = replace(row, of=of[row.deficit])
             if progress is not None:
                 progress(known[row.key])
     for seed in dict.fromkeys(seeds):
-        for name in (NONE, *names):
+        for name in (NONE, *named):
             found += [known[name, *window, seed] for window in windows if window[1] or name == NONE]
     beside = names[1] if len(names) > 1 and names[1] != names[0] else None
     return CriticalPeriod(names[0], beside, restart, train.after, tuple(found))
