@@ -5,7 +5,8 @@ from weightspace.contents import handed_on
 __getattr__, __dir__, __all__ = handed_on(
     __name__,
     {
-        "atlas": ["Added", "Atlas"],
+        "atlas": ["Atlas"],
+        "folders": ["Added"],
         "holdings": ["ChangedError"],
         "members": ["Architecture", "Member"],
         "records": ["Measure", "Pair"],
