@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks import (
     align,
     assignment,
+    catalogue,
     curvature,
     flow,
     measure,
@@ -48,6 +49,7 @@ _TABLES = {
     "rules": rules.summary,
     "orbits": orbits.summary,
     "reading": reading.summary,
+    "catalogue": catalogue.summary,
 }
 _RESULTS = {"matchers": "align"}
 
@@ -207,6 +209,17 @@ def _reading(rows: Sequence[dict[str, Any]]) -> list[Line]:
     return lines
 
 
+def _catalogue(found: dict[str, Any]) -> list[Line]:
+    lines = []
+    for r in found["stores"]:
+        what, spent = f"{r['pairs']:,} pairs written, {r['store']}, processor time", r["processor"]
+        lines.append((what, "<= 10 s", f"{spent:.1f} s", spent <= 10))
+        if r["store"] == "SQLite":
+            wait = r["milliseconds"]
+            lines.append((".. the 20 nearest of a network", "<= 1 ms", f"{wait:.2f} ms", wait <= 1))
+    return lines
+
+
 _TARGETS: dict[str, Callable[[Any], list[Line]]] = {
     "align": _align,
     "steps": _steps,
@@ -220,6 +233,7 @@ _TARGETS: dict[str, Callable[[Any], list[Line]]] = {
     "representation": _representation,
     "curvature": _curvature,
     "reading": _reading,
+    "catalogue": _catalogue,
 }
 
 

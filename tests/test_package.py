@@ -23,7 +23,19 @@ from weightspace.trust.bounds.rule import RULES
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
-HEAVY = ("torch", "numpy", "scipy", "sklearn", "plotly", "safetensors", "transformers", "pyarrow")
+HEAVY = (
+    "torch",
+    "numpy",
+    "scipy",
+    "sklearn",
+    "plotly",
+    "safetensors",
+    "transformers",
+    "pyarrow",
+    "sqlalchemy",
+    "alembic",
+    "fsspec",
+)
 PROMISED = {
     ws.Net: ["of", "at", "module"],
     ws.Weights: ["dot", "norm", "norms"],

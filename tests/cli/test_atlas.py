@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 
 import pytest
@@ -159,3 +160,15 @@ def test_names_do_not_move_the_terminal(here, capsys):
     out = ok(capsys, "add", "nets")
     assert "\x1b" not in out and "\x07" not in out and "?[31mb?" in out
     assert any(m["name"] == "\x1b[31mb\x07" for m in ok_json(capsys, "list")["members"])
+
+
+@pytest.mark.parametrize("words", [[], ["add"], ["list"], ["show"], ["tag"], ["remove"], ["check"]])
+def test_help_is_fast_and_every_command_has_json(words):
+    call = (
+        "import sys; from weightspace.cli import main; code = main(['atlas', *sys.argv[1:], '--help']); "
+        "assert not {'torch', 'numpy', 'sqlalchemy', 'alembic', 'fsspec'} & set(sys.modules); sys.exit(code)"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "COLUMNS": "200"}
+    done = subprocess.run([sys.executable, "-c", call, *words], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout and (not words or all(o in done.stdout for o in ("--json", "--atlas", "--debug")))

@@ -6,9 +6,7 @@ __getattr__, __dir__, __all__ = handed_on(
     __name__,
     {
         "atlas": ["Atlas"],
-        "folders": ["Added"],
         "holdings": ["ChangedError"],
-        "members": ["Architecture", "Member"],
         "records": ["Measure", "Pair"],
     },
 )
