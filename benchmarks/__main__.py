@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks import (
     align,
     assignment,
+    catalogue,
     curvature,
     flow,
     jobs,
@@ -50,6 +51,7 @@ _TABLES = {
     "orbits": orbits.summary,
     "reading": reading.summary,
     "jobs": jobs.summary,
+    "catalogue": catalogue.summary,
 }
 _RESULTS = {"matchers": "align"}
 
@@ -225,6 +227,17 @@ def _jobs(rows: Sequence[dict[str, Any]]) -> list[Line]:
     ]
 
 
+def _catalogue(found: dict[str, Any]) -> list[Line]:
+    lines = []
+    for r in found["stores"]:
+        what, spent = f"{r['pairs']:,} pairs written, {r['store']}, processor time", r["processor"]
+        lines.append((what, "<= 10 s", f"{spent:.1f} s", spent <= 10))
+        if r["store"] == "SQLite":
+            wait = r["milliseconds"]
+            lines.append((".. the 20 nearest of a network", "<= 1 ms", f"{wait:.2f} ms", wait <= 1))
+    return lines
+
+
 _TARGETS: dict[str, Callable[[Any], list[Line]]] = {
     "align": _align,
     "steps": _steps,
@@ -239,6 +252,7 @@ _TARGETS: dict[str, Callable[[Any], list[Line]]] = {
     "curvature": _curvature,
     "reading": _reading,
     "jobs": _jobs,
+    "catalogue": _catalogue,
 }
 
 

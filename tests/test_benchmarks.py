@@ -198,6 +198,16 @@ def test_copies_under_the_group_are_one_point(load, tmp_path):
     assert orbits.change(net, net.at(2 * net.weights), torch.ones(1, 2)) == pytest.approx(1)
 
 
+def test_a_catalogue_is_filled_and_asked(load, tmp_path):
+    catalogue, table = load("catalogue"), load("__main__")
+    found = catalogue.run(12, 60, 5, tmp_path)
+    assert [row["pairs"] for row in found["stores"]] == [60] * len(found["stores"])
+    assert found["added"]["networks"] == 12 and found["added"]["seconds"] > 0
+    assert "60 pairs written, SQLite" in catalogue.summary(found) and "12 networks of" in catalogue.summary(found)
+    slow = {"stores": [found["stores"][0] | {"processor": 11.0, "milliseconds": 2.0}]}
+    assert [good for *_, good in table._catalogue(slow)] == [False, False]
+
+
 def test_the_readme_shows_what_was_measured(load):
     text = (ROOT / "benchmarks" / "README.md").read_text()
     for name, table in load("__main__").tables().items():

@@ -23,7 +23,19 @@ from weightspace.trust.bounds.rule import RULES
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
-HEAVY = ("torch", "numpy", "scipy", "sklearn", "plotly", "safetensors", "transformers", "pyarrow")
+HEAVY = (
+    "torch",
+    "numpy",
+    "scipy",
+    "sklearn",
+    "plotly",
+    "safetensors",
+    "transformers",
+    "pyarrow",
+    "sqlalchemy",
+    "alembic",
+    "fsspec",
+)
 PROMISED = {
     ws.Net: ["of", "at", "module"],
     ws.Weights: ["dot", "norm", "norms"],
@@ -132,8 +144,8 @@ def dangers(source: str) -> Iterator[str]:
 def test_nothing_runs_what_a_file_brings_along():
     """Exported programs alone are opened, in one place, where the user said that they are trusted.
 
-    The text that `public` evaluates is that of annotations in our own source; the bytes that jobs unpickle come through a
-    pipe from the process that started theirs, or from the scheduler of a cluster that the user names: never from a file.
+    The text that `public` evaluates is that of annotations in our own source. The bytes that jobs unpickle come through
+    a pipe from the process that started theirs, or from a cluster that the user names: never from a file.
     """
     found = {(path.name, danger) for path in SOURCES for danger in dangers(path.read_text())}
     assert found == {

@@ -5,9 +5,8 @@ from weightspace.contents import handed_on
 __getattr__, __dir__, __all__ = handed_on(
     __name__,
     {
-        "atlas": ["Added", "Atlas"],
+        "atlas": ["Atlas"],
         "holdings": ["ChangedError"],
-        "members": ["Architecture", "Member"],
         "records": ["Measure", "Pair"],
         "halving": ["halve", "Halving", "Losses", "Paired", "paired", "Standing"],
         "asked": ["Answer", "rank", "rank_starts"],

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,12 @@ from sqlalchemy import ColumnElement, select
 
 from weightspace.atlas import members as rows
 from weightspace.atlas.catalogue import Catalogue, is_url
+from weightspace.atlas.folders import Added, Progress, add_all, silent
 from weightspace.atlas.holdings import Holdings, Opening
 from weightspace.atlas.members import Architecture, Entry, Member, checked_name
 from weightspace.atlas.objects import Objects
 from weightspace.atlas.orbits import Orbits, group_of, orbit_of
 from weightspace.atlas.records import Jobs, Measures, Pairs, Sketches, Tasks
-from weightspace.atlas.scan import Left, scan
 from weightspace.atlas.sources import Made, fits, opened
 from weightspace.atlas.tables import architectures, contents, networks, tags
 from weightspace.atlas.ways import Way, points
@@ -28,29 +27,7 @@ from weightspace.net.net import Net
 from weightspace.net.public import public
 from weightspace.symmetry.symmetry import Symmetry
 
-__all__ = ["Added", "Atlas"]
-
-Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, how much there is
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    return None
-
-
-@dataclass
-class Added:
-    """What adding did: networks that are new, those that were there already, and what was left out and why."""
-
-    new: list[Member] = field(default_factory=list)
-    known: list[Member] = field(default_factory=list)
-    left: list[Left] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def data(self) -> dict[str, Any]:
-        """As plain data."""
-        left = [{"path": str(one.path), "reason": one.reason} for one in self.left]
-        found = {name: [member.data() for member in getattr(self, name)] for name in ("new", "known")}
-        return {**found, "left": left, "notes": self.notes}
+__all__ = ["Atlas"]
 
 
 @public
@@ -164,7 +141,7 @@ class Atlas:
         member = self[name]
         return group_of(self._held, member, self._held.net(member))
 
-    def orbits(self, progress: Progress = _silent) -> Orbits:
+    def orbits(self, progress: Progress = silent) -> Orbits:
         """The members that are copies up to symmetry: renumbered, rescaled, or rotated where that changes nothing.
 
         Each member's canonical form is computed once. Members whose architecture is not known, or has no canonical
@@ -241,7 +218,7 @@ class Atlas:
         weights: str | None = None,
         copy: bool = False,
         replace: bool = False,
-        progress: Progress = _silent,
+        progress: Progress = silent,
     ) -> Added:
         """Add every checkpoint in a folder and below; what cannot be read is listed with the reason.
 
@@ -257,30 +234,9 @@ class Atlas:
         ...     [member.name for member in done.new], len(atlas.add_folder(folder).known)
         (['a'], 1)
         """
-        root, done = Path(os.path.abspath(Path(folder).expanduser())), Added()
-        if not root.is_dir():
-            raise WeightspaceError(f"{root}: no such folder; check the path")
-        made = Made.of(arch, example)
-        found = [*scan(root)]
-        for number, one in enumerate(found):
-            progress(f"adding {len(found)} files", number, len(found))
-            if isinstance(one, Left):
-                done.left.append(one)
-                continue
-            try:
-                source = opened(one.path, weights)
-                known = fits(made, source) if made.template is not None else True
-                if not known:
-                    done.notes.append(f"{one.path}: added without --arch, whose tensors are others")
-                said = Entry(self._held.free(checked_name(one.name), source), tags=tuple(tags))
-                member, new = self._held.enter(source, made if known else Made(), said, copy=copy, force=replace)
-                (done.new if new else done.known).append(member)
-            except WeightspaceError as error:
-                done.left.append(Left(one.path, str(error).removeprefix(f"{one.path}: ")))
-        if not done.new and not done.known:
-            why = f"; {done.left[0].path.name}: {done.left[0].reason}" if done.left else ""
-            raise WeightspaceError(f"{root}: holds no network that can be added{why}")
-        return done
+        made, root = Made.of(arch, example), Path(os.path.abspath(Path(folder).expanduser()))
+        said = Entry("", tags=tuple(tags))
+        return add_all(self._held, root, made, said, weights=weights, copy=copy, force=replace, progress=progress)
 
     def add_path(
         self,
@@ -382,7 +338,7 @@ class Atlas:
             for key in gone:
                 self.objects.remove(key)
 
-    def check(self, progress: Progress = _silent) -> dict[str, str]:
+    def check(self, progress: Progress = silent) -> dict[str, str]:
         """The members whose files are gone or changed, with the reason; every content is read and compared."""
         found, every = dict[str, str](), self.members()
         for number, member in enumerate(every):

@@ -233,7 +233,7 @@ def _upsert(table: Table, columns: Sequence[str], source: str = "") -> str:
 def _server(where: str) -> tuple[Engine, str]:
     try:
         url = make_url(where)
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, ValueError) as error:
         raise WeightspaceError("the URL of the atlas is malformed; give postgresql://user@host/database") from error
     shown = url.render_as_string(hide_password=True)
     if url.drivername not in ("postgresql", "postgres", "postgresql+psycopg"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from weightspace.atlas.objects import Objects
 from weightspace.atlas.sources import Made, Source
 from weightspace.atlas.tables import architectures, networks
 from weightspace.checkpoint import reader, stored
+from weightspace.checkpoint.files import FileNote
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 
@@ -169,7 +171,8 @@ class Holdings:
         """A member as a network of its architecture, or of that of `like`. Raises as `open` and `template` do."""
         _, path = self.open(member)
         template = self.template(member) if like is None else like
-        with chosen_as(member.chosen):
+        with chosen_as(member.chosen), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FileNote)  # what was left out of the file was said when it was added
             return stored.load(template, path)[0]
 
     def template(self, member: Member) -> Net:

@@ -113,6 +113,8 @@ def _asked() -> Select[Any]:
 def listed(connection: Connection, *where: ColumnElement[bool]) -> list[Member]:
     """The members that fulfil all conditions on `networks`, `contents` and `architectures`, in the order of adding."""
     rows = connection.execute(_asked().where(*where)).all()
+    if not rows:
+        return []
     ids = [row[0] for row in rows] if where else None
     other = networks.alias("other")
     named = select(parents.c.network, other.c.name).join_from(parents, other, parents.c.parent == other.c.id)

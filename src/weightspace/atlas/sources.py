@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from weightspace.atlas.content import Content, chosen_as, content, stamp
 from weightspace.checkpoint import architecture, reader, stored
+from weightspace.checkpoint.files import FileNote
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 
@@ -70,6 +72,7 @@ class Source:
 def opened(what: Any, weights: str | None = None) -> Source:
     """The tensors and the content of a network, a module, a mapping or a path; read once, and unchanged meanwhile.
 
+    Warns by a `FileNote` of what was left out of a file or renamed.
     Raises `WeightspaceError` for what cannot be read, NaN or infinity, and a file that changes while it is read.
     """
     if isinstance(what, nn.Module):
@@ -88,6 +91,8 @@ def opened(what: Any, weights: str | None = None) -> Source:
     found = _said(str(path), tensors)
     if stamp(path, chosen) != before:
         raise WeightspaceError(f"{path}: changed while it was read; add it again when nothing writes to it")
+    for note in tensors.notes:
+        warnings.warn(f"{path}: {note}", FileNote, stacklevel=2)
     return Source(tensors, found, path, chosen, before)
 
 

@@ -14,7 +14,8 @@ from weightspace.cli.show import answer, progress
 from weightspace.cli.words import console, make_table, printable, say_notes
 
 if TYPE_CHECKING:
-    from weightspace.atlas.atlas import Added, Atlas
+    from weightspace.atlas.atlas import Atlas
+    from weightspace.atlas.folders import Added
     from weightspace.atlas.members import Member
     from weightspace.commands.atlas import Checked, Listed, Shown
 

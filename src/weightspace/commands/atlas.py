@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weightspace.atlas.atlas import Added, Atlas
+from weightspace.atlas.atlas import Atlas
+from weightspace.atlas.folders import Added
 from weightspace.atlas.members import Member
 from weightspace.atlas.orbits import Orbits
 from weightspace.atlas.records import Measure

@@ -1,0 +1,74 @@
+"""All networks of a folder entered into an atlas, and what was left out, with the reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from weightspace.atlas.holdings import Holdings
+from weightspace.atlas.members import Entry, Member, checked_name
+from weightspace.atlas.scan import Left, scan
+from weightspace.atlas.sources import Made, fits, opened
+from weightspace.net.errors import WeightspaceError
+
+__all__ = ["Added", "Progress", "add_all", "silent"]
+
+Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, how much there is
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Tell nothing."""
+
+
+@dataclass
+class Added:
+    """What adding did: networks that are new, those that were there already, and what was left out and why."""
+
+    new: list[Member] = field(default_factory=list)
+    known: list[Member] = field(default_factory=list)
+    left: list[Left] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def data(self) -> dict[str, Any]:
+        """As plain data."""
+        left = [{"path": str(one.path), "reason": one.reason} for one in self.left]
+        found = {name: [member.data() for member in getattr(self, name)] for name in ("new", "known")}
+        return {**found, "left": left, "notes": self.notes}
+
+
+def add_all(
+    held: Holdings,
+    root: Path,
+    made: Made,
+    said: Entry,
+    *,
+    weights: str | None,
+    copy: bool,
+    force: bool,
+    progress: Progress,
+) -> Added:
+    """Enter every checkpoint in a folder and below, with the tags of `said`; see `Atlas.add_folder`."""
+    if not root.is_dir():
+        raise WeightspaceError(f"{root}: no such folder; check the path")
+    done, found = Added(), [*scan(root)]
+    for number, one in enumerate(found):
+        progress(f"adding {len(found)} files", number, len(found))
+        if isinstance(one, Left):
+            done.left.append(one)
+            continue
+        try:
+            source = opened(one.path, weights)
+            how = made if made.template is None or fits(made, source) else Made()
+            if how is not made:
+                done.notes.append(f"{one.path}: added without --arch, whose tensors are others")
+            named = replace(said, name=held.free(checked_name(one.name), source))
+            member, new = held.enter(source, how, named, copy=copy, force=force)
+            (done.new if new else done.known).append(member)
+        except WeightspaceError as error:
+            done.left.append(Left(one.path, str(error).removeprefix(f"{one.path}: ")))
+    if not done.new and not done.known:
+        why = f"; {done.left[0].path.name}: {done.left[0].reason}" if done.left else ""
+        raise WeightspaceError(f"{root}: holds no network that can be added{why}")
+    return done
