@@ -364,7 +364,8 @@ def test_a_trial_refuses_matrices_that_are_no_symmetry():
 
 def kinds(group):
     letters = {"orthogonal": "O", "linear": "GL"}
-    return Counter(f"{letters[q.kind]}{group[q.axis].size - q.ones}" for q in group.generators if q.kind in letters)
+    found = [q for q in group.generators if q.kind in letters]
+    return Counter(f"{'S' if q.proper else ''}{letters[q.kind]}{group[q.axis].size - q.ones}" for q in found)
 
 
 def families():
@@ -382,12 +383,14 @@ def families():
     words = {"vocab_size": 61, "max_position_embeddings": 32, "num_labels": 5}
     gpt = {"vocab_size": 61, "n_positions": 32, "n_embd": 33, "n_layer": 2, "n_head": 3, "n_inner": 23,
            "use_cache": False, "bos_token_id": None, "eos_token_id": None}  # fmt: skip
+    turned = {"O30": 1, "SO2": 2, "GL10": 2}
     return {
-        "llama": (t.LlamaForCausalLM, t.LlamaConfig(**rotary), ids, {"O30": 1, "GL10": 2}),
-        "mistral": (t.MistralForCausalLM, t.MistralConfig(**rotary), ids, {"O30": 1, "GL10": 2}),
-        "qwen2": (t.Qwen2ForCausalLM, t.Qwen2Config(**rotary), ids, {"O30": 1, "GL10": 2}),
+        "llama": (t.LlamaForCausalLM, t.LlamaConfig(**rotary), ids, turned),
+        "mistral": (t.MistralForCausalLM, t.MistralConfig(**rotary), ids, turned),
+        "qwen2": (t.Qwen2ForCausalLM, t.Qwen2Config(**rotary), ids, turned),
         "qwen3": (t.Qwen3ForCausalLM, t.Qwen3Config(**rotary), ids, {"O30": 1, "GL10": 2}),
-        "tied llama": (t.LlamaForCausalLM, t.LlamaConfig(**rotary, tie_word_embeddings=True), ids, {"GL10": 2}),
+        "tied llama": (t.LlamaForCausalLM, t.LlamaConfig(**rotary, tie_word_embeddings=True), ids,
+                       {"SO2": 2, "GL10": 2}),
         "gpt2": (t.GPT2LMHeadModel, t.GPT2Config(**gpt), ids, {"GL11": 4}),
         "bert": (t.BertForSequenceClassification, t.BertConfig(**plain, **words), ids, {"GL11": 4}),
         "vit": (t.ViTForImageClassification, t.ViTConfig(**plain, **image), pixels, {"O32": 1, "GL11": 4}),

@@ -25,7 +25,7 @@ from weightspace.symmetry.group import Group
 from weightspace.symmetry.probe import Probe, usable
 from weightspace.symmetry.verify import distance, moved
 
-__all__ = ["Turns", "find_turns"]
+__all__ = ["Trial", "Turns", "find_turns"]
 
 
 _LINEAR = {
@@ -239,15 +239,27 @@ class _Search:
         return left[0] if left else ""
 
     def holds(self, moves: Sequence[Generator], free: Sequence[Place], gauge: Sequence[Generator] = ()) -> bool:
+        """Whether random matrices of these moves change no output."""
+        return Trial(self.graph, self.probe).holds(self.group.again(generators=moves, gauge=gauge, free=free))
+
+
+@dataclass
+class Trial:
+    """Groups of matrices alone, tried on the outputs of a network."""
+
+    graph: Trace
+    probe: Probe
+
+    def holds(self, trial: Group) -> bool:
         """Whether random matrices leave the outputs, on drawn weights and inputs and at the network's own weights."""
         tolerance = 1e-4 if self.graph.low_precision and self.probe.graph is None else 1e-9
-        trial = self.group.again(generators=moves, gauge=gauge, free=free)
         try:
             return all(self.unmoved(trial, k, tolerance) for k in range(2)) and self.at_home(trial)
         finally:
             self.probe.draw(0)
 
     def unmoved(self, trial: Group, k: int, tolerance: float) -> bool:
+        """The same on draw number k."""
         self.probe.draw(k)
         return self.same(trial, k, self.probe.inputs(k) if k else self.probe.example, tolerance)
 
