@@ -74,7 +74,8 @@ class Generator:
     running statistics, so it holds in evaluation mode only. "linear": any invertible matrix M, one for every outer
     index; units at a place with exponent 1 become M u, those with exponent -1 become M^-T u. "orthogonal": the same
     with orthogonal M; with `ones` those with M 1 = 1; `proper`: rotations of a plane, with determinant one. It holds
-    where each of the places `uniform` (gains of norms) has one number for all units.
+    where each of the places `uniform` (gains of norms) has one number for all units. `offset`: a scale or sign of the
+    numbers w + offset at `uniform`, as of gains 1 + w; folding alone uses it.
     """
 
     axis: str
@@ -84,6 +85,7 @@ class Generator:
     uniform: tuple[Place, ...] = ()
     ones: bool = False
     proper: bool = False
+    offset: float = 0.0
 
 
 @public

@@ -52,14 +52,16 @@ def _generator(g: Generator) -> dict[str, Any]:
         "uniform": [[p.block, p.leaf] for p in g.uniform],
         "ones": g.ones,
         "proper": g.proper,
+        "offset": g.offset,
     }
 
 
 def _parsed(g: dict[str, Any]) -> Generator:
     exponents = tuple((Place(b, k), e) for b, k, e in g["exponents"])
     uniform = tuple(Place(b, k) for b, k in g.get("uniform", ()))
-    flags = (bool(g.get(name, False)) for name in ("ones", "proper"))
-    return Generator(g["axis"], g["kind"], exponents, g["evaluation"], uniform, *flags)
+    ones, proper = (bool(g.get(name, False)) for name in ("ones", "proper"))
+    offset = float(g.get("offset", 0.0))
+    return Generator(g["axis"], g["kind"], exponents, g["evaluation"], uniform, ones, proper, offset)
 
 
 def save(group: Group, path: str | os.PathLike[str]) -> None:
