@@ -981,7 +981,8 @@ def rotary_attention(interleaved: bool) -> nn.Module:
 ROTARY = (
     E(18, kinds="PO", note="stream"),
     E(3, note="heads"),
-    E(3, (3,), "RS", "a pair keeps its frequency: query up and key down, or both flipped"),
+    E(3, (3,), "R", "a pair keeps its frequency: query up and key down"),
+    E(2, (3, 3), "O", "both channels of a pair, query and key turned by one angle"),
     E(6, (3,), "PL", "value up, output down"),
     E(7),
 )
@@ -1023,9 +1024,8 @@ SWIGLU = E(11, kinds="PRS", note="the linear half up, down-projection down")
 LLAMA = (STREAM, *GROUPS, E(4, (2,), "PL", "query up, key down"), VALUES, SWIGLU)
 case("llama", tokens(13, 2, 5), *LLAMA)(Llama)
 case("llama_enable_gqa", tokens(13, 2, 5), *LLAMA)(lambda: Llama(repeat=False))
-case("llama_rope", tokens(13, 2, 5), STREAM, *GROUPS, E(2, (2,), "RS", "rotary pairs"), VALUES, SWIGLU)(
-    lambda: Llama(rotary=True)
-)
+PAIRS = E(2, (2,), "R", "rotary pairs"), E(2, (2, 2), "O", "their rotations, shared by the queries of a kv head")
+case("llama_rope", tokens(13, 2, 5), STREAM, *GROUPS, *PAIRS, VALUES, SWIGLU)(lambda: Llama(rotary=True))
 
 
 @case("vit", reals(2, 1, 4, 4), *block_group(6, 2, 3))

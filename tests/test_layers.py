@@ -31,7 +31,7 @@ FILES = {
         bounds.twins bounds.walk bounds.certificate expected_displacement relative perturbation sensitivity""",
     "risk": "inequalities fit pac_bound",
     "symmetry": """axis matrix fold layout element group moved balance upright members canonical probe reach scale sign
-        alone verify turns bases parts exchanges read saved align.parity align.ascent align.spectral align.relax
+        alone verify turns pairs bases parts exchanges read saved align.parity align.ascent align.spectral align.relax
         align.merge align.refit align.repair align.score align.moves align.refine align.orders align.match
         align.features symmetry quotient verdict""",
     "training": "deficits critical_periods recording recorder adapters",

@@ -364,7 +364,8 @@ def test_a_trial_refuses_matrices_that_are_no_symmetry():
 
 def kinds(group):
     letters = {"orthogonal": "O", "linear": "GL"}
-    return Counter(f"{letters[q.kind]}{group[q.axis].size - q.ones}" for q in group.generators if q.kind in letters)
+    found = [q for q in group.generators if q.kind in letters]
+    return Counter(f"{'S' if q.proper else ''}{letters[q.kind]}{group[q.axis].size - q.ones}" for q in found)
 
 
 def families():
@@ -382,12 +383,17 @@ def families():
     words = {"vocab_size": 61, "max_position_embeddings": 32, "num_labels": 5}
     gpt = {"vocab_size": 61, "n_positions": 32, "n_embd": 33, "n_layer": 2, "n_head": 3, "n_inner": 23,
            "use_cache": False, "bos_token_id": None, "eos_token_id": None}  # fmt: skip
+    turned = {"O30": 1, "SO2": 2, "GL10": 2}
     return {
-        "llama": (t.LlamaForCausalLM, t.LlamaConfig(**rotary), ids, {"O30": 1, "GL10": 2}),
-        "mistral": (t.MistralForCausalLM, t.MistralConfig(**rotary), ids, {"O30": 1, "GL10": 2}),
-        "qwen2": (t.Qwen2ForCausalLM, t.Qwen2Config(**rotary), ids, {"O30": 1, "GL10": 2}),
+        "llama": (t.LlamaForCausalLM, t.LlamaConfig(**rotary), ids, turned),
+        "mistral": (t.MistralForCausalLM, t.MistralConfig(**rotary), ids, turned),
+        "qwen2": (t.Qwen2ForCausalLM, t.Qwen2Config(**rotary), ids, turned),
         "qwen3": (t.Qwen3ForCausalLM, t.Qwen3Config(**rotary), ids, {"O30": 1, "GL10": 2}),
-        "tied llama": (t.LlamaForCausalLM, t.LlamaConfig(**rotary, tie_word_embeddings=True), ids, {"GL10": 2}),
+        "tied llama": (t.LlamaForCausalLM, t.LlamaConfig(**rotary, tie_word_embeddings=True), ids,
+                       {"SO2": 2, "GL10": 2}),
+        "gemma": (t.GemmaForCausalLM, t.GemmaConfig(**{**rotary, "pad_token_id": 0}, tie_word_embeddings=False), ids,
+                  turned),
+        "tied gemma": (t.GemmaForCausalLM, t.GemmaConfig(**{**rotary, "pad_token_id": 0}), ids, {"SO2": 2, "GL10": 2}),
         "gpt2": (t.GPT2LMHeadModel, t.GPT2Config(**gpt), ids, {"GL11": 4}),
         "bert": (t.BertForSequenceClassification, t.BertConfig(**plain, **words), ids, {"GL11": 4}),
         "vit": (t.ViTForImageClassification, t.ViTConfig(**plain, **image), pixels, {"O32": 1, "GL11": 4}),
@@ -396,7 +402,7 @@ def families():
     }  # fmt: skip
 
 
-NAMES = ["llama", "mistral", "qwen2", "qwen3", "tied llama", "gpt2", "bert", "vit", "dinov2"]
+NAMES = ["llama", "mistral", "qwen2", "qwen3", "tied llama", "gemma", "tied gemma", "gpt2", "bert", "vit", "dinov2"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -526,10 +532,86 @@ def test_matrices_are_read_where_no_usual_layer_stands(name):
         assert apart(*forms) < 1e-6
 
 
+class OnePlusTwice(nn.RMSNorm):
+    """An RMSNorm whose gain is 1 + 2 w."""
+
+    def forward(self, x):
+        return nn.functional.rms_norm(x, self.normalized_shape, None, self.eps) * (1 + 2 * self.weight)
+
+
 def test_a_gain_of_another_form_is_named():
-    """1 + w is moved by no scale of w: the stream is not rotated, and a note says so."""
-    group = ws.Symmetry.of(made(lambda: Transformer(OnePlus)), inputs(Transformer))
-    assert str(group).startswith("S8 x") and "gains that no scale of the group undoes" in group.notes[0]
+    """1 + 2 w is moved by no scale of w or 1 + w: the stream is not rotated, and a note says so."""
+    group = ws.Symmetry.of(made(lambda: Transformer(OnePlusTwice)), inputs(Transformer))
+    assert str(group).startswith("S8 x") and "the gain block.n1.weight cannot be folded" in group.notes[0]
+
+
+def one_plus(seed=0, **options):
+    """A network whose gains are 1 + w, between .3 and 1.7."""
+    net = made(lambda: Transformer(OnePlus, **options), seed)
+    return net.at(net.weights.replace({n: w / 2 for n, w in net.weights.items() if n in GAINS}))
+
+
+GAINS = ("n.weight", "block.n1.weight", "block.n2.weight")
+
+
+def test_gains_of_one_plus_w_are_folded_to_w_of_zero_and_back(tmp_path):
+    net, x = one_plus(), inputs(Transformer)
+    group = ws.Symmetry.of(net, x)
+    assert str(group) == GROUPS["rms"]
+    assert {group.blocks[g.uniform[0].block].tensor: g.offset for g in group.gauge} == dict.fromkeys(GAINS, 1.0)
+    folded = group.fold(net)
+    assert change(net, folded, x) < 1e-10 and all(bool((folded.weights[n] == 0).all()) for n in GAINS)
+    assert group.fold(folded) is folded
+    assert apart(group.fold(folded, like=net), net) < 1e-12
+    group.save(tmp_path / "group.json")
+    assert ws.Symmetry.load(tmp_path / "group.json").gauge == group.gauge
+    for seed in range(4):
+        g, h = group.sample(seed), group.sample(seed + 9)
+        assert change(net, g(net), x) < 1e-10 and apart(net, g(net)) > 0.1
+        assert apart(g.inverse()(g(net)), net) < 1e-12 and apart((g @ h)(net), g(h(net))) < 1e-12
+        assert torch.allclose(g(net).weights["n.weight"].sort()[0], net.weights["n.weight"].sort()[0])
+
+
+def test_a_copy_under_gains_of_one_plus_w_is_the_same_network():
+    """Turned by hand, its gains in what reads them."""
+    a, x = one_plus(), inputs(Transformer)
+    group = ws.Symmetry.of(a, x)
+    module = copy.deepcopy(a.module())
+    norms = [module.n, module.block.n1, module.block.n2]
+    with torch.no_grad():
+        for norm in norms:
+            norm.weight.add_(1)
+        stream(module)
+        for norm in norms:
+            norm.weight.sub_(1)
+    b = ws.Net.of(module)
+    assert change(a, b, x) < 1e-9 and apart(a, b) > 0.1
+    for other in (b, group.sample(4)(a)):
+        assert compare(a, other, group).verdict.kind == "same"
+        assert apart(a, group.align(other, to=a)) < 1e-6 and change(a, ws.mean([a, other], group), x) < 1e-6
+        assert apart(group.canonical(a), group.canonical(other)) < 1e-6
+        assert ws.modulo(group)(a, other).upper < 1e-6 * float(a.weights.norm())
+    half = a.to(torch.bfloat16)
+    assert apart(group.sample(4)(half).double(), group.sample(4)(half.double())) < 0.01
+
+
+def test_a_gain_of_one_plus_minus_one_is_lost():
+    net = one_plus()
+    group = ws.Symmetry.of(net, inputs(Transformer))
+    spoilt = net.weights["n.weight"].clone()
+    spoilt[2] = -1.0
+    with pytest.raises(SymmetryError, match="n.weight is zero for some unit"):
+        group.fold(net.at(net.weights.replace({"n.weight": spoilt})))
+    assert str(group.foldable(net.at(net.weights.replace({"n.weight": spoilt})))).startswith("S8 x")
+
+
+def test_a_weight_that_is_used_in_two_forms_has_no_offset():
+    class Both(nn.RMSNorm):
+        def forward(self, x):
+            return nn.functional.rms_norm(x, self.normalized_shape) * (1 + self.weight) + 0.1 * self.weight
+
+    group = ws.Symmetry.of(made(lambda: Transformer(Both)), inputs(Transformer))
+    assert not any(g.offset for g in group.gauge) and str(group).startswith("S8 x")
 
 
 UNUSABLE = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -108,6 +109,26 @@ def shifts(graph: Trace) -> set[str]:
             if argument.name == "bias" or (adds and argument.name in ("self", "other")):
                 found.add(_stored(graph, value))
     return {name for name in found if name is not None}
+
+
+def offsets(graph: Trace) -> dict[str, float]:
+    """The parameters that are met in the form c + w alone, as the gains 1 + w of some norms, and the number c."""
+    found: dict[str, set[float]] = {}
+    for node in graph.nodes:
+        if node.op not in ("call_function", "output") or op_name(node) in {*_TURNS, *SILENT}:
+            continue
+        names = {name for used in node.all_input_nodes if (name := _stored(graph, used)) is not None}
+        c = _added_number(node)
+        for name in names:
+            found.setdefault(name, set()).add(math.nan if c is None else c)
+    return {name: c for name, (c, *others) in found.items() if not others and math.isfinite(c)}
+
+
+def _added_number(node: fx.Node) -> float | None:
+    """The number that a node adds to its one input."""
+    if node.op != "call_function" or op_name(node) not in ("add", "add_") or node.kwargs or len(node.args) != 2:
+        return None
+    return next((float(x) for x in node.args if isinstance(x, (int, float))), None)
 
 
 def _stored(graph: Trace, node: Any) -> str | None:

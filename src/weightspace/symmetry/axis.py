@@ -73,8 +73,9 @@ class Generator:
     "scale" and "sign": factors f > 0 or f = +-1; each place is multiplied by f^exponent. `evaluation`: it changes
     running statistics, so it holds in evaluation mode only. "linear": any invertible matrix M, one for every outer
     index; units at a place with exponent 1 become M u, those with exponent -1 become M^-T u. "orthogonal": the same
-    with orthogonal M; with `ones` those with M 1 = 1. It holds where each of the places `uniform` (gains of norms)
-    has one number for all units.
+    with orthogonal M; with `ones` those with M 1 = 1; `proper`: rotations of a plane, with determinant one. It holds
+    where each of the places `uniform` (gains of norms) has one number for all units. `offset`: a scale or sign of the
+    numbers w + offset at `uniform`, as of gains 1 + w; folding alone uses it.
     """
 
     axis: str
@@ -83,6 +84,8 @@ class Generator:
     evaluation: bool = False
     uniform: tuple[Place, ...] = ()
     ones: bool = False
+    proper: bool = False
+    offset: float = 0.0
 
 
 @public

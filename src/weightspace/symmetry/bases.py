@@ -161,7 +161,7 @@ def _rank(generators: list[Generator]) -> int:
 
 def _key(g: Generator) -> tuple[object, ...]:
     exponents = frozenset((p, round(e, 6)) for p, e in g.exponents)
-    return g.axis, g.kind, g.evaluation, g.ones, exponents, frozenset(g.uniform)
+    return g.axis, g.kind, g.evaluation, g.ones, g.proper, g.offset, exponents, frozenset(g.uniform)
 
 
 def _renumbered(x: Exchange, before: Sequence[Generator], generators: Sequence[Generator]) -> Exchange | None:

@@ -1,6 +1,7 @@
 """Folding: the gains of norms moved into the linear maps that read them, so that rotations of the stream are exact.
 
-y = W (g * n(x) + s) + b = (W diag g) (n(x) + s / g) + b: the gain becomes one, shapes stay, the function too. Folding
+y = W (g * n(x) + s) + b = (W diag g) (n(x) + s / g) + b: the gain becomes one, shapes stay, the function too. Of a gain
+1 + w the stored w becomes zero. Folding
 is a choice of scales and signs within the group: a gain that no scale of the group moves alone (of a last norm before a
 head that is tied to the embedding) stays, and with it the axis keeps its permutations only.
 """
@@ -86,13 +87,20 @@ def fold_in_place(group: Gauged, tensors: Mapping[str, Tensor], like: Net | None
 
 def _folded(group: Gauged) -> dict[Place, float]:
     """What folding sets, and to what."""
-    return {**{generator.uniform[0]: 1.0 for generator in group.gauge}, **dict.fromkeys(group.free, 0.0)}
+    return {**{place: 1.0 - offset for place, offset in _offsets(group).items()}, **dict.fromkeys(group.free, 0.0)}
+
+
+def _offsets(group: Gauged) -> dict[Place, float]:
+    """The places of gains, and what is added there to the number that is stored."""
+    return {generator.uniform[0]: generator.offset for generator in group.gauge}
 
 
 def gains_of(group: Gauged, tensor: Callable[[str], Tensor]) -> dict[Place, Tensor]:
-    """The gains that folding sets, by their place."""
-    places = dict.fromkeys(g.uniform[0] for g in group.gauge)
-    return {place: _view(group, tensor(group.blocks[place.block].tensor), place).double() for place in places}
+    """The gains that folding sets, by their place: the numbers that are stored, or 1 + w for gains of that form."""
+    return {
+        place: _view(group, tensor(group.blocks[place.block].tensor), place).double() + offset
+        for place, offset in _offsets(group).items()
+    }
 
 
 def factors_between(group: Gauged, now: Mapping[Place, Tensor], wanted: Mapping[Place, Tensor] | None) -> Factors:
@@ -120,12 +128,13 @@ def factors_between(group: Gauged, now: Mapping[Place, Tensor], wanted: Mapping[
 def multiplied(group: Gauged, name: str, tensor: Tensor, factors: Factors) -> Tensor:
     """One tensor with its places multiplied by their factors, in float32 or wider."""
     half = tensor.dtype in (torch.float16, torch.bfloat16)
-    out = tensor.detach().float() if half else tensor.detach().clone().contiguous()
+    out, offsets = tensor.detach().float() if half else tensor.detach().clone().contiguous(), _offsets(group)
     for number, block in group.blocks_of(name):
         view = group.view(block, out)
         for leaf in range(len(block.leaves)):
             if (factor := factors.get(Place(number, leaf))) is not None:
-                view.mul_(group.spread(factor.to(view), block, leaf))
+                offset = offsets.get(Place(number, leaf), 0.0)
+                view.add_(offset).mul_(group.spread(factor.to(view), block, leaf)).sub_(offset)
     return out.to(tensor.dtype)
 
 

@@ -184,7 +184,8 @@ class Group(Layout):
         words = []
         for g in self.generators:
             if g.axis == axis.name and g.kind in MATRICES:  # permutations are among them
-                return f"{'GL' if g.kind == 'linear' else 'O'}{axis.size - g.ones}{power}"
+                letter = "GL" if g.kind == "linear" else "SO" if g.proper else "O"
+                return f"{letter}{axis.size - g.ones}{power}"
         for letter, times in letters:
             if times:
                 word = f"{letter}{axis.size}"

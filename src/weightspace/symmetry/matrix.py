@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from weightspace.symmetry.axis import Generator
 
-__all__ = ["complement", "drawn", "best_turn", "inverse", "on_all", "polar", "root", "turn_value", "turned"]
+__all__ = ["complement", "drawn", "best_turn", "inverse", "on_all", "polar", "root", "rotations", "turn_value",
+           "turned"]  # fmt: skip
 
 
 _SPREAD = 0.5  # of the logarithm of a drawn matrix: its condition number stays below about e^2
@@ -45,17 +46,34 @@ def polar(matrix: Tensor) -> Tensor:
     return u @ v
 
 
-def best_turn(gram: Tensor, ones: bool) -> Tensor:
-    """The orthogonal matrices that maximise <Q, G>, one for every matrix of a batch; with `ones` those with Q 1 = 1."""
-    if not ones:
+def rotations(angles: Tensor) -> Tensor:
+    """The rotations [[cos t, -sin t], [sin t, cos t]] of a plane, of shape (.., 2, 2), in float64."""
+    c, s = angles.double().cos(), angles.double().sin()
+    return torch.stack([torch.stack([c, -s], -1), torch.stack([s, c], -1)], -2)
+
+
+def _along(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """The inner products of 2 x 2 matrices with the identity and with a quarter turn: <R_t, G> = a cos t + b sin t."""
+    g = gram.double()
+    return g[..., 0, 0] + g[..., 1, 1], g[..., 1, 0] - g[..., 0, 1]
+
+
+def best_turn(gram: Tensor, moves: Generator) -> Tensor:
+    """The orthogonal matrices Q of these moves that maximise <Q, G>, one for every matrix of a batch."""
+    if moves.proper:
+        a, b = _along(gram)
+        return rotations(torch.atan2(b, a))
+    if not moves.ones:
         return polar(gram)
     h = complement(gram.shape[-1])
     return on_all(polar(h.T @ gram.double() @ h), h)
 
 
-def turn_value(gram: Tensor, ones: bool) -> Tensor:
-    """max_Q <Q, G> for every matrix of a batch: the sum of the singular values."""
-    if not ones:
+def turn_value(gram: Tensor, moves: Generator) -> Tensor:
+    """max_Q <Q, G> for every matrix of a batch: the sum of the singular values, or (a^2 + b^2)^1/2 in a plane."""
+    if moves.proper:
+        return torch.hypot(*_along(gram))
+    if not moves.ones:
         return torch.linalg.svdvals(gram.double()).sum(-1)
     h = complement(gram.shape[-1])
     return torch.linalg.svdvals(h.T @ gram.double() @ h).sum(-1) + gram.double().sum((-1, -2)) / gram.shape[-1]
@@ -84,6 +102,8 @@ def drawn(moves: Generator, sizes: tuple[int, ...], generator: torch.Generator) 
     Orthogonal ones are uniform; general linear ones are an orthogonal matrix times exp(G), G Gaussian of size 1/2, so
     that they are well conditioned.
     """
+    if moves.proper:
+        return rotations(2 * torch.pi * torch.rand(sizes[:-1], generator=generator, dtype=torch.float64))
     n = sizes[-1] - moves.ones
     noise = torch.randn(*sizes[:-1], n, n, generator=generator, dtype=torch.float64)
     q, r = torch.linalg.qr(noise)

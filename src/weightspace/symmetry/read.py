@@ -29,11 +29,12 @@ from weightspace.symmetry.axis import KINDS, MATRICES, Axis, Block, Generator, P
 from weightspace.symmetry.element import Element
 from weightspace.symmetry.exchanges import find_exchanges
 from weightspace.symmetry.group import Group
+from weightspace.symmetry.pairs import find_pairs
 from weightspace.symmetry.probe import Probe
 from weightspace.symmetry.reach import Signs, signs_met, unreached
 from weightspace.symmetry.scale import dead_blocks, place_slopes, scale_generators, with_matrix
 from weightspace.symmetry.sign import sign_generators
-from weightspace.symmetry.turns import find_turns
+from weightspace.symmetry.turns import Trial, find_turns
 from weightspace.symmetry.verify import verify
 
 __all__ = ["Draft", "label", "read"]
@@ -111,7 +112,7 @@ def _turned(draft: Draft, group: _G, graph: Trace, probe: Probe, into: type[_G])
     found = find_turns(group, graph, draft.reading, draft.names, probe, draft.say)
     grown = draft.group(into, found.replaced(group.generators), found.gauge, found.free)
     grown.verified = group.verified and {**group.verified, "kinds": [*group.verified["kinds"], *MATRICES]}
-    return grown
+    return find_pairs(grown, Trial(graph, probe).holds)
 
 
 def _exchanged(draft: Draft, group: _G, graph: Trace, probe: Probe) -> _G:

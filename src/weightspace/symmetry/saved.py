@@ -51,13 +51,17 @@ def _generator(g: Generator) -> dict[str, Any]:
         "exponents": [[p.block, p.leaf, e] for p, e in g.exponents],
         "uniform": [[p.block, p.leaf] for p in g.uniform],
         "ones": g.ones,
+        "proper": g.proper,
+        "offset": g.offset,
     }
 
 
 def _parsed(g: dict[str, Any]) -> Generator:
     exponents = tuple((Place(b, k), e) for b, k, e in g["exponents"])
     uniform = tuple(Place(b, k) for b, k in g.get("uniform", ()))
-    return Generator(g["axis"], g["kind"], exponents, g["evaluation"], uniform, bool(g.get("ones", False)))
+    ones, proper = (bool(g.get(name, False)) for name in ("ones", "proper"))
+    offset = float(g.get("offset", 0.0))
+    return Generator(g["axis"], g["kind"], exponents, g["evaluation"], uniform, ones, proper, offset)
 
 
 def save(group: Group, path: str | os.PathLike[str]) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from weightspace.symmetry.probe import Probe, usable
 __all__ = ["Slope", "dead_blocks", "place_slopes", "scale_generators", "sizes", "with_matrix"]
 
 
+_NONE: Mapping[str, float] = MappingProxyType({})
 _SPARE = 8
 _DEAD = 1e-11
 _NOISE = 1e-13  # of the largest slope anywhere: rounding error where all terms cancel, as for a key's bias
@@ -51,18 +53,23 @@ class Slope:
 
 
 def place_slopes(
-    group: Group, graph: Trace, probe: Probe, held: Set[fx.Node] = frozenset(), masks: Set[str] = frozenset()
+    group: Group,
+    graph: Trace,
+    probe: Probe,
+    held: Set[fx.Node] = frozenset(),
+    masks: Set[str] = frozenset(),
+    offsets: Mapping[str, float] = _NONE,
 ) -> dict[str, dict[Place, Slope]]:
     """axis -> place -> slope; without places that have no effect, and those in `masks`, which are never rescaled.
 
-    Every pass has weights and inputs of its own, until each axis has more informative rows than places. Raises
-    `SymmetryError` where torch has no derivative.
+    Every pass has weights and inputs of its own, until each axis has more informative rows than places. `offsets`: of
+    these tensors the slopes are those of scales of w + offset. Raises `SymmetryError` where torch has no derivative.
     """
     rows: dict[Place, list[tuple[Tensor, float]]] = {}
     try:
         for seed in range(_MOST_PASSES):
             probe.draw(seed)
-            _backward(group, graph, probe, seed, rows, held)
+            _backward(graph, probe, seed, rows, held, _Leaves(group, probe.net.tensors, offsets))
             slopes = _felt(group, rows, masks)
             if seed and all(_enough(slopes[a.name], seed) for a in group.every if not _still(group, a.name)):
                 break
@@ -122,14 +129,13 @@ def _still(group: Group, axis: str) -> bool:
 
 
 def _backward(
-    group: Group,
     graph: Trace,
     probe: Probe,
     seed: int,
     rows: dict[Place, list[tuple[Tensor, float]]],
     held: Set[fx.Node],
+    leaves: _Leaves,
 ) -> None:
-    leaves = _Leaves(group, probe.net.tensors)
     kept: list[Tensor] = []
 
     def watch(node: fx.Node, value: Any) -> None:
@@ -161,8 +167,8 @@ class _Leaves(Mapping[str, Tensor]):
     `met`: place -> the sums, and the size of their terms.
     """
 
-    def __init__(self, group: Group, tensors: Mapping[str, Tensor]) -> None:
-        self.group, self.tensors = group, tensors
+    def __init__(self, group: Group, tensors: Mapping[str, Tensor], offsets: Mapping[str, float]) -> None:
+        self.group, self.tensors, self.offsets = group, tensors, offsets
         self.met: dict[Place, list[tuple[Tensor, float]]] = {}
         self.made: dict[str, Tensor] = {}
         self.hooks: list[Any] = []
@@ -192,11 +198,12 @@ class _Leaves(Mapping[str, Tensor]):
     def _felt(self, name: str, leaf: Tensor) -> None:
         gradient, leaf.grad = leaf.grad, None  # one gradient is alive at a time
         assert gradient is not None
+        stored = leaf.detach() + self.offsets[name] if name in self.offsets else leaf.detach()
         for number, block in self.group.blocks_of(name):
             moving = [
                 k for k, axis in enumerate(block.leaves) if isinstance(axis, str) and not _still(self.group, axis)
             ]
-            pair = self.group.view(block, gradient.contiguous()), self.group.view(block, leaf.detach())
+            pair = self.group.view(block, gradient.contiguous()), self.group.view(block, stored)
             tables, size = _summed(self.group, block, moving, *pair)
             for k, table in zip(moving, tables, strict=True):
                 self.met.setdefault(Place(number, k), []).append((table.cpu(), size))

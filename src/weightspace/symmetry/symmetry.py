@@ -134,8 +134,8 @@ class Symmetry(Group):
 
         y = W (g * n(x) + s) + b = (W diag g) (n(x) + s / g) + b. Names and shapes stay. Biases without effect on the
         outputs (of keys) are set to zero. With `like` the gains become those of that network: `fold(.., like=net)`
-        undoes `fold(net)`. A group that was read with `linear=False` folds nothing. Raises `SymmetryError` for a gain
-        of zero.
+        undoes `fold(net)`. Of gains 1 + w (Gemma) w becomes zero. A group that was read with `linear=False` folds
+        nothing. Raises `SymmetryError` for a gain of zero.
 
         >>> import torch
         >>> import weightspace as ws

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from weightspace.graph import atoms
 from weightspace.graph.atoms import Atom
-from weightspace.graph.follow import Reading
+from weightspace.graph.follow import Reading, offsets
 from weightspace.graph.rules.call import Labels
 from weightspace.graph.trace import SILENT, Trace, op_name
 from weightspace.net.errors import SymmetryError
@@ -23,9 +23,10 @@ from weightspace.symmetry.axis import MATRICES, Axis, Generator, Place
 from weightspace.symmetry.fold import fold_in_place, values_at
 from weightspace.symmetry.group import Group
 from weightspace.symmetry.probe import Probe, usable
+from weightspace.symmetry.scale import place_slopes, scale_generators
 from weightspace.symmetry.verify import distance, moved
 
-__all__ = ["Turns", "find_turns"]
+__all__ = ["Trial", "Turns", "find_turns"]
 
 
 _LINEAR = {
@@ -64,7 +65,7 @@ def find_turns(
 
     `say` is given notes on axes that a norm keeps from turning.
     """
-    search = _Search(group, graph, probe, _uses(graph, reading, names), say, Turns())
+    search = _Search(group, graph, probe, _uses(graph, reading, names), say, Turns(), offsets=offsets(graph))
     outer = {name for axis in group.axes for name in axis.over}
     for axis in group.permutable():
         if axis.name not in outer and axis.size > 1:
@@ -144,6 +145,8 @@ class _Search:
     say: Callable[[str], None]
     found: Turns
     proposed: dict[str, list[Generator]] = field(default_factory=dict)
+    offsets: dict[str, float] = field(default_factory=dict)  # of gains c + w the number c
+    shifted: list[Generator] | None = None
 
     def propose(self, axis: Axis) -> None:
         """GL(n): where a scale with exponents +-1, a sign, and no operation but linear ones meet the axis."""
@@ -218,16 +221,26 @@ class _Search:
         """The scale of every gain that has one of its own, and the sign of the same places."""
         found: list[Generator] = []
         vectors = self.vectors(axis)
-        for scale in self.of(axis, "scale"):
+        for scale in self.scales(axis):
             gains = [place for place, _ in scale.exponents if place in vectors]
             if len(gains) == 1 and not scale.evaluation and all(abs(e) == 1 for _, e in scale.exponents):
                 sign = Generator(axis.name, "sign", tuple((place, 1.0) for place, _ in scale.exponents))
-                found += [replace(g, uniform=(gains[0],)) for g in (scale, sign)]
+                offset = self.offsets.get(self.group.blocks[gains[0].block].tensor, 0.0)
+                found += [replace(g, uniform=(gains[0],), offset=offset) for g in (scale, sign)]
         return found
+
+    def scales(self, axis: Axis) -> list[Generator]:
+        """The scales of an axis, those of its gains c + w among them."""
+        if not any(self.group.blocks[place.block].tensor in self.offsets for place in self.group.places[axis.name]):
+            return self.of(axis, "scale")
+        if self.shifted is None:
+            slopes = place_slopes(self.group, self.graph, self.probe, offsets=self.offsets)
+            self.shifted = scale_generators(self.group, slopes)
+        return [g for g in self.shifted if g.axis == axis.name]
 
     def vectors(self, axis: Axis) -> set[Place]:
         """Where the axis indexes a vector that is not added: a gain."""
-        blocks, added = self.group.blocks, self.probe.added
+        blocks, added = self.group.blocks, self.probe.added - self.offsets.keys()
         return {
             p
             for p in self.group.places[axis.name]
@@ -239,15 +252,27 @@ class _Search:
         return left[0] if left else ""
 
     def holds(self, moves: Sequence[Generator], free: Sequence[Place], gauge: Sequence[Generator] = ()) -> bool:
+        """Whether random matrices of these moves change no output."""
+        return Trial(self.graph, self.probe).holds(self.group.again(generators=moves, gauge=gauge, free=free))
+
+
+@dataclass
+class Trial:
+    """Groups of matrices alone, tried on the outputs of a network."""
+
+    graph: Trace
+    probe: Probe
+
+    def holds(self, trial: Group) -> bool:
         """Whether random matrices leave the outputs, on drawn weights and inputs and at the network's own weights."""
         tolerance = 1e-4 if self.graph.low_precision and self.probe.graph is None else 1e-9
-        trial = self.group.again(generators=moves, gauge=gauge, free=free)
         try:
             return all(self.unmoved(trial, k, tolerance) for k in range(2)) and self.at_home(trial)
         finally:
             self.probe.draw(0)
 
     def unmoved(self, trial: Group, k: int, tolerance: float) -> bool:
+        """The same on draw number k."""
         self.probe.draw(k)
         return self.same(trial, k, self.probe.inputs(k) if k else self.probe.example, tolerance)
 

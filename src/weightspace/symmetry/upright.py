@@ -15,7 +15,7 @@ from torch import Tensor
 
 from weightspace.net.errors import SymmetryError
 from weightspace.net.net import Net
-from weightspace.symmetry.axis import MATRICES, Generator
+from weightspace.symmetry.axis import MATRICES, Generator, Place
 from weightspace.symmetry.balance import balancing
 from weightspace.symmetry.element import Element
 from weightspace.symmetry.group import Group
@@ -47,14 +47,22 @@ def upright(group: Group, net: Net, discrete: Callable[[Group, Net], Element]) -
     rest, number = _rest(group)
     found = discrete(rest, element(net))
     factors = {number[k]: f for k, f in found.factors.items()}
-    factors = {k: torch.diag_embed(f.double()) if element.is_matrix(k) else f for k, f in factors.items()}
+    factors = {k: _as_matrix(group, k, f) if element.is_matrix(k) else f for k, f in factors.items()}
     return Element(group, {**group.identity().permutations, **found.permutations}, factors) @ element
+
+
+def _as_matrix(group: Group, k: int, signs: Tensor) -> Tensor:
+    """Signs as matrices: one for every unit, or for both coordinates of a pair."""
+    if group.generators[k].proper:
+        signs = signs[..., None].expand(*signs.shape, 2)
+    return torch.diag_embed(signs.double())
 
 
 def _rest(group: Group) -> tuple[Group, list[int]]:
     """The group of what is left, and the number that each of its generators has in the whole group.
 
-    Streams are settled; what general linear moves leave is an order and signs.
+    Streams are settled; what general linear moves leave is an order and signs, and the rotations of a pair half a turn,
+    which is a sign of the axis of pairs.
     """
     generators, number = [], []
     kinds: dict[str, tuple[str, ...]] = {}
@@ -62,7 +70,12 @@ def _rest(group: Group) -> tuple[Group, list[int]]:
         if g.kind == "orthogonal" and not group[g.axis].over:
             kinds[g.axis] = ()
             continue
-        if g.kind in MATRICES:
+        if g.proper:
+            axis = group[g.axis].over[-1]
+            kinds |= {g.axis: (), axis: (*group[axis].kinds, "sign")}
+            at = [(p.block, group.blocks[p.block].leaves.index(axis)) for p, _ in g.exponents]
+            g = Generator(axis, "sign", tuple((Place(*place), 1.0) for place in at))
+        elif g.kind in MATRICES:
             kinds[g.axis] = ("permutation", "sign")
             g = Generator(g.axis, "sign", tuple((place, 1.0) for place, _ in g.exponents))
         generators.append(g)
@@ -106,10 +119,13 @@ def _heads(group: Group, generator: Generator, net: Net) -> Tensor:
     moments = sum(rows @ rows.mT for rows, _, exponent in _rows(group, generator, net) if exponent > 0)
     assert isinstance(moments, Tensor)
     values, vectors = torch.linalg.eigh(moments)
-    if bool(_ties(values).any()) and (turn := _anchored(group, generator, net)) is not None:
+    if bool(_ties(values).any()) and not generator.proper and (turn := _anchored(group, generator, net)) is not None:
         return turn
     _check_apart(generator, values)
-    return vectors.mT.flip(-2)
+    turn = vectors.mT.flip(-2)
+    if generator.proper:
+        turn[..., 1, :] *= torch.linalg.det(turn).sign()[..., None]
+    return turn
 
 
 def _anchored(group: Group, generator: Generator, net: Net) -> Tensor | None:

@@ -64,7 +64,7 @@ class Matching:
                 if isinstance(name, str) and group[name].kinds:
                     self.of_axis.setdefault(name, []).append((number, leaf))
         self.axes = [a for a in group.axes if a.name in self.of_axis and self._movable(a)]
-        self.inner = {a.name: [z for z in self.axes if z.over == (*a.over, a.name)] for a in self.axes}
+        self.inner = {a.name: [z for z in self.axes if self._depends(z, a)] for a in self.axes}
         self.signs = {a.name: [k for k, g in enumerate(group.generators) if g.axis == a.name and g.kind == "sign"]
                       for a in self.axes}  # fmt: skip
         self.matrices = {g.axis: k for k, g in enumerate(group.generators) if g.kind in MATRICES}
@@ -72,7 +72,12 @@ class Matching:
         self.moved: dict[str, Tensor] = dict(terms.moving) if terms.kept and start is None else {}
 
     def _movable(self, axis: Axis) -> bool:
-        return "permutation" in axis.kinds or "sign" in axis.kinds
+        return bool({"permutation", "sign", *MATRICES} & {*axis.kinds})
+
+    def _depends(self, z: Axis, axis: Axis) -> bool:
+        """Whether an axis is over another, and else only over those of it and over axes that stay, such as pairs."""
+        own, movable = (*axis.over, axis.name), {a.name for a in self.axes}
+        return z.over[: len(own)] == own and not movable & {*z.over[len(own) :]}
 
     def moving(self, name: str) -> Tensor:
         """A tensor of b with the current element applied."""
@@ -193,7 +198,7 @@ class Matching:
     def _turn(self, axis: Axis, gram: Tensor) -> tuple[Element | None, bool]:
         """The best orthogonal matrix of every row of an axis."""
         k = self.matrices[axis.name]
-        matrix = best_turn(gram, self.group.generators[k].ones)
+        matrix = best_turn(gram, self.group.generators[k])
         gained = (matrix * gram.double()).sum() - torch.diagonal(gram, dim1=1, dim2=2).double().sum()
         if float(gained) <= 1e-6 * float((matrix * gram.double()).sum().abs()):
             return None, True
@@ -207,7 +212,7 @@ class Matching:
             largest = 0.0
             for axis in (self.group[name] for name in self.matrices if name in self.of_axis):
                 k, sizes = self.matrices[axis.name], self.group.sizes(axis)
-                matrix = best_turn(self._gram(axis).plain, self.group.generators[k].ones)
+                matrix = best_turn(self._gram(axis).plain, self.group.generators[k])
                 largest = max(largest, float((matrix - torch.eye(axis.size)).abs().max()))
                 turn = {k: matrix.reshape(*sizes, axis.size)}
                 self.element = Element(self.group, self.group.identity().permutations, turn) @ self.element
@@ -252,7 +257,7 @@ class Matching:
             gain = _Gain.of(_by_own(self._chosen_pairs(axis, z, outer, flips), frozenset()), bool(self.signs[z.name]))
             if z.name in self.matrices:
                 k = self.matrices[z.name]
-                turns[k] = best_turn(gain.plain, self.group.generators[k].ones).reshape(*self.group.sizes(z), z.size)
+                turns[k] = best_turn(gain.plain, self.group.generators[k]).reshape(*self.group.sizes(z), z.size)
                 continue
             tables[z.name] = self._best_order(z, gain.best)
             flips |= gain.flips(tables[z.name])
@@ -279,13 +284,12 @@ class Matching:
             for i, on in enumerate(options):
                 turned = {(p, own): _turned(gram, p & on) for (p, own), gram in pairs.items()}
                 best = _Gain.of(_by_own(turned, free), signed).best
-                flat = best.flatten(0, 2)
+                flat = best.flatten(0, 3)
                 if z.name in self.matrices:
-                    ones = self.group.generators[self.matrices[z.name]].ones
-                    values[i] = values[i] + turn_value(flat, ones).to(flat).reshape(best.shape[:3])
-                    continue
-                table = self._best_order(z, flat)
-                values[i] = values[i] + flat.gather(2, table[..., None])[..., 0].sum(-1).reshape(best.shape[:3])
+                    worth = turn_value(flat, self.group.generators[self.matrices[z.name]]).to(flat)
+                else:
+                    worth = flat.gather(2, self._best_order(z, flat)[..., None])[..., 0].sum(-1)
+                values[i] = values[i] + worth.reshape(best.shape[:4]).sum(-1)
         return values
 
     def _free_signs(
@@ -306,7 +310,7 @@ class Matching:
             for (p, parity), gram in pairs.items():
                 each = gram.gather(2, table[..., None])[..., 0]
                 each = each.abs() if parity is None else _signed(each, parity, own)
-                totals.append((p & free, each.sum(-1).reshape(outer.shape)))
+                totals.append((p & free, each.sum(-1).reshape(*outer.shape, -1).sum(-1)))
         return chosen_signs(_merged(totals))
 
     def _best_order(self, z: Axis, best: Tensor) -> Tensor:
@@ -329,24 +333,26 @@ class Matching:
         return None if parity is None else parity.get(leaf, frozenset())
 
     def _all_pairs(self, axis: Axis, z: Axis) -> _Pairs:
-        """By the signs of either axis, [row, h, g, x, y]: unit y of b's outer index g put at unit x of a's h."""
-        return _merged((key, torch.einsum("rhxk,rgyk->rhgxy", a, b)) for key, a, b in self._families(axis, z))
+        """By the signs of either axis, [row, h, g, between, x, y]: unit y of b's outer index g at unit x of a's h."""
+        return _merged((key, torch.einsum("rhpxk,rgpyk->rhgpxy", a, b)) for key, a, b in self._families(axis, z))
 
     def _chosen_pairs(self, axis: Axis, z: Axis, outer: Tensor, flips: dict[int, Tensor]) -> _Pairs:
-        """By the signs of either axis, [row and h, x, y]: of the pairs of outer indices that were chosen."""
+        """By the signs of either axis, [row and h and between, x, y]: of the outer indices that were chosen."""
         found = []
         for (p, own), a, b in self._families(axis, z):
-            b = b.gather(1, outer[..., None, None].expand(b.shape))
-            gram = _signed(torch.einsum("rhxk,rhyk->rhxy", a, b), p, {k: f[..., None, None] for k, f in flips.items()})
-            found.append(((p, own), gram.flatten(0, 1)))
+            b = b.gather(1, outer[..., None, None, None].expand(b.shape))
+            odd = {k: f[..., None, None, None] for k, f in flips.items()}
+            gram = _signed(torch.einsum("rhpxk,rhpyk->rhpxy", a, b), p, odd)
+            found.append(((p, own), gram.flatten(0, 2)))
         return _merged(found)
 
     def _families(self, axis: Axis, z: Axis) -> Iterator[tuple[_Key, Tensor, Tensor]]:
-        """Blocks of an inner axis as [row, outer, inner, rest], of a and b, by the signs of either axis."""
+        """Blocks of an inner axis as [row, outer, between, inner, rest], of a and b, by the signs of either axis."""
+        between = math.prod(self.group[name].size for name in z.over[len(axis.over) + 1 :])
         for number, leaf in self.of_axis[z.name]:
             block = self.terms.blocks[number]
             a, b = (self._rows(t, number, leaf) for t in (self.fixed[block.tensor], self.moving(block.tensor)))
-            shape = (-1, axis.size, z.size)
+            shape = (-1, axis.size, between, z.size)
             outer = self._parity(number, block.leaves.index(axis.name)) or frozenset()
             yield (outer, self._parity(number, leaf)), a.reshape(*shape, a.shape[-1]), b.reshape(*shape, b.shape[-1])
 

@@ -7,7 +7,7 @@ correlations (Li, Yosinski, Clune, Lipson and Hopcroft, Convergent learning, 201
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import combinations, product
 from math import prod
 from typing import Any
@@ -21,8 +21,9 @@ from weightspace.net.errors import SymmetryError
 from weightspace.net.inputs import carried, input_tensors
 from weightspace.net.net import Net, math_attention
 from weightspace.symmetry.align.ascent import Terms
-from weightspace.symmetry.axis import MATRICES, Block, as_blocks
+from weightspace.symmetry.axis import MATRICES, Axis, Block, as_blocks
 from weightspace.symmetry.group import Group
+from weightspace.symmetry.pairs import joined
 from weightspace.symmetry.read import label
 
 __all__ = ["activation_terms"]
@@ -42,7 +43,11 @@ def activation_terms(group: Group, a: Net, b: Net, x: Any) -> Terms:
     a, b = a.to(torch.float32), b.to(torch.float32)
     x = carried(x, a)
     graph, draft = label(a, x)
-    if [(axis.name, axis.size) for axis in draft.every] != [(axis.name, axis.size) for axis in group.every]:
+    pairs = {g.axis: group[g.axis] for g in group.generators if g.proper}
+    known = {axis.name: axis.size for axis in group.every if axis.name not in pairs}
+    planes = {axis.name for axis in draft.every if axis.size == 2 and axis.name in draft.fixed}
+    own = {axis.name: axis.size for axis in draft.every if axis.name in known or not pairs or axis.name not in planes}
+    if own != known:
         raise SymmetryError("this data takes the network along another path than the example it was read on")
     where: dict[fx.Node, list[Block]] = {}
     movable = {axis.name for axis in group.axes}
@@ -51,7 +56,9 @@ def activation_terms(group: Group, a: Net, b: Net, x: Any) -> Terms:
         if labels is None or isinstance(labels, tuple):
             continue
         blocks = list(as_blocks(node.name, labels.shape, atoms.blocks(labels.dims), draft.names))
-        blocks = [block for block in blocks if group.whole(block)]
+        for pair in pairs.values():
+            blocks = _joined(blocks, pair, planes)
+        blocks = [block for block in blocks if {*block.leaves} & planes <= {*known} and group.whole(block)]
         if any(movable & set(block.leaves) for block in blocks):
             where[node] = blocks
     fixed, moving = (_standardised(group, graph, net, x, where) for net in (a, b))
@@ -62,6 +69,13 @@ def activation_terms(group: Group, a: Net, b: Net, x: Any) -> Terms:
         if movable & set(block.leaves)
     ]
     return Terms(blocks, _parities(group, graph, b, x, where, blocks, moving), fixed, moving)
+
+
+def _joined(blocks: list[Block], pair: Axis, planes: Iterable[str]) -> list[Block]:
+    """Blocks of an activation with the two coordinates of pairs as one axis, where they hold both."""
+    numbers = [k for k, block in enumerate(blocks) if pair.over[-1] in block.leaves]
+    found = joined(blocks, numbers, pair, [*planes, 2]) if numbers else None
+    return blocks if found is None else found.blocks
 
 
 def _parities(
