@@ -35,7 +35,7 @@ FILES = {
         align.features symmetry quotient verdict""",
     "training": "deficits critical_periods recording recorder adapters",
     "flows": "batches anchors attacks ensembles goals pruning result options stepper",
-    "atlas": """side_by_side gram independence""",
+    "atlas": """side_by_side gram sketches independence relatives averages arborescence lineage families""",
     "commands": """progress data scores settings workspace compare align merge capacity walk perturb stability inform
         tasks certify watch paths""",
     "pages": """page style compare align merge walk capacity stability inform tasks certify paths watch

@@ -39,8 +39,8 @@ class Distances:
     """Squared distances |w_i - w_j|^2 and inner products <w_i, w_j> of n networks, in all and tensor by tensor.
 
     `squared` and `inner` have shape (n, n), in float64; `squares[t]` and `products[t]` are those of the tensor
-    `tensors[t]` alone. `left_out`: tensors that do not count, those of integers among them. `numbers`: how many
-    weights of each network count. Made by `pairwise`.
+    `tensors[t]` alone. `matrices`: those of `tensors` with two dimensions or more. `left_out`: tensors that do not
+    count, those of integers among them. `numbers`: how many weights of each network count. Made by `pairwise`.
     """
 
     labels: tuple[str, ...]
@@ -51,6 +51,7 @@ class Distances:
     inner: Float[Tensor, "n n"]
     squares: Float[Tensor, "tensors n n"]
     products: Float[Tensor, "tensors n n"]
+    matrices: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -84,7 +85,8 @@ class Distances:
         squares, products = self.squares[at], self.products[at]
         left = tuple(name for name in (*self.tensors, *self.left_out) if name not in wanted)
         return replace(
-            self, tensors=tuple(wanted), left_out=left, squared=squares.sum(0), inner=products.sum(0),
+            self, tensors=tuple(wanted), matrices=tuple(name for name in wanted if name in self.matrices),
+            left_out=left, squared=squares.sum(0), inner=products.sum(0),
             squares=squares, products=products,
         )  # fmt: skip
 
@@ -166,7 +168,8 @@ def pairwise(
     found = torch.from_numpy(squares), torch.from_numpy(products)
     numbers = sum(together.numbers(name) for name in together.names)
     sums = found[0].sum(0), found[1].sum(0)
-    return Distances(tuple(together.labels), tuple(together.names), together.left_out, numbers, *sums, *found)
+    matrices = tuple(name for name in together.names if len(together.shapes[name]) > 1)
+    return Distances(tuple(together.labels), tuple(together.names), together.left_out, numbers, *sums, *found, matrices)
 
 
 @public

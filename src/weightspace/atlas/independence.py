@@ -82,7 +82,7 @@ def independence(a: Member, b: Member, group: Group | None, *, draws: int = 99, 
     >>> from weightspace.atlas.independence import independence
     >>> net, task = ws.demo.example()
     >>> group = ws.Symmetry.of(net, task.example(2))
-    >>> tuned = net + 0.3 * net.weights.randn(0)
+    >>> tuned = net + 0.05 * net.weights.randn(0)
     >>> independence(net.tensors, tuned.tensors, group).p
     0.01
     >>> independence(net.tensors, ws.demo.example(1)[0].tensors, group).p > 0.05
