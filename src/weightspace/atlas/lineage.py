@@ -21,20 +21,22 @@ from weightspace.atlas.arborescence import cheapest_parents
 from weightspace.atlas.averages import Average, averages
 from weightspace.atlas.gram import Distances, pairwise
 from weightspace.atlas.independence import Independence, independence
-from weightspace.atlas.relatives import Relation, relation
+from weightspace.atlas.relatives import SURE, Relation, relation
 from weightspace.atlas.side_by_side import Member, dtypes_of, shapes_of
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 from weightspace.net.public import public
 from weightspace.symmetry.element import Element
 from weightspace.symmetry.symmetry import Symmetry
-from weightspace.symmetry.verdict import RELATED, relative_distance
+from weightspace.symmetry.verdict import RELATED, SAME, relative_distance
 
 __all__ = ["Edge", "Lineage", "lineage"]
 
 
 _WORTH_A_TEST = 0.05  # a cosine of matrices below which stored networks are not tested
 _DIRECTION = 1e-9  # the cost of a wrong direction, beside squared relative distances: it decides between equal lengths
+_ROOT = 4.0  # the cost of a network without a parent: more than any squared relative distance
+_EXCLUDED = 0.002  # a direction less likely than this is none
 _NEAREST = 12  # relatives of each network that are looked at
 
 
@@ -143,8 +145,9 @@ def lineage(
     distances = pairwise(placed, labels) if moved else stored
     say("relatives")
     near = _of_matrices(distances)
-    relations = _relations(placed, near, sets, _Tests(placed, group, draws, seed))
-    merged = averages(placed, near, _allowed(len(members), relations))
+    relations = _relations(placed, near, sets, set(moved), _Tests(placed, group, draws, seed))
+    made = _made(relations)
+    merged = [one for one in averages(placed, near, _allowed(len(members), relations)) if one.child not in made]
     edges, siblings = _graph(len(members), relations, merged, set(moved), near)
     renumbered = tuple(k in moved for k in range(len(members)))
     return Lineage(
@@ -244,7 +247,7 @@ def _matched(
 
 
 def _relations(
-    members: Sequence[Member], near: Distances, sets: Sequence[int], tests: _Tests
+    members: Sequence[Member], near: Distances, sets: Sequence[int], moved: set[int], tests: _Tests
 ) -> dict[tuple[int, int], Relation]:
     """The relation of each network with its nearest ones of its set."""
     found = {}
@@ -253,7 +256,8 @@ def _relations(
         for j in own[:_NEAREST]:
             pair = min(i, j), max(i, j)
             if pair not in found:
-                found[pair] = relation(members[pair[0]], members[pair[1]], tests(*pair))
+                rounding = {"rounding": SAME} if moved & {*pair} else {}
+                found[pair] = relation(members[pair[0]], members[pair[1]], tests(*pair), **rounding)
     return found
 
 
@@ -266,32 +270,84 @@ def _allowed(n: int, relations: Mapping[tuple[int, int], Relation]) -> Tensor:
     return allowed
 
 
+def _made(relations: Mapping[tuple[int, int], Relation]) -> dict[int, int]:
+    """Networks that are casts or quantisations of another one, and of which: the one that is nearest."""
+    found: dict[int, tuple[float, int]] = {}
+    for (i, j), one in relations.items():
+        if one.kind in ("cast", "quantised"):
+            parent, child = (i, j) if one.direction > 0 else (j, i)
+            found[child] = min(found.get(child, (math.inf, -1)), (one.distance, parent))
+    return {child: parent for child, (_, parent) in found.items()}
+
+
 def _graph(
     n: int, relations: Mapping[tuple[int, int], Relation], merged: Sequence[Average], moved: set[int], near: Distances
 ) -> tuple[tuple[Edge, ...], tuple[tuple[int, int], ...]]:
     """The edges of the cheapest forest and of averages, and the pairs that are siblings in it."""
-    relative = near.relative.numpy()
-    parents = {one.child: one for one in merged}
-    cost = np.full((n + 1, n + 1), np.inf)
-    cost[n, :n] = 4.0  # a root: more than the square of any relative distance
-    for (i, j), found in relations.items():
-        if found.kind in ("siblings", "independent"):
-            continue
-        for parent, child, likely in ((i, j, found.forward()), (j, i, 1 - found.forward())):
-            own = child in parents or (parent in parents and child in parents[parent].parents)
-            if not own:
-                cost[parent, child] = relative[i, j] ** 2 - _DIRECTION * math.log(max(likely, 1e-6))
+    cost = _costs(n, relations, near.relative.numpy())
+    of_average = {one.child: one for one in merged}
+    for child, one in of_average.items():
+        cost[:n, child] = np.inf
+        cost[child, list(one.parents)] = np.inf
+    parents = _without_cycles(cost, of_average, _made(relations))
     edges = []
-    for child, parent in enumerate(cheapest_parents(cost, n)[:n]):
-        if parent != n and child not in parents:
+    for child, parent in enumerate(parents):
+        if parent != n and child not in of_average:
             found = _seen_from(relations, parent, child)
             edges.append(Edge(parent, child, found.kind, found, renumbered=(parent in moved) != (child in moved)))
     for one in merged:
         why = f"{' + '.join(f'{c:.3g} of {p}' for c, p in zip(one.weights, one.parents, strict=True))}"
         for parent, share in zip(one.parents, one.weights, strict=True):
-            found = replace(_seen_from(relations, parent, one.child), direction=1, confidence=0.999, why=why)
+            found = replace(_seen_from(relations, parent, one.child), direction=1, confidence=SURE, why=why)
             edges.append(Edge(parent, one.child, "average", found, share, (parent in moved) != (one.child in moved)))
     return tuple(edges), tuple(_siblings(relations, edges))
+
+
+def _costs(n: int, relations: Mapping[tuple[int, int], Relation], relative: np.ndarray) -> np.ndarray:
+    """The cost of every edge from a parent to a child, and from a root, number n.
+
+    What is nearest to a cast or to its original is a matter of chance: the original is preferred.
+    """
+    cost = np.full((n + 1, n + 1), np.inf)
+    cost[n, :n] = _ROOT
+    made = _made(relations)
+    for (i, j), found in relations.items():
+        if found.kind in ("siblings", "independent"):
+            continue
+        for parent, child, likely in ((i, j, found.forward()), (j, i, 1 - found.forward())):
+            if likely <= _EXCLUDED:
+                continue
+            apart = relative[i, j]
+            cost[parent, child] = apart**2 - _DIRECTION * math.log(max(likely, 1e-6))
+            if parent in made:
+                cost[parent, child] += 4 * relative[made[parent], parent] * apart
+    for child, parent in made.items():
+        kept = cost[parent, child]
+        cost[:n, child], cost[parent, child] = np.inf, kept
+    return cost
+
+
+def _without_cycles(cost: np.ndarray, of_average: Mapping[int, Average], made: Mapping[int, int]) -> list[int]:
+    """The parents in the cheapest forest in which no average is an ancestor of its own parents."""
+    n = len(cost) - 1
+    while True:
+        parents = cheapest_parents(cost, n)[:n]
+        ways = [_way(parents, node, child) for child, one in of_average.items() for node in one.parents]
+        loop = next((way for way in ways if way), None)
+        if loop is None:
+            return parents
+        cost[next(edge for edge in reversed(loop) if made.get(edge[1]) != edge[0])] = np.inf
+
+
+def _way(parents: Sequence[int], node: int, ancestor: int) -> list[tuple[int, int]]:
+    """The edges from an ancestor to a node; none where it is not an ancestor."""
+    edges: list[tuple[int, int]] = []
+    while node != ancestor:
+        if node >= len(parents):
+            return []
+        edges.append((parents[node], node))
+        node = parents[node]
+    return edges
 
 
 def _seen_from(relations: Mapping[tuple[int, int], Relation], parent: int, child: int) -> Relation:

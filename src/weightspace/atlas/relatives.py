@@ -8,12 +8,14 @@
 | pruned | zeros of one contain those of the other, and all other weights are equal or near |
 | low-rank | the difference of every matrix has a low rank, and nothing else differs (a merged LoRA) |
 | fine-tune | correlated far above chance, and one has changed as training changes weights |
-| siblings | correlated far above chance, and neither has changed more: one start, or a parent that is not here |
+| siblings | correlated far above chance, and the differences of weights have heavy tails: one start, another order |
 | independent | not correlated above chance |
 
-Casts, grids and zeros give the direction for free. That of a fine-tune is told by a paired statistic over units:
+Casts, grids and zeros give the direction for free, and so do rows or columns that no example reaches: weight decay
+makes them smaller multiples of what they were. Else that of a fine-tune is told by a paired statistic over units:
 training concentrates the incoming and outgoing weights of a unit, so that their kurtosis grows; from a random start
-their norms grow too. Of siblings, neither is above the other in more than chance.
+their norms grow too. The difference that a new task makes is spread over the weights as the weights are; runs from one
+start on the same data drift apart in few weights, and their norms stay alike.
 
 Source: Horwitz, Shul and Hoshen, Unsupervised model tree heritage recovery, 2024 (kurtosis as a direction).
 """
@@ -47,8 +49,10 @@ _COARSE = (torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2
 _ROUNDING = 2e-6  # of the norm: scaled by factors and back in float32
 _LEVELS, _GROUPS = 256, (0, -1, 128, 64, 32)  # of a grid; the whole tensor, its rows, groups along rows
 _NEW_ZEROS = 0.02
-_RANK, _SHARE, _SMALLEST = 64, 4, 16  # a low rank is at most 64, and a quarter of the smaller side
-_TOLD, _GROWN, _STARTED = 1.75, 2.7, 8.0  # standard errors
+_RANK, _SHARE, _SMALLEST = 64, 4, 6  # a low rank is at most 64, and a quarter of the smaller side
+_STARTED = 8.0  # standard errors by which norms are larger than at a random start
+_HEAVY, _HEAVIEST, _EVEN = 4.8, 8.0, (0.3, 0.62)  # kurtosis of differences, and share of the way, of siblings
+_SHRUNK, _MULTIPLE, _CHANGED = 2, 2e-6, 2e-5  # rows or columns that only weight decay has changed
 _SIGMAS, _CORRELATED, _NEAR = 6.0, 0.3, 0.5
 
 
@@ -75,13 +79,14 @@ class Relation:
 
 
 @public
-def relation(a: Member, b: Member, chance: Independence | None = None) -> Relation:
+def relation(a: Member, b: Member, chance: Independence | None = None, rounding: float = _ROUNDING) -> Relation:
     """What kind of relatives two networks of one architecture are, as they are stored, and which came first.
 
     `chance`: their test of independence, which decides whether networks are correlated at all; without it, networks of
-    a correlation below .3 count as independent. Align renumbered relatives first. Two tensors are in memory at a time.
-    How often the direction of a fine-tune is right depends on the start: see `experiments/README.md`. Raises
-    `WeightspaceError` where the tensors differ in name or shape.
+    a correlation below .3 count as independent. `rounding`: the share of the norm by which copies may differ. Align
+    renumbered relatives first. Two tensors are in memory at a time. How often the direction of a fine-tune is right
+    depends on the start and on weight decay: see `experiments/README.md`. Raises `WeightspaceError` where the tensors
+    differ in name or shape, or hold NaN.
 
     >>> import weightspace as ws
     >>> from weightspace.atlas.relatives import relation
@@ -96,7 +101,7 @@ def relation(a: Member, b: Member, chance: Independence | None = None) -> Relati
     seen = _Seen()
     for name, x, y in _pairs(a, b):
         seen.add(name, x, y)
-    return seen.verdict(chance)
+    return seen.verdict(chance, rounding)
 
 
 def _pairs(a: Member, b: Member) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -125,6 +130,9 @@ class _Seen:
         self.size = self.apart = self.all_size = self.all_apart = 0.0
         self.kurtosis: list[Tensor] = []
         self.norms: list[Tensor] = []
+        self.tails: list[float] = []
+        self.shrunk = {1: 0, -1: 0}  # rows and columns that are a smaller multiple in b, in a
+        self.growth = 0.0
         self.products: list[float] = []
 
     def add(self, name: str, x: Tensor, y: Tensor) -> None:
@@ -143,6 +151,7 @@ class _Seen:
         if x.dim() > 1:
             self.apart, self.size = self.apart + apart, self.size + size
             self._units(x, y)
+            self.growth += float((y.double().square() - x.double().square()).sum())
         if same:
             return
         for sign, (parent, child) in ((1, (x, y)), (-1, (y, x))):
@@ -151,6 +160,8 @@ class _Seen:
                 self.grids[sign] = _on_grid(parent, child)
                 self.on_grid[sign] += x.numel()
         self.touched += 1
+        if x.dim() > 1:
+            self.tails.append(float(_log_kurtosis(difference.reshape(1, -1)).exp()))
         if self.low:
             rank = _rank(difference, math.sqrt(size)) if x.dim() > 1 else None
             self.low, self.rank = rank is not None, max(self.rank, rank or 0)
@@ -168,17 +179,19 @@ class _Seen:
         if scale > 0:
             self.products.append(float(centred[0] @ centred[1]) / scale)
         for p, q in ((x.flatten(1), y.flatten(1)), (x.transpose(0, 1).flatten(1), y.transpose(0, 1).flatten(1))):
+            for sign, times in _multiples(p, q).items():
+                self.shrunk[sign] += times
             if p.shape[1] > 3:
                 self.kurtosis.append(_log_kurtosis(q) - _log_kurtosis(p))
         self.norms.append(_log_norm(y) - _log_norm(x))
 
-    def verdict(self, chance: Independence | None) -> Relation:
+    def verdict(self, chance: Independence | None, most: float) -> Relation:
         """The kind of relatives, from what has been seen of all tensors."""
         distance = math.sqrt(self.apart / self.size) if self.size else math.sqrt(self.all_apart / (self.all_size or 1))
         rounding = math.sqrt(self.all_apart / (self.all_size or 1))
         if self.equal:
             return Relation("copy", 0, 0.5, 0.0, "all weights are equal")
-        if rounding <= _ROUNDING:
+        if rounding <= most:
             return Relation("copy", 0, 0.5, distance, f"the weights differ by {rounding:.1g} of their norm: rounding")
         return self._derived(distance) or self._trained(distance, chance)
 
@@ -213,18 +226,28 @@ class _Seen:
             related = chance.p <= 1 / (chance.draws + 1) and chance.sigmas >= _SIGMAS or correlation > 0.9
         if not related:
             return Relation("independent", 0, 0.5, distance, f"a correlation of {correlation:.2g}", evidence)
-        told = norm if abs(norm) >= _STARTED else kurtosis
+        what, told = ("norms", norm) if abs(norm) >= _STARTED else ("kurtosis", kurtosis)
         sign = 1 if told > 0 else -1
         sure = min(SURE, _normal(abs(told) / 2))
+        shrunk, other = max(self.shrunk.values()), min(self.shrunk.values())
+        if shrunk >= _SHRUNK and other == 0:
+            sign, sure = (1 if self.shrunk[1] else -1), SURE
+            evidence["shrunk"] = float(shrunk)
         if self.low and self.touched:
             why = f"the difference has a rank of at most {self.rank} in {self.touched} matrices, and is 0 elsewhere"
             return Relation("low-rank", sign, sure, distance, why, evidence | {"rank": float(self.rank)})
-        if abs(kurtosis) < _TOLD and abs(norm) < _GROWN:
-            why = "correlated, and neither has changed more than the other: from one start or parent"
+        tails = sum(self.tails) / len(self.tails) if self.tails else 0.0
+        share = 0.5 + self.growth / (2 * self.apart) if self.apart else 0.5
+        evidence |= {"tails": tails, "share": share}
+        even = tails >= _HEAVIEST or _EVEN[0] <= share <= _EVEN[1]
+        if tails >= _HEAVY and even and abs(norm) < _STARTED and "shrunk" not in evidence:
+            why = f"correlated ({correlation:.2g}), and their differences have heavy tails (kurtosis {tails:.1f})"
             return Relation("siblings", 0, 0.5, distance, why, evidence)
-        later = "b" if sign > 0 else "a"
-        what = "norms" if abs(norm) >= _STARTED else "kurtosis"
-        why = f"correlated ({correlation:.2g}); {what} of units larger in {later} by {abs(told):.1f} standard errors"
+        later, why = "b" if sign > 0 else "a", f"correlated ({correlation:.2g})"
+        if "shrunk" in evidence:
+            why = f"{why}; {shrunk} rows or columns are the same in {later}, less weight decay"
+        else:
+            why = f"{why}; {what} of units larger in {later} by {abs(told):.1f} standard errors"
         return Relation("fine-tune", sign, sure, distance, why, evidence)
 
 
@@ -240,6 +263,16 @@ def _log_kurtosis(rows: Float[Tensor, "units entries"]) -> Tensor:
 
 def _log_norm(x: Tensor) -> Tensor:
     return x.flatten(1).double().norm(dim=1).log()
+
+
+def _multiples(p: Tensor, q: Tensor) -> dict[int, int]:
+    """How many rows of q are those of p times a number below 1, and the reverse: no example has reached them."""
+    p, q = p.double(), q.double()
+    inner, first, second = (p * q).sum(1), p.square().sum(1), q.square().sum(1)
+    ratio = inner / first
+    alike = (q - ratio[:, None] * p).square().sum(1) <= _MULTIPLE**2 * second
+    alike &= (first > 0) & (second > 0) & (ratio > 0) & (p.shape[1] > 1)
+    return {1: int((alike & (ratio < 1 - _CHANGED)).sum()), -1: int((alike & (ratio > 1 + _CHANGED)).sum())}
 
 
 def _paired(differences: list[Tensor]) -> float:
@@ -272,18 +305,29 @@ def _on_grid(parent: Tensor, child: Tensor) -> bool:
 def _all_on_grid(parent: Tensor, child: Tensor) -> bool:
     for p, c in zip(parent.double(), child.double(), strict=True):
         levels = c.unique()
-        largest = float(c.abs().max())
-        if len(levels) == 1 or len(levels) > min(_LEVELS, 0.7 * len(c)):
+        if len(levels) == 1 or len(levels) > _LEVELS:
             return False
-        step = float(levels.diff().min())
-        if step < 1e-3 * largest / _LEVELS:
-            return False
-        whole = (levels - levels[0]) / step
-        off = (whole - whole.round()).abs().max()
-        near = (p - c).abs() <= 0.51 * step
-        if float(off) > 0.05 or float(near.double().mean()) < 0.99:
+        if not any(_steps_fit(p, c, levels, step) for step in _steps(c, levels)):
             return False
     return True
+
+
+def _steps(child: Tensor, levels: Tensor) -> Iterator[float]:
+    """Steps that a grid may have: of 8 or 4 bits about zero or between the ends, or the smallest difference."""
+    largest, ends = float(child.abs().max()), float(levels[-1] - levels[0])
+    for parts in (127, 128, 127.5, 7, 8):
+        yield largest / parts
+    for parts in (255, 15):
+        yield ends / parts
+    yield float(levels.diff().min())
+
+
+def _steps_fit(parent: Tensor, child: Tensor, levels: Tensor, step: float) -> bool:
+    """Whether all levels are whole steps apart, and the parent is within half a step of the child."""
+    whole = (levels - levels[0]) / step
+    if step <= 0 or float(whole[-1]) > 2 * _LEVELS or float((whole - whole.round()).abs().max()) > 0.02:
+        return False
+    return float(((parent - child).abs() <= 0.51 * step).double().mean()) >= 0.99
 
 
 def _rank(difference: Tensor, size: float) -> int | None:
