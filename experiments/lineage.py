@@ -219,7 +219,7 @@ def measured(kind: str, seed: int, quick: bool) -> dict[str, Any]:
     """One zoo, and its lineage from the weights alone, the networks in a random order."""
     school = School(kind, seed, quick)
     net = ws.Net.of(school.start())
-    group = ws.Symmetry.of(net, school.tasks["upright"][0][:2])
+    group = ws.Symmetry.of(net, school.tasks["upright"][0][:2], linear=False)
     zoo = made(school, group)
     began = time.process_time()
     found = lineage(zoo.members, zoo.names, net=net, group=group, seed=seed)

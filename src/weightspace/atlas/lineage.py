@@ -36,6 +36,7 @@ __all__ = ["Edge", "Lineage", "lineage"]
 _WORTH_A_TEST = 0.05  # a cosine of matrices below which stored networks are not tested
 _DIRECTION = 1e-9  # the cost of a wrong direction, beside squared relative distances: it decides between equal lengths
 _ROOT = 4.0  # the cost of a network without a parent: more than any squared relative distance
+_AS_STORED = 1e-3  # how much nearer a renumbered parent must be
 _EXCLUDED = 0.002  # a direction less likely than this is none
 _NEAREST = 12  # relatives of each network that are looked at
 
@@ -146,7 +147,7 @@ def lineage(
     say("relatives")
     near = _of_matrices(distances)
     relations = _relations(placed, near, sets, set(moved), _Tests(placed, group, draws, seed))
-    made = _made(relations)
+    made = _made(relations, set(moved))
     merged = [one for one in averages(placed, near, _allowed(len(members), relations)) if one.child not in made]
     edges, siblings = _graph(len(members), relations, merged, set(moved), near)
     renumbered = tuple(k in moved for k in range(len(members)))
@@ -270,13 +271,14 @@ def _allowed(n: int, relations: Mapping[tuple[int, int], Relation]) -> Tensor:
     return allowed
 
 
-def _made(relations: Mapping[tuple[int, int], Relation]) -> dict[int, int]:
-    """Networks that are casts or quantisations of another one, and of which: the one that is nearest."""
+def _made(relations: Mapping[tuple[int, int], Relation], moved: set[int]) -> dict[int, int]:
+    """Networks that are casts or quantisations of another one, and of which: the nearest, of copies one as stored."""
     found: dict[int, tuple[float, int]] = {}
     for (i, j), one in relations.items():
         if one.kind in ("cast", "quantised"):
             parent, child = (i, j) if one.direction > 0 else (j, i)
-            found[child] = min(found.get(child, (math.inf, -1)), (one.distance, parent))
+            distance = one.distance * (1 if (parent in moved) == (child in moved) else 1 + _AS_STORED)
+            found[child] = min(found.get(child, (math.inf, -1)), (distance, parent))
     return {child: parent for child, (_, parent) in found.items()}
 
 
@@ -284,12 +286,13 @@ def _graph(
     n: int, relations: Mapping[tuple[int, int], Relation], merged: Sequence[Average], moved: set[int], near: Distances
 ) -> tuple[tuple[Edge, ...], tuple[tuple[int, int], ...]]:
     """The edges of the cheapest forest and of averages, and the pairs that are siblings in it."""
-    cost = _costs(n, relations, near.relative.numpy())
+    made = _made(relations, moved)
+    cost = _costs(n, relations, near.relative.numpy(), made, moved)
     of_average = {one.child: one for one in merged}
     for child, one in of_average.items():
         cost[:n, child] = np.inf
         cost[child, list(one.parents)] = np.inf
-    parents = _without_cycles(cost, of_average, _made(relations))
+    parents = _without_cycles(cost, of_average, made)
     edges = []
     for child, parent in enumerate(parents):
         if parent != n and child not in of_average:
@@ -303,14 +306,20 @@ def _graph(
     return tuple(edges), tuple(_siblings(relations, edges))
 
 
-def _costs(n: int, relations: Mapping[tuple[int, int], Relation], relative: np.ndarray) -> np.ndarray:
+def _costs(
+    n: int,
+    relations: Mapping[tuple[int, int], Relation],
+    relative: np.ndarray,
+    made: Mapping[int, int],
+    moved: set[int],
+) -> np.ndarray:
     """The cost of every edge from a parent to a child, and from a root, number n.
 
-    What is nearest to a cast or to its original is a matter of chance: the original is preferred.
+    What is nearest to a cast or to its original is a matter of chance: the original is preferred. So are, of two
+    copies, the one whose units are numbered as those of the child.
     """
     cost = np.full((n + 1, n + 1), np.inf)
     cost[n, :n] = _ROOT
-    made = _made(relations)
     for (i, j), found in relations.items():
         if found.kind in ("siblings", "independent"):
             continue
@@ -318,6 +327,7 @@ def _costs(n: int, relations: Mapping[tuple[int, int], Relation], relative: np.n
             if likely <= _EXCLUDED:
                 continue
             apart = relative[i, j]
+            apart *= 1 if (parent in moved) == (child in moved) else 1 + _AS_STORED
             cost[parent, child] = apart**2 - _DIRECTION * math.log(max(likely, 1e-6))
             if parent in made:
                 cost[parent, child] += 4 * relative[made[parent], parent] * apart
