@@ -37,7 +37,8 @@ FILES = {
     "training": "deficits critical_periods recording recorder adapters",
     "flows": "batches anchors attacks ensembles goals pruning result options stepper",
     "atlas": """tables migrations.v0001 migrations upgrade catalogue content objects records scan members sources
-        ways holdings folders orbits atlas halving question starts asked nearby greedy_averages""",
+        ways holdings folders orbits atlas halving question starts asked nearby greedy_averages side_by_side gram
+        sketches independence relatives averages arborescence lineage families""",
     "commands": """progress data scores settings workspace compare align merge capacity walk perturb stability inform
         tasks certify watch paths atlas""",
     "pages": """page style compare align merge walk capacity stability inform tasks certify paths watch

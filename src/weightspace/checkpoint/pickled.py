@@ -385,6 +385,13 @@ def _is_weight(item: Any) -> bool:
     return isinstance(item, Tensor) and item.dim() > 0 and (item.is_floating_point() or item.is_complex())
 
 
-def _own(tensor: Tensor, name: str, sums: _Sums) -> Tensor:
+def _own(
+    tensor: Tensor, name: str, sums: _Sums, part: tuple[int, int] | None = None, out: Tensor | None = None
+) -> Tensor:
+    """A copy of a tensor, or of the entries from `part[0]` to `part[1]` as a vector."""
     sums.check(name, tensor)
-    return tensor.detach().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
+    own = tensor.detach()
+    own = own if part is None else own.reshape(-1)[slice(*part)]
+    if out is not None:
+        return out.copy_(own)
+    return own.resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)

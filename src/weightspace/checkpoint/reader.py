@@ -85,6 +85,15 @@ class Checkpoint(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return self._entries[name].read()
 
+    def flat(self, name: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
+        """The entries `start` to `stop` of a tensor in row-major order, as a vector; of safetensors no more is read.
+
+        `out`: a vector of that size and dtype to read them into. Raises `KeyError` for an unknown name, and
+        `CheckpointError` where the file has changed since it was opened.
+        """
+        start, stop, _ = slice(start, stop).indices(self._entries[name].shape.numel())
+        return self._entries[name].read((start, max(start, stop)), out)
+
     def __contains__(self, name: object) -> bool:
         return name in self._entries
 
@@ -362,13 +371,24 @@ def _settled(path: Path) -> os.stat_result:
     return path.stat()
 
 
-def _fetch(path: Path, stamp: tuple[int, ...], start: int, shape: list[int], dtype: torch.dtype) -> Tensor:
+def _fetch(
+    path: Path,
+    stamp: tuple[int, ...],
+    start: int,
+    shape: list[int],
+    dtype: torch.dtype,
+    part: tuple[int, int] | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """A tensor of a file, or the entries from `part[0]` to `part[1]` as a vector."""
     # read, not memory-mapped: a map would be shared between calls, and break when the file is overwritten
+    if part is not None:
+        start, shape = start + part[0] * dtype.itemsize, [part[1] - part[0]]
     try:
         with path.open("rb") as file:
             if _stamp(os.fstat(file.fileno())) != stamp:
                 raise refusal(path, "changed since it was opened", "read it again")
-            tensor = torch.empty(shape, dtype=dtype)
+            tensor = torch.empty(shape, dtype=dtype) if out is None else out
             file.seek(start)
             if tensor.numel() and file.readinto(bytes_of(tensor)) != tensor.nbytes:
                 raise refusal(path, "ended before its last tensor")

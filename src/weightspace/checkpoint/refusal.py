@@ -55,11 +55,11 @@ class CheckpointError(WeightspaceError):
 
 
 class Entry(NamedTuple):
-    """One tensor of a file before it is read: its shape, its dtype, and a function that reads it."""
+    """One tensor of a file before it is read: its shape, its dtype, and a function that reads it, or a flat part."""
 
     shape: torch.Size
     dtype: torch.dtype
-    read: Callable[[], Tensor]
+    read: Callable[..., Tensor]
 
 
 class Opened(NamedTuple):

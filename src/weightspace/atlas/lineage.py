@@ -1,0 +1,391 @@
+"""Which of many networks came from which: a graph with the evidence on every edge.
+
+Relatives are found as they are stored, by correlations that random members of the orbit do not reach; families whose
+units are numbered otherwise are matched, one pair of networks for two families, and brought to one numbering. Averages
+get several parents. All others are the cheapest directed spanning forest: the squared distance of parent and child
+decides, and between directions of equal length the evidence for each (casts, zeros, kurtosis). Siblings are no edge.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weightspace.atlas.arborescence import cheapest_parents
+from weightspace.atlas.averages import Average, averages
+from weightspace.atlas.gram import Distances, pairwise
+from weightspace.atlas.independence import Independence, independence
+from weightspace.atlas.relatives import SURE, Relation, relation
+from weightspace.atlas.side_by_side import Member, dtypes_of, shapes_of
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.net import Net
+from weightspace.net.public import public
+from weightspace.symmetry.element import Element
+from weightspace.symmetry.symmetry import Symmetry
+from weightspace.symmetry.verdict import RELATED, SAME, relative_distance
+
+__all__ = ["Edge", "Lineage", "lineage"]
+
+
+_WORTH_A_TEST = 0.05  # a cosine of matrices below which stored networks are not tested
+_DIRECTION = 1e-9  # the cost of a wrong direction, beside squared relative distances: it decides between equal lengths
+_ROOT = 4.0  # the cost of a network without a parent: more than any squared relative distance
+_AS_STORED = 1e-3  # how much nearer a renumbered parent must be
+_EXCLUDED = 0.002  # a direction less likely than this is none
+_NEAREST = 12  # relatives of each network that are looked at
+
+
+@public
+@dataclass(frozen=True)
+class Edge:
+    """Network number `child` came from network number `parent`, with the kind of relatives and the evidence.
+
+    `share`: the weight of this parent in an average, else 1. `renumbered`: whether the units of one of the two were
+    renumbered or rescaled. `relation` is that of the parent (a) and the child (b).
+    """
+
+    parent: int
+    child: int
+    kind: str
+    relation: Relation
+    share: float = 1.0
+    renumbered: bool = False
+
+    def __str__(self) -> str:
+        also = ", renumbered" if self.renumbered else ""
+        share = f" ({self.share:.3g})" if self.kind == "average" else ""
+        return f"{self.parent} -> {self.child}: {self.kind}{share}{also}: {self.relation.why}"
+
+
+@public
+@dataclass(frozen=True)
+class Lineage:
+    """Who came from whom among n networks. Made by `lineage`.
+
+    `edges`: from parents to children; `siblings`: pairs that come from one network that is not among them, or whose
+    direction cannot be told; `relations[i, j]` with i < j: the kind of every pair that was looked at; `averages`: those
+    found. `distances`: all pairs, once renumbered networks are matched; `group[i]` is the number of the set of
+    relatives that network i belongs to, and `renumbered[i]` whether it was matched to others of it.
+    """
+
+    labels: tuple[str, ...]
+    edges: tuple[Edge, ...]
+    siblings: tuple[tuple[int, int], ...]
+    relations: Mapping[tuple[int, int], Relation]
+    averages: tuple[Average, ...]
+    distances: Distances
+    group: tuple[int, ...]
+    renumbered: tuple[bool, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    def parents(self, child: int) -> list[int]:
+        """The numbers of the parents of one network; none, one, or several of an average."""
+        return [edge.parent for edge in self.edges if edge.child == child]
+
+    def children(self, parent: int) -> list[int]:
+        """The numbers of the children of one network."""
+        return [edge.child for edge in self.edges if edge.parent == parent]
+
+    @property
+    def roots(self) -> list[int]:
+        """The networks without parents."""
+        born = {edge.child for edge in self.edges}
+        return [k for k in range(len(self.labels)) if k not in born]
+
+
+@public
+def lineage(
+    members: Sequence[Member],
+    labels: Sequence[str] | None = None,
+    *,
+    net: Net | None = None,
+    group: Symmetry | None = None,
+    draws: int = 99,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> Lineage:
+    """The graph of who came from whom among networks of one architecture, from their weights alone.
+
+    `group`: the symmetry group of the architecture, and `net` any network of it; with them relatives are told by a test
+    (see `independence`), and renumbered, rescaled or rotated ones are found, at the cost of one matching for each pair
+    of families. Without them relatives must be stored alike, and a note says so. Directions that cannot be told
+    (exact copies, siblings) are as likely wrong as right: see `Edge.relation.confidence`. Networks that were distilled
+    from others leave no trace in the weights. Raises as `pairwise` does.
+
+    >>> import weightspace as ws
+    >>> from weightspace.atlas.lineage import lineage
+    >>> net, task = ws.demo.example()
+    >>> group = ws.Symmetry.of(net, task.example(2))
+    >>> half = {name: w.half() for name, w in net.tensors.items()}
+    >>> shuffled = group.sample(3)(net)
+    >>> found = lineage([net.tensors, half, shuffled.tensors, ws.demo.example(1)[0].tensors], net=net, group=group)
+    >>> [(edge.kind, edge.renumbered) for edge in found.edges], found.group
+    ([('cast', False), ('copy', True)], (0, 0, 0, 1))
+    """
+    if (net is None) != (group is None):
+        raise WeightspaceError(
+            "a group without a network of its architecture, or the reverse; give both net= and group="
+        )
+    say = progress or (lambda text: None)
+    say("distances")
+    members, stored = list(members), pairwise(members, labels)
+    tests = _Tests(members, group, draws, seed)
+    sets = _sets(len(members), _stored_relatives(_of_matrices(stored), tests))
+    notes = [] if group is not None else ["no group: renumbered networks are not found, and relatives are not tested"]
+    moved: dict[int, Element] = {}
+    if net is not None and group is not None and max(sets) > 0:
+        say("matching")
+        sets, moved = _matched(members, sets, stored, net, group, seed)
+    placed = [Moved(m, moved[k], net) if k in moved and net is not None else m for k, m in enumerate(members)]
+    distances = pairwise(placed, labels) if moved else stored
+    say("relatives")
+    near = _of_matrices(distances)
+    relations = _relations(placed, near, sets, set(moved), _Tests(placed, group, draws, seed))
+    made = _made(relations, set(moved))
+    merged = [one for one in averages(placed, near, _allowed(len(members), relations)) if one.child not in made]
+    edges, siblings = _graph(len(members), relations, merged, set(moved), near)
+    renumbered = tuple(k in moved for k in range(len(members)))
+    return Lineage(
+        distances.labels, edges, siblings, relations, tuple(merged), distances, tuple(sets), renumbered, tuple(notes)
+    )
+
+
+class Moved(Mapping[str, Tensor]):
+    """A network moved by an element of the group, tensor by tensor, when it is read."""
+
+    def __init__(self, member: Member, element: Element, net: Net) -> None:
+        self.member, self.element = member, element
+        self.shapes, self.dtypes = shapes_of(member), dtypes_of(member)
+        folds = any(element.is_matrix(k) for k in element.factors)
+        self._net = net if folds else None
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self.member[name]
+        if name not in self.element.group.shapes or not tensor.is_floating_point():
+            return tensor
+        wide = tensor if tensor.dtype == torch.float64 or not self.element.factors else tensor.float()
+        if self._net is not None:
+            return self.element.on(self._net.load(self.member))(name, wide)
+        return self.element.move(name, wide, self.member.__getitem__)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.member)
+
+    def __len__(self) -> int:
+        return len(self.member)
+
+
+@dataclass
+class _Tests:
+    """Tests of independence of pairs of networks; none without a group."""
+
+    members: Sequence[Member]
+    group: Symmetry | None
+    draws: int
+    seed: int
+
+    def __call__(self, i: int, j: int) -> Independence | None:
+        if self.group is None or not self.group.permutable():
+            return None
+        return independence(self.members[i], self.members[j], self.group, draws=self.draws, seed=self.seed)
+
+
+def _of_matrices(distances: Distances) -> Distances:
+    """Of the matrices alone: gains of norms are near 1 in unrelated networks too."""
+    return distances.only(distances.matrices) if distances.matrices else distances
+
+
+def _stored_relatives(near: Distances, tests: _Tests) -> Iterator[tuple[int, int]]:
+    """Pairs that are relatives as they are stored."""
+    cosines = near.cosines
+    for i in range(len(near)):
+        for j in range(i):
+            if float(cosines[i, j]) > _WORTH_A_TEST:
+                if relation(tests.members[i], tests.members[j], tests(i, j)).kind != "independent":
+                    yield i, j
+
+
+def _sets(n: int, pairs: Iterator[tuple[int, int]]) -> list[int]:
+    """The number of the connected set of every node."""
+    root = list(range(n))
+
+    def find(k: int) -> int:
+        while root[k] != k:
+            k = root[k]
+        return k
+
+    for i, j in pairs:
+        a, b = sorted((find(i), find(j)))
+        root[b] = a
+    names = {r: k for k, r in enumerate(dict.fromkeys(find(k) for k in range(n)))}
+    return [names[find(k)] for k in range(n)]
+
+
+def _matched(
+    members: Sequence[Member], sets: Sequence[int], stored: Distances, net: Net, group: Symmetry, seed: int
+) -> tuple[list[int], dict[int, Element]]:
+    """Sets of relatives once they are matched, and the element that brings each network to the numbering of its set."""
+    middles = []
+    for k in range(max(sets) + 1):
+        own = [i for i, s in enumerate(sets) if s == k]
+        middles.append(own[int(stored.squared[own][:, own].sum(1).argmin())])
+    nets = {k: net.load(dict(members[middle])).to(torch.float32) for k, middle in enumerate(middles)}
+    joined, elements = list(range(len(middles))), dict[int, Element]()
+    for k in range(1, len(middles)):
+        for j in [first for first in range(k) if joined[first] == first]:
+            element = group.match(nets[k], to=nets[j], method="weights", seed=seed).element
+            if relative_distance(element(nets[k]), nets[j]) <= RELATED:
+                joined[k], elements[k] = j, element
+                break
+    names = {r: n for n, r in enumerate(dict.fromkeys(joined))}
+    return [names[joined[s]] for s in sets], {i: elements[s] for i, s in enumerate(sets) if s in elements}
+
+
+def _relations(
+    members: Sequence[Member], near: Distances, sets: Sequence[int], moved: set[int], tests: _Tests
+) -> dict[tuple[int, int], Relation]:
+    """The relation of each network with its nearest ones of its set."""
+    found = {}
+    for i in range(len(members)):
+        own = [int(j) for j in near.squared[i].argsort(stable=True) if int(j) != i and sets[int(j)] == sets[i]]
+        for j in own[:_NEAREST]:
+            pair = min(i, j), max(i, j)
+            if pair not in found:
+                rounding = {"rounding": SAME} if moved & {*pair} else {}
+                found[pair] = relation(members[pair[0]], members[pair[1]], tests(*pair), **rounding)
+    return found
+
+
+def _allowed(n: int, relations: Mapping[tuple[int, int], Relation]) -> Tensor:
+    """allowed[i, j] > 0: j may be a parent of i."""
+    allowed = torch.zeros(n, n)
+    for (i, j), found in relations.items():
+        if found.kind != "independent":
+            allowed[i, j] = allowed[j, i] = 1.0
+    return allowed
+
+
+def _made(relations: Mapping[tuple[int, int], Relation], moved: set[int]) -> dict[int, int]:
+    """Networks that are casts or quantisations of another one, and of which: the nearest, of copies one as stored."""
+    found: dict[int, tuple[float, int]] = {}
+    for (i, j), one in relations.items():
+        if one.kind in ("cast", "quantised"):
+            parent, child = (i, j) if one.direction > 0 else (j, i)
+            distance = one.distance * (1 if (parent in moved) == (child in moved) else 1 + _AS_STORED)
+            found[child] = min(found.get(child, (math.inf, -1)), (distance, parent))
+    return {child: parent for child, (_, parent) in found.items()}
+
+
+def _graph(
+    n: int, relations: Mapping[tuple[int, int], Relation], merged: Sequence[Average], moved: set[int], near: Distances
+) -> tuple[tuple[Edge, ...], tuple[tuple[int, int], ...]]:
+    """The edges of the cheapest forest and of averages, and the pairs that are siblings in it."""
+    made = _made(relations, moved)
+    cost = _costs(n, relations, near.relative.numpy(), made, moved)
+    of_average = {one.child: one for one in merged}
+    for child, one in of_average.items():
+        cost[:n, child] = np.inf
+        cost[child, list(one.parents)] = np.inf
+    parents = _without_cycles(cost, of_average, made)
+    edges = []
+    for child, parent in enumerate(parents):
+        if parent != n and child not in of_average:
+            found = _seen_from(relations, parent, child)
+            edges.append(Edge(parent, child, found.kind, found, renumbered=(parent in moved) != (child in moved)))
+    for one in merged:
+        why = f"{' + '.join(f'{c:.3g} of {p}' for c, p in zip(one.weights, one.parents, strict=True))}"
+        for parent, share in zip(one.parents, one.weights, strict=True):
+            found = replace(_seen_from(relations, parent, one.child), direction=1, confidence=SURE, why=why)
+            edges.append(Edge(parent, one.child, "average", found, share, (parent in moved) != (one.child in moved)))
+    return tuple(edges), tuple(_siblings(relations, edges))
+
+
+def _costs(
+    n: int,
+    relations: Mapping[tuple[int, int], Relation],
+    relative: np.ndarray,
+    made: Mapping[int, int],
+    moved: set[int],
+) -> np.ndarray:
+    """The cost of every edge from a parent to a child, and from a root, number n.
+
+    What is nearest to a cast or to its original is a matter of chance: the original is preferred. So are, of two
+    copies, the one whose units are numbered as those of the child.
+    """
+    cost = np.full((n + 1, n + 1), np.inf)
+    cost[n, :n] = _ROOT
+    for (i, j), found in relations.items():
+        if found.kind in ("siblings", "independent"):
+            continue
+        for parent, child, likely in ((i, j, found.forward()), (j, i, 1 - found.forward())):
+            if likely <= _EXCLUDED:
+                continue
+            apart = relative[i, j]
+            apart *= 1 if (parent in moved) == (child in moved) else 1 + _AS_STORED
+            cost[parent, child] = apart**2 - _DIRECTION * math.log(max(likely, 1e-6))
+            if parent in made:
+                cost[parent, child] += 4 * relative[made[parent], parent] * apart
+    for child, parent in made.items():
+        kept = cost[parent, child]
+        cost[:n, child], cost[parent, child] = np.inf, kept
+    return cost
+
+
+def _without_cycles(cost: np.ndarray, of_average: Mapping[int, Average], made: Mapping[int, int]) -> list[int]:
+    """The parents in the cheapest forest in which no average is an ancestor of its own parents."""
+    n = len(cost) - 1
+    while True:
+        parents = cheapest_parents(cost, n)[:n]
+        ways = [_way(parents, node, child) for child, one in of_average.items() for node in one.parents]
+        loop = next((way for way in ways if way), None)
+        if loop is None:
+            return parents
+        cost[next(edge for edge in reversed(loop) if made.get(edge[1]) != edge[0])] = np.inf
+
+
+def _way(parents: Sequence[int], node: int, ancestor: int) -> list[tuple[int, int]]:
+    """The edges from an ancestor to a node; none where it is not an ancestor."""
+    edges: list[tuple[int, int]] = []
+    while node != ancestor:
+        if node >= len(parents):
+            return []
+        edges.append((parents[node], node))
+        node = parents[node]
+    return edges
+
+
+def _seen_from(relations: Mapping[tuple[int, int], Relation], parent: int, child: int) -> Relation:
+    """The relation of a pair with the parent as its first network."""
+    if parent < child:
+        return relations[parent, child]
+    found = relations[child, parent]
+    return replace(found, direction=-found.direction)
+
+
+def _siblings(relations: Mapping[tuple[int, int], Relation], edges: Sequence[Edge]) -> Iterator[tuple[int, int]]:
+    """Pairs that look like siblings and whose parent is not among the networks."""
+    parents: dict[int, set[int]] = {}
+    for edge in edges:
+        parents.setdefault(edge.child, set()).add(edge.parent)
+    for (i, j), found in relations.items():
+        if found.kind == "siblings" and not parents.get(i, set()) & parents.get(j, set()):
+            yield i, j
+
+
+def plain(found: Lineage) -> dict[str, Any]:
+    """A lineage as plain numbers and text, to be stored or drawn."""
+    edges = [
+        {
+            **{"parent": e.parent, "child": e.child, "kind": e.kind, "share": e.share, "renumbered": e.renumbered},
+            **{"confidence": e.relation.confidence, "distance": e.relation.distance, "why": e.relation.why},
+            **{"evidence": dict(e.relation.evidence)},
+        }
+        for e in found.edges
+    ]
+    return {"labels": list(found.labels), "edges": edges, "siblings": [list(pair) for pair in found.siblings]}
