@@ -17,7 +17,7 @@ import typer
 from weightspace.checkpoint.files import CHOSEN, FileNote
 from weightspace.cli import (
     align,
-    atlas,
+    atlas_sets,
     capacity,
     certify,
     compare,
@@ -183,7 +183,7 @@ _PANELS: dict[str, list[Callable[..., None]]] = {  # of --help, in its order
     "Sets of data and networks": [tasks.tasks],
     "Training runs": [watch.watch, paths.paths],
 }
-app.add_typer(atlas.app, name="atlas", rich_help_panel="Sets of data and networks")
+app.add_typer(atlas_sets.app, name="atlas", rich_help_panel="Sets of data and networks")
 for panel, commands in _PANELS.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)

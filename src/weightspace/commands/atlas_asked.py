@@ -1,0 +1,198 @@
+"""`weightspace atlas query`, `nearest`, `between` and `merge`: members asked with new data, found, joined, averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from weightspace.atlas.asked import Answer, By, rank, rank_starts
+from weightspace.atlas.atlas import Atlas
+from weightspace.atlas.greedy_averages import Soup, soup
+from weightspace.atlas.members import Member
+from weightspace.atlas.nearby import Nearby, Way, between, nearest
+from weightspace.atlas.records import Measure, TaskRow
+from weightspace.atlas.sources import Made, opened
+from weightspace.checkpoint import stored
+from weightspace.commands.data import labelled, splits, train_and_test
+from weightspace.commands.settings import Opened, Settings
+from weightspace.jobs.engine import Engine
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.net import Net
+from weightspace.symmetry.symmetry import Symmetry
+from weightspace.task.digest import digest
+from weightspace.task.task import Task
+
+__all__ = ["Averaged", "Joined", "Queried", "between_members", "merge", "nearest_to", "query"]
+
+
+@dataclass(frozen=True)
+class Queried:
+    """Members ranked for data."""
+
+    atlas: str
+    asked_with: str
+    answer: Answer
+
+    def data(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"atlas": self.atlas, "data": self.asked_with, **self.answer.data()}
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A way from one member to another over members."""
+
+    ends: tuple[str, str]
+    asked_with: str
+    way: Way
+    notes: list[str] = field(default_factory=list)
+
+    def data(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"ends": list(self.ends), "data": self.asked_with, **self.way.data(), "notes": self.notes}
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """A greedy average of members, its loss on examples that did not choose, and that of the best member there."""
+
+    out: Path
+    found: Soup
+    loss: float
+    best: float
+    notes: list[str] = field(default_factory=list)
+
+    def data(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"out": str(self.out), **self.found.data(), "loss": self.loss, "best": self.best, "notes": self.notes}
+
+
+def query(
+    atlas: Atlas,
+    data: str,
+    by: str = "loss",
+    *,
+    steps: int = 0,
+    tag: str | None = None,
+    budget: float = 0.2,
+    engine: Engine = 1,
+    settings: Settings,
+) -> Queried:
+    """The members ranked for data, or with `steps` for a start of so many steps; values are written into the atlas.
+
+    Raises `WeightspaceError` where no member can answer.
+    """
+    task = labelled(_examples(data), data)
+    members = atlas.members(tag=tag)
+    if not members:
+        raise WeightspaceError(
+            f"{atlas.where}: holds no network{f' with the tag {tag}' if tag else ''}; add some first"
+        )
+    settings.progress(f"opening {len(members)} networks", 0, 0)
+    openings = atlas.openings(members, _like(settings))
+    told: Callable[[int, int], None] = lambda done, total: settings.progress("asking the members", done, total)  # noqa: E731
+    if steps:
+        start_by = cast(Any, by)
+        answer = rank_starts(openings, task, start_by, steps=steps, seed=settings.seed, engine=engine, progress=told)
+        what = f"{by} after {steps} steps"
+    else:
+        answer = rank(openings, task, cast(By, by), budget=budget, seed=settings.seed, engine=engine, progress=told)
+        what = by
+    _write(atlas, members, answer, task, data, what)
+    return Queried(atlas.where, data, answer)
+
+
+def nearest_to(atlas: Atlas, path: Path, count: int = 5, *, settings: Settings) -> Nearby:
+    """The members nearest to the network of a file, up to symmetry. Raises `WeightspaceError`."""
+    found = opened(path)
+    members = [m for m in atlas.members(fingerprint=found.content.fingerprint) if m.made]
+    if settings.arch is None and not members:
+        raise WeightspaceError(f"{path}: the atlas knows no architecture of these tensors; add networks with --arch")
+    like = _like(settings) or atlas.openings(members[:1])[members[0].name].template
+    if like is None:
+        raise WeightspaceError(f"{path}: {atlas.openings(members[:1])[members[0].name].why}")
+    net = stored.load(like, path)[0]
+    group, note = _group(atlas, members, settings)
+    if group is None:
+        raise WeightspaceError(f"{path}: {note}")
+    others = atlas.members(fingerprint=found.content.fingerprint)
+    told = lambda done, total: settings.progress("bounding distances", done, total)  # noqa: E731
+    return nearest(net, atlas.openings(others, like), group, count, progress=told)
+
+
+def between_members(atlas: Atlas, a: str, b: str, data: str, tag: str | None = None, *, settings: Settings) -> Joined:
+    """A way from member a to member b over members whose highest barrier is lowest. Raises `WeightspaceError`."""
+    first, second = atlas[a], atlas[b]
+    if first.fingerprint != second.fingerprint:
+        raise WeightspaceError(f"{a} and {b} are of two architectures; a way joins networks of one")
+    task = labelled(_examples(data), data)
+    others = [m for m in atlas.members(tag=tag, fingerprint=first.fingerprint) if m.name not in (a, b)]
+    openings = atlas.openings([first, second, *others], _like(settings))
+    ends = openings.pop(a), openings.pop(b)
+    group, note = _group(atlas, [first, second, *others], settings)
+    told = lambda done, total: settings.progress("measuring barriers", done, total)  # noqa: E731
+    way = between(ends[0](), ends[1](), openings, task, group, seed=settings.seed, progress=told)
+    return Joined((a, b), data, way, [note] if note else [])
+
+
+def merge(
+    atlas: Atlas, names: Sequence[str], data: str, out: Path, tag: str | None = None, *, settings: Settings
+) -> Averaged:
+    """The greedy average of members, all of one architecture, written as a file. Raises `WeightspaceError`.
+
+    `names`: members; with `tag`, those with the tag too. Half of the examples choose, the others measure.
+    """
+    chosen = list(
+        {m.name: m for m in [*map(atlas.__getitem__, names), *(atlas.members(tag=tag) if tag else [])]}.values()
+    )
+    if len(chosen) < 2:
+        raise WeightspaceError("an average needs two members; name them, or give --tag")
+    if len({m.fingerprint for m in chosen}) > 1:
+        raise WeightspaceError("members of several architectures have no average; name those of one")
+    choose, measure = (labelled(task, data) for task in splits(data, 1 << 30, settings.seed))
+    openings = atlas.openings(chosen, _like(settings))
+    group, note = _group(atlas, chosen, settings)
+    told = lambda done, total: settings.progress("averaging", done, total)  # noqa: E731
+    found = soup(openings, choose, group, seed=settings.seed, progress=told)
+    best = openings[found.kept[0]]
+    assert best.template is not None
+    first = Opened(best.template, *stored.load(best.template, best.path), settings)
+    first.save(found.net, out, f"greedy average of {len(found.kept)} members: {', '.join(found.kept)[:500]}")
+    loss, best_loss = (float(measure(net).detach()) for net in (found.net, first.net))
+    return Averaged(out, found, loss, best_loss, [note] if note else [])
+
+
+def _examples(data: str) -> Task:
+    """The test examples of a data set; all of a file."""
+    train, test = train_and_test(data)
+    return train if test is None else test
+
+
+def _like(settings: Settings) -> Net | None:
+    return Made.of(settings.arch, None).template
+
+
+def _group(atlas: Atlas, members: Sequence[Member], settings: Settings) -> tuple[Symmetry | None, str]:
+    """The group of an architecture that one of the members knows; or None, and why networks are not aligned."""
+    known = next((m for m in members if m.made), None)
+    if known is None:
+        return None, "networks are taken as they are stored: add them with --arch and --example to align them"
+    settings.progress(f"reading the symmetry of {known.made}", 0, 0)
+    try:
+        return atlas.group(known.name), ""
+    except WeightspaceError as error:
+        return None, f"networks are taken as they are stored: {error}"
+
+
+def _write(atlas: Atlas, members: Sequence[Member], answer: Answer, task: Task, data: str, what: str) -> None:
+    """What was measured, as rows of the atlas."""
+    key = digest(task)
+    atlas.tasks.put([TaskRow(key, data, data, len(task))])
+    keys = {member.name: member.key for member in members}
+    rows = {}
+    for standing in answer.found.ranking:
+        value, error = answer.value(standing)
+        rows[keys[standing.name]] = Measure(keys[standing.name], what, value, key, error=error)
+    atlas.measures.put(rows.values())

@@ -1,0 +1,177 @@
+"""`weightspace atlas map`: how the members of an atlas lie to one another, their families, and who came from whom."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from weightspace.atlas.atlas import Atlas
+from weightspace.atlas.families import Families, Map, families, scaled
+from weightspace.atlas.lineage import Lineage, lineage, plain
+from weightspace.atlas.members import Member
+from weightspace.atlas.records import Pair
+from weightspace.commands.settings import Settings
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.net import Net
+from weightspace.symmetry.symmetry import Symmetry
+
+__all__ = ["Mapped", "Space", "mapped"]
+
+
+@dataclass(frozen=True)
+class Space:
+    """The members of one architecture: who came from whom, families, points in the plane, and what was measured.
+
+    `measures`: observable -> a value for each member, NaN where it was not measured.
+    """
+
+    architecture: str
+    members: list[Member]
+    lineage: Lineage
+    families: Families
+    map: Map
+    measures: dict[str, list[float]]
+
+    def family(self, k: int) -> list[str]:
+        """The names of the members of a family."""
+        return [self.members[i].name for i in self.families.members(k)]
+
+    def parents(self, k: int) -> str:
+        """What a member came from, in words; "" where nothing was found."""
+        found = [edge for edge in self.lineage.edges if edge.child == k]
+        if not found:
+            return ""
+        names = [f"{edge.share:.2g} {self.members[edge.parent].name}" if edge.kind == "average"
+                 else self.members[edge.parent].name for edge in found]  # fmt: skip
+        return f"{found[0].kind}{', renumbered' * found[0].renumbered} of {' + '.join(names)}"
+
+    def data(self) -> dict[str, Any]:
+        """As plain data."""
+        points = [[float(x) for x in point] for point in self.map.points]
+        rows = [
+            {"name": m.name, "family": self.families.family[k], "point": points[k],
+             **{what: values[k] for what, values in self.measures.items()}}
+            for k, m in enumerate(self.members)
+        ]  # fmt: skip
+        found = plain(self.lineage)
+        middles = [self.members[k].name for k in self.families.middles]
+        return {"architecture": self.architecture, "members": rows, "stress": self.map.stress, "middles": middles,
+                "edges": found["edges"], "siblings": found["siblings"], "notes": list(self.lineage.notes)}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """An atlas mapped: one space for each architecture with two members or more, and why others are left out."""
+
+    where: str
+    spaces: list[Space]
+    left: dict[str, str]
+
+    def data(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"atlas": self.where, "spaces": [space.data() for space in self.spaces], "left": self.left}
+
+
+def mapped(atlas: Atlas, tag: str | None = None, matching: bool = True, *, settings: Settings) -> Mapped:
+    """The map of an atlas, or of the members with a tag; distances and edges are written into the atlas.
+
+    With `matching`, renumbered relatives are found wherever an architecture is known. Raises `WeightspaceError` where
+    there is nothing to compare.
+    """
+    left: dict[str, str] = {}
+    spaces = []
+    for members in _by_architecture(atlas.members(tag=tag)):
+        opened: list[tuple[Member, Mapping[str, Tensor]]] = []
+        for member in members:
+            try:
+                opened.append((member, atlas.tensors(member.name)))
+            except WeightspaceError as error:
+                left[member.name] = str(error).removeprefix(f"{member.name}: ")
+        if len(opened) > 1:
+            spaces.append(_space(atlas, opened, matching, settings))
+        else:
+            left |= {member.name: "the only one of its architecture" for member, _ in opened}
+    if not spaces:
+        why = next((f"; {name}: {reason}" for name, reason in left.items()), "")
+        raise WeightspaceError(f"{atlas.where}: holds no two networks of one architecture to compare{why}")
+    return Mapped(atlas.where, spaces, left)
+
+
+def _space(
+    atlas: Atlas, opened: Sequence[tuple[Member, Mapping[str, Tensor]]], matching: bool, settings: Settings
+) -> Space:
+    """The members of one architecture, mapped."""
+    members, tensors = [m for m, _ in opened], [t for _, t in opened]
+    net, group, note = _read(atlas, members, settings) if matching else (None, None, "")
+    found = lineage(
+        tensors, [m.name for m in members], net=net, group=group, seed=settings.seed,
+        progress=lambda what: settings.progress(f"{what} of {len(members)} networks", 0, 0),
+    )  # fmt: skip
+    if note:
+        found = replace(found, notes=(note,))
+    _write(atlas, members, found)
+    plane = scaled(found.distances.distances)
+    return Space(_named(members), members, found, families(found), plane, _measures(atlas, members))
+
+
+def _by_architecture(members: Sequence[Member]) -> Iterator[list[Member]]:
+    found: dict[str, list[Member]] = {}
+    for member in members:
+        found.setdefault(member.fingerprint, []).append(member)
+    yield from found.values()
+
+
+def _named(members: Sequence[Member]) -> str:
+    return next((m.made for m in members if m.made), "") or f"unknown, as {members[0].name}"
+
+
+def _read(
+    atlas: Atlas, members: Sequence[Member], settings: Settings
+) -> tuple[Net | None, Symmetry | None, str]:  # fmt: skip
+    """A network of the architecture and its group; or None, and why."""
+    known = next((m for m in members if m.made), None)
+    if known is None:
+        why = "the architecture is not known; add the networks with --arch and --example"
+        return None, None, f"renumbered networks are not found and relatives not tested: {why}"
+    settings.progress(f"reading the symmetry of {known.made}", 0, 0)
+    try:
+        return atlas.net(known.name), atlas.group(known.name), ""
+    except WeightspaceError as error:
+        return None, None, f"renumbered networks are not found and relatives not tested: {error}"
+
+
+def _write(atlas: Atlas, members: Sequence[Member], found: Lineage) -> None:
+    """Distances of all pairs, and edges with their confidence, as rows of the atlas."""
+    keys = [member.key for member in members]
+    far = found.distances.distances.tolist()
+    pairs = {}
+    for i in range(len(keys)):
+        for j in range(i):
+            if keys[i] != keys[j]:
+                how = "matched" if found.renumbered[i] or found.renumbered[j] else "as stored"
+                pairs[keys[i], keys[j]] = Pair(keys[i], keys[j], "distance", far[i][j], method=how)
+    atlas.pairs.put(pairs.values())
+    edges = [
+        Pair(keys[e.parent], keys[e.child], f"parent: {e.kind}", e.relation.confidence, method=e.relation.why[:200])
+        for e in found.edges
+        if keys[e.parent] != keys[e.child]
+    ]
+    atlas.pairs.put(edges, directed=True)
+
+
+def _measures(atlas: Atlas, members: Sequence[Member]) -> dict[str, list[float]]:
+    """What was measured of two members or more."""
+    names = {task.key: task.name for task in atlas.tasks}
+    at = {member.key: k for k, member in enumerate(members)}
+    found: dict[str, list[float]] = {}
+    for row in atlas.measures.of():
+        if row.network in at:
+            what = f"{row.observable} on {names.get(row.task, row.task)}" if row.task else row.observable
+            values = found.setdefault(what, [math.nan] * len(members))
+            for k, member in enumerate(members):
+                values[k] = row.value if member.key == row.network else values[k]
+    return {what: values for what, values in found.items() if sum(v == v for v in values) > 1}
