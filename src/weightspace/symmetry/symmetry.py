@@ -64,13 +64,12 @@ class Symmetry(Group):
         """Read the group of any module that `torch.export` takes, on one example input, and verify every generator.
 
         Positive scales and signs are searched too unless `scales=False`. So are orthogonal and general linear moves,
-        as of heads and of the stream of a transformer (see `fold`), unless `linear=False`. Parts of one form that enter
-        one sum, product or concatenation (heads or experts in a list, branches, members) may be exchanged with all that
-        is numbered as they are (see `Exchange`). `outputs_move` leaves the axes of the output free, to compare
-        representations. A network on the meta device has no weights to verify with
-        and is only read; with `verify=True` they are drawn at random. Internal values that a model returns beside
-        `logits` (hidden states, caches) are not outputs: they are permuted along, and a note says so. Raises
-        `SymmetryError`.
+        as of heads, of rotary pairs and of the stream of a transformer (see `fold`), unless `linear=False`. Parts of
+        one form that enter one sum, product or concatenation (heads or experts in a list, branches, members) may be
+        exchanged with all that is numbered as they are (see `Exchange`). `outputs_move` leaves the axes of the output
+        free, to compare representations. A network on the meta device has no weights to verify with and is only read;
+        with `verify=True` they are drawn at random. Internal values that a model returns beside `logits` (hidden
+        states, caches) are not outputs: they are permuted along, and a note says so. Raises `SymmetryError`.
         """
         return read(net, example, into=cls, check=verify, scales=scales, linear=linear, outputs_move=outputs_move)
 
