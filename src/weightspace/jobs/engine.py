@@ -51,6 +51,7 @@ def serial(engine: Engine) -> bool:
     return isinstance(engine, _Here) or (isinstance(engine, int) and engine == 1)
 
 
+@public
 @contextmanager
 def opened(engine: Engine = 1) -> Iterator[Pool]:
     """The workers of an engine, started once for several calls of `run`, and ended with the context.
