@@ -230,8 +230,11 @@ def _jobs(rows: Sequence[dict[str, Any]]) -> list[Line]:
 def _catalogue(found: dict[str, Any]) -> list[Line]:
     lines = []
     for r in found["stores"]:
-        what, spent = f"{r['pairs']:,} pairs written, {r['store']}, processor time", r["processor"]
-        lines.append((what, "<= 10 s", f"{spent:.1f} s", spent <= 10))
+        what, own = f"{r['pairs']:,} pairs written, {r['store']}", r["store"] == "SQLite"
+        spent, most = (
+            (r["processor"], 10) if own else (r["seconds"], 30)
+        )  # the server's work is not in our processor time
+        lines.append((what + (", processor time" if own else ""), f"<= {most} s", f"{spent:.1f} s", spent <= most))
         if r["store"] == "SQLite":
             wait = r["milliseconds"]
             lines.append((".. the 20 nearest of a network", "<= 1 ms", f"{wait:.2f} ms", wait <= 1))

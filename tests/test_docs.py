@@ -62,7 +62,10 @@ def _parsed(words: list[str]) -> str:
         if name not in found.commands:
             return f"no command {name}"
         found = found.commands[name]
-        name, *rest = rest if hasattr(found, "commands") else (name, *rest)
+        if hasattr(found, "commands"):
+            if not rest:
+                return ""
+            name, *rest = rest
     try:
         found.make_context(name, rest)
     except Exception as error:  # a usage error: of click, or of the copy of it inside of typer

@@ -98,6 +98,20 @@ def test_adding_again_changes_nothing(atlas):
     first = atlas.add_folder("nets", **ARCH)
     again = atlas.add_folder("nets")
     assert not again.new and again.known == first.new and atlas["a"].made == "shelfnets:mlp"
+    more = atlas.add_folder("nets", tags=["late"])
+    assert [m.tags for m in more.known] == [("late",)] * 3 and len(atlas) == 3
+
+
+def test_files_that_did_not_change_are_not_read_again(atlas, here, monkeypatch):
+    atlas.add_folder("nets", **ARCH)
+    read = []
+    real = sources.content
+    monkeypatch.setattr(sources, "content", lambda tensors: read.append(tensors.path.name) or real(tensors))
+    assert len(atlas.add_folder("nets").known) == 3 and read == []
+    os.utime(here / "nets" / "a.safetensors")
+    assert len(atlas.add_folder("nets").known) == 3 and read == ["a.safetensors"]
+    assert len(atlas.add_folder("nets").known) == 3 and read == ["a.safetensors"]
+    assert len(atlas.add_folder("nets", copy=True).known) == 3 and len(read) == 4
 
 
 def test_exact_copies_are_told_whatever_the_format(atlas, here):
@@ -213,6 +227,10 @@ def test_a_file_with_a_name_that_is_no_text_is_left(atlas, here):
     Path(os.fsdecode(path)).write_bytes((here / "nets" / "a.safetensors").read_bytes())
     done = atlas.add_folder("nets")
     assert len(done.new) == 3 and "no valid Unicode" in done.left[0].reason
+    with pytest.raises(WeightspaceError, match="no valid Unicode"):
+        atlas.add(os.fsdecode(path), name="x")
+    with pytest.raises(WeightspaceError, match="no valid Unicode"):
+        atlas["\udcff"]
 
 
 # ------------------------------------------------------------------ what changes

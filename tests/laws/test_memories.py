@@ -135,6 +135,7 @@ MEMORIES = {
     "checkpoint.locate.left_in(folder)": "reads what is there at every call",
     "task.formats.find_file(folder)": "reads what is there at every call",
     "atlas.scan.scan(folder)": "reads what is there at every call",
+    "atlas.scan.is_path(folder)": "reads what is there at every call",
     "curvature.linearised._Batches.held": "of one linearisation, whose graph is kept",
     "graph.on_data._graphs": "test_a_graph_is_of_these_inputs_and_this_architecture",
     "metric.pullback.Pullback._last": "test_a_factorisation_is_of_this_network_and_these_examples",

@@ -144,6 +144,9 @@ class Catalogue:
     def _told(self) -> Iterator[None]:
         try:
             yield
+        except UnicodeEncodeError as error:
+            what = f"{error.object!r:.200} is no valid Unicode text"
+            raise WeightspaceError(f"{what}, which the atlas cannot hold; rename it") from error
         except (SQLAlchemyError, _driver_errors()) as error:
             raise WeightspaceError(f"{self.where} {_meaning(error)}") from error
 

@@ -59,6 +59,9 @@ def add_all(
             done.left.append(one)
             continue
         try:
+            if (there := held.unchanged(one.path, weights)) is not None and _nothing_new(there, made, said, copy):
+                done.known.append(there)
+                continue
             source = opened(one.path, weights)
             how = made if made.template is None or fits(made, source) else Made()
             if how is not made:
@@ -72,3 +75,8 @@ def add_all(
         why = f"; {done.left[0].path.name}: {done.left[0].reason}" if done.left else ""
         raise WeightspaceError(f"{root}: holds no network that can be added{why}")
     return done
+
+
+def _nothing_new(there: Member, made: Made, said: Entry, copy: bool) -> bool:
+    """Whether a file that has not changed would be entered as it stands, so that it need not be read."""
+    return not copy and made.made in ("", there.made) and not made.example and {*said.tags} <= {*there.tags}

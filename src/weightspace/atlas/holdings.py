@@ -19,7 +19,7 @@ from weightspace.atlas.objects import Objects
 from weightspace.atlas.sources import Made, Source
 from weightspace.atlas.tables import architectures, networks
 from weightspace.checkpoint import reader, stored
-from weightspace.checkpoint.files import FileNote
+from weightspace.checkpoint.files import CHOSEN, FileNote
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 
@@ -133,6 +133,12 @@ class Holdings:
             number += 1
             free = f"{name} ({number})"
         return free
+
+    def unchanged(self, path: Path, weights: str | None) -> Member | None:
+        """The member of a file whose stamp is that of then, or None."""
+        chosen = weights if weights is not None else CHOSEN.get()
+        there = [member for member in self.listed(networks.c.location == str(path)) if member.chosen == chosen]
+        return there[0] if there and there[0].stamp == stamp(path, chosen, settled=False) else None
 
     # ------------------------------------------------------------------ opening
 
