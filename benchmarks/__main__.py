@@ -15,6 +15,7 @@ from benchmarks import (
     assignment,
     curvature,
     flow,
+    gram,
     measure,
     memory,
     merge,
@@ -48,6 +49,7 @@ _TABLES = {
     "rules": rules.summary,
     "orbits": orbits.summary,
     "reading": reading.summary,
+    "gram": gram.summary,
 }
 _RESULTS = {"matchers": "align"}
 

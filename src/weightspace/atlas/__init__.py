@@ -1,1 +1,16 @@
 """Many networks kept together: catalogued, told apart from their relatives, and asked with new data."""
+
+from weightspace.contents import handed_on
+
+__getattr__, __dir__, __all__ = handed_on(
+    __name__,
+    {
+        "averages": ["Average"],
+        "families": ["Families", "Map", "scaled"],
+        "gram": ["against", "Distances", "pairwise", "Row"],
+        "independence": ["Independence", "renumbering", "Renumbering"],
+        "lineage": ["Edge", "Lineage"],
+        "relatives": ["relation", "Relation"],
+        "sketches": ["nearest", "sketch", "Sketch"],
+    },
+)
