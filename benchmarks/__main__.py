@@ -16,6 +16,7 @@ from benchmarks import (
     catalogue,
     curvature,
     flow,
+    gram,
     jobs,
     measure,
     memory,
@@ -52,6 +53,7 @@ _TABLES = {
     "reading": reading.summary,
     "jobs": jobs.summary,
     "catalogue": catalogue.summary,
+    "gram": gram.summary,
 }
 _RESULTS = {"matchers": "align"}
 

@@ -15,6 +15,13 @@ import torch
 from torch import Tensor, nn
 
 import weightspace as ws
+from weightspace.atlas.averages import averages
+from weightspace.atlas.families import families, scaled
+from weightspace.atlas.gram import against, pairwise
+from weightspace.atlas.independence import independence, renumbering
+from weightspace.atlas.lineage import lineage
+from weightspace.atlas.relatives import relation
+from weightspace.atlas.sketches import sketch
 from weightspace.net.state import settled
 
 
@@ -87,6 +94,11 @@ def near(net: ws.Net = A, seed: int = 0) -> ws.Net:
     return net + 0.05 * net.weights.randn(seed)
 
 
+def mixed() -> list[dict[str, Tensor]]:
+    """Three networks, and the average of two of them."""
+    return [net.tensors for net in (A, near(), C, A.lerp(near(), 0.3))]
+
+
 def sphere(net: ws.Net) -> Tensor:
     return net.weights.dot(net.weights)
 
@@ -125,6 +137,15 @@ CALLS: dict[str, Callable[[], Any]] = {
     "Pullback.step": lambda: ws.Pullback(task(6)).step(A, ws.gradient(task(), A), length=0.1),
     "euclidean": lambda: ws.euclidean(A, B),
     "functional": lambda: ws.functional(A, B, task()),
+    "pairwise": lambda: pairwise([net.tensors for net in (A, B, C)]).distances,
+    "against": lambda: against(C.tensors, [A.tensors, B.tensors]).distances,
+    "sketch": lambda: sketch(A.tensors).distance(sketch(B.tensors)),
+    "independence": lambda: independence(A.tensors, near().tensors, GROUP).sigmas,
+    "renumbering": lambda: list(renumbering(A.tensors, B.tensors, GROUP).axes.values()),
+    "relation": lambda: relation(A.tensors, near().tensors).distance,
+    "averages": lambda: averages(mixed(), pairwise(mixed()))[0].weights,
+    "lineage": lambda: [e.share for e in lineage(mixed(), net=A, group=GROUP, draws=9).edges],
+    "scaled": lambda: [scaled(pairwise(mixed()).distances).stress, families(pairwise(mixed())).family],
     "layerwise": lambda: ws.layerwise(A, B),
     "modulo": lambda: ws.modulo(GROUP)(A, near()),
     "relative_trust": lambda: ws.relative_trust(A, near()),

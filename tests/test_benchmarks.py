@@ -240,3 +240,12 @@ def test_jobs_measure_two_processes(load, tmp_path):
     (row,) = json.loads((tmp_path / "jobs.json").read_text())
     assert row["same"] and row["speed"] > 0 and row["each"] < row["started"]
     assert "| 2 | 4 |" in jobs.summary([row])
+
+
+def test_one_pass_over_the_files_gives_the_distances_of_all_pairs(load, tmp_path):
+    gram, table = load("gram"), load("__main__")
+    (row,) = gram.run(0.2, 1, (7,), tmp_path)
+    assert row["n"] == 7 and row["error"] < 1e-5 < row["plain"] and row["rate"] > 0 and row["ratio"] > 0
+    assert "| 7 | 0.00 |" in table._TABLES["gram"]([row])
+    paths = gram.written(tmp_path, 3, 0.2)
+    assert gram.by_pairs(paths, [(0, 1)])[0] == pytest.approx(float(gram.one_pass(paths).distances[0, 1]), rel=1e-4)

@@ -33,6 +33,7 @@ from experiments import (  # noqa: E402
     images,
     invariant,
     language,
+    lineage,
     narrow,
     nets,
     nuisance,
@@ -680,3 +681,33 @@ def test_a_pair_of_narrow_networks_is_joined_by_refining_its_scales(tmp_path):
     assert out.read_text() == first
     (shown,) = narrow.tables(record.Record(out), "").values()
     assert shown.count("15,000") == len(narrow.WAYS)
+
+
+def test_lineage_of_a_zoo_is_scored_by_its_history():
+    """A planted lineage: one right edge, one reversed, one wrong, one missed; copies stand for one another."""
+    zoo = lineage.Zoo()
+    net = Net.of(nets.mlp(4, 4))
+    a = zoo.add("a", net)
+    b = zoo.add("copy", net, a, "copy")
+    c, d, e = (zoo.add(name, net, a, "fine-tune") for name in "cde")
+    relation = ws.atlas.Relation("fine-tune", 1, 0.9, 0.1, "")
+    found = [(a, b, "copy"), (b, c, "fine-tune"), (d, a, "fine-tune"), (c, e, "fine-tune")]
+    edges = tuple(ws.atlas.Edge(p, child, kind, relation) for p, child, kind in found)
+
+    class Found:
+        averages, siblings = (), ()
+
+    Found.edges = edges
+    zoo.shares[e] = {c: 1.0}
+    row = lineage.scored(zoo, Found)
+    assert (row["true"], row["found"], row["hits"]) == (4, 4, 3) and row["turned"] == 0.5
+    assert row["wrong"] == "c > e (fine-tune)" and row["missed"] == "a > e" and row["share error"] == 1.0
+
+
+@pytest.mark.slow
+def test_lineage_runs_and_can_be_taken_up_again(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    assert lineage.main(["mlp", "--quick", "--out", str(out)]) == 0
+    first = out.read_text()
+    assert "lineage" in capsys.readouterr().out and len(json.loads(first)) == 1
+    assert lineage.main(["mlp", "--quick", "--out", str(out)]) == 0 and out.read_text() == first

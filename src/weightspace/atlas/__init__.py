@@ -12,5 +12,12 @@ __getattr__, __dir__, __all__ = handed_on(
         "asked": ["Answer", "rank", "rank_starts"],
         "nearby": ["between", "Nearby", "nearest", "Neighbour", "Way"],
         "greedy_averages": ["Soup", "soup"],
+        "averages": ["Average"],
+        "families": ["Families", "Map", "scaled"],
+        "gram": ["against", "Distances", "pairwise", "Row"],
+        "independence": ["Independence", "renumbering", "Renumbering"],
+        "lineage": ["Edge", "Lineage"],
+        "relatives": ["relation", "Relation"],
+        "sketches": ["sketch", "Sketch"],
     },
 )

@@ -51,7 +51,7 @@ _LEVELS, _GROUPS = 256, (0, -1, 128, 64, 32)  # of a grid; the whole tensor, its
 _NEW_ZEROS = 0.02
 _RANK, _SHARE, _SMALLEST = 64, 4, 6  # a low rank is at most 64, and a quarter of the smaller side
 _STARTED = 8.0  # standard errors by which norms are larger than at a random start
-_HEAVY, _HEAVIEST, _EVEN = 4.8, 8.0, (0.3, 0.62)  # kurtosis of differences, and share of the way, of siblings
+_HEAVY, _ALIKE = 4.2, 3.5  # of siblings: the kurtosis of differences, and standard errors between norms
 _SHRUNK, _MULTIPLE, _CHANGED = 2, 2e-6, 2e-5  # rows or columns that only weight decay has changed
 _SIGMAS, _CORRELATED, _NEAR = 6.0, 0.3, 0.5
 
@@ -132,7 +132,6 @@ class _Seen:
         self.norms: list[Tensor] = []
         self.tails: list[float] = []
         self.shrunk = {1: 0, -1: 0}  # rows and columns that are a smaller multiple in b, in a
-        self.growth = 0.0
         self.products: list[float] = []
 
     def add(self, name: str, x: Tensor, y: Tensor) -> None:
@@ -151,7 +150,6 @@ class _Seen:
         if x.dim() > 1:
             self.apart, self.size = self.apart + apart, self.size + size
             self._units(x, y)
-            self.growth += float((y.double().square() - x.double().square()).sum())
         if same:
             return
         for sign, (parent, child) in ((1, (x, y)), (-1, (y, x))):
@@ -237,10 +235,8 @@ class _Seen:
             why = f"the difference has a rank of at most {self.rank} in {self.touched} matrices, and is 0 elsewhere"
             return Relation("low-rank", sign, sure, distance, why, evidence | {"rank": float(self.rank)})
         tails = sum(self.tails) / len(self.tails) if self.tails else 0.0
-        share = 0.5 + self.growth / (2 * self.apart) if self.apart else 0.5
-        evidence |= {"tails": tails, "share": share}
-        even = tails >= _HEAVIEST or _EVEN[0] <= share <= _EVEN[1]
-        if tails >= _HEAVY and even and abs(norm) < _STARTED and "shrunk" not in evidence:
+        evidence["tails"] = tails
+        if tails >= _HEAVY and abs(norm) < _ALIKE and "shrunk" not in evidence:
             why = f"correlated ({correlation:.2g}), and their differences have heavy tails (kurtosis {tails:.1f})"
             return Relation("siblings", 0, 0.5, distance, why, evidence)
         later, why = "b" if sign > 0 else "a", f"correlated ({correlation:.2g})"
