@@ -300,7 +300,7 @@ def _graph(
             found = _seen_from(relations, parent, child)
             edges.append(Edge(parent, child, found.kind, found, renumbered=(parent in moved) != (child in moved)))
     for one in merged:
-        why = f"{' + '.join(f'{c:.3g} of {p}' for c, p in zip(one.weights, one.parents, strict=True))}"
+        why = " + ".join(f"{c:.3g} of {near.labels[p]}" for c, p in zip(one.weights, one.parents, strict=True))
         for parent, share in zip(one.parents, one.weights, strict=True):
             found = replace(_seen_from(relations, parent, one.child), direction=1, confidence=SURE, why=why)
             edges.append(Edge(parent, one.child, "average", found, share, (parent in moved) != (one.child in moved)))

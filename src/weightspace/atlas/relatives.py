@@ -195,13 +195,13 @@ class _Seen:
 
     def _derived(self, distance: float) -> Relation | None:
         """One network as what a rule makes of the other: a cast, a grid, zeros."""
-        for sign, child in ((1, "b"), (-1, "a")):
+        for sign in (1, -1):
             if self.casts[sign]:
                 dtype = str(next(d for d in _COARSE if d in self.casts[sign])).removeprefix("torch.")
-                return Relation("cast", sign, SURE, distance, f"{child} is the other one, rounded to {dtype}")
-        for sign, child in ((1, "b"), (-1, "a")):
+                return Relation("cast", sign, SURE, distance, f"the later is the earlier, rounded to {dtype}")
+        for sign in (1, -1):
             if self.grids[sign] and not self.grids[-sign]:
-                why = f"{child} lies on a grid of at most {_LEVELS} levels, within half a step of the other"
+                why = f"the later lies on a grid of at most {_LEVELS} levels, within half a step of the earlier"
                 return Relation("quantised", sign, SURE, distance, why)
         new, other = self.zeros[1], self.zeros[-1]
         sign = 1 if new > other else -1
@@ -209,7 +209,7 @@ class _Seen:
             kept = math.sqrt(self.off_zero / (self.all_size or 1))
             if kept <= _NEAR:
                 share = max(new, other) / self.numbers
-                why = f"{'b' if sign > 0 else 'a'} has {share:.0%} more weights at zero, and the others are near"
+                why = f"the later has {share:.0%} more weights at zero, and the others are near"
                 return Relation("pruned", sign, SURE, distance, why, {"zeros": share, "beside zeros": kept})
         return None
 
@@ -239,11 +239,11 @@ class _Seen:
         if tails >= _HEAVY and abs(norm) < _ALIKE and "shrunk" not in evidence:
             why = f"correlated ({correlation:.2g}), and their differences have heavy tails (kurtosis {tails:.1f})"
             return Relation("siblings", 0, 0.5, distance, why, evidence)
-        later, why = "b" if sign > 0 else "a", f"correlated ({correlation:.2g})"
+        why = f"correlated ({correlation:.2g})"
         if "shrunk" in evidence:
-            why = f"{why}; {shrunk} rows or columns are the same in {later}, less weight decay"
+            why = f"{why}; {shrunk} rows or columns are the same in the later, less weight decay"
         else:
-            why = f"{why}; {what} of units larger in {later} by {abs(told):.1f} standard errors"
+            why = f"{why}; {what} of units larger in the later by {abs(told):.1f} standard errors"
         return Relation("fine-tune", sign, sure, distance, why, evidence)
 
 

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from weightspace.commands.atlas_asked import Queried
 from weightspace.commands.atlas_map import Mapped, Space
 from weightspace.pages.page import Card, Figure, Page, Table, as_text
-from weightspace.pages.style import AFTER, BEFORE, COLOURS, GRID, INK, plot_of
+from weightspace.pages.style import AFTER, BEFORE, COLOURS, INK, plot_of
 
 __all__ = ["map_page", "query_page"]
 
@@ -70,11 +70,10 @@ def _lines(space: Space, x: Sequence[float], y: Sequence[float]) -> go.Scatter:
     )
 
 
-def _dots(space: Space, x: Sequence[float], y: Sequence[float], place: str = "top center") -> go.Scatter:
+def _dots(space: Space, x: Sequence[float], y: Sequence[float], names: Sequence[str], place: str) -> go.Scatter:
     few = len(space.members) <= _NAMED
     return go.Scatter(
-        x=list(x), y=list(y), mode="markers+text" if few else "markers", cliponaxis=False, textposition=place,
-        text=[as_text(m.name) for m in space.members] if few else None,
+        x=list(x), y=list(y), mode="markers+text", cliponaxis=False, textposition=place, text=list(names),
         hovertext=_hover(space), hoverinfo="text", showlegend=False,
         marker={"size": 11 if few else 8, "color": _colours(space), "line": {"color": "white", "width": 1}},
     )  # fmt: skip
@@ -96,14 +95,18 @@ def _menu(space: Space, trace: int) -> list[dict[str, object]]:
 def _map(space: Space, which: str) -> Figure:
     points = space.map.points.tolist()
     x, y = [p[0] for p in points], [p[1] if len(p) > 1 else 0.0 for p in points]
-    plot = plot_of([_lines(space, x, y), _dots(space, x, y)], height=520, legend=False)
+    names = [""] * len(x)
+    for family, middle in enumerate(space.families.middles[:_NAMED]):
+        others = len(space.families.members(family)) - 1
+        names[middle] = as_text(space.members[middle].name) + (f" (+{others})" if others else "")
+    plot = plot_of([_lines(space, x, y), _dots(space, x, y, names, "top center")], height=520, legend=False)
     plot.update_layout(updatemenus=_menu(space, 1), margin_t=50)
     plot.update_yaxes(scaleanchor="x", title_text="distance")
     plot.update_xaxes(title_text="distance")
     shown = sum(space.map.share[:2])
     caption = (
         f"Classical scaling of distances: the plane shows {shown:.0%} of their spread (stress {space.map.stress:.2f}). "
-        "Point at a network for its name, origin and measures."
+        "The middle of each family carries its name; point at a network for its origin and measures."
     )
     return Figure(f"The map{as_text(which)}", caption, plot)
 
@@ -153,10 +156,11 @@ def _matrix(space: Space, which: str) -> Figure:
     order = list(space.families.order)
     names = [as_text(space.members[k].name) for k in order]
     values = space.lineage.distances.relative[order][:, order].tolist()
-    at, shades = list(range(len(order))), [[0, AFTER], [0.5, "#d5e8e6"], [1, "#ffffff"]]
+    at, shades = list(range(len(order))), [[0, AFTER], [0.1, "#6fb3ad"], [0.5, "#d5e8e6"], [1, "#ffffff"]]
+    pairs = [[f"{a} | {b}" for b in names] for a in names]
     heat = go.Heatmap(
-        z=values, x=at, y=at, colorscale=shades, zmin=0, zmax=1.42, colorbar={"title": "relative"},
-        hovertemplate="%{customdata}: %{z:.3g}<extra></extra>", customdata=[[f"{a} | {b}" for b in names] for a in names],
+        z=values, x=at, y=at, colorscale=shades, zmin=0, zmax=1.42, colorbar={"title": "relative"}, customdata=pairs,
+        hovertemplate="%{customdata}: %{z:.3g}<extra></extra>",
     )  # fmt: skip
     plot = plot_of([heat], height=min(760, max(340, 120 + 12 * len(names))), legend=False)
     few = len(names) <= 2 * _NAMED
@@ -204,7 +208,7 @@ def _ranked(done: Queried) -> Figure:
         x=[value for value, _ in values], y=list(range(len(rows))), mode="markers", hoverinfo="text",
         hovertext=[f"{as_text(row.name)}: {value:.4g} ± {error:.2g}, {row.examples} examples"
                    for row, (value, error) in zip(rows, values, strict=True)],
-        error_x={"type": "data", "array": [error for _, error in values], "color": GRID},
+        error_x={"type": "data", "array": [error for _, error in values], "color": "#9aa5b1"},
         marker={"size": 9, "color": [AFTER if row.tied else BEFORE for row in rows]},
     )  # fmt: skip
     plot = plot_of([dots], height=max(260, 90 + 20 * len(rows)), legend=False)

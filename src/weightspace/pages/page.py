@@ -138,13 +138,23 @@ def _part(part: Figure | Table, numbers: Iterator[int]) -> str:
             f'<figure class="{width}"><h2>{as_text(part.title)}</h2><figcaption>{as_text(part.caption)}</figcaption>'
             f'<div class="plot" data-plot="{next(numbers)}"></div></figure>'
         )
-    head = "".join(f"<th>{as_text(column)}</th>" for column in part.columns)
-    body = "".join("<tr>" + "".join(f"<td>{as_text(cell)}</td>" for cell in row) + "</tr>" for row in part.rows)
+    words = [any(_is_words(row[k]) for row in part.rows) for k in range(len(part.columns))]
+    style = [' class="words"' if k and said else "" for k, said in enumerate(words)]
+    head = "".join(f"<th{how}>{as_text(column)}</th>" for column, how in zip(part.columns, style, strict=True))
+    body = "".join(
+        "<tr>" + "".join(f"<td{how}>{as_text(cell)}</td>" for cell, how in zip(row, style, strict=True)) + "</tr>"
+        for row in part.rows
+    )
     fold = "" if part.folded else " open"
     return (
         f'<details class="wide"{fold}><summary>{as_text(part.title)}</summary><div class="scroll"><table><thead><tr>'
         f"{head}</tr></thead><tbody>{body}</tbody></table></div></details>"
     )
+
+
+def _is_words(cell: str) -> bool:
+    """Whether a cell is text rather than a number, so that its column is read from the left."""
+    return len(cell) > 3 and cell[0].isalpha() and " " in cell
 
 
 _POLICY = "default-src 'none'; script-src {library} {script}; style-src 'unsafe-inline'; img-src data:"

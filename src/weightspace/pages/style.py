@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from weightspace.pages.page import FONT
 
-__all__ = ["AFTER", "BEFORE", "COLOURS", "GRID", "INK", "band", "finite", "plot_of"]
+__all__ = ["AFTER", "BEFORE", "COLOURS", "INK", "band", "finite", "plot_of"]
 
 
 BEFORE, AFTER, INK, GRID, _PALE = "#d9663f", "#0f7f78", "#1f2933", "#e6e8eb", "rgba(15,118,110,0.18)"
