@@ -243,6 +243,18 @@ def _catalogue(found: dict[str, Any]) -> list[Line]:
     return lines
 
 
+def _gram(rows: Sequence[dict[str, Any]]) -> list[Line]:
+    return [
+        (
+            f"distances of all pairs of {row['n']} networks, one thread",
+            ">= 1 GB/s, to 1e-05",
+            f"{row['rate']:.2f} GB/s, to {row['error']:.0e}",
+            row["rate"] >= 1 and row["error"] <= 1e-5,
+        )
+        for row in rows
+    ]
+
+
 _TARGETS: dict[str, Callable[[Any], list[Line]]] = {
     "align": _align,
     "steps": _steps,
@@ -258,6 +270,7 @@ _TARGETS: dict[str, Callable[[Any], list[Line]]] = {
     "reading": _reading,
     "jobs": _jobs,
     "catalogue": _catalogue,
+    "gram": _gram,
 }
 
 

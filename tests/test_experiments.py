@@ -547,6 +547,7 @@ def test_the_readme_shows_what_was_measured_of_nuisances_and_actions():
     for name in ("digits", "mnist"):
         found |= action.tables(record.Record(record.RESULTS / "action.json"), name)
         found |= nuisance.tables(record.Record(record.RESULTS / "nuisance.json"), name)
+    found |= lineage.tables(record.Record(record.RESULTS / "lineage.json"), None)
     assert found and all(table in text for table in found.values())
 
 

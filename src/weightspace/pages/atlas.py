@@ -141,12 +141,11 @@ def _places(space: Space) -> tuple[list[float], list[float]]:
 def _tree(space: Space, which: str) -> Figure:
     x, y = _places(space)
     rows = int(max(y)) + 1
-    plot = plot_of(
-        [_lines(space, x, y), _dots(space, x, y, "middle right")], height=max(260, 90 + 18 * rows), legend=False
-    )
-    plot.update_xaxes(
-        title_text="steps from the root", dtick=1, range=[-0.3, max(x) + (1.5 if rows <= _NAMED else 0.5)]
-    )
+    few = len(x) <= 4 * _NAMED
+    dots = _dots(space, x, y, [as_text(m.name) if few else "" for m in space.members], "middle right")
+    plot = plot_of([_lines(space, x, y), dots], height=max(260, 90 + 18 * rows), legend=False)
+    right = max(x) + (1.5 if few else 0.5)
+    plot.update_xaxes(title_text="steps from the root", dtick=1, range=[-0.3, right])
     plot.update_yaxes(visible=False, autorange="reversed")
     caption = "Who came from whom, from the weights alone; of an average, all parents. Alone: no relative was found."
     return Figure(f"The tree{as_text(which)}", caption, plot)
