@@ -148,13 +148,11 @@ def lineage(
     say("relatives")
     near = _of_matrices(distances)
     relations = _relations(placed, near, sets, set(moved), _Tests(placed, group, draws, seed))
-    made = _made(relations, set(moved))
-    merged = [one for one in averages(placed, near, _allowed(len(members), relations)) if one.child not in made]
+    merged = _averages(placed, near, relations, set(moved))
     edges, siblings = _graph(len(members), relations, merged, set(moved), near)
     renumbered = tuple(k in moved for k in range(len(members)))
-    return Lineage(
-        distances.labels, edges, siblings, relations, tuple(merged), distances, tuple(sets), renumbered, tuple(notes)
-    )
+    graph = distances.labels, edges, siblings, relations, tuple(merged)
+    return Lineage(*graph, distances, tuple(sets), renumbered, tuple(notes))
 
 
 class Moved(Mapping[str, Tensor]):
@@ -261,6 +259,14 @@ def _relations(
                 rounding = {"rounding": SAME} if moved & {*pair} else {}
                 found[pair] = relation(members[pair[0]], members[pair[1]], tests(*pair), **rounding)
     return found
+
+
+def _averages(
+    members: Sequence[Member], near: Distances, relations: Mapping[tuple[int, int], Relation], moved: set[int]
+) -> list[Average]:
+    """The averages among relatives; a cast of an average comes from it, and is none itself."""
+    made = _made(relations, moved)
+    return [one for one in averages(members, near, _allowed(len(members), relations)) if one.child not in made]
 
 
 def _allowed(n: int, relations: Mapping[tuple[int, int], Relation]) -> Tensor:
