@@ -38,13 +38,14 @@ FILES = {
     "flows": "batches anchors attacks ensembles goals pruning result options stepper",
     "atlas": """tables migrations.v0001 migrations upgrade catalogue content objects records scan members sources
         ways holdings folders orbits atlas halving question starts asked nearby greedy_averages side_by_side gram
-        sketches independence relatives averages arborescence lineage families""",
+        sketches independence relatives averages arborescence renumbered
+        lineage families""",
     "commands": """progress data scores settings workspace compare align merge capacity walk perturb stability inform
-        tasks certify watch paths atlas""",
+        tasks certify watch paths atlas atlas_map atlas_asked""",
     "pages": """page style compare align merge walk capacity stability inform tasks certify paths watch
-        critical_periods""",
+        critical_periods atlas""",
     "cli": """options words show read compare align merge walk perturb capacity stability inform certify tasks watch
-        paths atlas""",
+        paths atlas atlas_sets""",
 }
 PARTS = {
     "graph.rules": "rules.",

@@ -9,8 +9,9 @@ from torch import nn
 import weightspace as ws
 from weightspace.atlas.averages import averages
 from weightspace.atlas.gram import pairwise
-from weightspace.atlas.lineage import Moved, lineage, plain
+from weightspace.atlas.lineage import lineage, plain
 from weightspace.atlas.relatives import relation
+from weightspace.atlas.renumbered import Moved
 
 SHAPES = {"0.weight": (40, 30), "0.bias": (40,), "2.weight": (20, 40), "2.bias": (20,)}
 

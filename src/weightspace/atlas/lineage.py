@@ -22,13 +22,14 @@ from weightspace.atlas.averages import Average, averages
 from weightspace.atlas.gram import Distances, pairwise
 from weightspace.atlas.independence import Independence, independence
 from weightspace.atlas.relatives import SURE, Relation, relation
-from weightspace.atlas.side_by_side import Member, dtypes_of, shapes_of
+from weightspace.atlas.renumbered import Moved, matched
+from weightspace.atlas.side_by_side import Member
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 from weightspace.net.public import public
 from weightspace.symmetry.element import Element
 from weightspace.symmetry.symmetry import Symmetry
-from weightspace.symmetry.verdict import RELATED, SAME, relative_distance
+from weightspace.symmetry.verdict import SAME
 
 __all__ = ["Edge", "Lineage", "lineage"]
 
@@ -142,7 +143,7 @@ def lineage(
     moved: dict[int, Element] = {}
     if net is not None and group is not None and max(sets) > 0:
         say("matching")
-        sets, moved = _matched(members, sets, stored, net, group, seed)
+        sets, moved = matched(members, sets, stored, net, group, seed)
     placed = [Moved(m, moved[k], net) if k in moved and net is not None else m for k, m in enumerate(members)]
     distances = pairwise(placed, labels) if moved else stored
     say("relatives")
@@ -153,31 +154,6 @@ def lineage(
     renumbered = tuple(k in moved for k in range(len(members)))
     graph = distances.labels, edges, siblings, relations, tuple(merged)
     return Lineage(*graph, distances, tuple(sets), renumbered, tuple(notes))
-
-
-class Moved(Mapping[str, Tensor]):
-    """A network moved by an element of the group, tensor by tensor, when it is read."""
-
-    def __init__(self, member: Member, element: Element, net: Net) -> None:
-        self.member, self.element = member, element
-        self.shapes, self.dtypes = shapes_of(member), dtypes_of(member)
-        folds = any(element.is_matrix(k) for k in element.factors)
-        self._net = net if folds else None
-
-    def __getitem__(self, name: str) -> Tensor:
-        tensor = self.member[name]
-        if name not in self.element.group.shapes or not tensor.is_floating_point():
-            return tensor
-        wide = tensor if tensor.dtype == torch.float64 or not self.element.factors else tensor.float()
-        if self._net is not None:
-            return self.element.on(self._net.load(self.member))(name, wide)
-        return self.element.move(name, wide, self.member.__getitem__)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.member)
-
-    def __len__(self) -> int:
-        return len(self.member)
 
 
 @dataclass
@@ -226,26 +202,6 @@ def _sets(n: int, pairs: Iterator[tuple[int, int]]) -> list[int]:
     return [names[find(k)] for k in range(n)]
 
 
-def _matched(
-    members: Sequence[Member], sets: Sequence[int], stored: Distances, net: Net, group: Symmetry, seed: int
-) -> tuple[list[int], dict[int, Element]]:
-    """Sets of relatives once they are matched, and the element that brings each network to the numbering of its set."""
-    middles = []
-    for k in range(max(sets) + 1):
-        own = [i for i, s in enumerate(sets) if s == k]
-        middles.append(own[int(stored.squared[own][:, own].sum(1).argmin())])
-    nets = {k: net.load(dict(members[middle])).to(torch.float32) for k, middle in enumerate(middles)}
-    joined, elements = list(range(len(middles))), dict[int, Element]()
-    for k in range(1, len(middles)):
-        for j in [first for first in range(k) if joined[first] == first]:
-            element = group.match(nets[k], to=nets[j], method="weights", seed=seed).element
-            if relative_distance(element(nets[k]), nets[j]) <= RELATED:
-                joined[k], elements[k] = j, element
-                break
-    names = {r: n for n, r in enumerate(dict.fromkeys(joined))}
-    return [names[joined[s]] for s in sets], {i: elements[s] for i, s in enumerate(sets) if s in elements}
-
-
 def _relations(
     members: Sequence[Member], near: Distances, sets: Sequence[int], moved: set[int], tests: _Tests
 ) -> dict[tuple[int, int], Relation]:
@@ -266,15 +222,18 @@ def _averages(
 ) -> list[Average]:
     """The averages among relatives; a cast of an average comes from it, and is none itself."""
     made = _made(relations, moved)
-    return [one for one in averages(members, near, _allowed(len(members), relations)) if one.child not in made]
+    return [one for one in averages(members, near, _allowed(len(members), relations, moved)) if one.child not in made]
 
 
-def _allowed(n: int, relations: Mapping[tuple[int, int], Relation]) -> Tensor:
-    """allowed[i, j] > 0: j may be a parent of i."""
+def _allowed(n: int, relations: Mapping[tuple[int, int], Relation], moved: set[int]) -> Tensor:
+    """allowed[i, j] > 0: j may be a parent of i; of copies, those that were matched stand back."""
     allowed = torch.zeros(n, n)
     for (i, j), found in relations.items():
         if found.kind != "independent":
             allowed[i, j] = allowed[j, i] = 1.0
+    for pair, found in relations.items():
+        if found.kind == "copy" and len(moved & {*pair}) == 1:
+            allowed[:, [*moved & {*pair}]] = 0.0
     return allowed
 
 

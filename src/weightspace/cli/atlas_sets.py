@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from weightspace.cli.atlas import Name, Objects, Where, app, opened_atlas
-from weightspace.cli.options import Out, Shared, free, shared
+from weightspace.cli.options import Checkpoint, Out, Shared, free, shared
 from weightspace.cli.show import answer, progress
 from weightspace.cli.words import console, make_table, printable, say_notes
 
@@ -141,7 +140,7 @@ def query(
     by: Annotated[By, typer.Option(help="What is measured; logme is the worth of the features below the last layer for "
                                    "any labels.")] = By.LOSS,
     try_steps: Annotated[int, typer.Option("--try", min=0, help="Fine-tune each for so many steps first.")] = 0,
-    budget: Annotated[float, typer.Option(min=0.0, max=1.0, help="The share of all losses that is computed.")] = 0.2,
+    budget: Annotated[float, typer.Option(min=0.001, max=0.999, help="The share of all losses to compute.")] = 0.2,
     tag: Tag = None,
     objects: Objects = None,
     jobs: Engine = "1",
@@ -167,7 +166,7 @@ def query(
 
 @shared("arch weights")
 def nearest(
-    file: Annotated[Path, typer.Argument(help="A checkpoint.")],
+    checkpoint: Checkpoint,
     where: Where = "atlas",
     count: Annotated[int, typer.Option("-k", "--count", min=1, help="How many networks.")] = 5,
     objects: Objects = None,
@@ -178,7 +177,7 @@ def nearest(
     with progress() as step, opened_atlas(where, objects) as atlas:
         from weightspace.commands import atlas_asked
 
-        found = atlas_asked.nearest_to(atlas, file, count, settings=common.settings(step))
+        found = atlas_asked.nearest_to(atlas, checkpoint, count, settings=common.settings(step))
     answer(found, _say_nearest, common)
 
 

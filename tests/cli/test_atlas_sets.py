@@ -1,0 +1,219 @@
+"""`weightspace atlas map`, `query`, `nearest`, `between` and `merge` end to end."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import weightspace as ws
+from weightspace.cli import main
+
+ARCH = ("--arch", "setnets:mlp", "--example", "2x6")
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))
+
+
+def fitted(net, x, y, steps=60):
+    module = net.module()
+    adam = torch.optim.Adam(module.parameters(), 1e-2)
+    for _ in range(steps):
+        adam.zero_grad()
+        nn.functional.cross_entropy(module(x), y).backward()
+        adam.step()
+    return ws.Net.of(module.eval())
+
+
+@pytest.fixture(scope="module")
+def nets():
+    """Two trained networks, relatives of the first, and examples."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 6, generator=generator)
+    y = (x @ torch.randn(6, 3, generator=generator)).argmax(1)
+    found = {}
+    for seed, name in enumerate(("first", "second")):
+        torch.manual_seed(seed)
+        found[name] = fitted(ws.Net.of(mlp()), x[:200], y[:200])
+    group = ws.Symmetry.of(found["first"], x[:2])
+    found["tuned"] = fitted(found["first"], x[100:200].flip(1), y[100:200], 10)
+    found["shuffled"] = group.sample(seed=1)(found["first"])
+    found["half"] = found["first"].to(torch.float16)
+    found["middle"] = found["first"].lerp(found["tuned"], 0.25)
+    found["noise"] = ws.perturb(found["second"], 3.0)
+    return found, (x[200:], y[200:])
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, nets):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WEIGHTSPACE_ATLAS", raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "setnets", raising=False)
+    (tmp_path / "setnets.py").write_text(
+        "from torch import nn\ndef mlp():\n    return nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))\n"
+    )
+    (tmp_path / "nets").mkdir()
+    for name, net in nets[0].items():
+        ws.checkpoint.save(net.tensors, tmp_path / "nets" / f"{name}.safetensors")
+    x, y = nets[1]
+    np.savez(tmp_path / "new.npz", x=x.numpy(), y=y.numpy())
+    assert main(["atlas", "add", "nets", *ARCH]) == 0
+    return tmp_path
+
+
+def ok(capsys, *words):
+    capsys.readouterr()
+    code = main(["atlas", *map(str, words)])
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    return out
+
+
+def ok_json(capsys, *words):
+    return json.loads(ok(capsys, *words, "--json"))
+
+
+def refused(capsys, *words):
+    capsys.readouterr()
+    assert main(["atlas", *map(str, words)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") >= 1 and "Traceback" not in err
+    return err.strip().splitlines()[-1]
+
+
+def test_the_map_finds_origins_and_families(here, capsys):
+    (space,) = ok_json(capsys, "map")["spaces"]
+    names = [row["name"] for row in space["members"]]
+    edges = {(names[e["parent"]], names[e["child"]]): e for e in space["edges"]}
+    assert edges["first", "half"]["kind"] == "cast" and edges["first", "tuned"]["kind"] == "fine-tune"
+    copies = [e for pair, e in edges.items() if "shuffled" in pair]
+    assert len(copies) == 1 and copies[0]["kind"] == "copy" and copies[0]["renumbered"]
+    parts = {parent: e["share"] for (parent, child), e in edges.items() if child == "middle"}
+    assert parts.get("tuned") == pytest.approx(0.25, abs=1e-3)
+    family = {row["name"]: row["family"] for row in space["members"]}
+    assert len({family[n] for n in ("first", "half", "tuned", "shuffled", "middle")}) == 1
+    assert family["second"] != family["first"]
+
+
+def test_the_map_as_stored_says_what_it_does_not_find(here, capsys):
+    (space,) = ok_json(capsys, "map", "--stored")["spaces"]
+    names = [row["name"] for row in space["members"]]
+    assert not [e for e in space["edges"] if "shuffled" in (names[e["parent"]], names[e["child"]])]
+    assert "renumbered" in space["notes"][0]
+
+
+def test_distances_and_edges_are_kept_in_the_atlas(here, capsys, nets):
+    ok(capsys, "map")
+    with ws.Atlas(here / "atlas") as atlas:
+        a, b = atlas["first"].key, atlas["tuned"].key
+        wanted = ws.euclidean(nets[0]["first"], nets[0]["tuned"])
+        assert atlas.pairs.get(a, b, "distance").value == pytest.approx(wanted, rel=1e-5)
+        assert atlas.pairs.get(a, b, "parent: fine-tune", directed=True).value > 0.5
+        assert atlas.pairs.get(b, a, "parent: fine-tune", directed=True) is None
+
+
+def test_pages_hold_their_figures_and_escape_names(here, capsys):
+    (here / "nets" / "first.safetensors").rename(here / "nets" / "<b>x.safetensors")
+    ok(capsys, "add", "nets/<b>x.safetensors", *ARCH)
+    ok(capsys, "remove", "first")
+    ok(capsys, "query", "--data", "new.npz", "--report", "query.html")
+    ok(capsys, "map", "--report", "map.html")
+    for name, titles in {"map.html": ("The map", "The tree", "Distances", "All networks", "loss on new.npz"),
+                         "query.html": ("How good each is", "The ranking")}.items():  # fmt: skip
+        text = (here / name).read_text()
+        assert all(title in text for title in titles)
+        assert "<b>x" not in text and "&lt;b&gt;x" in text
+
+
+def test_a_query_finds_the_best_member_and_keeps_what_it_measured(here, capsys, nets):
+    members, (x, y) = nets
+    losses = {name: float(ws.Task(x, y)(net.to(torch.float32))) for name, net in members.items()}
+    found = ok_json(capsys, "query", "--data", "new.npz", "--budget", 0.999)
+    best = found["ranking"][0]
+    assert losses[best["name"]] == pytest.approx(min(losses.values()), abs=1e-3)
+    assert best["value"] == pytest.approx(losses[best["name"]], rel=1e-3)
+    assert found["best"] in found["tied"] and found["ranking"][-1]["name"] == "noise"
+    assert "loss" in ok(capsys, "show", best["name"])
+    tried = ok_json(capsys, "query", "--data", "new.npz", "--by", "accuracy", "--try", 2)
+    assert tried["steps"] == 2 and all(0 <= row["value"] <= 1 for row in tried["ranking"])
+
+
+@pytest.mark.slow  # two processes load torch
+def test_a_query_in_processes_is_the_same(here, capsys):
+    alone, both = (ok_json(capsys, "query", "--data", "new.npz", "--jobs", n)["ranking"] for n in (1, 2))
+    assert alone == both
+
+
+def test_the_nearest_are_found_up_to_symmetry(here, capsys):
+    found = ok_json(capsys, "nearest", "nets/shuffled.safetensors", "-k", 3)
+    near = {row["name"]: row["distance"] for row in found["neighbours"]}
+    assert set(near) == {"first", "shuffled", "half"} and max(near.values()) < 1e-2
+    assert found["neighbours"][-1]["stored"] > 0.1
+
+
+def test_a_way_is_no_higher_than_the_line(here, capsys):
+    found = ok_json(capsys, "between", "first", "second", "--data", "new.npz")
+    assert found["highest"] <= found["direct"] + 1e-6 and found["ends"] == ["first", "second"]
+
+
+def test_an_average_is_written_and_read_again(here, capsys, nets):
+    x, y = nets[1]
+    found = ok_json(capsys, "merge", "first", "shuffled", "noise", "--data", "new.npz", "-o", "mean.safetensors")
+    assert set(found["kept"]) <= {"first", "shuffled"} and (here / "mean.safetensors").exists()
+    net = nets[0]["first"].load(ws.checkpoint.read(here / "mean.safetensors"))
+    assert float(ws.Task(x, y)(net)) <= float(ws.Task(x, y)(nets[0]["noise"]))
+    assert math.isfinite(found["loss"]) and "mean.safetensors" in refused(
+        capsys, "merge", "first", "second", "--data", "new.npz", "-o", "mean.safetensors"
+    )
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (("map", "--tag", "none"), "no two networks"),
+        (("map", "--atlas", "nowhere"), "nowhere"),
+        (("query",), "--data"),
+        (("query", "--data", "gone.npz"), "gone.npz"),
+        (("query", "--data", "new.npz", "--tag", "none"), "none"),
+        (("query", "--data", "new.npz", "--jobs", "many"), "--jobs"),
+        (("query", "--data", "new.npz", "--by", "beauty"), "beauty"),
+        (("nearest", "gone.safetensors"), "gone.safetensors"),
+        (("between", "first", "nobody", "--data", "new.npz"), "nobody"),
+        (("between", "first", "second"), "--data"),
+        (("merge", "first", "--data", "new.npz", "-o", "m.safetensors"), "two members"),
+        (("merge", "first", "second", "--data", "new.npz", "-o", "m.txt"), ".safetensors"),
+        (("merge", "first", "second", "-o", "m.safetensors"), "--data"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(here, capsys, words, said):
+    assert said in refused(capsys, *words)
+    assert not (here / "m.safetensors").exists()
+
+
+def test_networks_of_several_architectures_and_of_none_that_is_known(here, capsys, tmp_path):
+    for seed in range(2):
+        torch.manual_seed(seed)
+        ws.checkpoint.save(ws.Net.of(nn.Linear(4, 2)).tensors, tmp_path / f"other{seed}.safetensors")
+    ws.checkpoint.save(ws.Net.of(nn.Linear(5, 2)).tensors, tmp_path / "alone.safetensors")
+    ok(capsys, "add", *(tmp_path / f"{name}.safetensors" for name in ("other0", "other1", "alone")))
+    found = ok_json(capsys, "map")
+    assert len(found["spaces"]) == 2 and "only one" in found["left"]["alone"]
+    unknown = next(space for space in found["spaces"] if "unknown" in space["architecture"])
+    assert "not known" in unknown["notes"][0]
+    asked = ok_json(capsys, "query", "--data", "new.npz")
+    assert {"other0", "other1", "alone"} <= set(asked["left_out"])
+    assert "architectures" in refused(capsys, "merge", "first", "other0", "--data", "new.npz", "-o", "m.safetensors")
+
+
+def test_a_file_that_changed_is_left_out_with_the_reason(here, capsys, nets):
+    ws.checkpoint.save(nets[0]["noise"].tensors, here / "nets" / "second.safetensors", force=True)
+    found = ok_json(capsys, "query", "--data", "new.npz")
+    assert "changed" in found["left_out"]["second"]
+    assert "changed" in ok_json(capsys, "map")["left"]["second"]
