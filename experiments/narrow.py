@@ -22,7 +22,7 @@ from experiments.nets import tensors
 from experiments.record import Job, Record, block, command, number, percent
 from experiments.residual import FULL, QUICK
 from experiments.residual import Lab as Networks
-from weightspace.symmetry.group import Element
+from weightspace.symmetry.element import Element
 
 STEPS = {"refined, 100 steps": 100, "refined, 300 steps": 300, "refined, 900 steps": 900}
 MATCHED = {"weights, no data": "weights", "activations": "activations", "aligned": "activations+weights"}
@@ -74,7 +74,7 @@ def matching(lab: Lab, to: ws.Net, net: ws.Net) -> Callable[[str], tuple[Element
         if way in MATCHED:
             element = group.match(net, to, None if "no data" in way else few, MATCHED[way]).element
             return element, time.process_time() - began
-        start, before = found("aligned")
+        start, before = found("activations")
         assert start is not None
         end = ws.symmetry.refine(group, net, to, start, many, steps=STEPS[way])
         return end.element, before + time.process_time() - began

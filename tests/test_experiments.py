@@ -23,6 +23,7 @@ from experiments import (  # noqa: E402
     action,
     alignment,
     asked,
+    atlas,
     attention,
     certify,
     colours,
@@ -712,3 +713,17 @@ def test_lineage_runs_and_can_be_taken_up_again(tmp_path, capsys):
     first = out.read_text()
     assert "lineage" in capsys.readouterr().out and len(json.loads(first)) == 1
     assert lineage.main(["mlp", "--quick", "--out", str(out)]) == 0 and out.read_text() == first
+
+
+def test_a_set_of_language_models_is_made_held_and_asked(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    assert atlas.main(["--quick", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "| compressed, then learnt | 1 |" in said and "| learnt, then compressed | 1 |" in said
+    rows = record.Record(out).rows
+    best = min((k for k in rows if k.startswith("members/")), key=lambda k: rows[k]["imdb"])
+    assert rows[best]["imdb"] == pytest.approx(rows["asked/quick/imdb/0"]["perplexity"], rel=1e-3)
+    assert rows["starts/quick/imdb/0"]["steps"]["base"] is not None
+    assert [atlas.kind(word) for word in ("", "pp", "pdr", "rp", "prp")] == [
+        "", "compressed only", "compressed, then learnt", "learnt, then compressed", "between"
+    ]  # fmt: skip

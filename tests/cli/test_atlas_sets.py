@@ -14,11 +14,11 @@ from torch import nn
 import weightspace as ws
 from weightspace.cli import main
 
-ARCH = ("--arch", "setnets:mlp", "--example", "2x6")
+ARCH = ("--arch", "setnets:mlp", "--example", "2x20")
 
 
 def mlp():
-    return nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))
+    return nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 3))
 
 
 def fitted(net, x, y, steps=60):
@@ -35,8 +35,8 @@ def fitted(net, x, y, steps=60):
 def nets():
     """Two trained networks, relatives of the first, and examples."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(400, 6, generator=generator)
-    y = (x @ torch.randn(6, 3, generator=generator)).argmax(1)
+    x = torch.randn(400, 20, generator=generator)
+    y = (x @ torch.randn(20, 3, generator=generator)).argmax(1)
     found = {}
     for seed, name in enumerate(("first", "second")):
         torch.manual_seed(seed)
@@ -57,7 +57,7 @@ def here(tmp_path, monkeypatch, nets):
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "setnets", raising=False)
     (tmp_path / "setnets.py").write_text(
-        "from torch import nn\ndef mlp():\n    return nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))\n"
+        "from torch import nn\ndef mlp():\n    return nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 3))\n"
     )
     (tmp_path / "nets").mkdir()
     for name, net in nets[0].items():
@@ -137,8 +137,8 @@ def test_a_query_finds_the_best_member_and_keeps_what_it_measured(here, capsys, 
     losses = {name: float(ws.Task(x, y)(net.to(torch.float32))) for name, net in members.items()}
     found = ok_json(capsys, "query", "--data", "new.npz", "--budget", 0.999)
     best = found["ranking"][0]
-    assert losses[best["name"]] == pytest.approx(min(losses.values()), abs=1e-3)
-    assert best["value"] == pytest.approx(losses[best["name"]], rel=1e-3)
+    assert losses[best["name"]] == pytest.approx(min(losses.values()), rel=0.02)
+    assert best["value"] == pytest.approx(losses[best["name"]], rel=0.02)
     assert found["best"] in found["tied"] and found["ranking"][-1]["name"] == "noise"
     assert "loss" in ok(capsys, "show", best["name"])
     tried = ok_json(capsys, "query", "--data", "new.npz", "--by", "accuracy", "--try", 2)
