@@ -30,10 +30,10 @@ FILES = {
     "trust": """bounds.rounding bounds.rule bounds.maps bounds.norms bounds.pointwise bounds.shapes bounds.sums
         bounds.twins bounds.walk bounds.certificate expected_displacement relative perturbation sensitivity""",
     "risk": "inequalities fit pac_bound",
-    "symmetry": """axis matrix fold layout element group moved balance upright members canonical probe reach scale sign
-        alone verify turns pairs bases parts exchanges read saved align.parity align.ascent align.spectral align.relax
-        align.merge align.refit align.repair align.score align.moves align.refine align.orders align.match
-        align.features symmetry quotient verdict""",
+    "symmetry": """axis matrix fold layout element group moved balance upright members canonical probe reach scale
+        sign alone verify turns pairs bases parts exchanges read saved align.parity align.terms
+        align.ascent align.spectral align.relax align.merge align.refit align.repair align.score
+        align.moves align.refine align.orders align.match align.features symmetry quotient verdict""",
     "training": "deficits critical_periods recording recorder adapters",
     "flows": "batches anchors attacks ensembles goals pruning result options stepper",
     "atlas": """tables migrations.v0001 migrations upgrade catalogue content objects records scan members sources

@@ -11,12 +11,13 @@ from architectures import CASES
 
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
-from weightspace.symmetry.align.ascent import Matching, coordinate_descent, weight_terms
+from weightspace.symmetry.align.ascent import Matching, coordinate_descent
+from weightspace.symmetry.align.terms import weight_terms
 from weightspace.symmetry.balance import balancing
 from weightspace.symmetry.symmetry import Symmetry
 from weightspace.task.task import Task
 
-ascent = sys.modules["weightspace.symmetry.align.ascent"]
+kept_terms = sys.modules["weightspace.symmetry.align.terms"]
 match = sys.modules["weightspace.symmetry.align.match"]
 KINDS = ["mlp", "mlp_tanh", "resnet_gn4", "mha", "grouped_conv", "tied_residual"]
 
@@ -37,7 +38,7 @@ def test_tensors_that_are_made_again_lead_to_the_same_match(name, monkeypatch):
     group, a, b = pair(name)
     onto, into = (balancing(group, net.weights) for net in (a, b))
     kept = weight_terms(group, a, b, onto, into)
-    monkeypatch.setattr(ascent, "_SMALL", 0)
+    monkeypatch.setattr(kept_terms, "_SMALL", 0)
     made = weight_terms(group, a, b, onto, into)
     assert kept.kept and not made.kept
     assert all(torch.equal(kept.moving[n], made.moving[n]) for n in kept.moving)
@@ -73,7 +74,7 @@ def test_it_starts_where_it_is_told_to():
 def test_frank_wolfe_is_left_out_where_its_matrices_are_large(monkeypatch):
     group, a, b = pair("mlp")
     assert "frank-wolfe" in [c.method for c in group.match(a, to=b).candidates]
-    monkeypatch.setattr(ascent, "_SMALL", 0)
+    monkeypatch.setattr(kept_terms, "_SMALL", 0)
     assert "frank-wolfe" not in [c.method for c in group.match(a, to=b).candidates]
     assert group.match(a, to=b, method="frank-wolfe").method == "frank-wolfe"
 

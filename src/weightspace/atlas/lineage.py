@@ -131,9 +131,7 @@ def lineage(
     ([('cast', False), ('copy', True)], (0, 0, 0, 1))
     """
     if (net is None) != (group is None):
-        raise WeightspaceError(
-            "a group without a network of its architecture, or the reverse; give both net= and group="
-        )
+        raise WeightspaceError("a group and a network of its architecture go together; give both net= and group=")
     say = progress or (lambda text: None)
     say("distances")
     members, stored = list(members), pairwise(members, labels)

@@ -99,9 +99,8 @@ def structure_function(
     grid, chosen = _betas(betas), tuple(dict.fromkeys(seeds))
     if not chosen:
         raise WeightspaceError("no seeds; give one or more")
-    tasks = [task, *([random_labels(task, seed=chosen[0])] if calibrate else [])]
     options: dict[str, Any] = {"anchor": anchor, "steps": steps, "batch": batch, "lr": lr, "draws": draws}
-    named = dict(zip(("task", "random"), tasks, strict=False))
+    named = {"task": task} | ({"random": random_labels(task, seed=chosen[0])} if calibrate else {})
     sweep = _Sweep(model, named, grid, options, folder)
     jobs = {(name, seed, way): (name, seed, way) for name in named for seed in chosen for way in _WAYS}
     told = None if progress is None else _counted(progress, steps * len(grid))

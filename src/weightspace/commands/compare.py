@@ -206,13 +206,8 @@ def compare(
     progress(f"matching the units of {names[1]} to {names[0]}", 0, 0)
     near, low = _matches(a, b, group, align_on, method, seed)
     progress("measuring distances", 0, 0)
-    flat, axis = sliced(group, a), _shown_axis(group)
-    stored = _gap(group, flat, sliced(group, b), axis)  # one slice at a time: each is as large as a network
-    moved = fold(group, near.element(b), like=a)
-    aligned, layers = euclidean(a, moved), _layers(a, b, moved)
-    fold_in_place(group, moved.tensors)
-    matched = _gap(group, flat, sliced(group, moved), axis, bounded=True)
-    del flat, moved
+    axis = _shown_axis(group)
+    stored, matched, aligned, layers = _gaps(a, b, group, near, axis)
     outputs = _outputs(a, b, measure_on) if measure_on else {}
     lowest = fold(group, low.element(b), like=a) if measure_on else None
     return Comparison(
@@ -238,6 +233,16 @@ def compare(
         units=Units(axis.name, axis.size, stored.cosines, matched.cosines) if axis else None,
         slice="scales balanced" + ", running variances counted in the gains" * (unit_variances(group, a) is not a),
     )
+
+
+def _gaps(a: Net, b: Net, group: Symmetry, near: Match, axis: Axis | None) -> tuple[_Gap, _Gap, float, list[Layer]]:
+    """What is between a and b as stored and matched; the distance and the layers in the scales of a."""
+    flat = sliced(group, a)
+    stored = _gap(group, flat, sliced(group, b), axis)  # one slice at a time: each is as large as a network
+    moved = fold(group, near.element(b), like=a)
+    aligned, layers = euclidean(a, moved), _layers(a, b, moved)
+    fold_in_place(group, moved.tensors)
+    return stored, _gap(group, flat, sliced(group, moved), axis, bounded=True), aligned, layers
 
 
 class _Gap(NamedTuple):

@@ -20,7 +20,7 @@ from weightspace.graph.trace import Trace, op_name
 from weightspace.net.errors import SymmetryError
 from weightspace.net.inputs import carried, input_tensors
 from weightspace.net.net import Net, math_attention
-from weightspace.symmetry.align.ascent import Terms
+from weightspace.symmetry.align.terms import Terms
 from weightspace.symmetry.axis import MATRICES, Axis, Block, as_blocks
 from weightspace.symmetry.group import Group
 from weightspace.symmetry.pairs import joined

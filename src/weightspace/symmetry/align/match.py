@@ -15,12 +15,13 @@ from weightspace.net.errors import SymmetryError, WeightspaceError
 from weightspace.net.net import Net
 from weightspace.net.public import public
 from weightspace.net.weights import squared_distance
-from weightspace.symmetry.align.ascent import Matching, Terms, coordinate_descent, weight_terms
+from weightspace.symmetry.align.ascent import Matching, coordinate_descent
 from weightspace.symmetry.align.orders import member_order
 from weightspace.symmetry.align.refine import Refinement
 from weightspace.symmetry.align.relax import frank_wolfe
 from weightspace.symmetry.align.score import Score
 from weightspace.symmetry.align.spectral import spectral_start
+from weightspace.symmetry.align.terms import Terms, weight_terms
 from weightspace.symmetry.axis import MATRICES
 from weightspace.symmetry.balance import balancing, unit_variances
 from weightspace.symmetry.canonical import canonical_element

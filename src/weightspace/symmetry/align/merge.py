@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from weightspace.net.net import Net
-from weightspace.symmetry.align.ascent import coordinate_descent, weight_terms
+from weightspace.symmetry.align.ascent import coordinate_descent
+from weightspace.symmetry.align.terms import weight_terms
 from weightspace.symmetry.balance import balancing, unit_variances
 from weightspace.symmetry.element import Element
 from weightspace.symmetry.group import Group

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from weightspace.linear.assignment import assign
 from weightspace.net.net import Net
-from weightspace.symmetry.align.ascent import Matching, weight_terms
+from weightspace.symmetry.align.ascent import Matching
+from weightspace.symmetry.align.terms import weight_terms
 from weightspace.symmetry.axis import Exchange
 from weightspace.symmetry.balance import balancing, unit_variances
 from weightspace.symmetry.element import Element

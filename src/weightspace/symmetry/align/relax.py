@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from weightspace.linear.assignment import assign
-from weightspace.symmetry.align.ascent import Matching, Terms, coordinate_descent
+from weightspace.symmetry.align.ascent import Matching, coordinate_descent
+from weightspace.symmetry.align.terms import Terms
 from weightspace.symmetry.axis import Axis
 from weightspace.symmetry.element import Element
 from weightspace.symmetry.group import Group

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from weightspace.symmetry.align.ascent import Matching, Terms
+from weightspace.symmetry.align.ascent import Matching
+from weightspace.symmetry.align.terms import Terms
 from weightspace.symmetry.axis import MATRICES
 from weightspace.symmetry.element import Element
 from weightspace.symmetry.group import Group
