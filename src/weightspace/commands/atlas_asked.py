@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from weightspace.atlas.asked import Answer, By, rank, rank_starts
 from weightspace.atlas.atlas import Atlas
+from weightspace.atlas.content import chosen_as
 from weightspace.atlas.greedy_averages import Soup, soup
 from weightspace.atlas.members import Member
 from weightspace.atlas.nearby import Nearby, Way, between, nearest
@@ -125,6 +126,8 @@ def nearest_to(atlas: Atlas, path: Path, count: int = 5, *, settings: Settings) 
 def between_members(atlas: Atlas, a: str, b: str, data: str, tag: str | None = None, *, settings: Settings) -> Joined:
     """A way from member a to member b over members whose highest barrier is lowest. Raises `WeightspaceError`."""
     first, second = atlas[a], atlas[b]
+    if a == b:
+        raise WeightspaceError(f"{a} twice; a way joins two networks, give another one")
     if first.fingerprint != second.fingerprint:
         raise WeightspaceError(f"{a} and {b} are of two architectures; a way joins networks of one")
     task = labelled(_examples(data), data)
@@ -158,7 +161,8 @@ def merge(
     found = soup(openings, choose, group, seed=settings.seed, progress=told)
     best = openings[found.kept[0]]
     assert best.template is not None
-    first = Opened(best.template, *stored.load(best.template, best.path), settings)
+    with chosen_as(best.chosen):
+        first = Opened(best.template, *stored.load(best.template, best.path), settings)
     first.save(found.net, out, f"greedy average of {len(found.kept)} members: {', '.join(found.kept)[:500]}")
     loss, best_loss = (float(measure(net).detach()) for net in (found.net, first.net))
     return Averaged(out, found, loss, best_loss, [note] if note else [])
