@@ -242,3 +242,10 @@ def test_what_was_measured_is_shown_with_its_data(here, capsys):
     ok(capsys, "query", "--data", "new.npz")
     assert "loss on new.npz: " in ok(capsys, "show", "first")
     assert {row["data"] for row in ok_json(capsys, "show", "first")["measures"]} == {"new.npz"}
+
+
+def test_a_file_that_is_gone_does_not_keep_others_from_being_aligned(here, capsys):
+    (here / "nets" / "first.safetensors").unlink()
+    found = ok_json(capsys, "nearest", "nets/tuned.safetensors", "-k", 2)
+    assert [row["name"] for row in found["neighbours"]][0] == "tuned" and "first" in found["left_out"]
+    assert ok_json(capsys, "between", "second", "tuned", "--data", "new.npz")["notes"] == []

@@ -11,6 +11,7 @@ from weightspace.atlas.asked import Answer, By, rank, rank_starts
 from weightspace.atlas.atlas import Atlas
 from weightspace.atlas.content import chosen_as
 from weightspace.atlas.greedy_averages import Soup, soup
+from weightspace.atlas.holdings import ChangedError
 from weightspace.atlas.members import Member
 from weightspace.atlas.nearby import Nearby, Way, between, nearest
 from weightspace.atlas.records import Measure, TaskRow
@@ -111,9 +112,10 @@ def nearest_to(atlas: Atlas, path: Path, count: int = 5, *, settings: Settings) 
     members = [m for m in atlas.members(fingerprint=found.content.fingerprint) if m.made]
     if settings.arch is None and not members:
         raise WeightspaceError(f"{path}: the atlas knows no architecture of these tensors; add networks with --arch")
-    like = _like(settings) or atlas.openings(members[:1])[members[0].name].template
+    like, known = _like(settings), atlas.openings(members)
+    like = like or next((one.template for one in known.values() if one.template is not None), None)
     if like is None:
-        raise WeightspaceError(f"{path}: {atlas.openings(members[:1])[members[0].name].why}")
+        raise WeightspaceError(f"{path}: {known[members[0].name].why}")
     net = stored.load(like, path)[0]
     group, note = _group(atlas, members, settings)
     if group is None:
@@ -180,14 +182,19 @@ def _like(settings: Settings) -> Net | None:
 
 def _group(atlas: Atlas, members: Sequence[Member], settings: Settings) -> tuple[Symmetry | None, str]:
     """The group of an architecture that one of the members knows; or None, and why networks are not aligned."""
-    known = next((m for m in members if m.made), None)
-    if known is None:
+    known = [m for m in members if m.made]
+    if not known:
         return None, "networks are taken as they are stored: add them with --arch and --example to align them"
-    settings.progress(f"reading the symmetry of {known.made}", 0, 0)
-    try:
-        return atlas.group(known.name), ""
-    except WeightspaceError as error:
-        return None, f"networks are taken as they are stored: {error}"
+    settings.progress(f"reading the symmetry of {known[0].made}", 0, 0)
+    why = ""
+    for member in known:
+        try:
+            return atlas.group(member.name), ""
+        except ChangedError as error:  # its file is gone; others of the architecture will do
+            why = why or str(error)
+        except WeightspaceError as error:
+            return None, f"networks are taken as they are stored: {error}"
+    return None, f"networks are taken as they are stored: {why}"
 
 
 def _write(atlas: Atlas, members: Sequence[Member], answer: Answer, task: Task, data: str, what: str) -> None:
