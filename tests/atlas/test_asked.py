@@ -233,3 +233,11 @@ def test_a_trial_prefers_what_learns_and_costs_what_it_says(members, data):
     assert float(held_out(few["random"])) == float(held_out(ws.fresh(perceptron, 3)))  # members are not changed
     with pytest.raises(WeightspaceError, match="give positive numbers"):
         rank_starts(few, some, steps=0)
+
+
+def test_starts_in_half_precision_are_tuned_as_those_in_float32():
+    net, task = ws.demo.example()
+    nets = {"net": net, **{str(dtype): net.to(dtype) for dtype in (torch.float16, torch.bfloat16)}}
+    found = ws.atlas.rank_starts(nets, task, steps=5)
+    values = [row.loss for row in found.found.ranking]
+    assert not found.left_out and max(values) - min(values) < 0.01 * max(values)

@@ -186,3 +186,21 @@ def test_a_network_that_is_moved_as_it_is_read(architecture):
     for name, tensor in g(a).tensors.items():
         torch.testing.assert_close(moved[name], tensor)
     assert len(moved) == 4 and moved.shapes["0.weight"] == (40, 30)
+
+
+def test_a_mask_that_all_networks_have_makes_no_relatives():
+    mask = torch.full((64, 64), -1e9).triu(1)
+    strangers = [{**drawn(seed), "mask": mask} for seed in range(3)]
+    pruned = {**changed(drawn(4), lambda w: w * (torch.rand(w.shape) > 0.5)), "mask": mask}
+    assert relation(strangers[0], strangers[1]).kind == "independent"
+    assert relation(strangers[0], pruned).kind == "independent"
+    found = lineage([*strangers, pruned])
+    assert not found.edges and len({*found.group}) == 4
+    tuned = {n: w + 1e-2 if n == "0.weight" else w for n, w in strangers[0].items()}
+    assert relation(strangers[0], tuned).kind != "copy"
+
+
+def test_a_layer_that_starts_at_zero_is_not_pruned():
+    trained = changed(drawn(0), lambda w: 0.3 * w)
+    start = {n: torch.zeros_like(w) if n == "2.weight" else w + 0.02 for n, w in trained.items()}
+    assert relation(start, trained).kind == "fine-tune" and relation(trained, start).kind == "fine-tune"

@@ -187,6 +187,7 @@ def test_an_average_is_written_and_read_again(here, capsys, nets):
         (("nearest", "gone.safetensors"), "gone.safetensors"),
         (("between", "first", "nobody", "--data", "new.npz"), "nobody"),
         (("between", "first", "second"), "--data"),
+        (("between", "first", "first", "--data", "new.npz"), "twice"),
         (("merge", "first", "--data", "new.npz", "-o", "m.safetensors"), "two members"),
         (("merge", "first", "second", "--data", "new.npz", "-o", "m.txt"), ".safetensors"),
         (("merge", "first", "second", "-o", "m.safetensors"), "--data"),
@@ -217,3 +218,34 @@ def test_a_file_that_changed_is_left_out_with_the_reason(here, capsys, nets):
     found = ok_json(capsys, "query", "--data", "new.npz")
     assert "changed" in found["left_out"]["second"]
     assert "changed" in ok_json(capsys, "map")["left"]["second"]
+
+
+def test_an_average_measures_the_network_of_a_file_that_was_added(here, capsys, nets):
+    for name in ("first", "tuned"):
+        held = {"model": nets[0]["noise"].tensors, "ema": nets[0][name].tensors}
+        torch.save({what: dict(tensors) for what, tensors in held.items()}, here / f"{name}-run.pt")
+        ok(capsys, "add", here / f"{name}-run.pt", *ARCH, "--weights", "ema")
+    told = "--data", "new.npz", "--force", "-o", "m.safetensors"
+    plain = ok_json(capsys, "merge", "first", "tuned", *told)
+    assert ok_json(capsys, "merge", "first-run", "tuned-run", *told)["best"] == plain["best"]
+
+
+def test_the_map_leaves_out_networks_of_integers(here, capsys, nets):
+    whole = {name: (10 * w).round().to(torch.int8) for name, w in nets[0]["first"].tensors.items()}
+    ws.checkpoint.save(whole, here / "int8.safetensors")
+    ok(capsys, "add", here / "int8.safetensors")
+    found = ok_json(capsys, "map")
+    assert "floating-point" in found["left"]["int8"] and len(found["spaces"][0]["members"]) == len(nets[0])
+
+
+def test_what_was_measured_is_shown_with_its_data(here, capsys):
+    ok(capsys, "query", "--data", "new.npz")
+    assert "loss on new.npz: " in ok(capsys, "show", "first")
+    assert {row["data"] for row in ok_json(capsys, "show", "first")["measures"]} == {"new.npz"}
+
+
+def test_a_file_that_is_gone_does_not_keep_others_from_being_aligned(here, capsys):
+    (here / "nets" / "first.safetensors").unlink()
+    found = ok_json(capsys, "nearest", "nets/tuned.safetensors", "-k", 2)
+    assert [row["name"] for row in found["neighbours"]][0] == "tuned" and "first" in found["left_out"]
+    assert ok_json(capsys, "between", "second", "tuned", "--data", "new.npz")["notes"] == []

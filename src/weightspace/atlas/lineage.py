@@ -21,7 +21,7 @@ from weightspace.atlas.arborescence import cheapest_parents
 from weightspace.atlas.averages import Average, averages
 from weightspace.atlas.gram import Distances, pairwise
 from weightspace.atlas.independence import Independence, independence
-from weightspace.atlas.relatives import SURE, Relation, relation
+from weightspace.atlas.relatives import SURE, Relation, is_pattern, relation
 from weightspace.atlas.renumbered import Moved, matched
 from weightspace.atlas.side_by_side import Member
 from weightspace.net.errors import WeightspaceError
@@ -134,7 +134,8 @@ def lineage(
         raise WeightspaceError("a group and a network of its architecture go together; give both net= and group=")
     say = progress or (lambda text: None)
     say("distances")
-    members, stored = list(members), pairwise(members, labels)
+    members = list(members)
+    stored = _telling(pairwise(members, labels), members[0], net)
     tests = _Tests(members, group, draws, seed)
     sets = _sets(len(members), _stored_relatives(_of_matrices(stored), tests))
     notes = [] if group is not None else ["no group: renumbered networks are not found, and relatives are not tested"]
@@ -143,7 +144,7 @@ def lineage(
         say("matching")
         sets, moved = matched(members, sets, stored, net, group, seed)
     placed = [Moved(m, moved[k], net) if k in moved and net is not None else m for k, m in enumerate(members)]
-    distances = pairwise(placed, labels) if moved else stored
+    distances = _telling(pairwise(placed, labels), members[0], net) if moved else stored
     say("relatives")
     near = _of_matrices(distances)
     relations = _relations(placed, near, sets, set(moved), _Tests(placed, group, draws, seed))
@@ -167,6 +168,16 @@ class _Tests:
         if self.group is None or not self.group.permutable():
             return None
         return independence(self.members[i], self.members[j], self.group, draws=self.draws, seed=self.seed)
+
+
+def _telling(distances: Distances, first: Member, net: Net | None) -> Distances:
+    """Distances whose `matrices` are weights: a mask that all networks have would make strangers seem near."""
+    kept = []
+    for name in distances.matrices:
+        same = not bool(distances.squares[distances.tensors.index(name)].any())
+        if not (same and is_pattern(first[name].detach())) and not (net is not None and name in net.state):
+            kept.append(name)
+    return replace(distances, matrices=tuple(kept)) if kept else distances
 
 
 def _of_matrices(distances: Distances) -> Distances:

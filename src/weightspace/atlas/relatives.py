@@ -38,7 +38,7 @@ from weightspace.net.public import public
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["Kind", "Relation", "relation"]
+__all__ = ["Kind", "Relation", "is_pattern", "relation"]
 
 
 Kind: TypeAlias = Literal[
@@ -127,7 +127,7 @@ class _Seen:
         self.off_zero = 0.0  # squared distance where neither is zero
         self.numbers = 0
         self.low, self.rank, self.touched = True, 0, 0
-        self.size = self.apart = self.all_size = self.all_apart = 0.0
+        self.size = self.apart = self.all_size = self.all_apart = self.changed_size = 0.0
         self.kurtosis: list[Tensor] = []
         self.norms: list[Tensor] = []
         self.tails: list[float] = []
@@ -144,6 +144,9 @@ class _Seen:
         if not math.isfinite(apart + size):
             raise WeightspaceError(f"NaN or infinity in {name!r}; leave this network out")
         self.equal &= same
+        if same and is_pattern(x):
+            return
+        self.changed_size += 0.0 if same else size
         self.all_apart, self.all_size = self.all_apart + apart, self.all_size + size
         self.numbers += x.numel()
         self._zeros(x, y, difference)
@@ -166,8 +169,9 @@ class _Seen:
 
     def _zeros(self, x: Tensor, y: Tensor, difference: Tensor) -> None:
         no_x, no_y = x == 0, y == 0
-        self.zeros[1] += int((no_y & ~no_x).sum())
-        self.zeros[-1] += int((no_x & ~no_y).sum())
+        if not bool(no_x.all() | no_y.all()):  # a tensor of zeros has not been trained yet, rather than pruned
+            self.zeros[1] += int((no_y & ~no_x).sum())
+            self.zeros[-1] += int((no_x & ~no_y).sum())
         self.off_zero += float(difference[~(no_x | no_y)].square().sum())
 
     def _units(self, x: Tensor, y: Tensor) -> None:
@@ -186,7 +190,7 @@ class _Seen:
     def verdict(self, chance: Independence | None, most: float) -> Relation:
         """The kind of relatives, from what has been seen of all tensors."""
         distance = math.sqrt(self.apart / self.size) if self.size else math.sqrt(self.all_apart / (self.all_size or 1))
-        rounding = math.sqrt(self.all_apart / (self.all_size or 1))
+        rounding = math.sqrt(self.all_apart / (self.changed_size or 1))
         if self.equal:
             return Relation("copy", 0, 0.5, 0.0, "all weights are equal")
         if rounding <= most:
@@ -245,6 +249,11 @@ class _Seen:
         else:
             why = f"{why}; {what} of units larger in the later by {abs(told):.1f} standard errors"
         return Relation("fine-tune", sign, sure, distance, why, evidence)
+
+
+def is_pattern(x: Tensor) -> bool:
+    """Whether a tensor holds three values at most, one of them 0, as masks do: it says nothing of where it is from."""
+    return not x.numel() or bool(((x == 0) | (x == x.amin()) | (x == x.amax())).all())
 
 
 def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:

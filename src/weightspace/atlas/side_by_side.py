@@ -18,7 +18,7 @@ from weightspace.net.errors import ArchitectureMismatch, WeightspaceError
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["Member", "Piece", "SideBySide", "flat_part", "shapes_of"]
+__all__ = ["Member", "Piece", "SideBySide", "dtypes_of", "flat_part", "shapes_of"]
 
 
 Member: TypeAlias = Mapping[str, Tensor]

@@ -92,7 +92,9 @@ class Trial:
         return Losses(found.sums, found.counts, stop - start + taken)
 
     def tuned(self, start: Net) -> Net:
-        """The network after the steps."""
+        """The network after the steps; one in half precision is tuned in float32, where small steps are not lost."""
+        if any(flat.dtype in (torch.float16, torch.bfloat16) for flat in start.weights.buffers):
+            start = start.to(torch.float32)
         net, free = start.clone(), loose(start)
         learnt = [flat for flat in net.weights.buffers if flat.is_floating_point()]
         adam, goal = torch.optim.Adam(learnt, self.lr), learn(self.train, self.batch, self.seed)

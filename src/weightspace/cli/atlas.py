@@ -118,7 +118,8 @@ def _say_shown(found: Shown) -> None:
             out.print(f"{printable(what)}: {printable(text)}", soft_wrap=True)
     for row in found.measures:
         error = f" +- {row.error:.2g}" if row.error == row.error else ""
-        out.print(f"{printable(row.observable)}: {row.value:.6g}{error}", soft_wrap=True)
+        on = f" on {printable(found.tasks.get(row.task, row.task[:8]))}" if row.task else ""
+        out.print(f"{printable(row.observable)}{on}: {row.value:.6g}{error}", soft_wrap=True)
 
 
 def _say_tagged(found: Listed) -> None:

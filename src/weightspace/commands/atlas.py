@@ -37,17 +37,21 @@ class Listed:
 
 @dataclass(frozen=True)
 class Shown:
-    """One member: its exact copies, those with the same values in other dtypes, its children, what was measured."""
+    """One member: its exact copies, those with the same values in other dtypes, its children, what was measured.
+
+    `tasks`: the key of a task in `measures` -> its name.
+    """
 
     member: Member
     copies: list[str]
     casts: list[str]
     children: list[str]
     measures: list[Measure]
+    tasks: dict[str, str]
 
     def data(self) -> dict[str, Any]:
         """As plain data."""
-        measured = [vars(row) for row in self.measures]
+        measured = [{**vars(row), "data": self.tasks.get(row.task, "")} for row in self.measures]
         return {
             **self.member.data(), "copies": self.copies, "casts": self.casts, "children": self.children,
             "measures": measured,
@@ -133,7 +137,8 @@ def show(atlas: Atlas, name: str) -> Shown:
     casts = [other.name for other in others if other.numbers == member.numbers and other.key != member.key]
     children = [other.name for other in others if name in other.parents]
     measured = [row for row in atlas.measures.of() if row.network == member.key]
-    return Shown(member, same, casts, children, measured)
+    tasks = {task.key: task.name for task in atlas.tasks}
+    return Shown(member, same, casts, children, measured, tasks)
 
 
 def tag(atlas: Atlas, names: Sequence[str], add: Sequence[str], remove: Sequence[str]) -> Listed:

@@ -9,7 +9,9 @@ from typing import Any, cast
 
 from weightspace.atlas.asked import Answer, By, rank, rank_starts
 from weightspace.atlas.atlas import Atlas
+from weightspace.atlas.content import chosen_as
 from weightspace.atlas.greedy_averages import Soup, soup
+from weightspace.atlas.holdings import ChangedError
 from weightspace.atlas.members import Member
 from weightspace.atlas.nearby import Nearby, Way, between, nearest
 from weightspace.atlas.records import Measure, TaskRow
@@ -110,9 +112,10 @@ def nearest_to(atlas: Atlas, path: Path, count: int = 5, *, settings: Settings) 
     members = [m for m in atlas.members(fingerprint=found.content.fingerprint) if m.made]
     if settings.arch is None and not members:
         raise WeightspaceError(f"{path}: the atlas knows no architecture of these tensors; add networks with --arch")
-    like = _like(settings) or atlas.openings(members[:1])[members[0].name].template
+    like, known = _like(settings), atlas.openings(members)
+    like = like or next((one.template for one in known.values() if one.template is not None), None)
     if like is None:
-        raise WeightspaceError(f"{path}: {atlas.openings(members[:1])[members[0].name].why}")
+        raise WeightspaceError(f"{path}: {known[members[0].name].why}")
     net = stored.load(like, path)[0]
     group, note = _group(atlas, members, settings)
     if group is None:
@@ -125,6 +128,8 @@ def nearest_to(atlas: Atlas, path: Path, count: int = 5, *, settings: Settings) 
 def between_members(atlas: Atlas, a: str, b: str, data: str, tag: str | None = None, *, settings: Settings) -> Joined:
     """A way from member a to member b over members whose highest barrier is lowest. Raises `WeightspaceError`."""
     first, second = atlas[a], atlas[b]
+    if a == b:
+        raise WeightspaceError(f"{a} twice; a way joins two networks, give another one")
     if first.fingerprint != second.fingerprint:
         raise WeightspaceError(f"{a} and {b} are of two architectures; a way joins networks of one")
     task = labelled(_examples(data), data)
@@ -158,7 +163,8 @@ def merge(
     found = soup(openings, choose, group, seed=settings.seed, progress=told)
     best = openings[found.kept[0]]
     assert best.template is not None
-    first = Opened(best.template, *stored.load(best.template, best.path), settings)
+    with chosen_as(best.chosen):
+        first = Opened(best.template, *stored.load(best.template, best.path), settings)
     first.save(found.net, out, f"greedy average of {len(found.kept)} members: {', '.join(found.kept)[:500]}")
     loss, best_loss = (float(measure(net).detach()) for net in (found.net, first.net))
     return Averaged(out, found, loss, best_loss, [note] if note else [])
@@ -176,14 +182,19 @@ def _like(settings: Settings) -> Net | None:
 
 def _group(atlas: Atlas, members: Sequence[Member], settings: Settings) -> tuple[Symmetry | None, str]:
     """The group of an architecture that one of the members knows; or None, and why networks are not aligned."""
-    known = next((m for m in members if m.made), None)
-    if known is None:
+    known = [m for m in members if m.made]
+    if not known:
         return None, "networks are taken as they are stored: add them with --arch and --example to align them"
-    settings.progress(f"reading the symmetry of {known.made}", 0, 0)
-    try:
-        return atlas.group(known.name), ""
-    except WeightspaceError as error:
-        return None, f"networks are taken as they are stored: {error}"
+    settings.progress(f"reading the symmetry of {known[0].made}", 0, 0)
+    why = ""
+    for member in known:
+        try:
+            return atlas.group(member.name), ""
+        except ChangedError as error:  # its file is gone; others of the architecture will do
+            why = why or str(error)
+        except WeightspaceError as error:
+            return None, f"networks are taken as they are stored: {error}"
+    return None, f"networks are taken as they are stored: {why}"
 
 
 def _write(atlas: Atlas, members: Sequence[Member], answer: Answer, task: Task, data: str, what: str) -> None:

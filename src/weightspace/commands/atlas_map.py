@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
@@ -14,12 +14,15 @@ from weightspace.atlas.families import Families, Map, families, scaled
 from weightspace.atlas.lineage import Lineage, lineage, plain
 from weightspace.atlas.members import Member
 from weightspace.atlas.records import Pair
+from weightspace.atlas.side_by_side import dtypes_of
 from weightspace.commands.settings import Settings
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 from weightspace.symmetry.symmetry import Symmetry
 
 __all__ = ["Mapped", "Space", "mapped"]
+
+Opened: TypeAlias = tuple[Member, Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -85,25 +88,26 @@ def mapped(atlas: Atlas, tag: str | None = None, matching: bool = True, *, setti
     left: dict[str, str] = {}
     spaces = []
     for members in _by_architecture(atlas.members(tag=tag)):
-        opened: list[tuple[Member, Mapping[str, Tensor]]] = []
+        opened: list[Opened] = []
         for member in members:
             try:
                 opened.append((member, atlas.tensors(member.name)))
             except WeightspaceError as error:
                 left[member.name] = str(error).removeprefix(f"{member.name}: ")
-        if len(opened) > 1:
-            spaces.append(_space(atlas, opened, matching, settings))
-        else:
-            left |= {member.name: "the only one of its architecture" for member, _ in opened}
+        for kinds, some in _by_kind(opened).items():
+            if len(some) > 1 and any(kinds):
+                spaces.append(_space(atlas, some, matching, settings))
+                continue
+            why = "the only one of its architecture" if len(some) == len(opened) else "the only one with such dtypes"
+            why = why if any(kinds) else "holds no floating-point numbers"
+            left |= {member.name: why for member, _ in some}
     if not spaces:
         why = next((f"; {name}: {reason}" for name, reason in left.items()), "")
         raise WeightspaceError(f"{atlas.where}: holds no two networks of one architecture to compare{why}")
     return Mapped(atlas.where, spaces, left)
 
 
-def _space(
-    atlas: Atlas, opened: Sequence[tuple[Member, Mapping[str, Tensor]]], matching: bool, settings: Settings
-) -> Space:
+def _space(atlas: Atlas, opened: Sequence[Opened], matching: bool, settings: Settings) -> Space:
     """The members of one architecture, mapped."""
     members, tensors = [m for m, _ in opened], [t for _, t in opened]
     net, group, note = _read(atlas, members, settings) if matching else (None, None, "")
@@ -123,6 +127,16 @@ def _by_architecture(members: Sequence[Member]) -> Iterator[list[Member]]:
     for member in members:
         found.setdefault(member.fingerprint, []).append(member)
     yield from found.values()
+
+
+def _by_kind(opened: Sequence[Opened]) -> dict[tuple[bool, ...], list[Opened]]:
+    """Members by which of their tensors hold floating-point numbers: integers are not compared with these."""
+    found: dict[tuple[bool, ...], list[Opened]] = {}
+    for member, tensors in opened:
+        kinds = dtypes_of(tensors)
+        real = tuple(kinds[name].is_floating_point or kinds[name].is_complex for name in sorted(kinds))
+        found.setdefault(real, []).append((member, tensors))
+    return found
 
 
 def _named(members: Sequence[Member]) -> str:
