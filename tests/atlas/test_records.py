@@ -125,3 +125,14 @@ def test_workers_write_at_the_same_time(atlas):
     for thread in threads:
         thread.join()
     assert len(atlas.jobs) == 40
+
+
+def test_pairs_of_a_kind_are_forgotten(tmp_path):
+    nets = [ws.demo.example(seed)[0] for seed in range(3)]
+    with ws.Atlas(tmp_path) as atlas:
+        a, b, c = (atlas.add(net, name=name).key for net, name in zip(nets, "abc", strict=True))
+        atlas.pairs.put([Pair(a, b, "parent: cast", 1.0), Pair(a, c, "parent: cast", 1.0)], directed=True)
+        atlas.pairs.put([Pair(a, b, "distance", 2.0)])
+        atlas.pairs.forget("parent: ", [a, b])
+        assert atlas.pairs.get(a, b, "parent: cast", directed=True) is None
+        assert atlas.pairs.get(a, c, "parent: cast", directed=True) and atlas.pairs.get(a, b, "distance")

@@ -195,6 +195,9 @@ CLASSES = {
     "sweep.structure_function": lambda a, b, t: [
         r.loss for r in ws.structure_function(a, t, (0.1, 1.0), seeds=(0,), **FEW).runs
     ],
+    "scores.head_features": lambda a, b, t: ws.codes.head_features(a, t),
+    "greedy_averages.soup": lambda a, b, t: ws.atlas.soup({"a": a, "b": b}, t).losses,
+    "nearby.between": lambda a, b, t: ws.atlas.between(a, b, {"m": a.lerp(b, 0.3)}, t, points=3).barriers,
     "scores.task2vec": lambda a, b, t: ws.task2vec(a, t).values,
     "scores.transfer_scores": lambda a, b, t: ws.codes.transfer_scores(two(t), {"a": a, "b": b}),
     "transfer.cost": lambda a, b, t: transfer.cost(two(t), a).steps,
@@ -236,6 +239,11 @@ OF_ONE_BATCH = {  # these are given a batch, or give batches
     "units.Gates.__init__", "attacks.attacked", "attacks.input_gradient", "on_data.feed",
 }  # fmt: skip
 ELSEWHERE = {
+    "asked.rank": "tested with its members, against all of them on all examples",
+    "asked.rank_starts": "trains on batches of its own",
+    "processes.sharded": "a law over processes of its own",
+    "processes.Sharded.__init__": "a law over processes of its own",
+    "processes.Sharded.operator": "a law over processes of its own",
     "curvature.graph_bytes": "an estimate from two examples, of the number of them",
     "equivariance.equivariance_defect": "tested with its groups",
     "equivariance.invariance_defect": "tested with its groups",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from weightspace.atlas.records import Jobs, Measures, Pairs, Sketches, Tasks
 from weightspace.atlas.sources import Made, fits, opened
 from weightspace.atlas.tables import architectures, contents, networks, tags
 from weightspace.atlas.ways import Way, points
-from weightspace.checkpoint import reader
+from weightspace.checkpoint import files, reader
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 from weightspace.net.public import public
@@ -125,7 +124,7 @@ class Atlas:
         with self.catalogue.reading() as connection:
             found = connection.execute(asked).all()
         return [
-            Architecture(*row[:4], {name: tuple(shape) for name, shape in json.loads(row[4]).items()}, row[5])
+            Architecture(*row[:4], {name: tuple(shape) for name, shape in files.parse(row[4]).items()}, row[5])
             for row in found
         ]
 

@@ -141,8 +141,7 @@ def lineage(
     notes = [] if group is not None else ["no group: renumbered networks are not found, and relatives are not tested"]
     moved: dict[int, Element] = {}
     if net is not None and group is not None and max(sets) > 0:
-        say("matching")
-        sets, moved = matched(members, sets, stored, net, group, seed)
+        sets, moved = matched(members, sets, stored, net, group, seed, say)
     placed = [Moved(m, moved[k], net) if k in moved and net is not None else m for k, m in enumerate(members)]
     distances = _telling(pairwise(placed, labels), members[0], net) if moved else stored
     say("relatives")

@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, Connection, Select, Table, delete, insert,
 
 from weightspace.atlas.content import Content
 from weightspace.atlas.tables import architectures, contents, networks, parents, tags
+from weightspace.checkpoint import files
 from weightspace.net.errors import WeightspaceError
 
 __all__ = ["Architecture", "Entry", "Member", "checked_name", "enter", "listed", "remove", "stamped", "tag", "untag"]
@@ -121,7 +122,7 @@ def listed(connection: Connection, *where: ColumnElement[bool]) -> list[Member]:
     above = _grouped(connection, named.order_by(other.c.id), parents.c.network, ids)
     marks = _grouped(connection, select(tags.c.network, tags.c.tag).order_by(tags.c.tag), tags.c.network, ids)
     return [
-        Member(*row[1:-2], *map(json.loads, row[-2:]), *(tuple(some.get(row[0], ())) for some in (marks, above)))
+        Member(*row[1:-2], *map(files.parse, row[-2:]), *(tuple(some.get(row[0], ())) for some in (marks, above)))
         for row in rows
     ]
 

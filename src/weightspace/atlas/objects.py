@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import fsspec
 from torch import Tensor
 
 from weightspace.atlas.content import content
-from weightspace.checkpoint import reader, writer
+from weightspace.checkpoint import files, reader, writer
 from weightspace.net.errors import WeightspaceError, first_line
 
 __all__ = ["Objects"]
@@ -73,12 +72,10 @@ class Objects:
         system, place = self._there(key)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-                fetched = Path(folder) / file.name
+            with files.beside(file) as fetched:
                 system.get_file(place, str(fetched))
                 if content(reader.read(fetched)).key != key:
                     raise WeightspaceError(f"{place}: is not what was stored there; add the network again")
-                os.replace(fetched, file)
         except WeightspaceError:
             raise
         except Exception as error:  # whatever the library of a cloud raises

@@ -26,7 +26,7 @@ from weightspace.atlas.holdings import Holdings
 from weightspace.atlas.members import Member
 from weightspace.atlas.records import Sketches
 from weightspace.atlas.tables import architectures, networks
-from weightspace.checkpoint import architecture
+from weightspace.checkpoint import architecture, files
 from weightspace.net.inputs import carried
 from weightspace.net.net import Net
 from weightspace.symmetry import saved
@@ -77,7 +77,7 @@ def group_of(held: Holdings, member: Member, net: Net) -> Symmetry:
     with held.catalogue.reading() as connection:
         row = connection.execute(select(a.example, a.certificate).where(*mine)).one()
     if row.certificate:
-        return saved.from_json(json.loads(row.certificate), Symmetry, f"the group of {member.made}")
+        return saved.from_json(files.parse(row.certificate), Symmetry, f"the group of {member.made}")
     example = architecture.parse_example(row.example) if row.example else architecture.example_of(net.module())
     group = Symmetry.of(net, carried(example, net))
     with held.catalogue.writing() as connection:

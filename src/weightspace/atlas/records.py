@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, or_, select, union_all
+from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, delete, or_, select, union_all
 
 from weightspace import __version__
 from weightspace.atlas.catalogue import Catalogue
 from weightspace.atlas.tables import contents, jobs, measures, pairs, sketches, tasks
+from weightspace.checkpoint import files
 from weightspace.net.errors import WeightspaceError
 
 __all__ = ["Jobs", "Measure", "Measures", "Pair", "Pairs", "Sketches", "TaskRow", "Tasks"]
@@ -177,6 +178,15 @@ class Pairs(_Keyed):
                 written.append((first, second, row.kind, *three, row.method))
             self.catalogue.fill(connection, pairs, _PAIR, written)
 
+    def forget(self, prefix: str, networks: Iterable[str]) -> None:
+        """Remove the pairs between these networks whose kind begins with a prefix."""
+        with self.catalogue.writing() as connection:
+            ids = [*self._numbers(connection, networks).values()]
+            p = pairs.c
+            connection.execute(
+                delete(pairs).where(p.kind.startswith(prefix, autoescape=True), p.first.in_(ids), p.second.in_(ids))
+            )
+
     def get(self, first: str, second: str, kind: str, directed: bool = False) -> Pair | None:
         """One pair, or None."""
         a, b = self._ends
@@ -263,7 +273,7 @@ class Jobs:
         with self.catalogue.reading() as connection:
             for some in _parts(sorted({*keys})):
                 rows = connection.execute(select(jobs.c.key, jobs.c.result).where(jobs.c.key.in_(some)))
-                done |= {row.key: json.loads(row.result) for row in rows}
+                done |= {row.key: files.parse(row.result) for row in rows}
         return done
 
     def __contains__(self, key: str) -> bool:

@@ -55,12 +55,12 @@ def _say_map(found: Mapped) -> None:
 def _say_space(space: Space) -> None:
     out = console()
     out.print(f"{len(space.members)} networks of {printable(space.architecture)}", style="bold", soft_wrap=True)
-    table = make_table("family", "name", "came from", "because")
+    table = make_table("family", "name", "came from", "sure", "because")
     order = space.families.order
     for k in order[:_SHOWN]:
         why = next((edge.relation.why for edge in space.lineage.edges if edge.child == k), "")
-        cells = [str(space.families.family[k] + 1), space.members[k].name, space.parents(k) or "-", why or "-"]
-        table.add_row(*map(printable, cells))
+        cells = [str(space.families.family[k] + 1), space.members[k].name, space.parents(k), space.sure(k), why]
+        table.add_row(*(printable(cell) or "-" for cell in cells))
     out.print(table)
     if len(order) > _SHOWN:
         out.print(f".. and {len(order) - _SHOWN} more; see --json or --report.")

@@ -43,6 +43,11 @@ class Space:
         """The names of the members of a family."""
         return [self.members[i].name for i in self.families.members(k)]
 
+    def sure(self, k: int) -> str:
+        """How sure the origin of a member is; "" where nothing was found, or where neither came first."""
+        found = [edge.relation.confidence for edge in self.lineage.edges if edge.child == k]
+        return f"{found[0]:.0%}" if found and found[0] > 0.5 else ""
+
     def parents(self, k: int) -> str:
         """What a member came from, in words; "" where nothing was found."""
         found = [edge for edge in self.lineage.edges if edge.child == k]
@@ -169,6 +174,7 @@ def _write(atlas: Atlas, members: Sequence[Member], found: Lineage) -> None:
                 how = "matched" if found.renumbered[i] or found.renumbered[j] else "as stored"
                 pairs[keys[i], keys[j]] = Pair(keys[i], keys[j], "distance", far[i][j], method=how)
     atlas.pairs.put(pairs.values())
+    atlas.pairs.forget("parent: ", keys)
     edges = [
         Pair(keys[e.parent], keys[e.child], f"parent: {e.kind}", e.relation.confidence, method=e.relation.why[:200])
         for e in found.edges

@@ -171,12 +171,14 @@ def _matrix(space: Space, which: str) -> Figure:
 
 
 def _table(space: Space, which: str) -> Table:
-    columns = ["family", "network", "came from", "because", *space.measures]
+    columns = ["family", "network", "came from", "sure", "because", *space.measures]
     rows = []
     for k in space.families.order:
         why = next((edge.relation.why for edge in space.lineage.edges if edge.child == k), "")
         measured = ["" if values[k] != values[k] else f"{values[k]:.4g}" for values in space.measures.values()]
-        rows.append([str(space.families.family[k] + 1), space.members[k].name, space.parents(k), why, *measured])
+        rows.append(
+            [str(space.families.family[k] + 1), space.members[k].name, space.parents(k), space.sure(k), why, *measured]
+        )
     return Table(f"All networks{which}", columns, rows, folded=len(rows) > 2 * _NAMED)
 
 
