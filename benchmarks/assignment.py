@@ -24,6 +24,7 @@ import weightspace as ws
 from benchmarks import measure, zoo
 from weightspace.linear import assignment
 from weightspace.symmetry.align import ascent
+from weightspace.symmetry.align.terms import weight_terms
 from weightspace.symmetry.balance import balancing
 
 
@@ -55,7 +56,7 @@ def dense(gain: torch.Tensor) -> np.ndarray:
 def compare(name: str, pair: tuple[int, int], a: ws.Net, b: ws.Net, repeats: int = 3) -> Row:
     """Coordinate descent from the identity, with the one solver and the other in turns."""
     group = ws.Symmetry.of(b, ws.digits("train").example(2))
-    terms = ascent.weight_terms(group, balancing(group, a.weights)(a), balancing(group, b.weights)(b))
+    terms = weight_terms(group, balancing(group, a.weights)(a), balancing(group, b.weights)(b))
     times: dict[str, list[float]] = {"plain": [], "ours": []}
 
     def descend(key: str, solver: Any) -> float:
