@@ -13,7 +13,7 @@ WINGS = """contents net jobs checkpoint linear task graph inside equivariance cu
     symmetry training flows atlas commands pages demo cli __main__"""
 FILES = {
     "net": "differentiable errors state public cost plain weights names net average inputs model",
-    "jobs": "calls processes cluster engine",
+    "jobs": "progress calls processes cluster engine",
     "checkpoint": "files refusal locate pickled reader adapter architecture stored writer",
     "linear": "assignment bits estimate krylov norms traces determinants operator",
     "task": """examples formats losses measures outputs task classification texts datasets data_files digest goal
@@ -37,9 +37,8 @@ FILES = {
     "training": "deficits critical_periods recording recorder adapters",
     "flows": "batches anchors attacks ensembles goals pruning result options stepper",
     "atlas": """tables migrations.v0001 migrations upgrade catalogue content objects records scan members sources
-        ways holdings folders orbits atlas halving question starts asked nearby greedy_averages side_by_side gram
-        sketches independence relatives averages arborescence renumbered
-        lineage families""",
+        ways holdings folders side_by_side sketches orbits atlas halving question starts asked nearby
+        greedy_averages gram independence relatives averages arborescence renumbered lineage families""",
     "commands": """progress data scores settings workspace compare align merge capacity walk perturb stability inform
         tasks certify watch paths atlas atlas_map atlas_asked""",
     "pages": """page style compare align merge walk capacity stability inform tasks certify paths watch

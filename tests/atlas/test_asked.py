@@ -33,15 +33,15 @@ def members(data):
 
 
 @pytest.fixture(scope="module")
-def test_data():
+def held_out():
     return ws.digits("test")
 
 
 @pytest.mark.parametrize("by", ["loss", "accuracy"])
-def test_the_best_by_halving_is_the_best_of_all(members, test_data, by):
-    worth = ws.accuracy(test_data) if by == "accuracy" else lambda net: -float(test_data(net))
+def test_the_best_by_halving_is_the_best_of_all(members, held_out, by):
+    worth = ws.accuracy(held_out) if by == "accuracy" else lambda net: -float(held_out(net))
     whole = {name: worth(net) for name, net in members.items()}
-    answer = rank(members, test_data, by)
+    answer = rank(members, held_out, by)
     assert max(whole, key=whole.get) in answer.tied
     first = answer.found.ranking[0]
     value, error = answer.value(first)
@@ -49,27 +49,27 @@ def test_the_best_by_halving_is_the_best_of_all(members, test_data, by):
     assert answer.found.share < 0.6 and answer.whole_seconds > answer.seconds
 
 
-def test_all_asked_on_all_is_the_loss_of_the_task(members, test_data):
-    answer = rank(members, test_data, first=len(test_data))
+def test_all_asked_on_all_is_the_loss_of_the_task(members, held_out):
+    answer = rank(members, held_out, first=len(held_out))
     for row in answer.found.ranking:
-        assert row.loss == pytest.approx(float(test_data(members[row.name])), rel=1e-5)
+        assert row.loss == pytest.approx(float(held_out(members[row.name])), rel=1e-5)
     assert answer.found.share == 1
-    assert [row.name for row in answer.found.ranking] == sorted(members, key=lambda n: float(test_data(members[n])))
+    assert [row.name for row in answer.found.ranking] == sorted(members, key=lambda n: float(held_out(members[n])))
 
 
-def test_class_weights_and_batches_count_as_in_the_task(members, test_data):
+def test_class_weights_and_batches_count_as_in_the_task(members, held_out):
     weight = torch.linspace(0.1, 3, 10)
-    task = ws.Task(test_data.example(len(test_data)), test_data.labels(), loss=nn.CrossEntropyLoss(weight))
+    task = ws.Task(held_out.example(len(held_out)), held_out.labels(), loss=nn.CrossEntropyLoss(weight))
     answer = rank(members, task, first=len(task))
     for row in answer.found.ranking:
         assert row.loss == pytest.approx(float(task(members[row.name])), rel=1e-5)
 
 
-def test_the_answer_depends_on_the_seed_alone(members, test_data):
-    one, two = (rank(members, test_data, seed=3) for _ in range(2))
-    batched = ws.Task(test_data.example(len(test_data)), test_data.labels(), batch=7)
+def test_the_answer_depends_on_the_seed_alone(members, held_out):
+    one, two = (rank(members, held_out, seed=3) for _ in range(2))
+    batched = ws.Task(held_out.example(len(held_out)), held_out.labels(), batch=7)
     loader = torch.utils.data.DataLoader(
-        torch.utils.data.TensorDataset(test_data.example(len(test_data)), test_data.labels()), 50
+        torch.utils.data.TensorDataset(held_out.example(len(held_out)), held_out.labels()), 50
     )
     for other in (two, rank(members, batched, seed=3), rank(members, ws.Task(loader), seed=3)):
         assert other.best == one.best and other.found.passes == one.found.passes
@@ -77,18 +77,18 @@ def test_the_answer_depends_on_the_seed_alone(members, test_data):
             assert mine.name == its.name and mine.loss == pytest.approx(its.loss, rel=1e-5)
 
 
-def test_members_are_opened_when_they_are_asked(members, test_data):
+def test_members_are_opened_when_they_are_asked(members, held_out):
     seen = []
 
     def opener(name):
         return lambda: seen.append(name) or members[name]
 
-    answer = rank({name: opener(name) for name in members}, test_data)
+    answer = rank({name: opener(name) for name in members}, held_out)
     assert {*seen} == {*members} and len(seen) > len(members)
-    assert answer.best == rank(members, test_data).best
+    assert answer.best == rank(members, held_out).best
 
 
-def test_what_cannot_answer_is_listed_with_the_reason(members, test_data):
+def test_what_cannot_answer_is_listed_with_the_reason(members, held_out):
     net = next(iter(members.values()))
 
     def gone():
@@ -101,36 +101,36 @@ def test_what_cannot_answer_is_listed_with_the_reason(members, test_data):
         "gone": gone,
         "| <b>odd</b> ../..": net,
     }
-    answer = rank(members | odd, test_data)
+    answer = rank(members | odd, held_out)
     assert answer.left_out.keys() == {"narrow", "few classes", "nan", "gone"}
     assert "shape" in answer.left_out["narrow"] and "outside the 3 outputs" in answer.left_out["few classes"]
     assert "NaN" in answer.left_out["nan"] and "not there any more" in answer.left_out["gone"]
     assert len([line for line in answer.table().splitlines()]) == len(answer.found.ranking) + 2
     assert answer.data()["left_out"] == dict(answer.left_out)
     with pytest.raises(WeightspaceError, match="no member can answer: narrow"):
-        rank({"narrow": odd["narrow"]}, test_data)
+        rank({"narrow": odd["narrow"]}, held_out)
     with pytest.raises(WeightspaceError, match="no member can answer: narrow"):
-        rank({"narrow": odd["narrow"]}, test_data, "logme")
+        rank({"narrow": odd["narrow"]}, held_out, "logme")
 
 
-def test_data_without_what_is_asked_for_are_refused(members, test_data):
-    x = test_data.example(50)
+def held_out_without_what_is_asked_for_are_refused(members, held_out):
+    x = held_out.example(50)
     for task, by, said in (
         (ws.Task(x), "loss", "no labels"),
         (ws.Task(x, torch.randn(50, 10)), "accuracy", "not classes"),
         (ws.Task(x, torch.randn(50, 10)), "perplexity", "perplexity is that of tokens"),
-        (ws.Task(x, test_data.labels(50), aggregate="sum"), "loss", "aggregate"),
+        (ws.Task(x, held_out.labels(50), aggregate="sum"), "loss", "aggregate"),
         (ws.Task(x), "logme", "no labels"),
     ):
         with pytest.raises(ws.WeightspaceError, match=said):
             rank(members, task, by)
     with pytest.raises(WeightspaceError, match="no members"):
-        rank({}, test_data)
+        rank({}, held_out)
 
 
-def test_one_member_alone_is_ranked(members, test_data):
+def test_one_member_alone_is_ranked(members, held_out):
     name, net = next(iter(members.items()))
-    answer = rank({name: net}, test_data)
+    answer = rank({name: net}, held_out)
     assert answer.best == name and answer.tied == (name,)
 
 
@@ -196,9 +196,9 @@ def test_texts_that_give_no_task_are_refused(texts, given, said):
 # ------------------------------------------------------------------ starts
 
 
-def test_logme_prefers_features_of_the_task_whatever_the_classes(members, test_data):
+def test_logme_prefers_features_of_the_task_whatever_the_classes(members, held_out):
     """Parity is a new task of two classes: no member has a loss on it that means anything, its features have."""
-    parity = ws.Task(test_data.example(len(test_data)), test_data.labels() % 2)
+    parity = ws.Task(held_out.example(len(held_out)), held_out.labels() % 2)
     wild = {"random": ws.fresh(perceptron, 7)}
     trained = list(members)[-1]
     answer = rank(wild | {trained: members[trained]}, parity, "logme", budget=0.999)
@@ -209,11 +209,11 @@ def test_logme_prefers_features_of_the_task_whatever_the_classes(members, test_d
     assert scores[trained] == pytest.approx(exact)
 
 
-def test_the_error_of_logme_is_that_of_other_draws(members, test_data):
+def test_the_error_of_logme_is_that_of_other_draws(members, held_out):
     name, net = list(members.items())[-1]
     scores = []
     for seed in range(8):
-        answer = rank({name: net}, test_data, "logme", budget=0.5, seed=seed)
+        answer = rank({name: net}, held_out, "logme", budget=0.5, seed=seed)
         scores.append(answer.value(answer.found.ranking[0]))
     spread = float(torch.tensor([score for score, _ in scores]).std()) / math.sqrt(0.5)  # of draws without return
     told = float(torch.tensor([error for _, error in scores]).mean())

@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, select
 
 from weightspace.atlas import members as rows
 from weightspace.atlas.catalogue import Catalogue, is_url
-from weightspace.atlas.folders import Added, Progress, add_all, silent
+from weightspace.atlas.folders import Added, add_all
 from weightspace.atlas.holdings import Holdings, Opening
 from weightspace.atlas.members import Architecture, Entry, Member, checked_name
 from weightspace.atlas.objects import Objects
@@ -21,6 +21,7 @@ from weightspace.atlas.sources import Made, fits, opened
 from weightspace.atlas.tables import architectures, contents, networks, tags
 from weightspace.atlas.ways import Way, points
 from weightspace.checkpoint import files, reader
+from weightspace.jobs.progress import Progress, silent
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 from weightspace.net.public import public
@@ -137,8 +138,7 @@ class Atlas:
 
         Raises `WeightspaceError` where the architecture is not known, or has no group that can be read.
         """
-        member = self[name]
-        return group_of(self._held, member, self._held.net(member))
+        return group_of(self._held, self[name])
 
     def orbits(self, progress: Progress = silent) -> Orbits:
         """The members that are copies up to symmetry: renumbered, rescaled, or rotated where that changes nothing.

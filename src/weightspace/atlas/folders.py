@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,10 @@ from weightspace.atlas.holdings import Holdings
 from weightspace.atlas.members import Entry, Member, checked_name
 from weightspace.atlas.scan import Left, scan
 from weightspace.atlas.sources import Made, fits, opened
+from weightspace.jobs.progress import Progress
 from weightspace.net.errors import WeightspaceError
 
-__all__ = ["Added", "Progress", "add_all", "silent"]
-
-Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, how much there is
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """Tell nothing."""
+__all__ = ["Added", "add_all"]
 
 
 @dataclass

@@ -51,8 +51,13 @@ class Opening:
             raise WeightspaceError(self.why)
         if stamp(self.path, self.chosen, settled=False) != self.stamp:
             raise ChangedError(f"{self.name}: {self.path} has changed meanwhile; ask again")
-        with chosen_as(self.chosen):
-            return stored.load(self.template, self.path)[0]
+        return _loaded(self.template, self.path, self.chosen)
+
+
+def _loaded(template: Net, path: Path, chosen: str | None) -> Net:
+    with chosen_as(chosen), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FileNote)  # what was left out of the file was said when it was added
+        return stored.load(template, path)[0]
 
 
 @dataclass(frozen=True)
@@ -176,10 +181,7 @@ class Holdings:
     def net(self, member: Member, like: Net | None = None) -> Net:
         """A member as a network of its architecture, or of that of `like`. Raises as `open` and `template` do."""
         _, path = self.open(member)
-        template = self.template(member) if like is None else like
-        with chosen_as(member.chosen), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FileNote)  # what was left out of the file was said when it was added
-            return stored.load(template, path)[0]
+        return _loaded(self.template(member) if like is None else like, path, member.chosen)
 
     def template(self, member: Member) -> Net:
         """The architecture of a member, as a network on the meta device.

@@ -25,6 +25,7 @@ from sqlalchemy import select, update
 from weightspace.atlas.holdings import Holdings
 from weightspace.atlas.members import Member
 from weightspace.atlas.records import Sketches
+from weightspace.atlas.sketches import sketch
 from weightspace.atlas.tables import architectures, networks
 from weightspace.checkpoint import architecture, files
 from weightspace.net.inputs import carried
@@ -34,7 +35,7 @@ from weightspace.symmetry.symmetry import Symmetry
 
 __all__ = ["Orbits", "group_of", "orbit_of", "projected"]
 
-BUCKETS, SAME = 256, 1e-5
+SAME = 1e-5
 
 
 @dataclass
@@ -46,7 +47,7 @@ class Orbits:
 
 
 def projected(tensors: Mapping[str, torch.Tensor]) -> np.ndarray:
-    """256 random projections of named tensors, in float64: the same for the same names and shapes.
+    """256 random projections of named tensors, in float64: the sum of the sketches of all (see `sketch`).
 
     >>> import weightspace as ws
     >>> from weightspace.atlas.orbits import projected
@@ -55,29 +56,24 @@ def projected(tensors: Mapping[str, torch.Tensor]) -> np.ndarray:
     >>> bool(abs((far**2).sum() / float(net.weights.norm()) ** 2 - 1) < 0.3)
     True
     """
-    found = torch.zeros(BUCKETS, dtype=torch.float64)
-    for name, tensor in sorted(tensors.items()):
-        if not tensor.is_floating_point():
-            continue
-        seed = hashlib.sha256(json.dumps([name, [*tensor.shape]]).encode()).digest()[:7]
-        generator = torch.Generator().manual_seed(int.from_bytes(seed, "little"))
-        drawn = torch.randint(2 * BUCKETS, (tensor.numel(),), generator=generator)
-        signs = (1 - 2 * drawn.remainder(2)).double()
-        found.index_add_(0, drawn // 2, signs * tensor.detach().cpu().double().flatten())
-    return found.numpy()
+    return sketch(tensors).numbers.double().sum(0).numpy()
 
 
-def group_of(held: Holdings, member: Member, net: Net) -> Symmetry:
+def group_of(held: Holdings, member: Member, net: Net | None = None) -> Symmetry:
     """The symmetry group of a member's architecture: read and verified once, then kept in the catalogue.
 
-    Raises `WeightspaceError` where it cannot be read, or there is no example of an input.
+    `net`: that of the member, where it is open already. Raises `WeightspaceError` where the architecture is not known,
+    the group cannot be read, or there is no example of an input.
     """
+    if net is None:
+        held.template(member)  # refuses one that is not known, or changed since
     a = architectures.c
     mine = a.fingerprint == member.fingerprint, a.made == member.made
     with held.catalogue.reading() as connection:
         row = connection.execute(select(a.example, a.certificate).where(*mine)).one()
     if row.certificate:
         return saved.from_json(files.parse(row.certificate), Symmetry, f"the group of {member.made}")
+    net = held.net(member) if net is None else net
     example = architecture.parse_example(row.example) if row.example else architecture.example_of(net.module())
     group = Symmetry.of(net, carried(example, net))
     with held.catalogue.writing() as connection:
@@ -98,10 +94,10 @@ def orbit_of(held: Holdings, sketches: Sketches, member: Member) -> str:
     if member.key not in known:
         known[member.key] = projected(group_of(held, member, net).canonical(net.double()).tensors)
         sketches.put(method, {member.key: known[member.key]})
-    orbits = {other.key: other.orbit for other in held.listed(networks.c.orbit.is_not(None))}
+    orbits = {one.key: one.orbit for one in held.listed(networks.c.orbit.is_not(None))}
     orbit = member.key
-    for key, sketch in known.items():
-        if orbits.get(key) is not None and _near(sketch, known[member.key]):
+    for key, other in known.items():
+        if orbits.get(key) is not None and _near(other, known[member.key]):
             orbit = str(orbits[key])
             break
     with held.catalogue.writing() as connection:

@@ -14,8 +14,8 @@ import typer
 from weightspace.checkpoint.files import CHOSEN, refuse_dangling
 
 if TYPE_CHECKING:
-    from weightspace.commands.progress import Progress
     from weightspace.commands.settings import Settings
+    from weightspace.jobs.progress import Progress
 
 __all__ = ["Checkpoint", "Limit", "Out", "Shared", "free", "missing", "numbers", "shared"]
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from weightspace.cli.options import Shared
-    from weightspace.commands.progress import Progress
     from weightspace.commands.workspace import Workspace
+    from weightspace.jobs.progress import Progress
     from weightspace.pages.page import Page
 
 __all__ = ["answer", "answers_alone", "note", "noted", "opened", "print_json", "progress"]

@@ -9,14 +9,16 @@ from typing import Any
 
 from weightspace.atlas.atlas import Atlas
 from weightspace.atlas.folders import Added
+from weightspace.atlas.holdings import ChangedError
 from weightspace.atlas.members import Member
 from weightspace.atlas.orbits import Orbits
 from weightspace.atlas.records import Measure
 from weightspace.atlas.scan import Left, is_path
 from weightspace.commands.settings import Settings
 from weightspace.net.errors import WeightspaceError
+from weightspace.symmetry.symmetry import Symmetry
 
-__all__ = ["Checked", "Listed", "Shown", "add", "check", "listed", "remove", "show", "tag"]
+__all__ = ["Checked", "Listed", "Shown", "add", "check", "known_group", "listed", "remove", "show", "tag"]
 
 
 @dataclass(frozen=True)
@@ -162,3 +164,23 @@ def remove(atlas: Atlas, names: Sequence[str]) -> Listed:
 def check(atlas: Atlas, settings: Settings) -> Checked:
     """Every member read and compared with what was added."""
     return Checked(len(atlas), atlas.check(settings.progress))
+
+
+def known_group(
+    atlas: Atlas, members: Sequence[Member], settings: Settings
+) -> tuple[Member | None, Symmetry | None, str]:
+    """The first member whose architecture is known, with the group; or None, and why there is none."""
+    known = [member for member in members if member.made]
+    if not known:
+        return None, None, "the architecture is not known; add the networks with --arch and --example"
+    settings.progress(f"reading the symmetry of {known[0].made}", 0, 0)
+    why = ""
+    for member in known:
+        try:
+            group, _ = atlas.group(member.name), atlas.tensors(member.name)
+            return member, group, ""
+        except ChangedError as error:  # its file is gone; others of the architecture will do
+            why = why or str(error)
+        except WeightspaceError as error:
+            return None, None, str(error)
+    return None, None, why

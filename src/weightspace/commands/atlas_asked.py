@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,12 +12,12 @@ from weightspace.atlas.asked import Answer, By, rank, rank_starts
 from weightspace.atlas.atlas import Atlas
 from weightspace.atlas.content import chosen_as
 from weightspace.atlas.greedy_averages import Soup, soup
-from weightspace.atlas.holdings import ChangedError
 from weightspace.atlas.members import Member
 from weightspace.atlas.nearby import Nearby, Way, between, nearest
 from weightspace.atlas.records import Measure, TaskRow
 from weightspace.atlas.sources import Made, opened
 from weightspace.checkpoint import stored
+from weightspace.commands.atlas import known_group
 from weightspace.commands.data import labelled, splits, train_and_test
 from weightspace.commands.settings import Opened, Settings
 from weightspace.jobs.engine import Engine
@@ -94,10 +95,11 @@ def query(
         )
     settings.progress(f"opening {len(members)} networks", 0, 0)
     openings = atlas.openings(members, _like(settings))
-    told: Callable[[int, int], None] = lambda done, total: settings.progress("asking the members", done, total)  # noqa: E731
+    told = partial(settings.progress, "asking the members")
     if steps:
-        start_by = cast(Any, by)
-        answer = rank_starts(openings, task, start_by, steps=steps, seed=settings.seed, engine=engine, progress=told)
+        answer = rank_starts(
+            openings, task, cast(Any, by), steps=steps, seed=settings.seed, engine=engine, progress=told
+        )
         what = f"{by} after {steps} steps"
     else:
         answer = rank(openings, task, cast(By, by), budget=budget, seed=settings.seed, engine=engine, progress=told)
@@ -109,20 +111,14 @@ def query(
 def nearest_to(atlas: Atlas, path: Path, count: int = 5, *, settings: Settings) -> Nearby:
     """The members nearest to the network of a file, up to symmetry. Raises `WeightspaceError`."""
     found = opened(path)
-    members = [m for m in atlas.members(fingerprint=found.content.fingerprint) if m.made]
-    if settings.arch is None and not members:
-        raise WeightspaceError(f"{path}: the atlas knows no architecture of these tensors; add networks with --arch")
-    like, known = _like(settings), atlas.openings(members)
-    like = like or next((one.template for one in known.values() if one.template is not None), None)
-    if like is None:
-        raise WeightspaceError(f"{path}: {known[members[0].name].why}")
-    net = stored.load(like, path)[0]
-    group, note = _group(atlas, members, settings)
-    if group is None:
-        raise WeightspaceError(f"{path}: {note}")
-    others = atlas.members(fingerprint=found.content.fingerprint)
-    told = lambda done, total: settings.progress("bounding distances", done, total)  # noqa: E731
-    return nearest(net, atlas.openings(others, like), group, count, progress=told)
+    members = atlas.members(fingerprint=found.content.fingerprint)
+    known, group, why = known_group(atlas, members, settings)
+    if known is None or group is None:
+        raise WeightspaceError(f"{path}: the atlas has no group of these tensors: {why}")
+    like = _like(settings) or atlas.openings([known])[known.name].template
+    assert like is not None
+    net, told = stored.load(like, path)[0], partial(settings.progress, "bounding distances")
+    return nearest(net, atlas.openings(members, like), group, count, progress=told)
 
 
 def between_members(atlas: Atlas, a: str, b: str, data: str, tag: str | None = None, *, settings: Settings) -> Joined:
@@ -136,10 +132,10 @@ def between_members(atlas: Atlas, a: str, b: str, data: str, tag: str | None = N
     others = [m for m in atlas.members(tag=tag, fingerprint=first.fingerprint) if m.name not in (a, b)]
     openings = atlas.openings([first, second, *others], _like(settings))
     ends = openings.pop(a), openings.pop(b)
-    group, note = _group(atlas, [first, second, *others], settings)
-    told = lambda done, total: settings.progress("measuring barriers", done, total)  # noqa: E731
+    group, notes = _group(atlas, [first, second, *others], settings)
+    told = partial(settings.progress, "measuring barriers")
     way = between(ends[0](), ends[1](), openings, task, group, seed=settings.seed, progress=told)
-    return Joined((a, b), data, way, [note] if note else [])
+    return Joined((a, b), data, way, notes)
 
 
 def merge(
@@ -158,8 +154,8 @@ def merge(
         raise WeightspaceError("members of several architectures have no average; name those of one")
     choose, measure = (labelled(task, data) for task in splits(data, 1 << 30, settings.seed))
     openings = atlas.openings(chosen, _like(settings))
-    group, note = _group(atlas, chosen, settings)
-    told = lambda done, total: settings.progress("averaging", done, total)  # noqa: E731
+    group, notes = _group(atlas, chosen, settings)
+    told = partial(settings.progress, "averaging")
     found = soup(openings, choose, group, seed=settings.seed, progress=told)
     best = openings[found.kept[0]]
     assert best.template is not None
@@ -167,7 +163,7 @@ def merge(
         first = Opened(best.template, *stored.load(best.template, best.path), settings)
     first.save(found.net, out, f"greedy average of {len(found.kept)} members: {', '.join(found.kept)[:500]}")
     loss, best_loss = (float(measure(net).detach()) for net in (found.net, first.net))
-    return Averaged(out, found, loss, best_loss, [note] if note else [])
+    return Averaged(out, found, loss, best_loss, notes)
 
 
 def _examples(data: str) -> Task:
@@ -180,21 +176,10 @@ def _like(settings: Settings) -> Net | None:
     return Made.of(settings.arch, None).template
 
 
-def _group(atlas: Atlas, members: Sequence[Member], settings: Settings) -> tuple[Symmetry | None, str]:
-    """The group of an architecture that one of the members knows; or None, and why networks are not aligned."""
-    known = [m for m in members if m.made]
-    if not known:
-        return None, "networks are taken as they are stored: add them with --arch and --example to align them"
-    settings.progress(f"reading the symmetry of {known[0].made}", 0, 0)
-    why = ""
-    for member in known:
-        try:
-            return atlas.group(member.name), ""
-        except ChangedError as error:  # its file is gone; others of the architecture will do
-            why = why or str(error)
-        except WeightspaceError as error:
-            return None, f"networks are taken as they are stored: {error}"
-    return None, f"networks are taken as they are stored: {why}"
+def _group(atlas: Atlas, members: Sequence[Member], settings: Settings) -> tuple[Symmetry | None, list[str]]:
+    """The group of the architecture, and a note where there is none."""
+    _, group, why = known_group(atlas, members, settings)
+    return group, [f"networks are taken as they are stored: {why}"] if group is None else []
 
 
 def _write(atlas: Atlas, members: Sequence[Member], answer: Answer, task: Task, data: str, what: str) -> None:

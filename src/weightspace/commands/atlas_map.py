@@ -15,10 +15,9 @@ from weightspace.atlas.lineage import Lineage, lineage, plain
 from weightspace.atlas.members import Member
 from weightspace.atlas.records import Pair
 from weightspace.atlas.side_by_side import dtypes_of
+from weightspace.commands.atlas import known_group
 from weightspace.commands.settings import Settings
 from weightspace.net.errors import WeightspaceError
-from weightspace.net.net import Net
-from weightspace.symmetry.symmetry import Symmetry
 
 __all__ = ["Mapped", "Space", "mapped"]
 
@@ -115,13 +114,14 @@ def mapped(atlas: Atlas, tag: str | None = None, matching: bool = True, *, setti
 def _space(atlas: Atlas, opened: Sequence[Opened], matching: bool, settings: Settings) -> Space:
     """The members of one architecture, mapped."""
     members, tensors = [m for m, _ in opened], [t for _, t in opened]
-    net, group, note = _read(atlas, members, settings) if matching else (None, None, "")
+    known, group, why = known_group(atlas, members, settings) if matching else (None, None, "")
+    net = atlas.net(known.name) if known is not None and group is not None else None
     found = lineage(
         tensors, [m.name for m in members], net=net, group=group, seed=settings.seed,
         progress=lambda what: settings.progress(f"{what} of {len(members)} networks", 0, 0),
     )  # fmt: skip
-    if note:
-        found = replace(found, notes=(note,))
+    if why:
+        found = replace(found, notes=(f"renumbered networks are not found and relatives not tested: {why}",))
     _write(atlas, members, found)
     plane = scaled(found.distances.distances)
     return Space(_named(members), members, found, families(found), plane, _measures(atlas, members))
@@ -148,21 +148,6 @@ def _named(members: Sequence[Member]) -> str:
     return next((m.made for m in members if m.made), "") or f"unknown, as {members[0].name}"
 
 
-def _read(
-    atlas: Atlas, members: Sequence[Member], settings: Settings
-) -> tuple[Net | None, Symmetry | None, str]:  # fmt: skip
-    """A network of the architecture and its group; or None, and why."""
-    known = next((m for m in members if m.made), None)
-    if known is None:
-        why = "the architecture is not known; add the networks with --arch and --example"
-        return None, None, f"renumbered networks are not found and relatives not tested: {why}"
-    settings.progress(f"reading the symmetry of {known.made}", 0, 0)
-    try:
-        return atlas.net(known.name), atlas.group(known.name), ""
-    except WeightspaceError as error:
-        return None, None, f"renumbered networks are not found and relatives not tested: {error}"
-
-
 def _write(atlas: Atlas, members: Sequence[Member], found: Lineage) -> None:
     """Distances of all pairs, and edges with their confidence, as rows of the atlas."""
     keys = [member.key for member in members]
@@ -186,12 +171,12 @@ def _write(atlas: Atlas, members: Sequence[Member], found: Lineage) -> None:
 def _measures(atlas: Atlas, members: Sequence[Member]) -> dict[str, list[float]]:
     """What was measured of two members or more."""
     names = {task.key: task.name for task in atlas.tasks}
-    at = {member.key: k for k, member in enumerate(members)}
+    at: dict[str, list[int]] = {}
+    for k, member in enumerate(members):
+        at.setdefault(member.key, []).append(k)
     found: dict[str, list[float]] = {}
     for row in atlas.measures.of():
-        if row.network in at:
-            what = f"{row.observable} on {names.get(row.task, row.task)}" if row.task else row.observable
-            values = found.setdefault(what, [math.nan] * len(members))
-            for k, member in enumerate(members):
-                values[k] = row.value if member.key == row.network else values[k]
+        what = f"{row.observable} on {names.get(row.task, row.task)}" if row.task else row.observable
+        for k in at.get(row.network, []):
+            found.setdefault(what, [math.nan] * len(members))[k] = row.value
     return {what: values for what, values in found.items() if sum(v == v for v in values) > 1}

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from weightspace.commands.progress import Progress, silent
 from weightspace.commands.workspace import Workspace, file_names
+from weightspace.jobs.progress import Progress, silent
 from weightspace.metric.distance import euclidean, functional, layerwise
 from weightspace.net.net import Net
 from weightspace.net.public import public

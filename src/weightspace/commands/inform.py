@@ -14,9 +14,10 @@ from weightspace.codes.structure_functions import StructureFunction
 from weightspace.codes.sweep import structure_function
 from weightspace.codes.weight_information import Information, information
 from weightspace.commands.data import labelled, limited, train_and_test
-from weightspace.commands.progress import Progress, duration, seconds
+from weightspace.commands.progress import duration, seconds
 from weightspace.commands.scores import scored
 from weightspace.commands.settings import Settings
+from weightspace.jobs.progress import Progress
 from weightspace.net.net import Net
 from weightspace.task.classification import classifies
 from weightspace.task.task import Task

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightspace.commands.progress import Progress, silent
 from weightspace.inside import path_overlap
 from weightspace.inside.units import Gates
+from weightspace.jobs.progress import Progress, silent
 from weightspace.training.adapters import scalars
 from weightspace.training.recording import Recording, RecordingError
 

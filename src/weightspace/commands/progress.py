@@ -1,21 +1,14 @@
-"""Progress of a long command: the callback that is told, and how long a run will take."""
+"""How long a run will take."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 from weightspace.net.net import Net
 from weightspace.task.goal import value_and_gradient
 from weightspace.task.task import Task
 
-__all__ = ["Progress", "duration", "seconds", "silent"]
-
-Progress = Callable[[str, int, int], None]  # what is being done, steps done, steps in all (0: not known)
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """Tell nothing."""
+__all__ = ["duration", "seconds"]
 
 
 def seconds(net: Net, task: Task) -> float:

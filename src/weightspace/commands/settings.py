@@ -11,7 +11,7 @@ from torch import Tensor
 from weightspace.checkpoint import architecture, stored, writer
 from weightspace.checkpoint.architecture import ArchitectureError
 from weightspace.checkpoint.stored import Stored
-from weightspace.commands.progress import Progress, silent
+from weightspace.jobs.progress import Progress, silent
 from weightspace.net.net import Net
 
 __all__ = ["Opened", "Settings"]

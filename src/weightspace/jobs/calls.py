@@ -1,4 +1,8 @@
-"""One job as a worker runs it: a function that is sent once to every worker, its arguments, and how it ended."""
+"""One job as a worker runs it: a function that is sent once to every worker, its arguments, and how it ended.
+
+What is unpickled here comes from the process that started the worker, or from a cluster that the user named: never from
+a file.
+"""
 
 from __future__ import annotations
 
