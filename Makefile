@@ -2,10 +2,13 @@ PYTHON ?= python3
 BIN = .venv/bin
 PYTEST = $(BIN)/pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-slow test-all test-of coverage clean
+.PHONY: demo serve test test-slow test-all test-of coverage clean
 
 demo: .venv/ready
 	$(BIN)/weightspace demo
+
+serve: .venv/ready
+	$(BIN)/weightspace serve $(ATLAS)
 
 test: .venv/ready-dev
 	$(BIN)/ruff check .
@@ -31,7 +34,7 @@ coverage: .venv/ready-dev
 
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[web]"
 	touch $@
 
 .venv/ready-dev: .venv/ready

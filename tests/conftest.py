@@ -29,6 +29,7 @@ CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 OTHERS = (
     *("numpy", "torch.export", "scipy.optimize", "scipy.sparse.csgraph", "sklearn.datasets", "safetensors.torch"),
     *("typer", "rich.progress", "rich.table", "plotly.graph_objects"),
+    *("fastapi", "starlette.staticfiles", "starlette.testclient", "uvicorn"),
     *("sqlalchemy", "alembic.op", "alembic.config", "alembic.script", "alembic.runtime.environment", "fsspec"),
 )
 VISIT = JaxtypingTransformer.visit_FunctionDef

@@ -26,6 +26,7 @@ from weightspace.cli import (
     paths,
     perturb,
     read,
+    serve,
     stability,
     tasks,
     walk,
@@ -182,6 +183,7 @@ _PANELS: dict[str, list[Callable[..., None]]] = {  # of --help, in its order
     "Measure": [capacity.capacity, stability.stability, inform.inform, certify.certify],
     "Sets of data and networks": [tasks.tasks],
     "Training runs": [watch.watch, paths.paths],
+    "In the browser": [serve.serve],
 }
 app.add_typer(atlas_sets.app, name="atlas", rich_help_panel="Sets of data and networks")
 for panel, commands in _PANELS.items():
