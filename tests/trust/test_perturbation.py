@@ -20,6 +20,7 @@ from weightspace.metric.metric import Adam, Euclidean, Relative, Spectral, by_la
 from weightspace.metric.pullback import Pullback
 from weightspace.net.errors import SymmetryError, WeightspaceError
 from weightspace.net.net import Net
+from weightspace.net.seeds import derived
 from weightspace.symmetry.quotient import modulo
 from weightspace.symmetry.symmetry import Symmetry
 from weightspace.task.classification import accuracy
@@ -340,7 +341,10 @@ def test_the_expected_displacement_is_that_of_small_noise(depth):
     eta = 0.002
     expected = displacement(a, t, eta, draws=64)
     f = t.outputs(a)
-    squares = [float((t.outputs(perturb(a, eta, seed=k)) - f).square().sum() / f.square().sum()) for k in range(200)]
+    squares = [
+        float((t.outputs(perturb(a, eta, seed=derived(0, "noise", k))) - f).square().sum() / f.square().sum())
+        for k in range(200)
+    ]
     assert math.sqrt(sum(squares) / 200) == pytest.approx(expected.relative, rel=0.12)
     assert sum(expected.shares.values()) == pytest.approx(1) and expected.error < 0.1 * expected.relative
     double = displacement(a, t, 2 * eta, draws=64)
@@ -445,7 +449,12 @@ def test_the_width_is_where_the_cost_passes_the_tolerance():
     f = t.outputs(a)
 
     def cost(eta):
-        return sum(float((t.outputs(perturb(a, eta, seed=k)) - f).norm() / f.norm()) for k in range(6)) / 6
+        return (
+            sum(
+                float((t.outputs(perturb(a, eta, seed=derived(0, "noise", k))) - f).norm() / f.norm()) for k in range(6)
+            )
+            / 6
+        )
 
     assert cost(at) <= 0.1 < cost(at * 1.02)
     assert width(a, t, 1.0) == 2.0

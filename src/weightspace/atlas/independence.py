@@ -23,6 +23,7 @@ from torch import Tensor
 from weightspace.atlas.side_by_side import Member
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.public import public
+from weightspace.net.seeds import derived
 from weightspace.symmetry.axis import Axis, Block, place_axes
 from weightspace.symmetry.group import Group
 
@@ -124,7 +125,7 @@ def _rank(values: Tensor) -> float:
 
 def _uniform(group: Group, seed: int, k: int) -> dict[str, Tensor]:
     """Uniform permutations of every axis; unlike those of `Group.sample` they may be the identity."""
-    generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, k]).generate_state(1)[0]))
+    generator = torch.Generator().manual_seed(derived(seed, "member", k))
     tables = {}
     for axis in group.permutable():
         sizes = group.sizes(axis)

@@ -22,6 +22,7 @@ from weightspace.linear.determinants import Nystrom, logdet
 from weightspace.linear.krylov import lanczos
 from weightspace.linear.operator import Operator
 from weightspace.net.public import public
+from weightspace.net.seeds import derived
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -192,7 +193,7 @@ def _functions(a: Operator, part: Nystrom, b: float, probes: int, seed: int) -> 
         values = values.clamp(min=0)
         return [(values / b).log1p(), values / (values + b)]
 
-    generator = torch.Generator().manual_seed(seed + 1)
+    generator = torch.Generator().manual_seed(derived(seed, "rest"))
     draws: list[list[Tensor]] = [[], []]
     for _ in range(probes):
         z = torch.randint(0, 2, (a.rows,), generator=generator).double() * 2 - 1

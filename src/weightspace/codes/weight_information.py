@@ -40,6 +40,7 @@ from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net, checked
 from weightspace.net.plain import plain
 from weightspace.net.public import public
+from weightspace.net.seeds import derived
 from weightspace.task.task import Task
 
 if TYPE_CHECKING:
@@ -400,7 +401,7 @@ def _variational(
         width = None if isinstance(prior, str) else prior
         found.append(
             encode(known.net, known.task, known.beta, anchor=known.anchor, variance=width, steps=steps, batch=batch,
-                   seed=seed * 1_000_003 + k, progress=told, **options)
+                   seed=derived(seed, "code", k), progress=told, **options)
         )  # fmt: skip
     code = min(found, key=lambda one: one.length)
     values = torch.tensor([one.kl for one in found], dtype=torch.float64)

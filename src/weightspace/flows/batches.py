@@ -10,6 +10,7 @@ from torch import Tensor
 
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
+from weightspace.net.seeds import derived
 from weightspace.task.outputs import logits
 from weightspace.task.task import Task
 
@@ -26,7 +27,7 @@ def forward(task: Task, net: Net, x: Any) -> Tensor:
 
 def changed(x: Any, augment: Augment | None, seed: int, step: int) -> Any:
     """The batch as `augment` changes it at this step; the same for the same seed."""
-    return x if augment is None else augment(x, torch.Generator().manual_seed(seed * 1_000_003 + step))
+    return x if augment is None else augment(x, torch.Generator().manual_seed(derived(seed, "change", step)))
 
 
 def mean_of(parts: list[tuple[Tensor, int]]) -> Tensor:

@@ -15,6 +15,7 @@ from weightspace.flows.attacks import input_gradient
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net, checked
 from weightspace.net.public import public
+from weightspace.net.seeds import derived
 from weightspace.net.weights import wide
 from weightspace.task.outputs import logits
 from weightspace.task.task import Task
@@ -92,7 +93,7 @@ def swag(points: Iterable[Net], n: int, seed: int = 0) -> list[Net]:
         if any(not torch.equal(tensor, net.weights[name]) for net in nets):
             raise WeightspaceError(f"{name} is frozen, and differs between the points; take net.thawed() of each")
     for k in range(n):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + k)
+        generator = torch.Generator().manual_seed(derived(seed, "network", k))
         one, other = (torch.randn(size, generator=generator).to(mean) for size in (len(mean), len(rows)))
         low = away.T @ other / math.sqrt(len(rows) - 1)
         weights = last.weights.shaped((mean + (deviation * one + low) / math.sqrt(2)).to(flat.dtype))

@@ -24,6 +24,7 @@ from weightspace.linear.krylov import Krylov, lanczos
 from weightspace.linear.traces import nonnegative
 from weightspace.net.cost import Cost
 from weightspace.net.public import public
+from weightspace.net.seeds import derived
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -116,7 +117,7 @@ def logdet(
     seen = _Preconditioned(a, part, scale)
     noise = 1e3 * part.noise * float(part.values.sum()) / scale
     draws, gaps, used = [], [], k
-    for z in signs(n, probes, seed + 1):
+    for z in signs(n, probes, derived(seed, "rest")):
         above, below, made = _quadratures(lanczos(seen, z, min(steps, n)), noise)
         draws.append(n * (above + below) / 2)
         gaps.append(n * (above - below) / 2)

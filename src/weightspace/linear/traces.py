@@ -11,6 +11,7 @@ from torch import Tensor
 
 from weightspace.linear.estimate import Estimate, Linear, OperatorError, estimated, gaussian, signs, times
 from weightspace.net.public import public
+from weightspace.net.seeds import derived
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -57,7 +58,7 @@ def _hutchpp(a: Linear, products: int, seed: int) -> Estimate:
     q = _range(times(a, gaussian(n, k, seed)))
     inside = float((q * times(a, q)).sum()) if q.shape[1] else 0.0
     draws = []
-    for z in signs(n, products - 2 * k, seed + 1):
+    for z in signs(n, products - 2 * k, derived(seed, "rest")):
         x = z - q @ (q.T @ z)
         draws.append(float(x @ times(a, x)) if q.shape[1] < n else 0.0)
     outside = estimated(draws, products)

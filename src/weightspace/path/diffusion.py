@@ -27,6 +27,7 @@ from weightspace.net.cost import Cost
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net, checked, math_attention
 from weightspace.net.public import public
+from weightspace.net.seeds import derived
 from weightspace.path.path import Path
 from weightspace.task.goal import value_and_gradient
 from weightspace.task.task import Task
@@ -137,7 +138,7 @@ def action(
         value, slope = value_and_gradient(task, net)
         losses.append(_finite("loss", value, k))
         slopes.append(_finite("squared gradient", float(slope.dot(slope)), k))
-        traces.append(laplacian(net, task, probes, seed + k))
+        traces.append(laplacian(net, task, probes, derived(seed, "mark", k)))
         before = net
         if progress is not None:
             progress(k + 1, len(marks))

@@ -16,6 +16,7 @@ from weightspace.net.average import average, lifted
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net, checked, loose
 from weightspace.net.public import public
+from weightspace.net.seeds import derived
 from weightspace.path.divergence import Divergence
 from weightspace.task.task import Task
 
@@ -360,8 +361,8 @@ def _brief(times: Sequence[float]) -> str:
 
 def _goals(task: Callable[[Net], Any], batch: int, seed: int) -> Iterator[Callable[[Net], Any]]:
     """An endless stream of goals: the loss on a fresh minibatch, or the whole goal if it is small or not a Task."""
-    for draw in count(seed * 1_000_003):
-        yield task.take(batch, draw) if isinstance(task, Task) and batch < len(task) else task
+    for draw in count():
+        yield task.take(batch, derived(seed, "batch", draw)) if isinstance(task, Task) and batch < len(task) else task
 
 
 def _rounded(net: Net, like: Net) -> Net:

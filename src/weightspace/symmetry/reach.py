@@ -18,6 +18,7 @@ from weightspace.graph.trace import Trace, evaluate, op_name
 from weightspace.net.errors import SymmetryError
 from weightspace.net.inputs import input_tensors
 from weightspace.net.net import math_attention
+from weightspace.net.seeds import derived
 from weightspace.symmetry.element import Element
 from weightspace.symmetry.moved import Moved
 from weightspace.symmetry.probe import Probe
@@ -142,7 +143,7 @@ def _answers(
     factors: dict[fx.Node, Tensor] = {}
     for k, (source, a, _) in enumerate(_floats(node, *args)):
         if source not in factors:
-            factors[source] = _factor(node, k, a, signs.get(source, (True, True)), 97 * seed + k, near)
+            factors[source] = _factor(node, k, a, signs.get(source, (True, True)), derived(seed, "factor", k), near)
     try:
         far = [evaluate(node, _times(node, given, factors), _kwargs(node), torch.float64) for given in args]
     except SymmetryError:

@@ -19,6 +19,7 @@ from weightspace.graph.follow import Reading, offsets
 from weightspace.graph.rules.call import Labels
 from weightspace.graph.trace import SILENT, Trace, op_name
 from weightspace.net.errors import SymmetryError
+from weightspace.net.seeds import derived
 from weightspace.symmetry.axis import MATRICES, Axis, Generator, Place
 from weightspace.symmetry.fold import fold_in_place, values_at
 from weightspace.symmetry.group import Group
@@ -296,7 +297,7 @@ class Trial:
         for place in trial.free:
             view = values_at(trial, self.probe.net, place)
             view.copy_(_noise_like(view, noise))
-        with moved(trial.sample(seed + 1, MATRICES), self.probe):
+        with moved(trial.sample(derived(seed, "element"), MATRICES), self.probe):
             return distance(before, self.probe.outputs(example)) <= tolerance
 
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from weightspace.net.inputs import carried, each, leaves, shape
 from weightspace.net.net import Net, checked
 from weightspace.net.public import becomes, public
+from weightspace.net.seeds import derived
 from weightspace.task.examples import (
     Arrays,
     Joined,
@@ -447,7 +448,7 @@ class Task:
         if n >= len(self):
             return self
         epoch, at = divmod(step, len(self) // n)
-        order = order_of(len(self), seed * 1_000_003 + epoch)
+        order = order_of(len(self), derived(seed, "epoch", epoch))
         return self._with(self._source.pick(order[at * n : at * n + n].sort()[0]))
 
 

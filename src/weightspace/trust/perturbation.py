@@ -18,6 +18,7 @@ from weightspace.jobs.engine import Engine, run
 from weightspace.net.errors import SymmetryError, WeightspaceError
 from weightspace.net.net import Net, checked, unfrozen
 from weightspace.net.public import public
+from weightspace.net.seeds import derived
 from weightspace.task.classification import accuracy, classifies
 from weightspace.task.task import Task
 from weightspace.trust.bounds.certificate import certificates
@@ -220,7 +221,7 @@ def stability(
     own = score(net)
     expected = displacement(net, task, 1.0, seed=seed, names=names)
     draw = _Draw(net, task, names, task.outputs(net).double())
-    sizes = {(k, d): (eta, seed + 1000 * k + d) for k, eta in enumerate(noise) for d in range(draws)}
+    sizes = {(k, d): (eta, derived(seed, "noise", k, d)) for k, eta in enumerate(noise) for d in range(draws)}
     found = run(draw, sizes, engine=engine, progress=progress)
     steps: list[Step] = []
     refused = None if proven else "not asked for"
@@ -311,7 +312,7 @@ def width(
     def cost(eta: float) -> float:
         total = 0.0
         for d in range(draws):
-            other = perturb(net, eta, seed=seed + d, names=names)
+            other = perturb(net, eta, seed=derived(seed, "noise", d), names=names)
             left, now = score(other)
             if right is not None and left is not None:
                 total += right - left
