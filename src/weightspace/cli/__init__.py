@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with _signals(), _notes("--debug" in given):
             with answers_alone() if "--json" in given else nullcontext():
-                code = int(app(given, prog_name="weightspace", standalone_mode=False) or 0)
+                code = int(_program()(given, prog_name="weightspace", standalone_mode=False) or 0)
     except (KeyboardInterrupt, typer.Abort):
         code = _STOPPED
     except _Stopped as stop:
@@ -79,6 +80,12 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         CHOSEN.reset(chosen)
     return _fail("stopped; nothing was left half-written", code) if code == _STOPPED else code
+
+
+@functools.cache
+def _program() -> Any:
+    """All commands as one parser, made when the first command line is read."""
+    return typer.main.get_command(app)
 
 
 @contextmanager
