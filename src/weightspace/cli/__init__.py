@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.main import get_command
 
 from weightspace.checkpoint.files import CHOSEN, FileNote
 from weightspace.cli import (
@@ -85,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
 @functools.cache
 def _program() -> Any:
     """All commands as one parser, made when the first command line is read."""
-    return typer.main.get_command(app)
+    return get_command(app)
 
 
 @contextmanager
