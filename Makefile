@@ -2,6 +2,9 @@ PYTHON ?= python3
 BIN = .venv/bin
 PYTEST = $(BIN)/pytest -n 2 --dist worksteal
 
+# tests are rewritten and checked while they are imported, half a minute of each process: kept for the next run
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: demo serve test test-slow test-all test-of coverage clean
 
 demo: .venv/ready

@@ -859,10 +859,10 @@ def block_group(width: int, heads: int, channels: int, hidden: int = 7) -> tuple
     )
 
 
-@case("mha", reals(2, 4, 2), *block_group(15, 3, 5))
+@case("mha", reals(2, 4, 2), *block_group(6, 2, 3))
 def _():
-    attend = Apply(lambda m, x: m.mha(x, x, x)[0], mha=nn.MultiheadAttention(15, 3, batch_first=True))
-    return Block(attend, 15)
+    attend = Apply(lambda m, x: m.mha(x, x, x)[0], mha=nn.MultiheadAttention(6, 2, batch_first=True))
+    return Block(attend, 6)
 
 
 @case(

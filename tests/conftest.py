@@ -8,12 +8,15 @@ dataclass. WEIGHTSPACE_UNCHECKED=1 turns this off, to see what a user would see.
 from __future__ import annotations
 
 import ast
+import gc
+import hashlib
 import importlib
 import os
 import pkgutil
 import re
 import typing
 import warnings
+from pathlib import Path
 
 import beartype
 import beartype.roar
@@ -25,7 +28,8 @@ from jaxtyping._import_hook import JaxtypingTransformer, Typechecker
 torch.set_num_threads(1)
 
 PACKAGE = "weightspace"
-CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+OWN = hashlib.md5(Path(__file__).read_bytes()).hexdigest()  # bytecode of another version of this file is not taken up
+CHECKER = f"beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=bool('{OWN}')))"
 OTHERS = (
     *("numpy", "torch.export", "scipy.optimize", "scipy.sparse.csgraph", "sklearn.datasets", "safetensors.torch"),
     *("typer", "rich.progress", "rich.table", "plotly.graph_objects"),
@@ -53,11 +57,11 @@ def names_its_class(node: ast.FunctionDef, parents: list[ast.AST]) -> bool:
 
 
 def visit(self: JaxtypingTransformer, node: ast.FunctionDef) -> ast.FunctionDef:
-    """Decorate a function as jaxtyping does, but for two kinds of cost that check nothing.
+    """Decorate a function as jaxtyping does, but for three kinds of cost that check nothing.
 
     Functions inside of functions are left alone: they would be decorated anew at every call, 30 times the cost.
     Signatures without shapes go to beartype itself: jaxtyping binds the arguments of every call by hand, 20 times the
-    cost of the check, and has no more to say of them.
+    cost of the check, and has no more to say of them. Nor are their bodies read for functions to be left alone.
     """
     if any(isinstance(parent, ast.FunctionDef) for parent in self._parents):
         return node
@@ -65,9 +69,6 @@ def visit(self: JaxtypingTransformer, node: ast.FunctionDef) -> ast.FunctionDef:
         return VISIT(self, node)
     checker = ast.parse("jaxtyping._import_hook.Typechecker.lookup['plain']", mode="eval").body
     node.decorator_list.append(ast.copy_location(checker, node))
-    self._parents.append(node)
-    self.generic_visit(node)
-    self._parents.pop()
     return node
 
 
@@ -96,3 +97,9 @@ def pytest_configure(config: pytest.Config) -> None:
     hands_out = config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput")
     if not UNCHECKED and not hands_out:
         import_checked()
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded by now stays: commands that collect garbage need not look through it again, a second each time."""
+    gc.collect()
+    gc.freeze()

@@ -21,10 +21,10 @@ class Head(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.q, self.k, self.v = (nn.Linear(16, 4, bias=False) for _ in range(3))
+        self.q, self.k, self.v = (nn.Linear(8, 2, bias=False) for _ in range(3))
 
     def forward(self, x):
-        return (self.q(x) @ self.k(x).mT / 2).softmax(-1) @ self.v(x)
+        return (self.q(x) @ self.k(x).mT).softmax(-1) @ self.v(x)
 
 
 class Heads(nn.Module):
@@ -32,7 +32,7 @@ class Heads(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.e, self.o, self.h = nn.Linear(4, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+        self.e, self.o, self.h = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
         self.hs = nn.ModuleList(Head() for _ in range(4))
 
     def forward(self, x):
@@ -68,7 +68,7 @@ def heads():
     a = Heads()
     b = copy.deepcopy(a)
     b.hs = nn.ModuleList(b.hs[i] for i in ORDER)
-    b.o.weight.data = a.o.weight.data.view(16, 4, 4)[:, ORDER].reshape(16, 16).clone()
+    b.o.weight.data = a.o.weight.data.view(8, 4, 2)[:, ORDER].reshape(8, 8).clone()
     return a, b, torch.randn(40, 5, 4)
 
 

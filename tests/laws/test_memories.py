@@ -131,6 +131,7 @@ BUILT = "filled while the object is made, from what it is made of"
 WITHIN = "of one call, whose arguments do not change"
 WRITTEN = "written, and not taken up by another run"
 MEMORIES = {
+    "cli.__init__._program": "the commands, all of which are there before the first is called",
     "checkpoint.locate.left_in(file)": "reads what is there at every call",
     "checkpoint.locate.left_in(folder)": "reads what is there at every call",
     "task.formats.find_file(folder)": "reads what is there at every call",

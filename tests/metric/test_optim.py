@@ -318,10 +318,18 @@ def test_a_state_goes_out_and_comes_back(make, tmp_path):
 
 
 def test_an_older_state_has_no_flags():
-    optimiser = optim.Fromage(parameters())
+    """Copied, it steps as one that has them does."""
+    optimiser, moved = optim.Fromage(parameters()), []
+    whole = copy.deepcopy(optimiser)
     for name in ("maximize", "foreach", "fused"):
         del optimiser.param_groups[0][name]
-    copy.deepcopy(optimiser).step()
+    for each in (whole, copy.deepcopy(optimiser)):
+        for parameter in each.param_groups[0]["params"]:
+            parameter.grad = torch.ones_like(parameter)
+        before = [parameter.detach().clone() for parameter in each.param_groups[0]["params"]]
+        each.step()
+        moved.append([new - old for new, old in zip(each.param_groups[0]["params"], before, strict=True)])
+    assert all(map(torch.equal, *moved)) and all(bool(change.any()) for change in moved[0])
 
 
 @pytest.mark.parametrize(("settings", "message"), [

@@ -365,8 +365,8 @@ def test_a_match_that_forgets_a_sign_is_caught(monkeypatch):
 
 FAMILIES = {
     "Llama": {"num_key_value_heads": 2, "head_dim": 4},
-    "Qwen2": {"num_key_value_heads": 2},
-    "Qwen3": {"num_key_value_heads": 2, "head_dim": 4},
+    "Qwen2": {"num_key_value_heads": 2, "num_hidden_layers": 1},
+    "Qwen3": {"num_key_value_heads": 2, "head_dim": 4, "num_hidden_layers": 1},
     "Gemma": {"num_key_value_heads": 2, "head_dim": 4},
 }
 
@@ -383,8 +383,8 @@ def test_language_models(name):
         module = transformers.GPT2LMHeadModel(config)
     else:
         config = getattr(transformers, f"{name}Config")(
-            vocab_size=17, hidden_size=12, num_hidden_layers=2, num_attention_heads=2, intermediate_size=10,
-            max_position_embeddings=16, use_cache=False, pad_token_id=None, **FAMILIES[name],
+            vocab_size=17, hidden_size=12, num_attention_heads=2, intermediate_size=10, max_position_embeddings=16,
+            use_cache=False, pad_token_id=None, **{"num_hidden_layers": 2, **FAMILIES[name]},
         )  # fmt: skip
         module = getattr(transformers, f"{name}ForCausalLM")(config)
     net = ws.Net.of(module.eval())

@@ -383,22 +383,23 @@ def families():
     words = {"vocab_size": 61, "max_position_embeddings": 32, "num_labels": 5}
     gpt = {"vocab_size": 61, "n_positions": 32, "n_embd": 33, "n_layer": 2, "n_head": 3, "n_inner": 23,
            "use_cache": False, "bos_token_id": None, "eos_token_id": None}  # fmt: skip
-    turned = {"O30": 1, "SO2": 2, "GL10": 2}
+    turned = {"O30": 1, "SO2": 1, "GL10": 1}
+    one, few = {**rotary, "num_hidden_layers": 1}, {**plain, "num_hidden_layers": 1}  # two of each kind of position
+    gemma = {**one, "pad_token_id": 0}
     return {
-        "llama": (t.LlamaForCausalLM, t.LlamaConfig(**rotary), ids, turned),
-        "mistral": (t.MistralForCausalLM, t.MistralConfig(**rotary), ids, turned),
-        "qwen2": (t.Qwen2ForCausalLM, t.Qwen2Config(**rotary), ids, turned),
-        "qwen3": (t.Qwen3ForCausalLM, t.Qwen3Config(**rotary), ids, {"O30": 1, "GL10": 2}),
-        "tied llama": (t.LlamaForCausalLM, t.LlamaConfig(**rotary, tie_word_embeddings=True), ids,
-                       {"SO2": 2, "GL10": 2}),
-        "gemma": (t.GemmaForCausalLM, t.GemmaConfig(**{**rotary, "pad_token_id": 0}, tie_word_embeddings=False), ids,
-                  turned),
-        "tied gemma": (t.GemmaForCausalLM, t.GemmaConfig(**{**rotary, "pad_token_id": 0}), ids, {"SO2": 2, "GL10": 2}),
+        "llama": (t.LlamaForCausalLM, t.LlamaConfig(**rotary), ids, {"O30": 1, "SO2": 2, "GL10": 2}),
+        "mistral": (t.MistralForCausalLM, t.MistralConfig(**one), ids, turned),
+        "qwen2": (t.Qwen2ForCausalLM, t.Qwen2Config(**one), ids, turned),
+        "qwen3": (t.Qwen3ForCausalLM, t.Qwen3Config(**one), ids, {"O30": 1, "GL10": 1}),
+        "tied llama": (t.LlamaForCausalLM, t.LlamaConfig(**one, tie_word_embeddings=True), ids,
+                       {"SO2": 1, "GL10": 1}),
+        "gemma": (t.GemmaForCausalLM, t.GemmaConfig(**gemma, tie_word_embeddings=False), ids, turned),
+        "tied gemma": (t.GemmaForCausalLM, t.GemmaConfig(**gemma), ids, {"SO2": 1, "GL10": 1}),
         "gpt2": (t.GPT2LMHeadModel, t.GPT2Config(**gpt), ids, {"GL11": 4}),
-        "bert": (t.BertForSequenceClassification, t.BertConfig(**plain, **words), ids, {"GL11": 4}),
+        "bert": (t.BertForSequenceClassification, t.BertConfig(**few, **words), ids, {"GL11": 2}),
         "vit": (t.ViTForImageClassification, t.ViTConfig(**plain, **image), pixels, {"O32": 1, "GL11": 4}),
-        "dinov2": (t.Dinov2ForImageClassification, t.Dinov2Config(**plain, mlp_ratio=1, **image), pixels,
-                   {"O32": 1, "GL11": 4}),
+        "dinov2": (t.Dinov2ForImageClassification, t.Dinov2Config(**few, mlp_ratio=1, **image), pixels,
+                   {"O32": 1, "GL11": 2}),
     }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.main import get_command
 
 from weightspace.checkpoint.files import CHOSEN, FileNote
 from weightspace.cli import (
@@ -65,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with _signals(), _notes("--debug" in given):
             with answers_alone() if "--json" in given else nullcontext():
-                code = int(app(given, prog_name="weightspace", standalone_mode=False) or 0)
+                code = int(_program()(given, prog_name="weightspace", standalone_mode=False) or 0)
     except (KeyboardInterrupt, typer.Abort):
         code = _STOPPED
     except _Stopped as stop:
@@ -80,6 +82,12 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         CHOSEN.reset(chosen)
     return _fail("stopped; nothing was left half-written", code) if code == _STOPPED else code
+
+
+@functools.cache
+def _program() -> Any:
+    """All commands as one parser, made when the first command line is read."""
+    return get_command(app)
 
 
 @contextmanager

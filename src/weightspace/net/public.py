@@ -334,7 +334,10 @@ def _as_collection(origin: type, inside: tuple[Any, ...], value: Any, where: str
     if issubclass(origin, Mapping):
         if not isinstance(value, dict) or len(inside) != 2:  # a mapping of another kind may read a file for each item
             return isinstance(value, Mapping), value
-        take = functools.partial(_taken, tuple(_members(inside[1])))
+        members = tuple(_members(inside[1]))
+        if all(type(item) in members for item in value.values()):
+            return True, value
+        take = functools.partial(_taken, members)
         found = {name: take(item, f"{where}[{name!r}]") for name, item in value.items()}
         return True, value if all(found[name] is item for name, item in value.items()) else found
     if not issubclass(origin, Iterable):
@@ -367,8 +370,12 @@ def _items(origin: type, inside: tuple[Any, ...], value: Sequence[Any], where: s
         return list(value)
     if len(each) != len(value):
         return None
-    kinds = [tuple(_members(kind)) for kind in each]
-    return [_taken(kind, item, f"{where}[{k}]") for k, (kind, item) in enumerate(zip(kinds, value, strict=True))]
+    members = {kind: tuple(_members(kind)) for kind in dict.fromkeys(each)}
+    kinds = [members[kind] for kind in each]
+    return [
+        item if type(item) in kind else _taken(kind, item, f"{where}[{k}]")
+        for k, (kind, item) in enumerate(zip(kinds, value, strict=True))
+    ]
 
 
 def _either(members: tuple[Any, ...]) -> str:

@@ -139,7 +139,7 @@ class Layout:
 
     def view(self, block: Block, tensor: Tensor) -> Tensor:
         """The block of a contiguous tensor, one dimension per leaf."""
-        sizes = [leaf if isinstance(leaf, int) else self[leaf].size for leaf in block.leaves]
+        sizes = [leaf if isinstance(leaf, int) else self._axes[leaf].size for leaf in block.leaves]
         return tensor.as_strided(sizes, block.strides, tensor.storage_offset() + block.offset)
 
     def whole(self, block: Block) -> bool:

@@ -28,10 +28,11 @@ def turned(value: Tensor, turns: Iterable[tuple[Tensor, float, list[int]]]) -> T
     """
     out = value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
     for matrix, exponent, dims in turns:
-        own, rank = dims[-1], value.dim()
         acting = (matrix if exponent > 0 else inverse(matrix).mT).to(out)
-        left = [rank if d == own else d for d in range(rank)]
-        out = torch.einsum(acting, [*dims[:-1], rank, own], out, list(range(rank)), left)
+        order = [*dims, *(d for d in range(out.dim()) if d not in dims)]
+        lead = out.permute(order)
+        moved = acting @ lead.reshape(*lead.shape[: len(dims)], -1)
+        out = moved.reshape(lead.shape).permute([order.index(d) for d in range(out.dim())])
     return out.to(value)
 
 
