@@ -1,0 +1,1 @@
+"""A local server over the same pages, and a playground."""
