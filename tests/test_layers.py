@@ -10,7 +10,7 @@ import weightspace as ws
 
 HOUSE = Path(__file__).parents[1] / "src" / "weightspace"
 WINGS = """contents net jobs checkpoint linear task graph inside equivariance curvature metric codes path trust risk
-    symmetry training flows atlas commands pages demo cli __main__"""
+    symmetry training flows atlas commands pages demo web cli __main__"""
 FILES = {
     "net": "differentiable errors state public cost plain weights names net average inputs model",
     "jobs": "progress calls processes cluster engine",
@@ -43,6 +43,9 @@ FILES = {
         tasks certify watch paths atlas atlas_map atlas_asked""",
     "pages": """page style compare align merge walk capacity stability inform tasks certify paths watch
         critical_periods atlas""",
+    "web": """playground.fields playground.reply playground.points playground.state playground.messages
+        playground.learner playground.networks playground.pictures playground.shaking playground.pair
+        playground.walking playground.insight playground.generator playground.exercises playground.session""",
     "cli": """options words show read compare align merge walk perturb capacity stability inform certify tasks watch
         paths atlas atlas_sets""",
 }
@@ -51,6 +54,7 @@ PARTS = {
     "trust.bounds": "bounds.",
     "symmetry.align": "align.",
     "atlas.migrations": "migrations.",
+    "web.playground": "playground.",
 }  # wings of wings
 ORDER = [
     name

@@ -36,8 +36,8 @@ EXERCISES = (
     Exercise(
         "depth",
         "Shallow against deep",
-        "Train a network of depth 1 and one of depth 20 on the checkerboard, and add 20 % noise. Which function is more "
-        "stable? Noise of one relative size goes through every layer, so that the deep one multiplies it twenty times.",
+        "Train networks of depth 1 and of depth 20 on the checkerboard, and add 20 % noise. Which function is "
+        "more stable? Noise of one relative size goes through every layer, so that the deep one multiplies it twenty times.",
         (
             {**_BOARD, "depth": 1, "algorithm": "adam", "rate": 0.05},
             {**_BOARD, "depth": 20, "algorithm": "adam", "rate": 0.0005},

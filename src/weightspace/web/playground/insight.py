@@ -46,13 +46,14 @@ def nats(networks: Networks, k: int) -> dict[str, Any]:
             networks.net(k), networks.train.task(), "local", rank=_RANK, probes=_PROBES, blocks=False,
             seed=networks.state.seed,
         )  # fmt: skip
-    bracket = found.bracket
+    bounds = found.bracket
     return {
         "nats": found.value,
         "error": found.error,
-        "lower": bracket.lower if bracket else None,
-        "upper": bracket.diagonal if bracket else None,
         "dimension": found.dimension,
+        "cost": None if bounds is None else bounds.value,
+        "lower": None if bounds is None else bounds.lower,
+        "upper": None if bounds is None else bounds.diagonal,
         "loss": found.loss,
         "layers": dict(found.layers),
         "notes": list(found.notes),

@@ -49,6 +49,8 @@ def architecture(depth: int, width: int, activation: str) -> nn.Sequential:
 class Learner:
     """A network in training. `flat`: all its weights; `gradient`: that of the last training batch, or None.
 
+    `like`: a network of the same architecture, for which the library may know the graph already.
+
     >>> import torch
     >>> from weightspace.web.playground.learner import Learner
     >>> from weightspace.web.playground.state import Limits, State
@@ -58,9 +60,10 @@ class Learner:
     True
     """
 
-    def __init__(self, state: State, seed: int) -> None:
+    def __init__(self, state: State, seed: int, like: Net | None = None) -> None:
         self.activation = _FUNCTIONS[state.activation]
-        self.begun = fresh(lambda: architecture(state.depth, state.width, state.activation), seed).double()
+        made = fresh(lambda: architecture(state.depth, state.width, state.activation), seed).double()
+        self.begun = made if like is None else like.at(made.weights)  # one architecture is traced once
         self.flat = self.begun.weights.flat().clone()
         self.sizes = [2, *[state.width] * state.depth, 1]
         self.parameters = [nn.Parameter(view) for view in self.views(self.flat)]

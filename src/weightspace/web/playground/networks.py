@@ -19,6 +19,7 @@ from weightspace.web.playground.state import Limits, State
 __all__ = ["Networks", "Shaken", "scores"]
 
 _DATA = {"data", "noise", "points", "test"}
+_FORM = {"depth", "width", "activation"}
 _LEARNING = {"batch", "algorithm", "rate"}
 _HUGE = f"the weights would grow beyond {LARGEST:g}; undo, or reset"
 
@@ -50,11 +51,12 @@ class Networks:
         self.train, self.test = self._data(state)
         self.draw()
 
-    def draw(self) -> None:
-        """New networks from the seeds of the state, and the first epoch."""
+    def draw(self, like: Net | None = None) -> None:
+        """New networks from the seeds of the state, and the first epoch; `like`: a network of this architecture."""
         state = self.state
-        seeds = [state.seed, state.other][: state.networks]
-        self.learners = tuple(Learner(state, seed) for seed in seeds)
+        first = Learner(state, state.seed, like)
+        others = [Learner(state, state.other, first.begun)] if state.networks > 1 else []
+        self.learners = (first, *others)
         self.start = self.flats()
         self.order = torch.Generator().manual_seed(state.seed)
         self.history: tuple[_Moment, ...] = ()
@@ -81,7 +83,7 @@ class Networks:
             self.queue = ()
         self.state, self.diverged = state, None
         if changed - _DATA - _LEARNING:
-            self.draw()
+            self.draw(None if changed & _FORM else self.learners[0].begun)
         for learner in self.learners if changed & _LEARNING else ():
             learner.start_over(state)
 
@@ -128,7 +130,9 @@ class Networks:
     def undo(self) -> None:
         """Back to the weights before the last change. Raises `WeightspaceError` where there is none."""
         if not self.history:
-            raise WeightspaceError("nothing to undo: no noise, edit, shuffle or alignment since the networks were drawn")
+            raise WeightspaceError(
+                "nothing to undo: no noise, edit, shuffle or alignment since the networks were drawn"
+            )
         *rest, moment = self.history
         self.history = tuple(rest)
         self.settle()
@@ -162,9 +166,7 @@ class Networks:
 
     def _stop(self, before: tuple[Tensor, ...], begun: int) -> None:
         """Back to the weights before the message in which training diverged."""
-        self.diverged = (
-            f"training diverged at step {self.steps}: these are the weights at step {begun}; lower the step size, or reset"
-        )
+        self.diverged = f"training diverged at step {self.steps}: these are the weights at step {begun}; lower the step size, or reset"
         self.steps = begun
         for learner, flat in zip(self.learners, before, strict=True):
             learner.put(flat)

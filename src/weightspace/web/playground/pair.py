@@ -23,12 +23,12 @@ _SMALL = 100  # hidden neurons up to which both methods are tried
 
 @dataclass(frozen=True)
 class Aligned:
-    """The second network aligned onto the first, for these weights of both. `method` None: left as it was."""
+    """The second network aligned onto the first, for these weights of both, and by which method."""
 
     first: Tensor
     second: Tensor
     flat: Tensor
-    method: str | None
+    method: str
 
     def of(self, networks: Networks) -> bool:
         """Whether the networks are still those that were aligned."""
@@ -67,13 +67,10 @@ def _changed(networks: Networks, k: int, before: Net, after: Net) -> float:
 
 
 def aligned(networks: Networks, group: Symmetry) -> Aligned:
-    """The element of the group that brings the second network nearest the first: the one with the lowest barrier.
-
-    The network itself is among those compared, so that the barrier does not rise.
-    """
+    """The second network moved by the element of the group with the lowest barrier, of those that matchers find."""
     first, second = networks.net(0), networks.net(1)
     task = networks.train.task()
-    found: list[tuple[float, Net, str | None]] = [(line(first, second).barrier(task), second, None)]
+    found: list[tuple[float, Net, str]] = []
     hidden = networks.state.depth * networks.state.width
     for method in _METHODS if hidden <= _SMALL else _METHODS[:1]:
         moved = group.match(second, first, task, method=method, seed=networks.state.seed).element(second)

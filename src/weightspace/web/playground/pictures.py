@@ -21,9 +21,7 @@ def grid(side: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.stack([at.repeat(side), (-at).repeat_interleave(side)], 1)
 
 
-def pictures(
-    learner: Learner, flats: Sequence[Tensor], side: int, every: bool
-) -> tuple[np.ndarray, list[list[float]]]:
+def pictures(learner: Learner, flats: Sequence[Tensor], side: int, every: bool) -> tuple[np.ndarray, list[list[float]]]:
     """Pictures (network, picture, side, side) as uint8, and the scale of each; of all neurons, or of the output alone.
 
     The value of a pixel is (byte - 128) / 127 times the scale. The output is shown as tanh(f / 2) = 2 p - 1.

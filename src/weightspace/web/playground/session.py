@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -126,7 +127,7 @@ class Session:
         return self._frame("set", fields)
 
     def _reset(self, fields: Mapping[str, Any]) -> Reply:
-        self.networks.draw()
+        self.networks.draw(self.networks.learners[0].begun)
         self.walk = self.aligned = None
         return self._frame("reset", fields)
 
@@ -213,8 +214,9 @@ class Session:
         return self._frame("shuffle", fields, told)
 
     def _align(self, fields: Mapping[str, Any]) -> Reply:
-        told = pair.bring(self.networks, self._onto())
-        self.walk = None
+        found = self._onto()
+        told = pair.bring(self.networks, found)
+        self.walk, self.aligned = None, replace(found, second=found.flat)
         return self._frame("align", fields, told)
 
     def _line(self, fields: Mapping[str, Any]) -> Reply:

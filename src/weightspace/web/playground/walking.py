@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from weightspace.metric.pullback import Pullback
+from weightspace.metric.steps import Modes
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 from weightspace.task.goal import gradient
@@ -19,7 +20,9 @@ __all__ = ["Walk", "begun", "further", "told"]
 
 _MEMORY = 100  # examples whose outputs are kept
 _DAMPING = 1e-6
-_HALVINGS = 3
+_TRIES, _SHORTER, _LONGER = 3, 4.0, 2.0  # lengths of a step that are tried, and how they change
+_LEAST = 1e-4  # share of the first length at which a walk ends
+_CORRECTION = 10  # products of a correction
 _LINEAR = 0.5  # share of the budget that the step itself may take, before it is corrected
 _OTHER = 7_919  # added to the seed of the data to learn
 
@@ -34,6 +37,7 @@ class Walk:
     metric: Pullback
     anchor: Tensor
     budget: float
+    longest: float
     length: float
     drift: float = 0.0
     step: int = 0
@@ -49,7 +53,7 @@ def begun(networks: Networks, k: int, learn: str, halves: bool, budget: float, s
     length = size * float(net.weights.norm())
     if not length:
         raise WeightspaceError("all weights are zero, so that no step has a length relative to them; train first")
-    return Walk(k, kept, learnt, metric, metric.outputs(net), budget, length)
+    return Walk(k, kept, learnt, metric, metric.outputs(net), budget, length, length)
 
 
 def further(walk: Walk, net: Net, steps: int) -> tuple[Net, Walk]:
@@ -62,18 +66,27 @@ def further(walk: Walk, net: Net, steps: int) -> tuple[Net, Walk]:
             modes = walk.metric.modes(net, gradient(goal, net))
         except WeightspaceError as error:
             return net, replace(walk, ended=str(error))
-        length = walk.length
-        for _ in range(_HALVINGS):
-            step = walk.metric.along(net, modes, length, _LINEAR * walk.budget)
-            new = walk.metric.retract(net + step.vector, walk.anchor)
-            drift = math.inf if new.weights.unusable() else walk.metric.drift(new, walk.anchor)
+        length = min(walk.longest, _LONGER * walk.length)
+        for _ in range(_TRIES):
+            new, drift = _tried(walk, net, modes, length)
             if drift <= walk.budget:
+                net, walk = new, replace(walk, step=walk.step + 1, drift=drift, length=length)
                 break
-            length /= 4
+            length /= _SHORTER
         else:
-            return net, replace(walk, ended="no further step fits the budget")
-        net, walk = new, replace(walk, step=walk.step + 1, drift=drift)
+            ended = "no further step fits the budget" if length < _LEAST * walk.longest else None
+            return net, replace(walk, length=length / _LONGER, ended=ended)
     return net, walk
+
+
+def _tried(walk: Walk, net: Net, modes: Modes, length: float) -> tuple[Net, float]:
+    """A step of this length, corrected back to the old outputs, and the drift after it: infinite where it overflows."""
+    step = walk.metric.along(net, modes, length, _LINEAR * walk.budget)
+    try:
+        new = walk.metric.retract(net + step.vector, walk.anchor, inner=_CORRECTION)
+        return new, walk.metric.drift(new, walk.anchor)
+    except WeightspaceError:
+        return net, math.inf
 
 
 def told(walk: Walk, networks: Networks) -> dict[str, Any]:
