@@ -37,7 +37,7 @@ EXERCISES = (
         "depth",
         "Shallow against deep",
         "Train networks of depth 1 and of depth 20 on the checkerboard, and add 20 % noise. Which function is "
-        "more stable? Noise of one relative size goes through every layer, so that the deep one multiplies it twenty times.",
+        "more stable? Every layer adds noise of the same relative size, and the deep network has twenty of them.",
         (
             {**_BOARD, "depth": 1, "algorithm": "adam", "rate": 0.05},
             {**_BOARD, "depth": 20, "algorithm": "adam", "rate": 0.0005},

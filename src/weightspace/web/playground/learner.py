@@ -28,6 +28,7 @@ __all__ = ["LARGEST", "Learner", "architecture", "sound"]
 LARGEST = 1e6  # of a weight; beyond, training has left what can be computed with
 _MOMENTUM, _DAMPING = 0.9, 1e-3
 _FUNCTIONS = {"tanh": torch.tanh, "relu": torch.relu, "leaky_relu": F.leaky_relu, "sigmoid": torch.sigmoid}
+_GAINS = {"tanh": 5 / 3, "relu": math.sqrt(2), "leaky_relu": math.sqrt(2 / (1 + 1e-4)), "sigmoid": 1.0}
 _MODULES = {"tanh": nn.Tanh, "relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "sigmoid": nn.Sigmoid}
 
 
@@ -40,7 +41,7 @@ def architecture(depth: int, width: int, activation: str) -> nn.Sequential:
     layers: list[nn.Module] = []
     for n, m in itertools.pairwise(sizes):
         layer = nn.Linear(n, m)
-        nn.init.orthogonal_(layer.weight, nn.init.calculate_gain(activation))
+        nn.init.orthogonal_(layer.weight, _GAINS[activation])
         nn.init.zeros_(layer.bias)
         layers += [layer, _MODULES[activation]()]
     return nn.Sequential(*layers[:-1])

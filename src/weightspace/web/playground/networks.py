@@ -166,7 +166,7 @@ class Networks:
 
     def _stop(self, before: tuple[Tensor, ...], begun: int) -> None:
         """Back to the weights before the message in which training diverged."""
-        self.diverged = f"training diverged at step {self.steps}: these are the weights at step {begun}; lower the step size, or reset"
+        self.diverged = f"training diverged at step {self.steps}: the weights are those of step {begun}: lower the rate"
         self.steps = begun
         for learner, flat in zip(self.learners, before, strict=True):
             learner.put(flat)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from weightspace.net.net import Net
 from weightspace.path.path import line
+from weightspace.symmetry.align.match import Method
 from weightspace.symmetry.symmetry import Symmetry
 from weightspace.web.playground.networks import Networks
 from weightspace.web.playground.pictures import grid
@@ -17,7 +18,7 @@ from weightspace.web.playground.pictures import grid
 __all__ = ["Aligned", "aligned", "between", "bring", "group_of", "shuffle", "straight"]
 
 _SIDE = 40
-_METHODS = ("activations+weights", "weights")
+_METHODS: tuple[Method, ...] = ("activations+weights", "weights")
 _SMALL = 100  # hidden neurons up to which both methods are tried
 
 

@@ -42,7 +42,7 @@ class Points:
 
 
 def drawn(kind: str, n: int, noise: float, seed: int, held: float) -> tuple[Points, Points]:
-    """Training and test points of a data set; `noise`: deviation of what is added to coordinates; `held`: test share."""
+    """Training and test points of a set; `noise`: deviation added to coordinates; `held`: share of test points."""
     generator = torch.Generator().manual_seed(seed)
     x, y = SETS[kind](n, generator)
     x = x + noise * torch.randn(x.shape, generator=generator, dtype=x.dtype)

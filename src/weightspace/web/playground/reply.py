@@ -13,7 +13,7 @@ from weightspace.net.plain import plain
 
 __all__ = ["Reply", "reply"]
 
-_TYPES = {"uint8": np.dtype("u1"), "float32": np.dtype("<f4")}
+_TYPES: dict[str, np.dtype[Any]] = {"uint8": np.dtype("u1"), "float32": np.dtype("<f4")}
 _EVEN = 4
 
 

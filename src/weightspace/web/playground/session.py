@@ -73,12 +73,11 @@ class Session:
             "epoch": networks.seen / len(networks.train),
             "undo": len(networks.history),
             "diverged": networks.diverged,
-            "networks": [self._told(learner) for learner in networks.learners],
         }
         shown, scales = self._pictures(fields, [learner.flat for learner in networks.learners])
-        for one, scale in zip(told["networks"], scales, strict=True):
-            one["scales"] = scale
-        return reply(name, {**told, **(more or {})}, shown)
+        pairs = zip(networks.learners, scales, strict=True)
+        seen = [{**self._told(learner), "scales": scale} for learner, scale in pairs]
+        return reply(name, {**told, "networks": seen, **(more or {})}, shown)
 
     def _pictures(
         self, fields: Mapping[str, Any], flats: list[Tensor]
