@@ -152,7 +152,7 @@ class Networks:
         """So many training steps of every network, on the same batches; unless they diverged."""
         if self.diverged:
             return
-        before, begun = self.flats(), self.steps
+        before, begun = self.flats(), (self.steps, self.seen)
         self.settle()
         for _ in range(steps):
             batch = self._batch()
@@ -164,10 +164,10 @@ class Networks:
                 self._stop(before, begun)
                 return
 
-    def _stop(self, before: tuple[Tensor, ...], begun: int) -> None:
+    def _stop(self, before: tuple[Tensor, ...], begun: tuple[int, int]) -> None:
         """Back to the weights before the message in which training diverged."""
-        self.diverged = f"training diverged at step {self.steps}: the weights are those of step {begun}: lower the rate"
-        self.steps = begun
+        self.diverged = f"training diverged at step {self.steps}: the weights are those of step {begun[0]}: lower the rate"
+        self.steps, self.seen = begun
         for learner, flat in zip(self.learners, before, strict=True):
             learner.put(flat)
             learner.start_over(self.state)

@@ -76,8 +76,8 @@ def aligned(networks: Networks, group: Symmetry) -> Aligned:
     for method in _METHODS if hidden <= _SMALL else _METHODS[:1]:
         moved = group.match(second, first, task, method=method, seed=networks.state.seed).element(second)
         found.append((line(first, moved).barrier(task), moved, method))
-    _, best, method = min(found, key=lambda one: one[0])
-    return Aligned(first.weights.flat(), second.weights.flat(), networks.checked(best), method)
+    _, best, by = min(found, key=lambda one: one[0])
+    return Aligned(first.weights.flat(), second.weights.flat(), networks.checked(best), by)
 
 
 def bring(networks: Networks, found: Aligned) -> dict[str, Any]:
