@@ -29,7 +29,7 @@ class Exercise:
         }
 
 
-_BOARD = {"data": "checkerboard", "noise": 0.0, "points": 1000, "width": 16, "activation": "tanh", "batch": 32}
+_BOARD = {"data": "checkerboard", "noise": 0.0, "points": 1000, "width": 16, "activation": "relu", "batch": 32}
 _TRAIN = {"do": "step", "steps": 50}
 
 EXERCISES = (
@@ -39,8 +39,8 @@ EXERCISES = (
         "Train networks of depth 1 and of depth 20 on the checkerboard, and add 20 % noise. Which function is "
         "more stable? Every layer adds noise of the same relative size, and the deep network has twenty of them.",
         (
-            {**_BOARD, "depth": 1, "algorithm": "adam", "rate": 0.05},
-            {**_BOARD, "depth": 20, "algorithm": "adam", "rate": 0.0005},
+            {**_BOARD, "depth": 1, "algorithm": "adam", "rate": 0.01},
+            {**_BOARD, "depth": 20, "algorithm": "adam", "rate": 0.0003},
         ),
         (*[_TRAIN] * 40, {"do": "noise", "percent": 20.0}),
     ),

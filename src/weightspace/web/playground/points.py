@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SETS", "Points", "drawn", "half"]
 
-_CELLS = 4  # of the checkerboard, on a side
+_CELLS = 3  # of the checkerboard, on a side
 _TURNS = 1.5  # of a spiral's arm
 
 
@@ -99,7 +99,7 @@ def _spiral(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def _checkerboard(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The squares of a board of 4 x 4."""
+    """The squares of a board of 3 x 3."""
     x = 2 * _uniform(n, generator, 2) - 1
     return x, ((x + 1) * _CELLS / 2).floor().sum(1).remainder(2)
 
