@@ -77,7 +77,7 @@ def test_the_natural_step_is_against_the_fisher_information(points):
     wanted /= (wanted @ damped @ wanted).sqrt()
     learner.learn(points.x, points.y)
     away = (learner.flat - before - 0.05 * wanted).norm() / (0.05 * wanted).norm()
-    assert float(away) < 1e-6
+    assert float(away) < 1e-4  # eigenvalues of rounding size are left out
 
 
 def test_the_gradient_is_of_the_last_batch(points):
