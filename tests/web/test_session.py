@@ -243,6 +243,21 @@ def test_training_that_diverges_is_told_and_stays_finite():
     assert session.answer({"do": "step", "steps": 1}).header["step"] == frame.header["step"] + 1
 
 
+@pytest.mark.parametrize("algorithm", ["spectral", "natural"])
+def test_a_metric_that_refuses_is_divergence(algorithm, monkeypatch):
+    session = begun(algorithm=algorithm)
+    flat = session.networks.learners[0].flat.clone()
+    session.networks.train.x[3] = math.nan
+    frame = session.answer({"do": "step", "steps": 5, "side": 8})
+    assert "the weights are those of step 0" in frame.header["diverged"] and frame.header["epoch"] == 0
+    assert torch.equal(session.networks.learners[0].flat, flat)
+
+
+def test_defaults_are_within_the_limits():
+    state = Session(Limits(depth=2, width=3, points=30, side=8, steps=3)).answer({"do": "state"}).header["state"]
+    assert (state["depth"], state["width"], state["points"]) == (2, 3, 30)
+
+
 def test_pictures_of_enormous_weights_have_no_nan():
     session = Session()
     session.answer({"do": "set", "depth": 20, "width": 3, "points": 20, "activation": "relu"})

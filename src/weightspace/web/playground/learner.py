@@ -118,7 +118,7 @@ class Learner:
         self.gradient = torch.cat([g.reshape(-1) for g in found])
         if self.optimiser is not None:
             self.optimiser.step()
-        elif sound(self.gradient) and bool(self.gradient.any()):
+        elif bool(self.gradient.any()):
             self.flat.add_(self._steepest(x, y, self.gradient), alpha=self.rate)
 
     def _steepest(self, x: Tensor, y: Tensor, gradient: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ def messages(limits: Limits) -> dict[str, dict[str, Field]]:
         "reset": {},
         "data": {},
         "show": {},
-        "step": {"steps": Whole(10, 1, limits.steps)},
+        "step": {"steps": Whole(min(10, limits.steps), 1, limits.steps)},
         "edit": {
             "network": one,
             "layer": Whole(None, 1, limits.depth + 1),

@@ -156,17 +156,27 @@ class Networks:
         self.settle()
         for _ in range(steps):
             batch = self._batch()
-            for learner in self.learners:
-                learner.learn(self.train.x[batch], self.train.y[batch])
             self.steps += 1
             self.seen += len(batch)
-            if not all(sound(learner.flat) for learner in self.learners):
+            if not self._learnt(batch):
                 self._stop(before, begun)
                 return
 
+    def _learnt(self, batch: Tensor) -> bool:
+        """One step of every network; whether their weights can still be computed with."""
+        x, y = self.train.x[batch], self.train.y[batch]
+        try:
+            for learner in self.learners:
+                learner.learn(x, y)
+        except (WeightspaceError, RuntimeError):  # a metric refuses what is not finite, and so does its factorisation
+            return False
+        return all(sound(learner.flat) for learner in self.learners)
+
     def _stop(self, before: tuple[Tensor, ...], begun: tuple[int, int]) -> None:
         """Back to the weights before the message in which training diverged."""
-        self.diverged = f"training diverged at step {self.steps}: the weights are those of step {begun[0]}: lower the rate"
+        self.diverged = (
+            f"training diverged at step {self.steps}: the weights are those of step {begun[0]}: lower the rate"
+        )
         self.steps, self.seen = begun
         for learner, flat in zip(self.learners, before, strict=True):
             learner.put(flat)

@@ -32,10 +32,10 @@ class Limits:
         return {
             "data": Choice("circle", tuple(SETS)),
             "noise": Number(0.05, 0.0, 0.5),
-            "points": Whole(400, 20, self.points),
+            "points": Whole(min(400, self.points), 20, self.points),
             "test": Number(0.5, 0.1, 0.9),
-            "depth": Whole(3, 1, self.depth),
-            "width": Whole(8, 1, self.width),
+            "depth": Whole(min(3, self.depth), 1, self.depth),
+            "width": Whole(min(8, self.width), 1, self.width),
             "activation": Choice("tanh", ACTIVATIONS),
             "batch": Whole(16, 1, 500),
             "algorithm": Choice("adam", ALGORITHMS),
