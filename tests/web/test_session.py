@@ -249,7 +249,7 @@ def test_a_metric_that_refuses_is_divergence(algorithm, monkeypatch):
     flat = session.networks.learners[0].flat.clone()
     session.networks.train.x[3] = math.nan
     frame = session.answer({"do": "step", "steps": 5, "side": 8})
-    assert "the weights are those of step 0" in frame.header["diverged"] and frame.header["epoch"] == 0
+    assert "weights of step 0" in frame.header["diverged"] and frame.header["epoch"] == 0
     assert torch.equal(session.networks.learners[0].flat, flat)
 
 
