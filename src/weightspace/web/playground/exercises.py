@@ -55,8 +55,8 @@ EXERCISES = (
     Exercise(
         "walk",
         "Learn without forgetting",
-        "A network knows the circle. On a walk within a drift budget it learns a checkerboard on the right half of the "
-        "square, while the old boundary on the left half stands still.",
+        "A network knows the circle. On a walk within a drift budget it learns the exclusive or on the right half "
+        "of the square, while the old boundary on the left half stands still.",
         ({"data": "circle", "depth": 3, "width": 16, "activation": "tanh", "rate": 0.01},),
         (*[_TRAIN] * 20, {"do": "keep", "learn": "xor"}, *[{"do": "walk", "steps": 5}] * 12),
     ),

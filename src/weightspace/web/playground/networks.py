@@ -174,9 +174,7 @@ class Networks:
 
     def _stop(self, before: tuple[Tensor, ...], begun: tuple[int, int]) -> None:
         """Back to the weights before the message in which training diverged."""
-        self.diverged = (
-            f"training diverged at step {self.steps}: weights of step {begun[0]}: lower the rate"
-        )
+        self.diverged = f"training diverged at step {self.steps}: weights of step {begun[0]}: lower the rate"
         self.steps, self.seen = begun
         for learner, flat in zip(self.learners, before, strict=True):
             learner.put(flat)
