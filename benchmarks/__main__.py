@@ -25,6 +25,7 @@ from benchmarks import (
     orbits,
     paths,
     planted,
+    playground,
     reading,
     representation,
     rules,
@@ -54,6 +55,7 @@ _TABLES = {
     "jobs": jobs.summary,
     "catalogue": catalogue.summary,
     "gram": gram.summary,
+    "playground": playground.summary,
 }
 _RESULTS = {"matchers": "align"}
 
@@ -255,6 +257,15 @@ def _gram(rows: Sequence[dict[str, Any]]) -> list[Line]:
     ]
 
 
+def _playground(rows: Sequence[dict[str, Any]]) -> list[Line]:
+    rate = playground.least(rows, 8, 8)
+    longest = max(max(r["messages"].values()) for r in rows)
+    return [
+        ("frames a second of the playground, 8 layers of 8, one core", "> 30", f"{rate:.0f}", rate > 30),
+        (".. its longest message, 20 layers of 16", "<= 2 s", f"{longest / 1000:.2f} s", longest <= 2000),
+    ]
+
+
 _TARGETS: dict[str, Callable[[Any], list[Line]]] = {
     "align": _align,
     "steps": _steps,
@@ -271,6 +282,7 @@ _TARGETS: dict[str, Callable[[Any], list[Line]]] = {
     "jobs": _jobs,
     "catalogue": _catalogue,
     "gram": _gram,
+    "playground": _playground,
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -249,3 +250,14 @@ def test_one_pass_over_the_files_gives_the_distances_of_all_pairs(load, tmp_path
     assert "| 7 | 0.00 |" in table._TABLES["gram"]([row])
     paths = gram.written(tmp_path, 3, 0.2)
     assert gram.by_pairs(paths, [(0, 1)])[0] == pytest.approx(float(gram.one_pass(paths).distances[0, 1]), rel=1e-4)
+
+
+def test_the_playground_is_timed(load, tmp_path):
+    playground, table = load("playground"), load("__main__")
+    (row,) = playground.run(2, 1, ((1, 2),), tmp_path)
+    assert row.frame > 0 and row.kilobytes > 4.8 and {*row.messages} == {*playground.MESSAGES}
+    kept = json.loads((tmp_path / "playground.json").read_text())
+    assert table._TABLES["playground"](kept).count("| 1 x 2 | 3 |") == 1
+    assert playground.least(kept, 1, 2) == pytest.approx(row.rate)
+    assert math.isnan(playground.least(kept, 9, 9))
+    assert [line[1] for line in table._playground(kept)] == ["> 30", "<= 2 s"]

@@ -30,6 +30,7 @@ from experiments import (  # noqa: E402
     continual,
     critical,
     freedom,
+    generator,
     graph,
     images,
     invariant,
@@ -727,3 +728,13 @@ def test_a_set_of_language_models_is_made_held_and_asked(tmp_path, capsys):
     assert [atlas.kind(word) for word in ("", "pp", "pdr", "rp", "prp")] == [
         "", "compressed only", "compressed, then learnt", "learnt, then compressed", "between"
     ]  # fmt: skip
+
+
+def test_the_generator_of_digits_is_trained_from_its_seed(tmp_path, capsys):
+    files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for file in files:
+        assert generator.main(["--epochs", "1", "--seed", "3", "--out", str(file)]) == 0
+    first, second = (ws.checkpoint.read(file) for file in files)
+    assert all(torch.equal(first[name], second[name]) for name in first) and files[0].read_bytes()[:8] != bytes(8)
+    one, longer = (float(generator.trained(3, epochs)[1]) for epochs in (1, 8))
+    assert longer < one and "nats a picture on test digits" in capsys.readouterr().out

@@ -43,7 +43,10 @@ FILES = {
         tasks certify watch paths atlas atlas_map atlas_asked""",
     "pages": """page style compare align merge walk capacity stability inform tasks certify paths watch
         critical_periods atlas""",
-    "web": "guard served app server",
+    "web": """playground.fields playground.reply playground.points playground.state playground.messages
+        playground.learner playground.networks playground.pictures playground.shaking playground.pair
+        playground.walking playground.insight playground.generator playground.exercises playground.session
+        guard served app server""",
     "cli": """options words show read compare align merge walk perturb capacity stability inform certify tasks watch
         paths atlas atlas_sets serve""",
 }
@@ -52,6 +55,7 @@ PARTS = {
     "trust.bounds": "bounds.",
     "symmetry.align": "align.",
     "atlas.migrations": "migrations.",
+    "web.playground": "playground.",
 }  # wings of wings
 ORDER = [
     name

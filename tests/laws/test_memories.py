@@ -208,6 +208,7 @@ MEMORIES = {
     "commands.paths.paths(file)": "reads what is there at every call",
     "inside.units.gates(file)": WRITTEN,
     "inside.units.features(folder)": WRITTEN,
+    "web.playground.generator.pictures_of(file)": "reads what is there at every call",
     "demo.run(folder)": WRITTEN,
     "metric.metric.Adam._moments": "what this metric has seen, which is what it is: begin() forgets",
     "net.weights.Weights._flat": "the numbers themselves",
