@@ -108,8 +108,8 @@ class Holdings:
         )
         entry = self._placed(entry, source, before if same else None, copy)
         with self.catalogue.writing() as connection:
-            rows.enter(connection, entry, force)
-        return self.named(entry.name), before is None
+            new = rows.enter(connection, entry, force)
+        return self.named(entry.name), new
 
     def _placed(self, entry: Entry, source: Source, before: Member | None, copy: bool) -> Entry:
         """The entry with its place: a copy where one is wanted or there, the old file where it still stands."""

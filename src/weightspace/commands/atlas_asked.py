@@ -187,8 +187,8 @@ def _write(atlas: Atlas, members: Sequence[Member], answer: Answer, task: Task, 
     key = digest(task)
     atlas.tasks.put([TaskRow(key, data, data, len(task))])
     keys = {member.name: member.key for member in members}
-    rows = {}
+    rows = []
     for standing in answer.found.ranking:
         value, error = answer.value(standing)
-        rows[keys[standing.name]] = Measure(keys[standing.name], what, value, key, error=error)
-    atlas.measures.put(rows.values())
+        rows.append(Measure(keys[standing.name], what, value, key, error=error, examples=standing.examples))
+    atlas.measures.put(rows)

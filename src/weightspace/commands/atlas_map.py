@@ -10,9 +10,10 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from weightspace.atlas.atlas import Atlas
+from weightspace.atlas.compared import Compared
 from weightspace.atlas.families import Families, Map, families, scaled
 from weightspace.atlas.lineage import Lineage, lineage, plain
-from weightspace.atlas.members import Member
+from weightspace.atlas.members import Member, Origin
 from weightspace.atlas.records import Pair
 from weightspace.atlas.side_by_side import dtypes_of
 from weightspace.commands.atlas import known_group
@@ -115,14 +116,22 @@ def _space(atlas: Atlas, opened: Sequence[Opened], matching: bool, settings: Set
     """The members of one architecture, mapped."""
     members, tensors = [m for m, _ in opened], [t for _, t in opened]
     known, group, why = known_group(atlas, members, settings) if matching else (None, None, "")
-    net = atlas.net(known.name) if known is not None and group is not None else None
-    found = lineage(
-        tensors, [m.name for m in members], net=net, group=group, seed=settings.seed,
-        progress=lambda what: settings.progress(f"{what} of {len(members)} networks", 0, 0),
-    )  # fmt: skip
+    net = atlas.openings([known])[known.name].template if known is not None and group is not None else None
+    compared = Compared([m.key for m in members], atlas.comparisons)
+    try:
+        found = lineage(
+            tensors, [m.name for m in members], net=net, group=group, seed=settings.seed, compared=compared,
+            progress=settings.progress,
+        )  # fmt: skip
+    finally:
+        compared.flush()  # what was computed before an error is not computed again
     if why:
-        found = replace(found, notes=(f"renumbered networks are not found and relatives not tested: {why}",))
-    _write(atlas, members, found)
+        said = f"renumbered networks are not found and relatives not tested: {why}"
+        found = replace(found, notes=(said, *found.notes[1:]))
+    if atlas.catalogue.writable:
+        _write(atlas, members, found)
+    else:
+        found = replace(found, notes=(*found.notes, "the atlas is read-only: nothing of the map is kept in it"))
     plane = scaled(found.distances.distances)
     return Space(_named(members), members, found, families(found), plane, _measures(atlas, members))
 
@@ -149,23 +158,21 @@ def _named(members: Sequence[Member]) -> str:
 
 
 def _write(atlas: Atlas, members: Sequence[Member], found: Lineage) -> None:
-    """Distances of all pairs, and edges with their confidence, as rows of the atlas."""
+    """Distances that are exact, and parents with their confidence, as rows of the atlas."""
     keys = [member.key for member in members]
     far = found.distances.distances.tolist()
     pairs = {}
     for i in range(len(keys)):
         for j in range(i):
-            if keys[i] != keys[j]:
+            if keys[i] != keys[j] and found.distances.exact(i, j):
                 how = "matched" if found.renumbered[i] or found.renumbered[j] else "as stored"
                 pairs[keys[i], keys[j]] = Pair(keys[i], keys[j], "distance", far[i][j], method=how)
     atlas.pairs.put(pairs.values())
-    atlas.pairs.forget("parent: ", keys)
-    edges = [
-        Pair(keys[e.parent], keys[e.child], f"parent: {e.kind}", e.relation.confidence, method=e.relation.why[:200])
-        for e in found.edges
-        if keys[e.parent] != keys[e.child]
-    ]
-    atlas.pairs.put(edges, directed=True)
+    origins: dict[str, list[Origin]] = {}
+    for edge in found.edges:
+        one = Origin(members[edge.parent].name, edge.kind, edge.share, edge.relation.confidence)
+        origins.setdefault(members[edge.child].name, []).append(one)
+    atlas.found([member.name for member in members], origins)
 
 
 def _measures(atlas: Atlas, members: Sequence[Member]) -> dict[str, list[float]]:
