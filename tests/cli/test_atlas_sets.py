@@ -13,7 +13,9 @@ from sqlalchemy import delete
 from torch import nn
 
 import weightspace as ws
-from weightspace.atlas.tables import comparisons
+from weightspace.atlas import barriers
+from weightspace.atlas.records import Pairs
+from weightspace.atlas.tables import comparisons, pairs
 from weightspace.checkpoint import reader
 from weightspace.cli import main
 
@@ -216,6 +218,50 @@ def test_the_map_of_a_read_only_atlas_is_drawn_and_nothing_is_kept(here, capsys,
         assert not atlas.pairs.of("distance") and not atlas["tuned"].origins
 
 
+def test_barriers_of_near_networks_are_jobs_that_are_kept(here, capsys, nets, monkeypatch):
+    told = "map", "--barriers", 2, "--data", "new.npz"
+    done = []
+    real = barriers.Lines.__call__
+    monkeypatch.setattr(
+        barriers.Lines, "__call__", lambda self, a, b: done.append((a.name, b.name)) or real(self, a, b)
+    )
+
+    def killed(pairs, rows, directed=False, real=Pairs.put):
+        real(pairs, rows, directed)
+        if len(done) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as short:
+        short.setattr(Pairs, "put", killed)
+        main(["atlas", *map(str, told)])
+    assert len(done) == 3
+    (space,) = ok_json(capsys, *told)["spaces"]
+    assert len(set(done)) == len(done) == len(space["barriers"]), "none was measured twice"
+    again = ok_json(capsys, *told)["spaces"][0]
+    assert again["barriers"] == space["barriers"] and len(done) == len(space["barriers"])
+    names = [row["name"] for row in space["members"]]
+    x, y = nets[1]
+    for one in space["barriers"]:
+        a, b = (nets[0][names[one[end]]].to(torch.float32) for end in ("first", "second"))
+        assert one["straight"] == pytest.approx(ws.line(a, b).barrier(ws.Task(x, y), 7), abs=1e-6)
+    found = {frozenset((names[o["first"]], names[o["second"]])): o for o in space["barriers"]}
+    one = found[frozenset(("first", "shuffled"))]
+    assert one["aligned"] < 1e-4 < one["straight"] and one["distance"] < 1e-2
+    out = ok(capsys, *told, "--report", "map.html")
+    assert "after alignment" in out and "Barriers between near networks" in (here / "map.html").read_text()
+    more = ok_json(capsys, *told, "--seed", 1)["spaces"][0]["barriers"]
+    assert len(done) == 2 * len(more), "another seed is another alignment"
+
+
+@pytest.mark.slow  # two processes load torch
+def test_barriers_in_processes_are_the_same(here, capsys):
+    told = "map", "--barriers", 1, "--data", "new.npz"
+    both = ok_json(capsys, *told, "--jobs", 2)["spaces"][0]["barriers"]
+    with ws.Atlas(here / "atlas") as atlas, atlas.catalogue.writing() as connection:
+        connection.execute(delete(pairs))
+    assert ok_json(capsys, *told)["spaces"][0]["barriers"] == both
+
+
 def test_pages_hold_their_figures_and_escape_names(here, capsys):
     (here / "nets" / "first.safetensors").rename(here / "nets" / "<b>x.safetensors")
     ok(capsys, "add", "nets/<b>x.safetensors", *ARCH)
@@ -287,6 +333,10 @@ def test_an_average_is_written_and_read_again(here, capsys, nets):
     "words, said",
     [
         (("map", "--tag", "none"), "no two networks"),
+        (("map", "--barriers", 2), "--data"),
+        (("map", "--data", "new.npz"), "--barriers"),
+        (("map", "--data", "gone.npz", "--barriers", 2), "gone.npz"),
+        (("map", "--data", "new.npz", "--barriers", 2, "--jobs", "many"), "--jobs"),
         (("map", "--atlas", "nowhere"), "nowhere"),
         (("query",), "--data"),
         (("query", "--data", "gone.npz"), "gone.npz"),

@@ -160,7 +160,12 @@ def lineage(
     edges, siblings = _graph(len(members), relations, merged, set(moved), near)
     renumbered = tuple(k in moved for k in range(len(members)))
     graph = distances.labels, edges, siblings, relations, tuple(merged)
-    said = [*notes, *_estimates(distances), *dict.fromkeys(compared.notes)]
+    casts = (
+        f"{distances.labels[i]} and {distances.labels[j]} are casts of one network that is not among these"
+        for i, j in siblings
+        if relations[i, j].evidence.get("rounded")
+    )
+    said = [*notes, *casts, *_estimates(distances), *dict.fromkeys(compared.notes)]
     return Lineage(*graph, distances, tuple(sets), renumbered, tuple(said))
 
 

@@ -125,7 +125,8 @@ def _say_shown(found: Shown) -> None:
         "file": place, "architecture": member.made or "not known", "dtype": member.dtype,
         "size": _size(member.nbytes), "tags": ", ".join(member.tags), "parents": ", ".join(member.parents),
         "found to come from": _origins(member), "children": ", ".join(found.children),
-        "exact copies": ", ".join(found.copies), "the same values in another dtype": ", ".join(found.casts), "content": member.key,
+        "exact copies": ", ".join(found.copies), "the same values in another dtype": ", ".join(found.casts),
+        "content": member.key,
         **{name: str(value) for name, value in member.facts.items()},
     }  # fmt: skip
     for what, text in lines.items():
