@@ -18,6 +18,7 @@ from benchmarks import (
     flow,
     gram,
     jobs,
+    maps,
     measure,
     memory,
     merge,
@@ -54,6 +55,7 @@ _TABLES = {
     "jobs": jobs.summary,
     "catalogue": catalogue.summary,
     "gram": gram.summary,
+    "maps": maps.summary,
 }
 _RESULTS = {"matchers": "align"}
 
