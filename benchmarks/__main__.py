@@ -18,6 +18,7 @@ from benchmarks import (
     flow,
     gram,
     jobs,
+    maps,
     measure,
     memory,
     merge,
@@ -56,6 +57,7 @@ _TABLES = {
     "catalogue": catalogue.summary,
     "gram": gram.summary,
     "playground": playground.summary,
+    "maps": maps.summary,
 }
 _RESULTS = {"matchers": "align"}
 

@@ -243,6 +243,13 @@ def test_jobs_measure_two_processes(load, tmp_path):
     assert "| 2 | 4 |" in jobs.summary([row])
 
 
+def test_maps_counts_what_it_did(tmp_path):
+    maps = load("maps")
+    found = maps.run(10, 3, 1.0, tmp_path)
+    assert found["large"]["right"] >= 7 and found["large"]["possible"] == 8 and found["strange"]["edges"] == 0
+    assert found["read"]["sketched"] > 0 and "10 networks added" in maps.summary(found)
+
+
 def test_one_pass_over_the_files_gives_the_distances_of_all_pairs(load, tmp_path):
     gram, table = load("gram"), load("__main__")
     (row,) = gram.run(0.2, 1, (7,), tmp_path)

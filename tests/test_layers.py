@@ -36,9 +36,10 @@ FILES = {
         align.moves align.refine align.orders align.match align.features symmetry quotient verdict""",
     "training": "deficits critical_periods recording recorder adapters",
     "flows": "batches anchors attacks ensembles goals pruning result options stepper",
-    "atlas": """tables migrations.v0001 migrations upgrade catalogue content objects records scan members sources
-        ways holdings folders side_by_side sketches orbits atlas halving question starts asked nearby
-        greedy_averages gram independence relatives averages arborescence renumbered lineage families""",
+    "atlas": """tables migrations.v0001 migrations.v0002 migrations upgrade catalogue content objects records
+        comparisons scan members sources ways holdings folders side_by_side sketches orbits atlas halving question
+        starts asked nearby greedy_averages gram neighbourhoods compared independence relatives averages arborescence
+        relations renumbered lineage families barriers""",
     "commands": """progress data scores settings workspace compare align merge capacity walk perturb stability inform
         tasks certify watch paths atlas atlas_map atlas_asked""",
     "pages": """page style compare align merge walk capacity stability inform tasks certify paths watch

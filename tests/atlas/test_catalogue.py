@@ -17,7 +17,17 @@ from sqlalchemy import func, insert, select, text
 
 from weightspace.atlas import upgrade
 from weightspace.atlas.catalogue import FILE, Catalogue
-from weightspace.atlas.tables import REVISION, VERSION_TABLE, contents, metadata, pairs, tasks
+from weightspace.atlas.tables import (
+    REVISION,
+    VERSION_TABLE,
+    contents,
+    measures,
+    metadata,
+    networks,
+    pairs,
+    parents,
+    tasks,
+)
 from weightspace.net.errors import WeightspaceError
 
 ROOT = Path(__file__).parents[2]
@@ -72,8 +82,44 @@ def test_foreign_keys_are_kept(where):
 def test_a_newer_version_is_refused_and_left_alone(where):
     with Catalogue.open(where) as catalogue, catalogue.writing() as connection:
         connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'"))
-    with pytest.raises(WeightspaceError, match=r"newer version \(9999; this one knows 0001\); update weightspace"):
+    with pytest.raises(WeightspaceError, match=r"newer version \(9999; this one knows 0002\); update weightspace"):
         Catalogue.open(where)
+
+
+def test_a_catalogue_of_the_first_version_is_upgraded_with_all_it_holds(where, monkeypatch):
+    """Made by the first version's migration alone, filled as that version filled it, then opened by this one."""
+    from weightspace.atlas import catalogue as module
+
+    with monkeypatch.context() as old:
+        old.setattr(module, "REVISION", "0001")
+        old.setattr(upgrade, "REVISION", "0001")
+        real = upgrade._script()
+        old.setattr(real, "get_current_head", lambda: "0001")
+        revs = real._upgrade_revs
+        old.setattr(real, "_upgrade_revs", lambda head, now: revs("0001", now))
+        old.setattr(upgrade, "_script", lambda: real)
+        with Catalogue.open(where) as first, first.writing() as connection:
+            for sql in (
+                "INSERT INTO architectures VALUES (1, 'f', '', '', '', '{}', 3, NULL)",
+                "INSERT INTO contents VALUES (1, 'a', 'a', 'f', 'float32', 12), (2, 'b', 'b', 'f', 'float32', 12)",
+                "INSERT INTO networks VALUES (1, 'a', 1, 1, 'file', 'a', NULL, '{}', '{}', 'a', 1.0), "
+                "(2, 'b', 2, 1, 'file', 'b', NULL, '{}', '{}', NULL, 2.0)",
+                "INSERT INTO parents VALUES (2, 1, 'stated', NULL, NULL)",
+                "INSERT INTO measures VALUES (1, '', 'norm', '', 2.0, NULL, '0', 1.0)",
+                "INSERT INTO pairs VALUES (1, 2, 'parent: cast', 0.9, NULL, NULL, '')",
+                "INSERT INTO pairs VALUES (1, 2, 'd', 1.5, NULL, NULL, '')",
+            ):
+                connection.execute(text(sql))
+    with Catalogue.open(where) as catalogue:
+        with catalogue.reading() as connection:
+            assert connection.execute(select(parents.c.network, parents.c.parent, parents.c.source)).all() == [
+                (2, 1, "stated")
+            ]
+            assert connection.execute(select(measures.c.value, measures.c.examples)).all() == [(2.0, 0)]
+            assert connection.execute(select(pairs.c.kind)).scalars().all() == ["d"]
+            assert connection.execute(select(networks.c.orbit)).scalars().all() == [None, None]
+            context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+            assert context.get_current_revision() == REVISION and compare_metadata(context, metadata) == []
 
 
 def test_a_database_of_something_else_is_refused(where):

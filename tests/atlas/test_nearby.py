@@ -142,3 +142,23 @@ def test_a_soup_of_nothing_that_reads_the_data_is_refused(trained, tasks):
         soup({}, tasks[1])
     found = soup(odd | {"one": trained[0]}, tasks[1])
     assert found.kept == ("one",) and found.net is trained[0] and found.left_out.keys() == odd.keys()
+
+
+def test_a_way_opens_and_aligns_each_member_once():
+    a, task = ws.demo.example()
+    b = ws.demo.example(1)[0]
+    group = ws.Symmetry.of(a, task.example(2))
+    made, aligned = [], []
+
+    class Counted(ws.Symmetry):
+        def align(self, net, to, **how):
+            aligned.append(1)
+            return group.align(net, to=to, **how)
+
+    counted = object.__new__(Counted)
+    counted.__dict__.update(group.__dict__)
+    members = {f"m{k}": (lambda k=k: made.append(k) or a.lerp(b, k / 10)) for k in range(1, 9)}
+    way = ws.atlas.between(a, b, members, task, counted, near=3, points=3)
+    assert sorted(made) == list(range(1, 9))
+    assert len(aligned) <= 1 + len(members) + len(members) + 1, "once for the search, and once along the way"
+    assert way.highest <= way.direct

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import fsspec
 import pytest
 import torch
 
+import weightspace as ws
 from weightspace.atlas.content import content
 from weightspace.atlas.objects import Objects
 from weightspace.checkpoint import reader
@@ -75,3 +79,26 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WeightspaceError, match="cannot be made"):
         Objects(tmp_path / "file" / "objects").put(KEY, W)
+
+
+def test_a_copied_folder_reads_back_with_its_configuration_and_tokenizer(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=20, n_positions=16)
+    folder = tmp_path / "gpt"
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "evil.py").write_text("raise SystemExit")
+    with ws.Atlas(tmp_path / "atlas") as atlas:
+        member = atlas.add(folder, name="gpt", copy=True)
+        kept = Path(member.made)
+        assert tmp_path / "atlas" in kept.parents and member.kind == "object"
+        assert atlas.add(folder, name="gpt", copy=True).made == member.made
+        shutil.rmtree(folder)
+        assert {item.name for item in kept.iterdir()} == {
+            "config.json", "generation_config.json", "tokenizer.json", "model.safetensors"
+        }  # fmt: skip
+        again = transformers.AutoModelForCausalLM.from_pretrained(kept)
+        assert again.config.n_embd == 8 and len(atlas.net("gpt").weights) > 0
+        assert not atlas.check()
+        atlas.remove("gpt")
+        assert not kept.exists()

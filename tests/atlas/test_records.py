@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 import weightspace as ws
+from weightspace.atlas import comparisons
+from weightspace.atlas.members import Origin
 from weightspace.atlas.records import Measure, Pair, TaskRow
 from weightspace.net.errors import WeightspaceError
 
@@ -42,6 +44,56 @@ def test_measures_are_of_a_network_a_task_and_settings(atlas, keys):
     atlas.measures.put([Measure(a, "loss", 0.25, "t")])
     assert atlas.measures.get(a, "loss", "t").value == 0.25 and len(atlas.measures.of("loss")) == 3
     assert [task.opened for task in atlas.tasks] == ["digits:0-4"]
+
+
+def test_a_value_of_fewer_examples_never_takes_the_place_of_one_of_more(atlas, keys):
+    a = keys[0]
+    atlas.tasks.put([TaskRow("t", "digits")])
+    for value, examples, left in ((1.0, 50, 1.0), (2.0, 20, 1.0), (3.0, 50, 3.0), (4.0, 0, 3.0), (5.0, 90, 5.0)):
+        atlas.measures.put([Measure(a, "loss", value, "t", examples=examples)])
+        assert atlas.measures.get(a, "loss", "t").value == left
+    atlas.measures.put([Measure(a, "norm", 7.0, examples=9), Measure(a, "norm", 8.0, examples=3)])
+    assert atlas.measures.get(a, "norm") == Measure(a, "norm", 7.0, examples=9)
+
+
+def test_comparisons_are_of_both_contents_and_go_with_them(atlas, keys):
+    a, b, c = keys
+    rows = {(a, b, ""): b"1", (a, b, "s"): b"2", (c, c, ""): b""}
+    atlas.comparisons.put("d", rows)
+    assert atlas.comparisons.of("d", keys) == rows and not atlas.comparisons.of("e", keys)
+    assert set(atlas.comparisons.of("d", [a, b])) == {(a, b, ""), (a, b, "s")} and not atlas.comparisons.of("d", [])
+    atlas.comparisons.put("d", {(a, b, ""): b"3"})
+    assert atlas.comparisons.of("d", [a, b])[a, b, ""] == b"3"
+    atlas.remove("b")
+    assert set(atlas.comparisons.of("d", [a, c])) == {(c, c, "")}
+    with pytest.raises(WeightspaceError, match="no network with the key"):
+        atlas.comparisons.put("d", {(a, b, ""): b"3"})
+
+
+def test_results_of_other_code_count_as_not_there(atlas, keys, monkeypatch):
+    atlas.comparisons.put("d", {(keys[0], keys[1], ""): b"1"})
+    monkeypatch.setattr(comparisons, "_METHOD", "other")
+    assert not atlas.comparisons.of("d", keys)
+    atlas.comparisons.put("d", {(keys[0], keys[1], ""): b"2"})
+    assert atlas.comparisons.of("d", keys) == {(keys[0], keys[1], ""): b"2"}
+
+
+def test_found_parents_stand_beside_stated_ones_and_are_replaced(atlas):
+    for name, net, parents in (("a", 0, []), ("b", 1, ["a"]), ("c", 2, [])):
+        atlas.add(NETS[net], name=name, parents=parents)
+    names = ["a", "b", "c"]
+    atlas.found(names, {"b": [Origin("a", "fine-tune", 1.0, 0.9)], "c": [Origin("a", "average", 0.5, 0.99)],
+                        "a": [Origin("b", "fine-tune", 1.0, 0.9)]})  # fmt: skip
+    assert atlas["a"].origins == () and atlas["a"].came_from == (), "a stated child is no parent"
+    assert atlas["b"].parents == ("a",) == atlas["b"].came_from and atlas["b"].origins[0].kind == "fine-tune"
+    assert atlas["c"].parents == () and atlas["c"].came_from == ("a",) and atlas["c"].origins[0].share == 0.5
+    atlas.found(["b", "c"], {"c": [Origin("b", "cast", 1.0, 0.999)]})
+    assert [o.parent for o in atlas["c"].origins] == ["a", "b"] and len(atlas["b"].origins) == 1, "others stay"
+    atlas.found(names, {"c": [Origin("b", "cast", 1.0, 0.999)]})
+    assert atlas["c"].origins == (Origin("b", "cast", 1.0, 0.999),)
+    assert atlas["b"].parents == ("a",) and not atlas["b"].origins
+    atlas.add(NETS[0] + NETS[0].weights, name="c", replace=True)
+    assert atlas["c"].origins == (), "another network under the name came from nothing yet"
 
 
 def test_exact_copies_share_what_is_known_and_the_last_takes_it_along(atlas, keys):
@@ -125,14 +177,3 @@ def test_workers_write_at_the_same_time(atlas):
     for thread in threads:
         thread.join()
     assert len(atlas.jobs) == 40
-
-
-def test_pairs_of_a_kind_are_forgotten(tmp_path):
-    nets = [ws.demo.example(seed)[0] for seed in range(3)]
-    with ws.Atlas(tmp_path) as atlas:
-        a, b, c = (atlas.add(net, name=name).key for net, name in zip(nets, "abc", strict=True))
-        atlas.pairs.put([Pair(a, b, "parent: cast", 1.0), Pair(a, c, "parent: cast", 1.0)], directed=True)
-        atlas.pairs.put([Pair(a, b, "distance", 2.0)])
-        atlas.pairs.forget("parent: ", [a, b])
-        assert atlas.pairs.get(a, b, "parent: cast", directed=True) is None
-        assert atlas.pairs.get(a, c, "parent: cast", directed=True) and atlas.pairs.get(a, b, "distance")

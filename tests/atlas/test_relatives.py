@@ -204,3 +204,18 @@ def test_a_layer_that_starts_at_zero_is_not_pruned():
     trained = changed(drawn(0), lambda w: 0.3 * w)
     start = {n: torch.zeros_like(w) if n == "2.weight" else w + 0.02 for n, w in trained.items()}
     assert relation(start, trained).kind == "fine-tune" and relation(trained, start).kind == "fine-tune"
+
+
+def test_two_casts_of_a_network_that_is_missing_are_told_as_such():
+    generator = torch.Generator().manual_seed(3)
+    root = {f"{k}.weight": torch.randn(90, 80, generator=generator) for k in range(2)}
+    half, brain = ({n: w.to(d) for n, w in root.items()} for d in (torch.float16, torch.bfloat16))
+    other = {n: torch.randn(90, 80, generator=generator) for n in root}
+    found = lineage([half, other, brain], ["half", "other", "brain"])
+    assert found.siblings == ((0, 2),) and not found.edges
+    assert "half and brain are casts of one network that is not among these" in found.notes
+    whole = lineage([half, root, brain], ["half", "root", "brain"])
+    assert {(e.parent, e.child, e.kind) for e in whole.edges} == {(1, 0, "cast"), (1, 2, "cast")}
+    assert not [note for note in whole.notes if "casts" in note]
+    near = {n: (w.float() * (1 + 0.02 * torch.randn(w.shape, generator=generator))).bfloat16() for n, w in half.items()}
+    assert "rounded" in relation(half, brain).evidence and "rounded" not in relation(half, near).evidence

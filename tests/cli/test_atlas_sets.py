@@ -9,9 +9,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+from sqlalchemy import delete
 from torch import nn
 
 import weightspace as ws
+from weightspace.atlas import barriers
+from weightspace.atlas.records import Pairs
+from weightspace.atlas.tables import comparisons, pairs
+from weightspace.checkpoint import reader
 from weightspace.cli import main
 
 ARCH = ("--arch", "setnets:mlp", "--example", "2x20")
@@ -115,8 +120,146 @@ def test_distances_and_edges_are_kept_in_the_atlas(here, capsys, nets):
         a, b = atlas["first"].key, atlas["tuned"].key
         wanted = ws.euclidean(nets[0]["first"], nets[0]["tuned"])
         assert atlas.pairs.get(a, b, "distance").value == pytest.approx(wanted, rel=1e-5)
-        assert atlas.pairs.get(a, b, "parent: fine-tune", directed=True).value > 0.5
-        assert atlas.pairs.get(b, a, "parent: fine-tune", directed=True) is None
+        (origin,) = atlas["tuned"].origins
+        assert (origin.parent, origin.kind) == ("first", "fine-tune") and origin.sure > 0.5
+        assert atlas["tuned"].parents == () and atlas["first"].origins == ()
+
+
+def test_what_was_stated_wins_and_both_are_shown(here, capsys):
+    ok(capsys, "add", "nets/tuned.safetensors", "--parent", "second")
+    ok(capsys, "add", "nets/first.safetensors", "--parent", "half")
+    ok(capsys, "map")
+    shown = ok(capsys, "show", "tuned")
+    assert "parents: second" in shown and "found to come from: first (fine-tune" in shown
+    row = ok_json(capsys, "show", "tuned")
+    assert row["parents"] == ["second"] and [o["parent"] for o in row["origins"]] == ["first"]
+    assert not ok_json(capsys, "show", "half")["origins"], "half is the stated parent of first"
+    assert "first" in ok_json(capsys, "show", "half")["children"]
+    assert "(found)" in ok(capsys, "list")
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The files of which tensors are read, but for the one tensor that a check of types looks at."""
+    seen = []
+    real = reader._fetch
+
+    def counted(path, *given, **more):
+        frames, frame = [], sys._getframe(1)
+        while frame is not None and len(frames) < 5:
+            frames.append(frame.f_code.co_filename)
+            frame = frame.f_back
+        if sum(name.startswith("<@beartype") for name in frames) < 2:
+            seen.append(path.name)
+        return real(path, *given, **more)
+
+    monkeypatch.setattr(reader, "_fetch", counted)
+    return seen
+
+
+def as_told(found):
+    """What a map says, without numbers that may differ by rounding."""
+    space = found["spaces"][0]
+    edges = {(space["members"][e["parent"]]["name"], space["members"][e["child"]]["name"], e["kind"], e["renumbered"])
+             for e in space["edges"]}  # fmt: skip
+    names = [row["name"] for row in space["members"]]
+    return edges, {frozenset(names[k] for k in pair) for pair in space["siblings"]}
+
+
+def test_a_second_map_reads_no_weights_and_says_the_same(here, capsys, reads):
+    first = ok_json(capsys, "map")
+    assert reads
+    reads.clear()
+    assert ok_json(capsys, "map") == first and not reads
+    ok(capsys, "tag", "first", "tuned", "shuffled", "second", "--add", "some")
+    reads.clear()
+    some = ok_json(capsys, "map", "--tag", "some")
+    assert not reads and len(some["spaces"][0]["members"]) == 4
+
+
+def test_one_new_network_costs_one_row(here, capsys, nets, reads):
+    ok(capsys, "map", "--stored")
+    ws.checkpoint.save(ws.perturb(nets[0]["second"], 0.01, seed=3).tensors, here / "late.safetensors")
+    ok(capsys, "add", "late.safetensors", *ARCH)
+    reads.clear()
+    rows = ok_json(capsys, "map", "--stored")
+    once = {name: reads.count(name) for name in {*reads}}
+    tensors = 4
+    assert once["first.safetensors"] <= 2 * tensors, "one row, and a relation with it at most"
+    assert as_told(rows) == as_told(ok_json(capsys, "map", "--stored"))
+    with ws.Atlas(here / "atlas") as atlas:
+        with atlas.catalogue.writing() as connection:
+            connection.execute(delete(comparisons))
+        kept = {(p.first, p.second): p.value for p in atlas.pairs.of("distance")}
+    again = ok_json(capsys, "map", "--stored")
+    assert as_told(again) == as_told(rows)
+    with ws.Atlas(here / "atlas") as atlas:
+        for pair in atlas.pairs.of("distance"):
+            assert kept[pair.first, pair.second] == pytest.approx(pair.value, rel=1e-5)
+
+
+def test_a_network_that_changed_is_told_and_not_taken_from_memory(here, capsys, nets, reads):
+    ok(capsys, "map")
+    ws.checkpoint.save(nets[0]["noise"].tensors, here / "nets" / "tuned.safetensors", force=True)
+    found = ok_json(capsys, "map")
+    assert "changed" in found["left"]["tuned"] and "tuned" not in {r["name"] for r in found["spaces"][0]["members"]}
+    ok(capsys, "add", "nets/tuned.safetensors", *ARCH, "--force")
+    edges, _ = as_told(ok_json(capsys, "map"))
+    assert {("noise", "tuned"), ("tuned", "noise")} & {edge[:2] for edge in edges}
+    assert ("first", "tuned", "fine-tune", False) not in edges
+
+
+def test_the_map_of_a_read_only_atlas_is_drawn_and_nothing_is_kept(here, capsys, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: not str(path).startswith(str(here / "atlas")) and True)
+    found = ok_json(capsys, "map", "--atlas", str(here / "atlas"))
+    assert any("read-only" in note for note in found["spaces"][0]["notes"])
+    monkeypatch.undo()
+    with ws.Atlas(here / "atlas") as atlas:
+        assert not atlas.pairs.of("distance") and not atlas["tuned"].origins
+
+
+def test_barriers_of_near_networks_are_jobs_that_are_kept(here, capsys, nets, monkeypatch):
+    told = "map", "--barriers", 2, "--data", "new.npz"
+    done = []
+    real = barriers.Lines.__call__
+    monkeypatch.setattr(
+        barriers.Lines, "__call__", lambda self, a, b: done.append((a.name, b.name)) or real(self, a, b)
+    )
+
+    def killed(pairs, rows, directed=False, real=Pairs.put):
+        real(pairs, rows, directed)
+        if len(done) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as short:
+        short.setattr(Pairs, "put", killed)
+        main(["atlas", *map(str, told)])
+    assert len(done) == 3
+    (space,) = ok_json(capsys, *told)["spaces"]
+    assert len(set(done)) == len(done) == len(space["barriers"]), "none was measured twice"
+    again = ok_json(capsys, *told)["spaces"][0]
+    assert again["barriers"] == space["barriers"] and len(done) == len(space["barriers"])
+    names = [row["name"] for row in space["members"]]
+    x, y = nets[1]
+    for one in space["barriers"]:
+        a, b = (nets[0][names[one[end]]].to(torch.float32) for end in ("first", "second"))
+        assert one["straight"] == pytest.approx(ws.line(a, b).barrier(ws.Task(x, y), 7), abs=1e-6)
+    found = {frozenset((names[o["first"]], names[o["second"]])): o for o in space["barriers"]}
+    one = found[frozenset(("first", "shuffled"))]
+    assert one["aligned"] < 1e-4 < one["straight"] and one["distance"] < 1e-2
+    out = ok(capsys, *told, "--report", "map.html")
+    assert "after alignment" in out and "Barriers between near networks" in (here / "map.html").read_text()
+    more = ok_json(capsys, *told, "--seed", 1)["spaces"][0]["barriers"]
+    assert len(done) == 2 * len(more), "another seed is another alignment"
+
+
+@pytest.mark.slow  # two processes load torch
+def test_barriers_in_processes_are_the_same(here, capsys):
+    told = "map", "--barriers", 1, "--data", "new.npz"
+    both = ok_json(capsys, *told, "--jobs", 2)["spaces"][0]["barriers"]
+    with ws.Atlas(here / "atlas") as atlas, atlas.catalogue.writing() as connection:
+        connection.execute(delete(pairs))
+    assert ok_json(capsys, *told)["spaces"][0]["barriers"] == both
 
 
 def test_pages_hold_their_figures_and_escape_names(here, capsys):
@@ -143,6 +286,18 @@ def test_a_query_finds_the_best_member_and_keeps_what_it_measured(here, capsys, 
     assert "loss" in ok(capsys, "show", best["name"])
     tried = ok_json(capsys, "query", "--data", "new.npz", "--by", "accuracy", "--try", 2)
     assert tried["steps"] == 2 and all(0 <= row["value"] <= 1 for row in tried["ranking"])
+
+
+def test_what_was_measured_on_few_examples_never_hides_what_was_on_many(here, capsys):
+    ok(capsys, "query", "--data", "new.npz", "--budget", 0.999)
+    with ws.Atlas(here / "atlas") as atlas:
+        many = {row.network: row for row in atlas.measures.of("loss")}
+    ok(capsys, "query", "--data", "new.npz", "--budget", 0.1, "--seed", 1)
+    with ws.Atlas(here / "atlas") as atlas:
+        for row in atlas.measures.of("loss"):
+            assert row.examples >= many[row.network].examples > 0
+            assert row == many[row.network] or row.examples == many[row.network].examples
+    assert "examples)" in ok(capsys, "show", "noise")
 
 
 @pytest.mark.slow  # two processes load torch
@@ -178,6 +333,10 @@ def test_an_average_is_written_and_read_again(here, capsys, nets):
     "words, said",
     [
         (("map", "--tag", "none"), "no two networks"),
+        (("map", "--barriers", 2), "--data"),
+        (("map", "--data", "new.npz"), "--barriers"),
+        (("map", "--data", "gone.npz", "--barriers", 2), "gone.npz"),
+        (("map", "--data", "new.npz", "--barriers", 2, "--jobs", "many"), "--jobs"),
         (("map", "--atlas", "nowhere"), "nowhere"),
         (("query",), "--data"),
         (("query", "--data", "gone.npz"), "gone.npz"),

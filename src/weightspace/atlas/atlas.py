@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace as renamed
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from sqlalchemy import ColumnElement, select
 
 from weightspace.atlas import members as rows
 from weightspace.atlas.catalogue import Catalogue, is_url
+from weightspace.atlas.comparisons import Comparisons
 from weightspace.atlas.folders import Added, add_all
 from weightspace.atlas.holdings import Holdings, Opening
-from weightspace.atlas.members import Architecture, Entry, Member, checked_name
+from weightspace.atlas.members import Architecture, Entry, Member, Origin, checked_name
 from weightspace.atlas.objects import Objects
 from weightspace.atlas.orbits import Orbits, group_of, orbit_of
 from weightspace.atlas.records import Jobs, Measures, Pairs, Sketches, Tasks
@@ -36,8 +38,9 @@ class Atlas:
 
     `where`: a folder, which is made, or the URL of a PostgreSQL database. A network's file stays where it is; networks
     in memory, and files with `copy`, are kept as safetensors under the hash of their content, below the folder or
-    `objects` (a folder or URL such as s3://bucket/nets). `measures`, `pairs`, `sketches`, `tasks` and `jobs` hold what
-    is known of them, by content key: exact copies share it. Close it after use, or use it in a `with` statement.
+    `objects` (a folder or URL such as s3://bucket/nets). `measures`, `pairs`, `comparisons`, `sketches`, `tasks` and
+    `jobs` hold what is known of them, by content key: exact copies share it. Close it after use, or use it in a `with`
+    statement.
 
     >>> import tempfile
     >>> import weightspace as ws
@@ -69,7 +72,7 @@ class Atlas:
         self._held = Holdings(self.catalogue, self.objects)
         self.measures, self.pairs = Measures(self.catalogue), Pairs(self.catalogue)
         self.sketches, self.tasks = Sketches(self.catalogue), Tasks(self.catalogue)
-        self.jobs = Jobs(self.catalogue)
+        self.jobs, self.comparisons = Jobs(self.catalogue), Comparisons(self.catalogue)
 
     def __enter__(self) -> Atlas:
         return self
@@ -197,15 +200,28 @@ class Atlas:
         ...     member.kind, member.dtype, member.nbytes
         ('file', 'float32', 4840)
         """
+        said = Entry("", tags=tuple(tags), parents=tuple(parents), facts=facts or {})
+        return self.entered(what, name, said, Made.of(arch, example), weights=weights, copy=copy, replace=replace)[0]
+
+    def entered(
+        self,
+        what: Any,
+        name: str | None,
+        said: Entry,
+        made: Made,
+        *,
+        weights: str | None = None,
+        copy: bool = False,
+        replace: bool = False,
+    ) -> tuple[Member, bool]:
+        """The member of one network, as `add` returns it, and whether it is new. `said`: its tags, parents, facts."""
         source = opened(what, weights)
-        made = Made.of(arch, example)
         if made.template is not None and not fits(made, source):
-            raise WeightspaceError(f"{name or what}: its tensors are not those of {arch}; give another --arch")
+            raise WeightspaceError(f"{name or what}: its tensors are not those of {made.made}; give another --arch")
         if name is None and source.path is None:
             raise WeightspaceError("a network in memory has no name of its own; give name=")
-        own = name if name is not None else _file_name(source.path)  # type: ignore[arg-type]
-        said = Entry(checked_name(own), tags=tuple(tags), parents=tuple(parents), facts=facts or {})
-        return self._held.enter(source, made, said, copy=copy, force=replace)[0]
+        own = checked_name(name if name is not None else _file_name(source.path))  # type: ignore[arg-type]
+        return self._held.enter(source, made, renamed(said, name=own), copy=copy, force=replace)
 
     def add_folder(
         self,
@@ -262,18 +278,17 @@ class Atlas:
         ...     [(member.name, member.parents) for member in way]
         [('run/0', ()), ('run/1', ('run/0',)), ('run/2', ('run/1',))]
         """
-        made, way = Made.of(arch, example), list[Member]()
+        said = Entry("", tags=tuple(tags), parents=tuple(parents))
+        return [member for member, _ in self.entered_path(path, name, said, Made.of(arch, example), every)]
+
+    def entered_path(
+        self, path: Way, name: str, said: Entry, made: Made, every: int = 1
+    ) -> Iterator[tuple[Member, bool]]:
+        """The members of a path, as `add_path` returns them, and whether each is new."""
         for label, net, facts in points(path, every, made):
-            source = opened(net)
-            if made.template is not None and not fits(made, source):
-                raise WeightspaceError(f"{name}: its tensors are not those of {arch}; give another --arch")
-            above = (way[-1].name,) if way else tuple(parents)
-            relation = "path" if way else "stated"
-            said = Entry(
-                checked_name(f"{name}/{label}"), tags=tuple(tags), parents=above, relation=relation, facts=facts
-            )
-            way.append(self._held.enter(source, made, said, copy=True, force=False)[0])
-        return way
+            member, new = self.entered(net, f"{name}/{label}", renamed(said, facts=facts), made, copy=True)
+            said = renamed(said, parents=(member.name,), relation="path")
+            yield member, new
 
     # ------------------------------------------------------------------ opening
 
@@ -325,6 +340,15 @@ class Atlas:
         """Take tags away from networks. Raises `WeightspaceError` for an unknown network."""
         with self.catalogue.writing() as connection:
             rows.untag(connection, [names] if isinstance(names, str) else names, labels)
+
+    def found(self, names: Sequence[str], origins: Mapping[str, Sequence[Origin]]) -> None:
+        """Write the parents that a map of these networks found, in place of those that the last one found among them.
+
+        Parents that were stated stay, and win: `Member.came_from` names them, and an origin by which a network came
+        from a stated child of its own is left out. Raises `WeightspaceError` for an unknown network.
+        """
+        with self.catalogue.writing() as connection:
+            rows.found(connection, names, origins)
 
     def remove(self, *names: str) -> None:
         """Remove networks, their copies in the atlas, and what is known of contents that are then left by all.

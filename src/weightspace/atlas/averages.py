@@ -7,10 +7,11 @@ the weights themselves in float64. Task arithmetic (a negative weight, of the ba
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
@@ -50,16 +51,24 @@ class Average:
         return min(self.weights) > 0
 
 
+Confirm: TypeAlias = Callable[[int, tuple[int, ...], Callable[[], Average | None]], Average | None]
+
+
 @public
 def averages(
-    members: Sequence[Member], distances: Distances, related: Float[Tensor, "n n"] | None = None
+    members: Sequence[Member],
+    distances: Distances,
+    related: Float[Tensor, "n n"] | None = None,
+    confirm: Confirm | None = None,
 ) -> list[Average]:
     """The networks that are averages of two or three others, and how much of each.
 
     `distances` are those of the members (see `pairwise`); `related[i, j]` > 0 where j may be a parent of i, by default
     everywhere; of these, the twelve nearest are tried. A network that would be an average of two is one only if both
     weights are positive, since each end of a line is an extrapolation of the other two points. The residual is at most
-    the rounding of the child's dtype. Where a parent is an average itself, its own parents are preferred.
+    the rounding of the child's dtype. Where a parent is an average itself, its own parents are preferred. `confirm`: a
+    function of child, parents and what looks at their weights, which may know the answer. Of estimated distances only
+    exact ones count.
 
     >>> import weightspace as ws
     >>> from weightspace.atlas.averages import averages
@@ -74,9 +83,12 @@ def averages(
     found: dict[int, list[Average]] = {}
     for child in range(n):
         near = [int(k) for k in distances.squared[child].argsort(stable=True) if k != child]
-        allowed = [k for k in near if related is None or float(related[child, k]) > 0]
+        allowed = [k for k in near if (related is None or float(related[child, k]) > 0) and distances.exact(child, k)]
         sets = _screened(distances, child, _different(distances, child, allowed))
-        confirmed = [_confirmed(members, distances, child, parents) for parents in sets]
+        confirmed = []
+        for parents in sets:
+            look = partial(_confirmed, members, distances, child, parents)
+            confirmed.append(look() if confirm is None else confirm(child, parents, look))
         if kept := [one for one in confirmed if one is not None]:
             found[child] = kept
     chosen = []
@@ -102,6 +114,8 @@ def _screened(distances: Distances, child: int, near: Sequence[int]) -> Iterator
     """The sets of parents whose distances alone leave almost nothing of the child, the best few of each size."""
     for size in (2, 3):
         sets = [tuple(sorted(some)) for some in combinations(near, size)]
+        if distances.estimated is not None:
+            sets = [some for some in sets if all(distances.exact(i, j) for i, j in combinations(some, 2))]
         if not sets:
             continue
         at = torch.tensor(sets)
@@ -134,7 +148,7 @@ def _plausible(weights: Float[Tensor, "sets k"]) -> Tensor:
 
 def _confirmed(members: Sequence[Member], distances: Distances, child: int, parents: tuple[int, ...]) -> Average | None:
     """The average with weights found on the weights themselves; None where more than rounding is left."""
-    together = SideBySide([members[k] for k in (child, *parents)], tensors=distances.tensors)
+    together = SideBySide([members[k] for k in (child, *parents)], tensors=distances.names)
     inner = torch.zeros(1, len(parents), len(parents), dtype=torch.float64)
     for name in together.names:
         for piece in together.pieces(name):

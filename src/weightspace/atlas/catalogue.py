@@ -60,8 +60,8 @@ class Catalogue:
     'digits'
     """
 
-    def __init__(self, engine: Engine, where: str) -> None:
-        self.engine, self.where = engine, where
+    def __init__(self, engine: Engine, where: str, writable: bool = True) -> None:
+        self.engine, self.where, self.writable = engine, where, writable
 
     @classmethod
     def open(cls, where: str | os.PathLike[str], *, create: bool = True, timeout: float = 30.0) -> Catalogue:
@@ -70,8 +70,9 @@ class Catalogue:
         `timeout`: seconds to wait for another program that writes. Raises `WeightspaceError` for a database of a newer
         version or of something else, one that cannot be reached, and without `create` for one that is not there.
         """
-        engine, shown = _server(os.fspath(where)) if is_url(where) else _file(Path(where).expanduser(), create, timeout)
-        made = cls(engine, shown)
+        url = is_url(where)
+        opened = _server(os.fspath(where)) if url else _file(Path(where).expanduser(), create, timeout)
+        made, shown = cls(*opened), opened[1]
         try:
             with made.reading() as connection:
                 found = revision(connection)
@@ -101,20 +102,30 @@ class Catalogue:
         with self._told(), self.engine.connect().execution_options(writes=True) as connection, connection.begin():
             yield connection
 
-    def put(self, table: Table, rows: Sequence[Mapping[str, Any]], connection: Connection | None = None) -> None:
-        """Write rows in one transaction; a row of a key that is there is replaced. Every row has the same columns."""
+    def put(
+        self, table: Table, rows: Sequence[Mapping[str, Any]], connection: Connection | None = None, when: str = ""
+    ) -> None:
+        """Write rows in one transaction; a row of a key that is there is replaced. Every row has the same columns.
+
+        `when`: a condition in SQL, on the row that is there and the new one, `excluded`, under which it is replaced.
+        """
         if not rows:
             return
         keys = [column.name for column in table.primary_key]
         columns = [*keys, *(column for column in rows[0] if column not in keys)]
         values = [tuple(row[column] for column in columns) for row in rows]
         if connection is not None:
-            return self.fill(connection, table, columns, values)
+            return self.fill(connection, table, columns, values, when)
         with self.writing() as own:
-            self.fill(own, table, columns, values)
+            self.fill(own, table, columns, values, when)
 
     def fill(
-        self, connection: Connection, table: Table, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]
+        self,
+        connection: Connection,
+        table: Table,
+        columns: Sequence[str],
+        rows: Sequence[tuple[Any, ...]],
+        when: str = "",
     ) -> None:
         """Write many rows, given as tuples of these columns: those of the key first, in its order."""
         length = len(table.primary_key)
@@ -123,9 +134,9 @@ class Catalogue:
         if not rows:
             return
         if connection.dialect.name == "postgresql":
-            _copied(connection, table, columns, rows)
+            _copied(connection, table, columns, rows, when)
         else:
-            connection.exec_driver_sql(_upsert(table, columns), rows)
+            connection.exec_driver_sql(_upsert(table, columns, when=when), rows)
 
     def close(self) -> None:
         """Close all connections."""
@@ -175,7 +186,7 @@ def _meaning(error: Exception) -> str:
 # ------------------------------------------------------------------ SQLite
 
 
-def _file(folder: Path, create: bool, timeout: float) -> tuple[Engine, str]:
+def _file(folder: Path, create: bool, timeout: float) -> tuple[Engine, str, bool]:
     file = folder / FILE
     if not file.exists() and not create:
         raise WeightspaceError(f"there is no atlas in {folder}; make one by adding networks to it, or give its folder")
@@ -192,7 +203,7 @@ def _file(folder: Path, create: bool, timeout: float) -> tuple[Engine, str]:
     engine = create_engine("sqlite://", creator=connect, poolclass=QueuePool)
     event.listen(engine, "connect", _prepared if writable else _manual)
     event.listen(engine, "begin", _began)
-    return engine, str(file)
+    return engine, str(file), writable
 
 
 def _address(file: Path, writable: bool) -> str:
@@ -220,20 +231,20 @@ def _began(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN")
 
 
-def _upsert(table: Table, columns: Sequence[str], source: str = "") -> str:
+def _upsert(table: Table, columns: Sequence[str], source: str = "", when: str = "") -> str:
     """The SQL that inserts rows, or replaces those of the same key."""
     keys = [column.name for column in table.primary_key]
     rest = [column for column in columns if column not in keys]
     change = ", ".join(f"{column} = excluded.{column}" for column in rest)
     values = source or f"VALUES ({', '.join('?' * len(columns))})"
-    what = f"UPDATE SET {change}" if rest else "NOTHING"
+    what = f"UPDATE SET {change}{f' WHERE {when}' if when else ''}" if rest else "NOTHING"
     return f"INSERT INTO {table.name} ({', '.join(columns)}) {values} ON CONFLICT ({', '.join(keys)}) DO {what}"
 
 
 # ------------------------------------------------------------------ PostgreSQL
 
 
-def _server(where: str) -> tuple[Engine, str]:
+def _server(where: str) -> tuple[Engine, str, bool]:
     try:
         url = make_url(where)
     except (SQLAlchemyError, ValueError) as error:
@@ -244,10 +255,12 @@ def _server(where: str) -> tuple[Engine, str]:
     if importlib.util.find_spec("psycopg") is None:
         raise WeightspaceError(f"{shown} needs psycopg; install it by pip install 'weightspace[postgres]'")
     url = url.set(drivername="postgresql+psycopg")
-    return create_engine(url, pool_pre_ping=True), shown
+    return create_engine(url, pool_pre_ping=True), shown, True
 
 
-def _copied(connection: Connection, table: Table, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
+def _copied(
+    connection: Connection, table: Table, columns: Sequence[str], rows: Sequence[tuple[Any, ...]], when: str
+) -> None:
     """Rows sent in one stream into a temporary table, and put into `table` from there."""
     names = ", ".join(columns)
     raw: Any = connection.connection.driver_connection
@@ -256,5 +269,5 @@ def _copied(connection: Connection, table: Table, columns: Sequence[str], rows: 
         with cursor.copy(f"COPY incoming ({names}) FROM STDIN") as copy:
             for row in rows:
                 copy.write_row(row)
-        cursor.execute(_upsert(table, columns, f"SELECT {names} FROM incoming"))
+        cursor.execute(_upsert(table, columns, f"SELECT {names} FROM incoming", when))
         cursor.execute("DROP TABLE incoming")

@@ -9,11 +9,13 @@ from typing import Any
 from weightspace.atlas.holdings import Holdings
 from weightspace.atlas.members import Entry, Member, checked_name
 from weightspace.atlas.scan import Left, scan
-from weightspace.atlas.sources import Made, fits, opened
+from weightspace.atlas.sources import Made, Source, fits, opened
 from weightspace.jobs.progress import Progress
 from weightspace.net.errors import WeightspaceError
 
 __all__ = ["Added", "add_all"]
+
+_TRIES = 20  # names that other programs take at the same moment
 
 
 @dataclass
@@ -60,8 +62,7 @@ def add_all(
             how = made if made.template is None or fits(made, source) else Made()
             if how is not made:
                 done.notes.append(f"{one.path}: added without --arch, whose tensors are others")
-            named = replace(said, name=held.free(checked_name(one.name), source))
-            member, new = held.enter(source, how, named, copy=copy, force=force)
+            member, new = _entered(held, source, how, replace(said, name=checked_name(one.name)), copy, force)
             (done.new if new else done.known).append(member)
         except WeightspaceError as error:
             done.left.append(Left(one.path, str(error).removeprefix(f"{one.path}: ")))
@@ -69,6 +70,18 @@ def add_all(
         why = f"; {done.left[0].path.name}: {done.left[0].reason}" if done.left else ""
         raise WeightspaceError(f"{root}: holds no network that can be added{why}")
     return done
+
+
+def _entered(held: Holdings, source: Source, made: Made, said: Entry, copy: bool, force: bool) -> tuple[Member, bool]:
+    """Enter a network under its name, or one with a number where others have it, or take it meanwhile."""
+    for left in range(_TRIES, -1, -1):
+        name = held.free(said.name, source)
+        try:
+            return held.enter(source, made, replace(said, name=name), copy=copy, force=force)
+        except WeightspaceError:
+            if not left or held.free(said.name, source) == name:
+                raise
+    raise AssertionError
 
 
 def _nothing_new(there: Member, made: Made, said: Entry, copy: bool) -> bool:

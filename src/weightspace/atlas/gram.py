@@ -9,7 +9,7 @@ are to one another and however far from all others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from weightspace.atlas.side_by_side import Member, Piece, SideBySide, flat_part
+from weightspace.jobs.progress import Progress, silent
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.public import public
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["Distances", "Row", "against", "pairwise"]
+__all__ = ["Distances", "Estimated", "Row", "against", "gathered", "pairwise"]
 
 
 Matrix: TypeAlias = np.ndarray
@@ -35,12 +36,37 @@ _MANY = 64
 
 @public
 @dataclass(frozen=True)
+class Estimated:
+    """What is exact of distances that are estimates elsewhere (see `neighbourhoods`).
+
+    `exact[i, j]`: whether that of networks i and j is; `rows[i, j]` with i < j: their squared distances over the
+    tensors `names` one by one, for these pairs alone. `parts`: which tensors one row of `Distances.tensors` sums.
+    `error`: the relative standard deviation of an estimated distance, at most.
+    """
+
+    exact: Tensor
+    names: tuple[str, ...]
+    rows: Mapping[tuple[int, int], Tensor]
+    parts: Mapping[str, tuple[str, ...]]
+    error: float
+
+    def only(self, parts: Sequence[str]) -> Estimated:
+        """The same over some parts."""
+        kept = [k for k, name in enumerate(self.names) if any(name in self.parts[part] for part in parts)]
+        rows = {pair: row[kept] for pair, row in self.rows.items()}
+        chosen = {part: self.parts[part] for part in parts}
+        return replace(self, names=tuple(self.names[k] for k in kept), rows=rows, parts=chosen)
+
+
+@public
+@dataclass(frozen=True)
 class Distances:
     """Squared distances |w_i - w_j|^2 and inner products <w_i, w_j> of n networks, in all and tensor by tensor.
 
     `squared` and `inner` have shape (n, n), in float64; `squares[t]` and `products[t]` are those of the tensor
     `tensors[t]` alone. `matrices`: those of `tensors` with two dimensions or more. `left_out`: tensors that do not
-    count, those of integers among them. `numbers`: how many weights of each network count. Made by `pairwise`.
+    count, those of integers among them. `numbers`: how many weights of each network count. `estimated`: of a large set,
+    which distances are exact; `tensors` are parts of the networks there. Made by `pairwise` and `neighbourhoods`.
     """
 
     labels: tuple[str, ...]
@@ -52,6 +78,7 @@ class Distances:
     squares: Float[Tensor, "tensors n n"]
     products: Float[Tensor, "tensors n n"]
     matrices: tuple[str, ...] = ()
+    estimated: Estimated | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -84,11 +111,25 @@ class Distances:
         at = [self.tensors.index(name) for name in wanted]
         squares, products = self.squares[at], self.products[at]
         left = tuple(name for name in (*self.tensors, *self.left_out) if name not in wanted)
+        partly = None if self.estimated is None else self.estimated.only(wanted)
         return replace(
             self, tensors=tuple(wanted), matrices=tuple(name for name in wanted if name in self.matrices),
-            left_out=left, squared=squares.sum(0), inner=products.sum(0),
+            estimated=partly, left_out=left, squared=squares.sum(0), inner=products.sum(0),
             squares=squares, products=products,
         )  # fmt: skip
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tensors that count, one by one."""
+        return self.tensors if self.estimated is None else self.estimated.names
+
+    def layers(self, i: int, j: int) -> Float[Tensor, " tensors"]:
+        """The squared distances of networks i and j over `names`. Raises `KeyError` where that is an estimate."""
+        return self.squares[:, i, j] if self.estimated is None else self.estimated.rows[min(i, j), max(i, j)]
+
+    def exact(self, i: int, j: int) -> bool:
+        """Whether the distance of networks i and j is exact, and not an estimate."""
+        return self.estimated is None or bool(self.estimated.exact[i, j])
 
     def joined(self, row: Row) -> Distances:
         """With one network more, whose distances to all others are `row`.
@@ -100,7 +141,7 @@ class Distances:
         >>> bool((found.squared - pairwise(members).squared).abs().max() < 1e-4), found.labels[-1]
         (True, 'new')
         """
-        if row.tensors != self.tensors or row.squares.shape[1] != len(self):
+        if self.estimated is not None or row.tensors != self.tensors or row.squares.shape[1] != len(self):
             raise WeightspaceError("a row of other networks or tensors; compare the new network with the same ones")
         squares = _bordered(self.squares, row.squares, torch.zeros(len(self.tensors), dtype=torch.float64))
         products = _bordered(self.products, row.products, row.own)
@@ -140,15 +181,16 @@ def pairwise(
     labels: Sequence[str] | None = None,
     *,
     tensors: Iterable[str] | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress = silent,
 ) -> Distances:
     """Distances and inner products of all pairs of networks, tensor by tensor; each weight is read once.
 
     `members`: mappings from names to tensors of one architecture, of any floating dtypes: checkpoints (read piece by
     piece), `Net.tensors`, state dicts. `labels`: what to call them. `tensors`: those that count, by default all of
     floating-point numbers. In memory are at most some ten million numbers of the weights, however many and large the
-    networks are, and the result: 16 bytes for each pair and tensor. Raises `ArchitectureMismatch` for networks of other
-    names or shapes, and `WeightspaceError` for NaN or infinity, naming the tensor and the network.
+    networks are, and the result: 16 bytes for each pair and tensor. `progress`: told of every tensor. Raises
+    `ArchitectureMismatch` for networks of other names or shapes, and `WeightspaceError` for NaN or infinity, naming the
+    tensor and the network.
 
     >>> import weightspace as ws
     >>> from weightspace.atlas.gram import pairwise
@@ -161,15 +203,18 @@ def pairwise(
     count, n = len(together.names), len(together)
     squares, products = (np.zeros((count, n, n)) for _ in range(2))
     for t, name in enumerate(together.names):
-        if progress is not None:
-            progress(name)
+        progress(f"distances of {n} networks", t, count)
         for piece in together.pieces(name):
             _add(together, piece, squares[t], products[t])
-    found = torch.from_numpy(squares), torch.from_numpy(products)
+    return gathered(together, torch.from_numpy(squares), torch.from_numpy(products))
+
+
+def gathered(together: SideBySide, squares: Tensor, products: Tensor) -> Distances:
+    """Squared distances and inner products of every tensor in `together.names`, of shape (tensors, n, n), as one."""
     numbers = sum(together.numbers(name) for name in together.names)
-    sums = found[0].sum(0), found[1].sum(0)
     matrices = tuple(name for name in together.names if len(together.shapes[name]) > 1)
-    return Distances(tuple(together.labels), tuple(together.names), together.left_out, numbers, *sums, *found, matrices)
+    names = tuple(together.labels), tuple(together.names), together.left_out
+    return Distances(*names, numbers, squares.sum(0), products.sum(0), squares, products, matrices)
 
 
 @public

@@ -108,15 +108,18 @@ class Holdings:
         )
         entry = self._placed(entry, source, before if same else None, copy)
         with self.catalogue.writing() as connection:
-            rows.enter(connection, entry, force)
-        return self.named(entry.name), before is None
+            new = rows.enter(connection, entry, force)
+        return self.named(entry.name), new
 
     def _placed(self, entry: Entry, source: Source, before: Member | None, copy: bool) -> Entry:
         """The entry with its place: a copy where one is wanted or there, the old file where it still stands."""
         if source.path is None or copy or (before is not None and before.kind == "object"):
             key = source.content.key
-            seen = stamp(self.store().put(key, source.tensors), settled=False)
-            return replace(entry, kind="object", location=key, stamp=seen)
+            path = self.store().put(key, source.tensors)
+            if source.made and entry.made == source.made and copy:
+                folder = self.store().put_beside(key, Path(source.made))
+                entry = entry if folder is None else replace(entry, made=str(folder.absolute()))
+            return replace(entry, kind="object", location=key, stamp=stamp(path, settled=False))
         if before is not None and before.location != str(source.path) and Path(before.location).exists():
             return replace(entry, kind="file", location=before.location, chosen=before.chosen, stamp=before.stamp)
         place = str(source.path)

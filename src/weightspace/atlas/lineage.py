@@ -9,7 +9,7 @@ decides, and between directions of equal length the evidence for each (casts, ze
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,29 +18,28 @@ import torch
 from torch import Tensor
 
 from weightspace.atlas.arborescence import cheapest_parents
-from weightspace.atlas.averages import Average, averages
-from weightspace.atlas.gram import Distances, pairwise
-from weightspace.atlas.independence import Independence, independence
-from weightspace.atlas.relatives import SURE, Relation, is_pattern, relation
-from weightspace.atlas.renumbered import Moved, matched
+from weightspace.atlas.averages import Average
+from weightspace.atlas.compared import MANY, Compared
+from weightspace.atlas.gram import Distances
+from weightspace.atlas.relations import Relations
+from weightspace.atlas.relatives import SURE, Relation, is_pattern
+from weightspace.atlas.renumbered import Matching, Moved, digest_of
 from weightspace.atlas.side_by_side import Member
+from weightspace.jobs.progress import Progress, silent
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 from weightspace.net.public import public
 from weightspace.symmetry.element import Element
 from weightspace.symmetry.symmetry import Symmetry
-from weightspace.symmetry.verdict import SAME
 
 __all__ = ["Edge", "Lineage", "lineage"]
 
 
-_WORTH_A_TEST = 0.05  # a cosine of matrices below which stored networks are not tested
 _DIRECTION = 1e-9  # the cost of a wrong direction, beside squared relative distances: it decides between equal lengths
 _ROOT = 4.0  # the cost of a network without a parent: more than any squared relative distance
 _LAYERS = 0.25  # of all tensors, in which a child is nearer to another parent
 _AS_STORED = 1e-3  # how much nearer a renumbered parent must be
 _EXCLUDED = 0.002  # a direction less likely than this is none
-_NEAREST = 12  # relatives of each network that are looked at
 
 
 @public
@@ -110,7 +109,8 @@ def lineage(
     group: Symmetry | None = None,
     draws: int = 39,
     seed: int = 0,
-    progress: Callable[[str], None] | None = None,
+    compared: Compared | None = None,
+    progress: Progress = silent,
 ) -> Lineage:
     """The graph of who came from whom among networks of one architecture, from their weights alone.
 
@@ -118,7 +118,9 @@ def lineage(
     (see `independence`), and renumbered, rescaled or rotated ones are found, at the cost of one matching for each pair
     of families. Without them relatives must be stored alike, and a note says so. Directions that cannot be told
     (exact copies, siblings) are as likely wrong as right: see `Edge.relation.confidence`. Networks that were distilled
-    from others leave no trace in the weights. Raises as `pairwise` does.
+    from others leave no trace in the weights. `compared`: the same networks by content, for comparisons that are known
+    (see `Compared`). Of more than 300 networks, near ones are compared exactly, and a note says what is estimated.
+    `progress`: told of every step. Raises as `pairwise` does.
 
     >>> import weightspace as ws
     >>> from weightspace.atlas.lineage import lineage
@@ -132,49 +134,65 @@ def lineage(
     """
     if (net is None) != (group is None):
         raise WeightspaceError("a group and a network of its architecture go together; give both net= and group=")
-    say = progress or (lambda text: None)
-    say("distances")
     members = list(members)
-    stored = _telling(pairwise(members, labels), members[0], net)
-    tests = _Tests(members, group, draws, seed)
-    sets = _sets(len(members), _stored_relatives(_of_matrices(stored), tests))
+    compared = Compared([f"network {k}" for k in range(len(members))]) if compared is None else compared
+    still = [""] * len(members)
+    stored = _telling(compared.distances(members, labels, still, progress), members, compared, net)
+    look = Relations(members, compared, still, group, draws, seed)
+    many = f"relatives among {len(members)} networks"
+    sets = look.as_stored(_of_matrices(stored), lambda k: progress(many, k, 0))
     notes = [] if group is not None else ["no group: renumbered networks are not found, and relatives are not tested"]
     moved: dict[int, Element] = {}
-    if net is not None and group is not None and max(sets) > 0:
-        sets, moved = matched(members, sets, stored, net, group, seed, say)
+    if net is not None and group is not None and max(sets) >= MANY:
+        notes.append(f"{max(sets) + 1} sets of relatives are too many to be matched: renumbered networks are not found")
+    elif net is not None and group is not None and max(sets) > 0:
+        sets, moved = Matching(members, compared, net, group, seed, progress).sets(sets, stored)
     placed = [Moved(m, moved[k], net) if k in moved and net is not None else m for k, m in enumerate(members)]
-    distances = _telling(pairwise(placed, labels), members[0], net) if moved else stored
-    say("relatives")
+    moves = [digest_of(moved[k]) if k in moved else "" for k in range(len(members))]
+    distances = stored
+    if moved:
+        distances = _telling(compared.distances(placed, labels, moves, progress), members, compared, net)
     near = _of_matrices(distances)
-    relations = _relations(placed, near, sets, set(moved), _Tests(placed, group, draws, seed))
-    merged = _averages(placed, near, relations, set(moved))
+    look = Relations(placed, compared, moves, group, draws, seed)
+    relations = look.nearest(near, sets, lambda k: progress(f"the nearest of {len(members)} networks", k, len(members)))
+    merged = _averages(look, near, relations, set(moved))
+    compared.flush()
     edges, siblings = _graph(len(members), relations, merged, set(moved), near)
     renumbered = tuple(k in moved for k in range(len(members)))
     graph = distances.labels, edges, siblings, relations, tuple(merged)
-    return Lineage(*graph, distances, tuple(sets), renumbered, tuple(notes))
+    casts = (
+        f"{distances.labels[i]} and {distances.labels[j]} are casts of one network that is not among these"
+        for i, j in siblings
+        if relations[i, j].evidence.get("rounded")
+    )
+    said = [*notes, *casts, *_estimates(distances), *dict.fromkeys(compared.notes)]
+    return Lineage(*graph, distances, tuple(sets), renumbered, tuple(said))
 
 
-@dataclass
-class _Tests:
-    """Tests of independence of pairs of networks; none without a group."""
-
-    members: Sequence[Member]
-    group: Symmetry | None
-    draws: int
-    seed: int
-
-    def __call__(self, i: int, j: int) -> Independence | None:
-        if self.group is None or not self.group.permutable():
-            return None
-        return independence(self.members[i], self.members[j], self.group, draws=self.draws, seed=self.seed)
+def _estimates(distances: Distances) -> Iterator[str]:
+    """What is said of a set whose distances are estimates in part."""
+    if (told := distances.estimated) is not None:
+        n = len(distances)
+        share = float(told.exact.sum() - n) / (n * (n - 1))
+        yield (
+            f"{n} networks: each is compared exactly with its nearest, {share:.1%} of all pairs; other distances are "
+            f"estimates from sketches, right to {told.error:.0%}, and relatives are looked for among the nearest"
+        )
 
 
-def _telling(distances: Distances, first: Member, net: Net | None) -> Distances:
+def _telling(distances: Distances, members: Sequence[Member], compared: Compared, net: Net | None) -> Distances:
     """Distances whose `matrices` are weights: a mask that all networks have would make strangers seem near."""
-    kept = []
+    if distances.estimated is not None:
+        return distances
+    kept, key = [], (compared.keys[0], "")
     for name in distances.matrices:
         same = not bool(distances.squares[distances.tensors.index(name)].any())
-        if not (same and is_pattern(first[name].detach())) and not (net is not None and name in net.state):
+
+        def look(name: str = name) -> bytes:
+            return b"yes" if is_pattern(members[0][name].detach()) else b"no"
+
+        mask = same and compared.recalled("pattern", [key], [name], look) == b"yes"
+        if not mask and not (net is not None and name in net.state):
             kept.append(name)
     return replace(distances, matrices=tuple(kept)) if kept else distances
 
@@ -184,53 +202,13 @@ def _of_matrices(distances: Distances) -> Distances:
     return distances.only(distances.matrices) if distances.matrices else distances
 
 
-def _stored_relatives(near: Distances, tests: _Tests) -> Iterator[tuple[int, int]]:
-    """Pairs that are relatives as they are stored."""
-    cosines = near.cosines
-    for i in range(len(near)):
-        for j in range(i):
-            if float(cosines[i, j]) > _WORTH_A_TEST:
-                if relation(tests.members[i], tests.members[j], tests(i, j)).kind != "independent":
-                    yield i, j
-
-
-def _sets(n: int, pairs: Iterator[tuple[int, int]]) -> list[int]:
-    """The number of the connected set of every node."""
-    root = list(range(n))
-
-    def find(k: int) -> int:
-        while root[k] != k:
-            k = root[k]
-        return k
-
-    for i, j in pairs:
-        a, b = sorted((find(i), find(j)))
-        root[b] = a
-    names = {r: k for k, r in enumerate(dict.fromkeys(find(k) for k in range(n)))}
-    return [names[find(k)] for k in range(n)]
-
-
-def _relations(
-    members: Sequence[Member], near: Distances, sets: Sequence[int], moved: set[int], tests: _Tests
-) -> dict[tuple[int, int], Relation]:
-    """The relation of each network with its nearest ones of its set."""
-    found = {}
-    for i in range(len(members)):
-        own = [int(j) for j in near.squared[i].argsort(stable=True) if int(j) != i and sets[int(j)] == sets[i]]
-        for j in own[:_NEAREST]:
-            pair = min(i, j), max(i, j)
-            if pair not in found:
-                rounding = {"rounding": SAME} if moved & {*pair} else {}
-                found[pair] = relation(members[pair[0]], members[pair[1]], tests(*pair), **rounding)
-    return found
-
-
 def _averages(
-    members: Sequence[Member], near: Distances, relations: Mapping[tuple[int, int], Relation], moved: set[int]
+    look: Relations, near: Distances, relations: Mapping[tuple[int, int], Relation], moved: set[int]
 ) -> list[Average]:
     """The averages among relatives; a cast of an average comes from it, and is none itself."""
     made = _made(relations, moved)
-    return [one for one in averages(members, near, _allowed(len(members), relations, moved)) if one.child not in made]
+    found = look.averages(near, _allowed(len(near), relations, moved))
+    return [one for one in found if one.child not in made]
 
 
 def _allowed(n: int, relations: Mapping[tuple[int, int], Relation], moved: set[int]) -> Tensor:
@@ -329,7 +307,7 @@ def _to_grandparents(parents: Sequence[int], cost: np.ndarray, near: Distances) 
     A child of a child is nearer to its parent in all layers. Fine-tunes of one network share a part of what they
     change, often in few layers, and can be nearer to one another in all than to what they came from.
     """
-    squares, n = near.squares.numpy(), len(near)
+    n = len(near)
     found, changed = list(parents), True
     while changed:
         changed = False
@@ -337,7 +315,7 @@ def _to_grandparents(parents: Sequence[int], cost: np.ndarray, near: Distances) 
             first = found[parent] if parent < n else n
             if first == n or not np.isfinite(cost[first, child]):
                 continue
-            if float((squares[:, parent, child] > squares[:, first, child]).mean()) >= _LAYERS:
+            if float((near.layers(parent, child) > near.layers(first, child)).double().mean()) >= _LAYERS:
                 found[child], changed = first, True
     return found
 

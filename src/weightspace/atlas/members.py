@@ -4,21 +4,45 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, Table, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Select, Table, bindparam, delete, insert, or_, select, update
 
 from weightspace.atlas.content import Content
 from weightspace.atlas.tables import architectures, contents, networks, parents, tags
 from weightspace.checkpoint import files
 from weightspace.net.errors import WeightspaceError
 
-__all__ = ["Architecture", "Entry", "Member", "checked_name", "enter", "listed", "remove", "stamped", "tag", "untag"]
+__all__ = [
+    "Architecture",
+    "Entry",
+    "Member",
+    "Origin",
+    "checked_name",
+    "enter",
+    "found",
+    "listed",
+    "remove",
+    "stamped",
+    "tag",
+    "untag",
+]
 
 _LONGEST, _TAG = 500, 200
 _MANY = 500
+_STATED, _FOUND = "stated", "found"  # sources of parents
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A parent that a map found: its name, the kind of relatives, its share in an average, and how sure that is."""
+
+    parent: str
+    kind: str
+    share: float | None = None
+    sure: float | None = None
 
 
 @dataclass(frozen=True)
@@ -27,7 +51,8 @@ class Member:
 
     `numbers`: the hash of its values whatever the dtypes; `fingerprint`: that of names and shapes; `made`: how its
     architecture is made ("" where not known); `location`: its file, or for the atlas's own copy ("object") its key;
-    `orbit`: the key of the first member that is the same up to symmetry, once that was asked.
+    `orbit`: the key of the first member that is the same up to symmetry, once that was asked. `parents`: those that
+    were stated, or come before it on a path; `origins`: those that a map found from weights.
     """
 
     name: str
@@ -46,11 +71,19 @@ class Member:
     facts: Mapping[str, Any]
     tags: tuple[str, ...] = ()
     parents: tuple[str, ...] = ()
+    origins: tuple[Origin, ...] = ()
+
+    @property
+    def came_from(self) -> tuple[str, ...]:
+        """The parents that were stated; where none were, those that a map found."""
+        return self.parents or tuple(origin.parent for origin in self.origins)
 
     def data(self) -> dict[str, Any]:
         """As plain data."""
         known = {name: value for name, value in vars(self).items() if name != "stamp"}
-        return {**known, "facts": dict(self.facts), "tags": [*self.tags], "parents": [*self.parents]}
+        origins = [dict(vars(origin)) for origin in self.origins]
+        own = {"facts": dict(self.facts), "tags": [*self.tags], "parents": [*self.parents], "origins": origins}
+        return {**known, **own}
 
 
 @dataclass(frozen=True)
@@ -117,35 +150,46 @@ def listed(connection: Connection, *where: ColumnElement[bool]) -> list[Member]:
     if not rows:
         return []
     ids = [row[0] for row in rows] if where else None
-    other = networks.alias("other")
-    named = select(parents.c.network, other.c.name).join_from(parents, other, parents.c.parent == other.c.id)
-    above = _grouped(connection, named.order_by(other.c.id), parents.c.network, ids)
     marks = _grouped(connection, select(tags.c.network, tags.c.tag).order_by(tags.c.tag), tags.c.network, ids)
+    other, p = networks.alias("other"), parents.c
+    named = select(p.network, other.c.name).join_from(parents, other, p.parent == other.c.id).order_by(other.c.id)
+    above = _grouped(connection, named.where(p.source == _STATED), p.network, ids)
+    told = named.add_columns(p.relation, p.share, p.sure).where(p.source == _FOUND)
+    origins = _grouped(connection, told, p.network, ids, Origin)
     return [
-        Member(*row[1:-2], *map(files.parse, row[-2:]), *(tuple(some.get(row[0], ())) for some in (marks, above)))
+        Member(
+            *row[1:-2], *map(files.parse, row[-2:]), *(tuple(some.get(row[0], ())) for some in (marks, above, origins))
+        )
         for row in rows
     ]
 
 
 def _grouped(
-    connection: Connection, asked: Select[Any], column: ColumnElement[int], ids: Sequence[int] | None
-) -> dict[int, list[str]]:
-    found: dict[int, list[str]] = {}
+    connection: Connection,
+    asked: Select[Any],
+    column: ColumnElement[int],
+    ids: Sequence[int] | None,
+    made: Callable[..., Any] = str,
+) -> dict[int, list[Any]]:
+    """What was asked of every network: `made` of the columns after its number, each once."""
+    found: dict[int, list[Any]] = {}
     parts = [ids[k : k + _MANY] for k in range(0, len(ids), _MANY)] if ids is not None else [None]
     for some in parts:
-        for number, text in connection.execute(asked if some is None else asked.where(column.in_(some))):
-            if text not in found.setdefault(number, []):
-                found[number].append(text)
+        for number, *columns in connection.execute(asked if some is None else asked.where(column.in_(some))):
+            one = made(*columns)
+            if one not in found.setdefault(number, []):
+                found[number].append(one)
     return found
 
 
 # ------------------------------------------------------------------ writing
 
 
-def enter(connection: Connection, entry: Entry, force: bool = False) -> None:
+def enter(connection: Connection, entry: Entry, force: bool = False) -> bool:
     """Write a network with its content, architecture, tags and parents; with `force` in place of one of its name.
 
-    Raises `WeightspaceError` for a name of another network, and a parent that is not there or is the network itself.
+    Returns whether it is new. Raises `WeightspaceError` for a name of another network, and a parent that is not there
+    or is the network itself.
     """
     content = entry.content
     assert content is not None
@@ -169,10 +213,14 @@ def enter(connection: Connection, entry: Entry, force: bool = False) -> None:
         values = values if other else {k: v for k, v in values.items() if k not in ("added", "orbit")}
         connection.execute(update(networks).where(networks.c.id == number).values(values))
         _forget(connection, [before.content])
+        if other:
+            ends = or_(parents.c.network == number, parents.c.parent == number)
+            connection.execute(delete(parents).where(parents.c.source == _FOUND, ends))
     if entry.tags:
         _tagged(connection, [number], entry.tags)
     for parent in entry.parents:
         _born(connection, number, entry, parent)
+    return before is None
 
 
 def _born(connection: Connection, number: int, entry: Entry, parent: str) -> None:
@@ -184,6 +232,45 @@ def _born(connection: Connection, number: int, entry: Entry, parent: str) -> Non
     same = p.network == number, p.parent == above, p.relation == entry.relation
     if connection.execute(select(p.network).where(*same)).first() is None:
         connection.execute(insert(parents).values(row))
+
+
+def found(connection: Connection, names: Sequence[str], origins: Mapping[str, Sequence[Origin]]) -> None:
+    """Write the parents that a map of these networks found, in place of those that earlier maps found among them.
+
+    What was stated is left alone; an origin by which a network would come from a stated child of its own is left out.
+    Raises `WeightspaceError` for a name that is not there.
+    """
+    ids = {name: _row(connection, name).id for name in dict.fromkeys(names)}
+    p, numbers = parents.c, [*ids.values()]
+    stated: dict[int, set[int]] = {}
+    for child, parent in connection.execute(select(p.network, p.parent).where(p.source == _STATED)):
+        stated.setdefault(child, set()).add(parent)
+    for some in (numbers[k : k + _MANY] for k in range(0, len(numbers), _MANY)):
+        there = connection.execute(select(p.network, p.parent).where(p.source == _FOUND, p.network.in_(some))).all()
+        gone = [{"child": c, "above": a} for c, a in there if a in {*numbers}]
+        if gone:
+            same = p.network == bindparam("child"), p.parent == bindparam("above"), p.source == _FOUND
+            connection.execute(delete(parents).where(*same), gone)
+    taken = {(row.network, row.parent, row.relation) for row in connection.execute(select(parents))}
+    rows = {}
+    for name, own in origins.items():
+        for one in own:
+            key = ids[name], ids[one.parent], one.kind
+            if key not in taken and key[0] != key[1] and key[0] not in _ancestors(stated, key[1]):
+                values = {"share": one.share, "sure": one.sure, "source": _FOUND}
+                rows[key] = {"network": key[0], "parent": key[1], "relation": key[2], **values}
+    if rows:
+        connection.execute(insert(parents), [*rows.values()])
+
+
+def _ancestors(above: Mapping[int, Iterable[int]], number: int) -> set[int]:
+    """All that a network came from, parents of parents among them."""
+    seen, left = set[int](), [number]
+    while left:
+        new = {*above.get(left.pop(), ())} - seen
+        seen |= new
+        left += new
+    return seen
 
 
 def _architecture(connection: Connection, entry: Entry) -> int:

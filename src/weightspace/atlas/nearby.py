@@ -164,10 +164,11 @@ def between(
     """The way from a to b over members whose highest barrier is lowest: a minimax path.
 
     The barrier of a line is how far the loss of `task` rises on it above the straight line between its ends (see
-    `Path.barrier`), at so many `points`; with a `group`, after its end is aligned to its start. Lines are measured as
-    they are needed, from every network that is reached to the `near` members nearest to it and to b. Networks of equal
-    highest barrier are reached in the fewest pieces. Members of another architecture are passed over. The barriers of
-    the way are measured on it: every network is aligned to the one before it there. Raises `WeightspaceError` for
+    `Path.barrier`), at so many `points`. With a `group`, b and every member are aligned to a, once. Members are opened
+    once, and kept in memory as long as they fit into two gigabytes. Lines are measured as they are needed, from every
+    network that is reached to the `near` members nearest to it and to b. Networks of equal highest barrier are reached
+    in the fewest pieces. Members of another architecture are passed over. The barriers of the way are measured on it:
+    every network is aligned to the one before it there. Raises `WeightspaceError` for
     fewer than three points, and where no barrier is finite.
 
     >>> import weightspace as ws
@@ -182,14 +183,15 @@ def between(
     order = found.best(near)
     nets = [a]
     for name in order[1:]:
-        nets.append(found.moved(found.net(name), nets[-1]))
+        nets.append(found.aligned(found.net(name), nets[-1]))
     barriers = [line(one, other).barrier(task, points) for one, other in pairwise(nets)]
     if len(order) > 2 and not max(barriers) < found.direct:  # aligned in a row it is no better than the line
-        nets, barriers, order = [a, found.moved(b, a)], [found.direct], [order[0], order[-1]]
+        nets, barriers, order = [a, found.net(_END)], [found.direct], [order[0], order[-1]]
     return Way(tuple(str(name) for name in order[1:-1]), tuple(barriers), tuple(nets), found.direct, found.measured)
 
 
 _START, _END = 0, 1  # keys of the ends, beside names of members
+_ROOM = 1 << 31  # bytes of networks that are kept open
 
 
 class _Ways:
@@ -199,30 +201,44 @@ class _Ways:
         self, a: Net, b: Net, members: Members, task: Task, group: Symmetry | None, points: int, seed: int,
         progress: Callable[[int, int], None] | None,
     ) -> None:  # fmt: skip
-        self.ends, self.members, self.task, self.group = {_START: a, _END: b}, members, task, group
+        self.members, self.task, self.group = members, task, group
         self.points, self.seed, self.progress, self.measured = points, seed, progress, 0
+        self._room, self._apart = _ROOM, dict[tuple[Any, Any], float]()
+        self._held: dict[Any, Net] = {_START: a}
+        self._held[_END] = self.aligned(b, a)
         self.keys = [name for name in members if self._fits(name)]
         self.direct = self._barrier(_START, _END)
 
     def net(self, key: Any) -> Net:
-        """A network by its key."""
-        return self.ends[key] if isinstance(key, int) else opened(self.members[key])
+        """A network by its key, aligned to the start; opened and aligned again only where there is no room for it."""
+        if key not in self._held:
+            found = self.aligned(opened(self.members[key]), self._held[_START])
+            size = sum(flat.nbytes for flat in (*found.weights.buffers, *found.state.buffers))
+            if size > self._room:
+                return found
+            self._held[key], self._room = found, self._room - size
+        return self._held[key]
 
     def _fits(self, name: str) -> bool:
+        start = self._held[_START]
         try:
             net = opened(self.members[name])
-            self.ends[_START].check(net)
+            start.check(net)
+            if net.weights.unusable():
+                return False
+            size = sum(flat.nbytes for flat in (*net.weights.buffers, *net.state.buffers))
+            if size <= self._room:
+                self._held[name], self._room = self.aligned(net, start), self._room - size
         except (WeightspaceError, OSError):
             return False
-        return not net.weights.unusable()
+        return True
 
-    def moved(self, net: Net, to: Net) -> Net:
+    def aligned(self, net: Net, to: Net) -> Net:
         """A network aligned to another, where there is a group."""
         return net if self.group is None else self.group.align(net, to=to, seed=self.seed)
 
     def _barrier(self, one: Any, other: Any) -> float:
-        start = self.net(one)
-        height = line(start, self.moved(self.net(other), start)).barrier(self.task, self.points)
+        height = line(self.net(one), self.net(other)).barrier(self.task, self.points)
         self.measured += 1
         if self.progress is not None:
             self.progress(self.measured, 0)
@@ -256,7 +272,10 @@ class _Ways:
 
     def _around(self, key: Any, near: int, done: set[Any]) -> Sequence[Any]:
         """The end, and the members nearest to a network."""
-        here = self.net(key)
         left = [name for name in self.keys if name not in done]
-        apart = {name: euclidean(here, self.moved(self.net(name), here)) for name in left} if len(left) > near else {}
-        return [_END, *sorted(left, key=lambda name: apart.get(name, 0.0))[:near]]
+        if len(left) > near:
+            here = self.net(key)
+            for name in left:
+                if (key, name) not in self._apart:
+                    self._apart[key, name] = self._apart[name, key] = euclidean(here, self.net(name))
+        return [_END, *sorted(left, key=lambda name: self._apart.get((key, name), 0.0))[:near]]

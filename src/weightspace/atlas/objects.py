@@ -5,9 +5,11 @@ A copy is written whole or not at all, and is what its name says: the name is th
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,18 @@ from torch import Tensor
 
 from weightspace.atlas.content import content
 from weightspace.checkpoint import files, reader, writer
+from weightspace.checkpoint.locate import SINGLE
 from weightspace.net.errors import WeightspaceError, first_line
 
 __all__ = ["Objects"]
 
 _SCHEMES = ("s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "sftp", "memory")  # no plain web addresses
 _KEY = re.compile(r"[0-9a-f]{64}")
+_BESIDE = re.compile(
+    r"((generation_|preprocessor_|processor_)?config|tokenizer\w*|special_tokens_map|added_tokens|vocab|chat_template)\.json"
+    r"|vocab\.txt|merges\.txt|chat_template\.jinja|(tokenizer|spiece|sentencepiece[\w.]*)\.model"
+)  # beside the weights of a Hugging Face folder; no code
+_LARGEST = 100_000_000  # bytes of such a file
 
 
 class Objects:
@@ -62,6 +70,31 @@ class Objects:
             self._send(key, file)
         return file
 
+    def put_beside(self, key: str, folder: Path) -> Path | None:
+        """A Hugging Face folder of a stored network: its weights, and the configuration and tokenizer of `folder`.
+
+        It is named by the content of the network and of these files. None for a store under a URL, which keeps weights
+        alone. Raises `WeightspaceError` where it cannot be written.
+        """
+        if self.remote:
+            return None
+        try:
+            names = sorted(item.name for item in folder.iterdir() if _BESIDE.fullmatch(item.name) and item.is_file())
+            found = {name: (folder / name).read_bytes() for name in names if (folder / name).stat().st_size <= _LARGEST}
+            said = "".join(f"{name} {hashlib.sha256(data).hexdigest()}\n" for name, data in found.items())
+            file = self._local(key)
+            target = file.with_name(f"{key}.{hashlib.sha256(said.encode()).hexdigest()[:16]}")
+            target.mkdir(parents=True, exist_ok=True)
+            for name, data in found.items():
+                if not (target / name).exists():
+                    files.write(target / name, data)
+            if not (target / SINGLE).exists():
+                with files.beside(target / SINGLE) as linked:
+                    _link(file, linked)
+        except OSError as error:
+            raise WeightspaceError(f"{folder}: cannot be copied ({error.strerror or error}); free space") from error
+        return target
+
     def file(self, key: str) -> Path:
         """The file of this machine that holds the network of a key. Raises `WeightspaceError` where there is none."""
         file = self._local(key)
@@ -84,7 +117,11 @@ class Objects:
 
     def remove(self, key: str) -> None:
         """Delete the copy of a key, if there is one."""
-        self._local(key).unlink(missing_ok=True)
+        file = self._local(key)
+        file.unlink(missing_ok=True)
+        for folder in file.parent.glob(f"{key}.*") if not self.remote else ():
+            if folder.is_dir():
+                shutil.rmtree(folder, ignore_errors=True)
         if self.remote:
             system, place = self._there(key)
             if system.exists(place):
@@ -121,3 +158,11 @@ class Objects:
             system.mv(part, place)
         except Exception as error:  # whatever the library of a cloud raises
             raise WeightspaceError(f"{place}: cannot be written ({first_line(error)}); check {self.root}") from error
+
+
+def _link(file: Path, to: Path) -> None:
+    """The same file under another name; a copy where the file system has no links."""
+    try:
+        os.link(file, to)
+    except OSError:
+        shutil.copyfile(file, to)

@@ -56,7 +56,7 @@ def projected(tensors: Mapping[str, torch.Tensor]) -> np.ndarray:
     >>> bool(abs((far**2).sum() / float(net.weights.norm()) ** 2 - 1) < 0.3)
     True
     """
-    return sketch(tensors).numbers.double().sum(0).numpy()
+    return sketch(tensors).numbers.sum(0).numpy()
 
 
 def group_of(held: Holdings, member: Member, net: Net | None = None) -> Symmetry:

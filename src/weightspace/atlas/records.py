@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, delete, or_, select, union_all
+from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, or_, select, union_all
 
 from weightspace import __version__
 from weightspace.atlas.catalogue import Catalogue
@@ -22,7 +22,7 @@ from weightspace.atlas.tables import contents, jobs, measures, pairs, sketches, 
 from weightspace.checkpoint import files
 from weightspace.net.errors import WeightspaceError
 
-__all__ = ["Jobs", "Measure", "Measures", "Pair", "Pairs", "Sketches", "TaskRow", "Tasks"]
+__all__ = ["Jobs", "Keyed", "Measure", "Measures", "Pair", "Pairs", "Sketches", "TaskRow", "Tasks"]
 
 _MANY = 500  # keys in one question
 _PAIR = ("first", "second", "kind", "value", "low", "high", "method")
@@ -40,7 +40,10 @@ class TaskRow:
 
 @dataclass(frozen=True)
 class Measure:
-    """The value of an observable for a network on a task ("" for none), with its standard error (NaN: not known)."""
+    """The value of an observable for a network on a task ("" for none), with its standard error (NaN: not known).
+
+    `examples`: on how many it was measured; 0 where that is not known.
+    """
 
     network: str
     observable: str
@@ -49,6 +52,7 @@ class Measure:
     settings: str = ""
     error: float = math.nan
     version: str = __version__
+    examples: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,13 +68,14 @@ class Pair:
     method: str = ""
 
 
-class _Keyed:
+class Keyed:
     """Rows of contents, which have a number in place of their key."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self.catalogue = catalogue
 
-    def _numbers(self, connection: Connection, keys: Iterable[str]) -> dict[str, int]:
+    def numbers(self, connection: Connection, keys: Iterable[str]) -> dict[str, int]:
+        """The number of each content. Raises `WeightspaceError` for a key that is not there."""
         wanted = sorted({*keys})
         found: dict[str, int] = {}
         for some in _parts(wanted):
@@ -97,7 +102,7 @@ class Tasks:
         return iter([TaskRow(*row) for row in rows])
 
 
-class Measures(_Keyed):
+class Measures(Keyed):
     """Values of observables by content key, task and observable.
 
     >>> import tempfile
@@ -112,20 +117,20 @@ class Measures(_Keyed):
     """
 
     def put(self, rows: Iterable[Measure]) -> None:
-        """Write measures, in one transaction."""
-        rows = list(rows)
+        """Write measures, in one transaction; a value of fewer examples never takes the place of one of more."""
+        rows = sorted(rows, key=lambda row: row.examples)  # of two that are written together, the last counts
         now = time.time()
         with self.catalogue.writing() as connection:
-            ids = self._numbers(connection, (row.network for row in rows))
+            ids = self.numbers(connection, (row.network for row in rows))
             written = [
                 {
                     "content": ids[row.network], "task": row.task, "observable": row.observable,
                     "settings": row.settings, "value": _number(row.value), "error": _number(row.error),
-                    "version": row.version, "added": now,
+                    "version": row.version, "added": now, "examples": row.examples,
                 }
                 for row in rows
             ]  # fmt: skip
-            self.catalogue.put(measures, written, connection)
+            self.catalogue.put(measures, written, connection, "excluded.examples >= measures.examples")
 
     def get(self, network: str, observable: str, task: str = "", settings: str = "") -> Measure | None:
         """One measure, or None."""
@@ -140,13 +145,13 @@ class Measures(_Keyed):
 
     def _found(self, asked: Sequence[ColumnElement[bool]]) -> list[Measure]:
         m = measures.c
-        columns = contents.c.key, m.observable, m.value, m.task, m.settings, m.error, m.version
+        columns = contents.c.key, m.observable, m.value, m.task, m.settings, m.error, m.version, m.examples
         with self.catalogue.reading() as connection:
             rows = connection.execute(select(*columns).join_from(measures, contents).where(*asked)).all()
-        return [Measure(a, b, _float(c), d, e, _float(f), g) for a, b, c, d, e, f, g in rows]
+        return [Measure(a, b, _float(c), d, e, _float(f), *rest) for a, b, c, d, e, f, *rest in rows]
 
 
-class Pairs(_Keyed):
+class Pairs(Keyed):
     """Values of pairs of networks. A pair has no order, unless it is `directed`: then it stays as it is given.
 
     >>> import tempfile
@@ -168,7 +173,7 @@ class Pairs(_Keyed):
         """Write pairs, in one transaction."""
         rows = list(rows)
         with self.catalogue.writing() as connection:
-            ids = self._numbers(connection, {key for row in rows for key in (row.first, row.second)})
+            ids = self.numbers(connection, {key for row in rows for key in (row.first, row.second)})
             written = []
             for row in rows:
                 first, second = ids[row.first], ids[row.second]
@@ -177,15 +182,6 @@ class Pairs(_Keyed):
                 three = _number(row.value), _number(row.low), _number(row.high)
                 written.append((first, second, row.kind, *three, row.method))
             self.catalogue.fill(connection, pairs, _PAIR, written)
-
-    def forget(self, prefix: str, networks: Iterable[str]) -> None:
-        """Remove the pairs between these networks whose kind begins with a prefix."""
-        with self.catalogue.writing() as connection:
-            ids = [*self._numbers(connection, networks).values()]
-            p = pairs.c
-            connection.execute(
-                delete(pairs).where(p.kind.startswith(prefix, autoescape=True), p.first.in_(ids), p.second.in_(ids))
-            )
 
     def get(self, first: str, second: str, kind: str, directed: bool = False) -> Pair | None:
         """One pair, or None."""
@@ -205,7 +201,7 @@ class Pairs(_Keyed):
         with self.catalogue.reading() as connection:
             rows = connection.execute(self._near, asked).all()
             if not rows:
-                self._numbers(connection, [network])
+                self.numbers(connection, [network])
         return [Pair(network, key, kind, value, _float(low), _float(high), m) for key, value, low, high, m in rows]
 
     def _found(self, asked: Sequence[ColumnElement[bool]]) -> list[Pair]:
@@ -218,13 +214,13 @@ class Pairs(_Keyed):
         return [Pair(a, b, kind, _float(value), _float(low), _float(up), m) for a, b, kind, value, low, up, m in rows]
 
 
-class Sketches(_Keyed):
+class Sketches(Keyed):
     """Short vectors of float64 numbers by content key and method (its name, length and seed)."""
 
     def put(self, method: str, rows: Mapping[str, np.ndarray]) -> None:
         """Write the sketches of one method, in one transaction."""
         with self.catalogue.writing() as connection:
-            ids = self._numbers(connection, rows)
+            ids = self.numbers(connection, rows)
             written = [
                 {"content": ids[key], "method": method, "numbers": np.ascontiguousarray(row, dtype="<f8").tobytes()}
                 for key, row in rows.items()

@@ -8,7 +8,8 @@
 | pruned | zeros of one contain those of the other, and all other weights are equal or near |
 | low-rank | the difference of every matrix has a low rank, and nothing else differs (a merged LoRA) |
 | fine-tune | correlated far above chance, and one has changed as training changes weights |
-| siblings | correlated far above chance, and the differences of weights have heavy tails: one start, another order |
+| siblings | correlated far above chance, and the differences of weights have heavy tails: one start, another order; |
+|          | or both within the rounding of their two dtypes of some third: casts of one network |
 | independent | not correlated above chance |
 
 Casts, grids and zeros give the direction for free, and so do rows or columns that no example reaches: weight decay
@@ -127,6 +128,7 @@ class _Seen:
         self.off_zero = 0.0  # squared distance where neither is zero
         self.numbers = 0
         self.low, self.rank, self.touched = True, 0, 0
+        self.rounded = True  # both may be casts of one network
         self.size = self.apart = self.all_size = self.all_apart = self.changed_size = 0.0
         self.kurtosis: list[Tensor] = []
         self.norms: list[Tensor] = []
@@ -136,7 +138,7 @@ class _Seen:
 
     def add(self, name: str, x: Tensor, y: Tensor) -> None:
         """Look at one tensor of both."""
-        wide = torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
+        wide, dtypes = torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32, (x.dtype, y.dtype)
         x, y = x.to(wide), y.to(wide)
         same = torch.equal(x, y)
         difference = (x - y).double()
@@ -161,6 +163,7 @@ class _Seen:
                 self.grids[sign] = _on_grid(parent, child)
                 self.on_grid[sign] += x.numel()
         self.touched += 1
+        self.rounded &= _of_one(x, y, dtypes)
         if x.dim() > 1:
             self.tails.append(float(_log_kurtosis(difference.reshape(1, -1)).exp()))
         if self.low:
@@ -195,7 +198,13 @@ class _Seen:
             return Relation("copy", 0, 0.5, 0.0, "all weights are equal")
         if rounding <= most:
             return Relation("copy", 0, 0.5, distance, f"the weights differ by {rounding:.1g} of their norm: rounding")
-        return self._derived(distance) or self._trained(distance, chance)
+        if (found := self._derived(distance)) is not None:
+            return found
+        if self.rounded and self.touched:
+            return Relation(
+                "siblings", 0, 0.5, distance, "both are one network, rounded to two dtypes", {"rounded": 1.0}
+            )
+        return self._trained(distance, chance)
 
     def _derived(self, distance: float) -> Relation | None:
         """One network as what a rule makes of the other: a cast, a grid, zeros."""
@@ -254,6 +263,16 @@ class _Seen:
 def is_pattern(x: Tensor) -> bool:
     """Whether a tensor holds three values at most, one of them 0, as masks do: it says nothing of where it is from."""
     return not x.numel() or bool(((x == 0) | (x == x.amin()) | (x == x.amax())).all())
+
+
+def _of_one(x: Tensor, y: Tensor, dtypes: tuple[torch.dtype, torch.dtype]) -> bool:
+    """Whether one tensor may have been rounded to both of two different coarse dtypes."""
+    if dtypes[0] == dtypes[1] or not {*dtypes} <= {*_COARSE}:
+        return False
+    kinds = [torch.finfo(dtype) for dtype in dtypes]
+    size = torch.maximum(x.abs(), y.abs())
+    step = sum(kind.eps for kind in kinds) / 2 * size + sum(kind.tiny * kind.eps for kind in kinds)
+    return bool(((x - y).abs() <= 1.01 * step).all())
 
 
 def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,4 +1,4 @@
-"""The tables of the catalogue: architectures, networks and their contents, tasks, measures, pairs, sketches, jobs.
+"""The tables of the catalogue: architectures, networks, contents, tasks, measures, pairs, comparisons, sketches, jobs.
 
 A content is a set of named tensors, known by its hash. A network is a name for a content, with the place of its file.
 What is measured belongs to contents: exact copies share it.
@@ -25,6 +25,7 @@ __all__ = [
     "REVISION",
     "VERSION_TABLE",
     "architectures",
+    "comparisons",
     "contents",
     "jobs",
     "measures",
@@ -37,7 +38,7 @@ __all__ = [
     "tasks",
 ]
 
-REVISION, VERSION_TABLE = "0001", "weightspace_version"
+REVISION, VERSION_TABLE = "0002", "weightspace_version"
 KEY = String(64)  # hexadecimal digits of SHA-256
 
 metadata = MetaData(
@@ -104,6 +105,7 @@ parents = Table(
     Column("relation", String(32), primary_key=True),  # stated, path, or a kind of relative that was found
     Column("share", Float),  # of this parent in an average
     Column("sure", Float),  # a probability, where it was found
+    Column("source", String(8), nullable=False, server_default="stated"),  # stated, or found by a map
 )
 tags = Table("tags", metadata, _network("network"), Column("tag", String(200), primary_key=True, index=True))
 tasks = Table(
@@ -125,6 +127,7 @@ measures = Table(
     Column("error", Float),
     Column("version", String(40), nullable=False),
     Column("added", Float, nullable=False),
+    Column("examples", BigInteger, nullable=False, server_default="0"),  # 0 where that is not known
     Index(None, "task", "observable"),
 )
 pairs = Table(
@@ -140,6 +143,17 @@ pairs = Table(
     Index(None, "first", "kind", "value"),
     Index(None, "second", "kind", "value"),
     sqlite_with_rowid=False,
+)
+comparisons = Table(
+    "comparisons",
+    metadata,
+    _content("first", primary_key=True),
+    _content("second", primary_key=True),
+    Column("kind", String(32), primary_key=True),
+    Column("settings", KEY, primary_key=True),  # digest of all that the result depends on beside the two; ""
+    Column("method", KEY, nullable=False),  # of the code; of another one a row counts as not there
+    Column("result", LargeBinary, nullable=False),
+    Index(None, "second"),
 )
 sketches = Table(
     "sketches",

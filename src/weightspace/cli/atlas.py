@@ -69,9 +69,24 @@ def _say_members(members: list[Member]) -> None:
     for member in members:
         made = member.made or f"unknown {forms.index(member.fingerprint) + 1}"
         row = [member.name, made, member.dtype, _size(member.nbytes), ", ".join(member.tags) or "-",
-               ", ".join(member.parents) or "-", member.key[:8]]  # fmt: skip
+               _parents(member) or "-", member.key[:8]]  # fmt: skip
         table.add_row(*map(printable, row))
     console().print(table)
+
+
+def _parents(member: Member) -> str:
+    """The parents that were stated; else those that a map found."""
+    return ", ".join(member.came_from) + (" (found)" if member.came_from and not member.parents else "")
+
+
+def _origins(member: Member) -> str:
+    """The parents that the last map found, each with what it is and how sure that is."""
+    told = []
+    for one in member.origins:
+        share = f"{one.share:.2g} " if one.kind == "average" and one.share is not None else ""
+        sure = f", {one.sure:.0%} sure" if one.sure is not None and one.sure > 0.5 else ""
+        told.append(f"{share}{one.parent} ({one.kind}{sure})")
+    return ", ".join(told)
 
 
 def _say_added(done: Added) -> None:
@@ -109,8 +124,9 @@ def _say_shown(found: Shown) -> None:
     lines = {
         "file": place, "architecture": member.made or "not known", "dtype": member.dtype,
         "size": _size(member.nbytes), "tags": ", ".join(member.tags), "parents": ", ".join(member.parents),
-        "children": ", ".join(found.children), "exact copies": ", ".join(found.copies),
-        "the same values in another dtype": ", ".join(found.casts), "content": member.key,
+        "found to come from": _origins(member), "children": ", ".join(found.children),
+        "exact copies": ", ".join(found.copies), "the same values in another dtype": ", ".join(found.casts),
+        "content": member.key,
         **{name: str(value) for name, value in member.facts.items()},
     }  # fmt: skip
     for what, text in lines.items():
@@ -119,7 +135,8 @@ def _say_shown(found: Shown) -> None:
     for row in found.measures:
         error = f" +- {row.error:.2g}" if row.error == row.error else ""
         on = f" on {printable(found.tasks.get(row.task, row.task[:8]))}" if row.task else ""
-        out.print(f"{printable(row.observable)}{on}: {row.value:.6g}{error}", soft_wrap=True)
+        of = f" ({row.examples:,} examples)" if row.examples else ""
+        out.print(f"{printable(row.observable)}{on}: {row.value:.6g}{error}{of}", soft_wrap=True)
 
 
 def _say_tagged(found: Listed) -> None:

@@ -14,6 +14,8 @@ from weightspace.cli.show import answer, progress
 from weightspace.cli.words import console, make_table, printable, say_notes
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from weightspace.atlas.nearby import Nearby
     from weightspace.commands.atlas_asked import Averaged, Joined, Queried
     from weightspace.commands.atlas_map import Mapped, Space
@@ -64,7 +66,18 @@ def _say_space(space: Space) -> None:
     out.print(table)
     if len(order) > _SHOWN:
         out.print(f".. and {len(order) - _SHOWN} more; see --json or --report.")
+    if space.barriers:
+        out.print(_barriers(space))
     say_notes(out, [*space.lineage.notes])
+
+
+def _barriers(space: Space) -> Table:
+    table = make_table("from", "to", "barrier", "after alignment")
+    for one in sorted(space.barriers, key=lambda one: one.lowest)[:_SHOWN]:
+        names = space.members[one.first].name, space.members[one.second].name
+        heights = ("-" if x != x else f"{x:.4g}" for x in (one.straight, one.aligned))
+        table.add_row(*map(printable, (*names, *heights)))
+    return table
 
 
 def _say_query(found: Queried) -> None:
@@ -113,21 +126,30 @@ def _say_merge(done: Averaged) -> None:
     say_notes(out, done.notes)
 
 
-@shared("report seed")
+@shared("data arch report seed")
 def draw_map(
     where: Where = "atlas",
     tag: Tag = None,
     objects: Objects = None,
     stored: Annotated[bool, typer.Option("--stored", help="Compare networks as they are stored: faster, but renumbered "
                                          "relatives are not found.")] = False,
+    near: Annotated[int, typer.Option("--barriers", min=0, help="Measure the loss barriers between each network and so "
+                                      "many nearest ones, on --data.")] = 0,
+    jobs: Engine = "1",
     *,
     common: Shared,
 ) -> None:  # fmt: skip
     """Families, who came from whom, and a map: how the networks in the atlas lie to one another."""
+    if near and common.data is None:
+        raise typer.BadParameter("barriers of which loss? give --data, examples with labels")
+    if common.data is not None and not near:
+        raise typer.BadParameter("what is to be measured on --data? give --barriers, how many near networks of each")
+    engine = _engine(jobs)
     with progress() as step, opened_atlas(where, objects) as atlas:
         from weightspace.commands import atlas_map
 
-        found = atlas_map.mapped(atlas, tag, not stored, settings=common.settings(step))
+        asked = None if common.data is None else atlas_map.Asked(near, common.data, engine)
+        found = atlas_map.mapped(atlas, tag, not stored, asked, settings=common.settings(step))
 
     from weightspace.pages.atlas import map_page
 

@@ -10,10 +10,11 @@ from typing import Any
 from weightspace.atlas.atlas import Atlas
 from weightspace.atlas.folders import Added
 from weightspace.atlas.holdings import ChangedError
-from weightspace.atlas.members import Member
+from weightspace.atlas.members import Entry, Member
 from weightspace.atlas.orbits import Orbits
 from weightspace.atlas.records import Measure
 from weightspace.atlas.scan import Left, is_path
+from weightspace.atlas.sources import Made
 from weightspace.commands.settings import Settings
 from weightspace.net.errors import WeightspaceError
 from weightspace.symmetry.symmetry import Symmetry
@@ -91,6 +92,7 @@ def add(
         raise WeightspaceError("--name is for one network; leave it out to name each by its file")
     done = Added()
     how = {"tags": tags, "arch": settings.arch, "example": example, "copy": copy, "replace": settings.force}
+    said, made = Entry("", tags=tuple(tags), parents=tuple(parents)), Made.of(settings.arch, example)
     for path in paths:
         if not path.exists():
             raise WeightspaceError(f"{path}: no such file or folder; check the path")
@@ -104,14 +106,12 @@ def add(
             continue
         settings.progress(f"adding {path.name}", 0, 0)
         if path.is_dir() and _is_trail(path):
-            done.new += atlas.add_path(
-                path, name or path.name, parents=parents, tags=tags, arch=settings.arch, example=example
-            )
+            for member, new in atlas.entered_path(path, name or path.name, said, made):
+                (done.new if new else done.known).append(member)
             continue
         try:
-            before = len(atlas)
-            member = atlas.add(path, name, parents=parents, **how)  # type: ignore[arg-type]
-            (done.new if len(atlas) > before else done.known).append(member)
+            member, new = atlas.entered(path, name, said, made, copy=copy, replace=settings.force)
+            (done.new if new else done.known).append(member)
         except WeightspaceError as error:
             if len(paths) == 1:
                 raise
@@ -137,7 +137,7 @@ def show(atlas: Atlas, name: str) -> Shown:
     others = [other for other in every if other.name != name]
     same = [other.name for other in others if other.key == member.key]
     casts = [other.name for other in others if other.numbers == member.numbers and other.key != member.key]
-    children = [other.name for other in others if name in other.parents]
+    children = [other.name for other in others if name in other.came_from]
     measured = [row for row in atlas.measures.of() if row.network == member.key]
     tasks = {task.key: task.name for task in atlas.tasks}
     return Shown(member, same, casts, children, measured, tasks)

@@ -18,7 +18,7 @@ from weightspace.atlas.records import Measure, TaskRow
 from weightspace.atlas.sources import Made, opened
 from weightspace.checkpoint import stored
 from weightspace.commands.atlas import known_group
-from weightspace.commands.data import labelled, splits, train_and_test
+from weightspace.commands.data import examples, labelled, splits
 from weightspace.commands.settings import Opened, Settings
 from weightspace.jobs.engine import Engine
 from weightspace.net.errors import WeightspaceError
@@ -87,7 +87,7 @@ def query(
 
     Raises `WeightspaceError` where no member can answer.
     """
-    task = labelled(_examples(data), data)
+    task = labelled(examples(data), data)
     members = atlas.members(tag=tag)
     if not members:
         raise WeightspaceError(
@@ -128,7 +128,7 @@ def between_members(atlas: Atlas, a: str, b: str, data: str, tag: str | None = N
         raise WeightspaceError(f"{a} twice; a way joins two networks, give another one")
     if first.fingerprint != second.fingerprint:
         raise WeightspaceError(f"{a} and {b} are of two architectures; a way joins networks of one")
-    task = labelled(_examples(data), data)
+    task = labelled(examples(data), data)
     others = [m for m in atlas.members(tag=tag, fingerprint=first.fingerprint) if m.name not in (a, b)]
     openings = atlas.openings([first, second, *others], _like(settings))
     ends = openings.pop(a), openings.pop(b)
@@ -166,12 +166,6 @@ def merge(
     return Averaged(out, found, loss, best_loss, notes)
 
 
-def _examples(data: str) -> Task:
-    """The test examples of a data set; all of a file."""
-    train, test = train_and_test(data)
-    return train if test is None else test
-
-
 def _like(settings: Settings) -> Net | None:
     return Made.of(settings.arch, None).template
 
@@ -187,8 +181,8 @@ def _write(atlas: Atlas, members: Sequence[Member], answer: Answer, task: Task, 
     key = digest(task)
     atlas.tasks.put([TaskRow(key, data, data, len(task))])
     keys = {member.name: member.key for member in members}
-    rows = {}
+    rows = []
     for standing in answer.found.ranking:
         value, error = answer.value(standing)
-        rows[keys[standing.name]] = Measure(keys[standing.name], what, value, key, error=error)
-    atlas.measures.put(rows.values())
+        rows.append(Measure(keys[standing.name], what, value, key, error=error, examples=standing.examples))
+    atlas.measures.put(rows)

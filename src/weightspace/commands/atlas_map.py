@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from torch import Tensor
 
 from weightspace.atlas.atlas import Atlas
+from weightspace.atlas.barriers import Barrier, Lines, barriers, near_pairs
+from weightspace.atlas.compared import Compared
 from weightspace.atlas.families import Families, Map, families, scaled
 from weightspace.atlas.lineage import Lineage, lineage, plain
-from weightspace.atlas.members import Member
-from weightspace.atlas.records import Pair
+from weightspace.atlas.members import Member, Origin
+from weightspace.atlas.records import Pair, TaskRow
 from weightspace.atlas.side_by_side import dtypes_of
+from weightspace.atlas.sources import Made
 from weightspace.commands.atlas import known_group
+from weightspace.commands.data import examples, labelled
 from weightspace.commands.settings import Settings
+from weightspace.jobs.engine import Engine
 from weightspace.net.errors import WeightspaceError
+from weightspace.task.digest import digest
+from weightspace.task.task import Task
 
-__all__ = ["Mapped", "Space", "mapped"]
+__all__ = ["Asked", "Mapped", "Space", "mapped"]
 
 Opened: TypeAlias = tuple[Member, Mapping[str, Tensor]]
 
@@ -28,7 +35,8 @@ Opened: TypeAlias = tuple[Member, Mapping[str, Tensor]]
 class Space:
     """The members of one architecture: who came from whom, families, points in the plane, and what was measured.
 
-    `measures`: observable -> a value for each member, NaN where it was not measured.
+    `measures`: observable -> a value for each member, NaN where it was not measured. `barriers`: of near pairs, where
+    they were asked for.
     """
 
     architecture: str
@@ -37,6 +45,7 @@ class Space:
     families: Families
     map: Map
     measures: dict[str, list[float]]
+    barriers: list[Barrier] = field(default_factory=list)
 
     def family(self, k: int) -> list[str]:
         """The names of the members of a family."""
@@ -60,14 +69,16 @@ class Space:
         """As plain data."""
         points = [[float(x) for x in point] for point in self.map.points]
         rows = [
-            {"name": m.name, "family": self.families.family[k], "point": points[k],
+            {"name": m.name, "stated": [*m.parents], "family": self.families.family[k], "point": points[k],
              **{what: values[k] for what, values in self.measures.items()}}
             for k, m in enumerate(self.members)
         ]  # fmt: skip
         found = plain(self.lineage)
         middles = [self.members[k].name for k in self.families.middles]
+        raised = [one.data() for one in self.barriers]
         return {"architecture": self.architecture, "members": rows, "stress": self.map.stress, "middles": middles,
-                "edges": found["edges"], "siblings": found["siblings"], "notes": list(self.lineage.notes)}  # fmt: skip
+                "edges": found["edges"], "siblings": found["siblings"], "barriers": raised,
+                "notes": list(self.lineage.notes)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -83,12 +94,24 @@ class Mapped:
         return {"atlas": self.where, "spaces": [space.data() for space in self.spaces], "left": self.left}
 
 
-def mapped(atlas: Atlas, tag: str | None = None, matching: bool = True, *, settings: Settings) -> Mapped:
-    """The map of an atlas, or of the members with a tag; distances and edges are written into the atlas.
+@dataclass(frozen=True)
+class Asked:
+    """Barriers that a map is asked for: of each network with its `count` nearest, on the examples that `data` names."""
 
-    With `matching`, renumbered relatives are found wherever an architecture is known. Raises `WeightspaceError` where
-    there is nothing to compare.
+    count: int
+    data: str
+    engine: Engine = 1
+
+
+def mapped(
+    atlas: Atlas, tag: str | None = None, matching: bool = True, asked: Asked | None = None, *, settings: Settings
+) -> Mapped:
+    """The map of an atlas, or of the members with a tag; distances and origins are written into the atlas.
+
+    With `matching`, renumbered relatives are found wherever an architecture is known. `asked`: barriers to measure.
+    Raises `WeightspaceError` where there is nothing to compare.
     """
+    task = None if asked is None else labelled(examples(asked.data), asked.data)
     left: dict[str, str] = {}
     spaces = []
     for members in _by_architecture(atlas.members(tag=tag)):
@@ -100,7 +123,8 @@ def mapped(atlas: Atlas, tag: str | None = None, matching: bool = True, *, setti
                 left[member.name] = str(error).removeprefix(f"{member.name}: ")
         for kinds, some in _by_kind(opened).items():
             if len(some) > 1 and any(kinds):
-                spaces.append(_space(atlas, some, matching, settings))
+                space = _space(atlas, some, matching, settings)
+                spaces.append(space if task is None or asked is None else _raised(atlas, space, task, asked, settings))
                 continue
             why = "the only one of its architecture" if len(some) == len(opened) else "the only one with such dtypes"
             why = why if any(kinds) else "holds no floating-point numbers"
@@ -115,16 +139,42 @@ def _space(atlas: Atlas, opened: Sequence[Opened], matching: bool, settings: Set
     """The members of one architecture, mapped."""
     members, tensors = [m for m, _ in opened], [t for _, t in opened]
     known, group, why = known_group(atlas, members, settings) if matching else (None, None, "")
-    net = atlas.net(known.name) if known is not None and group is not None else None
-    found = lineage(
-        tensors, [m.name for m in members], net=net, group=group, seed=settings.seed,
-        progress=lambda what: settings.progress(f"{what} of {len(members)} networks", 0, 0),
-    )  # fmt: skip
+    net = atlas.openings([known])[known.name].template if known is not None and group is not None else None
+    compared = Compared([m.key for m in members], atlas.comparisons)
+    try:
+        found = lineage(
+            tensors, [m.name for m in members], net=net, group=group, seed=settings.seed, compared=compared,
+            progress=settings.progress,
+        )  # fmt: skip
+    finally:
+        compared.flush()  # what was computed before an error is not computed again
     if why:
-        found = replace(found, notes=(f"renumbered networks are not found and relatives not tested: {why}",))
-    _write(atlas, members, found)
+        said = f"renumbered networks are not found and relatives not tested: {why}"
+        found = replace(found, notes=(said, *found.notes[1:]))
+    if atlas.catalogue.writable:
+        _write(atlas, members, found)
+    else:
+        found = replace(found, notes=(*found.notes, "the atlas is read-only: nothing of the map is kept in it"))
     plane = scaled(found.distances.distances)
     return Space(_named(members), members, found, families(found), plane, _measures(atlas, members))
+
+
+def _raised(atlas: Atlas, space: Space, task: Task, asked: Asked, settings: Settings) -> Space:
+    """A space with the barriers of near pairs, and notes on those that have none."""
+    _, group, why = known_group(atlas, space.members, settings)
+    like = None if any(m.made for m in space.members) else Made.of(settings.arch, None).template
+    openings = atlas.openings(space.members, like)
+    told, left = barriers(
+        [openings[m.name] for m in space.members], [m.key for m in space.members],
+        near_pairs(space.lineage.distances, asked.count), Lines(task, group, seed=settings.seed), atlas.pairs,
+        engine=asked.engine, progress=settings.progress,
+    )  # fmt: skip
+    if atlas.catalogue.writable:
+        atlas.tasks.put([TaskRow(digest(task), asked.data, asked.data, len(task))])
+    notes = [f"barriers are between networks as they are stored: {why}"] if group is None and told else []
+    notes += [f"no barrier of {space.members[k].name}: {reason}" for k, reason in left.items()]
+    found = replace(space.lineage, notes=(*space.lineage.notes, *notes))
+    return replace(space, lineage=found, barriers=told)
 
 
 def _by_architecture(members: Sequence[Member]) -> Iterator[list[Member]]:
@@ -149,23 +199,21 @@ def _named(members: Sequence[Member]) -> str:
 
 
 def _write(atlas: Atlas, members: Sequence[Member], found: Lineage) -> None:
-    """Distances of all pairs, and edges with their confidence, as rows of the atlas."""
+    """Distances that are exact, and parents with their confidence, as rows of the atlas."""
     keys = [member.key for member in members]
     far = found.distances.distances.tolist()
     pairs = {}
     for i in range(len(keys)):
         for j in range(i):
-            if keys[i] != keys[j]:
+            if keys[i] != keys[j] and found.distances.exact(i, j):
                 how = "matched" if found.renumbered[i] or found.renumbered[j] else "as stored"
                 pairs[keys[i], keys[j]] = Pair(keys[i], keys[j], "distance", far[i][j], method=how)
     atlas.pairs.put(pairs.values())
-    atlas.pairs.forget("parent: ", keys)
-    edges = [
-        Pair(keys[e.parent], keys[e.child], f"parent: {e.kind}", e.relation.confidence, method=e.relation.why[:200])
-        for e in found.edges
-        if keys[e.parent] != keys[e.child]
-    ]
-    atlas.pairs.put(edges, directed=True)
+    origins: dict[str, list[Origin]] = {}
+    for edge in found.edges:
+        one = Origin(members[edge.parent].name, edge.kind, edge.share, edge.relation.confidence)
+        origins.setdefault(members[edge.child].name, []).append(one)
+    atlas.found([member.name for member in members], origins)
 
 
 def _measures(atlas: Atlas, members: Sequence[Member]) -> dict[str, list[float]]:

@@ -12,7 +12,7 @@ from weightspace.checkpoint.files import FileNote
 from weightspace.task import data_files, datasets
 from weightspace.task.task import Task
 
-__all__ = ["labelled", "limited", "splits", "train_and_test"]
+__all__ = ["examples", "labelled", "limited", "splits", "train_and_test"]
 
 _NAMED = {
     "digits": lambda split: datasets.digits(split),
@@ -44,6 +44,12 @@ def splits(data: str, limit: int, seed: int) -> tuple[Task, Task]:
             raise ArchitectureError(f"{data}: one example; give two at least, to align on one and measure on the other")
         first, second = first.split(0.5, seed)
     return limited(first, limit, seed), limited(second, limit, seed)
+
+
+def examples(data: str) -> Task:
+    """The test examples of a data set; all of a file without a split."""
+    train, test = train_and_test(data)
+    return train if test is None else test
 
 
 def limited(task: Task, limit: int, seed: int) -> Task:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
 
 from weightspace.commands.atlas_asked import Queried
 from weightspace.commands.atlas_map import Mapped, Space
@@ -15,6 +16,7 @@ from weightspace.pages.style import AFTER, BEFORE, COLOURS, INK, plot_of
 __all__ = ["map_page", "query_page"]
 
 _NAMED = 25  # points that carry their names
+_SHADES = 8  # colours of barriers
 
 
 def map_page(done: Mapped, name: str = "Atlas", command: str = "") -> Page:
@@ -33,6 +35,7 @@ def map_page(done: Mapped, name: str = "Atlas", command: str = "") -> Page:
     for space in spaces:
         which = f": {space.architecture}" if len(spaces) > 1 else ""
         parts += [_map(space, which), _tree(space, which), _matrix(space, which), _table(space, which)]
+        parts += [_barriers(space, which)] if space.barriers else []
     said = [note for space in spaces for note in space.lineage.notes]
     said += [f"{as_text(member)} is left out: {as_text(why)}." for member, why in done.left.items()]
     return Page(name, headline, lead, "plain", command, cards, parts, said)
@@ -70,6 +73,34 @@ def _lines(space: Space, x: Sequence[float], y: Sequence[float]) -> go.Scatter:
     )
 
 
+def _risen(space: Space, x: Sequence[float], y: Sequence[float]) -> list[go.Scatter]:
+    """Dotted lines between near networks, in the colour of the lower of their barriers; one trace for each shade."""
+    known = [one for one in space.barriers if math.isfinite(one.lowest)]
+    most = max((one.lowest for one in known), default=0.0) or 1.0
+    some: dict[int, list[tuple[int, int]]] = {}
+    for one in known:
+        some.setdefault(min(_SHADES - 1, int(_SHADES * one.lowest / most)), []).append((one.first, one.second))
+    found = []
+    for shade, pairs in sorted(some.items()):
+        colour = sample_colorscale([AFTER, "#e3efee"], shade / (_SHADES - 1))[0]
+        xs = [at for a, b in pairs for at in (x[a], x[b], None)]
+        ys = [at for a, b in pairs for at in (y[a], y[b], None)]
+        style = {"color": colour, "width": 2, "dash": "dot"}
+        found.append(go.Scatter(x=xs, y=ys, mode="lines", line=style, hoverinfo="skip", showlegend=False))
+    return found
+
+
+def _barriers(space: Space, which: str) -> Table:
+    rows = []
+    for one in sorted(space.barriers, key=lambda one: (one.lowest, one.first, one.second)):
+        apart = float(space.lineage.distances.distances[one.first, one.second])
+        numbers = (one.straight, one.aligned, apart, one.distance)
+        names = [space.members[k].name for k in (one.first, one.second)]
+        rows.append([*names, *("" if v != v else f"{v:.4g}" for v in numbers)])
+    columns = ["network", "other", "barrier", "after alignment", "distance", "distance after alignment"]
+    return Table(f"Barriers between near networks{which}", columns, rows, folded=len(rows) > 2 * _NAMED)
+
+
 def _dots(space: Space, x: Sequence[float], y: Sequence[float], names: Sequence[str], place: str) -> go.Scatter:
     few = len(space.members) <= _NAMED
     return go.Scatter(
@@ -99,8 +130,9 @@ def _map(space: Space, which: str) -> Figure:
     for family, middle in enumerate(space.families.middles[:_NAMED]):
         others = len(space.families.members(family)) - 1
         names[middle] = as_text(space.members[middle].name) + (f" (+{others})" if others else "")
-    plot = plot_of([_lines(space, x, y), _dots(space, x, y, names, "top center")], height=520, legend=False)
-    plot.update_layout(updatemenus=_menu(space, 1), margin_t=50)
+    lines = [_lines(space, x, y), *_risen(space, x, y)]
+    plot = plot_of([*lines, _dots(space, x, y, names, "top center")], height=520, legend=False)
+    plot.update_layout(updatemenus=_menu(space, len(lines)), margin_t=50)
     plot.update_yaxes(scaleanchor="x", title_text="distance")
     plot.update_xaxes(title_text="distance")
     shown = sum(space.map.share[:2])
@@ -108,6 +140,8 @@ def _map(space: Space, which: str) -> Figure:
         f"Classical scaling of distances: the plane shows {shown:.0%} of their spread (stress {space.map.stress:.2f}). "
         "The middle of each family carries its name; point at a network for its origin and measures."
     )
+    if space.barriers:
+        caption += " Dotted lines join near networks: dark green without a barrier, pale where the loss rises most."
     return Figure(f"The map{as_text(which)}", caption, plot)
 
 
