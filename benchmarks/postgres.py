@@ -13,6 +13,7 @@ from pathlib import Path
 
 __all__ = ["Server", "missing"]
 
+_PATIENCE = 60.0  # seconds until a server has to answer
 _SETTINGS = ("listen_addresses=", "fsync=off", "shared_buffers=64MB", "max_connections=20")
 
 
@@ -70,18 +71,23 @@ class Server:
         return {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "HOME": self.folder}
 
     def start(self) -> None:
-        words = [word for setting in _SETTINGS for word in ("-c", setting)]
-        command = [str(binaries() / "postgres"), "-D", self.data, "-k", self.folder, *words]
-        log = open(f"{self.folder}/log", "ab")
-        self.process = subprocess.Popen(
-            command, stdout=log, stderr=log, cwd="/", env=self._environment(), start_new_session=True, **self._as
-        )
-        log.close()
-        for _ in range(200):
+        """Start it, again where memory of a server that was killed is not yet free."""
+        deadline = time.monotonic() + _PATIENCE
+        while time.monotonic() < deadline:
+            if self.process is None or self.process.poll() is not None:
+                self._begin()
             if self._run("pg_isready", "-h", self.folder).returncode == 0:
                 return
             time.sleep(0.05)
         raise RuntimeError(f"the server did not start: {Path(self.folder, 'log').read_text()[-500:]}")
+
+    def _begin(self) -> None:
+        words = [word for setting in _SETTINGS for word in ("-c", setting)]
+        command = [str(binaries() / "postgres"), "-D", self.data, "-k", self.folder, *words]
+        with open(f"{self.folder}/log", "ab") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd="/", env=self._environment(), start_new_session=True, **self._as
+            )
 
     def kill(self) -> None:
         """End it as a power cut would."""

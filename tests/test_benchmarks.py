@@ -243,7 +243,7 @@ def test_jobs_measure_two_processes(load, tmp_path):
     assert "| 2 | 4 |" in jobs.summary([row])
 
 
-def test_maps_counts_what_it_did(tmp_path):
+def test_maps_counts_what_it_did(load, tmp_path):
     maps = load("maps")
     found = maps.run(10, 3, 1.0, tmp_path)
     assert found["large"]["right"] >= 7 and found["large"]["possible"] == 8 and found["strange"]["edges"] == 0

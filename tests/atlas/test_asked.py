@@ -227,7 +227,7 @@ def test_a_trial_prefers_what_learns_and_costs_what_it_says(members, data):
     assert answer.best == "trained" and [*answer.left_out] == ["narrow"]
     assert answer.found.passes == 2 * (150 + 3 * 30 * 32) and answer.found.share == 1
     held_out = some.split(0.5, 0)[1]
-    assert answer.found.ranking[-1].loss < 0.8 * float(held_out(few["random"]))
+    assert answer.found.ranking[-1].loss < 0.85 * float(held_out(few["random"]))
     again = rank_starts(few, some, steps=30, lr=5e-3, batch=32)
     assert [r.loss for r in again.found.ranking] == [r.loss for r in answer.found.ranking]
     assert float(held_out(few["random"])) == float(held_out(ws.fresh(perceptron, 3)))  # members are not changed
