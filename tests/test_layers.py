@@ -43,7 +43,7 @@ FILES = {
         tasks certify watch paths atlas atlas_map last_map atlas_asked""",
     "pages": """page style compare align merge walk capacity stability inform tasks certify paths watch
         critical_periods atlas""",
-    "web": "guard served members layers spawn work child queue uploads kinds reports jobs atlas_routes app server",
+    "web": "guard served members layers child look work spawn queue uploads kinds reports jobs atlas_routes app server",
     "cli": """options words show read compare align merge walk perturb capacity stability inform certify tasks watch
         paths atlas atlas_sets serve""",
 }

@@ -19,8 +19,8 @@ from weightspace.atlas.members import Architecture, Member
 from weightspace.atlas.records import Measure
 from weightspace.net.plain import plain
 from weightspace.web.layers import Layers
-from weightspace.web.members import Members, Parent, id_of
-from weightspace.web.served import Served
+from weightspace.web.members import Members, Parent
+from weightspace.web.served import Served, id_of
 
 __all__ = ["Id", "Tag", "atlas_routes"]
 

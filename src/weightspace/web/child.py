@@ -12,32 +12,55 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 
 from weightspace.checkpoint import files
+from weightspace.jobs.progress import Progress
 from weightspace.net.errors import WeightspaceError, first_line
 from weightspace.net.plain import plain
-from weightspace.web.work import DONE, Work
 
-__all__ = ["main"]
+__all__ = ["Work", "main"]
 
 _PAUSE = 0.05  # seconds between two messages of progress
 _LONGEST = 2000  # characters of an error
 
 
-def main() -> int:
-    """Do what stdin says; the answer is one line of JSON for each step, and one at the end."""
+@dataclass(frozen=True)
+class Work:
+    """One job: its arguments with names and paths, the atlas, where its page or file goes, whom it tells how far it is.
+
+    `out`: the page, or the file of a merged network.
+    """
+
+    arguments: dict[str, Any]
+    atlas: str | None
+    objects: str | None
+    arch: str | None
+    out: Path | None
+    progress: Progress
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments[name]
+
+
+def main(done: Mapping[str, Callable[[Work], dict[str, Any]]]) -> int:
+    """Do what stdin says, by the function of its kind; answers are lines of JSON, one for each step and one at the end."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what the code of an architecture prints is no answer
-    order = files.parse(sys.stdin.buffer.readline())
+    line = sys.stdin.buffer.readline()
+    if not line:
+        return 1  # the server is gone
+    order = files.parse(line)
     threading.Thread(target=_end_with_the_server, daemon=True).start()
     torch.set_num_threads(1)
     limit_memory(order["memory"])
-    say(answers, _ended(order, _Told(answers)))
+    say(answers, _ended(done, order, _Told(answers)))
     return 0
 
 
@@ -73,12 +96,12 @@ class _Told:
             say(self.answers, {"what": what[:300], "done": int(done), "total": int(total)})
 
 
-def _ended(order: dict[str, Any], told: _Told) -> dict[str, Any]:
+def _ended(done: Mapping[str, Callable[[Work], dict[str, Any]]], order: dict[str, Any], told: _Told) -> dict[str, Any]:
     """The last message: a result, or one sentence of what went wrong."""
     out = Path(order["out"]) if order["out"] is not None else None
     work = Work(order["arguments"], order["atlas"], order["objects"], order["arch"], out, told)
     try:
-        result = plain(DONE[order["kind"]](work))
+        result = plain(done[order["kind"]](work))
         small = len(json.dumps(result)) <= order["longest"]
         return {"result": result if small else None}
     except WeightspaceError as error:
@@ -112,7 +135,3 @@ def _end_with_the_server() -> None:
     if hasattr(os, "killpg") and os.getpgid(0) == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os._exit(1)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

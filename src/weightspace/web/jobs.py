@@ -17,9 +17,9 @@ from fastapi import Path as Part
 from weightspace.net.errors import WeightspaceError
 from weightspace.web.guard import PROTOCOL
 from weightspace.web.kinds import Asked, Order, order_of
-from weightspace.web.members import Members, id_of
+from weightspace.web.members import Members
 from weightspace.web.queue import BusyError, Limits, Queue
-from weightspace.web.served import Served
+from weightspace.web.served import Served, id_of
 from weightspace.web.uploads import Uploads, upload_routes
 
 __all__ = ["job_routes"]

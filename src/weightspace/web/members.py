@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -14,16 +13,11 @@ from weightspace.atlas.atlas import Atlas
 from weightspace.atlas.members import Member
 from weightspace.atlas.tables import networks, parents
 from weightspace.commands.last_map import last
-from weightspace.web.served import Served
+from weightspace.web.served import Served, id_of
 
-__all__ = ["Members", "Parent", "STATED", "id_of"]
+__all__ = ["Members", "Parent", "STATED"]
 
 STATED = ("stated", "path")  # kinds of parents that were said when a network was added
-
-
-def id_of(name: str) -> str:
-    """The id of a network or a file: 32 hexadecimal digits of the SHA-256 of its name."""
-    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ from fastapi import Path as Part
 from pydantic import BaseModel, ConfigDict
 
 from weightspace.pages.page import MARK
-from weightspace.web.members import id_of
-from weightspace.web.served import Served
+from weightspace.web.served import Served, id_of
 
 __all__ = ["Report", "Reports", "report_routes"]
 

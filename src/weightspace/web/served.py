@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from weightspace.net.errors import WeightspaceError
 
-__all__ = ["Served", "reports_of"]
+__all__ = ["Served", "id_of", "reports_of"]
 
 
 @dataclass(frozen=True)
@@ -46,3 +47,8 @@ def reports_of(atlas: str | None, reports: Path | None) -> Path:
     if not Path(atlas).is_dir():
         raise WeightspaceError(f"{atlas}: no such atlas; make one with weightspace atlas add --atlas {atlas}")
     return Path(atlas) / "reports"
+
+
+def id_of(name: str) -> str:
+    """The id of a network or a file: 32 hexadecimal digits of the SHA-256 of its name."""
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:32]

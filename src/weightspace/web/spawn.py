@@ -16,9 +16,9 @@ from typing import Any
 from weightspace.checkpoint import files
 from weightspace.jobs.progress import Progress
 
-__all__ = ["COMMAND", "Outcome", "Process"]
+__all__ = ["COMMAND", "LOOK", "Outcome", "Process"]
 
-COMMAND = (sys.executable, "-m", "weightspace.web.child")
+COMMAND, LOOK = ((sys.executable, "-m", f"weightspace.web.{name}") for name in ("work", "look"))
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _LINE = 8 << 20  # bytes of one message
 _GRACE = 2.0  # seconds from asking a process to end until it is ended

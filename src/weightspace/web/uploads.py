@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,11 +20,12 @@ from fastapi.concurrency import run_in_threadpool
 
 from weightspace.net.errors import WeightspaceError
 from weightspace.web.members import Members
-from weightspace.web.spawn import Outcome, Process
+from weightspace.web.spawn import LOOK, Outcome, Process
 
 __all__ = ["Upload", "Uploads", "upload_routes"]
 
 HOUR = 3600.0
+_PREFIX = "weightspace-uploads-"
 _MANY, _TOGETHER = 16, 1 << 29  # files, and bytes of all
 _SECONDS = 120.0  # for which a file is read
 Id = Annotated[str, Part(pattern="^[0-9a-f]{32}$")]
@@ -49,13 +52,21 @@ class Uploads:
 
     def __init__(self, memory: int = 2 << 30) -> None:
         self.memory = memory
-        self.folder = Path(tempfile.mkdtemp(prefix="weightspace-"))
+        self.folder: Path | None = None  # from the first file on
         self._lock, self._one = threading.Lock(), threading.Lock()
         self._kept: dict[str, Upload] = {}
 
     def close(self) -> None:
         """Throw all away."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _made(self) -> Path:
+        with self._lock:
+            if self.folder is None:
+                _sweep(Path(tempfile.gettempdir()))
+                self.folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+            return self.folder
 
     def rows(self) -> list[Upload]:
         """What is kept; what is older than an hour is thrown away."""
@@ -92,7 +103,7 @@ class Uploads:
         if len(kept) >= _MANY or sum(one.bytes for one in kept) + length > _TOGETHER:
             raise HTTPException(429, "too many files are kept; throw one away, or wait until it is an hour old")
         id = secrets.token_hex(16)
-        path = self.folder / f"{id}.part"
+        path = self._made() / f"{id}.part"
         try:
             with path.open("xb") as file:
                 async for part in parts:
@@ -105,13 +116,13 @@ class Uploads:
         with part.open("rb") as file:
             head = file.read(16)
         kind, ending = _kind(head)
-        path = self.folder / f"{id}{ending}"
+        path = part.with_name(f"{id}{ending}")
         part.rename(path)
         order = {"kind": kind, "arguments": {"path": str(path), "shown": "the file"}, "atlas": None, "objects": None,
                  "arch": None, "out": None, "memory": self.memory, "longest": 1 << 16}  # fmt: skip
         try:
             with self._one:  # one is read at a time
-                outcome = Process(order).run(lambda what, done, total: None, _SECONDS)
+                outcome = Process(order, LOOK).run(lambda what, done, total: None, _SECONDS)
         except OSError as error:
             outcome = Outcome(error=f"no process can be started ({error.strerror})")
         if outcome.result is None:
@@ -122,6 +133,25 @@ class Uploads:
         with self._lock:
             self._kept[id] = found
         return found
+
+
+def _sweep(folder: Path) -> None:
+    """Throw away what servers of this user that were killed have left."""
+    for old in folder.glob(f"{_PREFIX}*"):
+        number = old.name.removeprefix(_PREFIX).partition("-")[0]
+        with suppress(OSError):
+            if number.isdecimal() and old.is_dir() and not old.is_symlink() and not _runs(int(number)):
+                shutil.rmtree(old, ignore_errors=True)
+
+
+def _runs(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def _kind(head: bytes) -> tuple[str, str]:
