@@ -110,12 +110,13 @@ def _architectures(members: Members, every: Sequence[Member]) -> dict[str, tuple
 
 
 def _measured(members: Members) -> list[tuple[str, Measure]]:
-    """Measures by a name for a reader."""
+    """Measures by a name for a reader, in the order of the names."""
     tasks = {task.key: task.name for task in members.atlas.tasks}
-    return [
+    found = [
         (f"{row.observable} on {tasks.get(row.task, row.task[:8])}" if row.task else row.observable, row)
         for row in members.atlas.measures.of()
     ]
+    return sorted(found, key=lambda one: (one[0], one[1].network))
 
 
 def _summary(members: Members) -> dict[str, Any]:

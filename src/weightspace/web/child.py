@@ -50,7 +50,7 @@ class Work:
 
 
 def main(done: Mapping[str, Callable[[Work], dict[str, Any]]]) -> int:
-    """Do what stdin says, by the function of its kind; answers are lines of JSON, one for each step and one at the end."""
+    """Do what stdin says, by the function of its kind; answers are lines of JSON: one for each step, one at the end."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what the code of an architecture prints is no answer
     line = sys.stdin.buffer.readline()

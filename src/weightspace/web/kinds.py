@@ -187,11 +187,11 @@ def _examples(given: dict[str, Any], served: Served, find: Find, kind: str) -> t
 
 
 def _title(kind: str, given: dict[str, Any]) -> str:
-    tag = f" of those tagged {given['tag']}" if given.get("tag") else ""
+    tag = given.get("tag")
     return {
-        "map": lambda: f"Map of the atlas{tag and tag.replace(' of those', ', those')}",
+        "map": lambda: f"Map of those tagged {tag}" if tag else "Map of the atlas",
         "compare": lambda: f"Compare {given['a']} with {given['b']}",
-        "query": lambda: f"Which is best for {{data}}?{tag}",
+        "query": lambda: f"Which {f'tagged {tag} ' if tag else ''}is best for {{data}}?",
         "nearest": lambda: "Nearest to {data}",
         "merge": lambda: f"Average of {len(given['networks'])} networks",
         "between": lambda: f"A way from {given['a']} to {given['b']}",

@@ -71,7 +71,8 @@ class Job:
     def data(self, place: int | None = None) -> dict[str, Any]:
         """The job as the list shows it."""
         known = {name: getattr(self, name) for name in (*_SAVED, "what", "done", "total")}
-        return {**known, "report": self.report if self.state == "done" else None, "place": place}
+        report = self.report if self.state == "done" else None
+        return {**known, "report": report, "place": place, "found": self.result is not None}
 
 
 class Queue:
@@ -233,8 +234,9 @@ class Queue:
         left = self.limits.results
         for job in reversed(self._jobs.values()):
             left -= len(job.result or "")
-            if left < 0:
+            if left < 0 and job.result is not None:
                 job.result = None
+                self._changed(job)
 
     def close(self) -> None:
         """Stop all jobs, and wait a moment for their processes."""

@@ -63,10 +63,12 @@ function Reports() {
   useEffect(() => {
     load();
     api("/api/server").then((server) => setAtlas(Boolean(server.atlas)), () => {});
-    const socket = connect("/socket/jobs", { data: (message) => setJobs((before) => changed(before ?? [], message)) });
+    const told = (/** @type {any} */ message) =>
+      setJobs((/** @type {any} */ before) => changed(before ?? [], message));
+    const socket = connect("/socket/jobs", { data: told });
     return () => socket.close();
   }, []);
-  const written = (jobs ?? []).filter((job) => job.state === "done" && job.report).length;
+  const written = (jobs ?? []).filter((/** @type {any} */ job) => job.state === "done" && job.report).length;
   useEffect(() => {
     if (jobs !== null) load();
   }, [written]);

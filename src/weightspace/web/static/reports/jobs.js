@@ -9,7 +9,7 @@ import { opened, span, when } from "./words.js";
 /**
  * @typedef {{id: string, kind: string, title: string, state: string, what: string, done: number, total: number,
  *   asked: number, started: number | null, ended: number | null, error: string | null, report: string | null,
- *   place: number | null}} Job
+ *   place: number | null, found: boolean}} Job
  */
 
 const STATES = /** @type {Record<string, string>} */ ({
@@ -24,7 +24,7 @@ function remove(/** @type {Job} */ job, /** @type {(why: string) => void} */ fai
 function Active(/** @type {{job: Job, fail: (why: string) => void}} */ { job, fail }) {
   const [, tick] = useState(0);
   useEffect(() => {
-    const timer = setInterval(() => tick((n) => n + 1), 1000);
+    const timer = setInterval(() => tick((/** @type {number} */ n) => n + 1), 1000);
     return () => clearInterval(timer);
   }, []);
   const runs = job.state === "running";
@@ -47,7 +47,7 @@ function Active(/** @type {{job: Job, fail: (why: string) => void}} */ { job, fa
 
 function Ended(/** @type {{job: Job, fail: (why: string) => void}} */ { job, fail }) {
   const [open, setOpen] = useState(false);
-  const took = job.started && job.ended ? ` in ${span(job.ended - job.started)}` : "";
+  const took = job.started && job.ended ? `, took ${span(job.ended - job.started)}` : "";
   const show = () => opened(job.report ?? "").catch((error) => fail(error.message));
   return html`<li class="job ended">
     <div class="first">
@@ -55,18 +55,24 @@ function Ended(/** @type {{job: Job, fail: (why: string) => void}} */ { job, fai
       <strong>${job.title}</strong>
       <span class="soft">${when(job.ended ?? job.asked)}${job.state === "done" ? took : ""}</span>
       <span class="space"></span>
+      <span class="actions">
       ${job.report && html`<button onClick=${show} aria-label=${`Open the report: ${job.title}`}>Report</button>`}
-      ${job.state === "done" && html`<button aria-expanded=${open} onClick=${() => setOpen(!open)}
+      ${job.found && html`<button aria-expanded=${open} onClick=${() => setOpen(!open)}
         aria-label=${`Result: ${job.title}`}>Result</button>`}
-      <button class="plain" onClick=${() => remove(job, fail)} aria-label=${`Take off the list: ${job.title}`}>×</button>
+      <button class="plain" onClick=${() => remove(job, fail)} title="Take off the list"
+        aria-label=${`Take off the list: ${job.title}`}>×</button>
+      </span>
     </div>
     ${job.error && html`<p class="why">${job.error}</p>`}
     ${open && html`<${Found} id=${job.id} />`}
   </li>`;
 }
 
-/** All jobs. */
-export function Jobs(/** @type {{jobs: Job[] | null, atlas: boolean, fail: (why: string) => void}} */ { jobs, atlas, fail }) {
+/**
+ * All jobs.
+ * @param {{jobs: Job[] | null, atlas: boolean, fail: (why: string) => void}} given
+ */
+export function Jobs({ jobs, atlas, fail }) {
   const [all, setAll] = useState(false);
   if (jobs === null) return html`<p class="soft">Asking the server…</p>`;
   const active = jobs.filter((job) => job.state === "running" || job.state === "waiting").reverse();
