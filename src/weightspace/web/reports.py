@@ -11,7 +11,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, HTTPException, Response
 from fastapi import Path as Part
@@ -86,19 +86,17 @@ class Reports:
     def _look(self, name: str) -> Report | None:
         """The page of a file name; None for what is no page."""
         try:
-            handle = _opened(self.folder / name)
+            with _opened(self.folder / name) as file:
+                status = os.fstat(file.fileno())
+                stamp = _stamp(status)
+                with self._lock:
+                    known = self._read.get(name)
+                if known is None or known[0] != stamp:
+                    known = stamp, _marked(file.read(_HEAD)) if status.st_size <= _LARGEST else None
+                    with self._lock:
+                        self._read[name] = known
         except OSError:
             return None
-        with os.fdopen(handle, "rb") as file:
-            status = os.fstat(file.fileno())
-            stamp = _stamp(status)
-            with self._lock:
-                known = self._read.get(name)
-            if known is None or known[0] != stamp:
-                usable = stat.S_ISREG(status.st_mode) and status.st_size <= _LARGEST
-                known = stamp, _marked(file.read(_HEAD)) if usable else None
-                with self._lock:
-                    self._read[name] = known
         if known[1] is None:
             return None
         return Report(id_of(name), name, *known[1], status.st_mtime, status.st_size, stamp)
@@ -123,7 +121,7 @@ class Reports:
         if report is None or made < time.monotonic() - _MINUTE:
             raise HTTPException(404, "this address opened a report once; open it again from the list of reports")
         try:
-            with os.fdopen(_opened(self.folder / report.name), "rb") as file:
+            with _opened(self.folder / report.name) as file:
                 if _stamp(os.fstat(file.fileno())) == report.stamp:
                     return file.read(_LARGEST + 1)[:_LARGEST]
         except OSError:
@@ -131,9 +129,16 @@ class Reports:
         raise HTTPException(409, "this report has changed or is gone; load the list again")
 
 
-def _opened(path: Path) -> int:
-    """A file opened for reading: not through a link, and without waiting for a writer at a pipe."""
-    return os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+def _opened(path: Path) -> BinaryIO:
+    """A file opened for reading: no link, folder or pipe. Raises `OSError`."""
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(f"{path} is no file")
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
 
 
 def _stamp(status: os.stat_result) -> tuple[int, int, int, int]:
