@@ -180,6 +180,19 @@ def test_the_socket_tells_the_list_then_changes(asked):
             raise AssertionError("it was let in")
 
 
+def test_the_socket_sends_at_most_ten_messages_a_second(asked):
+    protocols = ["weightspace", "token.a-token-of-the-tests-0123"]
+    with asked.client.websocket_connect("/socket/jobs", subprotocols=protocols, headers=SOCKET) as socket:
+        socket.receive_json()
+        begun, seen = time.monotonic(), 0
+        made = [asked.post("/api/jobs", {"kind": "map"})[1]["id"] for _ in range(15)]
+        states = {}
+        while [states.get(id) for id in made] != ["done"] * 15:
+            states |= {job["id"]: job["state"] for job in socket.receive_json()["jobs"]}
+            seen += 1
+        assert seen <= 10 * (time.monotonic() - begun) + 2 and seen < 45
+
+
 # ------------------------------------------------------------------ what the kinds do
 
 

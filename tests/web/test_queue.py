@@ -96,8 +96,10 @@ def test_several_run_where_that_is_wanted(tmp_path):
     queue = Queue(tmp_path, Limits(running=2), COMMAND)
     jobs = [put(queue, "hang") for _ in range(3)]
     until(lambda: [job.state for job in jobs] == ["running", "running", "waiting"])
-    queue.close()
-    assert all(job.process is None for job in jobs[:2])
+    numbers = [job.process.id for job in jobs[:2]]
+    queue.close()  # as the server does when it stops
+    assert all(job.process is None and job.state == "lost" for job in jobs[:2])
+    assert all(gone(number) for number in numbers)
 
 
 @pytest.mark.parametrize(

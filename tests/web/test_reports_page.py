@@ -23,7 +23,8 @@ def serving(tmp_path_factory, server):
     dots = go.Figure(go.Scatter(x=[1.0, 2.0], y=[3.0, None], text=["&lt;b&gt;", "=1+1"], name='a, "b"'))
     heat = go.Figure(go.Heatmap(z=[[1, 2], [3, 4]], x=["p", "q"], y=["r", "s"]))
     table = Table("All", ["name", "value"], [[MARKUP, "1"], ["=HYPERLINK(1)", "-2"]])
-    save([Page(MARKUP, f"Best: {MARKUP}", "lead", parts=[Figure("The map", "", dots), Figure("Heat", "", heat), table])],
+    parts = [Figure("The map", "", dots), Figure("Heat", "", heat), table]
+    save([Page(MARKUP, f"Best: {MARKUP}", "lead", parts=parts)],
          folder / "reports" / "map.html", title=MARKUP)  # fmt: skip
     running = type(server)([str(folder)], tmp_path_factory.mktemp("elsewhere")).start()
     yield running

@@ -20,6 +20,7 @@ from weightspace.web.spawn import COMMAND, Process
 __all__ = ["ENDED", "BusyError", "Job", "Limits", "Queue"]
 
 ENDED = ("done", "failed", "cancelled", "lost")
+_LOST = "the server was stopped before it ended; start it again"
 _FILE, _HELD = ".weightspace-jobs.json", ".weightspace-jobs.lock"
 _SAVED = ("id", "kind", "title", "arguments", "state", "asked", "started", "ended", "error", "report")
 
@@ -245,6 +246,8 @@ class Queue:
             running = [job for job in self._jobs.values() if job.process is not None]
             for job in running:
                 assert job.process is not None
+                if job.state == "running":
+                    job.state, job.ended, job.error = "lost", time.time(), _LOST
                 job.process.stop("the server was stopped")
         until = time.monotonic() + 4
         while any(job.process is not None for job in running) and time.monotonic() < until:
@@ -277,7 +280,7 @@ class Queue:
             for row in [dict(row) for row in found["jobs"]][-self.limits.kept :]:
                 job = Job(**{name: row[name] for name in _SAVED if name in row})
                 if job.state not in ENDED:
-                    job.state, job.error = "lost", "the server was stopped before it ended; start it again"
+                    job.state, job.error = "lost", _LOST
                 self._jobs[str(job.id)] = job
         except (OSError, ValueError, TypeError, KeyError):
             self._jobs.clear()

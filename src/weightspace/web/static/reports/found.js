@@ -5,6 +5,10 @@ import { html, useEffect, useState } from "../vendor/htm-preact.js";
 import { api } from "../connection.js";
 import { number } from "./words.js";
 
+function capital(/** @type {string} */ text) {
+  return text.slice(0, 1).toUpperCase() + text.slice(1);
+}
+
 function Table(/** @type {{columns: string[], rows: (string | number | null)[][]}} */ { columns, rows }) {
   return html`<div class="scroll"><table>
     <thead><tr>${columns.map((name) => html`<th>${name}</th>`)}</tr></thead>
@@ -17,7 +21,7 @@ function Table(/** @type {{columns: string[], rows: (string | number | null)[][]
 const SHOWN = {
   map: (found) => html`<p>${found.networks} networks in ${found.families} families; ${found.edges} origins found.
     <a href="/atlas">Look at the map</a>.</p>`,
-  compare: (found) => html`<p>${found.verdict.words}. ${found.verdict.why}.</p>
+  compare: (found) => html`<p>${capital(found.verdict.words)}. ${capital(found.verdict.why)}.</p>
     <${Table} columns=${["", "as stored", "aligned"]} rows=${[
       ["distance", found.naive, found.aligned], ["relative distance", found.relative_naive, found.relative],
       ...(found.line ? [[`${found.line.measured} barrier`, found.line.barrier.before, found.line.barrier.after]] : []),
@@ -31,7 +35,7 @@ const SHOWN = {
   merge: (found) => html`<p>Averaged ${found.kept.join(", ")} as ${found.name}: loss ${number(found.loss)}, of the best
     one alone ${number(found.best)}.${found.refused.length > 0 && ` Not kept: ${found.refused.join(", ")}.`}</p>`,
   between: (found) => html`<p>Highest barrier ${number(found.highest)}; on the straight line ${number(found.direct)}.</p>
-    <${Table} columns=${["from", "to", "barrier"]} rows=${found.barriers.map((/** @type {number} */ height,
+    <${Table} columns=${["start", "end", "barrier"]} rows=${found.barriers.map((/** @type {number} */ height,
       /** @type {number} */ k) => [found.names[k], found.names[k + 1], height])} />`,
 };
 
