@@ -15,7 +15,7 @@ from weightspace.web import jobs, uploads
 from weightspace.web.app import application
 from weightspace.web.guard import Rules
 from weightspace.web.served import Served
-from weightspace.web.spawn import Outcome
+from weightspace.web.spawn import Outcome, Process
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "web_api.md"
 OURS = ("/api/", "/reports/view", "/socket/jobs", "/health")
@@ -37,7 +37,7 @@ def served(tmp_path_factory):
     folder = filled(tmp_path_factory.mktemp("atlas"))
     patch = pytest.MonkeyPatch()
 
-    class Nothing:
+    class Nothing(Process):
         def __init__(self, order, command=()):
             pass
 

@@ -158,7 +158,7 @@ def test_the_socket_tells_the_list_then_changes(asked):
     protocols = ["weightspace", "token.a-token-of-the-tests-0123"]
     old = asked.post("/api/jobs", {"kind": "map"})[1]
     ended(asked, old)
-    with asked.client.websocket_connect("/socket/jobs", subprotocols=protocols, headers=SOCKET) as socket:
+    with asked.client.websocket_connect("/socket/jobs", subprotocols=protocols, headers={**SOCKET}) as socket:
         assert socket.accepted_subprotocol == "weightspace"
         first = socket.receive_json()
         assert first["all"] and [job["id"] for job in first["jobs"]] == [old["id"]]
@@ -175,14 +175,14 @@ def test_the_socket_tells_the_list_then_changes(asked):
         refused = (WebSocketDisconnect, CancelledError)
         with (
             pytest.raises(refused),
-            asked.client.websocket_connect("/socket/jobs", subprotocols=wrong, headers=SOCKET),
+            asked.client.websocket_connect("/socket/jobs", subprotocols=wrong, headers={**SOCKET}),
         ):
             raise AssertionError("it was let in")
 
 
 def test_the_socket_sends_at_most_ten_messages_a_second(asked):
     protocols = ["weightspace", "token.a-token-of-the-tests-0123"]
-    with asked.client.websocket_connect("/socket/jobs", subprotocols=protocols, headers=SOCKET) as socket:
+    with asked.client.websocket_connect("/socket/jobs", subprotocols=protocols, headers={**SOCKET}) as socket:
         socket.receive_json()
         begun, seen = time.monotonic(), 0
         made = [asked.post("/api/jobs", {"kind": "map"})[1]["id"] for _ in range(15)]

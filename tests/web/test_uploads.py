@@ -5,6 +5,7 @@ import os
 import struct
 import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,11 +93,11 @@ def test_a_pickle_in_an_array_is_refused_and_not_run(tmp_path):
         ("data", npz(x=np.zeros((4, 2), "float32"), y=np.full(4, np.inf)), "NaN"),
         ("data", GOOD[:-40], "broken"),
         ("data", b"PK\3\4" + bytes(100), "broken"),
-        ("data", npz(x=np.zeros((0, 2), "float32"), y=np.zeros(0, "int64")), ""),
-        ("data", npz(x=np.array(["a", "b"]), y=np.arange(2)), ""),
+        ("data", npz(x=np.zeros((0, 2), "float32"), y=np.zeros(0, "int64")), None),
+        ("data", npz(x=np.array(["a", "b"]), y=np.arange(2)), None),
         ("network", save({"w": torch.full((3,), float("nan"))}), "NaN"),
-        ("network", struct.pack("<Q", 1 << 20) + b"{}" + bytes(9), ""),
-        ("network", save({"w": torch.ones(3)})[:-4], ""),
+        ("network", struct.pack("<Q", 1 << 20) + b"{}" + bytes(9), None),
+        ("network", save({"w": torch.ones(3)})[:-4], None),
     ],
 )
 def test_what_cannot_be_used_is_one_sentence(tmp_path, kind, body, said):
@@ -127,12 +128,12 @@ def quick(monkeypatch):
     facts = {"examples": 6, "inputs": [2], "labels": None, "tensors": None, "numbers": None, "fingerprint": None,
              "notes": []}  # fmt: skip
 
-    class Quick:
+    class Quick(Process):
         def __init__(self, order, command):
             self.order = order
 
         def run(self, told, seconds):
-            bad = open(self.order["arguments"]["path"], "rb").read().endswith(b"bad")
+            bad = Path(self.order["arguments"]["path"]).read_bytes().endswith(b"bad")
             return Outcome(error="the file is broken") if bad else Outcome(facts)
 
     monkeypatch.setattr(uploads, "Process", Quick)
@@ -157,7 +158,7 @@ def test_a_file_that_is_sent_is_read_in_a_process_and_told(tmp_path):
 def test_files_lie_where_only_this_user_reads_them_and_go_with_the_server(tmp_path, quick):
     with serving(tmp_path) as client:
         told = client.post("/api/uploads?name=a.npz", body=GOOD)[1]
-        (folder,) = [p for p in uploads.Path(uploads.tempfile.gettempdir()).glob(f"weightspace-uploads-{os.getpid()}-*")
+        (folder,) = [p for p in Path(uploads.tempfile.gettempdir()).glob(f"weightspace-uploads-{os.getpid()}-*")
                      if (p / f"{told['id']}.npz").exists()]  # fmt: skip
         assert folder.stat().st_mode & 0o777 == 0o700 and [p.name for p in folder.iterdir()] == [f"{told['id']}.npz"]
         assert client.post("/api/uploads", body=b"PK\3\4bad") == (422, {"error": "the file is broken"})
