@@ -23,7 +23,8 @@ function Row(/** @type {{report: Report, fail: (why: string) => void}} */ { repo
 
 function NoReports(/** @type {{folder: string, atlas: boolean}} */ { folder, atlas }) {
   return html`<div class="empty">
-    <p>No report is in the folder <code>${folder}</code> yet.</p>
+    <p>No report is in ${folder === "." ? "the folder in which the server was started"
+      : html`the folder <code>${folder}</code>`} yet.</p>
     ${atlas && html`<p><a href="/atlas">Open the atlas</a> and make its map, or compare two of its networks.</p>`}
     <p>Every command writes one: <code>weightspace compare a.safetensors b.safetensors --report page.html</code></p>
   </div>`;

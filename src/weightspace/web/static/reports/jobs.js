@@ -82,7 +82,7 @@ export function Jobs({ jobs, atlas, fail }) {
   if (jobs.length === 0) {
     return html`<div class="empty"><p>Nothing runs.</p>
       <p>${atlas ? html`Jobs are started on the page of the <a href="/atlas">atlas</a>: make a map, compare two networks,
-        ask which is best for your data.` : html`Jobs work on an atlas. Open one with
+        ask which is best for your data.` : html`Jobs work on an atlas. Open one with ${" "}
         <code>weightspace serve FOLDER</code>.`}</p></div>`;
   }
   return html`
