@@ -146,10 +146,11 @@ def draw_map(
         raise typer.BadParameter("what is to be measured on --data? give --barriers, how many near networks of each")
     engine = _engine(jobs)
     with progress() as step, opened_atlas(where, objects) as atlas:
-        from weightspace.commands import atlas_map
+        from weightspace.commands import atlas_map, last_map
 
         asked = None if common.data is None else atlas_map.Asked(near, common.data, engine)
         found = atlas_map.mapped(atlas, tag, not stored, asked, settings=common.settings(step))
+        last_map.keep(atlas, found)
 
     from weightspace.pages.atlas import map_page
 
