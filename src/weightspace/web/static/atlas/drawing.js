@@ -1,0 +1,227 @@
+// @ts-check
+// The drawing of a map by deck.gl: points, edges, names where there is room, the open network marked.
+
+/** @typedef {import("./networks.js").Row} Row */
+/** @typedef {import("./networks.js").Space} Space */
+/** @typedef {import("./colours.js").Colouring} Colouring */
+/**
+ * What is drawn. `shown`: the rows that filters let through, null for all. `marks`: networks with a ring.
+ * @typedef {{space: Space, colouring: Colouring, dark: boolean, shown: Set<Row> | null, open: Row | null,
+ *   marks: Row[], pointed: Row | null}} Scene
+ */
+
+const NAMED = 140; // points in sight below which all may carry their names
+const LETTERS = 32; // characters of a name on the map
+
+/** Whether this browser can draw with WebGL. */
+export function drawable() {
+  try {
+    return document.createElement("canvas").getContext("webgl2") !== null;
+  } catch {
+    return false;
+  }
+}
+
+const INK = { light: [31, 41, 51], dark: [231, 235, 238] };
+const PAPER = { light: [255, 255, 255], dark: [29, 35, 40] };
+
+/** A map in a box of the page. `on.point` and `on.open` get the row under the pointer, or null. */
+export class Drawing {
+  /**
+   * @param {any} deck the module of deck.gl
+   * @param {HTMLElement} box
+   * @param {{point: (row: Row | null, x: number, y: number) => void, open: (row: Row) => void, failed: () => void}} on
+   */
+  constructor(deck, box, on) {
+    this.deck = deck;
+    this.box = box;
+    this.view = { target: [0, 0, 0], zoom: 0 };
+    this.scene = /** @type {Scene | null} */ (null);
+    this.labels = /** @type {{row: Row, text: string}[]} */ ([]);
+    this.waiting = 0;
+    this.last = /** @type {Set<Row> | null} */ (null);
+    this.count = 0;
+    this.view0 = this.view;
+    const row = (/** @type {any} */ info) => (info.layer?.id === "points" ? info.object ?? null : null);
+    this.drawn = new deck.Deck({
+      parent: box,
+      views: new deck.OrthographicView({ flipY: false }),
+      controller: { doubleClickZoom: true, keyboard: false },
+      initialViewState: this.view,
+      layers: [],
+      pickingRadius: 6,
+      getCursor: (/** @type {any} */ s) => (s.isDragging ? "grabbing" : s.isHovering ? "pointer" : "grab"),
+      onViewStateChange: (/** @type {any} */ change) => {
+        this.view = change.viewState;
+        this._later();
+      },
+      onHover: (/** @type {any} */ info) => on.point(row(info), info.x, info.y),
+      onClick: (/** @type {any} */ info) => row(info) && on.open(row(info)),
+      onError: () => on.failed(),
+    });
+    const canvas = box.querySelector("canvas");
+    canvas?.setAttribute("role", "img");
+    this.sized = new ResizeObserver(() => this._later());
+    this.sized.observe(box);
+  }
+
+  /** Draw a scene; a new space is fitted into the box. */
+  show(/** @type {Scene} */ scene) {
+    const fresh = this.scene?.space !== scene.space;
+    this.scene = scene;
+    if (fresh) this.fit(false);
+    this._labels();
+    this._layers();
+  }
+
+  /** All points of the space in sight. */
+  fit(smooth = true) {
+    if (!this.scene) return;
+    const points = this.scene.space.points;
+    let [left, right, low, high] = [Infinity, -Infinity, Infinity, -Infinity];
+    for (const { x, y } of points) {
+      [left, right] = [Math.min(left, x), Math.max(right, x)];
+      [low, high] = [Math.min(low, y), Math.max(high, y)];
+    }
+    if (!points.length) [left, right, low, high] = [0, 1, 0, 1];
+    const wide = Math.max(this.box.clientWidth - 110, 60) / Math.max(right - left, 1e-9);
+    const tall = Math.max(this.box.clientHeight - 80, 60) / Math.max(high - low, 1e-9);
+    const scale = Math.min(wide, tall);
+    const zoom = Number.isFinite(Math.log2(scale)) && scale < 1e9 ? Math.log2(scale) : 0;
+    this.view0 = { target: [(left + right) / 2, (low + high) / 2, 0], zoom };
+    this._go(this.view0, smooth);
+  }
+
+  /** Bring one network to the middle, nearer than now if all is in sight. */
+  centre(/** @type {Row} */ row) {
+    this._go({ target: [row.x, row.y, 0], zoom: Math.max(this.view.zoom, this.view0.zoom + 1.5) }, true);
+  }
+
+  zoom(/** @type {number} */ by) {
+    this._go({ target: this.view.target, zoom: this.view.zoom + by }, true);
+  }
+
+  /** Move by a share of the box. */
+  pan(/** @type {number} */ right, /** @type {number} */ up) {
+    const unit = 2 ** this.view.zoom;
+    const [x, y] = this.view.target;
+    const target = [x + (right * this.box.clientWidth) / unit, y + (up * this.box.clientHeight) / unit, 0];
+    this._go({ target, zoom: this.view.zoom }, true);
+  }
+
+  end() {
+    cancelAnimationFrame(this.waiting);
+    this.sized.disconnect();
+    this.drawn.finalize();
+  }
+
+  _go(/** @type {any} */ view, /** @type {boolean} */ smooth) {
+    const calm = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
+    const limits = { minZoom: this.view0.zoom - 3, maxZoom: this.view0.zoom + 12 };
+    const moving = smooth && !calm
+      ? { transitionDuration: 250, transitionInterpolator: new this.deck.LinearInterpolator(["target", "zoom"]) } : {};
+    this.view = { ...view, ...limits };
+    this.drawn.setProps({ initialViewState: { ...this.view, ...moving } });
+    this._later();
+  }
+
+  _later() {
+    if (this.waiting) return;
+    this.waiting = requestAnimationFrame(() => {
+      this.waiting = 0;
+      const before = this.labels.map((label) => label.text).join("\n");
+      this._labels();
+      if (before !== this.labels.map((label) => label.text).join("\n")) this._layers();
+    });
+  }
+
+  /** Where a network is in the box, in pixels. */
+  place(/** @type {Row} */ row) {
+    const unit = 2 ** this.view.zoom;
+    const x = this.box.clientWidth / 2 + (row.x - this.view.target[0]) * unit;
+    return [x, this.box.clientHeight / 2 - (row.y - this.view.target[1]) * unit];
+  }
+
+  /** Choose names that fit without covering one another: the open one, middles of families, then all in sight. */
+  _labels() {
+    this.labels = [];
+    if (!this.scene) return;
+    const { space, open, marks, shown } = this.scene;
+    const [width, height] = [this.box.clientWidth, this.box.clientHeight];
+    const inSight = (/** @type {Row} */ row) => {
+      const [x, y] = this.place(row);
+      return x > 0 && x < width && y > 0 && y < height && (shown === null || shown.has(row));
+    };
+    const near = space.points.filter(inSight);
+    const wanted = [...(open ? [open] : []), ...marks].filter((row) => row.placed && row.arch === space.arch);
+    const middles = space.families.filter((f) => f.size > 1 && f.middle !== null && inSight(f.middle)).slice(0, 30);
+    const boxes = /** @type {number[][]} */ ([]);
+    const taken = new Set();
+    const put = (/** @type {Row} */ row, /** @type {string} */ whole) => {
+      if (taken.has(row)) return;
+      const text = whole.length > LETTERS ? whole.slice(0, LETTERS - 1) + "\u2026" : whole;
+      const [x, y] = this.place(row);
+      const half = text.length * 3.6 + 6;
+      const box = [x - half, y - 26, x + half, y - 6];
+      if (boxes.some((b) => box[0] < b[2] && box[2] > b[0] && box[1] < b[3] && box[3] > b[1])) return;
+      boxes.push(box);
+      taken.add(row);
+      this.labels.push({ row, text });
+    };
+    for (const row of wanted) put(row, row.name);
+    const all = near.length <= NAMED;
+    for (const f of middles) if (f.middle) put(f.middle, all ? f.middle.name : `${f.number}: ${f.name}`);
+    if (all) for (const row of near) put(row, row.name);
+  }
+
+  _layers() {
+    if (!this.scene) return;
+    const { space, colouring, dark, shown, open, marks, pointed } = this.scene;
+    const theme = dark ? "dark" : "light";
+    const radius = space.points.length > 2000 ? 3.5 : space.points.length > 400 ? 4.5 : space.points.length > 60 ? 6 : 8;
+    const grey = dark ? [150, 162, 172] : [110, 120, 130];
+    const touches = (/** @type {any} */ edge) => open !== null && (edge.from === open || edge.to === open);
+    const visible = (/** @type {Row} */ row) => shown === null || shown.has(row);
+    const many = space.edges.length > 2000 ? 60 : 130;
+    const key = [open?.id, dark, shown === null ? "all" : this._version(shown), colouring.key].join("|");
+    const here = (/** @type {Row} */ row) => [row.x, row.y];
+    const rings = [...marks, ...(open ? [open] : []), ...(pointed ? [pointed] : [])]
+      .filter((row) => row.placed && row.arch === space.arch);
+    const { LineLayer, ScatterplotLayer, TextLayer } = this.deck;
+    this.drawn.setProps({ layers: [
+      new LineLayer({
+        id: "edges", data: space.edges, getSourcePosition: (/** @type {any} */ e) => here(e.from),
+        getTargetPosition: (/** @type {any} */ e) => here(e.to), widthUnits: "pixels",
+        getWidth: (/** @type {any} */ e) => (touches(e) ? 2.5 : 1),
+        getColor: (/** @type {any} */ e) => (touches(e) ? [...(dark ? [57, 179, 167] : [15, 118, 110]), 255]
+          : [...grey, visible(e.from) && visible(e.to) ? many : 16]),
+        updateTriggers: { getColor: key, getWidth: open?.id },
+      }),
+      new ScatterplotLayer({
+        id: "points", data: space.points, pickable: true, getPosition: here, radiusUnits: "pixels", getRadius: radius,
+        stroked: true, lineWidthUnits: "pixels", getLineWidth: 1,
+        getFillColor: (/** @type {Row} */ row) => [...colouring.of(row), visible(row) ? 255 : 38],
+        getLineColor: (/** @type {Row} */ row) => [...PAPER[theme], visible(row) ? 255 : 38],
+        updateTriggers: { getFillColor: key, getLineColor: key },
+      }),
+      new ScatterplotLayer({
+        id: "rings", data: rings, getPosition: here, radiusUnits: "pixels", getRadius: radius + 4, filled: false,
+        stroked: true, lineWidthUnits: "pixels", getLineWidth: 2.5, getLineColor: INK[theme],
+        updateTriggers: { getLineColor: theme },
+      }),
+      new TextLayer({
+        id: "names", data: this.labels, getPosition: (/** @type {any} */ l) => here(l.row), getText: (/** @type {any} */ l) => l.text,
+        getSize: 13, sizeUnits: "pixels", getPixelOffset: [0, -radius - 9], getColor: INK[theme],
+        fontFamily: 'system-ui, "Segoe UI", "Liberation Sans", sans-serif', characterSet: "auto",
+        fontSettings: { sdf: true, fontSize: 40, buffer: 6, radius: 10 }, outlineWidth: 3, outlineColor: [...PAPER[theme], 235],
+        updateTriggers: { getColor: theme },
+      }),
+    ] });
+  }
+
+  /** A number that changes with the set of rows shown. */
+  _version(/** @type {Set<Row>} */ shown) {
+    if (this.last !== shown) [this.last, this.count] = [shown, this.count + 1];
+    return this.count;
+  }
+}
