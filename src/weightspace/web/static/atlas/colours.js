@@ -26,14 +26,19 @@ const STOPS = /** @type {Colour[]} */ ([
   [68, 30, 110], [59, 82, 139], [33, 144, 141], [93, 201, 99], [230, 215, 40],
 ]);
 
+/** The same for dark paper, where the low end must not vanish. */
+const DARK_STOPS = /** @type {Colour[]} */ ([
+  [122, 84, 190], [84, 122, 200], [40, 165, 160], [110, 210, 110], [240, 228, 80],
+]);
+
 export const css = (/** @type {Colour} */ c) => `rgb(${c[0]} ${c[1]} ${c[2]})`;
 const grey = (/** @type {boolean} */ dark) => /** @type {Colour} */ (dark ? [112, 124, 133] : [164, 172, 179]);
 const faint = (/** @type {boolean} */ dark) => /** @type {Colour} */ (dark ? [72, 82, 90] : [205, 210, 214]);
 
-function between(/** @type {number} */ t) {
-  const place = Math.max(0, Math.min(1, t)) * (STOPS.length - 1);
-  const k = Math.min(Math.floor(place), STOPS.length - 2);
-  return /** @type {Colour} */ (STOPS[k].map((v, i) => Math.round(v + (STOPS[k + 1][i] - v) * (place - k))));
+function between(/** @type {Colour[]} */ stops, /** @type {number} */ t) {
+  const place = Math.max(0, Math.min(1, t)) * (stops.length - 1);
+  const k = Math.min(Math.floor(place), stops.length - 2);
+  return /** @type {Colour} */ (stops[k].map((v, i) => Math.round(v + (stops[k + 1][i] - v) * (place - k))));
 }
 
 /**
@@ -91,11 +96,12 @@ function byValue(space, title, value, dark) {
   const high = known.reduce((m, v) => Math.max(m, v), -Infinity);
   const missing = space.points.length - known.length;
   const span = high - low || 1;
+  const stops = dark ? DARK_STOPS : STOPS;
   const of = (/** @type {Row} */ row) => {
     const v = value(row);
-    return v === null ? faint(dark) : between((v - low) / span);
+    return v === null ? faint(dark) : between(stops, (v - low) / span);
   };
   const entries = missing ? [{ colour: faint(dark), text: "not measured", count: missing }] : [];
-  const scale = known.length ? { low: number(low), high: number(high), stops: STOPS, missing } : null;
+  const scale = known.length ? { low: number(low), high: number(high), stops, missing } : null;
   return { of, key: `${title} ${low} ${high}`, title, entries, scale };
 }

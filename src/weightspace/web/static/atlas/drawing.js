@@ -25,6 +25,21 @@ export function drawable() {
 const INK = { light: [31, 41, 51], dark: [231, 235, 238] };
 const PAPER = { light: [255, 255, 255], dark: [29, 35, 40] };
 
+/** Where a name of some width may stand beside a point: above, below, right, left, and corners. */
+function sides(/** @type {number[]} */ [x, y], /** @type {number} */ wide) {
+  const box = (/** @type {number} */ left, /** @type {number} */ top) => [left, top, left + wide, top + 18];
+  return [
+    { anchor: "middle", offset: [0, -19], box: box(x - wide / 2, y - 28) },
+    { anchor: "middle", offset: [0, 19], box: box(x - wide / 2, y + 10) },
+    { anchor: "start", offset: [14, 0], box: box(x + 10, y - 9) },
+    { anchor: "end", offset: [-14, 0], box: box(x - 10 - wide, y - 9) },
+    { anchor: "end", offset: [6, -19], box: box(x + 10 - wide, y - 28) },
+    { anchor: "start", offset: [-6, -19], box: box(x - 10, y - 28) },
+    { anchor: "end", offset: [6, 19], box: box(x + 10 - wide, y + 10) },
+    { anchor: "start", offset: [-6, 19], box: box(x - 10, y + 10) },
+  ];
+}
+
 /** A map in a box of the page. `on.point` and `on.open` get the row under the pointer, or null. */
 export class Drawing {
   /**
@@ -37,7 +52,7 @@ export class Drawing {
     this.box = box;
     this.view = { target: [0, 0, 0], zoom: 0 };
     this.scene = /** @type {Scene | null} */ (null);
-    this.labels = /** @type {{row: Row, text: string}[]} */ ([]);
+    this.labels = /** @type {{row: Row, text: string, anchor: string, offset: number[]}[]} */ ([]);
     this.waiting = 0;
     this.last = /** @type {Set<Row> | null} */ (null);
     this.count = 0;
@@ -129,9 +144,10 @@ export class Drawing {
     if (this.waiting) return;
     this.waiting = requestAnimationFrame(() => {
       this.waiting = 0;
-      const before = this.labels.map((label) => label.text).join("\n");
+      const said = () => this.labels.map((label) => label.text + label.offset).join("\n");
+      const before = said();
       this._labels();
-      if (before !== this.labels.map((label) => label.text).join("\n")) this._layers();
+      if (before !== said()) this._layers();
     });
   }
 
@@ -156,21 +172,25 @@ export class Drawing {
     const wanted = [...(open ? [open] : []), ...marks].filter((row) => row.placed && row.arch === space.arch);
     const middles = space.families.filter((f) => f.size > 1 && f.middle !== null && inSight(f.middle)).slice(0, 30);
     const boxes = /** @type {number[][]} */ ([]);
+    const dots = near.length > 4 * NAMED ? [] : near.map((row) => this.place(row));
     const taken = new Set();
-    const put = (/** @type {Row} */ row, /** @type {string} */ whole) => {
+    const free = (/** @type {number[]} */ b) => b[0] > 2 && b[2] < width - 2 && b[1] > 2 && b[3] < height - 2
+      && !boxes.some((o) => b[0] < o[2] && b[2] > o[0] && b[1] < o[3] && b[3] > o[1]);
+    const covers = (/** @type {number[]} */ b) => dots.some(([x, y]) => x > b[0] - 5 && x < b[2] + 5 && y > b[1] - 5 && y < b[3] + 5);
+    const put = (/** @type {Row} */ row, /** @type {string} */ whole, must = false) => {
       if (taken.has(row)) return;
       const text = whole.length > LETTERS ? whole.slice(0, LETTERS - 1) + "\u2026" : whole;
-      const [x, y] = this.place(row);
-      const half = text.length * 3.6 + 6;
-      const box = [x - half, y - 26, x + half, y - 6];
-      if (boxes.some((b) => box[0] < b[2] && box[2] > b[0] && box[1] < b[3] && box[3] > b[1])) return;
-      boxes.push(box);
+      const places = sides(this.place(row), text.length * 7.2 + 8);
+      const open = places.filter((side) => free(side.box));
+      const side = open.find((one) => !covers(one.box)) ?? (must ? open[0] ?? places[0] : undefined);
+      if (!side) return;
+      boxes.push(side.box);
       taken.add(row);
-      this.labels.push({ row, text });
+      this.labels.push({ row, text, anchor: side.anchor, offset: side.offset });
     };
-    for (const row of wanted) put(row, row.name);
+    for (const row of wanted) put(row, row.name, true);
     const all = near.length <= NAMED;
-    for (const f of middles) if (f.middle) put(f.middle, all ? f.middle.name : `${f.number}: ${f.name}`);
+    for (const f of middles) if (f.middle) put(f.middle, all ? f.middle.name : `${f.number}: ${f.name}`, true);
     if (all) for (const row of near) put(row, row.name);
   }
 
@@ -211,10 +231,11 @@ export class Drawing {
       }),
       new TextLayer({
         id: "names", data: this.labels, getPosition: (/** @type {any} */ l) => here(l.row), getText: (/** @type {any} */ l) => l.text,
-        getSize: 13, sizeUnits: "pixels", getPixelOffset: [0, -radius - 9], getColor: INK[theme],
+        getSize: 13, sizeUnits: "pixels", getColor: INK[theme], getPixelOffset: (/** @type {any} */ l) => l.offset,
+        getTextAnchor: (/** @type {any} */ l) => l.anchor, getAlignmentBaseline: "center",
         fontFamily: 'system-ui, "Segoe UI", "Liberation Sans", sans-serif', characterSet: "auto",
-        fontSettings: { sdf: true, fontSize: 40, buffer: 6, radius: 10 }, outlineWidth: 3, outlineColor: [...PAPER[theme], 235],
-        updateTriggers: { getColor: theme },
+        fontSettings: { fontSize: 13 * Math.max(1, window.devicePixelRatio) }, background: true,
+        getBackgroundColor: [...PAPER[theme], 190], backgroundPadding: [3, 1], updateTriggers: { getColor: theme, getBackgroundColor: theme },
       }),
     ] });
   }

@@ -60,7 +60,7 @@ function Layers(/** @type {{net: any}} */ { net }) {
   const [most, setMost] = useState(60);
   const top = Math.max(...net.layers.map((/** @type {any} */ l) => l.norm ?? 0), 1e-30);
   return html`<h3>Layers</h3>
-    <p class="soft small">${count(net.layers.length, "tensor")}, ${net.numbers.toLocaleString("en")} numbers${net.norm === null ? "" : `, norm ${number(net.norm)}`}.
+    <p class="soft small">${count(net.layers.length, "tensor")}, ${(net.numbers ?? 0).toLocaleString("en")} numbers${net.norm === null ? "" : `, norm ${number(net.norm)}`}.
       The bar is the norm of a tensor, the root of the sum of its squares.</p>
     ${net.problem && html`<p class="bad">${net.problem}</p>`}
     <div class="scroll"><table class="layers"><thead><tr><th scope="col">Tensor</th><th scope="col">Shape</th><th scope="col" class="number">Norm</th></tr></thead><tbody>
@@ -101,12 +101,12 @@ export function Network({ all, id, go, changed }) {
   const facts = Object.entries(net.facts ?? {});
   return html`
     <div class="head"><h2>${net.name}</h2><button class="plain" onClick=${close} aria-label="Close">\u00d7</button></div>
-    <p class="soft">${net.made}, ${net.dtype}, ${net.numbers.toLocaleString("en")} numbers, ${size(net.bytes)}${
+    <p class="soft">${net.made || "architecture unknown"}, ${net.dtype}, ${(net.numbers ?? 0).toLocaleString("en")} numbers, ${size(net.bytes)}${
       family && family.size > 1 ? html`; <button class="plain link-like" onClick=${() => go({ family: row?.kin ?? "" })}>family ${family.number}</button> of ${family.size}` : ""}.</p>
     ${left && html`<p class="soft">Not on the map: ${left}.</p>`}
     <div class="actions">
-      <button class="main" disabled=${!known} onClick=${() => go({ tool: "compare", a: id, b: "" })}>Compare with</button>
-      <button disabled=${!known} onClick=${() => go({ tool: "between", a: id, b: "" })}>Way to</button>
+      <button class="main" disabled=${!known} onClick=${() => go({ tool: "compare", a: id, b: "" })}>Compare with another</button>
+      <button disabled=${!known} onClick=${() => go({ tool: "between", a: id, b: "" })}>Way to another</button>
     </div>
     ${!known && html`<p class="soft small">How its architecture is made is not known, so it cannot be opened: start the server
       with <code>--arch package:factory</code>.</p>`}

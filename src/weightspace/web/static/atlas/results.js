@@ -5,7 +5,7 @@ import { html, useEffect, useState } from "../vendor/htm-preact.js";
 import { api } from "../connection.js";
 import { busy, openReport, Progress } from "./jobs.js";
 import { Open } from "./network.js";
-import { count, number, percent } from "./words.js";
+import { count, error as sure, number, percent } from "./words.js";
 
 /** @typedef {import("./networks.js").Networks} Networks */
 /** @typedef {import("./jobs.js").Job} Job */
@@ -46,19 +46,17 @@ function Query(/** @type {Shown} */ { all, at, go, job, found }) {
   const key = "job:" + job.id;
   const name = (/** @type {any} */ r) => html`<${Open} id=${r.id} name=${r.name} go=${go} known=${all.byId.has(r.id)} />`;
   return html`<p class="result">Best ${found.by} on ${found.data}: <strong>${found.ranking[0]?.name ?? found.best}</strong></p>
-    <p class="soft">${tied > 1 ? `${tied - 1} others cannot be told from it (marked =). ` : ""}It cost ${percent(found.share)} of asking
-      all networks on all examples.</p>
+    ${found.remarks?.length ? html`<${Said} texts=${found.remarks} />` : html`<p class="soft">${tied > 1 ? `${tied - 1} others cannot be told from it (marked =). ` : ""}It
+      cost ${percent(found.share)} of asking all networks on all examples.</p>`}
     <div class="actions"><button class=${at.colour === key ? "" : "main"} aria-pressed=${at.colour === key}
       onClick=${() => go({ colour: at.colour === key ? "family" : key, view: "map" })}>${at.colour === key ? "Colour by family" : "Colour the map by this"}</button></div>
     <div class="scroll"><table class="ranking"><thead><tr><th scope="col"></th><th scope="col">Network</th>
-      <th scope="col" class="number">${found.by}</th><th scope="col" class="number">Behind</th><th scope="col" class="number">Examples</th></tr></thead>
+      <th scope="col" class="number">${found.by}</th><th scope="col" class="number">Examples</th></tr></thead>
       <tbody>${found.ranking.slice(0, most).map((/** @type {any} */ r, /** @type {number} */ k) => html`<tr key=${r.id}>
         <td class="number">${k + 1}${r.tied ? " =" : ""}</td><td>${name(r)}</td>
-        <td class="number">${number(r.value)} <span class="soft">\u00b1 ${number(r.error)}</span></td>
-        <td class="number">${k === 0 ? "" : html`${number(r.behind)} <span class="soft">\u00b1 ${number(r.behind_error)}</span>`}</td>
+        <td class="number">${number(r.value)} <span class="soft">\u00b1 ${sure(r.error)}${k === 0 ? "" : html`<br />behind ${number(r.behind)} \u00b1 ${sure(r.behind_error)}`}</span></td>
         <td class="number">${r.examples}</td></tr>`)}</tbody></table></div>
-    ${found.ranking.length > most && html`<button onClick=${() => setMost(1e9)}>${found.ranking.length - most} more</button>`}
-    <${Said} texts=${found.remarks} />`;
+    ${found.ranking.length > most && html`<button onClick=${() => setMost(1e9)}>${found.ranking.length - most} more</button>`}`;
 }
 
 function Compared(/** @type {Shown} */ { found }) {
@@ -132,10 +130,10 @@ export function JobPanel({ all, at, go, told, full, error }) {
     ${job.state === "failed" && html`<p class="bad" role="alert">${job.error}</p>`}
     ${UNDONE[job.state] && html`<p>${UNDONE[job.state]}</p>`}
     <div aria-live="polite">
-      ${job.report && html`<div class="actions"><button class="main" onClick=${open}>Open the report</button></div>`}
+      ${job.report && html`<div class="actions"><button class=${job.kind === "compare" ? "main" : ""} onClick=${open}>Open the report</button></div>`}
       ${failed && html`<p class="bad" role="alert">${failed}</p>`}
       ${found && Show && html`<${Show} all=${all} at=${at} go=${go} job=${job} found=${found} />`}
       ${job.state === "done" && full?.state === "done" && !found && html`<p class="soft">Its answer is no longer kept${job.report ? "; the report is" : ""}.</p>`}
     </div>
-    ${!busy(job) && AGAIN[job.kind] && html`<p><button onClick=${again}>${job.state === "done" ? "Another one" : "Try again"}</button></p>`}`;
+    ${!busy(job) && AGAIN[job.kind] && html`<p class="again"><button onClick=${again}>${job.state !== "done" ? "Try again" : job.kind === "map" ? "Make it again" : "Another one"}</button></p>`}`;
 }

@@ -29,7 +29,7 @@ export function columns(/** @type {Networks} */ all, /** @type {string[]} */ mea
   const family = (/** @type {Row} */ row) => (row.family === null ? "" : String(row.family + 1));
   return [
     { key: "name", title: "Network", wide: 260, text: (row) => row.name },
-    { key: "family", title: "Family", wide: 84, number: true, text: family },
+    { key: "family", title: "Family", wide: 96, number: true, text: family },
     ...(several ? [{ key: "arch", title: "Architecture", wide: 190,
       text: (/** @type {Row} */ row) => architecture(all, row.arch)?.name ?? "" }] : []),
     { key: "from", title: "Came from", wide: 250, text: (row) => from(all, row) },
@@ -104,7 +104,9 @@ function Choice(/** @type {{all: Networks, at: At, go: Go}} */ { all, at, go }) 
     const next = all.measures.filter((m) => (m === name ? on : now.includes(m)));
     go({ columns: next.join("|") || "none" }, true);
   };
-  return html`<details class="choice"><summary>Columns</summary><div class="sheet">
+  return html`<details class="choice" onFocusOut=${(/** @type {any} */ e) => {
+    if (e.relatedTarget && !e.currentTarget.contains(e.relatedTarget)) e.currentTarget.open = false;
+  }}><summary>Columns</summary><div class="sheet">
     ${all.measures.length === 0 && html`<p class="soft">Nothing is measured yet: ask the networks with data.</p>`}
     ${all.measures.map((name) => html`<label><input type="checkbox" checked=${now.includes(name)}
       onChange=${(/** @type {any} */ e) => set(name, e.target.checked)} /> ${name}</label>`)}

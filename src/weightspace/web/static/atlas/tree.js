@@ -13,15 +13,17 @@ import { count, origin } from "./words.js";
 const HEIGHT = 34;
 const OPEN = 300; // networks up to which all is unfolded at first
 
+/** What was stated weighs more than what was found. */
+const weight = (/** @type {Parent | null | undefined} */ p) => (p ? (p.share ?? 1) * (p.confidence ?? 2) : 9);
+
 /** The parent under which a network stands: the largest share of an average, else the surest, else the one stated. */
 export function under(/** @type {Row} */ row, /** @type {Map<string, Row>} */ byId) {
-  const weight = (/** @type {Parent} */ p) => (p.share ?? 1) * (p.confidence ?? 0.99);
   const there = row.parents.filter((p) => byId.has(p.id) && p.id !== row.id);
   return there.reduce((/** @type {Parent | null} */ best, p) => (best && weight(best) >= weight(p) ? best : p), null);
 }
 
 /**
- * The forest: roots, children of each, and how many stand below each. A ring of origins is cut where it is entered.
+ * The forest: roots, children of each, and how many stand below each. A ring of origins is cut where it is least sure.
  * @param {Row[]} rows @param {Map<string, Row>} byId
  */
 export function forest(rows, byId) {
@@ -31,7 +33,10 @@ export function forest(rows, byId) {
   for (const row of rows) {
     let at = /** @type {Row | null} */ (row);
     for (; at && !state.has(at); at = up(at)) state.set(at, row);
-    if (at && state.get(at) === row) via.set(at, null);
+    if (!at || state.get(at) !== row) continue;
+    let [weak, next] = [at, up(at)];
+    for (; next && next !== at; next = up(next)) if (weight(via.get(next)) < weight(via.get(weak))) weak = next;
+    via.set(weak, null);
   }
   /** @type {Map<Row, Row[]>} */
   const children = new Map(rows.map((row) => [row, []]));
@@ -63,7 +68,8 @@ function lines(/** @type {ReturnType<typeof forest>} */ { roots, children, below
     const [row, depth] = top;
     const own = children.get(row) ?? [];
     const first = depth > 0 ? via.get(row) ?? null : null;
-    const others = [...new Set(row.parents.filter((p) => p.id !== first?.id).map((p) => all.byId.get(p.id)?.name ?? "one that is gone"))];
+    const more = new Map(row.parents.filter((p) => p.id !== first?.id).map((p) => [p.id, p]));
+    const others = [...more.values()].map((p) => `${all.byId.get(p.id)?.name ?? "one that is gone"} (${origin(p)})`);
     out.push({ row, depth, own: own.length, below: below.get(row), via: first, others });
     if (!folded.has(row.id)) stack.push(...[...own].reverse().map((child) => /** @type {[Row, number]} */ ([child, depth + 1])));
   }
