@@ -11,14 +11,22 @@
  */
 
 const NAMED = 140; // points in sight below which all may carry their names
-const LETTERS = 32; // characters of a name on the map
+const FEW = { card: 30_000, processor: 400 }; // edges drawn while the map moves, by what draws
+const REST = { card: 160, processor: 600 }; // milliseconds without a move after which all is drawn again
+const REACH = 7; // pixels from a point that still mean it
+const LETTERS = 28; // characters of a name on the map
 
-/** Whether this browser can draw with WebGL. */
-export function drawable() {
+/** What draws WebGL in this browser: a graphics card, the processor in its place, which is slow, or nothing. */
+export function drawnBy() {
   try {
-    return document.createElement("canvas").getContext("webgl2") !== null;
+    const gl = document.createElement("canvas").getContext("webgl2");
+    if (!gl) return "nothing";
+    const more = gl.getExtension("WEBGL_debug_renderer_info");
+    const name = String(gl.getParameter(more ? more.UNMASKED_RENDERER_WEBGL : gl.RENDERER));
+    gl.getExtension("WEBGL_lose_context")?.loseContext();
+    return /swiftshader|llvmpipe|softpipe|software|basic render/i.test(name) ? "processor" : "card";
   } catch {
-    return false;
+    return "nothing";
   }
 }
 
@@ -53,38 +61,96 @@ export class Drawing {
     this.view = { target: [0, 0, 0], zoom: 0 };
     this.scene = /** @type {Scene | null} */ (null);
     this.labels = /** @type {{row: Row, text: string, anchor: string, offset: number[]}[]} */ ([]);
-    this.waiting = 0;
     this.last = /** @type {Set<Row> | null} */ (null);
     this.count = 0;
     this.view0 = this.view;
-    const row = (/** @type {any} */ info) => (info.layer?.id === "points" ? info.object ?? null : null);
+    this.slow = drawnBy() === "processor";
+    this.moving = false;
+    this.rest = 0;
+    this.few = /** @type {Space["edges"]} */ ([]);
+    this.on = on;
     this.drawn = new deck.Deck({
       parent: box,
       views: new deck.OrthographicView({ flipY: false }),
       controller: { doubleClickZoom: true, keyboard: false },
       initialViewState: this.view,
       layers: [],
-      pickingRadius: 6,
-      getCursor: (/** @type {any} */ s) => (s.isDragging ? "grabbing" : s.isHovering ? "pointer" : "grab"),
+      deviceProps: { webgl: { antialias: !this.slow } },
+      getCursor: (/** @type {any} */ s) => (s.isDragging ? "grabbing" : this.under ? "pointer" : "grab"),
       onViewStateChange: (/** @type {any} */ change) => {
         this.view = change.viewState;
-        this._later();
+        this._moved();
       },
-      onHover: (/** @type {any} */ info) => on.point(row(info), info.x, info.y),
-      onClick: (/** @type {any} */ info) => row(info) && on.open(row(info)),
       onError: () => on.failed(),
     });
-    const canvas = box.querySelector("canvas");
-    canvas?.setAttribute("role", "img");
-    this.sized = new ResizeObserver(() => this._later());
+    this.sized = new ResizeObserver(() => this._moved());
     this.sized.observe(box);
+    this.under = /** @type {Row | null} */ (null);
+    this.pressed = /** @type {PointerEvent | null} */ (null);
+    this.dragged = false;
+    for (const kind of /** @type {const} */ (["pointermove", "pointerdown", "pointerup", "pointerleave"])) {
+      box.addEventListener(kind, (event) => this._pointer(event), { capture: true });
+    }
+  }
+
+  /** Pointing and clicking. Points are found here and not by drawing them once more, which takes long without a GPU. */
+  _pointer(/** @type {PointerEvent} */ event) {
+    const edge = this.box.getBoundingClientRect();
+    const [x, y] = [event.clientX - edge.left - this.box.clientLeft, event.clientY - edge.top - this.box.clientTop];
+    if (event.type === "pointerdown") [this.pressed, this.dragged] = [event, false];
+    const start = this.pressed;
+    if (start && Math.hypot(event.clientX - start.clientX, event.clientY - start.clientY) > 5) this.dragged = true;
+    const ends = event.type === "pointerup" || event.type === "pointerleave";
+    const found = event.type === "pointerleave" || (start && this.dragged) ? null : this._nearest(x, y);
+    if (event.type === "pointerup" && start && !this.dragged && found) this.on.open(found);
+    if (ends) this.pressed = null;
+    if (ends && this.moving) this._moved();
+    if (event.pointerType === "touch" || found === this.under) return;
+    this.under = found;
+    this.on.point(found, x, y);
+  }
+
+  _nearest(/** @type {number} */ x, /** @type {number} */ y) {
+    if (!this.scene) return null;
+    let [best, least] = [/** @type {Row | null} */ (null), this._radius() + REACH];
+    for (const row of this.scene.space.points) {
+      const [px, py] = this.place(row);
+      const far = Math.hypot(px - x, py - y);
+      if (far < least && (this.scene.shown === null || this.scene.shown.has(row))) [best, least] = [row, far];
+    }
+    return best;
+  }
+
+  _radius() {
+    const points = this.scene?.space.points.length ?? 0;
+    return points > 2000 ? 3.5 : points > 400 ? 4.5 : points > 60 ? 6 : 8;
+  }
+
+  /** While the map moves, names stay as they are and of very many edges some are drawn. */
+  _moved() {
+    const many = this.few.length > 0;
+    if (!this.moving) {
+      this.moving = true;
+      if (many) this._layers();
+    }
+    clearTimeout(this.rest);
+    if (this.pressed && this.dragged) return;
+    this.rest = window.setTimeout(() => {
+      this.moving = false;
+      this._labels();
+      this._layers();
+    }, this.slow ? REST.processor : REST.card);
   }
 
   /** Draw a scene; a new space is fitted into the box. */
   show(/** @type {Scene} */ scene) {
     const fresh = this.scene?.space !== scene.space;
     this.scene = scene;
-    if (fresh) this.fit(false);
+    if (fresh) {
+      const step = Math.ceil(scene.space.edges.length / (this.slow ? FEW.processor : FEW.card));
+      this.few = step > 1 ? scene.space.edges.filter((_, k) => k % step === 0) : [];
+      this.fit(false);
+    }
     this._labels();
     this._layers();
   }
@@ -125,7 +191,7 @@ export class Drawing {
   }
 
   end() {
-    cancelAnimationFrame(this.waiting);
+    clearTimeout(this.rest);
     this.sized.disconnect();
     this.drawn.finalize();
   }
@@ -137,18 +203,7 @@ export class Drawing {
       ? { transitionDuration: 250, transitionInterpolator: new this.deck.LinearInterpolator(["target", "zoom"]) } : {};
     this.view = { ...view, ...limits };
     this.drawn.setProps({ initialViewState: { ...this.view, ...moving } });
-    this._later();
-  }
-
-  _later() {
-    if (this.waiting) return;
-    this.waiting = requestAnimationFrame(() => {
-      this.waiting = 0;
-      const said = () => this.labels.map((label) => label.text + label.offset).join("\n");
-      const before = said();
-      this._labels();
-      if (before !== said()) this._layers();
-    });
+    this._moved();
   }
 
   /** Where a network is in the box, in pixels. */
@@ -170,7 +225,7 @@ export class Drawing {
     };
     const near = space.points.filter(inSight);
     const wanted = [...(open ? [open] : []), ...marks].filter((row) => row.placed && row.arch === space.arch);
-    const middles = space.families.filter((f) => f.size > 1 && f.middle !== null && inSight(f.middle)).slice(0, 30);
+    const middles = space.families.filter((f) => f.size > 1 && f.middle !== null && inSight(f.middle)).slice(0, 20);
     const boxes = /** @type {number[][]} */ ([]);
     const dots = near.length > 4 * NAMED ? [] : near.map((row) => this.place(row));
     const taken = new Set();
@@ -190,7 +245,7 @@ export class Drawing {
     };
     for (const row of wanted) put(row, row.name, true);
     const all = near.length <= NAMED;
-    for (const f of middles) if (f.middle) put(f.middle, all ? f.middle.name : `${f.number}: ${f.name}`, true);
+    for (const f of middles) if (f.middle) put(f.middle, `${f.number}: ${f.middle.name}`);
     if (all) for (const row of near) put(row, row.name);
   }
 
@@ -198,28 +253,29 @@ export class Drawing {
     if (!this.scene) return;
     const { space, colouring, dark, shown, open, marks, pointed } = this.scene;
     const theme = dark ? "dark" : "light";
-    const radius = space.points.length > 2000 ? 3.5 : space.points.length > 400 ? 4.5 : space.points.length > 60 ? 6 : 8;
+    const radius = this._radius();
     const grey = dark ? [150, 162, 172] : [110, 120, 130];
     const touches = (/** @type {any} */ edge) => open !== null && (edge.from === open || edge.to === open);
     const visible = (/** @type {Row} */ row) => shown === null || shown.has(row);
-    const many = space.edges.length > 2000 ? 60 : 130;
+    const many = Math.max(14, Math.min(130, Math.round(60_000 / Math.max(space.edges.length, 1))));
     const key = [open?.id, dark, shown === null ? "all" : this._version(shown), colouring.key].join("|");
     const here = (/** @type {Row} */ row) => [row.x, row.y];
     const rings = [...marks, ...(open ? [open] : []), ...(pointed ? [pointed] : [])]
       .filter((row) => row.placed && row.arch === space.arch);
     const { LineLayer, ScatterplotLayer, TextLayer } = this.deck;
+    const lines = (/** @type {string} */ id, /** @type {Space["edges"]} */ data, /** @type {boolean} */ seen) => new LineLayer({
+      id, data, visible: seen, widthUnits: "pixels", getSourcePosition: (/** @type {any} */ e) => here(e.from),
+      getTargetPosition: (/** @type {any} */ e) => here(e.to), getWidth: (/** @type {any} */ e) => (touches(e) ? 2.5 : 1),
+      getColor: (/** @type {any} */ e) => (touches(e) ? [...(dark ? [57, 179, 167] : [15, 118, 110]), 255]
+        : [...grey, visible(e.from) && visible(e.to) ? many : 16]),
+      updateTriggers: { getColor: key, getWidth: open?.id },
+    });
     this.drawn.setProps({ layers: [
-      new LineLayer({
-        id: "edges", data: space.edges, getSourcePosition: (/** @type {any} */ e) => here(e.from),
-        getTargetPosition: (/** @type {any} */ e) => here(e.to), widthUnits: "pixels",
-        getWidth: (/** @type {any} */ e) => (touches(e) ? 2.5 : 1),
-        getColor: (/** @type {any} */ e) => (touches(e) ? [...(dark ? [57, 179, 167] : [15, 118, 110]), 255]
-          : [...grey, visible(e.from) && visible(e.to) ? many : 16]),
-        updateTriggers: { getColor: key, getWidth: open?.id },
-      }),
+      lines("edges", space.edges, !(this.moving && this.few.length)),
+      lines("few", this.few, this.moving),
       new ScatterplotLayer({
-        id: "points", data: space.points, pickable: true, getPosition: here, radiusUnits: "pixels", getRadius: radius,
-        stroked: true, lineWidthUnits: "pixels", getLineWidth: 1,
+        id: "points", data: space.points, getPosition: here, radiusUnits: "pixels", getRadius: radius,
+        stroked: !(this.slow && space.points.length > 1000), lineWidthUnits: "pixels", getLineWidth: 1,
         getFillColor: (/** @type {Row} */ row) => [...colouring.of(row), visible(row) ? 255 : 38],
         getLineColor: (/** @type {Row} */ row) => [...PAPER[theme], visible(row) ? 255 : 38],
         updateTriggers: { getFillColor: key, getLineColor: key },

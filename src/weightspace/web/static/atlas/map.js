@@ -4,7 +4,7 @@
 import { html, useEffect, useMemo, useRef, useState } from "../vendor/htm-preact.js";
 import { typing } from "../shell.js";
 import { colouring, css } from "./colours.js";
-import { Drawing, drawable } from "./drawing.js";
+import { Drawing, drawnBy } from "./drawing.js";
 import { fit, measured } from "./networks.js";
 import { Pick } from "./pick.js";
 import { count, number, origin } from "./words.js";
@@ -175,7 +175,7 @@ function useKeys(/** @type {{current: Drawing | null}} */ drawing) {
 
 /** The map, or why there is none. */
 export function MapView(/** @type {any} */ how) {
-  const [broken, setBroken] = useState(() => !drawable());
+  const [broken, setBroken] = useState(() => drawnBy() === "nothing");
   if (broken) {
     return html`<div class="empty">This browser cannot draw the map: it has no WebGL. The tree and the table hold the same
       networks.</div>`;
