@@ -40,10 +40,10 @@ FILES = {
         ways holdings folders side_by_side sketches orbits atlas halving question starts asked nearby
         greedy_averages gram independence relatives averages arborescence renumbered lineage families""",
     "commands": """progress data scores settings workspace compare align merge capacity walk perturb stability inform
-        tasks certify watch paths atlas atlas_map atlas_asked""",
+        tasks certify watch paths atlas atlas_map last_map atlas_asked""",
     "pages": """page style compare align merge walk capacity stability inform tasks certify paths watch
         critical_periods atlas""",
-    "web": "guard served app server",
+    "web": "guard served members layers child look work spawn queue uploads kinds reports jobs atlas_routes app server",
     "cli": """options words show read compare align merge walk perturb capacity stability inform certify tasks watch
         paths atlas atlas_sets serve""",
 }

@@ -428,6 +428,9 @@ def run(
     where = target.resolve()
     stage.say("", f"Files and commands to try yourself: cd {shlex.quote(str(folder))}")
     stage.say(f"Report with figures, open it in a browser: {where}", style="bold")
+    stage.say(
+        f"This report and a playground, served on this machine: cd {shlex.quote(str(folder))} && weightspace serve"
+    )
     return {**stage.numbers, "report": str(where)}
 
 

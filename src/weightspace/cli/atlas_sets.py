@@ -125,9 +125,10 @@ def draw_map(
 ) -> None:  # fmt: skip
     """Families, who came from whom, and a map: how the networks in the atlas lie to one another."""
     with progress() as step, opened_atlas(where, objects) as atlas:
-        from weightspace.commands import atlas_map
+        from weightspace.commands import atlas_map, last_map
 
         found = atlas_map.mapped(atlas, tag, not stored, settings=common.settings(step))
+        last_map.keep(atlas, found)
 
     from weightspace.pages.atlas import map_page
 

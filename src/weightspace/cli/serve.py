@@ -39,6 +39,8 @@ def serve(
     name: Annotated[
         list[str] | None, typer.Option(help="Another name under which the server is reached; may be given again.")
     ] = None,
+    jobs: Annotated[int, typer.Option(min=1, max=64, help="How many jobs run at the same time.")] = 1,
+    memory: Annotated[float, typer.Option(min=0.1, help="Gigabytes of memory that each job may take.")] = 8.0,
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
 ) -> None:
     """Show an atlas, reports and a playground of small networks in the browser, from this machine alone."""
@@ -60,5 +62,5 @@ def serve(
         print(at.page, flush=True)
         out.print("Stop it with Ctrl-C.")
 
-    served = Served(folder, atlas, objects, tuple(data or ()), arch)
+    served = Served(folder, atlas, objects, tuple(data or ()), arch, jobs, int(memory * 1e9))
     server.serve(served, at, ready, browser)

@@ -2,7 +2,8 @@
 
 A `Page` is a section: a headline, cards, figures, tables. `save` writes any number of them to one file. Names that come
 from files are escaped, here and by `as_text` in figures, because Plotly reads markup. A content security policy allows
-the page to run its own two scripts, identified by their hashes, and to fetch nothing.
+the page to run its own two scripts, identified by their hashes, and to fetch nothing. Figures can be saved as PNG, SVG,
+CSV and JSON, tables as CSV.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from plotly.offline import get_plotlyjs
 from weightspace.checkpoint import files
 from weightspace.net.errors import WeightspaceError
 
-__all__ = ["Card", "FONT", "Figure", "Page", "Table", "as_text", "render", "save"]
+__all__ = ["Card", "FONT", "Figure", "MARK", "Page", "Table", "as_text", "render", "save"]
 
 
+MARK = '<meta name="generator" content="weightspace">'  # by which pages of weightspace are known
 FONT = "system-ui, 'Segoe UI', 'Liberation Sans', sans-serif"
 
 
@@ -91,15 +93,18 @@ def render(pages: Sequence[Page], *, title: str = "weightspace") -> str:
     numbers = iter(range(len(plots)))
     links = "".join(f'<a href="#page-{k}">{as_text(page.name)}</a>' for k, page in enumerate(pages))
     data = "[" + ",".join(plot.to_json() for plot in plots) + "]"
+    script = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
     return Template(_HTML).substitute(
         title=as_text(title),
-        policy=_POLICY.format(library=_hash(library), script=_hash(_SCRIPT)),
+        mark=MARK,
+        headline=as_text(pages[0].headline if pages else ""),
+        policy=_POLICY.format(library=_hash(library), script=_hash(script)),
         style=Path(__file__).with_suffix(".css").read_text(encoding="utf-8"),
         nav=f"<nav>{links}</nav>" if len(pages) > 1 else "",
         pages="\n".join(_section(k, page, numbers) for k, page in enumerate(pages)),
         data=data.replace("<", "\\u003c"),
         library=library,
-        script=_SCRIPT,
+        script=script,
     )
 
 
@@ -157,16 +162,7 @@ def _is_words(cell: str) -> bool:
     return len(cell) > 3 and cell[0].isalpha() and " " in cell
 
 
-_POLICY = "default-src 'none'; script-src {library} {script}; style-src 'unsafe-inline'; img-src data:"
-
-_SCRIPT = """
-const plots = JSON.parse(document.getElementById('plots').textContent);
-const config = {responsive: true, displaylogo: false, displayModeBar: false};
-for (const div of document.querySelectorAll('.plot')) {
-  const plot = plots[Number(div.dataset.plot)];
-  Plotly.newPlot(div, plot.data, plot.layout, config);
-}
-"""
+_POLICY = "default-src 'none'; script-src {library} {script}; style-src 'unsafe-inline'; img-src data: blob:"
 
 _HTML = """<!doctype html>
 <html lang="en">
@@ -174,6 +170,8 @@ _HTML = """<!doctype html>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="$policy">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+$mark
+<meta name="description" content="$headline">
 <title>$title</title>
 <style>$style</style>
 </head>

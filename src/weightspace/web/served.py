@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from weightspace.net.errors import WeightspaceError
 
-__all__ = ["Served", "reports_of"]
+__all__ = ["Served", "id_of", "reports_of"]
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Served:
     `atlas`: a folder or a database URL, None for no atlas. `objects`: where copies are kept, for an atlas in a
     database. `reports`: the folder whose report pages are listed, and into which jobs write theirs. `data`: data that
     members may be asked with, as `--data` takes them. `arch`: the architecture of members whose own is not known.
+    `jobs`: how many run at the same time; `memory`: bytes that each may take.
     """
 
     reports: Path
@@ -24,10 +26,14 @@ class Served:
     objects: str | None = None
     data: tuple[str, ...] = ()
     arch: str | None = None
+    jobs: int = 1
+    memory: int = 8 << 30
 
 
 def reports_of(atlas: str | None, reports: Path | None) -> Path:
     """The folder of reports: the one given, else `reports` in the atlas' folder, else in the working folder.
+
+    Without an atlas, and where the working folder has no `reports`, it is the working folder itself.
 
     Raises `WeightspaceError` where an atlas' folder, or one given, is not a folder.
     """
@@ -36,7 +42,13 @@ def reports_of(atlas: str | None, reports: Path | None) -> Path:
             raise WeightspaceError(f"{reports}: no such folder; create it first")
         return reports
     if atlas is None or "://" in atlas:
-        return Path("reports")
+        own = Path("reports")
+        return own if atlas is not None or own.is_dir() else Path()
     if not Path(atlas).is_dir():
         raise WeightspaceError(f"{atlas}: no such atlas; make one with weightspace atlas add --atlas {atlas}")
     return Path(atlas) / "reports"
+
+
+def id_of(name: str) -> str:
+    """The id of a network or a file: 32 hexadecimal digits of the SHA-256 of its name."""
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:32]
