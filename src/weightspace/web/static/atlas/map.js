@@ -66,7 +66,7 @@ function Legend(/** @type {{look: import("./colours.js").Colouring, at: At, go: 
 /** The choice of what colours the points. */
 function Colour(/** @type {{all: Networks, at: At, go: Go, answer: {title: string} | null}} */ { all, at, go, answer }) {
   const known = at.colour.startsWith("job:") && answer;
-  return html`<label>Colour by <select value=${at.colour} onChange=${(/** @type {any} */ e) => go({ colour: e.target.value })}>
+  return html`<label>Colour by <select aria-label="Colour by" value=${at.colour} onChange=${(/** @type {any} */ e) => go({ colour: e.target.value })}>
     <option value="family">family</option>
     ${known && html`<option value=${at.colour}>answer: ${answer.title}</option>`}
     ${all.measures.length > 0 && html`<optgroup label="Measures">

@@ -102,10 +102,14 @@ export function fit(/** @type {number | null} */ stress) {
   return `The plane is a rough sketch: ${off}. Trust families and the tree more than places.`;
 }
 
-/** The space that is drawn: of the filter, else of the open network, else the largest. */
+/** The space that is drawn: of the open network, else of the filter, else the largest. */
 export function spaceOf(/** @type {Networks} */ all, /** @type {At} */ at) {
-  const open = at.network ? all.byId.get(at.network)?.arch : "";
-  return all.spaces.find((s) => s.arch === (at.arch || open)) ?? (at.arch ? null : all.spaces[0]) ?? null;
+  const open = all.byId.get(at.network);
+  if (open?.placed && (!at.arch || at.arch === open.arch)) {
+    const own = all.spaces.find((s) => s.arch === open.arch && s.points.includes(open));
+    if (own) return own;
+  }
+  return all.spaces.find((s) => !at.arch || s.arch === at.arch) ?? null;
 }
 
 /** The rows that all filters let through. */

@@ -79,15 +79,15 @@ export function Filters(/** @type {{all: Networks, at: At, go: Go, rows: Row[]}}
     <input type="search" aria-label="Filter by name or tag" placeholder="Filter by name or tag" value=${at.q}
       onInput=${(/** @type {any} */ e) => go({ q: e.target.value }, true)} />
     ${all.atlas.architectures.length > 1 && html`<label><span>Architecture</span>
-      <select value=${at.arch} onChange=${(/** @type {any} */ e) => go({ arch: e.target.value, family: "" })}>
+      <select aria-label="Architecture" value=${at.arch} onChange=${(/** @type {any} */ e) => go({ arch: e.target.value, family: "" })}>
         <option value="">all</option>
         ${all.atlas.architectures.map((/** @type {any} */ a) => html`<option value=${a.id.slice(0, 10)}>${a.name} (${a.networks})</option>`)}
       </select></label>`}
-    ${all.atlas.tags.length > 0 && html`<label><span>Tag</span> <select value=${at.tag} onChange=${set("tag")}>
+    ${all.atlas.tags.length > 0 && html`<label><span>Tag</span> <select aria-label="Tag" value=${at.tag} onChange=${set("tag")}>
       <option value="">all</option>
       ${all.atlas.tags.map((/** @type {any} */ t) => html`<option value=${t.tag}>${t.tag} (${t.networks})</option>`)}
     </select></label>`}
-    ${(large.length > 0 || kin) && html`<label><span>Family</span> <select value=${at.family} onChange=${set("family")}>
+    ${(large.length > 0 || kin) && html`<label><span>Family</span> <select aria-label="Family" value=${at.family} onChange=${set("family")}>
       <option value="">all</option>
       ${kin && !large.includes(kin) && html`<option value=${kin.key}>${kin.number}: ${kin.name}</option>`}
       ${large.map((f) => html`<option value=${f.key}>${f.number}: ${f.name}</option>`)}
