@@ -30,6 +30,7 @@ from benchmarks import (
     rules,
     spectral,
     steps,
+    web,
 )
 from experiments.record import insert
 
@@ -54,6 +55,7 @@ _TABLES = {
     "jobs": jobs.summary,
     "catalogue": catalogue.summary,
     "gram": gram.summary,
+    "web": web.summary,
 }
 _RESULTS = {"matchers": "align"}
 
@@ -255,6 +257,21 @@ def _gram(rows: Sequence[dict[str, Any]]) -> list[Line]:
     ]
 
 
+def _web(found: dict[str, Any]) -> list[Line]:
+    lines = []
+    if "start" in found:
+        start = found["start"]
+        lines.append(("`weightspace serve`, command to answer", "<= 3 s", f"{start:.1f} s", start <= 3))
+        slowest = max(page["paint"] or float("inf") for page in found["pages"]) / 1000
+        lines.append((".. first paint of the slowest page", "<= 1 s", f"{slowest:.2f} s", slowest <= 1))
+    for row, seconds, rate in zip(found.get("maps", []), (1.5, 3), (20, 10), strict=False):
+        what = f"map of {row['networks']:,} networks, {row['edges']:,} edges, without a GPU"
+        seen = f"{row['first']:.1f} s, {row['pan']:.1f} frames a second"
+        target = f"<= {seconds:g} s, >= {rate} frames a second"
+        lines.append((what, target, seen, row["first"] <= seconds and row["pan"] >= rate))
+    return lines
+
+
 _TARGETS: dict[str, Callable[[Any], list[Line]]] = {
     "align": _align,
     "steps": _steps,
@@ -271,6 +288,7 @@ _TARGETS: dict[str, Callable[[Any], list[Line]]] = {
     "jobs": _jobs,
     "catalogue": _catalogue,
     "gram": _gram,
+    "web": _web,
 }
 
 

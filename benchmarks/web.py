@@ -1,11 +1,13 @@
 """The web view in a browser: how soon a page is there, its bytes, and a map of thousands of networks while it moves.
 
-`pages`: seconds from the command `weightspace serve` to an answer; for every page the first paint, the time until all is
-loaded, and bytes and requests with an empty cache. `map`: the page of an atlas whose answers are made up here (300
-networks in a tree, and 5,000 with 20,000 edges): seconds until the map is first drawn, megabytes of the answers, and
-frames a second while it is dragged, then zoomed. A frame counts where something was drawn in it.
+`pages`: seconds from the command `weightspace serve` to an answer; for every page the first paint, the time until all
+is loaded, and bytes and requests with an empty cache. `map`: the page of an atlas whose answers are made up here (300
+networks in a tree, and 5,000 with 20,000 edges): seconds until the map is first drawn, megabytes of the answers, frames
+a second while it is dragged, then zoomed, and processor milliseconds of all processes for a frame of dragging. A frame
+counts where something was drawn in it.
 
-The browser is chromium without a GPU: WebGL runs on the processor. A machine with a GPU is faster.
+The browser is chromium without a GPU: WebGL runs on the processor, and shares it with the page, the server and whatever
+else runs. A machine with a GPU is faster. Linux.
 
     python -m benchmarks.web [pages map]        # 2 minutes; needs chromium and the requirements of the tests
 """
@@ -23,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -126,6 +128,8 @@ def server() -> Iterator[tuple[str, float]]:
         finally:
             process.terminate()
             process.wait(20)
+            if process.stdout is not None:
+                process.stdout.close()
 
 
 @contextlib.contextmanager
@@ -186,27 +190,46 @@ def map_of(chromium: Any, base: str, networks: int, edges: int, seconds: float =
     middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     page.mouse.move(*middle)
     page.mouse.down()
-    pan = _rate(page, seconds, lambda k: page.mouse.move(middle[0] + 120 * ((k % 40) / 20 - 1), middle[1] + k % 60))
+
+    def drag(k: int) -> None:
+        page.mouse.move(middle[0] + 120 * ((k % 40) / 20 - 1), middle[1] + k % 60)
+
+    pan, work = _rate(page, seconds, drag)
     page.mouse.up()
-    zoom = _rate(page, seconds, lambda k: page.mouse.wheel(0, -60 if k % 30 < 15 else 60))
+    zoom, _ = _rate(page, seconds, lambda k: page.mouse.wheel(0, -60 if k % 30 < 15 else 60))
     context.close()
-    return {"networks": networks, "edges": edges, "first": first / 1000, "pan": pan, "zoom": zoom,
-            "bytes": sum(map(len, answers.values()))}  # fmt: skip
+    return {"networks": networks, "edges": edges, "first": first / 1000, "pan": pan, "work": work,
+            "zoom": zoom, "bytes": sum(map(len, answers.values()))}  # fmt: skip
 
 
 def _answered(body: str, route: Any) -> None:
     route.fulfill(body=body, content_type="application/json")
 
 
-def _rate(page: Any, seconds: float, move: Any) -> float:
-    """Frames a second in which something was drawn, while `move(k)` is done again and again."""
+def _rate(page: Any, seconds: float, move: Callable[[int], Any]) -> tuple[float, float]:
+    """Frames a second in which something was drawn while `move(k)` is done again and again; processor seconds each."""
     page.wait_for_timeout(300)
-    before, began, k = page.evaluate("() => window.drawnFrames.frames"), time.perf_counter(), 0
+    before, work, began, k = page.evaluate("() => window.drawnFrames.frames"), _processor(), time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
         move(k)
         k += 1
-    frames = page.evaluate("() => window.drawnFrames.frames")
-    return float(frames - before) / (time.perf_counter() - began)
+    frames = page.evaluate("() => window.drawnFrames.frames") - before
+    return frames / (time.perf_counter() - began), (_processor() - work) / max(frames, 1)
+
+
+def _processor() -> float:
+    """Processor seconds that all processes started from this one have used."""
+    used: dict[int, float] = {}
+    parent: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            pid = int(path.parent.name)
+            parent[pid], used[pid] = int(fields[1]), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    ours = {os.getpid()}
+    for _ in range(8):  # generations
+        ours |= {pid for pid, above in parent.items() if above in ours}
+    return sum(seconds for pid, seconds in used.items() if pid in ours)
 
 
 def run(
@@ -234,16 +257,20 @@ def run(
 
 def summary(kept: dict[str, Any]) -> str:
     """Pages, then maps, in one table."""
-    rows = [["`weightspace serve`, command to answer", f"{kept['start']:.2f} s", "-", "-", "-"]] if "start" in kept else []
+    rows = []
+    if "start" in kept:
+        rows.append(["`weightspace serve`, command to answer", f"{kept['start']:.2f} s", "-", "-", "-", "-"])
     for page in kept.get("pages", []):
         paint = "-" if page["paint"] is None else f"{page['paint'] / 1000:.2f} s"
         size = f"{page['bytes'] / 1e6:.2f} MB in {page['requests']}"
-        rows.append([f"page `{page['page']}`", paint, size, "-", "-"])
+        rows.append([f"page `{page['page']}`", paint, size, "-", "-", "-"])
     for row in kept.get("maps", []):
         name = f"map of {row['networks']:,} networks, {row['edges']:,} edges"
         size = f"{row['bytes'] / 1e6:.2f} MB of answers"
-        rows.append([name, f"{row['first']:.2f} s", size, f"{row['pan']:.0f}", f"{row['zoom']:.0f}"])
-    return measure.table("what | first paint, or first drawn | bytes | frames a second, dragged | zoomed", rows)
+        moved = [f"{row['pan']:.1f}", f"{1000 * row['work']:.0f}", f"{row['zoom']:.1f}"]
+        rows.append([name, f"{row['first']:.2f} s", size, *moved])
+    head = "what | first paint, or first drawn | bytes | frames a second, dragged | processor ms a frame | zoomed"
+    return measure.table(head, rows)
 
 
 _PARTS = {"nargs": "*", "metavar": "PART", "help": "pages, map"}

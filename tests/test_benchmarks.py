@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -249,3 +250,20 @@ def test_one_pass_over_the_files_gives_the_distances_of_all_pairs(load, tmp_path
     assert "| 7 | 0.00 |" in table._TABLES["gram"]([row])
     paths = gram.written(tmp_path, 3, 0.2)
     assert gram.by_pairs(paths, [(0, 1)])[0] == pytest.approx(float(gram.one_pass(paths).distances[0, 1]), rel=1e-4)
+
+
+def test_the_web_view_is_timed_and_a_slow_map_is_said(load, tmp_path):
+    web, table = load("web"), load("__main__")
+    if shutil.which("chromium") is None and shutil.which("chromium-browser") is None:
+        pytest.skip("chromium is not installed; apt-get install chromium")
+    found = web.run(["map"], 1, 0.3, tmp_path, [(40, 60)])
+    (row,) = found["maps"]
+    assert row["first"] > 0 and row["pan"] > 0 and row["work"] > 0 and row["bytes"] > 10_000
+    page = {"page": "/atlas", "paint": 400.0, "load": 900.0, "bytes": 2e6, "requests": 9}
+    found = {
+        "start": 3.5,
+        "pages": [page],
+        "maps": [row | {"first": 1.0, "pan": 21.0}, row | {"first": 2.0, "pan": 9.0}],
+    }
+    assert [good for *_, good in table._web(found)] == [False, True, True, False]
+    assert "| page `/atlas` | 0.40 s | 2.00 MB in 9 | - | - | - |" in web.summary(found)

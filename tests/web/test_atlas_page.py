@@ -8,9 +8,9 @@ import re
 import numpy as np
 import pytest
 import torch
+from web.conftest import Running, opened
 
 import weightspace as ws
-from web.conftest import Running, opened
 from weightspace.cli import main
 
 ARCH = "weightspace.demo:digits_cnn"
@@ -292,8 +292,9 @@ TREE = """async () => {
     make("e", 4, from("e", "copy", 1))];
   const byId = new Map(rows.map((row) => [row.id, row]));
   const kin = forest(rows, byId);
-  return { roots: kin.roots.map((r) => r.id), a: kin.children.get(rows[0]).map((r) => r.id), below: kin.below.get(rows[0]),
-    d: under(rows[3], byId).id };
+  const ids = (some) => some.map((row) => row.id);
+  const [a, , , d] = rows;
+  return { roots: ids(kin.roots), a: ids(kin.children.get(a)), below: kin.below.get(a), d: under(d, byId).id };
 }"""
 
 

@@ -10,7 +10,8 @@ from weightspace.web.app import PAGES, STATIC
 
 VENDOR = STATIC / "vendor"
 IMPORT = re.compile(
-    r"""(?:^import\b(?:[^"'`;]*\bfrom)?|^export\s*(?:\*|\{[^}]*\})\s*from|\bimport\s*\()\s*["']([^"']+)["']""", re.MULTILINE
+    r"""(?:^import\b(?:[^"'`;]*\bfrom)?|^export\s*(?:\*|\{[^}]*\})\s*from|\bimport\s*\()\s*["']([^"']+)["']""",
+    re.MULTILINE,
 )
 OURS = sorted(p for p in STATIC.rglob("*") if p.suffix in (".js", ".css", ".html") and VENDOR not in p.parents)
 
