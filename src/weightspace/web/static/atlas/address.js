@@ -28,7 +28,8 @@ function read() {
 /** The address of this page for a state; what is as usual is left out. */
 export function address(/** @type {At} */ at) {
   const said = new URLSearchParams();
-  for (const key of /** @type {(keyof At)[]} */ (Object.keys(PLAIN))) if (at[key] !== PLAIN[key]) said.set(key, at[key]);
+  for (const key of /** @type {(keyof At)[]} */
+    (Object.keys(PLAIN))) if (at[key] !== PLAIN[key]) said.set(key, at[key]);
   const query = said.toString();
   return location.pathname + (query ? "?" + query : "");
 }

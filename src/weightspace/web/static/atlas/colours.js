@@ -53,7 +53,8 @@ export function colouring(all, space, by, dark, answer) {
     const name = by.slice(8);
     return byValue(space, name, (row) => measured(all, row, name), dark);
   }
-  if (by.startsWith("job:") && answer) return byValue(space, answer.title, (row) => answer.values.get(row.id) ?? null, dark);
+  if (by.startsWith("job:") && answer) return byValue(space, answer.title, (row) =>
+    answer.values.get(row.id) ?? null, dark);
   return byFamily(space, dark);
 }
 

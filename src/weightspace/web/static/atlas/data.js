@@ -10,11 +10,13 @@ const MOST = 64 << 20; // bytes of a file that the server takes
 /** What an upload holds, in words. */
 export function held(/** @type {any} */ upload) {
   if (upload.kind === "network") {
-    const same = upload.networks === 0 ? "no network here has its names and shapes" : `${upload.networks} networks here have its names and shapes`;
+    const same = upload.networks === 0 ? "no network here has its names and shapes"
+      : `${upload.networks} networks here have its names and shapes`;
     return `${upload.tensors} tensors, ${upload.numbers.toLocaleString("en")} numbers; ${same}`;
   }
   const labels = upload.labels ? `labels: ${upload.labels}` : "no labels";
-  return `${upload.examples.toLocaleString("en")} examples of ${(upload.inputs ?? []).join(" \u00d7 ") || "one number"}, ${labels}`;
+  return `${upload.examples.toLocaleString("en")} examples of ${(upload.inputs ?? []).join(" \u00d7 ") ||
+    "one number"}, ${labels}`;
 }
 
 /** Uploads that the server keeps, and how one is sent. */
@@ -23,7 +25,8 @@ export function useUploads(/** @type {string} */ kind) {
   const [sending, setSending] = useState("");
   const [error, setError] = useState("");
   useEffect(() => {
-    api("/api/uploads").then((said) => setUploads(said.uploads.filter((/** @type {any} */ u) => u.kind === kind)), () => {});
+    api("/api/uploads").then((said) => setUploads(said.uploads.filter((/** @type {any} */ u) =>
+      u.kind === kind)), () => {});
   }, []);
   /** @returns {Promise<any>} the upload, or null where it was refused. */
   const send = async (/** @type {File} */ file) => {
@@ -34,9 +37,11 @@ export function useUploads(/** @type {string} */ kind) {
     }
     setSending(file.name);
     try {
-      const upload = await api(`/api/uploads?name=${encodeURIComponent(file.name.slice(0, 200))}`, { method: "POST", body: file });
+      const upload = await api(`/api/uploads?name=${encodeURIComponent(file.name.slice(0, 200))}`, { method: "POST",
+        body: file });
       if (upload.kind !== kind) {
-        setError(kind === "data" ? `${file.name} is a network; data are wanted here.` : `${file.name} is data; a network is wanted here.`);
+        setError(kind === "data" ? `${file.name} is a network; data are wanted here.`
+          : `${file.name} is data; a network is wanted here.`);
         return null;
       }
       setUploads([upload, ...uploads]);
@@ -67,16 +72,21 @@ export function DataChoice({ names, value, set, optional }) {
     if (upload) set("upload:" + upload.id);
   };
   const now = uploads.find((u) => "upload:" + u.id === value);
-  return html`<div class="field"><label>Data <select value=${value} onChange=${(/** @type {any} */ e) => set(e.target.value)}>
-      ${optional ? html`<option value="">none: weights alone</option>` : !value && html`<option value="">choose, or send a file</option>`}
+  return html`<div class="field"><label>Data <select value=${value}
+    onChange=${(/** @type {any} */ e) => set(e.target.value)}>
+      ${optional ? html`<option value="">none: weights alone</option>` : !value &&
+        html`<option value="">choose, or send a file</option>`}
       ${names.map((name) => html`<option value=${"data:" + name}>${name}</option>`)}
       ${uploads.map((u) => html`<option value=${"upload:" + u.id}>${u.name} (sent)</option>`)}
     </select></label>
-    <label class="button">Send a .npz file<input type="file" accept=".npz" onChange=${take} disabled=${sending !== ""} /></label>
+    <label class="button">Send a .npz file<input type="file" accept=".npz" onChange=${take}
+      disabled=${sending !== ""} /></label>
     <p class="soft small" role="status">${sending ? `Sending ${sending}` : now ? `${held(now)}. Kept for an hour.`
       : "An .npz file has the arrays x (examples) and y (labels), 64 MiB at most; it is kept for an hour."}</p>
     ${error && html`<p class="bad" role="alert">${error}</p>`}
-    ${!names.length && !uploads.length && html`<p class="soft small">To name data on the command line: <code>weightspace serve ATLAS --data digits</code></p>`}
+    ${!names.length && !uploads.length &&
+      html`<p class="soft small">To name data on the command line: <code>weightspace serve ATLAS --data digits</code>
+      </p>`}
   </div>`;
 }
 

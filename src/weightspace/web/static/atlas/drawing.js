@@ -231,7 +231,8 @@ export class Drawing {
     const taken = new Set();
     const free = (/** @type {number[]} */ b) => b[0] > 2 && b[2] < width - 2 && b[1] > 2 && b[3] < height - 2
       && !boxes.some((o) => b[0] < o[2] && b[2] > o[0] && b[1] < o[3] && b[3] > o[1]);
-    const covers = (/** @type {number[]} */ b) => dots.some(([x, y]) => x > b[0] - 5 && x < b[2] + 5 && y > b[1] - 5 && y < b[3] + 5);
+    const covers = (/** @type {number[]} */ b) => dots.some(([x, y]) => x > b[0] - 5 && x < b[2] + 5 && y > b[1] - 5 &&
+      y < b[3] + 5);
     const put = (/** @type {Row} */ row, /** @type {string} */ whole, must = false) => {
       if (taken.has(row)) return;
       const text = whole.length > LETTERS ? whole.slice(0, LETTERS - 1) + "\u2026" : whole;
@@ -263,9 +264,11 @@ export class Drawing {
     const rings = [...marks, ...(open ? [open] : []), ...(pointed ? [pointed] : [])]
       .filter((row) => row.placed && row.arch === space.arch);
     const { LineLayer, ScatterplotLayer, TextLayer } = this.deck;
-    const lines = (/** @type {string} */ id, /** @type {Space["edges"]} */ data, /** @type {boolean} */ seen) => new LineLayer({
+    const lines = (/** @type {string} */ id, /** @type {Space["edges"]} */ data, /** @type {boolean} */ seen) =>
+      new LineLayer({
       id, data, visible: seen, widthUnits: "pixels", getSourcePosition: (/** @type {any} */ e) => here(e.from),
-      getTargetPosition: (/** @type {any} */ e) => here(e.to), getWidth: (/** @type {any} */ e) => (touches(e) ? 2.5 : 1),
+      getTargetPosition: (/** @type {any} */ e) => here(e.to), getWidth: (/** @type {any} */ e) =>
+        (touches(e) ? 2.5 : 1),
       getColor: (/** @type {any} */ e) => (touches(e) ? [...(dark ? [57, 179, 167] : [15, 118, 110]), 255]
         : [...grey, visible(e.from) && visible(e.to) ? many : 16]),
       updateTriggers: { getColor: key, getWidth: open?.id },
@@ -286,12 +289,14 @@ export class Drawing {
         updateTriggers: { getLineColor: theme },
       }),
       new TextLayer({
-        id: "names", data: this.labels, getPosition: (/** @type {any} */ l) => here(l.row), getText: (/** @type {any} */ l) => l.text,
+        id: "names", data: this.labels, getPosition: (/** @type {any} */ l) => here(l.row),
+          getText: (/** @type {any} */ l) => l.text,
         getSize: 13, sizeUnits: "pixels", getColor: INK[theme], getPixelOffset: (/** @type {any} */ l) => l.offset,
         getTextAnchor: (/** @type {any} */ l) => l.anchor, getAlignmentBaseline: "center",
         fontFamily: 'system-ui, "Segoe UI", "Liberation Sans", sans-serif', characterSet: "auto",
         fontSettings: { fontSize: 13 * Math.max(1, window.devicePixelRatio) }, background: true,
-        getBackgroundColor: [...PAPER[theme], 190], backgroundPadding: [3, 1], updateTriggers: { getColor: theme, getBackgroundColor: theme },
+        getBackgroundColor: [...PAPER[theme], 190], backgroundPadding: [3, 1], updateTriggers: { getColor: theme,
+          getBackgroundColor: theme },
       }),
     ] });
   }

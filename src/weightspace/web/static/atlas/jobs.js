@@ -65,7 +65,8 @@ export async function openReport(/** @type {string} */ id) {
 
 /** What a job does now, in words. */
 function stage(/** @type {Job} */ job) {
-  if (job.state === "waiting") return job.place ? `waits, ${job.place === 1 ? "next" : `number ${job.place}`}` : "waits";
+  if (job.state === "waiting") return job.place ? `waits, ${job.place === 1 ? "next" : `number ${job.place}`}`
+    : "waits";
   const steps = job.total > 0 ? `${job.done} of ${job.total}` : "";
   return [job.what || "begins", steps].filter(Boolean).join(", ");
 }
@@ -73,7 +74,8 @@ function stage(/** @type {Job} */ job) {
 export function Progress(/** @type {{job: Job}} */ { job }) {
   const known = job.state === "running" && job.total > 0;
   return html`<div class="progress">
-    <progress aria-label=${job.title} max=${known ? job.total : 1} value=${known ? job.done : job.state === "waiting" ? 0 : undefined}></progress>
+    <progress aria-label=${job.title} max=${known ? job.total : 1}
+      value=${known ? job.done : job.state === "waiting" ? 0 : undefined}></progress>
     <span class="soft" role="status">${stage(job)}</span>
     <button onClick=${() => cancel(job.id)} aria-label=${`Cancel: ${job.title}`}>Cancel</button>
   </div>`;
@@ -89,11 +91,13 @@ const ENDS = /** @type {Record<string, string>} */ ({
 export function Strip({ jobs, ended, hide, show, now }) {
   const shown = jobs.filter((job) => job.id !== now && (busy(job) || ended.includes(job.id)));
   if (!shown.length) return null;
-  return html`<section class="strip" aria-label="Jobs">${shown.slice(0, 6).map((job) => html`<div class="job card" key=${job.id}>
+  return html`<section class="strip" aria-label="Jobs">${shown.slice(0, 6).map((job) => html`<div class="job card"
+    key=${job.id}>
     <button class="plain title" onClick=${() => show(job)}>${job.title}</button>
     ${busy(job) ? html`<${Progress} job=${job} />` : html`
       <span class=${job.state === "failed" ? "bad" : "soft"} role="status">${ENDS[job.state] ?? job.state}</span>
       <button onClick=${() => show(job)}>Show</button>
       <button class="plain" aria-label=${`Hide: ${job.title}`} onClick=${() => hide(job.id)}>\u00d7</button>`}
-  </div>`)}${shown.length > 6 && html`<p class="soft">and ${shown.length - 6} more: see <a href="/reports">Reports</a></p>`}</section>`;
+  </div>`)}${shown.length > 6 && html`<p class="soft">and ${shown.length - 6} more: see <a href="/reports">Reports</a>
+    </p>`}</section>`;
 }

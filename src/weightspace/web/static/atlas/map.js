@@ -39,7 +39,8 @@ function Told(/** @type {{all: Networks, row: Row, x: number, y: number, wide: n
   const left = x > wide - 260 ? { right: `${wide - x + 14}px` } : { left: `${x + 14}px` };
   return html`<div class="told" aria-hidden="true" style=${{ top: `${y + 12}px`, ...left }}>
     <strong>${row.name}</strong>
-    ${family && html`<div>${family.size > 1 ? `family ${family.number}, ${count(family.size, "network")}` : "no relatives found"}</div>`}
+    ${family && html`<div>${family.size > 1 ? `family ${family.number}, ${count(family.size, "network")}`
+      : "no relatives found"}</div>`}
     ${values.map(([name, value]) => html`<div>${name}: ${number(/** @type {number} */ (value))}</div>`)}
     ${from.map((text) => html`<div>from ${text}</div>`)}
   </div>`;
@@ -64,15 +65,18 @@ function Legend(/** @type {{look: import("./colours.js").Colouring, at: At, go: 
 }
 
 /** The choice of what colours the points. */
-function Colour(/** @type {{all: Networks, at: At, go: Go, answer: {title: string} | null}} */ { all, at, go, answer }) {
+function Colour(/** @type {{all: Networks, at: At, go: Go, answer: {title: string} | null}} */
+  { all, at, go, answer }) {
   const known = at.colour.startsWith("job:") && answer;
-  return html`<label>Colour by <select aria-label="Colour by" value=${at.colour} onChange=${(/** @type {any} */ e) => go({ colour: e.target.value })}>
+  return html`<label>Colour by <select aria-label="Colour by" value=${at.colour}
+    onChange=${(/** @type {any} */ e) => go({ colour: e.target.value })}>
     <option value="family">family</option>
     ${known && html`<option value=${at.colour}>answer: ${answer.title}</option>`}
     ${all.measures.length > 0 && html`<optgroup label="Measures">
       ${all.measures.map((name) => html`<option value=${"measure:" + name}>${name}</option>`)}</optgroup>`}
     ${all.atlas.tags.length > 0 && html`<optgroup label="Tags">
-      ${all.atlas.tags.map((/** @type {any} */ t) => html`<option value=${"tag:" + t.tag}>tag ${t.tag}</option>`)}</optgroup>`}
+      ${all.atlas.tags.map((/** @type {any} */ t) =>
+        html`<option value=${"tag:" + t.tag}>tag ${t.tag}</option>`)}</optgroup>`}
   </select></label>`;
 }
 
@@ -124,7 +128,7 @@ function Drawn({ all, space, at, go, shown, marks, choose, pointed, point, answe
   }, [ready, space, look, dark, shown, open, marks, pointed, hover]);
   useEffect(() => {
     const canvas = box.current?.querySelector("canvas");
-    const said = `Map of ${count(space.points.length, "network")} of ${space.name}. The table below holds the same networks.`;
+    const said = `Map of ${count(space.points.length, "network")} of ${space.name}. The table holds them too.`;
     canvas?.setAttribute("aria-label", said);
     canvas?.setAttribute("role", "img");
   }, [ready, space]);
@@ -142,12 +146,14 @@ function Drawn({ all, space, at, go, shown, marks, choose, pointed, point, answe
         <button onClick=${() => drawing.current?.fit()}>Fit</button>
       </span>
     </div>
-    <div class="map-box" ref=${box} tabindex="0" role="group" aria-label="Map: arrows move it, + and - zoom, f fits" data-ready=${ready} onMouseLeave=${() => { setHover(null); point(null); }}>
+    <div class="map-box" ref=${box} tabindex="0" role="group" aria-label="Map: arrows move it, + and - zoom, f fits"
+      data-ready=${ready} onMouseLeave=${() => { setHover(null); point(null); }}>
       ${!ready && html`<p class="soft middle">Drawing the map</p>`}
       ${hover && html`<${Told} all=${all} ...${hover} wide=${box.current?.clientWidth ?? 600} />`}
     </div>
     <${Legend} look=${look} at=${at} go=${go} />
-    <p class="soft small">${fit(space.stress)} Near points are near in weight space, once units are numbered alike; a line
+    <p class="soft small">${fit(space.stress)} Near points are near in weight space, once units are numbered alike; a
+      line
       leads from a network to those made of it.</p>`;
 }
 
@@ -177,7 +183,8 @@ function useKeys(/** @type {{current: Drawing | null}} */ drawing) {
 export function MapView(/** @type {any} */ how) {
   const [broken, setBroken] = useState(() => drawnBy() === "nothing");
   if (broken) {
-    return html`<div class="empty">This browser cannot draw the map: it has no WebGL. The tree and the table hold the same
+    return html`<div class="empty">This browser cannot draw the map: it has no WebGL. The tree and the table hold the
+      same
       networks.</div>`;
   }
   return html`<${Drawn} ...${how} failed=${() => setBroken(true)} />`;

@@ -46,7 +46,8 @@ export function Pick({ label, id, rows, onPick }) {
     event.stopPropagation();
   };
   return html`<div class="pick">
-    <input id=${id} type="text" role="combobox" autocomplete="off" spellcheck=${false} aria-label=${label} placeholder=${label}
+    <input id=${id} type="text" role="combobox" autocomplete="off" spellcheck=${false} aria-label=${label}
+      placeholder=${label}
       aria-expanded=${found.length > 0} aria-controls=${id + "-list"} aria-autocomplete="list"
       aria-activedescendant=${found[at] ? `${id}-${at}` : undefined} value=${text}
       onInput=${(/** @type {any} */ e) => [setText(e.target.value), setAt(0), setOpen(true)]}
@@ -54,7 +55,8 @@ export function Pick({ label, id, rows, onPick }) {
     <ul id=${id + "-list"} role="listbox" aria-label=${label} hidden=${found.length === 0 && !none}>
       ${found.map((row, k) => html`<li key=${row.id} id=${`${id}-${k}`} role="option" aria-selected=${k === at}
         onMouseDown=${(/** @type {any} */ e) => [e.preventDefault(), take(row)]}>${row.name}</li>`)}
-      ${none && html`<li class="soft" role="option" aria-selected="false" aria-disabled="true">No network has this in its name.</li>`}
+      ${none && html`<li class="soft" role="option" aria-selected="false"
+        aria-disabled="true">No network has this in its name.</li>`}
     </ul>
   </div>`;
 }

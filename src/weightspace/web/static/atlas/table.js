@@ -37,7 +37,8 @@ export function columns(/** @type {Networks} */ all, /** @type {string[]} */ mea
     ...measures.map((name) => ({ key: "measure:" + name, title: name, wide: 130, number: true,
       text: (/** @type {Row} */ row) => number(measured(all, row, name)),
       raw: (/** @type {Row} */ row) => plain(measured(all, row, name)) })),
-    { key: "bytes", title: "Size", wide: 96, number: true, text: (row) => size(row.bytes), raw: (row) => plain(row.bytes) },
+    { key: "bytes", title: "Size", wide: 96, number: true, text: (row) => size(row.bytes), raw: (row) =>
+      plain(row.bytes) },
     { key: "added", title: "Added", wide: 180, text: (row) => day(row.added),
       raw: (row) => (row.added ? new Date(row.added * 1000).toISOString() : "") },
   ];
@@ -79,15 +80,19 @@ export function Filters(/** @type {{all: Networks, at: At, go: Go, rows: Row[]}}
     <input type="search" aria-label="Filter by name or tag" placeholder="Filter by name or tag" value=${at.q}
       onInput=${(/** @type {any} */ e) => go({ q: e.target.value }, true)} />
     ${all.atlas.architectures.length > 1 && html`<label><span>Architecture</span>
-      <select aria-label="Architecture" value=${at.arch} onChange=${(/** @type {any} */ e) => go({ arch: e.target.value, family: "" })}>
+      <select aria-label="Architecture" value=${at.arch}
+        onChange=${(/** @type {any} */ e) => go({ arch: e.target.value, family: "" })}>
         <option value="">all</option>
-        ${all.atlas.architectures.map((/** @type {any} */ a) => html`<option value=${a.id.slice(0, 10)}>${a.name} (${a.networks})</option>`)}
+        ${all.atlas.architectures.map((/** @type {any} */ a) => html`<option value=${a.id.slice(0, 10)}>
+          ${a.name} (${a.networks})</option>`)}
       </select></label>`}
-    ${all.atlas.tags.length > 0 && html`<label><span>Tag</span> <select aria-label="Tag" value=${at.tag} onChange=${set("tag")}>
+    ${all.atlas.tags.length > 0 && html`<label><span>Tag</span> <select aria-label="Tag" value=${at.tag}
+      onChange=${set("tag")}>
       <option value="">all</option>
       ${all.atlas.tags.map((/** @type {any} */ t) => html`<option value=${t.tag}>${t.tag} (${t.networks})</option>`)}
     </select></label>`}
-    ${(large.length > 0 || kin) && html`<label><span>Family</span> <select aria-label="Family" value=${at.family} onChange=${set("family")}>
+    ${(large.length > 0 || kin) && html`<label><span>Family</span> <select aria-label="Family" value=${at.family}
+      onChange=${set("family")}>
       <option value="">all</option>
       ${kin && !large.includes(kin) && html`<option value=${kin.key}>${kin.number}: ${kin.name}</option>`}
       ${large.map((f) => html`<option value=${f.key}>${f.number}: ${f.name}</option>`)}
@@ -122,13 +127,17 @@ export function Table({ all, rows, at, go, choose, pointed, point }) {
   const list = useRows(rows.length, HEIGHT, HEIGHT);
   const [cursor, setCursor] = useState(-1);
   useEffect(() => list.reveal(rows.findIndex((row) => row.id === at.network)), [at.network, at.sort]);
-  const sort = (/** @type {string} */ key) => go({ sort: at.sort === key ? "-" + key : at.sort === "-" + key ? "" : key }, true);
-  const order = (/** @type {string} */ key) => (at.sort === key ? "ascending" : at.sort === "-" + key ? "descending" : undefined);
+  const sort = (/** @type {string} */ key) => go({ sort: at.sort === key ? "-" + key : at.sort === "-" + key
+    ? "" : key }, true);
+  const order = (/** @type {string} */ key) => (at.sort === key ? "ascending" : at.sort === "-" + key
+    ? "descending" : undefined);
   const arrow = (/** @type {string} */ key) => (at.sort === key ? "\u25b4" : at.sort === "-" + key ? "\u25be" : "");
   const pressed = (/** @type {KeyboardEvent} */ event) => {
-    const steps = /** @type {Record<string, number>} */ ({ ArrowDown: 1, ArrowUp: -1, PageDown: 12, PageUp: -12, Home: -1e9, End: 1e9 });
+    const steps = /** @type {Record<string, number>} */ ({ ArrowDown: 1, ArrowUp: -1, PageDown: 12, PageUp: -12,
+      Home: -1e9, End: 1e9 });
     const now = cursor >= 0 ? cursor : rows.findIndex((row) => row.id === at.network);
-    if (event.key === "Enter" && /** @type {HTMLElement} */ (event.target).tagName !== "BUTTON" && rows[now]) choose(rows[now]);
+    if (event.key === "Enter" && /** @type {HTMLElement} */ (event.target).tagName !== "BUTTON" &&
+      rows[now]) choose(rows[now]);
     else if (event.key in steps) {
       const next = Math.max(0, Math.min(rows.length - 1, now + steps[event.key]));
       setCursor(next);
@@ -146,16 +155,20 @@ export function Table({ all, rows, at, go, choose, pointed, point }) {
       aria-label="Networks: arrows move, Enter opens" onBlur=${() => [setCursor(-1), point(null)]}>
       <table aria-rowcount=${rows.length + 1} style=${{ minWidth: total + "px" }}>
         <colgroup>${shown.map((c) => html`<col style=${{ width: c.wide + "px" }} />`)}</colgroup>
-        <thead><tr aria-rowindex="1">${shown.map((c) => html`<th key=${c.key} class=${c.number ? "number" : ""} scope="col"
+        <thead><tr aria-rowindex="1">${shown.map((c) => html`<th key=${c.key} class=${c.number ? "number" : ""}
+          scope="col"
           aria-sort=${order(c.key)} title=${c.title}><button class="plain sort" onClick=${() => sort(c.key)}>
           <span>${c.title}</span><span aria-hidden="true">${arrow(c.key)}</span></button></th>`)}</tr></thead>
         <tbody>
           ${list.above > 0 && html`<tr key="above" aria-hidden="true" style=${{ height: list.above + "px" }}></tr>`}
           ${rows.slice(list.first, list.last).map((row, k) => html`<tr key=${row.id} aria-rowindex=${list.first + k + 2}
-            aria-selected=${row.id === at.network} class=${row === pointed || list.first + k === cursor ? "pointed" : ""}
+            aria-selected=${row.id === at.network}
+              class=${row === pointed || list.first + k === cursor ? "pointed" : ""}
             onClick=${() => choose(row)} onMouseEnter=${() => point(row)} onMouseLeave=${() => point(null)}>
-            ${shown.map((c) => html`<td key=${c.key} class=${c.number ? "number" : ""} title=${c.text(row)}>${c.key === "name"
-              ? html`<button class="plain name" tabindex="-1" onClick=${(/** @type {any} */ e) => [e.stopPropagation(), choose(row)]}>${row.name}</button>`
+            ${shown.map((c) => html`<td key=${c.key} class=${c.number ? "number" : ""}
+              title=${c.text(row)}>${c.key === "name"
+              ? html`<button class="plain name" tabindex="-1"
+                onClick=${(/** @type {any} */ e) => [e.stopPropagation(), choose(row)]}>${row.name}</button>`
               : c.text(row)}</td>`)}</tr>`)}
           ${list.below > 0 && html`<tr key="below" aria-hidden="true" style=${{ height: list.below + "px" }}></tr>`}
         </tbody>

@@ -61,7 +61,8 @@ export function forest(rows, byId) {
 }
 
 /** @returns {Line[]} */
-function lines(/** @type {ReturnType<typeof forest>} */ { roots, children, below, via }, /** @type {Set<string>} */ folded, /** @type {Networks} */ all) {
+function lines(/** @type {ReturnType<typeof forest>} */
+  { roots, children, below, via }, /** @type {Set<string>} */ folded, /** @type {Networks} */ all) {
   const out = [];
   const stack = [...roots].reverse().map((row) => /** @type {[Row, number]} */ ([row, 0]));
   for (let top = stack.pop(); top; top = stack.pop()) {
@@ -71,7 +72,8 @@ function lines(/** @type {ReturnType<typeof forest>} */ { roots, children, below
     const more = new Map(row.parents.filter((p) => p.id !== first?.id).map((p) => [p.id, p]));
     const others = [...more.values()].map((p) => `${all.byId.get(p.id)?.name ?? "one that is gone"} (${origin(p)})`);
     out.push({ row, depth, own: own.length, below: below.get(row), via: first, others });
-    if (!folded.has(row.id)) stack.push(...[...own].reverse().map((child) => /** @type {[Row, number]} */ ([child, depth + 1])));
+    if (!folded.has(row.id)) stack.push(...[...own].reverse().map((child) => /** @type {[Row, number]} */
+      ([child, depth + 1])));
   }
   return out;
 }
@@ -91,7 +93,8 @@ export function Tree({ all, rows, at, choose, pointed, point }) {
     if (!open) return;
     const above = /** @type {string[]} */ ([]);
     let up = kin.via.get(open) ?? null;
-    for (; up && !above.includes(up.id); up = kin.via.get(/** @type {Row} */ (all.byId.get(up.id))) ?? null) above.push(up.id);
+    for (; up && !above.includes(up.id); up = kin.via.get(/** @type {Row} */
+      (all.byId.get(up.id))) ?? null) above.push(up.id);
     if (above.some((id) => folded.has(id))) setFolded(new Set([...folded].filter((id) => !above.includes(id))));
     else {
       const k = shown.findIndex((line) => line.row === open);
@@ -122,27 +125,38 @@ export function Tree({ all, rows, at, choose, pointed, point }) {
   const parents = shown.filter((l) => l.own > 0).map((l) => l.row.id);
   if (rows.length === 0) return html`<div class="empty">No network passes the filters below.</div>`;
   return html`<div class="map-bar">
-      <span class="soft" role="status">${origins === 0 ? "No origins are known yet: state them with --parent, or let a map find them."
+      <span class="soft" role="status">${origins === 0
+        ? "No origins are known yet: state them with --parent, or let a map find them."
         : `${count(origins, "network")} with an origin, ${rows.length - origins} without.`}</span>
-      <span class="buttons"><button disabled=${folded.size === 0} onClick=${() => setFolded(new Set())}>Unfold all</button>
-      <button disabled=${parents.length === 0} onClick=${() => setFolded(new Set(rows.map((row) => row.id)))}>Fold all</button></span>
+      <span class="buttons"><button disabled=${folded.size === 0}
+        onClick=${() => setFolded(new Set())}>Unfold all</button>
+      <button disabled=${parents.length === 0}
+        onClick=${() => setFolded(new Set(rows.map((row) => row.id)))}>Fold all</button></span>
     </div>
-    <div class="tree-box scroll" ref=${list.box} role="tree" tabindex="0" data-own-keys aria-label="Who came from whom: arrows move and fold, Enter opens"
-      aria-activedescendant=${shown[cursor] ? "tree-" + shown[cursor].row.id : undefined} onKeyDown=${pressed} onBlur=${() => point(null)}>
+    <div class="tree-box scroll" ref=${list.box} role="tree"
+      tabindex="0" data-own-keys aria-label="Who came from whom: arrows move and fold, Enter opens"
+      aria-activedescendant=${shown[cursor] ? "tree-" + shown[cursor].row.id : undefined} onKeyDown=${pressed}
+        onBlur=${() => point(null)}>
       <div style=${{ height: list.above + "px" }} role="presentation"></div>
       ${shown.slice(list.first, list.last).map((line, k) => {
         const { row, depth, own, via, others } = line;
         const shut = folded.has(row.id);
-        return html`<div key=${row.id} id=${"tree-" + row.id} role="treeitem" aria-level=${depth + 1} aria-expanded=${own ? !shut : undefined}
-          aria-selected=${row.id === at.network} class="leaf ${row === pointed || list.first + k === cursor ? "pointed" : ""}"
-          style=${{ paddingLeft: `${8 + Math.min(depth, 14) * 22}px` }} onMouseEnter=${() => point(row)} onMouseLeave=${() => point(null)}
+        return html`<div key=${row.id} id=${"tree-" + row.id} role="treeitem" aria-level=${depth + 1}
+          aria-expanded=${own ? !shut : undefined}
+          aria-selected=${row.id === at.network}
+            class="leaf ${row === pointed || list.first + k === cursor ? "pointed" : ""}"
+          style=${{ paddingLeft: `${8 + Math.min(depth, 14) * 22}px` }} onMouseEnter=${() => point(row)}
+            onMouseLeave=${() => point(null)}
           onClick=${() => [setCursor(list.first + k), choose(row)]}>
           ${own ? html`<button class="plain fold" tabindex="-1" aria-label=${shut ? "Unfold" : "Fold"}
-            onClick=${(/** @type {any} */ e) => [e.stopPropagation(), fold(row, !shut)]}>${shut ? "\u25b8" : "\u25be"}</button>` : html`<span class="fold"></span>`}
+            onClick=${(/** @type {any} */ e) => [e.stopPropagation(), fold(row, !shut)]}>${shut ? "\u25b8"
+              : "\u25be"}</button>` : html`<span class="fold"></span>`}
           <span class="name">${row.name}</span>
           ${own > 0 && shut && html`<span class="badge">+${line.below}</span>`}
           ${via && html`<span class="soft">${origin(via)}</span>`}
-          ${others.length > 0 && html`<span class="soft">${via ? "also from" : "from"} ${others.slice(0, 3).join(", ")}${others.length > 3 ? ` and ${others.length - 3} more` : ""}</span>`}
+          ${others.length > 0 && html`<span class="soft">${via ? "also from"
+            : "from"} ${others.slice(0, 3).join(", ")}${others.length > 3 ? ` and ${others.length - 3} more`
+            : ""}</span>`}
         </div>`;
       })}
       <div style=${{ height: list.below + "px" }} role="presentation"></div>

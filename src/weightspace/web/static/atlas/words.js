@@ -10,7 +10,8 @@ export function number(/** @type {number | null | undefined} */ value) {
 }
 
 /** A standard error: two digits say enough. */
-export const error = (/** @type {number | null} */ value) => (value === null ? "-" : number(Number(value.toPrecision(2))));
+export const error = (/** @type {number | null} */ value) => (value === null
+  ? "-" : number(Number(value.toPrecision(2))));
 
 export function percent(/** @type {number | null | undefined} */ share) {
   return share === null || share === undefined ? "" : `${Math.round(share * 100)}%`;
