@@ -95,7 +95,7 @@ function placed(/** @type {any} */ space, /** @type {Map<string, Row>} */ byId, 
 /** How well the plane shows the distances, in words. */
 export function fit(/** @type {number | null} */ stress) {
   if (stress === null) return "";
-  const off = `distances are off by ${Math.round(stress * 100)}% on average`;
+  const off = `distances are off by about ${Math.round(stress * 100)}%`;
   if (stress < 0.005) return "The plane shows all distances as they are.";
   if (stress < 0.1) return `The plane is close to true: ${off}.`;
   if (stress < 0.25) return `The plane shows the gist: ${off}. Near points may be less near than they look.`;
