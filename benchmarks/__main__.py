@@ -32,6 +32,7 @@ from benchmarks import (
     rules,
     spectral,
     steps,
+    web,
 )
 from experiments.record import insert
 
@@ -58,6 +59,7 @@ _TABLES = {
     "gram": gram.summary,
     "playground": playground.summary,
     "maps": maps.summary,
+    "web": web.summary,
 }
 _RESULTS = {"matchers": "align"}
 
@@ -266,6 +268,19 @@ def _playground(rows: Sequence[dict[str, Any]]) -> list[Line]:
         ("frames a second of the playground, 8 layers of 8, one core", "> 30", f"{rate:.0f}", rate > 30),
         (".. its longest message, 20 layers of 16", "<= 2 s", f"{longest / 1000:.2f} s", longest <= 2000),
     ]
+def _web(found: dict[str, Any]) -> list[Line]:
+    lines = []
+    if "start" in found:
+        start = found["start"]
+        lines.append(("`weightspace serve`, command to answer", "<= 3 s", f"{start:.1f} s", start <= 3))
+        slowest = max(page["paint"] or float("inf") for page in found["pages"]) / 1000
+        lines.append((".. first paint of the slowest page", "<= 1 s", f"{slowest:.2f} s", slowest <= 1))
+    for row, seconds, rate in zip(found.get("maps", []), (1.5, 3), (20, 10), strict=False):
+        what = f"map of {row['networks']:,} networks, {row['edges']:,} edges, without a GPU"
+        seen = f"{row['first']:.1f} s, {row['pan']:.1f} frames a second"
+        target = f"<= {seconds:g} s, >= {rate} frames a second"
+        lines.append((what, target, seen, row["first"] <= seconds and row["pan"] >= rate))
+    return lines
 
 
 _TARGETS: dict[str, Callable[[Any], list[Line]]] = {
@@ -285,6 +300,7 @@ _TARGETS: dict[str, Callable[[Any], list[Line]]] = {
     "catalogue": _catalogue,
     "gram": _gram,
     "playground": _playground,
+    "web": _web,
 }
 
 

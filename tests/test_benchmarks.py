@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -268,3 +269,20 @@ def test_the_playground_is_timed(load, tmp_path):
     assert playground.least(kept, 1, 2) == pytest.approx(row.rate)
     assert math.isnan(playground.least(kept, 9, 9))
     assert [line[1] for line in table._playground(kept)] == ["> 30", "<= 2 s"]
+
+
+def test_the_web_view_is_timed_and_a_slow_map_is_said(load, tmp_path):
+    web, table = load("web"), load("__main__")
+    if shutil.which("chromium") is None and shutil.which("chromium-browser") is None:
+        pytest.skip("chromium is not installed; apt-get install chromium")
+    found = web.run(["map"], 1, 0.3, tmp_path, [(40, 60)])
+    (row,) = found["maps"]
+    assert row["first"] > 0 and row["pan"] > 0 and row["work"] > 0 and row["bytes"] > 10_000
+    page = {"page": "/atlas", "paint": 400.0, "load": 900.0, "bytes": 2e6, "requests": 9}
+    found = {
+        "start": 3.5,
+        "pages": [page],
+        "maps": [row | {"first": 1.0, "pan": 21.0}, row | {"first": 2.0, "pan": 9.0}],
+    }
+    assert [good for *_, good in table._web(found)] == [False, True, True, False]
+    assert "| page `/atlas` | 0.40 s | 2.00 MB in 9 | - | - | - |" in web.summary(found)

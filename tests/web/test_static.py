@@ -9,6 +9,10 @@ import pytest
 from weightspace.web.app import PAGES, STATIC
 
 VENDOR = STATIC / "vendor"
+IMPORT = re.compile(
+    r"""(?:^import\b(?:[^"'`;]*\bfrom)?|^export\s*(?:\*|\{[^}]*\})\s*from|\bimport\s*\()\s*["']([^"']+)["']""",
+    re.MULTILINE,
+)
 OURS = sorted(p for p in STATIC.rglob("*") if p.suffix in (".js", ".css", ".html") and VENDOR not in p.parents)
 
 
@@ -30,7 +34,7 @@ def test_our_files_name_no_other_host_and_build_no_markup_from_text(path):
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text)
     if path.suffix == ".html":
         assert not re.search(r"<script(?![^>]*\bsrc=)|\son\w+=|javascript:", text)
-    for source in re.findall(r"""(?:from|import)\s*\(?\s*["']([^"']+)["']""", text) if path.suffix == ".js" else ():
+    for source in IMPORT.findall(text) if path.suffix == ".js" else ():
         target = STATIC / source.removeprefix("/static/") if source.startswith("/static/") else path.parent / source
         assert source.startswith(("./", "../", "/static/")) and target.is_file(), source
 
