@@ -268,6 +268,8 @@ def _playground(rows: Sequence[dict[str, Any]]) -> list[Line]:
         ("frames a second of the playground, 8 layers of 8, one core", "> 30", f"{rate:.0f}", rate > 30),
         (".. its longest message, 20 layers of 16", "<= 2 s", f"{longest / 1000:.2f} s", longest <= 2000),
     ]
+
+
 def _web(found: dict[str, Any]) -> list[Line]:
     lines = []
     if "start" in found:

@@ -18,6 +18,7 @@ from weightspace.net.errors import WeightspaceError
 from weightspace.web.atlas_routes import atlas_routes
 from weightspace.web.guard import Guard, Rules
 from weightspace.web.jobs import job_routes
+from weightspace.web.playing import routes as play_routes
 from weightspace.web.reports import report_routes
 from weightspace.web.served import Served
 
@@ -27,7 +28,12 @@ __all__ = ["PAGES", "application"]
 STATIC = Path(__file__).parent / "static"
 _PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 PAGES = {"/": "index.html", "/play": "play.html", "/atlas": "atlas.html", "/reports": "reports.html"}
-_ROUTES: tuple[Callable[[Served], APIRouter], ...] = (atlas_routes, job_routes, report_routes)
+_ROUTES: tuple[Callable[[Served], APIRouter], ...] = (
+    atlas_routes,
+    job_routes,
+    report_routes,
+    play_routes,
+)
 
 
 def application(served: Served, rules: Rules) -> Guard:
