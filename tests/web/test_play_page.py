@@ -68,6 +68,12 @@ def test_a_tour_with_the_red_button(tab, server):
         page.click(".undo")
     expect(page.locator("#train-loss")).to_have_text(before)
     expect(page.locator(".undo")).to_be_disabled()
+    page.click("#play")
+    expect(page.locator("#status")).to_contain_text("Training")
+    page.click("#noise")
+    expect(page.locator("#status")).to_contain_text("Noise of")
+    expect(row.locator("td").nth(2)).to_have_text(re.compile(r"\d|none"), timeout=WAIT)
+    expect(page.locator("#play")).to_contain_text("Train")
     quiet(tab, server)
 
 
@@ -79,7 +85,7 @@ def test_the_address_holds_the_set_up_and_brings_it_back(tab, server):
     page.get_by_label("Algorithm").select_option("fromage")
     page.click("#tab-inside")
     want = {"data": ["spiral"], "depth": ["5"], "algorithm": ["fromage"], "tab": ["inside"]}
-    until(lambda: parse_qs(urlparse(page.url).query) == want)
+    until(lambda: parse_qs(page.evaluate("() => location.search.slice(1)")) == want)
     page.reload()
     expect(page.get_by_label("Layers", exact=True)).to_have_value("5")
     expect(page.get_by_label("Algorithm")).to_have_value("fromage")
@@ -221,7 +227,8 @@ def test_a_longer_tour(tab, server):
     page.click("#tab-walk")
     page.click("#walk")
     told = page.locator("#walk-told")
-    expect(told).to_contain_text(re.compile("Step ([2-9][0-9])"), timeout=60_000)
+    expect(told).to_contain_text(re.compile("Step [2-9][0-9]|The walk ended"), timeout=60_000)
+    assert float(re.search(r"new points ([\d.]+) %", told.inner_text())[1]) > 75
     drift, budget = map(float, re.search(r"drift ([\d.]+) of ([\d.]+)\.", told.inner_text()).groups())
     assert drift <= budget
     quiet(tab, server)

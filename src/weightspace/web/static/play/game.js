@@ -201,6 +201,7 @@ export class Game {
     let last = performance.now();
     while (this.playing) {
       await new Promise(requestAnimationFrame);
+      if (!this.playing) break;
       const slow = SLOW.includes(this.state.algorithm);
       const begun = performance.now();
       const header = await this.act({ do: "step", steps: slow ? Math.min(this.steps, 2) : this.steps });
@@ -241,7 +242,9 @@ export class Game {
 
   // ------------------------------------------------------------ the red button
 
+  /** Noise, with training paused, so that its effect stays to be seen. */
   async shake() {
+    this.pause();
     this.said = "Adding noise\u2026";
     this.tell("setup");
     const header = await this.act({ do: "noise", percent: this.page.shake });
