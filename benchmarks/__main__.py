@@ -275,7 +275,7 @@ def _web(found: dict[str, Any]) -> list[Line]:
     if "start" in found:
         start = found["start"]
         lines.append(("`weightspace serve`, command to answer", "<= 3 s", f"{start:.1f} s", start <= 3))
-        slowest = max(page["paint"] or float("inf") for page in found["pages"]) / 1000
+        slowest = max(page["paint"] for page in found["pages"] if page["paint"] is not None) / 1000
         lines.append((".. first paint of the slowest page", "<= 1 s", f"{slowest:.2f} s", slowest <= 1))
     for row, seconds, rate in zip(found.get("maps", []), (1.5, 3), (20, 10), strict=False):
         what = f"map of {row['networks']:,} networks, {row['edges']:,} edges, without a GPU"

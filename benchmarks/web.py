@@ -151,11 +151,9 @@ def page_of(chromium: Any, base: str, path: str, repeats: int) -> dict[str, Any]
     for _ in range(repeats):
         context = chromium.new_context(viewport={"width": 1280, "height": 900})
         page = context.new_page()
-        answers: list[Any] = []
-        page.on("requestfinished", answers.append)
+        answers = _finished(page)
         page.goto(f"{base}{path}#token={TOKEN}", wait_until="load")
-        page.locator("h1, h2, main").first.wait_for(timeout=30_000)
-        page.wait_for_timeout(1000)
+        page.wait_for_timeout(2500)  # scripts ask for more
         timing = page.evaluate(
             "() => ({paint: performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? null,"
             " load: performance.getEntriesByType('navigation')[0].loadEventEnd})"
@@ -167,6 +165,13 @@ def page_of(chromium: Any, base: str, path: str, repeats: int) -> dict[str, Any]
         context.close()
     paint = measure.median(paints)
     return {"page": path, "paint": paint, "load": statistics.median(loads), "bytes": sizes, "requests": asked}
+
+
+def _finished(page: Any) -> list[Any]:
+    """A list of the requests of a page, which grows as they are answered."""
+    found: list[Any] = []
+    page.on("requestfinished", lambda request: found.append(request))
+    return found
 
 
 def map_of(chromium: Any, base: str, networks: int, edges: int, seconds: float = 3.0) -> dict[str, Any]:

@@ -271,12 +271,15 @@ def test_the_playground_is_timed(load, tmp_path):
     assert [line[1] for line in table._playground(kept)] == ["> 30", "<= 2 s"]
 
 
-def test_the_web_view_is_timed_and_a_slow_map_is_said(load, tmp_path):
+@pytest.mark.slow  # two servers and a browser
+def test_the_web_view_is_timed_and_a_slow_map_is_said(load, tmp_path, monkeypatch):
     web, table = load("web"), load("__main__")
+    monkeypatch.setattr(web, "PAGES", ("/",))
     if shutil.which("chromium") is None and shutil.which("chromium-browser") is None:
         pytest.skip("chromium is not installed; apt-get install chromium")
-    found = web.run(["map"], 1, 0.3, tmp_path, [(40, 60)])
-    (row,) = found["maps"]
+    found = web.run([], 1, 0.3, tmp_path, [(40, 60)])
+    ((home,), (row,)) = found["pages"], found["maps"]
+    assert found["start"] > 0 and home["paint"] > 0 and home["bytes"] > 10_000 and home["requests"] > 3
     assert row["first"] > 0 and row["pan"] > 0 and row["work"] > 0 and row["bytes"] > 10_000
     page = {"page": "/atlas", "paint": 400.0, "load": 900.0, "bytes": 2e6, "requests": 9}
     found = {

@@ -60,7 +60,10 @@ def displacement(
     norm = found[0][1]
     if not norm:
         raise WeightspaceError("the outputs are zero, so they have no relative displacement; give other inputs")
-    parts = {name: torch.tensor([trace[name] * size for trace, _ in found], dtype=torch.float64) for name, size in sizes.items()}
+    parts = {
+        name: torch.tensor([trace[name] * size for trace, _ in found], dtype=torch.float64)
+        for name, size in sizes.items()
+    }
     totals = torch.stack(list(parts.values())).sum(0) if parts else torch.zeros(draws)
     mean = float(totals.mean())
     spread = float(totals.std() / math.sqrt(draws)) if draws > 1 else math.nan

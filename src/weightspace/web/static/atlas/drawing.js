@@ -11,7 +11,7 @@
  */
 
 const NAMED = 140; // points in sight below which all may carry their names
-const FEW = { card: 30_000, processor: 400 }; // edges drawn while the map moves, by what draws
+const FEW = { card: 30_000, processor: 150 }; // edges drawn while the map moves, by what draws
 const REST = { card: 160, processor: 600 }; // milliseconds without a move after which all is drawn again
 const REACH = 7; // pixels from a point that still mean it
 const LETTERS = 28; // characters of a name on the map
@@ -126,9 +126,9 @@ export class Drawing {
     return points > 2000 ? 3.5 : points > 400 ? 4.5 : points > 60 ? 6 : 8;
   }
 
-  /** While the map moves, names stay as they are and of very many edges some are drawn. */
+  /** While the map moves, names stay as they are, and without a graphics card less is drawn. */
   _moved() {
-    const many = this.few.length > 0;
+    const many = this.few.length > 0 || this.slow;
     if (!this.moving) {
       this.moving = true;
       if (many) this._layers();
@@ -263,6 +263,7 @@ export class Drawing {
     const here = (/** @type {Row} */ row) => [row.x, row.y];
     const rings = [...marks, ...(open ? [open] : []), ...(pointed ? [pointed] : [])]
       .filter((row) => row.placed && row.arch === space.arch);
+    const heavy = this.slow && space.points.length > 1000;
     const { LineLayer, ScatterplotLayer, TextLayer } = this.deck;
     const lines = (/** @type {string} */ id, /** @type {Space["edges"]} */ data, /** @type {boolean} */ seen) =>
       new LineLayer({
@@ -278,7 +279,8 @@ export class Drawing {
       lines("few", this.few, this.moving),
       new ScatterplotLayer({
         id: "points", data: space.points, getPosition: here, radiusUnits: "pixels", getRadius: radius,
-        stroked: !(this.slow && space.points.length > 1000), lineWidthUnits: "pixels", getLineWidth: 1,
+        antialiasing: !heavy, radiusScale: heavy && this.moving ? 0.55 : 1, stroked: !heavy,
+        lineWidthUnits: "pixels", getLineWidth: 1,
         getFillColor: (/** @type {Row} */ row) => [...colouring.of(row), visible(row) ? 255 : 38],
         getLineColor: (/** @type {Row} */ row) => [...PAPER[theme], visible(row) ? 255 : 38],
         updateTriggers: { getFillColor: key, getLineColor: key },

@@ -213,7 +213,7 @@ export class Game {
     }
     this.fps = 0;
     await this.act({ do: "show" });
-    if (!this.error) this.said = `Paused at step ${this.frame?.step ?? 0}.`;
+    if (!this.error && this.said === "Training.") this.said = `Paused at step ${this.frame?.step ?? 0}.`;
     this.tell("setup");
   }
 
