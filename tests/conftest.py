@@ -33,7 +33,7 @@ CHECKER = f"beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=bool('{
 OTHERS = (
     *("numpy", "torch.export", "scipy.optimize", "scipy.sparse.csgraph", "sklearn.datasets", "safetensors.torch"),
     *("typer", "rich.progress", "rich.table", "plotly.graph_objects"),
-    *("fastapi", "starlette.staticfiles", "starlette.testclient", "uvicorn"),
+    *("fastapi", "starlette.staticfiles", "starlette.testclient", "uvicorn.protocols.http.h11_impl"),
     *("sqlalchemy", "alembic.op", "alembic.config", "alembic.script", "alembic.runtime.environment", "fsspec"),
 )
 VISIT = JaxtypingTransformer.visit_FunctionDef

@@ -1,6 +1,8 @@
 """A small atlas to serve, and questions to a server that runs in this process."""
 
+import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,3 +68,9 @@ def serving(reports, atlas=None, **more):
     headers = {"Authorization": f"Bearer {TOKEN}"}
     with TestClient(app, base_url="http://127.0.0.1:1", headers=headers, raise_server_exceptions=False) as client:
         yield Client(client)
+
+
+def in_a_loop(work):
+    """What a coroutine returns, in a thread of its own: playwright leaves a loop running in that of the tests."""
+    with ThreadPoolExecutor(1) as apart:
+        return apart.submit(asyncio.run, work).result()

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import weightspace as ws
+from weightspace.net.seeds import derived
 
 DOUBLE = torch.float64
 
@@ -145,7 +146,7 @@ def test_the_width_counts_bits():
     found = ws.width(net, task, tolerance=0.05, draws=3, seed=0)
 
     def bits(eta):
-        losses = [float(task(ws.perturb(net, eta, seed=d))) for d in range(3)]
+        losses = [float(task(ws.perturb(net, eta, seed=derived(0, "noise", d)))) for d in range(3)]
         return (sum(losses) / 3 - float(task(net))) / math.log(2)
 
     assert bits(found) <= 0.05 < bits(1.02 * found)

@@ -1,6 +1,8 @@
 """Jobs over HTTP: arguments are checked, ids are resolved, the socket tells changes; and what each kind of job does."""
 
 import json
+import os
+import shutil
 import sys
 import time
 from concurrent.futures import CancelledError
@@ -259,6 +261,19 @@ def test_members_are_ranked_for_data_that_were_sent(folder, tmp_path, small):
         assert [(task.name, task.opened) for task in atlas.tasks] == [("my <data>.npz (sent)", "")]
     with serving(tmp_path, folder) as client:
         assert client.get("/api/atlas")[1]["measures"][0]["name"] == "accuracy on my <data>.npz (sent)"
+
+
+def test_an_atlas_that_can_only_be_read_is_mapped_and_asked_and_keeps_nothing(folder, tmp_path, small, monkeypatch):
+    atlas = shutil.copytree(folder, tmp_path / "atlas")
+    kept = (atlas / "atlas.db").read_bytes()
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    for kind, more in (("map", {"stored": True}), ("query", {"by": "loss", "budget": 0.9, "steps": 0, **small})):
+        out = tmp_path / f"{kind}.html"
+        DONE[kind](work(atlas, out, **more))
+        assert "read-only" in out.read_text()
+    with pytest.raises(WeightspaceError, match="read-only"):
+        DONE["merge"](work(atlas, tmp_path / "merged" / "a.safetensors", networks=["seed 0", "tuned 0"], **small))
+    assert not (tmp_path / "merged").exists() and (atlas / "atlas.db").read_bytes() == kept
 
 
 def test_the_nearest_to_a_network_that_was_sent(folder, tmp_path):

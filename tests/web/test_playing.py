@@ -6,11 +6,11 @@ import json
 import time
 import urllib.request
 import weakref
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import websockets
 from fastapi import FastAPI
+from served_atlas import in_a_loop
 from starlette.testclient import TestClient
 from websockets.asyncio.client import connect
 
@@ -36,12 +36,6 @@ def page(tmp_path, monkeypatch=None, **how):
     app = FastAPI()
     app.include_router(routes(Served(tmp_path)))
     return TestClient(app)
-
-
-def finished(work):
-    """The result of a coroutine, in a thread of its own: in this one a browser's loop may be running."""
-    with ThreadPoolExecutor(1) as apart:
-        return apart.submit(asyncio.run, work).result()
 
 
 def header(data):
@@ -99,7 +93,7 @@ def test_a_bad_message_is_answered_with_one_sentence_and_the_socket_stays_open(t
 
 def test_an_unexpected_error_is_told_without_its_words(tmp_path, monkeypatch):
     def broken(session, message):
-        raise KeyError("/home/somebody")
+        raise KeyError("/private/place")
 
     with page(tmp_path).websocket_connect("/socket/play", subprotocols=[PROTOCOL]) as socket:
         socket.send_json({"do": "state"})
@@ -186,7 +180,7 @@ def test_sessions_take_turns_also_beside_a_slow_one():
         await asyncio.gather(*(told(room, s, m, log, k) for k, (s, m) in enumerate(zip(sessions, steps, strict=True))))
         return [name for name in log if name < 4]
 
-    assert lead(finished(run()), 4) <= 3
+    assert lead(in_a_loop(run()), 4) <= 3
 
 
 def test_the_measure_of_turns_sees_one_session_that_goes_before_the_others():
@@ -209,7 +203,7 @@ def test_sessions_side_by_side_answer_as_they_do_alone():
         sessions = [await room.begin() for _ in range(3)]
         return list(await asyncio.gather(*(told(room, s, script(k)) for k, s in enumerate(sessions))))
 
-    first, second = finished(alone(Room(workers=4))), finished(together(Room(workers=4)))
+    first, second = in_a_loop(alone(Room(workers=4))), in_a_loop(together(Room(workers=4)))
     assert not [answer for answers in first for answer in answers if isinstance(answer, str)]
     assert first == second
 
@@ -282,8 +276,8 @@ async def crowd(server, n, seconds):
 
 
 def test_the_server_answers_others_while_pages_train(server):
-    finished(crowd(server, 1, 0.1))  # what the first page of a process loads
-    counts, longest = finished(crowd(server, 4, 2.0))
+    in_a_loop(crowd(server, 1, 0.1))  # what the first page of a process loads
+    counts, longest = in_a_loop(crowd(server, 4, 2.0))
     assert min(counts) >= 1 and longest < 1.0
 
 
@@ -294,12 +288,12 @@ def test_strangers_get_no_session(server, how):
             await socket.recv()
 
     with pytest.raises((websockets.exceptions.InvalidStatus, websockets.exceptions.ConnectionClosed)):
-        finished(run())
+        in_a_loop(run())
 
 
 @pytest.mark.slow
 def test_fifty_pages_that_train_at_once_get_equal_shares(server):
-    finished(crowd(server, 1, 0.1))
-    counts, longest = finished(crowd(server, 50, 30.0))
+    in_a_loop(crowd(server, 1, 0.1))
+    counts, longest = in_a_loop(crowd(server, 50, 30.0))
     print(f"50 pages: {min(counts)} to {max(counts)} frames, /health within {longest:.2f} s")
     assert min(counts) >= 0.6 * max(counts) and longest < 1.0

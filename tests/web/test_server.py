@@ -2,15 +2,20 @@
 
 import json
 import socket
+import threading
 import urllib.error
 import urllib.request
 
 import pytest
+import uvicorn
 
 from weightspace.cli import main
 from weightspace.net.errors import WeightspaceError
+from weightspace.web import server as server_file
+from weightspace.web.app import application
 from weightspace.web.guard import POLICY
-from weightspace.web.server import listen
+from weightspace.web.served import Served
+from weightspace.web.server import Patient, listen
 
 
 def asked(url, **headers):
@@ -72,12 +77,33 @@ def test_a_fixed_token_is_taken_from_the_environment(monkeypatch):
     [
         (["no-such-atlas"], "no such atlas"),
         (["--reports", "nowhere"], "no such folder"),
+        (["."], "no atlas"),
+        (["broken"], "broken"),
+        (["--data", "nosuch"], "no data set of that name"),
         (["--host", "256.1.1.1", "--port", "0"], "cannot be opened"),
-        (["--port", "99999"], "99999"),
+        (["--port", "99999"], "65535"),
     ],
 )
 def test_what_cannot_be_served_is_one_line(arguments, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "atlas.db").write_bytes(b"not a database" * 100)
     assert main(["serve", *arguments]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+def test_a_connection_that_never_asks_is_closed(monkeypatch, tmp_path):
+    monkeypatch.setattr(server_file, "_PATIENCE", 0.3)
+    at = listen(port=0)
+    done = uvicorn.Server(uvicorn.Config(application(Served(tmp_path), at.rules), http=Patient, log_level="error"))
+    thread = threading.Thread(target=lambda: done.run(sockets=[at.listening]), daemon=True)
+    thread.start()
+    try:
+        with socket.create_connection(("127.0.0.1", at.port), timeout=20) as slow:
+            slow.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+            assert slow.recv(10) == b""
+        assert asked(f"http://127.0.0.1:{at.port}/health")[0] == 200
+    finally:
+        done.should_exit = True
+        thread.join(10)

@@ -1,5 +1,6 @@
 """Files that are sent: limits, what is refused, what is told, how long they are kept; the memory of their readers."""
 
+import asyncio
 import io
 import os
 import struct
@@ -10,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fastapi import HTTPException
 from safetensors.torch import save
-from served_atlas import filled, serving
+from served_atlas import filled, in_a_loop, serving
 
 import weightspace as ws
 from weightspace.net.errors import WeightspaceError
@@ -86,6 +88,15 @@ def test_a_pickle_in_an_array_is_refused_and_not_run(tmp_path):
     assert not mark.exists()
 
 
+def broken_header():
+    """An array whose header is no Python."""
+    body = io.BytesIO()
+    with zipfile.ZipFile(body, "w") as archive:
+        archive.writestr("x.npy", b"\x93NUMPY\x01\x00\x10\x00{'descr':[[[[[[[[")
+        archive.writestr("y.npy", b"")
+    return body.getvalue()
+
+
 @pytest.mark.parametrize(
     ("kind", "body", "said"),
     [
@@ -93,6 +104,7 @@ def test_a_pickle_in_an_array_is_refused_and_not_run(tmp_path):
         ("data", npz(x=np.zeros((4, 2), "float32"), y=np.full(4, np.inf)), "NaN"),
         ("data", GOOD[:-40], "broken"),
         ("data", b"PK\3\4" + bytes(100), "broken"),
+        ("data", broken_header(), "broken"),
         ("data", npz(x=np.zeros((0, 2), "float32"), y=np.zeros(0, "int64")), None),
         ("data", npz(x=np.array(["a", "b"]), y=np.arange(2)), None),
         ("network", save({"w": torch.full((3,), float("nan"))}), "NaN"),
@@ -193,12 +205,33 @@ def test_sizes_and_numbers_are_limited(tmp_path, quick, monkeypatch):
         assert [client.post("/api/uploads", body=GOOD)[0] for _ in range(3)] == [201, 201, 429]
 
 
+def test_files_that_come_at_the_same_time_are_counted(tmp_path, quick, monkeypatch):
+    monkeypatch.setattr(uploads, "_MANY", 3)
+    kept = Uploads()
+    here = asyncio.Event()
+
+    async def slow():
+        await here.wait()
+        yield GOOD
+
+    async def all_at_once():
+        sent = [asyncio.create_task(kept.receive(slow(), "a", len(GOOD))) for _ in range(5)]
+        await asyncio.sleep(0.05)
+        here.set()
+        return await asyncio.gather(*sent, return_exceptions=True)
+
+    found = in_a_loop(all_at_once())
+    assert sum(isinstance(one, uploads.Upload) for one in found) == 3 == len(kept.rows())
+    assert {one.status_code for one in found if isinstance(one, HTTPException)} == {429} and not kept._coming
+    kept.close()
+
+
 def test_after_an_hour_a_file_is_gone(tmp_path, quick, monkeypatch):
     kept = Uploads()
     monkeypatch.setattr(uploads, "HOUR", -1.0)
-    path = kept._made() / f"{'a' * 32}.part"
+    path = kept._made() / f"{'a' * 32}.npz"
     path.write_bytes(GOOD)
-    one = kept._checked("a" * 32, path, "name")
+    one = kept._checked("a" * 32, path, "data", "name")
     assert one.path.exists() and kept.rows() == [] and not one.path.exists()
     kept.close()
 

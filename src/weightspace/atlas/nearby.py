@@ -34,8 +34,8 @@ class Neighbour:
 
     @property
     def distance(self) -> float:
-        """The distance after alignment: the upper end of the interval."""
-        return self.modulo.upper
+        """The distance after alignment, the upper end of the interval, or that as stored where it is smaller."""
+        return min(self.modulo.upper, self.stored)
 
 
 @public

@@ -135,7 +135,8 @@ def _line(error: Exception) -> str:
 
     if hasattr(error, "format_message"):  # typer's own: an unknown option, a missing argument
         context = getattr(error, "ctx", None)
-        return f"{error.format_message()} See {getattr(context, 'command_path', 'weightspace')} --help."
+        said = str(error.format_message()).rstrip(".")
+        return f"{said}. See {getattr(context, 'command_path', 'weightspace')} --help."
     text = " ".join(str(error).split())
     if isinstance(error, WeightspaceError):
         return text

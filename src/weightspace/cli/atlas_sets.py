@@ -89,7 +89,7 @@ def _say_query(found: Queried) -> None:
         cells = [f"{place}{' =' * row.tied}", row.name, *(f"{x:.4g}" for x in numbers), str(row.examples)]
         table.add_row(*map(printable, cells))
     out.print(table)
-    for text in answered.remarks():
+    for text in found.remarks():
         out.print(printable(text), soft_wrap=True)
 
 

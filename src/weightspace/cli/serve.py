@@ -52,6 +52,8 @@ def serve(
     except ImportError as error:
         raise WeightspaceError(f"{error.name} is not installed; pip install 'weightspace[web]'") from error
     folder = reports_of(atlas, reports)
+    served = Served(folder, atlas, objects, tuple(data or ()), arch, jobs, int(memory * 1e9))
+    served.check()
     at = server.listen(host, port, tuple(name or ()))
     out = console()
 
@@ -62,5 +64,4 @@ def serve(
         print(at.page, flush=True)
         out.print("Stop it with Ctrl-C.")
 
-    served = Served(folder, atlas, objects, tuple(data or ()), arch, jobs, int(memory * 1e9))
     server.serve(served, at, ready, browser)

@@ -30,6 +30,9 @@ from weightspace.task.task import Task
 __all__ = ["Averaged", "Joined", "Queried", "between_members", "merge", "nearest_to", "query"]
 
 
+_UNKEPT = "The atlas is read-only: these values are not kept in it."
+
+
 @dataclass(frozen=True)
 class Queried:
     """Members ranked for data."""
@@ -37,10 +40,15 @@ class Queried:
     atlas: str
     asked_with: str
     answer: Answer
+    kept: bool = True
+
+    def remarks(self) -> list[str]:
+        """What must be known to read the ranking; `kept`: whether its values were written into the atlas."""
+        return [*self.answer.remarks(), *([] if self.kept else [_UNKEPT])]
 
     def data(self) -> dict[str, Any]:
         """As plain data."""
-        return {"atlas": self.atlas, "data": self.asked_with, **self.answer.data()}
+        return {"atlas": self.atlas, "data": self.asked_with, "kept": self.kept, **self.answer.data()}
 
 
 @dataclass(frozen=True)
@@ -104,8 +112,9 @@ def query(
     else:
         answer = rank(openings, task, cast(By, by), budget=budget, seed=settings.seed, engine=engine, progress=told)
         what = by
-    _write(atlas, members, answer, task, data, what)
-    return Queried(atlas.where, data, answer)
+    if atlas.catalogue.writable:
+        _write(atlas, members, answer, task, data, what)
+    return Queried(atlas.where, data, answer, atlas.catalogue.writable)
 
 
 def nearest_to(atlas: Atlas, path: Path, count: int = 5, *, settings: Settings) -> Nearby:

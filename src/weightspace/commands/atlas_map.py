@@ -131,7 +131,8 @@ def mapped(
             left |= {member.name: why for member, _ in some}
     if not spaces:
         why = next((f"; {name}: {reason}" for name, reason in left.items()), "")
-        raise WeightspaceError(f"{atlas.where}: holds no two networks of one architecture to compare{why}")
+        tagged = f" with the tag {tag}" if tag else ""
+        raise WeightspaceError(f"{atlas.where}: holds no two networks of one architecture{tagged} to compare{why}")
     return Mapped(atlas.where, spaces, left)
 
 

@@ -12,7 +12,7 @@ from weightspace.checkpoint.files import FileNote
 from weightspace.task import data_files, datasets
 from weightspace.task.task import Task
 
-__all__ = ["examples", "labelled", "limited", "splits", "train_and_test"]
+__all__ = ["examples", "found", "labelled", "limited", "splits", "train_and_test"]
 
 _NAMED = {
     "digits": lambda split: datasets.digits(split),
@@ -23,17 +23,23 @@ _NAMED = {
 }
 
 
+def found(data: str) -> Path:
+    """The path that a name stands for. Raises `ArchitectureError` where it is no path and no data set has that name."""
+    path = Path(data).expanduser()
+    if data not in _NAMED and not path.exists():
+        known = ", ".join(name for name in _NAMED if "_" not in name)
+        raise ArchitectureError(f"--data {data}: no such file, and no data set of that name; known are {known}")
+    return path
+
+
 def train_and_test(data: str) -> tuple[Task, Task | None]:
     """Training and test examples of a known data set, or of files that have both; else all examples, and None."""
-    path = Path(data).expanduser()
+    path = found(data)
     if data in _NAMED and not path.exists():
         return _NAMED[data]("train"), _NAMED[data]("test")
     if path.is_dir() or _has_splits(path):
         return _noted(data_files.read(path, split="train")), _noted(data_files.read(path, split="test"))
-    if path.exists():
-        return _noted(data_files.read(path)), None
-    known = ", ".join(name for name in _NAMED if "_" not in name)
-    raise ArchitectureError(f"--data {data}: no such file, and no data set of that name; known are {known}")
+    return _noted(data_files.read(path)), None
 
 
 def splits(data: str, limit: int, seed: int) -> tuple[Task, Task]:

@@ -233,7 +233,7 @@ def query_page(done: Queried, name: str = "Query", command: str = "") -> Page:
         numbers = [f"{x:.4g}" for x in (*answer.value(row), row.behind, row.behind_error)]
         cells.append([f"{place}{' =' * row.tied}", row.name, *numbers, str(row.examples)])
     table = Table("The ranking", columns, cells, folded=len(rows) > 2 * _NAMED)
-    return Page(name, headline, lead, "plain", command, cards, [_ranked(done), table], answer.remarks())
+    return Page(name, headline, lead, "plain", command, cards, [_ranked(done), table], done.remarks())
 
 
 def _ranked(done: Queried) -> Figure:

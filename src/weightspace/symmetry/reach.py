@@ -18,7 +18,6 @@ from weightspace.graph.trace import Trace, evaluate, op_name
 from weightspace.net.errors import SymmetryError
 from weightspace.net.inputs import input_tensors
 from weightspace.net.net import math_attention
-from weightspace.net.seeds import derived
 from weightspace.symmetry.element import Element
 from weightspace.symmetry.moved import Moved
 from weightspace.symmetry.probe import Probe
@@ -136,14 +135,14 @@ def _answers(
     values: list[Any],
     signs: Signs,
     flags: list[int],
-    seed: int,
+    draw: int,
     near: bool,
 ) -> bool:
     """Whether f(m r x) / f(m x) is f(r x) / f(x) for random factors m; `near`: for those within 1 % of one."""
     factors: dict[fx.Node, Tensor] = {}
     for k, (source, a, _) in enumerate(_floats(node, *args)):
         if source not in factors:
-            factors[source] = _factor(node, k, a, signs.get(source, (True, True)), derived(seed, "factor", k), near)
+            factors[source] = _factor(node, k, a, signs.get(source, (True, True)), 97 * draw + k, near)
     try:
         far = [evaluate(node, _times(node, given, factors), _kwargs(node), torch.float64) for given in args]
     except SymmetryError:

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -53,7 +54,7 @@ INPUTS = ("x", "inputs", "input", "input_ids", "images", "image", "data", "featu
 _TARGETS = ("y", "labels", "label", "targets", "target")
 _BESIDE = ("token_type_ids", "position_ids", "decoder_input_ids", "lengths")  # and every name that contains "mask"
 _BROKEN = (
-    *(OSError, EOFError, ValueError, LookupError, RuntimeError),
+    *(OSError, EOFError, ValueError, LookupError, RuntimeError, SyntaxError, TokenError),
     *(zlib.error, zipfile.BadZipFile, struct.error),
 )
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 
 from weightspace import __version__
@@ -36,9 +38,24 @@ _ROUTES: tuple[Callable[[Served], APIRouter], ...] = (
 )
 
 
+class Answer(JSONResponse):
+    """JSON in ASCII: names of files may hold what is no UTF-8."""
+
+    def render(self, content: Any) -> bytes:
+        """The bytes of an answer."""
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
 def application(served: Served, rules: Rules) -> Guard:
     """The whole server as one ASGI application."""
-    app = FastAPI(title="weightspace", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        title="weightspace",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        default_response_class=Answer,
+    )
     for path, file in PAGES.items():
         app.get(path, include_in_schema=False)(_file(STATIC / file))
     app.get("/vendor/plotly.js", include_in_schema=False)(_file(_PLOTLY, "text/javascript"))
@@ -49,6 +66,7 @@ def application(served: Served, rules: Rules) -> Guard:
     app.exception_handler(WeightspaceError)(_unfit)
     app.exception_handler(HTTPException)(_status)
     app.exception_handler(RequestValidationError)(_invalid)
+    app.exception_handler(ClientDisconnect)(_gone)
     app.exception_handler(Exception)(_unexpected)
     return Guard(app, rules)
 
@@ -75,7 +93,7 @@ def _file(path: Path, kind: str = "text/html; charset=utf-8") -> Callable[[], An
 
 
 def _said(status: int, why: str) -> Response:
-    return JSONResponse({"error": why}, status_code=status)
+    return Answer({"error": why}, status_code=status)
 
 
 async def _unfit(request: Request, error: Exception) -> Response:
@@ -91,6 +109,10 @@ async def _invalid(request: Request, error: Exception) -> Response:
     first = error.errors()[0] if isinstance(error, RequestValidationError) else {}
     where = ".".join(str(part) for part in first.get("loc", ()))
     return _said(422, f"{where}: {first.get('msg', 'not as expected')}"[:300])
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    return _said(408, "the body did not come in time")
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:

@@ -7,6 +7,7 @@ carry the token wherever it reads or changes anything.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import re
@@ -26,6 +27,7 @@ App: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
 
 PROTOCOL = "weightspace"  # the protocol that a socket speaks; the token comes beside it, as token.<token>
 _SHORTEST = 16  # characters of a token
+_PATIENCE = 30.0  # seconds until the next part of a body
 _SAFE = ("GET", "HEAD")
 _READ = ("GET", "HEAD", "POST", "DELETE")
 _BODIES = ("application/json", "application/octet-stream")
@@ -100,8 +102,8 @@ class Guard:
                 return await send({"type": "websocket.close", "code": 4400 + refused[0] % 100, "reason": refused[1]})
             return await self.app(scope, receive, send)
         if refused is not None:
-            return await _answer(send, *refused)
-        await self.app(scope, receive, _with_headers(send, scope["path"]))
+            return await _answer(send, *refused, plain=not scope["path"].startswith("/api/"))
+        await self.app(scope, _timely(receive), _with_headers(send, scope["path"]))
 
     def _refused(self, scope: Message) -> tuple[int, str] | None:
         headers = _headers(scope)
@@ -152,6 +154,24 @@ def _socket_token(scope: Message) -> str:
     return given[0] if len(given) == 1 and PROTOCOL in scope["subprotocols"] else ""
 
 
+def _timely(receive: Receive) -> Receive:
+    """A body that stops coming counts as a browser that went away."""
+    more = True
+
+    async def received() -> Message:
+        nonlocal more
+        if not more:
+            return await receive()
+        try:
+            message = await asyncio.wait_for(receive(), _PATIENCE)
+        except TimeoutError:
+            message = {"type": "http.disconnect"}
+        more = bool(message.get("more_body"))
+        return message
+
+    return received
+
+
 def _with_headers(send: Send, path: str) -> Send:
     async def sent(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -164,9 +184,10 @@ def _with_headers(send: Send, path: str) -> Send:
     return sent
 
 
-async def _answer(send: Send, status: int, why: str) -> None:
-    body = json.dumps({"error": why}).encode()
-    headers = {**_HEADERS, "content-type": "application/json", "content-length": str(len(body))}
+async def _answer(send: Send, status: int, why: str, plain: bool = False) -> None:
+    body = f"{why[0].upper()}{why[1:]}.\n".encode() if plain else json.dumps({"error": why}).encode()
+    kind = "text/plain; charset=utf-8" if plain else "application/json"
+    headers = {**_HEADERS, "content-type": kind, "content-length": str(len(body))}
     await send({"type": "http.response.start", "status": status,
                 "headers": [(k.encode(), v.encode()) for k, v in headers.items()]})  # fmt: skip
     await send({"type": "http.response.body", "body": body})

@@ -15,6 +15,7 @@ from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, HTTPException, Response
 from fastapi import Path as Part
+from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, ConfigDict
 
 from weightspace.pages.page import MARK
@@ -172,7 +173,11 @@ def report_routes(served: Served) -> APIRouter:
 
     @router.get("/reports/view/{ticket}")
     def view(ticket: Ticket) -> Response:
+        try:
+            page = reports.page(ticket)
+        except HTTPException:  # loaded again, or a link that was kept
+            return RedirectResponse("/reports", status_code=303)
         headers = {"content-security-policy": _POLICY, "cache-control": "no-store"}
-        return Response(reports.page(ticket), media_type="text/html; charset=utf-8", headers=headers)
+        return Response(page, media_type="text/html; charset=utf-8", headers=headers)
 
     return router

@@ -6,6 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from weightspace.atlas.atlas import Atlas
+from weightspace.commands.data import found
 from weightspace.net.errors import WeightspaceError
 
 __all__ = ["Served", "id_of", "reports_of"]
@@ -28,6 +30,13 @@ class Served:
     arch: str | None = None
     jobs: int = 1
     memory: int = 8 << 30
+
+    def check(self) -> None:
+        """Raises `WeightspaceError` for an atlas that cannot be opened, and for data that are not there."""
+        if self.atlas is not None:
+            Atlas(self.atlas, objects=self.objects, create=False).close()
+        for name in self.data:
+            found(name)
 
 
 def reports_of(atlas: str | None, reports: Path | None) -> Path:

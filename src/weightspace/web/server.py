@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import secrets
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from weightspace.net.errors import WeightspaceError
 from weightspace.web.app import application
@@ -20,8 +22,27 @@ from weightspace.web.served import Served
 __all__ = ["PORT", "Address", "listen", "serve"]
 
 PORT = 8421
+_PATIENCE = 10.0  # seconds for a first request
 _MESSAGE = 64 << 10  # bytes of a message over a socket
 _WAITING = 64  # messages of one socket that are not yet read
+
+
+class Patient(H11Protocol):
+    """HTTP whose connections are closed where no whole request has come within a time."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait."""
+        super().connection_made(transport)
+        self._late = self.loop.call_later(_PATIENCE, self._give_up)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no longer."""
+        self._late.cancel()
+        super().connection_lost(exc)
+
+    def _give_up(self) -> None:
+        if self.cycle is None and self.transport.get_protocol() is self:
+            self.transport.close()
 
 
 @dataclass(frozen=True)
@@ -72,7 +93,7 @@ def serve(served: Served, at: Address, ready: Callable[[], None] | None = None, 
     config = uvicorn.Config(
         application(served, at.rules), ws_max_size=_MESSAGE, ws_max_queue=_WAITING, log_level="error",
         access_log=False, server_header=False, lifespan="on", timeout_graceful_shutdown=2,
-        timeout_keep_alive=20, limit_concurrency=512,
+        timeout_keep_alive=20, limit_concurrency=512, http=Patient,
     )  # fmt: skip
     if ready is not None:
         ready()

@@ -26,6 +26,7 @@ __all__ = ["Upload", "Uploads", "upload_routes"]
 
 HOUR = 3600.0
 _PREFIX = "weightspace-uploads-"
+_HEAD = 16  # bytes that tell the kind of a file
 _MANY, _TOGETHER = 16, 1 << 29  # files, and bytes of all
 _SECONDS = 120.0  # for which a file is read
 Id = Annotated[str, Part(pattern="^[0-9a-f]{32}$")]
@@ -55,6 +56,7 @@ class Uploads:
         self.folder: Path | None = None  # from the first file on
         self._lock, self._one = threading.Lock(), threading.Lock()
         self._kept: dict[str, Upload] = {}
+        self._coming: dict[str, int] = {}  # id -> bytes of what is under way
 
     def close(self) -> None:
         """Throw all away."""
@@ -100,24 +102,34 @@ class Uploads:
     async def receive(self, parts: AsyncIterator[bytes], name: str, length: int) -> Upload:
         """Keep the file that comes in these parts. Raises 422 for one that cannot be used, 429 for one too many."""
         kept = self.rows()
-        if len(kept) >= _MANY or sum(one.bytes for one in kept) + length > _TOGETHER:
-            raise HTTPException(429, "too many files are kept; throw one away, or wait until it is an hour old")
-        id = secrets.token_hex(16)
-        path = self._made() / f"{id}.part"
+        with self._lock:
+            sizes = [*(one.bytes for one in kept), *self._coming.values()]
+            if len(sizes) >= _MANY or sum(sizes) + length > _TOGETHER:
+                raise HTTPException(429, "too many files are kept; throw one away, or wait until it is an hour old")
+            id = secrets.token_hex(16)
+            self._coming[id] = length
         try:
-            with path.open("xb") as file:
-                async for part in parts:
-                    file.write(part)
-            return await run_in_threadpool(self._checked, id, path, name)
+            head = b""
+            async for part in parts:
+                head += part
+                if len(head) >= _HEAD:
+                    break
+            kind, ending = _kind(head[:_HEAD])
+            path = self._made() / f"{id}{ending}"
+            try:
+                with path.open("xb") as file:
+                    file.write(head)
+                    async for part in parts:
+                        file.write(part)
+                return await run_in_threadpool(self._checked, id, path, kind, name)
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
         finally:
-            path.unlink(missing_ok=True)
+            with self._lock:
+                del self._coming[id]
 
-    def _checked(self, id: str, part: Path, name: str) -> Upload:
-        with part.open("rb") as file:
-            head = file.read(16)
-        kind, ending = _kind(head)
-        path = part.with_name(f"{id}{ending}")
-        part.rename(path)
+    def _checked(self, id: str, path: Path, kind: str, name: str) -> Upload:
         order = {"kind": kind, "arguments": {"path": str(path), "shown": "the file"}, "atlas": None, "objects": None,
                  "arch": None, "out": None, "memory": self.memory, "longest": 1 << 16}  # fmt: skip
         try:
@@ -126,7 +138,6 @@ class Uploads:
         except OSError as error:
             outcome = Outcome(error=f"no process can be started ({error.strerror})")
         if outcome.result is None:
-            path.unlink(missing_ok=True)
             raise HTTPException(422, outcome.error or "the file cannot be read")
         size = path.stat().st_size
         found = Upload(id, name, kind, path, size, time.time() + HOUR, outcome.result)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ def make_map(work: Work) -> dict[str, Any]:
     """The map of the atlas: kept in it, and its page."""
     with _atlas(work) as atlas:
         found = atlas_map.mapped(atlas, work["tag"], not work["stored"], settings=_settings(work))
-        last_map.keep(atlas, found)
+        if atlas.catalogue.writable:
+            last_map.keep(atlas, found)
     _write(work, map_page(found))
     spaces = found.spaces
     return {"networks": sum(len(s.members) for s in spaces), "families": sum(len(s.families.middles) for s in spaces),
@@ -80,9 +82,10 @@ def query(work: Work) -> dict[str, Any]:
             settings=_settings(work),
         )  # fmt: skip
         sent = [row for row in atlas.tasks if row.opened == work["data"] and work["upload"] is not None]
-        atlas.tasks.put(TaskRow(row.key, f"{work['shown']} (sent)", "", row.examples) for row in sent)
+        if found.kept:
+            atlas.tasks.put(TaskRow(row.key, f"{work['shown']} (sent)", "", row.examples) for row in sent)
     answer = found.answer
-    _write(work, query_page(atlas_asked.Queried(found.atlas, work["shown"], answer)))
+    _write(work, query_page(replace(found, asked_with=work["shown"])))
     rows = [
         {"id": id_of(row.name), "name": row.name, "value": answer.value(row)[0], "error": answer.value(row)[1],
          "behind": row.behind, "behind_error": row.behind_error, "examples": row.examples, "tied": bool(row.tied)}
@@ -90,7 +93,7 @@ def query(work: Work) -> dict[str, Any]:
     ]  # fmt: skip
     return {
         "data": work["shown"], "by": answer.by, "best": rows[0]["id"], "tied": [r["id"] for r in rows if r["tied"]],
-        "ranking": rows[:_LISTED], "share": answer.found.share, "remarks": [*answer.remarks()],
+        "ranking": rows[:_LISTED], "share": answer.found.share, "remarks": found.remarks(),
     }  # fmt: skip
 
 
@@ -106,11 +109,13 @@ def nearest(work: Work) -> dict[str, Any]:
 
 def merge(work: Work) -> dict[str, Any]:
     """Members averaged greedily: a file in the atlas' folder, and a member with its parents."""
-    assert work.out is not None
-    work.out.parent.mkdir(parents=True, exist_ok=True)
     with _atlas(work) as atlas:
-        name = _free(atlas, work["name"] or f"average of {len(work['networks'])}")
+        if not atlas.catalogue.writable:
+            raise WeightspaceError("the atlas is read-only, so no average can be added to it; copy it first")
+        _room(work)
+        assert work.out is not None
         done = atlas_asked.merge(atlas, work["networks"], work["data"], work.out, settings=_settings(work))
+        name = _free(atlas, work["name"] or f"average of {len(done.found.kept)}")
         first = atlas[done.found.kept[0]]
         try:
             atlas.add(work.out, name, parents=done.found.kept, tags=["merged"], arch=first.made or None)
@@ -152,10 +157,19 @@ def _atlas(work: Work) -> Atlas:
     return Atlas(work.atlas, objects=work.objects, create=False)
 
 
+def _room(work: Work) -> None:
+    """Make the folder that is written into. Raises `WeightspaceError`."""
+    assert work.out is not None
+    try:
+        work.out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WeightspaceError(f"the folder {work.out.parent.name} cannot be made ({error.strerror})") from error
+
+
 def _write(work: Work, page: Page) -> None:
     """Write the page of a job."""
+    _room(work)
     assert work.out is not None
-    work.out.parent.mkdir(parents=True, exist_ok=True)
     work.progress("writing the page", 0, 0)
     save([page], work.out, title=page.name)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from weightspace.checkpoint.reader import read
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
+from weightspace.net.seeds import derived
 from weightspace.task.task import Task
 from weightspace.trust.expected_displacement import displacement
 from weightspace.trust.perturbation import perturb
@@ -53,7 +54,7 @@ def pictures_of(
     net = Net.of(decoder()).load(read(file))
     x, noisy = inputs(rows, seed, tilt), net
     for k in range(presses if percent else 0):
-        noisy = perturb(noisy, percent / 100, seed=(seed + k) % 2**31)
+        noisy = perturb(noisy, percent / 100, seed=derived(seed, "press", k) % 2**31)
     if not sound(noisy.weights.flat()):
         raise WeightspaceError(f"the generator's weights would grow beyond {LARGEST:g}; press less often")
     with torch.no_grad():

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
+from weightspace.net.seeds import derived
 from weightspace.web.playground.learner import LARGEST, Learner, sound
 from weightspace.web.playground.points import Points, drawn
 from weightspace.web.playground.state import Limits, State
@@ -144,7 +145,7 @@ class Networks:
     def seed(self) -> int:
         """A new seed for a draw: the same ones in the same order, for the same messages."""
         self.draws += 1
-        return (1_000_003 * (self.state.seed + 1) + self.draws) % 2**31
+        return derived(self.state.seed, "draw", self.draws) % 2**31
 
     # -------------------------------------------------------------- training
 

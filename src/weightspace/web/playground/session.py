@@ -27,6 +27,8 @@ from weightspace.web.playground.walking import Walk
 
 __all__ = ["Session", "prepare"]
 
+_NATURAL = 10  # steps of the natural gradient that one message may take: two seconds for the largest networks
+
 
 @public
 class Session:
@@ -138,6 +140,8 @@ class Session:
         return self._frame("show", fields)
 
     def _step(self, fields: Mapping[str, Any]) -> Reply:
+        if self.networks.state.algorithm == "natural" and fields["steps"] > _NATURAL:
+            raise WeightspaceError(f"a message takes at most {_NATURAL} steps of the natural gradient")
         self.networks.learn(fields["steps"])
         self.walk = None
         return self._frame("step", fields)

@@ -12,6 +12,7 @@ from weightspace.metric.pullback import Pullback
 from weightspace.metric.steps import Modes
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
+from weightspace.net.seeds import derived
 from weightspace.task.goal import gradient
 from weightspace.web.playground.networks import Networks, scores
 from weightspace.web.playground.points import Points, drawn, half
@@ -24,7 +25,6 @@ _TRIES, _SHORTER, _LONGER = 3, 4.0, 2.0  # lengths of a step that are tried, and
 _LEAST = 1e-4  # share of the first length at which a walk ends
 _CORRECTION = 10  # products of a correction
 _LINEAR = 0.5  # share of the budget that the step itself may take, before it is corrected
-_OTHER = 7_919  # added to the seed of the data to learn
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Walk:
 def begun(networks: Networks, k: int, learn: str, halves: bool, budget: float, size: float) -> Walk:
     """A walk that keeps the data of the state and learns another set; each on its half of the square with `halves`."""
     state, net = networks.state, networks.net(k)
-    new, _ = drawn(learn, state.points, state.noise, (state.seed + _OTHER) % 2**31, state.test)
+    new, _ = drawn(learn, state.points, state.noise, derived(state.seed, "other points") % 2**31, state.test)
     kept, learnt = (half(networks.train, False), half(new, True)) if halves else (networks.train, new)
     metric = Pullback(kept.task().take(_MEMORY, seed=state.seed), damping=_DAMPING)
     length = size * float(net.weights.norm())
