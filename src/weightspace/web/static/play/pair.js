@@ -94,6 +94,10 @@ function Two(/** @type {{game: any}} */ { game }) {
   const [t, setT] = useState(0.5);
   const [told, setTold] = useState("");
   const { line, before, setBefore } = useLine(game, true);
+  useEffect(() => {
+    setTold("");
+    setBefore(null);
+  }, [game.made]);
   const maps = useBetween(game, t, line);
   const shuffle = async () => {
     const header = await game.act({ do: "shuffle", network: 2 });
@@ -115,7 +119,7 @@ function Two(/** @type {{game: any}} */ { game }) {
     <div class="actions">
       <button id="shuffle" onClick=${shuffle}>Shuffle and rescale network 2</button>
       <button id="align" class="main" onClick=${align}>Align 2 onto 1</button>
-      <button onClick=${() => game.set({ other: -1 })}>Remove network 2</button></div>
+      <button id="alone" title="Network 1 stays as it is" onClick=${() => game.set({ other: -1 })}>Remove network 2</button></div>
     <p class="told" role="status"
       id="pair-told">${told || "Shuffling moves neurons of a layer and rescales them: the drawing changes, the output does not."}</p>
     <h3>The straight line between them</h3>
