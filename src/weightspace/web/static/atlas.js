@@ -83,7 +83,7 @@ function Overview(/** @type {{all: Networks, go: Go}} */ { all, go }) {
     <button class="do" onClick=${() => go({ tool, network: "", job: "" })}><strong>${title}</strong><span>
       ${text}</span></button>`;
   return html`<h2>What is here</h2>
-    <p>${count(atlas.networks, "network")} of ${count(kinds.length, "architecture")}, ${size(atlas.bytes)}.
+    <p>${count(atlas.networks, "network")} of ${count(kinds.length, "architecture")}, ${size(atlas.bytes)}.${" "}
       ${atlas.mapped === null ? "" : ` Mapped ${day(atlas.mapped)}.`}</p>
     ${kinds.length > 1 && html`<ul class="kin">${kinds.slice(0, 6).map((/** @type {any} */ a) => html`<li>
       <button class="plain link-like"

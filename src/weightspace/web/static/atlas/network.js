@@ -65,7 +65,7 @@ function Layers(/** @type {{net: any}} */ { net }) {
   const [most, setMost] = useState(60);
   const top = Math.max(...net.layers.map((/** @type {any} */ l) => l.norm ?? 0), 1e-30);
   return html`<h3>Layers</h3>
-    <p class="soft small">${count(net.layers.length, "tensor")},
+    <p class="soft small">${count(net.layers.length, "tensor")},${" "}
       ${(net.numbers ?? 0).toLocaleString("en")} numbers${net.norm === null ? "" : `, norm ${number(net.norm)}`}.
       The bar is the norm of a tensor, the root of the sum of its squares.</p>
     ${net.problem && html`<p class="bad">${net.problem}</p>`}
@@ -112,7 +112,7 @@ export function Network({ all, id, go, changed }) {
   return html`
     <div class="head"><h2>${net.name}</h2><button class="plain" onClick=${close}
       aria-label="Close">\u00d7</button></div>
-    <p class="soft">${net.made || "architecture unknown"}, ${net.dtype},
+    <p class="soft">${net.made || "architecture unknown"}, ${net.dtype},${" "}
       ${(net.numbers ?? 0).toLocaleString("en")} numbers, ${size(net.bytes)}${
       family && family.size > 1 ? html`; <button class="plain link-like"
         onClick=${() => go({ family: row?.kin ?? "" })}>family ${family.number}</button> of ${family.size}` : ""}.</p>

@@ -80,7 +80,7 @@ function Compared(/** @type {Shown} */ { found }) {
       class="number">Numbered alike</th></tr></thead>
       <tbody>${rows.map(([what, a, b]) => html`<tr><td>${what}</td><td class="number">${a}</td><td class="number">
         ${b}</td></tr>`)}</tbody></table>
-    ${low.length === 2 && html`<p class="soft">Distance up to symmetry: between ${number(low[0])} and
+    ${low.length === 2 && html`<p class="soft">Distance up to symmetry: between ${number(low[0])} and${" "}
       ${number(low[1])}.</p>`}`;
 }
 
@@ -120,7 +120,7 @@ function Neighbours(/** @type {Shown} */ { all, go, found }) {
 }
 
 function Mapped(/** @type {Shown} */ { found, go }) {
-  return html`<p class="result">${count(found.networks, "network")} in ${count(found.families, "family", "families")},
+  return html`<p class="result">${count(found.networks, "network")} in ${count(found.families, "family", "families")},${" "}
     ${count(found.edges, "origin")} found</p>
     ${found.left > 0 && html`<p class="soft">
       ${count(found.left, "network")} left out, each the only one of its architecture or unreadable.</p>`}

@@ -43,7 +43,7 @@ function Breakdown(/** @type {{game: any}} */ { game }) {
     const reply = await game.ask({ do: "breakdown", percent: size }, "Measuring the gradient\u2026");
     if (reply && made === game.made) setFound(reply.header);
   };
-  return html`<p>A gradient holds near the weights it was taken at. After a step of
+  return html`<p>A gradient holds near the weights it was taken at. After a step of${" "}
     <select aria-label="Size of the step in percent" value=${size}
       onChange=${(/** @type {any} */ e) => setSize(Number(e.target.value))}>
       ${[0.1, 1, 3, 10, 30, 100].map((n) => html`<option value=${n}>${n} %</option>`)}</select> in every layer,${" "}

@@ -123,7 +123,7 @@ function Two(/** @type {{game: any}} */ { game }) {
     <p class="told" role="status"
       id="pair-told">${told || "Shuffling moves neurons of a layer and rescales them: the drawing changes, the output does not."}</p>
     <h3>The straight line between them</h3>
-    <p>Halfway between two good networks there is often a bad one: a barrier. Aligning the neurons first lowers it.
+    <p>Halfway between two good networks there is often a bad one: a barrier. Aligning the neurons first lowers it.${" "}
       ${line && html` <b id="barrier">Barrier now ${short(line.plain.barrier)}${before === null ? "" : `, before aligning ${short(before)}`}; aligned ${short(line.aligned.barrier)}.</b>`}</p>
     <label class="slider long"><span>Position between network 1 and network 2 <b>${t.toFixed(2)}</b></span>
       <input type="range" min="0" max="1" step="0.01" value=${t} aria-label="Position between the networks"
