@@ -8,7 +8,7 @@ import { useAddress } from "./atlas/address.js";
 import { openReport, Strip, useJobs } from "./atlas/jobs.js";
 import { MapView } from "./atlas/map.js";
 import { Network } from "./atlas/network.js";
-import { filtered, load, sorted, spaceOf } from "./atlas/networks.js";
+import { filtered, load, present, sorted, spaceOf } from "./atlas/networks.js";
 import { answerOf, JobPanel, useJob } from "./atlas/results.js";
 import { Filters, Table } from "./atlas/table.js";
 import { TOOLS } from "./atlas/tools.js";
@@ -151,7 +151,7 @@ function useShortcuts(/** @type {At} */ at, /** @type {Go} */ go) {
 const colourJob = (/** @type {At} */ at) => (at.colour.startsWith("job:") ? at.colour.slice(4) : "");
 
 function Loaded(/** @type {{all: Networks, again: () => void}} */ { all, again }) {
-  const [at, go] = useAddress();
+  const [at, go] = useAddress((asked) => present(all, asked));
   const [names, setNames] = useState(/** @type {string[]} */ ([]));
   const [pointed, point] = useState(/** @type {Row | null} */ (null));
   const { jobs, ended, run, hide } = useRun(go, again);

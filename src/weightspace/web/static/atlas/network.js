@@ -8,6 +8,9 @@ import { count, day, number, origin, size } from "./words.js";
 /** @typedef {import("./networks.js").Networks} Networks */
 /** @typedef {import("./address.js").Go} Go */
 
+const NONE = "There is no such network in this atlas.";
+const unknown = (/** @type {number} */ status) => [400, 404, 422].includes(status);
+
 /** A button that opens another network. */
 export function Open(/** @type {{id: string, name: string, go: Go, known: boolean}} */ { id, name, go, known }) {
   if (!known) return html`<span>${name}</span>`;
@@ -83,7 +86,7 @@ function Layers(/** @type {{net: any}} */ { net }) {
 /** What two places of an edge say of it. */
 function edge(/** @type {any} */ one) {
   const told = [origin(one)];
-  if (one.distance !== null && one.distance !== undefined) told.push(`distance ${number(one.distance)}`);
+  if (one.distance !== null && one.distance !== undefined) told.push(`relative distance ${number(one.distance)}`);
   if (one.why) told.push(one.why);
   return told.join("; ");
 }
@@ -94,8 +97,10 @@ export function Network({ all, id, go, changed }) {
   const [error, setError] = useState("");
   useEffect(() => {
     let old = false;
+    const refused = (/** @type {any} */ e) => !old && [setNet(null), setError(unknown(e.status) ? NONE : e.message)];
     setError("");
-    api(`/api/atlas/networks/${id}`).then((n) => !old && setNet(n), (e) => !old && [setNet(null), setError(e.message)]);
+    if (!/^[0-9a-f]{32}$/.test(id)) refused({ status: 404 });
+    else api(`/api/atlas/networks/${id}`).then((n) => !old && setNet(n), refused);
     return () => {
       old = true;
     };
@@ -134,7 +139,7 @@ export function Network({ all, id, go, changed }) {
     <${Kin} title="Made of it" list=${net.children} all=${all} go=${go} say=${edge} />
     <${Kin} title="The same tensors" list=${net.copies} all=${all} go=${go} say=${() => ""} />
     <${Kin} title="Nearest" list=${net.near} all=${all} go=${go}
-      say=${(/** @type {any} */ o) => `distance ${number(o.distance)}`} />
+      say=${(/** @type {any} */ o) => `absolute distance ${number(o.distance)}`} />
     <${Layers} net=${net} key=${id} />
     ${net.group && html`<h3>Symmetry</h3><p>${net.group}</p>`}
     <h3>File</h3>

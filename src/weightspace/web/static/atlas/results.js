@@ -20,7 +20,9 @@ export function useJob(/** @type {string} */ id, /** @type {Job | undefined} */ 
   useEffect(() => {
     let old = false;
     setError("");
-    if (id) api(`/api/jobs/${id}`).then((j) => !old && setJob(j), (e) => !old && [setJob(null), setError(e.message)]);
+    const refused = (/** @type {any} */ e) => !old && [setJob(null),
+      setError([400, 404, 422].includes(e.status) ? "There is no such job on this server." : e.message)];
+    if (id) api(`/api/jobs/${id}`).then((j) => !old && setJob(j), refused);
     else setJob(null);
     return () => {
       old = true;
