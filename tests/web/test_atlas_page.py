@@ -105,6 +105,33 @@ def test_networks_are_found_opened_tagged_and_filtered(tab, served):
     clean(tab, served)
 
 
+def test_an_address_that_names_what_is_not_here_is_answered_in_words(tab, served):
+    page = entered(tab, served, "/atlas?family=99&colour=x&tag=none&arch=none&network=zzz")
+    panel = page.get_by_role("complementary", name="Details")
+    expects(panel).to_contain_text("There is no such network in this atlas.")
+    expects(page.locator(".filters .count")).to_have_text("12 networks")
+    for name, value in (("Family", ""), ("Tag", ""), ("Colour by", "family")):
+        expects(page.get_by_label(name, exact=True)).to_have_value(value)
+    panel.get_by_role("button", name="Close").click()
+    expects(panel.get_by_role("heading", name="What is here")).to_be_visible()
+    assert "family" not in page.url and "colour" not in page.url
+    clean(tab, served)
+    page.goto(f"{served.base}/atlas?network={'0' * 32}")
+    expects(panel).to_contain_text("There is no such network in this atlas.")
+
+
+def test_origins_are_as_sure_as_the_command_line_says(tab, served):
+    page = entered(tab, served)
+    said = page.evaluate(
+        """async () => {
+            const { origin } = await import("/static/atlas/words.js");
+            return [["copy", 0.9], ["copy", 0.5], ["tune", 0.5], ["tune", 0.93], ["tune", null], ["stated", null]]
+                .map(([kind, confidence]) => origin({ kind, confidence }));
+        }"""
+    )
+    assert said == ["found: copy", "found: copy", "found: tune", "found: tune, 93% sure", "found: tune", "stated"]
+
+
 def test_the_table_sorts_and_is_downloaded_and_keys_move_in_it(tab, served):
     page = entered(tab, served)
     table = page.get_by_role("region", name=re.compile("Networks"))

@@ -163,6 +163,65 @@ def test_a_shuffled_network_is_the_same_function_and_aligned_the_barrier_falls(t
     quiet(tab, server)
 
 
+def test_training_ends_a_walk_and_goes_on(tab, server):
+    page = go(tab, server, EASY + "&tab=walk")
+    page.click("#walk")
+    told = page.locator("#walk-told")
+    expect(told).to_contain_text(re.compile("Step [1-9]"), timeout=WAIT)
+    page.click("#play")
+    expect(told).to_contain_text("The walk has ended: the network was trained or changed.")
+    expect(page.locator("#walk")).to_be_enabled()
+    expect(page.locator("#walk")).to_have_text("Begin again")
+    expect(page.get_by_role("button", name="Go on")).to_have_count(0)
+    before = steps(page)
+    until(lambda: steps(page) > before + 100)
+    expect(page.locator("#status")).to_have_text("Training.")
+    expect(page.locator("#status.bad")).to_have_count(0)
+    page.click("#walk")
+    expect(page.locator("#play")).to_contain_text("Train")
+    expect(told).not_to_contain_text("has ended")
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_role("button", name="Go on")).to_be_visible()
+    page.keyboard.press("Escape")
+    page.locator("#walk").blur()
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("button", name="Go on")).to_have_count(0)
+    expect(told).to_contain_text("The walk has ended")
+    quiet(tab, server)
+
+
+def test_what_was_measured_goes_with_its_network(tab, server):
+    page = go(tab, server, EASY + "&tab=inside")
+    for press in ("how much of it is wrong?", "Count the nats"):
+        page.get_by_role("button", name=press).click()
+        expect(page.locator("#status")).not_to_contain_text(re.compile("Measuring|Counting"), timeout=WAIT)
+    change, nats = page.get_by_text("the gradient has changed"), page.get_by_text("effective weights")
+    for renew in (lambda: page.click("#reset"), lambda: page.get_by_label("Activation").select_option("relu")):
+        expect(change).to_be_visible(timeout=WAIT)
+        expect(nats).to_be_visible(timeout=WAIT)
+        renew()
+        expect(change).to_have_count(0)
+        expect(nats).to_have_count(0)
+        for press in ("how much of it is wrong?", "Count the nats"):
+            page.get_by_role("button", name=press).click()
+    quiet(tab, server)
+
+
+def test_network_1_stays_when_network_2_is_removed(tab, server):
+    page = go(tab, server, EASY + "&other=1&tab=two")
+    for k in range(1, 4):
+        page.keyboard.press("ArrowRight")
+        until(lambda k=k: steps(page) == k)
+    loss = page.locator("#train-loss").inner_text()
+    page.click("#alone")
+    expect(page.locator("#status")).to_contain_text("network 1 is as it was")
+    assert steps(page) == 3 and page.locator("#train-loss").inner_text() == loss
+    page.get_by_text("Add a second network").click()
+    expect(page.locator("#status")).to_contain_text("Both networks begin anew")
+    until(lambda: steps(page) == 0)
+    quiet(tab, server)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_at_phone_width_nothing_scrolls_sideways(chromium, server, scheme):
     tab = opened(chromium, width=390, height=844, color_scheme=scheme)
@@ -172,6 +231,14 @@ def test_at_phone_width_nothing_scrolls_sideways(chromium, server, scheme):
             page.click(f"#tab-{name}")
             expect(page.locator(f"#tab-{name}")).to_have_attribute("aria-selected", "true")
             assert page.evaluate("() => document.documentElement.scrollWidth") <= 390, name
+        bar, theme = page.locator("nav.bar"), page.get_by_label("Theme")
+        assert bar.bounding_box()["width"] == page.evaluate("() => document.documentElement.clientWidth")
+        rows = {round(item.bounding_box()["y"] / 20) for item in bar.locator("a.page").all()}
+        assert len(rows) == 1 and bar.bounding_box()["height"] < 110
+        middles = [
+            box["y"] + box["height"] / 2 for box in (theme.bounding_box(), page.get_by_label("Help").bounding_box())
+        ]
+        assert abs(middles[0] - middles[1]) < 3
         box = page.get_by_label("Network 1, drawn")
         assert box.evaluate("box => box.scrollWidth > box.clientWidth")  # the network scrolls in its own box
         quiet(tab, server)

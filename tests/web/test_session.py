@@ -201,6 +201,23 @@ def test_an_edit_changes_one_number_and_is_undone():
     assert torch.equal(session.networks.learners[1].flat, before[1])
 
 
+def test_without_the_second_network_the_first_goes_on_as_it_would_have():
+    """Steps, weights, optimiser, what there is to undo: all as in a session that keeps both networks."""
+    both, one = begun(other=1), begun(other=1)
+    for session in (both, one):
+        session.answer({"do": "step", "steps": 7})
+        session.answer({"do": "noise", "percent": 10, "network": 1})
+        session.answer({"do": "noise", "percent": 10, "network": 2})
+    frame = one.answer({"do": "set", "other": -1})
+    assert frame.header["step"] == 7 and frame.header["undo"] == 2 and len(frame.header["networks"]) == 1
+    for message in ({"do": "step", "steps": 3}, {"do": "undo"}, {"do": "undo"}, {"do": "step", "steps": 3}):
+        ours, theirs = one.answer({**message, "weights": True}), both.answer({**message, "weights": True})
+        assert np.array_equal(ours.section("weights")[0], theirs.section("weights")[0])
+    with pytest.raises(WeightspaceError, match="there is one network"):
+        one.answer({"do": "align"})
+    assert one.answer({"do": "set", "other": 1}).header["step"] == 0
+
+
 def test_history_and_memory_are_bounded():
     session = Session(Limits(history=5))
     session.answer({**SMALL, "other": 1, "side": 8})

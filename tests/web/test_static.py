@@ -13,6 +13,7 @@ IMPORT = re.compile(
     r"""(?:^import\b(?:[^"'`;]*\bfrom)?|^export\s*(?:\*|\{[^}]*\})\s*from|\bimport\s*\()\s*["']([^"']+)["']""",
     re.MULTILINE,
 )
+INLINE = "a|b|button|code|em|i|input|kbd|select|small|span|strong"
 OURS = sorted(p for p in STATIC.rglob("*") if p.suffix in (".js", ".css", ".html") and VENDOR not in p.parents)
 
 
@@ -41,3 +42,74 @@ def test_our_files_name_no_other_host_and_build_no_markup_from_text(path):
 
 def test_every_page_has_its_file():
     assert all((STATIC / file).is_file() for file in PAGES.values())
+
+
+def templates(source):
+    """The templates html`...` of a script, inner ones too, with § for each ${...}."""
+    found = []
+
+    def template(at):
+        text = ""
+        while source[at] != "`":
+            if source.startswith("${", at):
+                at, text = code(at + 2), text + "§"
+            else:
+                step = 2 if source[at] == "\\" else 1
+                at, text = at + step, text + source[at : at + step]
+        return text, at + 1
+
+    def code(at):
+        depth = 0
+        while at < len(source):
+            skipped = re.compile(r"//.*|/\*[\s\S]*?\*/|\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'").match(source, at)
+            pattern = re.compile(r"(?:(?<=[=(,])|(?<=return))\s*/(?:\\.|\[(?:\\.|[^\]\\])*\]|[^/\\\n\[*])+/").match(
+                source, at
+            )
+            if skipped or pattern:
+                at = (skipped or pattern).end()
+            elif source[at] == "`":
+                ours = source.endswith("html", 0, at)
+                text, at = template(at + 1)
+                found.extend([text] * ours)
+            else:
+                depth += {"{": 1, "}": -1}.get(source[at], 0)
+                at += 1
+                if depth < 0:
+                    return at
+        return at
+
+    code(0)
+    return found
+
+
+def lost(source):
+    """Where htm drops a line break between a word and ${...}, or a word and an element inside a line."""
+    places = []
+    for text in templates(source):
+        flat = re.sub(r"<(/?[\w§]*)(?:\"[^\"]*\"|[^\">])*>", r"<\1>", text)
+        word = r"[^\s§<>]{1,20}"
+        places += re.findall(rf"{word} *\n\s*(?:§|<(?:{INLINE})>)|(?:§|</(?:{INLINE})>) *\n\s*{word}", flat)
+    return places
+
+
+@pytest.mark.parametrize("path", [p for p in OURS if p.suffix == ".js"], ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_no_text_of_a_template_loses_the_space_at_a_line_break(path):
+    source = path.read_text()
+    assert len(templates(source)) == source.count("html`")  # none was passed over
+    assert lost(source) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "caught"),
+    [
+        ("<p>17 after;\n  ${share} of all</p>", True),
+        ("<p>a step of\n  <select value=${x}>${all}</select></p>", True),
+        ("<p>${count}\n  networks</p>", True),
+        ("<p>${well && html`<b>${one}, and\n ${other}</b>`}</p>", True),
+        ("<p>17 after;${' '}\n  ${share} of all</p>", False),
+        ("<p>17 after; ${share}\n</p>", False),
+        ("<p\n  class=${a > b}\n  title=${c}>text that\n goes on</p>\n<p>${x}</p>", False),
+    ],
+)
+def test_a_lost_space_is_found(body, caught):
+    assert bool(lost(f"const pattern = /[`'\"]/; return html`{body}`;")) == caught

@@ -74,7 +74,10 @@ class Networks:
         return drawn(state.data, state.points, state.noise, state.seed, state.test)
 
     def change(self, given: Mapping[str, Any]) -> None:
-        """Another state: the learning rule or the data go on with the same weights, all else draws new networks."""
+        """Another state: a new network where its form or a seed changes, else the same weights go on.
+
+        Without the second network the first one goes on too.
+        """
         state = self.state.with_fields(given)
         changed = state.changed(self.state)
         if changed & (_DATA | {"seed"}):
@@ -83,10 +86,18 @@ class Networks:
         if "batch" in changed:
             self.queue = ()
         self.state, self.diverged = state, None
-        if changed - _DATA - _LEARNING:
+        drawn = changed - _DATA - _LEARNING
+        if drawn == {"other"} and state.networks == 1:
+            self._alone()
+        elif drawn:
             self.draw(None if changed & _FORM else self.learners[0].begun)
         for learner in self.learners if changed & _LEARNING else ():
             learner.start_over(state)
+
+    def _alone(self) -> None:
+        """The first network as it is, with what was done to it, and no second one."""
+        self.learners, self.start, self.shaken = self.learners[:1], self.start[:1], self.shaken[:1]
+        self.history = tuple(_Moment(moment.flats[:1], moment.shaken[:1]) for moment in self.history)
 
     # -------------------------------------------------------------- which network
 

@@ -8,7 +8,7 @@ import { useAddress } from "./atlas/address.js";
 import { openReport, Strip, useJobs } from "./atlas/jobs.js";
 import { MapView } from "./atlas/map.js";
 import { Network } from "./atlas/network.js";
-import { filtered, load, sorted, spaceOf } from "./atlas/networks.js";
+import { filtered, load, present, sorted, spaceOf } from "./atlas/networks.js";
 import { answerOf, JobPanel, useJob } from "./atlas/results.js";
 import { Filters, Table } from "./atlas/table.js";
 import { TOOLS } from "./atlas/tools.js";
@@ -83,7 +83,7 @@ function Overview(/** @type {{all: Networks, go: Go}} */ { all, go }) {
     <button class="do" onClick=${() => go({ tool, network: "", job: "" })}><strong>${title}</strong><span>
       ${text}</span></button>`;
   return html`<h2>What is here</h2>
-    <p>${count(atlas.networks, "network")} of ${count(kinds.length, "architecture")}, ${size(atlas.bytes)}.
+    <p>${count(atlas.networks, "network")} of ${count(kinds.length, "architecture")}, ${size(atlas.bytes)}.${" "}
       ${atlas.mapped === null ? "" : ` Mapped ${day(atlas.mapped)}.`}</p>
     ${kinds.length > 1 && html`<ul class="kin">${kinds.slice(0, 6).map((/** @type {any} */ a) => html`<li>
       <button class="plain link-like"
@@ -151,7 +151,7 @@ function useShortcuts(/** @type {At} */ at, /** @type {Go} */ go) {
 const colourJob = (/** @type {At} */ at) => (at.colour.startsWith("job:") ? at.colour.slice(4) : "");
 
 function Loaded(/** @type {{all: Networks, again: () => void}} */ { all, again }) {
-  const [at, go] = useAddress();
+  const [at, go] = useAddress((asked) => present(all, asked));
   const [names, setNames] = useState(/** @type {string[]} */ ([]));
   const [pointed, point] = useState(/** @type {Row | null} */ (null));
   const { jobs, ended, run, hide } = useRun(go, again);

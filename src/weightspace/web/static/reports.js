@@ -38,7 +38,7 @@ function Listed(/** @type {{answer: any, atlas: boolean, fail: (why: string) => 
   const shown = answer.reports.filter((/** @type {Report} */ one) =>
     `${one.headline} ${one.title} ${one.name}`.toLowerCase().includes(wanted));
   return html`
-    ${answer.reports.length > 8 && html`<label class="search">Find
+    ${answer.reports.length > 8 && html`<label class="search">Find${" "}
       <input type="search" value=${words} onInput=${(/** @type {any} */ e) => setWords(e.target.value)} /></label>`}
     <ul class="reports">${shown.map((/** @type {Report} */ one) =>
       html`<${Row} key=${one.id} report=${one} fail=${fail} />`)}</ul>

@@ -40,7 +40,7 @@ function Notice() {
     return () => clearInterval(timer);
   }, [state]);
   if (state === "away") {
-    return html`<div class="notice error" role="alert">The server does not answer. Start it again with
+    return html`<div class="notice error" role="alert">The server does not answer. Start it again with${" "}
       <code>weightspace serve</code>; this page goes on when it is back.</div>`;
   }
   if (state !== "token") return null;

@@ -1,7 +1,7 @@
 // @ts-check
 // What the page shows, kept in its address: a link, a reload and the back button show the same again.
 
-import { useEffect, useState } from "../vendor/htm-preact.js";
+import { useEffect, useRef, useState } from "../vendor/htm-preact.js";
 
 /**
  * view: "map" or "tree". arch, tag, family, q: filters of networks. sort: a column, with "-" before it for the largest
@@ -36,18 +36,21 @@ export function address(/** @type {At} */ at) {
 
 /**
  * The state, and how it is changed: a step that "back" undoes, or with `replace` (typing, sorting) none.
+ * @param {(at: At) => At} known what an address says, without what is not here
  * @returns {[At, Go]}
  */
-export function useAddress() {
-  const [at, setAt] = useState(read);
+export function useAddress(known) {
+  const [at, setAt] = useState(() => known(read()));
+  const check = useRef(known);
+  check.current = known;
   useEffect(() => {
-    const back = () => setAt(read());
+    const back = () => setAt(check.current(read()));
     window.addEventListener("popstate", back);
     return () => window.removeEventListener("popstate", back);
   }, []);
   /** @type {Go} */
   const go = (changes, replace = false) => {
-    const next = { ...read(), ...changes };
+    const next = { ...known(read()), ...changes };
     const where = address(next);
     if (where !== location.pathname + location.search) {
       if (replace) history.replaceState(null, "", where);

@@ -68,7 +68,7 @@ function Legend(/** @type {{look: import("./colours.js").Colouring, at: At, go: 
 function Colour(/** @type {{all: Networks, at: At, go: Go, answer: {title: string} | null}} */
   { all, at, go, answer }) {
   const known = at.colour.startsWith("job:") && answer;
-  return html`<label>Colour by <select aria-label="Colour by" value=${at.colour}
+  return html`<label>Colour by <select aria-label="Colour by" value=${at.colour.startsWith("job:") && !known ? "family" : at.colour}
     onChange=${(/** @type {any} */ e) => go({ colour: e.target.value })}>
     <option value="family">family</option>
     ${known && html`<option value=${at.colour}>answer: ${answer.title}</option>`}

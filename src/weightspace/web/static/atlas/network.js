@@ -8,6 +8,9 @@ import { count, day, number, origin, size } from "./words.js";
 /** @typedef {import("./networks.js").Networks} Networks */
 /** @typedef {import("./address.js").Go} Go */
 
+const NONE = "There is no such network in this atlas.";
+const unknown = (/** @type {number} */ status) => [400, 404, 422].includes(status);
+
 /** A button that opens another network. */
 export function Open(/** @type {{id: string, name: string, go: Go, known: boolean}} */ { id, name, go, known }) {
   if (!known) return html`<span>${name}</span>`;
@@ -65,7 +68,7 @@ function Layers(/** @type {{net: any}} */ { net }) {
   const [most, setMost] = useState(60);
   const top = Math.max(...net.layers.map((/** @type {any} */ l) => l.norm ?? 0), 1e-30);
   return html`<h3>Layers</h3>
-    <p class="soft small">${count(net.layers.length, "tensor")},
+    <p class="soft small">${count(net.layers.length, "tensor")},${" "}
       ${(net.numbers ?? 0).toLocaleString("en")} numbers${net.norm === null ? "" : `, norm ${number(net.norm)}`}.
       The bar is the norm of a tensor, the root of the sum of its squares.</p>
     ${net.problem && html`<p class="bad">${net.problem}</p>`}
@@ -83,7 +86,7 @@ function Layers(/** @type {{net: any}} */ { net }) {
 /** What two places of an edge say of it. */
 function edge(/** @type {any} */ one) {
   const told = [origin(one)];
-  if (one.distance !== null && one.distance !== undefined) told.push(`distance ${number(one.distance)}`);
+  if (one.distance !== null && one.distance !== undefined) told.push(`relative distance ${number(one.distance)}`);
   if (one.why) told.push(one.why);
   return told.join("; ");
 }
@@ -94,8 +97,10 @@ export function Network({ all, id, go, changed }) {
   const [error, setError] = useState("");
   useEffect(() => {
     let old = false;
+    const refused = (/** @type {any} */ e) => !old && [setNet(null), setError(unknown(e.status) ? NONE : e.message)];
     setError("");
-    api(`/api/atlas/networks/${id}`).then((n) => !old && setNet(n), (e) => !old && [setNet(null), setError(e.message)]);
+    if (!/^[0-9a-f]{32}$/.test(id)) refused({ status: 404 });
+    else api(`/api/atlas/networks/${id}`).then((n) => !old && setNet(n), refused);
     return () => {
       old = true;
     };
@@ -112,7 +117,7 @@ export function Network({ all, id, go, changed }) {
   return html`
     <div class="head"><h2>${net.name}</h2><button class="plain" onClick=${close}
       aria-label="Close">\u00d7</button></div>
-    <p class="soft">${net.made || "architecture unknown"}, ${net.dtype},
+    <p class="soft">${net.made || "architecture unknown"}, ${net.dtype},${" "}
       ${(net.numbers ?? 0).toLocaleString("en")} numbers, ${size(net.bytes)}${
       family && family.size > 1 ? html`; <button class="plain link-like"
         onClick=${() => go({ family: row?.kin ?? "" })}>family ${family.number}</button> of ${family.size}` : ""}.</p>
@@ -134,7 +139,7 @@ export function Network({ all, id, go, changed }) {
     <${Kin} title="Made of it" list=${net.children} all=${all} go=${go} say=${edge} />
     <${Kin} title="The same tensors" list=${net.copies} all=${all} go=${go} say=${() => ""} />
     <${Kin} title="Nearest" list=${net.near} all=${all} go=${go}
-      say=${(/** @type {any} */ o) => `distance ${number(o.distance)}`} />
+      say=${(/** @type {any} */ o) => `absolute distance ${number(o.distance)}`} />
     <${Layers} net=${net} key=${id} />
     ${net.group && html`<h3>Symmetry</h3><p>${net.group}</p>`}
     <h3>File</h3>

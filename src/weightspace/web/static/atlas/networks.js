@@ -112,6 +112,21 @@ export function spaceOf(/** @type {Networks} */ all, /** @type {At} */ at) {
   return all.spaces.find((s) => !at.arch || s.arch === at.arch) ?? null;
 }
 
+/** What an address asks for, without filters, columns and colours that this atlas does not have. */
+export function present(/** @type {Networks} */ all, /** @type {At} */ at) {
+  const { tags, architectures } = all.atlas;
+  const tagged = (/** @type {string} */ tag) => tags.some((/** @type {any} */ t) => t.tag === tag);
+  const [kind, , name] = at.colour.split(/(:)(.*)/s);
+  const coloured = kind === "job" || (kind === "tag" ? tagged(name) : kind === "measure" && all.measures.includes(name));
+  return {
+    ...at,
+    arch: architectures.some((/** @type {any} */ a) => short(a.id) === at.arch) ? at.arch : "",
+    tag: tagged(at.tag) ? at.tag : "",
+    family: all.families.has(at.family) ? at.family : "",
+    colour: coloured ? at.colour : "family",
+  };
+}
+
 /** The rows that all filters let through. */
 export function filtered(/** @type {Networks} */ all, /** @type {At} */ at) {
   const words = at.q.toLowerCase().split(/\s+/).filter(Boolean);

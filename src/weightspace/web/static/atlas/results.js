@@ -20,7 +20,9 @@ export function useJob(/** @type {string} */ id, /** @type {Job | undefined} */ 
   useEffect(() => {
     let old = false;
     setError("");
-    if (id) api(`/api/jobs/${id}`).then((j) => !old && setJob(j), (e) => !old && [setJob(null), setError(e.message)]);
+    const refused = (/** @type {any} */ e) => !old && [setJob(null),
+      setError([400, 404, 422].includes(e.status) ? "There is no such job on this server." : e.message)];
+    if (id) api(`/api/jobs/${id}`).then((j) => !old && setJob(j), refused);
     else setJob(null);
     return () => {
       old = true;
@@ -80,7 +82,7 @@ function Compared(/** @type {Shown} */ { found }) {
       class="number">Numbered alike</th></tr></thead>
       <tbody>${rows.map(([what, a, b]) => html`<tr><td>${what}</td><td class="number">${a}</td><td class="number">
         ${b}</td></tr>`)}</tbody></table>
-    ${low.length === 2 && html`<p class="soft">Distance up to symmetry: between ${number(low[0])} and
+    ${low.length === 2 && html`<p class="soft">Distance up to symmetry: between ${number(low[0])} and${" "}
       ${number(low[1])}.</p>`}`;
 }
 
@@ -120,7 +122,7 @@ function Neighbours(/** @type {Shown} */ { all, go, found }) {
 }
 
 function Mapped(/** @type {Shown} */ { found, go }) {
-  return html`<p class="result">${count(found.networks, "network")} in ${count(found.families, "family", "families")},
+  return html`<p class="result">${count(found.networks, "network")} in ${count(found.families, "family", "families")},${" "}
     ${count(found.edges, "origin")} found</p>
     ${found.left > 0 && html`<p class="soft">
       ${count(found.left, "network")} left out, each the only one of its architecture or unreadable.</p>`}

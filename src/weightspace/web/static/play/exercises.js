@@ -29,7 +29,7 @@ function Result(/** @type {any} */ { result, points }) {
           </div>
     ${walk && html`<p class="told">The new points are ${percent(walk.learnt.accuracy)} right and the old ones ${percent(walk.kept.accuracy)}; the old outputs drifted by ${short(walk.drift)} of ${short(walk.budget)}.</p>`}
     ${paths.length > 1 && html`<p
-      class="told">The first point turned on ${paths[0].own} neurons before training and ${paths[paths.length - 1].own} after;
+      class="told">The first point turned on ${paths[0].own} neurons before training and ${paths[paths.length - 1].own} after;${" "}
       ${percent(paths[paths.length - 1].since)} of all neurons are for it as they were.</p>`}
     ${noise && html`<p class="told">The outputs moved by <b>${percent(noise.moved)}</b> (modelled ${percent(noise.model)}); loss ${short(old.train.loss)} \u2192 ${short(now.train.loss)}.</p>`}
   </div>`;

@@ -9,6 +9,7 @@ import { Wire } from "./wire.js";
 /** @typedef {import("./wire.js").Reply} Reply */
 
 const DATA = ["data", "noise", "points", "test", "seed"];
+const DRAWN = ["depth", "width", "activation", "seed", "other"];
 const SLOW = ["spectral", "natural"];
 const TARGET = 38; // milliseconds of a frame
 const LONGEST = 600; // points of the loss curves
@@ -44,6 +45,8 @@ export class Game {
     this.closed = "";
     this.lost = false;
     this.version = 0; // of the weights
+    this.made = 0; // how often networks or data were made anew
+    this.walk = /** @type {"" | "on" | "over"} */ (""); // on until training or another change ends it
     this.fps = 0;
     this.steps = 4; // of a frame, found from how long they take
     /** @type {any} */
@@ -97,6 +100,7 @@ export class Game {
   away() {
     this.playing = false;
     this.busy = "";
+    this.endWalk();
     this.lost = this.frame !== null;
     if (this.lost) this.said = "The connection is lost; waiting for the server.";
     this.error = "";
@@ -119,11 +123,23 @@ export class Game {
       this.take(reply);
       return reply.header;
     } catch (error) {
+      if (this.late(message)) return null;
       this.refused(error);
       this.playing = false;
       this.tell("setup");
       return null;
     }
+  }
+
+  /** Whether a question is about a walk that has ended while it was under way: then no answer is no error. */
+  late(/** @type {any} */ message) {
+    return ["walk", "goal"].includes(message.do) && this.walk === "over";
+  }
+
+  endWalk() {
+    if (this.walk !== "on") return;
+    this.walk = "over";
+    this.tell("setup");
   }
 
   /** Ask for something else; the reply, or null. `busy`: what the page says meanwhile. */
@@ -133,7 +149,7 @@ export class Game {
       if (busy) this.tell("setup");
       return await this.wire.ask(message);
     } catch (error) {
-      this.refused(error);
+      if (!this.late(message)) this.refused(error);
       return null;
     } finally {
       this.busy = "";
@@ -154,7 +170,12 @@ export class Game {
       this.version += 1;
       this.error = header.diverged ?? "";
       const { train, test } = header.networks[0];
-      if (header.step === 0 && ["set", "reset"].includes(header.reply)) this.losses = [];
+      if (header.step === 0 && ["set", "reset"].includes(header.reply)) {
+        this.losses = [];
+        this.made += 1;
+      }
+      if (header.walk) this.walk = "on";
+      else this.endWalk();
       this.losses.push({ step: header.step, train: train.loss, test: test.loss });
       if (this.losses.length > LONGEST) this.losses = this.losses.filter((_, k) => k % 2 === 0 || k > LONGEST - 40);
       if (!["noise", "step"].includes(header.reply)) this.shaken = this.proof = null;
@@ -170,9 +191,11 @@ export class Game {
     const formed = ["depth", "width"].some((name) => name in fields && fields[name] !== this.state[name]);
     this.state = { ...this.state, ...fields };
     if (formed) this.shown = -1;
+    if (!first && !this.playing) this.said = changed(fields) || this.said;
     this.error = before;
     this.lit = null;
     if (first || DATA.some((name) => name in fields)) {
+      this.made += 1;
       const reply = await this.ask({ do: "data" });
       if (reply) this.points = { train: floats(reply, "train"), test: floats(reply, "test") };
     }
@@ -274,6 +297,14 @@ export class Game {
     this.tell("frame");
     return this.lit;
   }
+}
+
+/** What a change of the set-up did, where it made something anew. */
+function changed(/** @type {Record<string, any>} */ fields) {
+  if (fields.other === -1 && Object.keys(fields).length === 1) return "Network 2 is gone; network 1 is as it was.";
+  if (fields.other >= 0) return "Both networks begin anew, from their seeds.";
+  if (DRAWN.some((name) => name in fields)) return "New weights, drawn from the seed.";
+  return DATA.some((name) => name in fields) ? "New points; the weights are as they were." : "";
 }
 
 function amount(/** @type {string} */ text) {

@@ -29,14 +29,21 @@ function Layers(/** @type {{game: any}} */ { game }) {
   </tbody></table></div>`;
 }
 
+/** Forget what was measured where networks or data are made anew. */
+function useMade(/** @type {any} */ game, /** @type {() => void} */ forget) {
+  useEffect(() => forget(), [game.made]);
+}
+
 function Breakdown(/** @type {{game: any}} */ { game }) {
   const [size, setSize] = useState(10);
   const [found, setFound] = useState(/** @type {any} */ (null));
+  useMade(game, () => setFound(null));
   const measure = async () => {
+    const { made } = game;
     const reply = await game.ask({ do: "breakdown", percent: size }, "Measuring the gradient\u2026");
-    if (reply) setFound(reply.header);
+    if (reply && made === game.made) setFound(reply.header);
   };
-  return html`<p>A gradient holds near the weights it was taken at. After a step of
+  return html`<p>A gradient holds near the weights it was taken at. After a step of${" "}
     <select aria-label="Size of the step in percent" value=${size}
       onChange=${(/** @type {any} */ e) => setSize(Number(e.target.value))}>
       ${[0.1, 1, 3, 10, 30, 100].map((n) => html`<option value=${n}>${n} %</option>`)}</select> in every layer,${" "}
@@ -73,9 +80,11 @@ function Paths(/** @type {{game: any}} */ { game }) {
 function Information(/** @type {{game: any}} */ { game }) {
   const [found, setFound] = useState(/** @type {any} */ (null));
   const [live, setLive] = useState(false);
+  useMade(game, () => setFound(null));
   const measure = async () => {
+    const { made } = game;
     const reply = await game.ask({ do: "information" }, "Counting nats\u2026");
-    if (reply) setFound({ ...reply.header, step: game.frame.step });
+    if (reply && made === game.made) setFound({ ...reply.header, step: game.frame.step });
     return reply !== null;
   };
   useEffect(() => {

@@ -94,6 +94,10 @@ function Two(/** @type {{game: any}} */ { game }) {
   const [t, setT] = useState(0.5);
   const [told, setTold] = useState("");
   const { line, before, setBefore } = useLine(game, true);
+  useEffect(() => {
+    setTold("");
+    setBefore(null);
+  }, [game.made]);
   const maps = useBetween(game, t, line);
   const shuffle = async () => {
     const header = await game.act({ do: "shuffle", network: 2 });
@@ -115,11 +119,11 @@ function Two(/** @type {{game: any}} */ { game }) {
     <div class="actions">
       <button id="shuffle" onClick=${shuffle}>Shuffle and rescale network 2</button>
       <button id="align" class="main" onClick=${align}>Align 2 onto 1</button>
-      <button onClick=${() => game.set({ other: -1 })}>Remove network 2</button></div>
+      <button id="alone" title="Network 1 stays as it is" onClick=${() => game.set({ other: -1 })}>Remove network 2</button></div>
     <p class="told" role="status"
       id="pair-told">${told || "Shuffling moves neurons of a layer and rescales them: the drawing changes, the output does not."}</p>
     <h3>The straight line between them</h3>
-    <p>Halfway between two good networks there is often a bad one: a barrier. Aligning the neurons first lowers it.
+    <p>Halfway between two good networks there is often a bad one: a barrier. Aligning the neurons first lowers it.${" "}
       ${line && html` <b id="barrier">Barrier now ${short(line.plain.barrier)}${before === null ? "" : `, before aligning ${short(before)}`}; aligned ${short(line.aligned.barrier)}.</b>`}</p>
     <label class="slider long"><span>Position between network 1 and network 2 <b>${t.toFixed(2)}</b></span>
       <input type="range" min="0" max="1" step="0.01" value=${t} aria-label="Position between the networks"

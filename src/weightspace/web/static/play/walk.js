@@ -56,6 +56,18 @@ function curves(/** @type {any[]} */ steps) {
   };
 }
 
+function told(/** @type {any} */ walk, /** @type {boolean} */ over) {
+  if (!walk) return "Train the network first, then begin the walk.";
+  if (over) return "The walk has ended, and its old boundary is no longer drawn. Begin again to keep what the network knows now.";
+  return "Thick red: the boundary before the walk. Thin: now. Full dots are kept, hollow ones are learnt.";
+}
+
+/** Why a walk goes no further. */
+function ended(/** @type {any} */ last, /** @type {boolean} */ over) {
+  if (last.ended) return `The walk ended: ${last.ended}.`;
+  return over ? "The walk has ended: the network was trained or changed." : "";
+}
+
 /** The tab of the walk. */
 export function Walk(/** @type {{game: any}} */ { game }) {
   useGame(game);
@@ -65,11 +77,12 @@ export function Walk(/** @type {{game: any}} */ { game }) {
   const [going, setGoing] = useState(false);
   const [show, setShow] = useState({ points: true });
   const on = useRef(false);
+  const over = game.walk === "over";
   useEffect(() => () => { on.current = false; }, []);
   const go = async () => {
     on.current = true;
     setGoing(true);
-    while (on.current) {
+    while (on.current && game.walk === "on") {
       const header = await game.act({ do: "walk", steps: 1 });
       if (!header) break;
       setSteps((/** @type {any[]} */ before) => [...before, header.walk]);
@@ -105,16 +118,16 @@ export function Walk(/** @type {{game: any}} */ { game }) {
       <button class="main" id="walk" disabled=${!game.frame || going} onClick=${begin}>
         ${walk ? "Begin again" : "Begin the walk"}</button>
       ${going ? html`<button onClick=${() => { on.current = false; }}>Stop</button>`
-        : walk && !last?.ended && html`<button onClick=${go}>Go on</button>`}
+        : walk && !over && !last?.ended && html`<button onClick=${go}>Go on</button>`}
     </div>
     <div class="line">
-      <div><${Map} game=${game} walk=${walk} show=${show} />
-        <p class="soft caption">${walk ? "Thick red: the boundary before the walk. Thin: now. Full dots are kept, hollow ones are learnt." : "Train the network first, then begin the walk."}</p>
+      <div><${Map} game=${game} walk=${over ? null : walk} show=${show} />
+        <p class="soft caption">${told(walk, over)}</p>
         <label class="check"><input type="checkbox" checked=${show.points}
           onChange=${() => setShow({ points: !show.points })} /> show the points</label></div>
       ${plots ? html`<div class="grow"><p role="status"
         id="walk-told">Step ${last.step}: new points ${percent(last.learnt.accuracy)} right, old points ${percent(last.kept.accuracy)} right,
-          drift ${short(last.drift)} of ${short(last.budget)}. ${last.ended ? `The walk ended: ${last.ended}.` : ""}</p>
+          drift ${short(last.drift)} of ${short(last.budget)}. ${ended(last, over)}</p>
         <div class="two"><${Plot} spec=${plots.losses} height=${220}
           label="Losses on new and old points over the walk" />
         <${Plot} spec=${plots.drift} height=${220} label="Drift of the old outputs over the walk, and the budget" />

@@ -19,7 +19,7 @@ function Table(/** @type {{columns: string[], rows: (string | number | null)[][]
 
 /** @type {Record<string, (found: any) => any>} */
 const SHOWN = {
-  map: (found) => html`<p>${found.networks} networks in ${found.families} families; ${found.edges} origins found.
+  map: (found) => html`<p>${found.networks} networks in ${found.families} families; ${found.edges} origins found.${" "}
     <a href="/atlas">Look at the map</a>.</p>`,
   compare: (found) => html`<p>${capital(found.verdict.words)}. ${capital(found.verdict.why)}.</p>
     <${Table} columns=${["", "as stored", "aligned"]} rows=${[
