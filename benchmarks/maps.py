@@ -4,7 +4,7 @@ Networks are those of `demo.digits_cnn`, in families: a random start, and four t
 this process, on one thread; seconds are those of the processor. The peak of memory is that of the process, less what it
 was when the networks were there, by the kernel's account (Linux).
 
-    python -m benchmarks.maps [--networks 1000] [--strangers 200] [--megabytes 200]     # eight minutes on one core
+    python -m benchmarks.maps [--networks 1000] [--strangers 200] [--megabytes 200]     # six minutes on one core
 """
 
 from __future__ import annotations

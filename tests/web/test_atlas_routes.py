@@ -162,6 +162,21 @@ def test_the_map_is_that_of_the_last_time_for_what_is_still_there(folder, tmp_pa
         assert all({e["parent"], e["child"]} <= there for e in told["spaces"][0]["edges"])
 
 
+def test_a_renumbered_copy_is_told_as_such(tmp_path):
+    atlas = filled(tmp_path / "atlas")
+    with ws.Atlas(atlas) as opened:
+        net = opened.net("seed 0")
+        opened.add(ws.Symmetry.of(net, torch.zeros(2, 1, 8, 8)).sample(1)(net), name="renumbered", **HOW)
+        last_map.keep(opened, atlas_map.mapped(opened, settings=Settings()))
+    with serving(tmp_path, atlas) as client:
+        edges = client.get("/api/atlas/map")[1]["spaces"][0]["edges"]
+        kinds = [client.get(f"/api/atlas/networks/{id_of(name)}")[1] for name in ("seed 0", "renumbered")]
+    ends = {id_of("seed 0"), id_of("renumbered")}
+    assert [(e["kind"], e["renumbered"]) for e in edges if {e["child"], e["parent"]} == ends] == [("copy", True)]
+    found = [row for told in kinds for row in told["parents"] if row["kind"].startswith("copy")]
+    assert [row["kind"] for row in found] == ["copy, renumbered"]
+
+
 def test_a_name_that_is_markup_comes_as_data(asked):
     answer = asked.client.get(f"/api/atlas/networks/{id_of(MARKUP)}")
     assert answer.headers["content-type"] == "application/json" and answer.json()["name"] == MARKUP

@@ -108,6 +108,7 @@ def _edges(mapped: dict[str, Any]) -> list[Parent]:
         names = [row[0] for row in space["members"]]
         for edge in space["edges"]:
             share = edge["share"] if edge["kind"] == "average" else None
-            found.append(Parent(names[edge["child"]], names[edge["parent"]], edge["kind"], edge["confidence"], share,
+            kind = f"{edge['kind']}{', renumbered' * bool(edge['renumbered'])}"
+            found.append(Parent(names[edge["child"]], names[edge["parent"]], kind, edge["confidence"], share,
                                 edge["why"], edge["distance"]))  # fmt: skip
     return found

@@ -38,7 +38,7 @@ export function day(/** @type {number | null} */ seconds) {
 export function origin(/** @type {{kind: string, confidence: number | null, share?: number | null}} */ parent) {
   if (parent.kind === "stated") return "stated";
   if (parent.kind === "path") return "stated, next on a path";
-  const known = parent.kind !== "copy" && parent.confidence !== null && parent.confidence > 0.5;
+  const known = !parent.kind.startsWith("copy") && parent.confidence !== null && parent.confidence > 0.5;
   const sure = known ? `, ${percent(parent.confidence)} sure` : "";
   const part = parent.kind === "average" && parent.share !== null && parent.share !== undefined
     ? `, share ${percent(parent.share)}` : "";
