@@ -21,7 +21,12 @@ def go(tab, server, query=""):
 
 
 def number(text):
-    return float(text.replace(",", "").replace("%", "").strip())
+    plain = text.replace(",", "").replace("%", "").replace("\u00b710", "e").strip()
+    return float(
+        plain.translate(
+            str.maketrans("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b", "0123456789-")
+        )
+    )
 
 
 def shown(page, name):

@@ -81,7 +81,7 @@ def test_a_report_opens_without_access_to_the_server_and_its_figures_are_saved(s
     rows = [*csv.reader(files["all.csv"].read_text("utf-8-sig").splitlines())]
     assert rows == [["name", "value"], [MARKUP, "1"], ["'=HYPERLINK(1)", "-2"]]
     shown.reload()
-    expect(shown.locator("body")).to_contain_text("opened a report once", timeout=LONG)
+    expect(shown.locator("body")).to_contain_text("Reports and jobs", timeout=LONG)
     assert tab.bad == [] and tab.strangers(serving.base) == []
 
 
