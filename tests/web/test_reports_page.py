@@ -118,4 +118,4 @@ def test_a_server_that_was_killed_tells_its_jobs_as_lost(serving, tab):
     serving.start()
     expect(page.locator(".state.lost")).to_be_visible(timeout=LONG)
     expect(page.locator(".job", has_text="lost")).to_contain_text("start it again")
-    assert not [text for text in tab.bad if "ERR_CONNECTION" not in text and "WebSocket" not in text]
+    assert not [text for text in tab.bad if "net::ERR_" not in text and "WebSocket" not in text]
