@@ -261,7 +261,6 @@ MEMORIES = {
     "web.reports.Reports._tickets": "of one use, within a minute, bounded: tests/web/test_reports.py",
     "web.spawn.Process._stopped": "set once",
     "web.server.Patient._late": "the timer of one connection, cancelled when it is lost",
-    "web.uploads.Uploads._coming": "the files that are on their way, counted and dropped under one lock",
     "web.uploads.Uploads._kept": "the files themselves, for an hour, bounded: tests/web/test_uploads.py",
     "graph.rules.call.RULES": "a register that modules fill while they are imported",
 }
