@@ -47,7 +47,7 @@ FILES = {
     "web": """playground.fields playground.reply playground.points playground.state playground.messages
         playground.learner playground.networks playground.pictures playground.shaking playground.pair
         playground.walking playground.insight playground.generator playground.exercises playground.session
-        guard served members layers child look work spawn queue uploads kinds reports jobs atlas_routes
+        guard served answer members layers child look work spawn queue uploads kinds reports jobs atlas_routes
         playing app server""",
     "cli": """options words show read compare align merge walk perturb capacity stability inform certify tasks watch
         paths atlas atlas_sets serve""",

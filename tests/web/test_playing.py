@@ -18,7 +18,6 @@ from weightspace.web import playing
 from weightspace.web.guard import PROTOCOL
 from weightspace.web.playground.session import Session
 from weightspace.web.playing import LONGEST, Room, routes
-from weightspace.web.served import Served
 
 SMALL = {"depth": 1, "width": 2, "points": 20}
 
@@ -26,7 +25,7 @@ SMALL = {"depth": 1, "width": 2, "points": 20}
 @pytest.fixture(autouse=True)
 def cold(monkeypatch):
     """Without the first messages of a process, which load parts of torch."""
-    monkeypatch.setattr(playing, "_FIRST", ())
+    monkeypatch.setattr(playing, "FIRST", ())
 
 
 def page(tmp_path, monkeypatch=None, **how):
@@ -34,7 +33,7 @@ def page(tmp_path, monkeypatch=None, **how):
     if monkeypatch is not None:
         monkeypatch.setattr(playing, "Room", lambda: Room(**how))
     app = FastAPI()
-    app.include_router(routes(Served(tmp_path)))
+    app.include_router(routes())
     return TestClient(app)
 
 

@@ -7,26 +7,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from weightspace import __version__
 from weightspace.atlas.gram import Distances
-from weightspace.atlas.question import Member, opened, reason
+from weightspace.atlas.question import Member, opened, reason, single
 from weightspace.atlas.records import Pair, Pairs
 from weightspace.atlas.relations import group_digest
 from weightspace.jobs.engine import Engine, run
 from weightspace.jobs.progress import Progress, silent
 from weightspace.metric.distance import euclidean
 from weightspace.net.errors import WeightspaceError
-from weightspace.net.net import Net
 from weightspace.path.path import line
 from weightspace.symmetry.symmetry import Symmetry
 from weightspace.task.digest import digest
 from weightspace.task.task import Task
 
 __all__ = ["Barrier", "Lines", "barriers", "near_pairs"]
-
-_HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -68,7 +63,7 @@ class Lines:
     def __call__(self, a: Member, b: Member) -> list[float] | str:
         """The barriers; or, where a member cannot be opened or read the examples, why."""
         try:
-            one, other = _single(opened(a)), _single(opened(b))
+            one, other = single(opened(a)), single(opened(b))
             straight = line(one, other).barrier(self.task, self.points)
             if self.group is None:
                 return [straight, math.nan, math.nan]
@@ -82,11 +77,6 @@ class Lines:
         """What a result depends on, beside the networks and the task."""
         group = f", group {group_digest(self.group)[:16]}" if self.group is not None else ", as stored"
         return f"{self.points} points, seed {self.seed}{group}, {__version__}"[:100]
-
-
-def _single(net: Net) -> Net:
-    half = any(flat.dtype in _HALF for flat in (*net.weights.buffers, *net.state.buffers))
-    return net.to(torch.float32) if half else net
 
 
 class _Kept:

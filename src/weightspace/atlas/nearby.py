@@ -212,23 +212,25 @@ class _Ways:
     def net(self, key: Any) -> Net:
         """A network by its key, aligned to the start; opened and aligned again only where there is no room for it."""
         if key not in self._held:
-            found = self.aligned(opened(self.members[key]), self._held[_START])
-            size = sum(flat.nbytes for flat in (*found.weights.buffers, *found.state.buffers))
-            if size > self._room:
-                return found
-            self._held[key], self._room = found, self._room - size
+            found = opened(self.members[key])
+            if not self._hold(key, found):
+                return self.aligned(found, self._held[_START])
         return self._held[key]
 
+    def _hold(self, key: Any, net: Net) -> bool:
+        """Keep a network, aligned to the start, where there is room for it; whether there was."""
+        size = sum(flat.nbytes for flat in (*net.weights.buffers, *net.state.buffers))
+        if size <= self._room:
+            self._held[key], self._room = self.aligned(net, self._held[_START]), self._room - size
+        return key in self._held
+
     def _fits(self, name: str) -> bool:
-        start = self._held[_START]
         try:
             net = opened(self.members[name])
-            start.check(net)
+            self._held[_START].check(net)
             if net.weights.unusable():
                 return False
-            size = sum(flat.nbytes for flat in (*net.weights.buffers, *net.state.buffers))
-            if size <= self._room:
-                self._held[name], self._room = self.aligned(net, start), self._room - size
+            self._hold(name, net)
         except (WeightspaceError, OSError):
             return False
         return True

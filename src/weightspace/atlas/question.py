@@ -18,16 +18,23 @@ from weightspace.task.examples import Joined, Loader, TaskError
 from weightspace.task.losses import IGNORED
 from weightspace.task.task import Task
 
-__all__ = ["Member", "Members", "Question", "held", "opened", "reason"]
+__all__ = ["Member", "Members", "Question", "held", "opened", "reason", "single"]
 
 Member: TypeAlias = Net | Callable[[], Net]
 Members: TypeAlias = Mapping[str, Member]
 Wanted: TypeAlias = Literal["loss", "accuracy", "perplexity"]
+_HALF = (torch.float16, torch.bfloat16)
 
 
 def opened(member: Member) -> Net:
     """The network of a member: itself, or what its function returns."""
     return checked(member if isinstance(member, Net) else member())
+
+
+def single(net: Net) -> Net:
+    """The network in float32 where it is in half precision, in which small steps are lost and sums overflow."""
+    buffers = (*net.weights.buffers, *net.state.buffers)
+    return net.to(torch.float32) if any(flat.dtype in _HALF for flat in buffers) else net
 
 
 def reason(error: Exception) -> str:

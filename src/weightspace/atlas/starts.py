@@ -11,7 +11,7 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from weightspace.atlas.halving import Halving, Losses, Standing
-from weightspace.atlas.question import Member, Question, opened, reason
+from weightspace.atlas.question import Member, Question, opened, reason, single
 from weightspace.codes.scores import head_features, logme
 from weightspace.flows.goals import learn
 from weightspace.net.errors import WeightspaceError
@@ -93,8 +93,7 @@ class Trial:
 
     def tuned(self, start: Net) -> Net:
         """The network after the steps; one in half precision is tuned in float32, where small steps are not lost."""
-        if any(flat.dtype in (torch.float16, torch.bfloat16) for flat in start.weights.buffers):
-            start = start.to(torch.float32)
+        start = single(start)
         net, free = start.clone(), loose(start)
         learnt = [flat for flat in net.weights.buffers if flat.is_floating_point()]
         adam, goal = torch.optim.Adam(learnt, self.lr), learn(self.train, self.batch, self.seed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import suppress
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -148,12 +147,10 @@ def draw_map(
     engine = _engine(jobs)
     with progress() as step, opened_atlas(where, objects) as atlas:
         from weightspace.commands import atlas_map, last_map
-        from weightspace.net.errors import WeightspaceError
 
         asked = None if common.data is None else atlas_map.Asked(near, common.data, engine)
         found = atlas_map.mapped(atlas, tag, not stored, asked, settings=common.settings(step))
-        with suppress(WeightspaceError):  # an atlas that can only be read keeps no map
-            last_map.keep(atlas, found)
+        last_map.keep(atlas, found)
 
     from weightspace.pages.atlas import map_page
 

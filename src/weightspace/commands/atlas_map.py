@@ -23,12 +23,15 @@ from weightspace.commands.data import examples, labelled
 from weightspace.commands.settings import Settings
 from weightspace.jobs.engine import Engine
 from weightspace.net.errors import WeightspaceError
+from weightspace.symmetry.symmetry import Symmetry
 from weightspace.task.digest import digest
 from weightspace.task.task import Task
 
 __all__ = ["Asked", "Mapped", "Space", "mapped"]
 
 Opened: TypeAlias = tuple[Member, Mapping[str, Tensor]]
+Known: TypeAlias = tuple[Member | None, Symmetry | None, str]  # what `known_group` returns
+_UNREAD: Known = (None, None, "")
 
 
 @dataclass(frozen=True)
@@ -123,8 +126,11 @@ def mapped(
                 left[member.name] = str(error).removeprefix(f"{member.name}: ")
         for kinds, some in _by_kind(opened).items():
             if len(some) > 1 and any(kinds):
-                space = _space(atlas, some, matching, settings)
-                spaces.append(space if task is None or asked is None else _raised(atlas, space, task, asked, settings))
+                known = known_group(atlas, [m for m, _ in some], settings) if matching or asked else _UNREAD
+                space = _space(atlas, some, known if matching else _UNREAD, settings)
+                if task is not None and asked is not None:
+                    space = _raised(atlas, space, known, (task, asked), settings)
+                spaces.append(space)
                 continue
             why = "the only one of its architecture" if len(some) == len(opened) else "the only one with such dtypes"
             why = why if any(kinds) else "holds no floating-point numbers"
@@ -136,11 +142,11 @@ def mapped(
     return Mapped(atlas.where, spaces, left)
 
 
-def _space(atlas: Atlas, opened: Sequence[Opened], matching: bool, settings: Settings) -> Space:
+def _space(atlas: Atlas, opened: Sequence[Opened], known: Known, settings: Settings) -> Space:
     """The members of one architecture, mapped."""
     members, tensors = [m for m, _ in opened], [t for _, t in opened]
-    known, group, why = known_group(atlas, members, settings) if matching else (None, None, "")
-    net = atlas.openings([known])[known.name].template if known is not None and group is not None else None
+    member, group, why = known
+    net = atlas.openings([member])[member.name].template if member is not None and group is not None else None
     compared = Compared([m.key for m in members], atlas.comparisons)
     try:
         found = lineage(
@@ -160,9 +166,9 @@ def _space(atlas: Atlas, opened: Sequence[Opened], matching: bool, settings: Set
     return Space(_named(members), members, found, families(found), plane, _measures(atlas, members))
 
 
-def _raised(atlas: Atlas, space: Space, task: Task, asked: Asked, settings: Settings) -> Space:
+def _raised(atlas: Atlas, space: Space, known: Known, on: tuple[Task, Asked], settings: Settings) -> Space:
     """A space with the barriers of near pairs, and notes on those that have none."""
-    _, group, why = known_group(atlas, space.members, settings)
+    (_, group, why), (task, asked) = known, on
     like = None if any(m.made for m in space.members) else Made.of(settings.arch, None).template
     openings = atlas.openings(space.members, like)
     told, left = barriers(

@@ -12,7 +12,7 @@ from weightspace.checkpoint.files import FileNote
 from weightspace.task import data_files, datasets
 from weightspace.task.task import Task
 
-__all__ = ["examples", "found", "labelled", "limited", "splits", "train_and_test"]
+__all__ = ["examples", "labelled", "limited", "path_of", "splits", "train_and_test"]
 
 _NAMED = {
     "digits": lambda split: datasets.digits(split),
@@ -23,7 +23,7 @@ _NAMED = {
 }
 
 
-def found(data: str) -> Path:
+def path_of(data: str) -> Path:
     """The path that a name stands for. Raises `ArchitectureError` where it is no path and no data set has that name."""
     path = Path(data).expanduser()
     if data not in _NAMED and not path.exists():
@@ -34,7 +34,7 @@ def found(data: str) -> Path:
 
 def train_and_test(data: str) -> tuple[Task, Task | None]:
     """Training and test examples of a known data set, or of files that have both; else all examples, and None."""
-    path = found(data)
+    path = path_of(data)
     if data in _NAMED and not path.exists():
         return _NAMED[data]("train"), _NAMED[data]("test")
     if path.is_dir() or _has_splits(path):

@@ -16,7 +16,9 @@ _SIBLINGS = 5000  # of one space
 
 
 def keep(atlas: Atlas, found: Mapped) -> None:
-    """Keep a map in the place of the one before."""
+    """Keep a map in the place of the one before; an atlas that can only be read keeps none."""
+    if not atlas.catalogue.writable:
+        return
     spaces, free = [], dict[str, int]()
     for space in found.spaces:
         own = space.members[0].fingerprint

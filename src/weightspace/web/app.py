@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,18 @@ from typing import Any
 import plotly
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 
 from weightspace import __version__
 from weightspace.net.errors import WeightspaceError
+from weightspace.web.answer import Answer
 from weightspace.web.atlas_routes import atlas_routes
 from weightspace.web.guard import Guard, Rules
 from weightspace.web.jobs import job_routes
+from weightspace.web.members import Members
 from weightspace.web.playing import routes as play_routes
 from weightspace.web.reports import report_routes
 from weightspace.web.served import Served
@@ -30,20 +31,6 @@ __all__ = ["PAGES", "application"]
 STATIC = Path(__file__).parent / "static"
 _PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 PAGES = {"/": "index.html", "/play": "play.html", "/atlas": "atlas.html", "/reports": "reports.html"}
-_ROUTES: tuple[Callable[[Served], APIRouter], ...] = (
-    atlas_routes,
-    job_routes,
-    report_routes,
-    play_routes,
-)
-
-
-class Answer(JSONResponse):
-    """JSON in ASCII: names of files may hold what is no UTF-8."""
-
-    def render(self, content: Any) -> bytes:
-        """The bytes of an answer."""
-        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
 def application(served: Served, rules: Rules) -> Guard:
@@ -61,8 +48,9 @@ def application(served: Served, rules: Rules) -> Guard:
     app.get("/vendor/plotly.js", include_in_schema=False)(_file(_PLOTLY, "text/javascript"))
     app.mount("/static", StaticFiles(directory=STATIC))
     app.include_router(_about(served))
-    for routes in _ROUTES:
-        app.include_router(routes(served))
+    members = Members(served)
+    for router in (atlas_routes(members), job_routes(members), report_routes(served), play_routes()):
+        app.include_router(router)
     app.exception_handler(WeightspaceError)(_unfit)
     app.exception_handler(HTTPException)(_status)
     app.exception_handler(RequestValidationError)(_invalid)

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import gzip
-import json
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi import Path as Part
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from weightspace.atlas.members import Architecture, Member
 from weightspace.atlas.records import Measure
 from weightspace.net.plain import plain
+from weightspace.web.answer import Answer
 from weightspace.web.layers import Layers
 from weightspace.web.members import Members, Parent
-from weightspace.web.served import Served, id_of
+from weightspace.web.served import Id, id_of
 
-__all__ = ["Id", "Tag", "atlas_routes"]
+__all__ = ["Tag", "atlas_routes"]
 
-Id = Annotated[str, Part(pattern="^[0-9a-f]{32}$")]
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 _PACKED = 20_000  # bytes from which an answer is compressed
 _NEAR = 10
@@ -38,17 +35,9 @@ class Tags(BaseModel):
     remove: list[Tag] = Field([], max_length=20)
 
 
-def atlas_routes(served: Served) -> APIRouter:
+def atlas_routes(members: Members) -> APIRouter:
     """The routes under /api/atlas."""
-    members = Members(served)
-    layers = Layers(members)
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
-        members.close()
-
-    router = APIRouter(prefix="/api/atlas", lifespan=lifespan)
+    layers, router = Layers(members), APIRouter(prefix="/api/atlas")
 
     @router.get("")
     def atlas() -> dict[str, Any]:
@@ -79,13 +68,13 @@ def atlas_routes(served: Served) -> APIRouter:
     return router
 
 
-def _compact(request: Request, answer: Any) -> Response:
-    """An answer as short JSON, compressed where it is long and the browser takes that."""
-    body = json.dumps(plain(answer), ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
-    headers = {"vary": "accept-encoding"}
-    if len(body) > _PACKED and "gzip" in request.headers.get("accept-encoding", ""):
-        body, headers = gzip.compress(body, 3), {**headers, "content-encoding": "gzip"}
-    return Response(body, media_type="application/json", headers=headers)
+def _compact(request: Request, content: Any) -> Response:
+    """An answer, compressed where it is long and the browser takes that."""
+    answer = Answer(plain(content), headers={"vary": "accept-encoding"})
+    if len(answer.body) > _PACKED and "gzip" in request.headers.get("accept-encoding", ""):
+        headers = {"vary": "accept-encoding", "content-encoding": "gzip"}
+        return Response(gzip.compress(answer.body, 3), media_type=answer.media_type, headers=headers)
+    return answer
 
 
 def _label(made: str) -> str:

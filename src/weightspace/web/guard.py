@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 from weightspace.net.errors import WeightspaceError
 
-__all__ = ["Guard", "POLICY", "PROTOCOL", "Rules", "allowed", "content_policy"]
+__all__ = ["Guard", "POLICY", "PROTOCOL", "Rules", "allowed"]
 
 
 Message: TypeAlias = MutableMapping[str, Any]
@@ -33,15 +33,10 @@ _READ = ("GET", "HEAD", "POST", "DELETE")
 _BODIES = ("application/json", "application/octet-stream")
 
 
-def content_policy(frames: str = "'self'", ancestors: str = "'none'") -> str:
-    """The content security policy of a page: scripts are files of this server, and nothing comes from elsewhere."""
-    return (
-        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
-        f"connect-src 'self'; frame-src {frames}; frame-ancestors {ancestors}; base-uri 'none'; form-action 'none'"
-    )
-
-
-POLICY = content_policy()
+POLICY = (  # scripts are files of this server, and nothing comes from elsewhere
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+    "connect-src 'self'; frame-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
 _HEADERS = {
     "content-security-policy": POLICY,
     "x-content-type-options": "nosniff",
@@ -89,7 +84,7 @@ class Guard:
 
     def __init__(self, app: App, rules: Rules) -> None:
         self.app = app
-        self.rules = rules
+        self.rules, self.origins = rules, rules.origins
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request or socket."""
@@ -108,10 +103,11 @@ class Guard:
     def _refused(self, scope: Message) -> tuple[int, str] | None:
         headers = _headers(scope)
         socket = scope["type"] == "websocket"
-        if [host.lower() for host in headers.get("host", [])] not in [[host] for host in self.rules.hosts]:
+        hosts = headers.get("host", [])
+        if len(hosts) != 1 or hosts[0].lower() not in self.rules.hosts:
             return 403, "this server has another name; open the address that weightspace serve printed"
         origins = headers.get("origin", [])
-        if any(origin.lower() not in self.rules.origins for origin in origins) or (socket and len(origins) != 1):
+        if any(origin.lower() not in self.origins for origin in origins) or (socket and len(origins) != 1):
             return 403, "a page of another site may not ask this server"
         if any(site.lower() in ("cross-site", "same-site") for site in headers.get("sec-fetch-site", [])):
             return 403, "a page of another site may not ask this server; type or paste the address"

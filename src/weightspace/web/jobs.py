@@ -12,27 +12,25 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, FastAPI, HTTPException, WebSocket, WebSocketDisconnect
-from fastapi import Path as Part
 
 from weightspace.net.errors import WeightspaceError
 from weightspace.web.guard import PROTOCOL
 from weightspace.web.kinds import Asked, Order, order_of
 from weightspace.web.members import Members
 from weightspace.web.queue import BusyError, Limits, Queue
-from weightspace.web.served import Served, id_of
+from weightspace.web.served import Id, Served, id_of
 from weightspace.web.uploads import Uploads, upload_routes
 
 __all__ = ["job_routes"]
 
-Id = Annotated[str, Part(pattern="^[0-9a-f]{32}$")]
 _PAUSE = 0.1  # seconds between two messages of a socket
 _SOCKETS = 32
 _NONE = "no job of this id; load the list again"
 
 
-def job_routes(served: Served) -> APIRouter:
-    """The routes under /api/jobs and /api/uploads, and the socket of jobs."""
-    members, uploads = Members(served), Uploads()
+def job_routes(members: Members) -> APIRouter:
+    """The routes under /api/jobs and /api/uploads, and the socket of jobs; with the server the atlas is closed."""
+    served, uploads = members.served, Uploads()
     queue = Queue(served.reports, Limits(running=served.jobs, memory=served.memory))
 
     @asynccontextmanager

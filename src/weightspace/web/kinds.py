@@ -9,11 +9,11 @@ from fastapi import HTTPException
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from weightspace.web.members import Members
-from weightspace.web.served import Served
+from weightspace.web.served import ID, Served
 
 __all__ = ["Asked", "Hex", "Order", "order_of"]
 
-Hex = Annotated[str, StringConstraints(pattern="^[0-9a-f]{32}$")]
+Hex = Annotated[str, StringConstraints(pattern=ID)]
 Fingerprint = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 Short = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Tag: TypeAlias = Short | None

@@ -15,9 +15,7 @@ from weightspace.atlas.tables import networks, parents
 from weightspace.commands.last_map import last
 from weightspace.web.served import Served, id_of
 
-__all__ = ["Members", "Parent", "STATED"]
-
-STATED = ("stated", "path")  # kinds of parents that were said when a network was added
+__all__ = ["Members", "Parent"]
 
 
 @dataclass(frozen=True)
@@ -91,14 +89,15 @@ class Members:
         """All parents, or those of and by one network: what was said, then what the last map found."""
         above = networks.alias("above")
         joined = parents.join(networks, parents.c.network == networks.c.id).join(above, parents.c.parent == above.c.id)
-        asked = select(networks.c.name, above.c.name, parents.c.relation, parents.c.sure, parents.c.share)
-        asked = asked.select_from(joined).order_by(parents.c.network, parents.c.parent)
+        p = parents.c
+        asked = select(p.source, networks.c.name, above.c.name, p.relation, p.sure, p.share)
+        asked = asked.select_from(joined).order_by(p.network, p.parent)
         if name is not None:
             asked = asked.where((networks.c.name == name) | (above.c.name == name))
         with self.atlas.catalogue.reading() as connection:
-            rows = [Parent(*row) for row in connection.execute(asked)]
+            rows = [(source, Parent(*row)) for source, *row in connection.execute(asked)]
         edges = {(e.child, e.name): e for e in _edges(mapped) if name in (None, e.child, e.name)}
-        stated = [row for row in rows if row.kind in STATED or (row.child, row.name) not in edges]
+        stated = [row for source, row in rows if source == "stated" or (row.child, row.name) not in edges]
         return stated + [*edges.values()]
 
 

@@ -16,8 +16,7 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from weightspace.checkpoint import files
 from weightspace.net.errors import WeightspaceError
 from weightspace.web.guard import PROTOCOL
-from weightspace.web.playground.session import Session
-from weightspace.web.served import Served
+from weightspace.web.playground.session import FIRST, Session
 
 __all__ = ["LONGEST", "Room", "routes"]
 
@@ -29,11 +28,6 @@ _IDLE = 3600.0  # seconds without a message after which a socket is closed
 _FREE = ("state", "data", "show", "edit", "undo", "examples")  # what touches nothing that sessions share
 _METRICS = ("spectral", "natural")  # algorithms whose steps are those of the library
 _SET_UP = 3  # messages until a page is set up
-_FIRST = tuple(  # messages for which parts of torch are loaded, in seconds, when they come first in a process
-    {"do": "set", "depth": 1, "width": 2, "points": 20, "other": 1, "algorithm": "natural"}
-    if name == "set" else {"do": name, **({"steps": 1} if name == "step" else {})}
-    for name in ("set", "step", "noise", "certificate", "line", "information", "digits")
-)  # fmt: skip
 _FULL = "The playground is full ({n} pages are open); close one and try again."
 _LONG_IDLE = "Nothing happened for {n:g} minutes, so this playground was closed."
 
@@ -74,7 +68,7 @@ class Room:
     async def warm(self) -> None:
         """Load what the first messages of a process need, once, and let those of pages pass in between."""
         session = await self.begin()
-        for message in _FIRST:
+        for message in FIRST:
             await self.answer(session, json.dumps(message))
 
     async def talk(self, socket: WebSocket) -> None:
@@ -106,7 +100,7 @@ class Room:
                 self.warming = asyncio.create_task(self.warm())
 
 
-def routes(served: Served) -> APIRouter:
+def routes() -> APIRouter:
     """The socket `/socket/play`, in the words of docs/playground.md."""
     router, room = APIRouter(), Room()
 

@@ -19,7 +19,7 @@ from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, ConfigDict
 
 from weightspace.pages.page import MARK
-from weightspace.web.served import Served, id_of
+from weightspace.web.served import Id, Served, id_of
 
 __all__ = ["Report", "Reports", "report_routes"]
 
@@ -32,7 +32,6 @@ _POLICY = (
     "sandbox allow-scripts allow-downloads; default-src 'none'; script-src 'unsafe-inline'; "
     "style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-Id = Annotated[str, Part(pattern="^[0-9a-f]{32}$")]
 Ticket = Annotated[str, Part(pattern="^[A-Za-z0-9_-]{43}$")]
 
 

@@ -5,12 +5,18 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from fastapi import Path as Part
 
 from weightspace.atlas.atlas import Atlas
-from weightspace.commands.data import found
+from weightspace.commands.data import path_of
 from weightspace.net.errors import WeightspaceError
 
-__all__ = ["Served", "id_of", "reports_of"]
+__all__ = ["ID", "Id", "Served", "id_of", "reports_of"]
+
+ID = "^[0-9a-f]{32}$"
+Id = Annotated[str, Part(pattern=ID)]  # of a network, a report, a job or an upload, in an address
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Served:
         if self.atlas is not None:
             Atlas(self.atlas, objects=self.objects, create=False).close()
         for name in self.data:
-            found(name)
+            path_of(name)
 
 
 def reports_of(atlas: str | None, reports: Path | None) -> Path:

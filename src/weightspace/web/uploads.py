@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Query, Request
-from fastapi import Path as Part
 from fastapi.concurrency import run_in_threadpool
 
 from weightspace.net.errors import WeightspaceError
 from weightspace.web.members import Members
+from weightspace.web.served import Id
 from weightspace.web.spawn import LOOK, Outcome, Process
 
 __all__ = ["Upload", "Uploads", "upload_routes"]
@@ -29,7 +29,6 @@ _PREFIX = "weightspace-uploads-"
 _HEAD = 16  # bytes that tell the kind of a file
 _MANY, _TOGETHER = 16, 1 << 29  # files, and bytes of all
 _SECONDS = 120.0  # for which a file is read
-Id = Annotated[str, Part(pattern="^[0-9a-f]{32}$")]
 
 
 @dataclass(frozen=True)

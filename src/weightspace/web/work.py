@@ -37,8 +37,7 @@ def make_map(work: Work) -> dict[str, Any]:
     """The map of the atlas: kept in it, and its page."""
     with _atlas(work) as atlas:
         found = atlas_map.mapped(atlas, work["tag"], not work["stored"], settings=_settings(work))
-        if atlas.catalogue.writable:
-            last_map.keep(atlas, found)
+        last_map.keep(atlas, found)
     _write(work, map_page(found))
     spaces = found.spaces
     return {"networks": sum(len(s.members) for s in spaces), "families": sum(len(s.families.middles) for s in spaces),

@@ -25,9 +25,14 @@ from weightspace.web.playground.reply import Reply, reply
 from weightspace.web.playground.state import Limits, State
 from weightspace.web.playground.walking import Walk
 
-__all__ = ["Session", "prepare"]
+__all__ = ["FIRST", "Session", "prepare"]
 
 _NATURAL = 10  # steps of the natural gradient that one message may take: two seconds for the largest networks
+FIRST: tuple[Mapping[str, object], ...] = (  # messages for which parts of torch are loaded when they come first
+    {"do": "set", "depth": 1, "width": 2, "points": 20, "other": 1, "algorithm": "natural"},
+    {"do": "step", "steps": 1},
+    *({"do": name} for name in ("noise", "certificate", "line", "information", "digits")),
+)
 
 
 @public
@@ -289,6 +294,5 @@ def prepare() -> None:
     >>> prepare()
     """
     session = Session()
-    session.answer({"do": "set", "depth": 1, "width": 2, "points": 20, "other": 1, "algorithm": "natural"})
-    for name in ("step", "noise", "certificate", "line", "information", "digits"):
-        session.answer({"do": name, **({"steps": 1} if name == "step" else {})})
+    for message in FIRST:
+        session.answer(message)
