@@ -16,6 +16,7 @@ import pkgutil
 import re
 import typing
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import beartype
@@ -103,3 +104,12 @@ def pytest_collection_finish() -> None:
     """What is loaded by now stays: commands that collect garbage need not look through it again, a second each time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def state_of_the_process() -> Iterator[None]:
+    """A test that leaves another default dtype behind fails itself, and not one that comes after it."""
+    yield
+    left = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    assert left is torch.float32

@@ -34,6 +34,7 @@ from weightspace.commands.workspace import Workspace
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.model import fresh
 from weightspace.net.net import Net
+from weightspace.net.state import seeded
 from weightspace.pages.align import align_page
 from weightspace.pages.certify import certify_page
 from weightspace.pages.compare import compare_page
@@ -90,8 +91,7 @@ def example(seed: int = 0) -> tuple[Net, Task]:
 
 def train(seed: int, data: Task, tick: Callable[[], None] = lambda: None, epochs: int = _EPOCHS) -> Net:
     """A `digits_cnn` trained by Adam with a learning rate that falls to zero; `seed` draws weights and batches."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         module = digits_cnn()
     inputs, labels = data.example(len(data)), data.labels()
     order = torch.Generator().manual_seed(seed)

@@ -26,7 +26,8 @@ from weightspace.curvature.curvature import (
 from weightspace.curvature.outputs import output_hessian
 from weightspace.linear.estimate import OperatorError
 from weightspace.net.errors import WeightspaceError
-from weightspace.net.net import Net, math_attention
+from weightspace.net.net import Net
+from weightspace.net.state import math_attention
 from weightspace.net.weights import Weights
 from weightspace.task.examples import TaskError
 from weightspace.task.task import Task

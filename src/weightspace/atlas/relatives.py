@@ -35,6 +35,7 @@ from weightspace.atlas.independence import Independence
 from weightspace.atlas.side_by_side import Member
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.public import public
+from weightspace.net.state import seeded
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -363,8 +364,7 @@ def _rank(difference: Tensor, size: float) -> int | None:
     if min(matrix.shape) <= 1024:
         values = torch.linalg.svdvals(matrix)
     else:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with seeded(0):
             values = torch.svd_lowrank(matrix, q=_RANK + 16)[1]
     total = float(matrix.norm()) ** 2
     noise = 1e-6 * total + (3e-7 * size) ** 2

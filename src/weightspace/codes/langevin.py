@@ -25,8 +25,9 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from weightspace.net.errors import WeightspaceError
-from weightspace.net.net import Net, checked, math_attention
+from weightspace.net.net import Net, checked
 from weightspace.net.public import public
+from weightspace.net.state import math_attention
 from weightspace.net.weights import Weights
 from weightspace.task.task import Task
 

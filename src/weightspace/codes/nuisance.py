@@ -22,8 +22,9 @@ from torch import Tensor
 from weightspace.inside.units import unit_outputs
 from weightspace.linear.estimate import Estimate
 from weightspace.net.errors import WeightspaceError
-from weightspace.net.net import Net, checked, math_attention
+from weightspace.net.net import Net, checked
 from weightspace.net.public import public
+from weightspace.net.state import math_attention
 from weightspace.net.weights import Weights
 from weightspace.task.task import Task
 

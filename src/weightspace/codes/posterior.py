@@ -30,8 +30,9 @@ from weightspace.graph.on_data import graph_of, layers_on, pulled
 from weightspace.net.differentiable import called
 from weightspace.net.errors import SymmetryError, WeightspaceError
 from weightspace.net.inputs import arguments, carried
-from weightspace.net.net import Net, checked, math_attention
+from weightspace.net.net import Net, checked
 from weightspace.net.public import public
+from weightspace.net.state import math_attention
 from weightspace.net.weights import Weights
 from weightspace.task.task import Task
 

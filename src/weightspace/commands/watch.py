@@ -20,6 +20,7 @@ from weightspace.curvature.fisher import fisher_trace
 from weightspace.inside import path_overlap
 from weightspace.inside.units import gates
 from weightspace.net.net import Net
+from weightspace.net.state import seeded
 from weightspace.task.classification import accuracy, classifies
 from weightspace.task.task import Task
 from weightspace.training.recorder import Recorder
@@ -104,8 +105,7 @@ def watch(
 
 
 def _module(settings: Settings, x: Any, y: Tensor) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+    with seeded(settings.seed):
         if settings.arch is not None:
             return architecture.find(settings.arch, [], settings.trust_code)
         if not isinstance(x, Tensor) or y.dim() != 1:

@@ -38,8 +38,9 @@ from weightspace.net.differentiable import called, custom_functions, told
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.inputs import arguments, carried
 from weightspace.net.inputs import leaves as input_leaves
-from weightspace.net.net import Net, checked, math_attention
+from weightspace.net.net import Net, checked
 from weightspace.net.public import public
+from weightspace.net.state import math_attention
 from weightspace.net.weights import Weights
 from weightspace.task.digest import DigestError, Frame, digest, form, shapes
 from weightspace.task.task import Task

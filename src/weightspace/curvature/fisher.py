@@ -23,8 +23,9 @@ from torch import Tensor
 from weightspace.curvature.gradients import squares
 from weightspace.curvature.outputs import law_of, likelihood, nats
 from weightspace.net.errors import WeightspaceError
-from weightspace.net.net import Net, checked, math_attention
+from weightspace.net.net import Net, checked
 from weightspace.net.public import public
+from weightspace.net.state import math_attention
 from weightspace.task.goal import gradient
 from weightspace.task.task import Task
 

@@ -17,8 +17,9 @@ from weightspace.graph.on_data import derived_graph, layers_on, pulled
 from weightspace.net.differentiable import called, told
 from weightspace.net.errors import SymmetryError, WeightspaceError, first_line
 from weightspace.net.inputs import arguments, carried, each, leaves
-from weightspace.net.net import Net, math_attention
+from weightspace.net.net import Net
 from weightspace.net.public import public
+from weightspace.net.state import math_attention
 from weightspace.task.examples import normal, uniform
 from weightspace.task.task import Task
 

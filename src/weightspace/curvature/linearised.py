@@ -18,8 +18,9 @@ from weightspace.linear.estimate import OperatorError
 from weightspace.linear.operator import Operator
 from weightspace.net.differentiable import called, custom_functions, told
 from weightspace.net.inputs import carried
-from weightspace.net.net import Net, math_attention
+from weightspace.net.net import Net
 from weightspace.net.public import public
+from weightspace.net.state import math_attention
 from weightspace.task.digest import form
 from weightspace.task.examples import TaskError
 from weightspace.task.outputs import counted, logits

@@ -19,8 +19,9 @@ from weightspace.graph.on_data import Fed, feed
 from weightspace.net.differentiable import called
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.inputs import arguments, carried, each
-from weightspace.net.net import Net, math_attention
+from weightspace.net.net import Net
 from weightspace.net.public import public
+from weightspace.net.state import math_attention
 from weightspace.task.outputs import counted, logits
 from weightspace.task.task import Task
 

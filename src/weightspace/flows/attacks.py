@@ -12,8 +12,9 @@ from torch import Tensor
 from weightspace.flows.batches import forward, mean_of, positive
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.inputs import each, leaves
-from weightspace.net.net import Net, math_attention
+from weightspace.net.net import Net
 from weightspace.net.public import public
+from weightspace.net.state import math_attention
 from weightspace.net.weights import Weights
 from weightspace.task.goal import Goal, differentiated
 from weightspace.task.task import Task

@@ -16,8 +16,9 @@ from weightspace.graph.trace import Trace, trace
 from weightspace.net.differentiable import called
 from weightspace.net.errors import SymmetryError
 from weightspace.net.inputs import arguments, carried, input_tensors
-from weightspace.net.net import Net, math_attention
+from weightspace.net.net import Net
 from weightspace.net.public import public
+from weightspace.net.state import math_attention
 from weightspace.task.digest import DigestError, Frame, digest, shapes
 from weightspace.task.outputs import counted, logits
 from weightspace.task.task import Task

@@ -24,7 +24,7 @@ from weightspace.graph.pretrained import answer_only, plain_experts
 from weightspace.graph.rules import known
 from weightspace.net.errors import SymmetryError, first_line
 from weightspace.net.inputs import arguments
-from weightspace.net.net import math_attention
+from weightspace.net.state import exclusive, math_attention
 
 __all__ = ["Trace", "trace"]
 
@@ -213,33 +213,16 @@ def op_name(node: fx.Node) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """A context that silences what export prints and logs; exceptions pass."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)
-
-
-@contextlib.contextmanager
-def own_state(dtype: torch.dtype) -> Iterator[None]:
-    """A context with torch's global state set for export: gradients on, no autocast, `dtype` the default dtype."""
-    before = torch.get_default_dtype()
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
-            stack.enter_context(torch.autocast(device, enabled=False))
-        if torch.get_default_device().type == "meta":
-            stack.enter_context(torch.device("cpu"))
-        torch.set_default_dtype(dtype)
+    """A context that silences what export prints and logs; exceptions pass. One thread at a time."""
+    with exclusive():
+        previous = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
         try:
-            yield
+            with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+                warnings.simplefilter("ignore")
+                yield
         finally:
-            torch.set_default_dtype(before)
+            logging.disable(previous)
 
 
 def trace(module: nn.Module, example: Any) -> Trace:

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from weightspace.net.errors import WeightspaceError
-from weightspace.net.net import Net, math_attention
+from weightspace.net.net import Net
+from weightspace.net.state import exclusive, math_attention
 
 __all__ = ["KINKED", "LINEAR", "MAPS", "SMOOTH", "UNITS", "Call", "Meet", "rows_of", "watching", "whole"]
 
@@ -77,18 +78,19 @@ def _kink_at_zero(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
 def watching(net: Net, functions: Mapping[Any, str], meet: Meet) -> Iterator[_Watch]:
     """`_Watch` as a context, with hooks that track which module is being run; all are removed at the end."""
     watch, hooks = _Watch(functions, meet), []
-    try:
-        for path, module in net.architecture.named_modules():
-            alone = not any(True for _ in module.children()) and (
-                type(module).__module__ == "torch.nn.modules.activation" or functions is LINEAR
-            )
-            hooks.append(module.register_forward_pre_hook(_enter(watch, path, alone)))
-            hooks.append(module.register_forward_hook(_leave(watch), always_call=True))
-        with math_attention(), watch:
-            yield watch
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with exclusive(net.architecture):
+        try:
+            for path, module in net.architecture.named_modules():
+                alone = not any(True for _ in module.children()) and (
+                    type(module).__module__ == "torch.nn.modules.activation" or functions is LINEAR
+                )
+                hooks.append(module.register_forward_pre_hook(_enter(watch, path, alone)))
+                hooks.append(module.register_forward_hook(_leave(watch), always_call=True))
+            with math_attention(), watch:
+                yield watch
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 def _enter(watch: _Watch, path: str, alone: bool) -> Callable[..., None]:

@@ -23,7 +23,8 @@ from weightspace.metric.pullback import Pullback
 from weightspace.net.differentiable import called
 from weightspace.net.errors import SymmetryError, WeightspaceError
 from weightspace.net.inputs import arguments
-from weightspace.net.net import Net, math_attention
+from weightspace.net.net import Net
+from weightspace.net.state import math_attention
 from weightspace.net.weights import Weights
 
 __all__ = ["acceleration", "kink"]

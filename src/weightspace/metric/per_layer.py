@@ -22,7 +22,8 @@ from weightspace.graph.layer import Layer, layers, rows_met
 from weightspace.graph.on_data import feed, graph_of
 from weightspace.metric.steps import Modes
 from weightspace.net.inputs import input_tensors
-from weightspace.net.net import Net, math_attention
+from weightspace.net.net import Net
+from weightspace.net.state import math_attention
 from weightspace.net.weights import Weights
 from weightspace.task.outputs import logits
 from weightspace.task.task import Task

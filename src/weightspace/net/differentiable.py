@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
+from weightspace.net.state import exclusive
+
 __all__ = ["SpectralNorm", "called", "computed", "custom_functions", "spectral_norms", "told"]
 
 
@@ -45,7 +47,7 @@ def called(
     Without `always`, operations are replaced only where a module of the architecture needs it.
     """
     special, hooked = _known(architecture)
-    with _plain_checkpoints(), _Rewritten() if always or special else contextlib.nullcontext():
+    with exclusive(architecture), _plain_checkpoints(), _Rewritten() if always or special else contextlib.nullcontext():
         try:
             return functional_call(architecture, dict(tensors), args, dict(kwargs))
         finally:

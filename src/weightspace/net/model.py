@@ -12,6 +12,7 @@ from torch import nn
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 from weightspace.net.public import public
+from weightspace.net.state import seeded
 
 __all__ = ["Model", "fresh"]
 
@@ -33,8 +34,7 @@ def fresh(model: Model, seed: int) -> Net:
     >>> float((ws.fresh(net, seed=5) - ws.fresh(net, seed=5)).norm())
     0.0
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         if isinstance(model, (Net, nn.Module)):
             net = Net.of(model)
             return net.load(_drawn(net.module()).state_dict())

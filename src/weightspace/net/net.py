@@ -5,25 +5,23 @@ An architecture fixes one map f : W x X -> Y. A `Net` is f at a point w of W; `W
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from weightspace.net.differentiable import called, computed, spectral_norms
 from weightspace.net.errors import InputError, WeightspaceError, first_line
 from weightspace.net.names import pick
 from weightspace.net.public import becomes, public
-from weightspace.net.state import settled
+from weightspace.net.state import seeded, settled
 from weightspace.net.weights import Renamed, Weights, convert
 
-__all__ = ["Net", "WeightspaceError", "checked", "loose", "math_attention", "unfrozen"]
+__all__ = ["Net", "WeightspaceError", "checked", "loose", "unfrozen"]
 
 _POWER = 30
 _frozen: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()
@@ -196,8 +194,7 @@ class Net:
             raise WeightspaceError(f"{name}.weight is used in several places; choose a layer with a weight of its own")
         if type(old) is not nn.Linear or f"{name}.weight" not in self.weights:
             raise WeightspaceError(f"{name} is a {type(old).__name__}; choose a plain nn.Linear")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             drawn = nn.Linear(old.in_features, n, bias=old.bias is not None)
         wide = nn.Linear(old.in_features, old.out_features + n, old.bias is not None, device="meta")
         architecture = copy.deepcopy(self.architecture, {id(old): wide}).eval()
@@ -373,26 +370,6 @@ def _place(target: torch.device | torch.dtype | str) -> torch.device | torch.dty
         here = ", ".join(["cpu", *([f"{a}" for a in [torch.accelerator.current_accelerator()] if a])])
         raise WeightspaceError(f"no device or dtype {str(target)!r} here; give a dtype or one of {here}") from error
     return device
-
-
-@contextlib.contextmanager
-def math_attention() -> Iterator[None]:
-    """A context in which attention uses torch's math kernel: fused kernels lack forward mode and round differently.
-
-    >>> import torch
-    >>> import weightspace as ws
-    >>> layer, x = torch.nn.MultiheadAttention(4, 2), torch.zeros(3, 1, 4)
-    >>> with ws.net.math_attention():
-    ...     layer(x, x, x)[0].shape
-    torch.Size([3, 1, 4])
-    """
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _can_learn(parameter: Tensor, value: Tensor) -> bool:

@@ -25,9 +25,10 @@ from weightspace.linear.estimate import Estimate
 from weightspace.linear.operator import Operator
 from weightspace.net.cost import Cost
 from weightspace.net.errors import WeightspaceError
-from weightspace.net.net import Net, checked, math_attention
+from weightspace.net.net import Net, checked
 from weightspace.net.public import public
 from weightspace.net.seeds import derived
+from weightspace.net.state import math_attention
 from weightspace.path.path import Path
 from weightspace.task.goal import value_and_gradient
 from weightspace.task.task import Task

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from weightspace.graph.trace import Trace, evaluate
-from weightspace.net.net import math_attention
+from weightspace.net.state import math_attention
 from weightspace.symmetry.element import Element
 from weightspace.symmetry.moved import touched
 from weightspace.symmetry.sign import ordinary

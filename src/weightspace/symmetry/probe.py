@@ -22,7 +22,8 @@ from weightspace.graph.pretrained import answer, plain_experts
 from weightspace.graph.trace import Trace, quiet, trace
 from weightspace.net.errors import SymmetryError, first_line
 from weightspace.net.inputs import arguments, carried, input_tensors
-from weightspace.net.net import Net, math_attention
+from weightspace.net.net import Net
+from weightspace.net.state import math_attention
 from weightspace.net.weights import Weights
 
 __all__ = ["Probe", "floating", "usable"]

@@ -17,7 +17,7 @@ from weightspace.graph.follow import live, used_outputs
 from weightspace.graph.trace import Trace, evaluate, op_name
 from weightspace.net.errors import SymmetryError
 from weightspace.net.inputs import input_tensors
-from weightspace.net.net import math_attention
+from weightspace.net.state import math_attention
 from weightspace.symmetry.element import Element
 from weightspace.symmetry.moved import Moved
 from weightspace.symmetry.probe import Probe

@@ -20,11 +20,12 @@ from torch import nn
 from weightspace.graph import atoms
 from weightspace.graph.atoms import Atom
 from weightspace.graph.follow import Reading, follow, masks
-from weightspace.graph.trace import Trace, own_state, trace
+from weightspace.graph.trace import Trace, trace
 from weightspace.linear.bits import reduce_bits
 from weightspace.net.errors import SymmetryError
 from weightspace.net.inputs import input_tensors
 from weightspace.net.net import Net
+from weightspace.net.state import settled
 from weightspace.symmetry.axis import KINDS, MATRICES, Axis, Block, Generator, Place, as_blocks
 from weightspace.symmetry.element import Element
 from weightspace.symmetry.exchanges import find_exchanges
@@ -67,10 +68,10 @@ def read(
     if empty := [tuple(t.shape) for t in input_tensors(example) if not t.numel()]:
         raise SymmetryError(f"the example has an input without entries, of shape {empty[0]}; give at least one example")
     if not check and net.device.type == "meta":
-        with own_state(net.dtype):
+        with settled(net.dtype):
             graph = trace(net.live(), example)
             return _draft(graph, follow(graph, outputs_move), net).group(into, ())
-    with own_state(torch.float64):
+    with settled(torch.float64):
         with closing(Probe.of(net, example, seed=0)) as probe:
             graph = probe.trace()
             draft = _draft(graph, follow(graph, outputs_move), net)
@@ -187,7 +188,7 @@ def _unfollowed(
 
 def label(net: Net, example: Any) -> tuple[Trace, Draft]:
     """The graph of `net` on an example, and the axes in it; nothing is verified."""
-    with own_state(net.dtype):
+    with settled(net.dtype):
         graph = trace(net.live(), example)
         return graph, _draft(graph, follow(graph), net)
 

@@ -23,7 +23,7 @@ from torch import Tensor, fx
 from weightspace.graph.trace import Trace
 from weightspace.net.errors import SymmetryError, first_line
 from weightspace.net.inputs import input_tensors
-from weightspace.net.net import math_attention
+from weightspace.net.state import math_attention
 from weightspace.symmetry.axis import Block, Generator, Place
 from weightspace.symmetry.group import Group
 from weightspace.symmetry.probe import Probe, usable

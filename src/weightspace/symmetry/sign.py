@@ -26,7 +26,7 @@ from weightspace.graph.trace import Trace, evaluate, op_name
 from weightspace.linear.bits import null_space, reduce_bits
 from weightspace.net.errors import SymmetryError
 from weightspace.net.inputs import input_tensors
-from weightspace.net.net import math_attention
+from weightspace.net.state import math_attention
 from weightspace.symmetry.axis import Block, Generator, Place, as_blocks, place_axes
 from weightspace.symmetry.group import Group
 from weightspace.symmetry.probe import Probe

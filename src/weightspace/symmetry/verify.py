@@ -21,7 +21,7 @@ from weightspace.graph.follow import Reading
 from weightspace.graph.trace import Trace, op_name
 from weightspace.net.errors import SymmetryError
 from weightspace.net.inputs import carried, input_tensors
-from weightspace.net.net import math_attention
+from weightspace.net.state import math_attention
 from weightspace.symmetry.alone import Alone
 from weightspace.symmetry.axis import Axis, as_blocks
 from weightspace.symmetry.element import Element

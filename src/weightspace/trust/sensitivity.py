@@ -17,8 +17,9 @@ from weightspace.metric.metric import Relative
 from weightspace.net.differentiable import called
 from weightspace.net.errors import SymmetryError, WeightspaceError
 from weightspace.net.inputs import arguments, carried
-from weightspace.net.net import Net, checked, math_attention
+from weightspace.net.net import Net, checked
 from weightspace.net.public import public
+from weightspace.net.state import math_attention
 from weightspace.net.weights import Weights
 from weightspace.task.examples import normal, uniform
 from weightspace.task.goal import gradient

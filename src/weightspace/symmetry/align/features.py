@@ -19,7 +19,8 @@ from weightspace.graph import atoms
 from weightspace.graph.trace import Trace, op_name
 from weightspace.net.errors import SymmetryError
 from weightspace.net.inputs import carried, input_tensors
-from weightspace.net.net import Net, math_attention
+from weightspace.net.net import Net
+from weightspace.net.state import math_attention
 from weightspace.symmetry.align.terms import Terms
 from weightspace.symmetry.axis import MATRICES, Axis, Block, as_blocks
 from weightspace.symmetry.group import Group

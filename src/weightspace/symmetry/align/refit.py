@@ -24,7 +24,8 @@ from weightspace.graph.layer import Layer, layers, rows_met
 from weightspace.graph.trace import Trace, op_name, trace
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.inputs import carried, input_tensors
-from weightspace.net.net import Net, math_attention
+from weightspace.net.net import Net
+from weightspace.net.state import math_attention
 from weightspace.task.task import Task
 
 if TYPE_CHECKING:

@@ -24,8 +24,9 @@ from torch.utils import _pytree as pytree
 from weightspace.graph.on_data import graph_of
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.inputs import carried
-from weightspace.net.net import Net, checked, math_attention
+from weightspace.net.net import Net, checked
 from weightspace.net.public import public
+from weightspace.net.state import math_attention
 from weightspace.task.task import Task
 from weightspace.trust.bounds.rounding import Arithmetic, BoundError
 from weightspace.trust.bounds.rule import Value, size
