@@ -14,7 +14,8 @@ def cheapest_parents(cost: np.ndarray, root: int) -> list[int]:
     """The parent of every node in the directed spanning tree of least total cost; -1 for the root.
 
     `cost[i, j]` is that of the edge from i to j, infinite where there is none; every node must be reachable from the
-    root. Every node takes its cheapest edge; a cycle is contracted into one node, and solved again.
+    root. Every node takes its cheapest edge; cycles are contracted into one node each, and the rest is solved again:
+    at most log2(n) times, in the memory of a few matrices.
 
     >>> import numpy as np
     >>> from weightspace.atlas.arborescence import cheapest_parents
@@ -26,29 +27,32 @@ def cheapest_parents(cost: np.ndarray, root: int) -> list[int]:
     np.fill_diagonal(cost, np.inf)
     parents = [int(k) for k in cost.argmin(0)]
     parents[root] = -1
-    cycle = _cycle(parents)
-    if not cycle:
+    cycles = _cycles(parents)
+    if not cycles:
         return parents
-    outside = [k for k in range(len(cost)) if k not in set(cycle)]
-    inside = np.array(cycle)
-    saved = cost[[parents[k] for k in cycle], cycle]
-    small = np.full((len(outside) + 1, len(outside) + 1), np.inf)
-    small[:-1, :-1] = cost[np.ix_(outside, outside)]
-    enter = cost[np.ix_(outside, cycle)] - saved
-    leave = cost[np.ix_(cycle, outside)]
-    small[:-1, -1], entered = enter.min(1), inside[enter.argmin(1)]
-    small[-1, :-1], left = leave.min(0), inside[leave.argmin(0)]
-    found = cheapest_parents(small, outside.index(root))
-    last = len(outside)
-    for k, parent in enumerate(found[:-1]):
-        parents[outside[k]] = int(left[k]) if parent == last else (outside[parent] if parent >= 0 else -1)
-    parents[int(entered[found[-1]])] = outside[found[-1]]
+    for cycle in cycles:  # an edge into a cycle takes the place of one in it
+        cost[:, cycle] -= cost[[parents[k] for k in cycle], cycle]
+    inside = {k for cycle in cycles for k in cycle}
+    parts = [[k] for k in range(len(cost)) if k not in inside] + cycles
+    tail, cost = _least(cost, parts)
+    head, cost = _least(cost.T, parts)
+    head, cost = head.T, cost.T
+    for part, parent in enumerate(cheapest_parents(cost, parts.index([root]))):
+        if parent >= 0:
+            node = int(head[parent, part])
+            parents[node] = int(tail[parent, node])
     return parents
 
 
-def _cycle(parents: list[int]) -> list[int]:
-    """A cycle of the graph in which every node has one parent, or nothing."""
-    seen = [0] * len(parents)
+def _least(cost: np.ndarray, parts: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """The row with the least cost of every part, for each column: which one, and its cost."""
+    which = np.stack([np.array(part)[cost[part].argmin(0)] for part in parts])
+    return which, np.take_along_axis(cost, which, 0)
+
+
+def _cycles(parents: list[int]) -> list[list[int]]:
+    """The cycles of a graph in which every node has one parent, or none (-1)."""
+    seen, found = [0] * len(parents), []
     for start in range(len(parents)):
         node, way = start, []
         while node >= 0 and not seen[node]:
@@ -56,5 +60,5 @@ def _cycle(parents: list[int]) -> list[int]:
             way.append(node)
             node = parents[node]
         if node >= 0 and seen[node] == start + 1:
-            return way[way.index(node) :]
-    return []
+            found.append(way[way.index(node) :])
+    return found
