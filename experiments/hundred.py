@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import weightspace as ws
 from experiments import split
-from experiments.continual import adam
+from experiments.continual import RATE, adam, cycle
 from experiments.nets import tensors
 from experiments.record import Job, Record, block, number, percent
 from experiments.residual import FULL, QUICK, SMALL, Lab, residual, shifted
@@ -30,7 +30,7 @@ EPOCHS = 4  # of every task; three times as many of all at once
 BATCH, REHEARSED = 32, 32
 KEPT = 25  # images a task
 OUTER, ROWS, LENGTH, BUDGET = 12, 50, 0.02, 4.0  # of the invariant path: steps a task, images, length, drift
-LAYERED = 4  # steps a task in the layers' null spaces
+LAYERED, DAMPING = 4, 1e-3  # steps a task in the layers' null spaces
 
 
 class Hundred(split.Stage):
@@ -118,6 +118,13 @@ def layers(lab: Hundred, net: ws.Net, memory: ws.Task, seed: int) -> ws.Net:
     return _walked(lab, net, goal, ws.Pullback(memory, solver="layer"), LAYERED, corrections=0)
 
 
+def projected(lab: Hundred, net: ws.Net, memory: ws.Task, seed: int, damping: float = DAMPING) -> ws.Net:
+    """Adam, every step projected onto the null spaces of what the layers are given by the memory."""
+    metric = ws.NullSpace.of(ws.Adam(), net, memory, damping)
+    steps = lab.steps(lab.new, lab.epochs)
+    return ws.flow(net, new(lab, seed), metric, steps=steps, size=cycle(RATE), save=steps)[-1]
+
+
 def path(lab: Hundred, net: ws.Net, memory: ws.Task, seed: int) -> ws.Net:
     """The invariant path: steps within a drift budget on images of the memory, of each the outputs of its own task."""
     asked = ws.Net.of(Asked(net.live(), lab.each))
@@ -161,6 +168,7 @@ WAYS: dict[str, Way | None] = {
     "frozen teacher": adam(teacher),
     "A-GEM": adam(lambda lab, net, memory, seed: ws.gem(new(lab, seed), [lab.own(memory)], REHEARSED, seed)),
     "layers' null space": layers,
+    "Adam in null spaces": projected,
 }  # fmt: skip
 
 

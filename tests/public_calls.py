@@ -131,6 +131,9 @@ CALLS: dict[str, Callable[[], Any]] = {
     "Relative": lambda: [ws.Relative().norm(A, B - A), ws.Relative().steepest(A, B - A)],
     "Spectral": lambda: [ws.Spectral().norm(A, B - A), ws.Spectral().steepest(A, B - A)],
     "Adam": lambda: ws.flow(A, ws.learn(task()), ws.Adam(), steps=2, size=0.01)[-1],
+    "NullSpace": lambda: ws.flow(
+        A, ws.learn(task()), ws.NullSpace.of(ws.Adam(), A, task(6), 0.1).add(B, task(4)), steps=2, size=0.01
+    )[-1],
     "Pullback": lambda: [ws.Pullback(task()).norm(A, B - A), ws.Pullback(task()).spectrum(A, 2)],
     "Pullback.drift": lambda: ws.Pullback(task()).drift(near(), A),
     "Pullback.capacity": lambda: ws.Pullback(task(6)).capacity(A, task(seed=2)),

@@ -62,7 +62,17 @@ _CONTENTS = {
         "jacobian",
     ],
     # how far, and which way
-    "metric": ["Adam", "Euclidean", "euclidean", "functional", "layerwise", "Pullback", "Relative", "Spectral"],
+    "metric": [
+        "Adam",
+        "Euclidean",
+        "euclidean",
+        "functional",
+        "layerwise",
+        "NullSpace",
+        "Pullback",
+        "Relative",
+        "Spectral",
+    ],
     # what the weights know
     "codes": [
         "Code",

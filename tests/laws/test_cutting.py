@@ -160,6 +160,8 @@ CLASSES = {
     "pullback.Pullback.__init__": lambda a, b, t: [
         ws.Pullback(t).norm(a, b - a), ws.Pullback(t).drift(a, b), ws.Pullback(t, output="fisher").drift(a, b)
     ],
+    "null_space.NullSpace.of": lambda a, b, t: ws.NullSpace.of(ws.Euclidean(), a, t, 0.1).project(a, b - a),
+    "null_space.NullSpace.add": lambda a, b, t: ws.NullSpace.of(ws.Euclidean(), a, t, 0.1).add(b, t).project(a, b - a),
     "pullback.Pullback.capacity": lambda a, b, t: ws.Pullback(t).capacity(a, two(t)["b"]),
     "pullback.Pullback.tradeoff": lambda a, b, t: ws.Pullback(t).tradeoff(a, two(t)["b"], n=5).progress.tolist(),
     "distance.functional": lambda a, b, t: [ws.functional(a, b, t, k) for k in ("l2", "kl", "disagreement")],

@@ -25,6 +25,7 @@ METRICS = {
     "fisher": lambda: ws.Pullback(OLD, "fisher"),
     "gltr": lambda: ws.Pullback(OLD, solver="gltr"),
     "layer": lambda: ws.Pullback(OLD, solver="layer"),
+    "null space": lambda: ws.NullSpace.of(ws.Adam(), network(("none",)), OLD, 0.1),
     "kronecker": lambda: ws.Pullback(OLD, solver="kronecker"),
 }
 

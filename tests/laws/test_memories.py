@@ -150,7 +150,7 @@ MEMORIES = {
     "codes.transfer._Maker._forms": "test_networks_of_other_forms_are_not_made_alike",
     "commands.tasks.tasks(file)": "test_codes_in_a_file_are_of_this_question",
     "flows.stepper.flow(trail)": "test_a_path_in_a_folder_is_of_this_question",
-    "flows.stepper._Run._adam": "test_a_path_in_a_folder_is_of_this_question",
+    "flows.stepper._Run._history": "test_a_path_in_a_folder_is_of_this_question",
     "flows.stepper._Run._saved": "test_a_path_in_a_folder_is_of_this_question",
     "path.trail.Trail.__init__(folder)": "test_a_path_in_a_folder_is_of_this_question",
     "path.trail.Trail.index": "test_a_path_in_a_folder_is_of_this_question",

@@ -23,7 +23,7 @@ from weightspace.flows.options import Aim, Options, Size, asked, check_fit, chec
 from weightspace.flows.pruning import Prune, share_at, tightened
 from weightspace.flows.result import Flow, Record
 from weightspace.metric.geodesic import acceleration
-from weightspace.metric.metric import Adam, Metric
+from weightspace.metric.metric import Adam, Metric, Remembering
 from weightspace.metric.per_layer import compensated
 from weightspace.metric.pullback import Pullback
 from weightspace.net.errors import WeightspaceError
@@ -88,7 +88,7 @@ def flow(
     goal = goal if isinstance(goal, Prune) else as_goal(goal)
     net = unfrozen(checked(net), frozen)
     check_fit(net, goal, metric, options)
-    metric = metric.begin() if isinstance(metric, Adam) else metric
+    metric = metric.begin() if isinstance(metric, Remembering) else metric
     if isinstance(goal, Prune) and goal.repair == "gauss-newton":
         options = replace(options, corrections=max(corrections, 2))
     run = _Run(net, metric, options, trail, progress)
@@ -122,7 +122,7 @@ class _Run:
         self.heldout = Pullback(probe, metric.output if isinstance(metric, Pullback) else "logits") if probe else None
         self.there = self.heldout.outputs(net) if self.heldout else None
         self.nets, self.log, self.trust, self.begun = [net], list[Record](), 1.0, 0
-        self._adam = metric if isinstance(metric, Adam) else None
+        self._history = metric if isinstance(metric, Remembering) else None
         self._saved: dict[str, Tensor] = {}
         self.trail = None if trail is None else Trail(trail, net)
 
@@ -147,7 +147,7 @@ class _Run:
             if not any(wanted.flat().aminmax()):
                 why = "goal"
                 break
-            length, state = self._length(size, k / steps), self._snapshot(self._adam)
+            length, state = self._length(size, k / steps), self._snapshot(self._history)
             found = self._step(wanted, length)
             if isinstance(found, str):
                 why = found
@@ -155,15 +155,15 @@ class _Run:
             net, predicted, length, moved = found
             record = Record(k, length, value, moved, predicted, self._held(net, k, steps))
             if not self._accept(net, record, last=k == steps - 1, cut=self.cut):
-                if self._adam:
-                    self._adam.restore(self.net, state)
+                if self._history:
+                    self._history.restore(self.net, state)
                 why = "heldout"
                 break
         return self._done(why)
 
-    def _snapshot(self, adam: Adam | None) -> dict[str, Tensor]:
+    def _snapshot(self, history: Remembering | None) -> dict[str, Tensor]:
         """The moments to restore if the step is refused for its held-out drift."""
-        return adam.state() if adam is not None and self.limit is not None else {}
+        return history.state() if history is not None and self.limit is not None else {}
 
     def _length(self, size: Size, done: float) -> float:
         length = size(done) if callable(size) else size
@@ -334,19 +334,19 @@ class _Run:
         if self.trail is None:
             return
         kept: dict[str, Tensor] = {"trust": torch.tensor(self.trust, dtype=torch.float64)}
-        adam = self._adam
+        adam = self._history
         kept |= {f"adam.{name}": t for name, t in adam.state().items()} if adam else {}
         kept |= {"cut": self.cut.flat().bool()} if self.cut is not None else {}
         kept["log"] = torch.tensor([list(asdict(r).values()) for r in self.log], dtype=torch.float64)
         facts = {name: value for name, value in asdict(self.log[-1]).items() if name != "step" and value == value}
         self.trail.append(self.net, self.log[-1].step + 1, kept, **facts)
 
-    def remember(self, adam: Adam | None = None) -> None:
-        """Save the moments of `adam` with the points from now on, and restore those that were saved."""
-        self._adam = adam or self._adam
+    def remember(self, history: Remembering | None = None) -> None:
+        """Save the history of a metric with the points from now on, and restore those that were saved."""
+        self._history = history or self._history
         state = {name.removeprefix("adam."): t for name, t in self._saved.items() if name.startswith("adam.")}
-        if self._adam is not None and state:
-            self._adam.restore(self.net, state)
+        if self._history is not None and state:
+            self._history.restore(self.net, state)
 
     def resume(self, trail: Trail, asked: dict[str, Any], steps: int) -> None:
         """Continue an interrupted flow with the same arguments."""

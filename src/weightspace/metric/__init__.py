@@ -5,7 +5,8 @@ from weightspace.contents import handed_on
 __getattr__, __dir__, __all__ = handed_on(
     __name__,
     {
-        "metric": ["Adam", "by_layer", "Euclidean", "Metric", "Relative", "Spectral"],
+        "metric": ["Adam", "by_layer", "Euclidean", "Metric", "Relative", "Remembering", "Spectral"],
+        "null_space": ["NullSpace"],
         "pullback": [
             "Pullback",
         ],

@@ -21,7 +21,7 @@ from weightspace.net.weights import Weights
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["Adam", "Euclidean", "Metric", "Relative", "Spectral", "by_layer"]
+__all__ = ["Adam", "Euclidean", "Metric", "Relative", "Remembering", "Spectral", "by_layer"]
 
 
 Granularity: TypeAlias = Literal["tensor", "neuron"]
@@ -43,6 +43,28 @@ class Metric(Protocol):
 
     def steepest(self, net: Net, covector: Weights) -> Weights:
         """The step v of length |v|_w = 1 with the lowest <covector, v>; the covector is a gradient."""
+        ...
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """The protocol of a metric with a history of gradients: a flow begins it anew, and saves and restores it.
+
+    >>> import weightspace as ws
+    >>> isinstance(ws.Adam(), ws.metric.Remembering), isinstance(ws.Euclidean(), ws.metric.Remembering)
+    (True, False)
+    """
+
+    def begin(self) -> Metric:
+        """A metric with the same settings and no history."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of the history, as tensors."""
+        ...
+
+    def restore(self, net: Net, state: Mapping[str, Tensor]) -> None:
+        """Set the history to a `state()`; an empty one clears it."""
         ...
 
 
