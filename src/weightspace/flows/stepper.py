@@ -122,7 +122,7 @@ class _Run:
         self.heldout = Pullback(probe, metric.output if isinstance(metric, Pullback) else "logits") if probe else None
         self.there = self.heldout.outputs(net) if self.heldout else None
         self.nets, self.log, self.trust, self.begun = [net], list[Record](), 1.0, 0
-        self._history = metric if isinstance(metric, Remembering) else None
+        self._history: Remembering | None = metric if isinstance(metric, Remembering) else None
         self._saved: dict[str, Tensor] = {}
         self.trail = None if trail is None else Trail(trail, net)
 
