@@ -127,6 +127,7 @@ _CONTENTS = {
         "harden",
         "hold",
         "learn",
+        "neighbourhood",
         "prune",
         "spread",
         "swag",

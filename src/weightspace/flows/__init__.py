@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = handed_on(
         "anchors": ["ewc", "fisher", "hold"],
         "pruning": ["Prune", "prune", "share_at", "sparsity", "tightened"],
         "result": ["Flow", "Record"],
+        "sharpness": ["neighbourhood"],
         "stepper": ["flow"],
         "ensembles": ["coherence", "disagreement", "ensemble", "swag"],
     },
