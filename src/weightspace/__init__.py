@@ -92,7 +92,6 @@ _CONTENTS = {
         "Plane",
         "plane",
         "sgd_temperature",
-        "swa",
         "Trail",
     ],
     # how far the weights move before the function breaks
@@ -113,7 +112,7 @@ _CONTENTS = {
     # the group
     "symmetry": ["mean", "modulo", "repair", "reset_statistics", "Symmetry", "SymmetryError"],
     # a training run watched
-    "training": ["critical_period", "Recorder", "Recording"],
+    "training": ["critical_period", "ema", "lawa", "Recorder", "Recording", "swa"],
     # steps along what a goal asks for
     "flows": [
         "coherence",
@@ -121,6 +120,7 @@ _CONTENTS = {
         "drift",
         "ensemble",
         "ewc",
+        "fge",
         "Flow",
         "flow",
         "gem",
@@ -129,6 +129,7 @@ _CONTENTS = {
         "learn",
         "neighbourhood",
         "prune",
+        "snapshots",
         "spread",
         "swag",
         "toward",

@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = handed_on(
         "sharpness": ["neighbourhood"],
         "stepper": ["flow"],
         "ensembles": ["coherence", "disagreement", "ensemble", "swag"],
+        "cycles": ["Cycle", "fge", "snapshots"],
     },
     {"weightspace.net.WeightspaceError": ["FlowError", "PruneError"]},
 )

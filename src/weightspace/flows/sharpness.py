@@ -159,14 +159,14 @@ def _differentiated(loss: Loss, parameters: Mapping[str, nn.Parameter]) -> tuple
         value = loss()
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
         raise WeightspaceError("the loss must be a function that returns one differentiable number, as a 0-d tensor")
-    found = torch.autograd.grad(value.reshape(()), [*parameters.values()], allow_unused=True)
+    found = torch.autograd.grad(value, [*parameters.values()], torch.ones_like(value), allow_unused=True)
     filled = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters.values(), strict=True)]
-    return float(value), dict(zip(parameters, filled, strict=True))
+    return float(value.detach()), dict(zip(parameters, filled, strict=True))
 
 
 @contextmanager
 def _moved(module: nn.Module, away: Weights, called: bool) -> Iterator[None]:
-    """The module with its parameters moved by a step, and put back exactly; buffers too where it was `called` before."""
+    """The module with its parameters moved by a step, and put back exactly; if `called` before, its buffers too."""
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     buffers = {name: b.detach().clone() for name, b in module.named_buffers()} if called else {}
     try:
