@@ -28,7 +28,8 @@ from weightspace.net.seeds import derived
 MEMBERS, BATCH, RATE, DECAY, JUDGE = 4, 32, 0.05, 0.98, 300
 SETTINGS = {"short": (1000, 0.0, 120), "long": (1000, 0.0, 800), "false labels": (1000, 0.4, 800)}
 WAYS = (
-    "last", "last, new statistics", "cosine", "ema", "swa", "lawa", "lawa, greedy", "snapshots, average", "fge, average",
+    "last", "last, new statistics", "cosine", "ema", "swa", "lawa", "lawa, greedy",
+    "snapshots, average", "fge, average",
     "lawa, ensemble", "snapshots, ensemble", "fge, ensemble", "independent, ensemble",
 )  # fmt: skip
 Begin: TypeAlias = Callable[[torch.optim.Optimizer], Callable[[nn.Module, int], None]]
