@@ -221,6 +221,13 @@ CALLS: dict[str, Callable[[], Any]] = {
     "hold": lambda: ws.gradient(ws.hold(task(), A), near()),
     "gem": lambda: ws.gradient(ws.gem(ws.learn(task()), [task(seed=2)]), near()),
     "harden": lambda: ws.gradient(ws.harden(task(), 0.1), A),
+    "neighbourhood": lambda: ws.gradient(ws.neighbourhood(task(), ws.Euclidean(), 0.1), A),
+    "neighbourhood, mean": lambda: ws.gradient(ws.neighbourhood(task(), ws.Relative(), 0.1, "mean"), A),
+    "ema": lambda: averaged_along(ws.ema(0.5)),
+    "lawa": lambda: averaged_along(ws.lawa(2)),
+    "swa, along": lambda: averaged_along(ws.swa()),
+    "snapshots": lambda: cycled(ws.snapshots),
+    "fge": lambda: cycled(ws.fge),
     "spread": lambda: ws.gradient(ws.spread([B], task()), A),
     "drift": lambda: ws.gradient(ws.drift(0), A),
     "toward": lambda: ws.gradient(ws.toward(B), A),
@@ -229,6 +236,20 @@ CALLS: dict[str, Callable[[], Any]] = {
     "coherence": lambda: ws.coherence([A, B], task()),
     "swag": lambda: ws.swag([A, B, C], 2, seed=0),
 }
+
+
+def averaged_along(average: ws.training.Average) -> ws.Net:
+    for net in (A, B, C):
+        average.update(net)
+    return average.net()
+
+
+def cycled(make: Callable[..., ws.flows.Cycle]) -> Tensor:
+    optimiser = torch.optim.SGD(module().parameters(), lr=0.1)
+    cycle = make(optimiser, 2)
+    for net in (A, B, C):
+        cycle.update(net)
+    return cycle.net()(X) + optimiser.param_groups[0]["lr"]
 
 
 def numbers(value: Any) -> list[float]:

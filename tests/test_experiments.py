@@ -25,10 +25,12 @@ from experiments import (  # noqa: E402
     asked,
     atlas,
     attention,
+    averaged,
     certify,
     colours,
     continual,
     critical,
+    flat,
     freedom,
     generator,
     graph,
@@ -667,6 +669,57 @@ def test_transformers_run_and_can_be_taken_up_again(tmp_path):
 
 def test_the_readme_shows_what_was_measured_of_transformers():
     found = transformers.tables(record.Record(record.RESULTS / "transformers.json"), "")
+    assert len(found) == 3 and all(table in record.README.read_text() for table in found.values())
+
+
+def test_averages_along_a_run_are_measured_and_can_be_taken_up_again(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    assert averaged.main(["--quick", "--out", str(out)]) == 0
+    first = out.read_text()
+    rows = {key.split("/")[2]: row for key, row in json.loads(first).items()}
+    assert {*rows} == {*averaged.WAYS} and all(0 < row["right"] <= 1 for row in rows.values())
+    assert all((row["networks"] == averaged.MEMBERS) == way.endswith("ensemble") for way, row in rows.items())
+    assert rows["swa"]["right"] > rows["last"]["right"] - 0.05
+    assert averaged.main(["--quick", "--out", str(out)]) == 0
+    assert out.read_text() == first and "averages digits" in capsys.readouterr().out
+
+
+def test_the_metrics_of_asam_and_fisher_sam_have_steps_of_their_formulas():
+    net, task = ws.demo.example()
+    g, w = ws.gradient(task, net), net.weights.flat()
+    found = flat.Adaptive().steepest(net, g)
+    right = -w.square() * g.flat() / (w.abs() * g.flat()).norm()
+    torch.testing.assert_close(found.flat(), right)
+    assert flat.Adaptive().norm(net, found) == pytest.approx(1, abs=1e-5)
+    found = flat.Diagonal().steepest(net, g).flat()
+    turned = g.flat() / (1 + g.flat().square())
+    torch.testing.assert_close(found, -turned / (g.flat() @ turned).sqrt())
+
+
+def test_the_ways_to_flat_minima_take_as_many_gradients(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(ws.flows.goals.Learn, "value_and_gradient", _counting(asked))
+    task = ws.digits("train").take(20)
+    for way in ("plain", "SAM", "mean in a ball", "relative", "ASAM", "Fisher-SAM", "ball of functions"):
+        goal, cost = flat.goal_of(way, task, flat.WAYS[way][-1], 0)
+        asked.clear()
+        ws.flow(flat.Lab(True).start(0), goal, ws.Adam(), steps=12 // cost, size=0.001)
+        assert len(asked) == 12, way
+
+
+def _counting(asked):
+    inner = ws.flows.goals.Learn.value_and_gradient
+
+    def counted(goal, net, step):
+        asked.append(step)
+        return inner(goal, net, step)
+
+    return counted
+
+
+def test_the_readme_shows_what_was_measured_of_averages_and_flat_minima():
+    found = averaged.tables(record.Record(record.RESULTS / "averaged.json"), "digits")
+    found |= flat.tables(record.Record(record.RESULTS / "flat.json"), "digits")
     assert len(found) == 3 and all(table in record.README.read_text() for table in found.values())
 
 

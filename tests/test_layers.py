@@ -34,8 +34,8 @@ FILES = {
         sign alone verify turns pairs bases parts exchanges read saved align.parity align.terms
         align.ascent align.spectral align.relax align.merge align.refit align.repair align.score
         align.moves align.refine align.orders align.match align.features symmetry quotient verdict""",
-    "training": "deficits critical_periods recording recorder adapters",
-    "flows": "batches anchors attacks ensembles goals pruning result options stepper",
+    "training": "deficits critical_periods recording recorder adapters points averages",
+    "flows": "batches anchors attacks ensembles goals sharpness pruning result options stepper cycles",
     "atlas": """tables migrations.v0001 migrations.v0002 migrations upgrade catalogue content objects records
         comparisons scan members sources ways holdings folders side_by_side sketches orbits atlas halving question
         starts asked nearby greedy_averages gram neighbourhoods compared independence relatives averages arborescence

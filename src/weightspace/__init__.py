@@ -102,7 +102,6 @@ _CONTENTS = {
         "Plane",
         "plane",
         "sgd_temperature",
-        "swa",
         "Trail",
     ],
     # how far the weights move before the function breaks
@@ -123,7 +122,7 @@ _CONTENTS = {
     # the group
     "symmetry": ["mean", "modulo", "repair", "reset_statistics", "Symmetry", "SymmetryError"],
     # a training run watched
-    "training": ["critical_period", "Recorder", "Recording"],
+    "training": ["critical_period", "ema", "lawa", "Recorder", "Recording", "swa"],
     # steps along what a goal asks for
     "flows": [
         "coherence",
@@ -131,13 +130,16 @@ _CONTENTS = {
         "drift",
         "ensemble",
         "ewc",
+        "fge",
         "Flow",
         "flow",
         "gem",
         "harden",
         "hold",
         "learn",
+        "neighbourhood",
         "prune",
+        "snapshots",
         "spread",
         "swag",
         "toward",

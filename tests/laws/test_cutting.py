@@ -222,6 +222,7 @@ CLASSES = {
     "anchors.ewc": goal(lambda a, b, t: ws.ewc(b, t)),
     "anchors.fisher": lambda a, b, t: anchors.fisher(a, t),
     "goals.gem": goal(lambda a, b, t: ws.gem(two(t)["b"], [t], batch=N)),
+    "sharpness.neighbourhood": goal(lambda a, b, t: ws.neighbourhood(t, ws.Euclidean(), 0.1)),
     "attacks.harden": goal(lambda a, b, t: ws.harden(t, 0.1, batch=N)),
     "anchors.hold": goal(
         lambda a, b, t: sum(ws.hold(t, b, d, batch=N, labels=0.5) for d in ("squared", "kl", "bhattacharyya"))

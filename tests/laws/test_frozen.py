@@ -59,6 +59,7 @@ GOALS = {
     "ewc": lambda net: ws.flows.ewc(network(seed=1), TASK),
     "spread": lambda net: ws.flows.spread([network(seed=1)], TASK),
     "harden": lambda net: ws.flows.harden(TASK, 0.1, steps=2),
+    "neighbourhood": lambda net: ws.neighbourhood(TASK, ws.Relative(), 0.1),
     "norm": lambda net: lambda w: sum(t.square().sum() for t in w.weights.values()),
 }
 

@@ -154,6 +154,7 @@ MEMORIES = {
     "flows.stepper._Run._saved": "test_a_path_in_a_folder_is_of_this_question",
     "path.trail.Trail.__init__(folder)": "test_a_path_in_a_folder_is_of_this_question",
     "path.trail.Trail.index": "test_a_path_in_a_folder_is_of_this_question",
+    "training.points.Points.kept": "the points of one run, which updates and saved states hand in: see test_averages",
     "training.critical_periods.critical_period(rows)": "test_rows_are_of_this_training",
     "curvature.curvature._seen": "test_a_verdict_on_derivatives_is_of_this_form_of_inputs",
     "curvature.linearised.back": "of one linearisation, whose graph is kept",

@@ -17,6 +17,7 @@ import weightspace as ws
 pytestmark = pytest.mark.filterwarnings("ignore")
 TASK, FEW = task(), task(6)
 KEEP = ws.Pullback(FEW)
+OPTIMISER = torch.optim.SGD(module().parameters(), lr=0.1)
 
 # what a right call looks like, by name of the argument
 RIGHT = {
@@ -89,6 +90,12 @@ RIGHT = {
     "plane": (ws.plane, {"a": A, "b": B, "c": C}),
     "flow": (ws.flow, {"net": A, "goal": ws.learn(FEW), "metric": ws.Euclidean(), "steps": 1, "size": 0.01}),
     "learn": (ws.learn, {"task": FEW}),
+    "neighbourhood": (ws.neighbourhood, {"goal": FEW, "metric": ws.Euclidean(), "radius": 0.1, "seed": 0}),
+    "ema": (ws.ema, {"decay": 0.9, "every": 2, "start": 1}),
+    "lawa": (ws.lawa, {"last": 2, "every": 1}),
+    "Average.update": (ws.swa().update, {"module": A}),
+    "snapshots": (ws.snapshots, {"optimiser": OPTIMISER, "steps": 3, "low": 0.1, "last": 2}),
+    "fge": (ws.fge, {"optimiser": OPTIMISER, "steps": 4, "low": 0.1}),
     "hold": (ws.hold, {"task": FEW, "anchor": A}),
     "ewc": (ws.ewc, {"task": FEW, "net": A}),
     "prune": (ws.prune, {"sparsity": 0.5}),

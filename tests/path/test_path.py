@@ -17,7 +17,7 @@ from weightspace.net.errors import ArchitectureMismatch, WeightspaceError
 from weightspace.net.net import Net
 from weightspace.net.weights import Weights
 from weightspace.path.loss_plane import plane
-from weightspace.path.path import Path, curve, line, swa
+from weightspace.path.path import Path, curve, line
 from weightspace.task.task import Task
 
 laws = settings(max_examples=10, deadline=None)

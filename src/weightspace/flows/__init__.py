@@ -10,8 +10,10 @@ __getattr__, __dir__, __all__ = handed_on(
         "anchors": ["ewc", "fisher", "hold"],
         "pruning": ["Prune", "prune", "share_at", "sparsity", "tightened"],
         "result": ["Flow", "Record"],
+        "sharpness": ["neighbourhood"],
         "stepper": ["flow"],
         "ensembles": ["coherence", "disagreement", "ensemble", "swag"],
+        "cycles": ["Cycle", "fge", "snapshots"],
     },
     {"weightspace.net.WeightspaceError": ["FlowError", "PruneError"]},
 )

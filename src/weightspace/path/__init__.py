@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = handed_on(
     __name__,
     {
         "divergence": ["Divergence"],
-        "path": ["curve", "line", "Path", "swa"],
+        "path": ["curve", "line", "Path"],
         "diffusion": [
             "Action",
             "action",
@@ -20,5 +20,9 @@ __getattr__, __dir__, __all__ = handed_on(
         "loss_plane": ["Grid", "Plane", "plane"],
         "trail": ["Trail"],
     },
-    {"weightspace.net.Cost": ["ActionCost"], "weightspace.net.WeightspaceError": ["DiffusionError"]},
+    {
+        "weightspace.net.Cost": ["ActionCost"],
+        "weightspace.net.WeightspaceError": ["DiffusionError"],
+        "weightspace.training.swa": ["swa"],
+    },
 )

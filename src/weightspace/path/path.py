@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from weightspace.metric.metric import Euclidean, Metric
-from weightspace.net.average import average, lifted
+from weightspace.net.average import lifted
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net, checked, loose
 from weightspace.net.public import public
@@ -23,7 +23,7 @@ from weightspace.task.task import Task
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["Path", "curve", "line", "swa"]
+__all__ = ["Path", "curve", "line"]
 
 
 _HALVINGS = 8
@@ -308,23 +308,6 @@ def _train(
         adam.step()
         if progress is not None:
             progress(step + 1, steps)
-
-
-@public
-def swa(nets: Path | Iterable[Net]) -> Net:
-    """The mean network (1 / n) sum_k w_k of networks or of a path's marked points: stochastic weight averaging.
-
-    Weights and floating-point state are averaged; integer state and dtypes are those of the first. Networks are read
-    one at a time, summed in float32 or better and rounded once. BatchNorm statistics do not fit the mean network:
-    re-estimate them from data. Raises `ArchitectureMismatch` unless all have the same tensors. Izmailov et al.,
-    "Averaging weights leads to wider optima and better generalization", 2018.
-
-    >>> import weightspace as ws
-    >>> a, b = ws.demo.example()[0], ws.demo.example(1)[0]
-    >>> float((ws.swa([a, b]) - a.lerp(b, 0.5)).norm()) < 1e-6
-    True
-    """
-    return average(nets)
 
 
 def value(observable: Callable[[Net], Any], net: Net, name: str = "observable") -> float:
