@@ -20,7 +20,7 @@ _CONTENTS = {
     # points in files
     "checkpoint": ["Checkpoint", "CheckpointError"],
     # what we look through
-    "task": ["accuracy", "cifar10", "digits", "fashion_mnist", "gradient", "mnist", "Task"],
+    "task": ["accuracy", "cifar10", "digits", "fashion_mnist", "gradient", "homotopy", "mnist", "Task"],
     # linear maps known by their action
     "linear": ["Operator", "spectral_bound", "spectral_norm"],
     # what is computed, node by node
@@ -116,6 +116,7 @@ _CONTENTS = {
     "training": ["critical_period", "Recorder", "Recording"],
     # steps along what a goal asks for
     "flows": [
+        "attack",
         "coherence",
         "disagreement",
         "drift",
@@ -127,7 +128,9 @@ _CONTENTS = {
         "harden",
         "hold",
         "learn",
+        "morph",
         "prune",
+        "robust_accuracy",
         "spread",
         "swag",
         "toward",

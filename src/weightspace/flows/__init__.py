@@ -5,12 +5,13 @@ from weightspace.contents import handed_on
 __getattr__, __dir__, __all__ = handed_on(
     __name__,
     {
-        "attacks": ["attacked", "harden", "input_gradient"],
+        "attacks": ["attack", "attacked", "harden", "input_gradient", "robust_accuracy"],
         "goals": ["drift", "gem", "learn", "spread", "toward"],
         "anchors": ["ewc", "fisher", "hold"],
         "pruning": ["Prune", "prune", "share_at", "sparsity", "tightened"],
         "result": ["Flow", "Record"],
         "stepper": ["flow"],
+        "morphing": ["least_loss", "Morph", "morph", "Stage"],
         "ensembles": ["coherence", "disagreement", "ensemble", "swag"],
     },
     {"weightspace.net.WeightspaceError": ["FlowError", "PruneError"]},
