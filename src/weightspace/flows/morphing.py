@@ -24,8 +24,8 @@ from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 from weightspace.net.public import public
 from weightspace.net.weights import Weights
+from weightspace.task.classification import is_cross_entropy
 from weightspace.task.goal import Goal, differentiated
-from weightspace.task.losses import Loss
 from weightspace.task.task import Task
 
 __all__ = ["Morph", "Stage", "least_loss", "morph"]
@@ -163,18 +163,9 @@ def least_loss(task: Task) -> float:
     >>> round(ws.flows.least_loss(task), 3)
     0.693
     """
-    metric = task.metric
-    plain = metric == "cross-entropy" or (callable(metric) and _is_cross_entropy(task.recognised))
-    if not plain or task.aggregate not in ("mean", "sum"):
+    if not is_cross_entropy(task) or task.aggregate not in ("mean", "sum"):
         return 0.0
     found = [y for _, y in task.batches() if y is not None and y.is_floating_point()]
     rows = sum(len(y) for _, y in task.batches() if y is not None)
     entropy = sum(float(-torch.xlogy(y.double(), y.double()).sum()) for y in found)
     return entropy / (rows if task.aggregate == "mean" else 1)
-
-
-def _is_cross_entropy(loss: Loss | None) -> bool:
-    """Whether a loss of torch is the plain cross-entropy: no class weights, no smoothing of labels."""
-    if loss is None or loss.kind != "softmax":
-        return False
-    return loss.settings.get("weight") is None and not loss.settings.get("label_smoothing")
