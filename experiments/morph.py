@@ -27,6 +27,7 @@ from experiments.nets import tensors
 from experiments.record import Job, Record, block, command, percent
 
 SIZES, BOUND, RATE, BATCH = (10, 100, 1000), 0.5, 3e-3, 64
+EARLY = 0.2  # of the gradients of the control, on examples of both tasks
 PLAIN = ("anew", "fine-tuned", "last layer only", "half, then all")
 MORPHS = ("batches", "inputs, transport", "inputs, class", "turning")
 WAYS = PLAIN + MORPHS
@@ -121,7 +122,7 @@ def learnt(lab: Lab, name: str, n: int, way: str, seed: int) -> dict[str, Any]:
         net = module(first, seed + 100) if way == "anew" else start
         last = [name for name in net.weights if name.startswith("5.")]
         fixed = net.weights.zeros().replace({name: torch.ones_like(net.weights[name]) for name in last})
-        early = 0 if way != "half, then all" else lab.gradients // 5
+        early = 0 if way != "half, then all" else round(EARLY * lab.gradients)
         if early:  # a control: examples of both tasks, without a homotopy
             net = descent(net, ws.homotopy(shown, some, "batches", seed=seed)(0.5), early, seed)[-1]
         path = descent(net, some, lab.gradients - early, seed, fixed if way == "last layer only" else None)
@@ -175,15 +176,25 @@ def beside(record: Record, name: str, way: str) -> list[str]:
         interval([100 * (a["right"] - b["right"]) for a, b in every]),
         interval([a["loss"] - b["loss"] for a, b in every], 3),
         f"{better} of {len(pairs)}",
-        soonest(every),
+        soonest(every, EARLY if way == "half, then all" else 0.0),
         *times,
     ]
 
 
-def soonest(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
-    """Median share of the gradients after which a way has the accuracy that fine-tuning has in the end."""
+def soonest(pairs: list[tuple[dict[str, Any], dict[str, Any]]], early: float) -> str:
+    """Median share of the gradients after which a way has the accuracy that fine-tuning has in the end.
+
+    `early`: the share of the gradients before the first accuracy of the way.
+    """
     shares = [
-        next((k / (len(a["along"]) - 1) for k, right in enumerate(a["along"]) if right >= b["right"]), math.inf)
+        next(
+            (
+                early + (1 - early) * k / (len(a["along"]) - 1)
+                for k, right in enumerate(a["along"])
+                if right >= b["right"]
+            ),
+            math.inf,
+        )
         for a, b in pairs
     ]
     own = [
