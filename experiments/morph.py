@@ -85,7 +85,7 @@ def turning(b: ws.Task) -> Callable[[float], ws.Task]:
     """The images of a task, turned back by a quarter at t = 0 and as they are at t = 1."""
 
     def at(t: float) -> ws.Task:
-        a = math.radians(90 * (1 - t))
+        a = -math.radians(90 * (1 - t))
         turn = torch.tensor([[math.cos(a), -math.sin(a), 0.0], [math.sin(a), math.cos(a), 0.0]])
 
         def turned(x: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ WAYS, KINDS = ("upright", "quarter turns", "any angle"), ("plain", "p4", "p4m")
 CHANNELS = {"plain": 16, "p4": 8, "p4m": 6}  # of networks of about as many weights
 EPOCHS = (0, 1, 3, 10)
 HISTORY = (0, 1, 2, 3, 5, 8, 13, 21)  # epochs at which a run is looked at
-BETAS = (0.03, 0.06, 0.12, 0.25, 0.5, 1.0, 2.0)
+BETAS = (0.01, 0.03, 0.1, 0.2, 0.4, 0.7, 1.0)
 
 
 class Lab:
@@ -169,7 +169,7 @@ def history(lab: Lab, seed: int) -> Iterator[Job]:
 
 
 def _history(lab: Lab, seed: int) -> dict[str, Any]:
-    module, some, each = perceptron(lab.side, seed), lab.test.take(4 if lab.quick else 40, seed=0), len(lab.x) // 64
+    module, some, each = perceptron(lab.side, seed), lab.test.take(4 if lab.quick else 20, seed=0), len(lab.x) // 64
     fisher, right = ws.fisher_trace(lab.train.take(400, seed=0), labels="all"), ws.accuracy(lab.test)
     found: dict[str, list[float]] = {}
 
@@ -191,21 +191,21 @@ def _nats(net: ws.Net, some: ws.Task, noise: Any, quick: bool) -> dict[str, floa
     """Nats of the last hidden layer and of the outputs about the inputs, and about every nuisance."""
     told = {}
     for name, moved in {"inputs": None, **NUISANCES}.items():
-        found = ws.effective_information(net, some, moved, noise=noise, units=4 if quick else 32).layers
-        hidden = [layer for layer in found if layer != "outputs"][-1]
-        told |= {f"{name}, hidden": found[hidden].value, f"{name}, outputs": found["outputs"].value}
+        for place, layer in (("hidden", "6"), ("outputs", "outputs")):
+            found = ws.effective_information(net, some, moved, layer=layer, noise=noise, units=4 if quick else 16)
+            told[f"{name}, {place}"] = found.layers[layer].value
     return told
 
 
 def emergence(lab: Lab, seed: int) -> Iterator[Job]:
     """Codes of many lengths: what their activations tell of nuisances, under the noise of the code itself."""
-    for beta in BETAS[2:6:2] if lab.quick else BETAS:
+    for beta in BETAS[:2] if lab.quick else BETAS:
         yield f"emergence/{lab.name}/{beta}/{seed}", lambda beta=beta: _emergence(lab, beta, seed)
 
 
 def _emergence(lab: Lab, beta: float, seed: int) -> dict[str, Any]:
-    net, some = ws.Net.of(perceptron(lab.side, seed)), lab.test.take(4 if lab.quick else 40, seed=0)
-    code = ws.encode(net, lab.train, beta, steps=30 if lab.quick else 600, seed=seed)
+    net, some = ws.Net.of(perceptron(lab.side, seed)), lab.test.take(4 if lab.quick else 20, seed=0)
+    code = ws.encode(net, lab.train.take(500, seed=0), beta, steps=60 if lab.quick else 400, seed=seed)
     row: dict[str, Any] = {"kl": code.kl, "loss": code.loss, "trivial": code.trivial}
     if not code.trivial:
         q = code.posterior
