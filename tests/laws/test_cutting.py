@@ -150,6 +150,7 @@ CLASSES = {
     "homotopies.homotopy": lambda a, b, t: [
         ws.homotopy(t, two(t.mapped(lambda x: x.flip(-1)))["b"], kind)(0.4)(a) for kind in ("inputs", "batches")
     ],
+    "homotopies.Homotopy.__init__": "homotopies.homotopy",
     "goal.gradient": lambda a, b, t: ws.gradient(t, a),
     "goal.value_and_gradient": lambda a, b, t: [*goals.value_and_gradient(t, a)],
     "symmetry.Symmetry.match": lambda a, b, t: group(a).match(b, a, t).element(b),
