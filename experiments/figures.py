@@ -16,6 +16,7 @@ from experiments import critical
 from experiments import structure as tasks
 from experiments.alignment import CHILDREN, MOST, NOISES, WAYS
 from experiments.images import given_up
+from experiments.nuisance import NUISANCES
 from experiments.record import RESULTS, Record
 from experiments.tables import NAMES
 
@@ -127,8 +128,26 @@ def structure(record: Record) -> go.Figure:
     return figure.update_xaxes(title="t, nats of network", row=1).update_layout(height=640)
 
 
+def nuisance(record: Record) -> go.Figure:
+    """tr F and the information of noisy activations along a run; both informations over codes of many lengths."""
+    titles = ("a run: tr F (black), and nats of the outputs", "codes: nats of the outputs against nats of the weights")
+    figure = make_subplots(1, 2, subplot_titles=titles, specs=[[{"secondary_y": True}, {}]])
+    run = record.at("history/digits/mlp")
+    line = go.Scatter(x=run("epoch"), y=run("trace"), name="tr F", line_color=COLOURS[7])
+    figure.add_trace(line, 1, 1, secondary_y=True)
+    codes = [row for key, row in record.rows.items() if key.startswith("emergence/digits") and not row["trivial"]]
+    for what, colour in zip(("inputs", *NUISANCES), COLOURS[1:], strict=False):
+        place, shown = f"{what}, outputs", {"line_color": colour, "legendgroup": what, "name": what}
+        figure.add_trace(go.Scatter(x=run("epoch"), y=run(place), **shown), 1, 1)
+        seen = sorted((row["kl"], row[place]) for row in codes)
+        x, y = zip(*seen, strict=True)
+        figure.add_trace(go.Scatter(x=x, y=y, mode="markers", showlegend=False, **shown), 1, 2)
+    figure.update_xaxes(title="epoch", col=1).update_xaxes(title="KL, nats", type="log", col=2)
+    return figure.update_layout(height=360)
+
+
 FIGURES: dict[str, Callable[[Record], go.Figure]] = {
-    f.__name__: f for f in (keys, paths, averages, plane, images, structure)
+    f.__name__: f for f in (keys, paths, averages, plane, images, structure, nuisance)
 }
 
 

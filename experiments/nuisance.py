@@ -1,6 +1,6 @@
 """Nuisances and equivariance: information of layers about shifts, turns and light; networks equivariant to turns.
 
-    python -m experiments.nuisance [defects layers turned] [--data DIR] [--seeds 0 1 2]
+    python -m experiments.nuisance [defects layers turned history emergence] [--data DIR] [--seeds 0 1 2]
 
 Embedded digits without --data (a folder of MNIST's files). Rows that are there are not measured again.
 """
@@ -11,10 +11,13 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from itertools import product
+from statistics import mean, stdev
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from scipy.stats import spearmanr
+from scipy.stats import t as student
 from torch import Tensor, nn
 
 import weightspace as ws
@@ -32,6 +35,8 @@ PADDINGS = ("circular", "zeros", "reflect")
 WAYS, KINDS = ("upright", "quarter turns", "any angle"), ("plain", "p4", "p4m")
 CHANNELS = {"plain": 16, "p4": 8, "p4m": 6}  # of networks of about as many weights
 EPOCHS = (0, 1, 3, 10)
+HISTORY = (0, 1, 2, 3, 5, 8, 13, 21)  # epochs at which a run is looked at
+BETAS = (0.01, 0.03, 0.1, 0.2, 0.4, 0.7, 1.0)
 
 
 class Lab:
@@ -124,11 +129,8 @@ def layers(lab: Lab, seed: int) -> Iterator[Job]:
 
 def _layers(lab: Lab, kind: str, way: str, seed: int) -> dict[str, Any]:
     torch.manual_seed(seed)
-    pixels = lab.side**2
     if kind == "mlp":
-        sizes = [pixels, 64, 64, 64, 10]
-        maps = [part for i, o in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(i, o), nn.ReLU())]
-        module = nn.Sequential(nn.Flatten(), *maps[:-1])
+        module = perceptron(lab.side, seed)
     else:
         one = [nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
         two = [nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
@@ -141,6 +143,14 @@ def _layers(lab: Lab, kind: str, way: str, seed: int) -> dict[str, Any]:
     return {"nats": seen, "test_error": 1 - ws.accuracy(lab.test)(ws.Net.of(module))}
 
 
+def perceptron(side: int, seed: int) -> nn.Sequential:
+    """Three hidden layers of 64 units."""
+    torch.manual_seed(seed)
+    sizes = [side**2, 64, 64, 64, 10]
+    maps = [part for i, o in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(i, o), nn.ReLU())]
+    return nn.Sequential(nn.Flatten(), *maps[:-1])
+
+
 def _told(module: nn.Module, some: ws.Task, quick: bool) -> dict[str, dict[str, float]]:
     net, units = ws.Net.of(module), 4 if quick else 32
     told = {}
@@ -148,6 +158,83 @@ def _told(module: nn.Module, some: ws.Task, quick: bool) -> dict[str, dict[str, 
         found = ws.effective_information(net, some, moved, units=units)
         told[name] = {layer: float(f"{at.value:.4g}") for layer, at in found.layers.items()}
     return told
+
+
+# ------------------------------------------------------------------ a run, and a sweep of beta
+
+
+def history(lab: Lab, seed: int) -> Iterator[Job]:
+    """tr F of the weights, and what noisy activations tell of the inputs and of nuisances, along one run."""
+    yield f"history/{lab.name}/mlp/{seed}", lambda: _history(lab, seed)
+
+
+def _history(lab: Lab, seed: int) -> dict[str, Any]:
+    module, some, each = perceptron(lab.side, seed), lab.test.take(4 if lab.quick else 20, seed=0), len(lab.x) // 64
+    fisher, right = ws.fisher_trace(lab.train.take(400, seed=0), labels="all"), ws.accuracy(lab.test)
+    found: dict[str, list[float]] = {}
+
+    def look(epoch: int) -> None:
+        net = ws.Net.of(module)
+        told = {"epoch": epoch, "trace": fisher(net), "error": 1 - right(net)} | _nats(net, some, 0.1, lab.quick)
+        for name, value in told.items():
+            found.setdefault(name, []).append(float(f"{value:.4g}"))
+
+    epochs = HISTORY[:2] if lab.quick else HISTORY
+    look(0)
+    for step in lab.descend(module, seed, max(epochs) * each, 3e-3):
+        if step % each == 0 and step // each in epochs:
+            look(step // each)
+    return found
+
+
+def _nats(net: ws.Net, some: ws.Task, noise: Any, quick: bool) -> dict[str, float]:
+    """Nats of the last hidden layer and of the outputs about the inputs, and about every nuisance."""
+    told = {}
+    for name, moved in {"inputs": None, **NUISANCES}.items():
+        for place, layer in (("hidden", "6"), ("outputs", "outputs")):
+            found = ws.effective_information(net, some, moved, layer=layer, noise=noise, units=4 if quick else 16)
+            told[f"{name}, {place}"] = found.layers[layer].value
+    return told
+
+
+def emergence(lab: Lab, seed: int) -> Iterator[Job]:
+    """Codes of many lengths: what their activations tell of nuisances, under the noise of the code itself."""
+    for beta in BETAS[:2] if lab.quick else BETAS:
+        yield f"emergence/{lab.name}/{beta}/{seed}", lambda beta=beta: _emergence(lab, beta, seed)
+
+
+def _emergence(lab: Lab, beta: float, seed: int) -> dict[str, Any]:
+    net, some = ws.Net.of(perceptron(lab.side, seed)), lab.test.take(4 if lab.quick else 20, seed=0)
+    code = ws.encode(net, lab.train.take(500, seed=0), beta, steps=60 if lab.quick else 400, seed=seed)
+    row: dict[str, Any] = {"kl": code.kl, "loss": code.loss, "trivial": code.trivial}
+    if not code.trivial:
+        q = code.posterior
+        row |= {"error": 1 - ws.accuracy(lab.test)(q.net)} | _nats(q.net, some, q, lab.quick)
+    return row
+
+
+def correlations(record: Record, name: str) -> list[list[str]]:
+    """Rank correlation over beta of the information in the weights with that of activations; mean over seeds, 95 %."""
+    rows = [row | {"seed": key.rpartition("/")[2]} for key, row in record.rows.items()
+            if key.startswith(f"emergence/{name}/") and not row["trivial"]]  # fmt: skip
+    seeds = sorted({row["seed"] for row in rows})
+    shown = []
+    for what in ("inputs", *NUISANCES):
+        cells = []
+        for place in ("hidden", "outputs"):
+            pairs = [[(row["kl"], row[f"{what}, {place}"]) for row in rows if row["seed"] == seed] for seed in seeds]
+            found = [float(spearmanr(*zip(*part, strict=True)).statistic) for part in pairs if len(part) > 2]
+            ends = [max(part)[1] - min(part)[1] for part in pairs if len(part) > 2]
+            cells += [_interval(found), _interval(ends)] if found else []
+        shown += [[what, *cells]] if cells else []
+    return shown
+
+
+def _interval(values: list[float]) -> str:
+    if len(values) < 2:
+        return f"{values[0]:+.2f}"
+    wide = student.ppf(0.975, len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    return f"{mean(values):+.2f} ± {wide:.2f}"
 
 
 # ------------------------------------------------------------------ turned digits
@@ -199,7 +286,7 @@ def _turned(lab: Lab, kind: str, way: str, seed: int) -> dict[str, Any]:
 
 
 EXPERIMENTS: dict[str, Callable[[Lab, int], Iterator[Job]]] = {
-    "defects": defects, "layers": layers, "turned": turned_digits,
+    "defects": defects, "layers": layers, "turned": turned_digits, "history": history, "emergence": emergence,
 }  # fmt: skip
 
 
@@ -235,9 +322,41 @@ def tables(record: Record, name: str) -> dict[str, str]:
                 rows.append([label, "", *map(percent, get(how)), "0"])
     head = "network | weights | right upright, % | after quarter turns, % | after any turn, % | invariance defect"
     found |= block(f"nuisance turned {name}", head, rows)
+    found |= block(f"nuisance history {name}", *_run(record, name))
+    head = (
+        "nats about | hidden: correlation | from least to most information | outputs: correlation | from least to most"
+    )
+    found |= block(f"nuisance emergence {name}", head, correlations(record, name))
+    found |= block(f"nuisance codes {name}", *_codes(record, name))
     for kind in ("mlp", "cnn"):
         found |= block(f"nuisance layers {name} {kind}", *_profile(record, name, kind))
     return found
+
+
+def _run(record: Record, name: str) -> tuple[str, list[list[str]]]:
+    """Medians over seeds along a run."""
+    get = record.at(f"history/{name}/mlp")
+    if get("epoch") is None:
+        return "", []
+    places = [f"{what}, {place}" for what in ("inputs", *NUISANCES) for place in ("hidden", "outputs")]
+    columns = [get(column) for column in ("epoch", "trace", "error", *places)]
+    head = " | ".join(["epoch", "tr F", "test error, %", *places])
+    return head, [
+        [f"{epoch:.0f}", brief(trace), percent(error), *(number(value, 2) for value in told)]
+        for epoch, trace, error, *told in zip(*columns, strict=True)
+    ]
+
+
+def _codes(record: Record, name: str) -> tuple[str, list[list[str]]]:
+    """Medians over seeds of the codes for every beta."""
+    places = [f"{what}, outputs" for what in ("inputs", *NUISANCES)]
+    rows = []
+    for beta in BETAS:
+        get = record.at(f"emergence/{name}/{beta}")
+        if get("error") is not None:
+            told = [number(get(place), 2) for place in places]
+            rows.append([f"{beta:g}", f"{get('kl'):.0f}", f"{get('loss'):.0f}", percent(get("error")), *told])
+    return " | ".join(["beta", "KL, nats", "E L, nats", "test error, %", *places]), rows
 
 
 def _profile(record: Record, name: str, kind: str) -> tuple[str, list[list[str]]]:

@@ -38,6 +38,7 @@ from experiments import (  # noqa: E402
     invariant,
     language,
     lineage,
+    morph,
     narrow,
     nets,
     nuisance,
@@ -535,6 +536,60 @@ def test_nuisances_run_and_can_be_taken_up_again(tmp_path, capsys):
     assert out.read_text() == first
 
 
+def test_a_run_and_codes_tell_of_inputs_and_nuisances(tmp_path):
+    out = tmp_path / "rows.json"
+    assert nuisance.main(["history", "emergence", "--quick", "--out", str(out)]) == 0
+    rows = json.loads(out.read_text())
+    run = rows["history/digits/mlp/0"]
+    assert run["epoch"] == [0, 1] and len(run["trace"]) == len(run["inputs, outputs"]) == 2 and min(run["trace"]) > 0
+    codes = [row for key, row in rows.items() if key.startswith("emergence")]
+    assert len(codes) == 2 and codes[0]["kl"] > codes[1]["kl"], "beta buys less information"
+
+
+def test_correlations_over_codes_are_of_ranks_within_seeds():
+    names = [f"{what}, {place}" for what in ("inputs", *nuisance.NUISANCES) for place in ("hidden", "outputs")]
+    kept = record.Record(Path("nowhere.json"))
+    for seed in range(3):
+        for k in range(4):  # nats rise with the information of the weights, apart from an offset of every seed
+            kept.rows[f"emergence/digits/{k}/{seed}"] = {"kl": 10.0 * k, "trivial": False} | {
+                name: k**2 - 9.0 * seed for name in names
+            }
+        kept.rows[f"emergence/digits/9/{seed}"] = {"kl": 99.0, "trivial": True}
+    shown = nuisance.correlations(kept, "digits")
+    assert [row[1:] for row in shown] == [["+1.00 ± 0.00", "+9.00 ± 0.00"] * 2] * 4
+
+
+def test_morphs_run_beside_the_others_and_can_be_taken_up_again(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    assert morph.main(["turned", "--quick", "--out", str(out)]) == 0
+    first, rows = out.read_text(), json.loads(out.read_text())
+    assert {key.split("/")[3] for key in rows} == {*morph.WAYS} and "morph accuracy digits" in capsys.readouterr().out
+    assert all(row["along"][-1] == row["right"] for row in rows.values())
+    assert all(0 <= rows[f"turned/digits/100/{way}/0"]["t"] <= 1 for way in morph.MORPHS)
+    assert morph.main(["turned", "--quick", "--out", str(out)]) == 0
+    assert out.read_text() == first
+
+
+def test_a_turned_task_is_the_task_at_the_end_and_turned_back_at_the_start():
+    x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    task = morph.turning(Task(x.rot90(1, (-2, -1)), torch.arange(3)))
+    assert torch.equal(task(1).example(3), x.rot90(1, (-2, -1)))
+    assert torch.allclose(task(0).example(3), x, atol=1e-4)
+
+
+def test_ways_are_told_beside_fine_tuning_cell_by_cell():
+    kept = record.Record(Path("nowhere.json"))
+    for n, gain in ((10, 0.02), (100, 0.04)):
+        for seed in range(2):
+            plain = {"right": 0.5, "loss": 1.0, "along": [0.1, 0.5, 0.4, 0.5, 0.5]}
+            kept.rows[f"turned/mnist/{n}/fine-tuned/{seed}"] = plain
+            kept.rows[f"turned/mnist/{n}/batches/{seed}"] = plain | {"right": 0.5 + gain, "t": 1.0}
+    told = morph.beside(kept, "mnist", "batches")
+    assert told[0] == "batches" and told[1].startswith("+3.00 ± ") and told[3:] == [
+        "2 of 2", "25% (itself 25%)", "4 of 4"
+    ]  # fmt: skip
+
+
 def test_images_turn_as_they_are_told():
     x = torch.arange(2.0 * 9).view(2, 1, 3, 3)
     generator = torch.Generator().manual_seed(0)
@@ -551,6 +606,7 @@ def test_the_readme_shows_what_was_measured_of_nuisances_and_actions():
     for name in ("digits", "mnist"):
         found |= action.tables(record.Record(record.RESULTS / "action.json"), name)
         found |= nuisance.tables(record.Record(record.RESULTS / "nuisance.json"), name)
+        found |= morph.tables(record.Record(record.RESULTS / "morph.json"), name)
     found |= lineage.tables(record.Record(record.RESULTS / "lineage.json"), None)
     assert found and all(table in text for table in found.values())
 

@@ -17,7 +17,7 @@ FILES = {
     "checkpoint": "files refusal locate pickled reader adapter architecture stored writer",
     "linear": "assignment bits estimate krylov norms traces determinants operator",
     "task": """examples formats losses measures outputs task classification texts datasets data_files digest goal
-        processes""",
+        homotopies processes""",
     "graph": """atoms pretrained rules.call rules.contraction rules.part rules.shape rules.reduction rules.write rules
         trace follow alike layer on_data""",
     "inside": "image_functions representation calls units counts path_overlap",
@@ -35,7 +35,7 @@ FILES = {
         align.ascent align.spectral align.relax align.merge align.refit align.repair align.score
         align.moves align.refine align.orders align.match align.features symmetry quotient verdict""",
     "training": "deficits critical_periods recording recorder adapters points averages",
-    "flows": "batches anchors attacks ensembles goals sharpness pruning result options stepper cycles",
+    "flows": "batches anchors attacks ensembles goals sharpness pruning result options stepper cycles morphing",
     "atlas": """tables migrations.v0001 migrations.v0002 migrations upgrade catalogue content objects records
         comparisons scan members sources ways holdings folders side_by_side sketches orbits atlas halving question
         starts asked nearby greedy_averages gram neighbourhoods compared independence relatives averages arborescence

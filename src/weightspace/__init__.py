@@ -20,7 +20,7 @@ _CONTENTS = {
     # points in files
     "checkpoint": ["Checkpoint", "CheckpointError"],
     # what we look through
-    "task": ["accuracy", "cifar10", "digits", "fashion_mnist", "gradient", "mnist", "Task"],
+    "task": ["accuracy", "cifar10", "digits", "fashion_mnist", "gradient", "homotopy", "mnist", "Task"],
     # linear maps known by their action
     "linear": ["Operator", "spectral_bound", "spectral_norm"],
     # what is computed, node by node
@@ -125,6 +125,7 @@ _CONTENTS = {
     "training": ["critical_period", "ema", "lawa", "Recorder", "Recording", "swa"],
     # steps along what a goal asks for
     "flows": [
+        "attack",
         "coherence",
         "disagreement",
         "drift",
@@ -137,8 +138,10 @@ _CONTENTS = {
         "harden",
         "hold",
         "learn",
+        "morph",
         "neighbourhood",
         "prune",
+        "robust_accuracy",
         "snapshots",
         "spread",
         "swag",

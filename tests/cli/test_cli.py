@@ -716,6 +716,20 @@ def test_stability_tells_and_shows(here, capsys):
     assert all(len(step["moved"]) == 3 and step["certificate"] is None for step in found["found"]["steps"])
 
 
+def test_stability_under_attack_is_the_accuracy_that_is_left(here, capsys):
+    options = ("--data", "data.npz", "--arch", ARCH, "--sizes", "0.05", "--draws", 1, "--no-proof")
+    code, text, err = run(capsys, "stability", "a.safetensors", *options, "--attack", "0.05,0,0.5", "--json")
+    assert code == 0, err
+    found = json.loads(text)
+    radii, right = zip(*found["attacked"], strict=True)
+    assert radii == (0, 0.05, 0.5) and right[0] == found["found"]["accuracy"] >= right[1] >= right[2] < right[0]
+    assert found["span"][0] < found["span"][1]
+    page = here / "attacked.html"
+    code, text, err = run(capsys, "stability", "a.safetensors", *options, "--attack", "0.1", "--report", page)
+    assert code == 0 and "Accuracy under attack" in text and "Accuracy under attack of 0.1" in page.read_text(), err
+    page.unlink()
+
+
 def test_outputs_are_compared_where_there_are_no_labels(here, capsys):
     """A generator, an autoencoder: inputs alone."""
     np.savez(here / "inputs.npz", x=np.load("data.npz")["x"])
@@ -761,6 +775,8 @@ def test_a_line_is_measured_where_there_are_no_labels(here, capsys):
         (("stability", "a.safetensors", "--data", "data.npz", "--sizes", "12"), "relative must be in"),
         (("stability", "a.safetensors", "--data", "nowhere.npz"), "no such file"),
         (("stability", "a.safetensors", "--data", "data.npz", "--tolerance", "-1"), "tolerance"),
+        (("stability", "a.safetensors", "--data", "data.npz", "--attack", "0.1,x"), "numbers separated by commas"),
+        (("stability", "a.safetensors", "--data", "data.npz", "--attack", "-1"), "a radius from 0"),
     ],
 )
 def test_perturb_and_stability_refuse_in_one_line(here, capsys, command, words):

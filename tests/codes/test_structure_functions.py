@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,6 +89,55 @@ def ideal(beta: float, seed: int = 0, way: str = "up", more: float = 0.0) -> Run
     """C = 400 sqrt(beta), K = 200 / sqrt(beta), up to beta = 6.25."""
     loss, kl = (200 * beta**0.5, 200 / beta**0.5) if beta <= 6.25 else (1000.0, 0.0)
     return Run(seed, way, beta, loss + more, 0.5, kl, 0.5)
+
+
+def test_the_chance_is_that_of_random_labels():
+    """told("true"): 627 nats where a constant takes 1151."""
+    s = replace(told("true"), prior=20.0)
+    assert s.gain == pytest.approx(LOG - 627 - 3) and s.chance == pytest.approx(math.exp(20 + 630 - LOG))
+    assert not any("too few" in note for note in s.notes)
+    assert replace(told("random"), prior=20.0).chance == 1.0 and told("true").chance is None
+    assert any("500 examples are too few" in note for note in replace(told("random"), prior=20.0).notes)
+    assert replace(s, prior=600.0).chance == 1.0, "what the prior's variances cost is not counted as structure"
+
+
+def labelled(n: int, share: float) -> Task:
+    """Two classes on both sides of a line; a share of the labels is random."""
+    x = torch.randn(n, 4, generator=torch.Generator().manual_seed(0))
+    return random_labels(Task(x, (x.sum(1) > 0).long()), share, seed=1)
+
+
+def test_examples_too_few_to_tell_labels_from_random_ones_are_said():
+    model = nn.Linear(4, 2)
+    few, random, many = (
+        structure_function(model, labelled(n, share), (1.0,), seeds=(0,), steps=100, draws=4)
+        for n, share in ((12, 0.0), (300, 1.0), (300, 0.0))
+    )
+    for found in (few, random):
+        assert found.chance is not None and found.chance > 0.05
+        assert any("too few to tell these labels from random ones" in note for note in found.notes)
+        assert found.data()["chance"] == found.chance
+    assert many.chance is not None and many.chance < 1e-6 and not any("too few" in note for note in many.notes)
+
+
+def test_numbers_as_labels_have_no_chance():
+    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    found = structure_function(nn.Linear(4, 1), Task(x, x[:, :1]), (1.0,), seeds=(0,), steps=3)
+    assert found.prior is None and found.chance is None and found.data()["chance"] is None
+
+
+def test_few_random_labels_of_many_draws_have_a_low_chance():
+    """The bound itself, on the mixture code of a coin: P(saving k nats) <= e^-k."""
+    generator = torch.Generator().manual_seed(0)
+    n, saved = 30, []
+    weights = torch.linspace(-4, 4, 41, dtype=torch.float64)  # the prior of one weight, uniform on a grid
+    x = torch.randn(n, generator=generator, dtype=torch.float64)
+    for _ in range(2000):
+        y = torch.randint(0, 2, (n,), generator=generator).double()
+        log = -torch.nn.functional.softplus(-(2 * y - 1) * weights[:, None] * x).sum(1)
+        saved.append(float(torch.logsumexp(log, 0) - math.log(41)) + n * math.log(2))
+    for k in (1.0, 2.0, 3.0):
+        assert sum(s >= k for s in saved) / 2000 <= math.exp(-k)
 
 
 GRID = [0.01 * 1.4**k for k in range(22)]

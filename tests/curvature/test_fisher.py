@@ -13,7 +13,7 @@ from torch import nn
 
 from weightspace import Path, line
 from weightspace.curvature import gradients
-from weightspace.curvature.fisher import fisher_trace, gradient_noise
+from weightspace.curvature.fisher import Unmeasured, fisher_trace, gradient_noise
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 from weightspace.task.goal import gradient
@@ -168,6 +168,7 @@ def test_what_cannot_be_batched_is_done_one_by_one(middle):
     assert fisher_trace(task(6), labels="all")(made(middle)) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore::weightspace.curvature.fisher.Unmeasured")
 def test_a_trace_is_an_observable():
     a, b = net(0), net(1)
     seen = line(a, b).along({"fisher": fisher_trace(task()), "noise": gradient_noise(task())}, n=3)
@@ -219,8 +220,25 @@ def test_where_no_gradient_is_seen_the_scale_is_infinite():
     a = Net.of(nn.Linear(1, 1, bias=False).double())
     x = torch.ones(4, 1, dtype=torch.float64)
     y = a(x).detach() + torch.tensor([[1.0], [-1.0], [1.0], [-1.0]], dtype=torch.float64)
-    assert gradient_noise(Task(x, y))(a) == math.inf
-    assert math.isnan(gradient_noise(Task(x, a(x).detach()))(a))
+    with pytest.warns(Unmeasured, match="infinite: the mean gradient of 4 examples is no larger"):
+        assert gradient_noise(Task(x, y))(a) == math.inf
+    with pytest.warns(Unmeasured, match="the gradient of every example is zero"):
+        assert math.isnan(gradient_noise(Task(x, a(x).detach()))(a))
+    found = gradient_noise(Task(x, y), by_layer=True)(a)  # says so itself, and does not warn
+    assert found.scale == math.inf and found.why.startswith("infinite") and found.layers["weight"].examples == 4
+
+
+def test_a_scale_beyond_the_examples_is_infinite_until_there_are_enough():
+    """One weight, gradients of mean .1 and deviation 1: the scale is 100."""
+    a = Net.of(nn.Linear(1, 1, bias=False).double())
+    noise = torch.randn(4000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = torch.ones(4000, 1, dtype=torch.float64)
+    y = a(x).detach() - (noise - noise.mean() + 0.1)
+    few, many = (gradient_noise(Task(x[:n], y[:n]), by_layer=True)(a) for n in (4, 4000))
+    assert many.why == "" and many.scale == pytest.approx(100, rel=0.2)
+    seen = [gradient_noise(Task(x[k : k + 9], y[k : k + 9]), by_layer=True)(a) for k in range(0, 4000, 40)]
+    assert sum(s.scale == math.inf for s in seen) > 40 and all(bool(s.why) == (s.scale == math.inf) for s in seen)
+    assert few.examples == 4 and many.examples == 4000
 
 
 # ------------------------------------------------------------------ mistakes

@@ -147,6 +147,10 @@ CLASSES = {
     "task.Task.toward": lambda a, b, t: t.toward(two(t)["b"], 0.3)(a),
     "classification.accuracy": lambda a, b, t: ws.accuracy(t)(a),
     "classification.classifies": lambda a, b, t: classification.classifies(t),
+    "homotopies.homotopy": lambda a, b, t: [
+        ws.homotopy(t, two(t.mapped(lambda x: x.flip(-1)))["b"], kind)(0.4)(a) for kind in ("inputs", "batches")
+    ],
+    "homotopies.Homotopy.__init__": "homotopies.homotopy",
     "goal.gradient": lambda a, b, t: ws.gradient(t, a),
     "goal.value_and_gradient": lambda a, b, t: [*goals.value_and_gradient(t, a)],
     "symmetry.Symmetry.match": lambda a, b, t: group(a).match(b, a, t).element(b),
@@ -223,6 +227,12 @@ CLASSES = {
     "anchors.fisher": lambda a, b, t: anchors.fisher(a, t),
     "goals.gem": goal(lambda a, b, t: ws.gem(two(t)["b"], [t], batch=N)),
     "sharpness.neighbourhood": goal(lambda a, b, t: ws.neighbourhood(t, ws.Euclidean(), 0.1)),
+    "attacks.attack": lambda a, b, t: [
+        ws.attack(a, t, 0.3, 3, norm=norm, restarts=2).distances(a) for norm in ("linf", "l2")
+    ],
+    "attacks.robust_accuracy": lambda a, b, t: ws.robust_accuracy(t, [0, 0.1, 0.5], 3, restarts=2)(a),
+    "morphing.morph": lambda a, b, t: ws.morph(a, ws.homotopy(t, two(t)["b"], "labels"), bound=2, budget=3).net,
+    "morphing.least_loss": lambda a, b, t: ws.flows.least_loss(t.toward(two(t)["b"], 0.3)),
     "attacks.harden": goal(lambda a, b, t: ws.harden(t, 0.1, batch=N)),
     "anchors.hold": goal(
         lambda a, b, t: sum(ws.hold(t, b, d, batch=N, labels=0.5) for d in ("squared", "kl", "bhattacharyya"))

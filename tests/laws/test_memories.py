@@ -149,6 +149,7 @@ MEMORIES = {
     "codes.store.Store.more": "test_sweeps_in_a_folder_are_of_this_question",
     "codes.transfer._Maker._forms": "test_networks_of_other_forms_are_not_made_alike",
     "commands.tasks.tasks(file)": "test_codes_in_a_file_are_of_this_question",
+    "flows.morphing._Along.stages": "the stages of one morph, in its order",
     "flows.stepper.flow(trail)": "test_a_path_in_a_folder_is_of_this_question",
     "flows.stepper._Run._history": "test_a_path_in_a_folder_is_of_this_question",
     "flows.stepper._Run._saved": "test_a_path_in_a_folder_is_of_this_question",

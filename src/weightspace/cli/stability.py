@@ -54,6 +54,10 @@ def stability(
     proof: Annotated[
         bool, typer.Option(help="Also compute certificates (a Cholesky factor for each tensor and size).")
     ] = True,
+    attack: Annotated[
+        str | None,
+        typer.Option(help="Radii of attacks on the inputs, in their units: how much accuracy is left under each."),
+    ] = None,
     limit: Limit = 512,
     *,
     common: Shared,
@@ -64,7 +68,7 @@ def stability(
     with progress() as step:
         done = run(
             checkpoint, data, sizes=numbers(sizes), draws=draws, tolerance=tolerance, proven=proof, limit=limit,
-            settings=common.settings(step),
+            attack=numbers(attack, "--attack") if attack else (), settings=common.settings(step),
         )  # fmt: skip
     from weightspace.pages.stability import stability_page
 

@@ -33,6 +33,7 @@ __all__ = ["Check", "Run", "StructureFunction", "Transition"]
 
 _SHARP = 1.5  # K falls faster than beta^-1.5 in a jump
 _NOTHING = 0.01  # relative improvement of a loss that counts as noise
+_CHANCE = 0.05  # above it, labels may be random
 _LEARNT = 0.05  # loss of a memorised task, over the loss of the trivial code
 
 
@@ -101,7 +102,8 @@ class StructureFunction:
 
     `runs`: the codes that were found. `constants`: (KL, loss) of the codes without a network: outputs of zero, and the
     best constant output, at 1/2 log N nats a number. `efficiency`: the beta below which random labels are memorised,
-    where it was measured. `structure_function` returns one.
+    where it was measured. `prior`: the nats that would describe the prior's variances, which no code counts; known for
+    labels that are classes. `structure_function` returns one.
 
     >>> import weightspace as ws
     >>> run = ws.codes.Run(seed=0, way="up", beta=1.0, loss=10.0, error=0.0, kl=30.0, right=0.9)
@@ -114,6 +116,7 @@ class StructureFunction:
     constants: tuple[tuple[float, float], ...]
     examples: int
     efficiency: float | None = None
+    prior: float | None = None
 
     @cached_property
     def vertices(self) -> tuple[tuple[float, float], ...]:
@@ -148,6 +151,23 @@ class StructureFunction:
     def complexity(self) -> float:
         """The complexity of the task: the smallest t with S(t) + t = C(D), in nats."""
         return self.information(1.0)
+
+    @property
+    def gain(self) -> float:
+        """The nats by which the shortest code at beta = 1 beats the best constant output, to three standard errors."""
+        return min(loss for _, loss in self.constants) - min(
+            (r.loss + r.kl + (0.0 if math.isnan(r.error) else 3 * r.error) for r in self.runs), default=math.inf
+        )
+
+    @property
+    def chance(self) -> float | None:
+        """An upper bound on the probability that labels drawn at random have so short a code: exp(prior - gain).
+
+        At random: independently of the inputs, from any fixed frequencies of classes. A code whose prior was chosen
+        before the labels saves k nats on such labels with probability at most e^-k (Kraft's inequality with Markov's).
+        None where `prior` is not known. Source: The minimum description length principle (Grunwald, 2007), section 3.3.
+        """
+        return None if self.prior is None else math.exp(min(0.0, self.prior - self.gain))
 
     @property
     def collapse(self) -> float:
@@ -219,6 +239,12 @@ class StructureFunction:
         """Warnings about this result, one sentence each."""
         said = [f"{c.name}: violated by {c.violated:.3g} nats at beta {c.beta:g} ({c.law}); the envelope repairs it"
                 for c in self.checks if not c.passed]  # fmt: skip
+        if self.runs and self.prior is not None and (self.chance or 0.0) > _CHANCE:
+            said.append(
+                f"{self.examples} examples are too few to tell these labels from random ones: the shortest code saves "
+                f"{max(0.0, self.gain):.3g} nats over a constant, and needs {self.prior - math.log(_CHANCE):.3g}; the "
+                "complexity is not that of a structure"
+            )
         if self.runs and not self.collapse:
             said.append("no code was shorter than a constant: longer training or smaller betas may find one")
         if self.runs and self.collapse > self.betas[-1]:
@@ -231,7 +257,7 @@ class StructureFunction:
         """All results as plain data for JSON."""
         return plain({
             "examples": self.examples, "length": self.length(), "complexity": self.complexity,
-            "collapse": self.collapse, "tail": self.tail,
+            "collapse": self.collapse, "tail": self.tail, "gain": self.gain, "chance": self.chance,
             "efficiency": self.efficiency, "constants": self.constants,
             "vertices": self.vertices, "runs": [asdict(run) for run in self.runs],
             "curve": [{"beta": b, "length": self.length(b), "information": self.information(b)} for b in self.betas],

@@ -23,6 +23,7 @@ from weightspace.net.errors import WeightspaceError
 from weightspace.net.model import Model, fresh
 from weightspace.net.net import Net
 from weightspace.net.public import public
+from weightspace.task.classification import is_cross_entropy
 from weightspace.task.digest import digest, response, told
 from weightspace.task.losses import IGNORED
 from weightspace.task.task import Task
@@ -32,6 +33,7 @@ __all__ = ["Run", "StructureFunction", "cost", "random_labels", "structure_funct
 
 BETAS = tuple(round(10 ** (k / 4), 4) for k in range(-8, 5))
 _WAYS = ("up", "down")
+_RANGE = 60.0  # of the log of a variance, from 1e-20 to 1e6
 _VERSION = 2  # of the files in a folder
 
 
@@ -112,7 +114,7 @@ def structure_function(
     for name, some in named.items():
         constants, n = _constants(fresh(model, chosen[0]), some)
         every = [one for key in jobs if key[0] == name for one in runs[key]]
-        found.append(StructureFunction(tuple(every), constants, n))
+        found.append(StructureFunction(tuple(every), constants, n, prior=_prior(fresh(model, chosen[0]), some)))
     return replace(found[0], efficiency=found[1].collapse) if calibrate else found[0]
 
 
@@ -252,6 +254,20 @@ class _Sweep:
 def _onwards(code: Code) -> Gaussian | None:
     """The start of the next code: this posterior, unless it is trivial, from which training would not recover."""
     return code.posterior if code.kl > 1.0 else None
+
+
+def _prior(net: Net, task: Task) -> float | None:
+    """The nats that describe one variance for each tensor; None for labels that are not classes.
+
+    Of d weights, log v is rounded to a grid of spacing h = sqrt(8 / d) over `_RANGE` nats: log(_RANGE / h) for the
+    point, and at most d / 2 (e^(h / 2) - 1 - h / 2) for the rounding.
+    """
+    _, y = next(task.batches())
+    if y is None or y.is_floating_point() or not is_cross_entropy(task):
+        return None
+    sizes = [w.numel() for w in net.weights.values()]
+    spacings = [(d, math.sqrt(8 / d)) for d in sizes]
+    return sum(math.log(_RANGE / h) + d / 2 * (math.exp(h / 2) - 1 - h / 2) for d, h in spacings)
 
 
 def _constants(net: Net, task: Task) -> tuple[tuple[tuple[float, float], ...], int]:

@@ -66,7 +66,8 @@ class Informed:
                 + (f"The network saves {1 - share:.0%} of that." if share < 1 else
                    "Nothing is saved: the code of the weights is longer than that of the labels.")
             )  # fmt: skip
-        return [*said, *(f"{i.method}: {note}." for i in self.found for note in i.notes)]
+        said += [f"{i.method}: {note}." for i in self.found for note in i.notes]
+        return [*said, *(f"structure: {note}." for note in (self.structure.notes if self.structure else ()))]
 
     def data(self) -> dict[str, Any]:
         """As plain data."""

@@ -1,4 +1,4 @@
-"""`weightspace stability`: what noise of growing size in the weights does to the outputs."""
+"""`weightspace stability`: what noise in the weights, or an attack on the inputs, does to the outputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from typing import Any
 
 from weightspace.commands.data import splits
 from weightspace.commands.settings import Settings
+from weightspace.flows.attacks import robust_accuracy
 from weightspace.net.errors import WeightspaceError
+from weightspace.net.inputs import leaves
+from weightspace.task.task import Task
 from weightspace.trust import perturbation
 from weightspace.trust.perturbation import Stability
 
@@ -18,11 +21,15 @@ __all__ = ["NoiseTest", "stability"]
 
 _SIZES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _WIDTH_DRAWS = 10
+_STEPS, _STARTS = 20, 2  # of attacks
 
 
 @dataclass(frozen=True)
 class NoiseTest:
-    """`trust.stability` of a checkpoint, and the width of its minimum: the noise that costs `tolerance`."""
+    """`trust.stability` of a checkpoint, and the width of its minimum: the noise that costs `tolerance`.
+
+    `attacked`: (radius, accuracy) under attacks on the inputs, which stay within `span`.
+    """
 
     name: str
     examples: int
@@ -30,6 +37,8 @@ class NoiseTest:
     width: float
     tolerance: float
     found: Stability
+    attacked: tuple[tuple[float, float], ...] = ()
+    span: tuple[float, float] = (0.0, 0.0)
 
     @property
     def measure(self) -> str:
@@ -48,6 +57,13 @@ class NoiseTest:
             "trust, not a bound. proven: upper bounds (certificates), with the activations on these examples and "
             "without.",
         ]
+        if self.attacked:
+            told = ", ".join(f"{right:.1%} at {radius:g}" for radius, right in self.attacked)
+            said.append(
+                f"Accuracy under attack, by the largest change of an input number ({_STEPS} gradient steps from "
+                f"{_STARTS} starts, inputs within {self.span[0]:.3g} to {self.span[1]:.3g}): {told}. A stronger attack "
+                "may find less."
+            )
         if self.found.refused:
             said.append(f"No certificate: {self.found.refused}.")
         return said
@@ -68,18 +84,22 @@ def stability(
     draws: int = 10,
     tolerance: float = 0.01,
     proven: bool = True,
+    attack: Sequence[float] = (),
     limit: int = 512,
     settings: Settings,
 ) -> NoiseTest:
     """How much noise in the weights a checkpoint tolerates, on held-out examples of `data`.
 
     `sizes`: of the noise, relative to the norm of every tensor; `draws`: per size; `proven`: compute certificates.
-    Raises `WeightspaceError`.
+    `attack`: radii of `robust_accuracy`, in units of the inputs, which stay within the range of the examples. Raises
+    `WeightspaceError`.
     """
     if not 0 < tolerance < math.inf:
         raise WeightspaceError(f"--tolerance {tolerance}: give a positive number")
     net, seed, progress = settings.open(path).net, settings.seed, settings.progress
     task = splits(data, limit, seed)[1]
+    span = _range(task) if attack else (0.0, 0.0)
+    asked = robust_accuracy(task, list(attack), _STEPS, restarts=_STARTS, span=span, seed=seed) if attack else None
 
     def tell(done: int, total: int) -> None:
         progress("adding noise to the weights", done, total)
@@ -87,4 +107,17 @@ def stability(
     found = perturbation.stability(net, task, sizes, draws, seed=seed, proven=proven, progress=tell)
     progress("measuring the width of the minimum", 0, 0)
     wide = perturbation.width(net, task, tolerance, draws=_WIDTH_DRAWS, seed=seed)
-    return NoiseTest(path.name, len(task), draws, wide, tolerance, found)
+    progress("attacking the inputs", 0, 0)
+    right = tuple(zip(attack, asked(net), strict=True)) if asked else ()
+    return NoiseTest(path.name, len(task), draws, wide, tolerance, found, right, span)
+
+
+def _range(task: Task) -> tuple[float, float]:
+    """The least and the largest number of the inputs. Raises `WeightspaceError` for tokens."""
+    found = [part.aminmax() for x, _ in task.batches() for part in leaves(x) if part.is_floating_point()]
+    if not found:
+        raise WeightspaceError("--attack moves inputs along gradients, and these are integers (tokens); leave it out")
+    low, high = min(float(least) for least, _ in found), max(float(most) for _, most in found)
+    if not low < high:
+        raise WeightspaceError(f"--attack: all inputs are {low:g}; there is no range to stay in")
+    return low, high

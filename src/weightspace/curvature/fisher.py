@@ -12,6 +12,7 @@ the natural gradient method (Martens, 2020), on the empirical Fisher; An empiric
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -32,11 +33,16 @@ from weightspace.task.task import Task
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["FisherTrace", "GradientNoise", "fisher_trace", "gradient_noise"]
+__all__ = ["FisherTrace", "GradientNoise", "Unmeasured", "fisher_trace", "gradient_noise"]
 
 
 Labels: TypeAlias = Literal["model", "data", "all"]
 _TOGETHER = 16  # backward passes through one graph
+
+
+@public
+class Unmeasured(UserWarning):
+    """A warning: the examples are too few for a ratio, whose denominator may be zero."""
 
 
 @public
@@ -57,17 +63,41 @@ class FisherTrace:
 class GradientNoise:
     """The noise of per-example gradients: tr Sigma of their covariance and |G|^2 of their mean, both unbiased.
 
-    `trace` is tr Sigma, `square` is |G|^2; `layers`: the same for every tensor, which add up. Made by `gradient_noise`.
+    `trace` is tr Sigma, `square` is |G|^2, from so many `examples`; `layers`: the same for every tensor, which add up.
+    Made by `gradient_noise`.
+
+    >>> import weightspace as ws
+    >>> noise = ws.curvature.GradientNoise(trace=50.0, square=-0.2, examples=100)
+    >>> noise.scale, noise.why[:75]
+    (inf, 'infinite: the mean gradient of 100 examples is no larger than its sampling ')
     """
 
     trace: float
     square: float
     layers: Mapping[str, GradientNoise] = field(default_factory=dict)
+    examples: int = 0
 
     @property
     def scale(self) -> float:
         """The noise scale tr Sigma / |G|^2, a batch size; infinite where the estimate of |G|^2 is not positive."""
         return self.trace / self.square if self.square > 0 else math.inf if self.trace else math.nan
+
+    @property
+    def why(self) -> str:
+        """Why the scale is not a finite number, in one sentence; empty where it is.
+
+        |G|^2 is estimated as |mean g|^2 - tr Sigma / N. It is not positive where the mean gradient of the N examples is
+        within its own sampling error: at a minimum, where G is zero, or with fewer examples than the scale itself.
+        """
+        if self.square > 0:
+            return ""
+        if not self.trace:
+            return "not a number: the gradient of every example is zero, and so is its noise"
+        return (
+            f"infinite: the mean gradient of {self.examples} examples is no larger than its sampling error, so the "
+            f"true one may be zero: the network is at a minimum, or the noise scale is above about {self.examples}; "
+            "give more examples"
+        )
 
 
 @overload
@@ -134,8 +164,10 @@ def gradient_noise(task: Task, *, by_layer: bool = False) -> Callable[[Net], Any
 
     With `by_layer`, the function returns a `GradientNoise`. Sigma = cov_i g_i and G = E g_i, g_i the gradient of one
     example's loss. From N examples, tr Sigma is estimated as (sum |g_i|^2 - N |mean g|^2) / (N - 1) and |G|^2 as
-    |mean g|^2 - tr Sigma / N. For a sequence, g_i is the sum over its labelled positions, divided by their mean number.
-    Evaluation mode. Raises `WeightspaceError` for fewer than two examples, no labels, and outputs that are not finite.
+    |mean g|^2 - tr Sigma / N; where this is not positive the scale is infinite, which a warning (`Unmeasured`) and
+    `GradientNoise.why` explain. For a sequence, g_i is the sum over its labelled positions, divided by their mean
+    number. Evaluation mode. Raises `WeightspaceError` for fewer than two examples, no labels, and outputs that are not
+    finite.
 
     >>> import weightspace as ws
     >>> net, task = ws.demo.example()
@@ -159,9 +191,10 @@ def gradient_noise(task: Task, *, by_layer: bool = False) -> Callable[[Net], Any
         if n < 2 or not count:
             raise WeightspaceError(f"{n} examples with {count} labels have no gradient noise; give two or more")
         layers = {name: _noise(power[name] * (n / count) ** 2, total[name] / count, n) for name in names}
-        whole = GradientNoise(
-            sum(part.trace for part in layers.values()), sum(part.square for part in layers.values()), layers
-        )
+        trace, square = sum(part.trace for part in layers.values()), sum(part.square for part in layers.values())
+        whole = GradientNoise(trace, square, layers, n)
+        if not by_layer and whole.why:
+            warnings.warn(f"the noise scale is {whole.why}", Unmeasured, stacklevel=3)
         return whole if by_layer else whole.scale
 
     return gradient_noise
@@ -170,7 +203,7 @@ def gradient_noise(task: Task, *, by_layer: bool = False) -> Callable[[Net], Any
 def _noise(power: float, mean: Tensor, n: int) -> GradientNoise:
     square = float(mean.double().square().sum())
     trace = max(0.0, power - n * square) / (n - 1)
-    return GradientNoise(trace, square - trace / n)
+    return GradientNoise(trace, square - trace / n, {}, n)
 
 
 def _along(task: Task, x: Any, slope: Tensor) -> Callable[[Net], Tensor]:

@@ -5,13 +5,14 @@ from weightspace.contents import handed_on
 __getattr__, __dir__, __all__ = handed_on(
     __name__,
     {
-        "attacks": ["attacked", "harden", "input_gradient"],
+        "attacks": ["attack", "attacked", "harden", "input_gradient", "robust_accuracy"],
         "goals": ["drift", "gem", "learn", "spread", "toward"],
         "anchors": ["ewc", "fisher", "hold"],
         "pruning": ["Prune", "prune", "share_at", "sparsity", "tightened"],
         "result": ["Flow", "Record"],
         "sharpness": ["neighbourhood"],
         "stepper": ["flow"],
+        "morphing": ["least_loss", "Morph", "morph", "Stage"],
         "ensembles": ["coherence", "disagreement", "ensemble", "swag"],
         "cycles": ["Cycle", "fge", "snapshots"],
     },

@@ -38,6 +38,11 @@ def stability_page(done: NoiseTest, name: str = "Stability", command: str = "") 
     if at.accuracy and found.accuracy is not None:
         after = f"{median(at.accuracy):.1%}"
         cards.append(Card(f"Accuracy under {at.relative:.0%} noise", f"{found.accuracy:.1%}", after, "median"))
+    if done.attacked and found.accuracy is not None:
+        radius, right = done.attacked[-1]
+        cards.append(
+            Card(f"Accuracy under attack of {radius:g}", f"{found.accuracy:.1%}", f"{right:.1%}", "largest change")
+        )
     if worst:
         cards.append(Card("Most fragile tensor", "", worst, f"{shares[worst]:.0%} of the effect of small noise"))
     parts = [_axis(found.steps)]

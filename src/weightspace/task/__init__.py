@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = handed_on(
         "examples": ["TaskError"],
         "classification": ["accuracy", "classifies"],
         "goal": ["as_goal", "Goal", "gradient", "not_aliased", "value_and_gradient"],
+        "homotopies": ["Homotopy", "homotopy"],
         "outputs": ["logits"],
         "datasets": ["cifar10", "digits", "fashion_mnist", "mnist"],
         "data_files": ["read"],

@@ -67,6 +67,15 @@ def classifies(task: Task) -> bool:
     return True
 
 
+def is_cross_entropy(task: Task) -> bool:
+    """Whether the loss is the plain cross-entropy of class probabilities: no weights of classes, no smoothed labels."""
+    loss = task.recognised
+    if loss is None:
+        return task.metric == "cross-entropy"
+    plain = loss.settings.get("weight") is None and not loss.settings.get("label_smoothing")
+    return loss.kind == "softmax" and plain
+
+
 def is_flat(y: Tensor) -> bool:
     """Whether labels have one number for each example."""
     return y.numel() == len(y)
