@@ -38,7 +38,7 @@ FILES = {
     "flows": "batches anchors attacks ensembles goals pruning result options stepper",
     "atlas": """tables migrations.v0001 migrations.v0002 migrations upgrade catalogue content objects records
         comparisons scan members sources ways holdings folders side_by_side sketches orbits atlas halving question
-        starts asked nearby greedy_averages gram neighbourhoods compared independence relatives averages arborescence
+        starts tried asked nearby greedy_averages gram neighbourhoods compared independence relatives averages arborescence
         relations renumbered lineage families barriers""",
     "commands": """progress data scores settings workspace compare align merge capacity walk perturb stability inform
         tasks certify watch paths atlas atlas_map last_map atlas_asked""",
