@@ -23,7 +23,7 @@ FILES = {
     "inside": "image_functions representation calls units counts path_overlap",
     "equivariance": "finite_group equivariance layers",
     "curvature": "gradients linearised outputs curvature fisher tangent_kernel",
-    "metric": "distance metric optim steps per_layer pullback geodesic",
+    "metric": "distance across_architectures metric optim steps per_layer pullback geodesic",
     "codes": """langevin nuisance posterior encoding quadratic attribution scores structure_functions store sweep
         task_map transfer weight_information""",
     "path": "divergence path diffusion barrier loss_plane trail",
@@ -38,8 +38,8 @@ FILES = {
     "flows": "batches anchors attacks ensembles goals pruning result options stepper",
     "atlas": """tables migrations.v0001 migrations.v0002 migrations upgrade catalogue content objects records
         comparisons scan members sources ways holdings folders side_by_side sketches orbits atlas halving question
-        starts tried asked nearby greedy_averages gram neighbourhoods compared independence relatives averages arborescence
-        relations renumbered lineage families barriers""",
+        starts tried asked by_distance nearest_start nearby greedy_averages gram neighbourhoods compared independence
+        relatives averages arborescence relations renumbered lineage families barriers""",
     "commands": """progress data scores settings workspace compare align merge capacity walk perturb stability inform
         tasks certify watch paths atlas atlas_map last_map atlas_asked""",
     "pages": """page style compare align merge walk capacity stability inform tasks certify paths watch

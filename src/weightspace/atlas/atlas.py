@@ -315,7 +315,7 @@ class Atlas:
         return self._held.net(self[name], like)
 
     def openings(self, members: Iterable[Member] | None = None, like: Net | None = None) -> dict[str, Opening]:
-        """Functions that open members as networks, by name, for `rank`, `nearest` and others; here or in a process.
+        """Functions that open members as networks, by name, for `rank`, `neighbours` and others; here or in a process.
 
         Of a member that cannot be opened it raises the reason when it is called. `like`: as in `net`.
 

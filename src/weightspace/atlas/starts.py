@@ -55,7 +55,8 @@ def by_least(found: Mapping[str, Tensor | str], examples: int, passes: int, whol
     values = {name: value for name, value in found.items() if isinstance(value, Tensor)}
     left_out = {name: value for name, value in found.items() if isinstance(value, str)}
     if not values:
-        raise WeightspaceError("no member can answer: " + next((f"{n}: {w}" for n, w in left_out.items()), "none given"))
+        name, why = next(iter(left_out.items()))
+        raise WeightspaceError(f"no member can answer: {name}: {why}")
     best, *others = sorted(values, key=lambda name: float(values[name][0]))
     degrees = max(1, len(values[best]) - 2)
     quantile = float(stdtrit(degrees, 1 - (1 - confidence) / 2 / max(1, len(others))))

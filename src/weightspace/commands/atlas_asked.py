@@ -13,7 +13,7 @@ from weightspace.atlas.atlas import Atlas
 from weightspace.atlas.content import chosen_as
 from weightspace.atlas.greedy_averages import Soup, soup
 from weightspace.atlas.members import Member
-from weightspace.atlas.nearby import Nearby, Way, between, nearest
+from weightspace.atlas.nearby import Nearby, Way, between, neighbours
 from weightspace.atlas.records import Measure, TaskRow
 from weightspace.atlas.sources import Made, opened
 from weightspace.checkpoint import stored
@@ -127,7 +127,7 @@ def nearest_to(atlas: Atlas, path: Path, count: int = 5, *, settings: Settings) 
     like = _like(settings) or atlas.openings([known])[known.name].template
     assert like is not None
     net, told = stored.load(like, path)[0], partial(settings.progress, "bounding distances")
-    return nearest(net, atlas.openings(members, like), group, count, progress=told)
+    return neighbours(net, atlas.openings(members, like), group, count, progress=told)
 
 
 def between_members(atlas: Atlas, a: str, b: str, data: str, tag: str | None = None, *, settings: Settings) -> Joined:

@@ -1,0 +1,294 @@
+"""Which network to start from: nine ways to choose, judged by regret; do distances of networks foretell transfer?
+
+    python -m experiments.nearest [apart one] [--data DIR] [--seeds 0 1 2] [--quick]
+
+Tasks of five classes: halves of MNIST, Fashion-MNIST and digits, and MNIST turned; a tiny convolutional network learns
+each, and one stays as it was drawn. From each of them a target is learnt from 100 examples (a new head is fitted, then
+all is tuned); the truth is the loss on other examples. A way to choose sees the 100 examples alone. "apart": sources
+begin at weights of their own; "one": all at the same. --data is a folder of MNIST and Fashion-MNIST; without it there
+are digits alone.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.stats import rankdata, spearmanr
+from torch import Tensor, nn
+
+import weightspace as ws
+from experiments.nets import fit, tensors
+from experiments.record import Job, Record, block, command, number
+from weightspace.atlas.question import Question
+from weightspace.atlas.starts import Trial
+from weightspace.symmetry.verdict import relative_distance
+
+FEW, TESTED, LEARNT, SHOWN, SIDE = 100, 1000, 2000, 200, 14
+STEPS, TUNED = 100, 20
+TASKS = ("mnist 0-4", "mnist 5-9", "fashion 0-4", "fashion 5-9", "digits 0-4", "digits 5-9", "mnist 0-4 turned")
+TARGETS = ("mnist 5-9", "fashion 0-4", "digits 0-4", "digits 5-9", "mnist 0-4 turned")
+EMBEDDED = ("digits 0-4", "digits 5-9", "digits 0-4 turned", "digits 5-9 turned")
+FRESH = "random weights"
+WAYS = {
+    "loss, as it is": ("loss", {"budget": 0.999}),
+    "LogME": ("logme", {"budget": 0.999}),
+    "a fitted head": ("steps", {"steps": 0, "first": None, "head": "fitted"}),
+    "5 steps": ("steps", {"steps": 5, "first": None, "head": "fitted"}),
+    "20 steps, halved": ("steps", {"steps": TUNED, "head": "fitted"}),
+    "20 steps of all": ("steps", {"steps": TUNED, "first": None, "head": "fitted"}),
+    "task2vec": ("task2vec", {"asymmetric": False}),
+    "task2vec, asymmetric": ("task2vec", {}),
+    "codes": ("codes", {"seeds": (0, 1), "steps": 200, "task_id": True, "lr": 0.04}),
+    "weights": ("weights", {"steps": 100}),
+}
+APART = {
+    "weights, as stored": lambda a, b, group, probe: relative_distance(a, b),
+    "weights, modulo": lambda a, b, group, probe: ws.modulo(group, relative_distance)(a, b).upper,
+    "outputs": lambda a, b, group, probe: ws.functional(a, b, probe),
+    "predictions": lambda a, b, group, probe: ws.functional(a, b, probe, "disagreement"),
+    "1 - CKA": lambda a, b, group, probe: 1 - ws.distances(a, b, probe).alike,
+    "Procrustes": lambda a, b, group, probe: ws.distances(a, b, probe).apart,
+}
+
+
+def network() -> nn.Module:
+    body = nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU()
+    return nn.Sequential(*body, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(144, 32), nn.ReLU(), nn.Linear(32, 5))
+
+
+def coder() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 32), nn.ReLU(), nn.Linear(32, 5))
+
+
+class Lab:
+    """Tasks, the networks that have learnt them, and what a start from each gives."""
+
+    def __init__(self, given: Namespace) -> None:
+        self.quick, self.data = given.quick, given.data
+        self.name = "digits" if given.data is None else "images"
+        self.tasks = EMBEDDED if given.data is None else TASKS
+        self.targets = (EMBEDDED[1:2] if self.quick else EMBEDDED) if given.data is None else TARGETS
+        self.images, self.parts = cache(self._images), cache(self._parts)
+        self.sources, self.codes = cache(self._sources), cache(lambda seed: {})
+
+    def _images(self, name: str) -> tuple[Tensor, Tensor]:
+        """Images of 14 x 14 pixels, and labels."""
+        if name == "digits":
+            read = [tensors(ws.digits(split)) for split in ("train", "test")]
+            x, y = (torch.cat(both) for both in zip(*read, strict=True))
+            return F.interpolate(x, size=(SIDE, SIDE), mode="bilinear"), y
+        x, y = tensors((ws.mnist if name == "mnist" else ws.fashion_mnist)(self.data, "train").take(12_000, 0))
+        return F.avg_pool2d(x, 2), y
+
+    def _parts(self, task: str, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """Examples to know the task by, few to learn it from as a target, and others to measure on: none in common."""
+        name, classes, *turned = task.split()
+        low, high = map(int, classes.split("-"))
+        x, y = self.images(name)
+        rows = ((y >= low) & (y <= high)).nonzero().flatten()
+        rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
+        x, y = x[rows].rot90(len(turned), (-2, -1)), y[rows] - low
+        few, tested = FEW, min(TESTED, len(y) // 3)
+        cuts = {
+            "few": slice(few),
+            "test": slice(few, few + tested),
+            "learn": slice(few + tested, few + tested + LEARNT),
+        }
+        return {part: (x[cut], y[cut]) for part, cut in cuts.items()}
+
+    def task(self, task: str, part: str, seed: int) -> ws.Task:
+        return ws.Task(*self.parts(task, seed)[part], batch=512)
+
+    def known(self, seed: int) -> dict[str, ws.Task]:
+        """What each source has learnt, as few examples show it."""
+        return {name: self.task(name, "learn", seed).take(SHOWN, 0) for name in self.tasks}
+
+    def _sources(self, start: str, seed: int) -> dict[str, ws.Net]:
+        found = {}
+        for k, name in enumerate(self.tasks):
+            module = ws.fresh(network, 100 * seed + (k if start == "apart" else 0)).module()
+            for _ in fit(module, *self.parts(name, seed)["learn"], epochs=1 if self.quick else 10, seed=seed, lr=3e-3):
+                pass
+            found[name] = ws.Net.of(module)
+        return found | {FRESH: ws.fresh(network, 100 * seed + 99)}
+
+    def truth(self, start: str, target: str, seed: int) -> dict[str, tuple[float, float]]:
+        """Source -> loss and accuracy on other examples after the target was learnt from it."""
+        train, test = self.task(target, "few", seed), self.task(target, "test", seed)
+        trial, found = Trial(train, Question(test, "loss"), 1e-3, 50, seed, 5), {}
+        for name, net in self.sources(start, seed).items():
+            tuned = trial.on(trial.begun(net), 3 if self.quick else STEPS).net
+            with torch.no_grad():
+                found[name] = float(test(tuned)), float(ws.accuracy(test)(tuned))
+        return found
+
+
+def started(lab: Lab, start: str, target: str, seed: int) -> dict[str, Any]:
+    """The truth of one target, what each way chooses, and how far each source is from the network of the target."""
+    truth, nets = lab.truth(start, target, seed), dict(lab.sources(start, seed))
+    own = nets.pop(target)
+    row: dict[str, Any] = {"sources": [*nets], "losses": [truth[name][0] for name in nets]}
+    row["accuracies"] = [truth[name][1] for name in nets]
+    task = lab.task(target, "few", seed)
+    for way, (by, options) in WAYS.items():
+        row |= {f"{way}, {what}": value for what, value in _asked(lab, task, nets, by, options, seed).items()}
+    probe = ws.Task(torch.cat([lab.parts(name, seed)["learn"][0][:80] for name in lab.tasks]))
+    group = ws.Symmetry.of(own, task.example(2))
+    for what, apart in APART.items():
+        row[f"distance: {what}"] = [float(apart(own, net, group, probe)) for net in nets.values()]
+    return row
+
+
+def _asked(
+    lab: Lab, task: ws.Task, nets: dict[str, ws.Net], by: str, options: dict[str, Any], seed: int
+) -> dict[str, Any]:
+    """The order that a way finds, what it cost, and what it had said that it would."""
+    options = dict(options)
+    if by in ("task2vec", "codes"):
+        options["sources"] = {name: known for name, known in lab.known(seed).items() if name in nets}
+    if by == "codes":
+        options |= {"model": coder, "known": lab.codes(seed)} | ({"steps": 4} if lab.quick else {})
+    elif by != "task2vec":
+        options["seeds" if by == "weights" else "seed"] = (0, 1, 2) if by == "weights" else seed
+    said = ws.atlas.cost(task, nets, by, **options)
+    began = time.perf_counter()
+    answer = ws.nearest(task, nets, by, **options)
+    order = {one.name: place for place, one in enumerate(answer.found.ranking)}
+    values = {one.name: one.loss for one in answer.found.ranking}
+    return {
+        "places": [order.get(name, len(nets)) for name in nets], "values": [values.get(name) for name in nets],
+        "passes": answer.found.passes, "said": said.examples, "seconds": time.perf_counter() - began,
+        "tied": len(answer.tied),
+    }  # fmt: skip
+
+
+def jobs_of(start: str) -> Callable[[Lab, int], Iterator[Job]]:
+    def jobs(lab: Lab, seed: int) -> Iterator[Job]:
+        for target in lab.targets:
+            yield f"{start}/{lab.name}/{target}/{seed}", partial(started, lab, start, target, seed)
+
+    return jobs
+
+
+# ------------------------------------------------------------------ tables
+
+
+def tables(record: Record, name: str) -> dict[str, str]:
+    found = {}
+    for start in EXPERIMENTS:
+        rows = {key: row for key, row in record.rows.items() if key.startswith(f"{start}/{name}/")}
+        if rows:
+            found |= block(f"nearest {start} {name}", *_regrets(rows))
+            found |= block(f"nearest distances {start} {name}", *_correlations(rows))
+    return found
+
+
+def interval(values: list[float], seed: int = 0) -> str:
+    """The mean, and its 95 % interval by the bootstrap over cells (target, seed)."""
+    x = np.asarray(values)
+    means = np.random.default_rng(seed).choice(x, (4000, len(x))).mean(1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return f"{number(float(x.mean()), 2)} ({number(float(low), 2)} to {number(float(high), 2)})"
+
+
+def _regrets(rows: dict[str, dict[str, Any]]) -> tuple[str, list[list[str]]]:
+    head = "chosen by | regret, nats | of that of a random choice | regret, points of accuracy | best found, % | correlation with the truth | examples passed | seconds"
+    lines = []
+    for way in ("a random choice", "best on other targets", "always random weights", *WAYS):
+        picks = [_pick(rows, key, way) for key in rows]
+        lost = [_above(row["losses"], p) for row, p in zip(rows.values(), picks, strict=True)]
+        base = [_above(row["losses"], None) for row in rows.values()]
+        points = [-100 * _short(row["accuracies"], p) for row, p in zip(rows.values(), picks, strict=True)]
+        best = [float(p is not None and int(np.argmin(row["losses"])) == p) if p is not None else 1 / len(row["losses"])
+                for row, p in zip(rows.values(), picks, strict=True)]  # fmt: skip
+        orders = [_rank(row[f"{way}, values"], row["losses"]) for row in rows.values()] if way in WAYS else []
+        cost = (
+            [[row[f"{way}, {what}"] for row in rows.values()] for what in ("passes", "seconds")] if way in WAYS else []
+        )
+        shown = [f"{np.median(cost[0]):,.0f}", number(float(np.median(cost[1])), 1)] if cost else ["0", ""]
+        share = number(sum(lost) / max(1e-12, sum(base)), 2)
+        found = f"{100 * sum(best) / len(best):.0f}"
+        lines.append([way, interval(lost), share, interval(points), found, interval(orders) if orders else "", *shown])
+    return head, lines
+
+
+def _above(losses: list[float], pick: int | None) -> float:
+    """How far a pick is above the least loss; on average over all for none."""
+    return (sum(losses) / len(losses) if pick is None else losses[pick]) - min(losses)
+
+
+def _short(accuracies: list[float], pick: int | None) -> float:
+    """Minus how far a pick is short of the highest accuracy."""
+    return -_above([-accuracy for accuracy in accuracies], pick)
+
+
+def _pick(rows: dict[str, dict[str, Any]], key: str, way: str) -> int | None:
+    """The number of the source that a way chooses."""
+    row = rows[key]
+    if way == "a random choice":
+        return None
+    if way == "always random weights":
+        return row["sources"].index(FRESH)
+    if way == "best on other targets":
+        own, seed = key.split("/")[2], key.rpartition("/")[2]
+        others = [r for k, r in rows.items() if k.rpartition("/")[2] == seed and k.split("/")[2] != own]
+        worth = [[_standing(r)[name] for r in others if name in r["sources"]] for name in row["sources"]]
+        return int(np.argmin([np.mean(w) if w else math.inf for w in worth]))
+    return int(np.argmin(row[f"{way}, places"]))
+
+
+def _standing(row: dict[str, Any]) -> dict[str, float]:
+    """Source -> its loss in units of the spread of losses on a target."""
+    losses = np.asarray(row["losses"])
+    return dict(zip(row["sources"], (losses - losses.mean()) / max(1e-12, losses.std()), strict=True))
+
+
+def _rank(values: list[float], losses: list[float]) -> float:
+    """Spearman's correlation over the sources that have a value; 0 where all values are equal."""
+    x, y = np.asarray(values, dtype=float), np.asarray(losses, dtype=float)
+    kept = np.isfinite(x) & np.isfinite(y)
+    if min(len({*x[kept]}), len({*y[kept]})) < 2:
+        return 0.0
+    return float(spearmanr(rankdata(x[kept]), rankdata(y[kept])).statistic)
+
+
+def _correlations(rows: dict[str, dict[str, Any]]) -> tuple[str, list[list[str]]]:
+    against = {"loss after transfer": "losses", "codes, nats": "codes, values", "task2vec": "task2vec, values"}
+    head = ["distance from the network of the target", *(f"with {what}" for what in against)]
+    lines = []
+    for what in APART:
+        cells = []
+        for other in against.values():
+            pairs = [_learnt(row, f"distance: {what}", other) for row in rows.values()]
+            cells.append(interval([_rank(*pair) for pair in pairs]))
+        lines.append([what, *cells])
+    return " | ".join(head), lines
+
+
+def _learnt(row: dict[str, Any], one: str, other: str) -> tuple[list[float], list[float]]:
+    """Two values of every source that has learnt something."""
+    kept = [k for k, name in enumerate(row["sources"]) if name != FRESH]
+    return [row[one][k] for k in kept], [row[other][k] for k in kept]
+
+
+def say(row: dict[str, Any]) -> str:
+    best = row["sources"][int(np.argmin(row["losses"]))]
+    return f"best {best}, losses {min(row['losses']):.3f} to {max(row['losses']):.3f}"
+
+
+EXPERIMENTS = {"apart": jobs_of("apart"), "one": jobs_of("one")}
+main = command(
+    "nearest", __doc__ or "", EXPERIMENTS, Lab, tables, data="folder of MNIST and Fashion-MNIST", say=say
+)  # fmt: skip
+
+if __name__ == "__main__":
+    sys.exit(main())
