@@ -1,11 +1,12 @@
-"""Which network to start from: nine ways to choose, judged by regret; do distances of networks foretell transfer?
+"""Which network to start from: seven ways to choose, judged by regret; do distances of networks foretell transfer?
 
-    python -m experiments.nearest [apart one] [--data DIR] [--seeds 0 1 2] [--quick]
+    python -m experiments.nearest [apart one codes] [--data DIR] [--seeds 0 1 2] [--quick]
 
 Tasks of five classes: halves of MNIST, Fashion-MNIST and digits, and MNIST turned; a tiny convolutional network learns
-each, and one stays as it was drawn. From each of them a target is learnt from 100 examples (a new head is fitted, then
-all is tuned); the truth is the loss on other examples. A way to choose sees the 100 examples alone. "apart": sources
-begin at weights of their own; "one": all at the same. --data is a folder of MNIST and Fashion-MNIST; without it there
+each, and one stays as it was drawn. From each of them a target is learnt from 40 examples (a new head is fitted, then
+all is tuned); the truth is the loss on other examples. A way to choose sees the 40 examples alone. "apart": sources
+begin at weights of their own; "one": all at the same, and distances alone are measured; "codes": distances of tasks
+by codes. --data is a folder of MNIST and Fashion-MNIST; without it there
 are digits alone.
 """
 
@@ -15,7 +16,7 @@ import math
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -32,37 +33,29 @@ from weightspace.atlas.question import Question
 from weightspace.atlas.starts import Trial
 from weightspace.symmetry.verdict import relative_distance
 
-FEW, TESTED, LEARNT, SHOWN, SIDE = 100, 1000, 2000, 200, 14
+FEW, TESTED, LEARNT, SHOWN, SIDE = 40, 1000, 2000, 100, 14
 STEPS, TUNED = 100, 20
 TASKS = ("mnist 0-4", "mnist 5-9", "fashion 0-4", "fashion 5-9", "digits 0-4", "digits 5-9", "mnist 0-4 turned")
 TARGETS = ("mnist 5-9", "fashion 0-4", "digits 0-4", "digits 5-9", "mnist 0-4 turned")
 EMBEDDED = ("digits 0-4", "digits 5-9", "digits 0-4 turned", "digits 5-9 turned")
 FRESH = "random weights"
-WAYS = {
+WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "loss, as it is": ("loss", {"budget": 0.999}),
     "LogME": ("logme", {"budget": 0.999}),
     "a fitted head": ("steps", {"steps": 0, "first": None, "head": "fitted"}),
-    "5 steps": ("steps", {"steps": 5, "first": None, "head": "fitted"}),
     "20 steps, halved": ("steps", {"steps": TUNED, "head": "fitted"}),
     "20 steps of all": ("steps", {"steps": TUNED, "first": None, "head": "fitted"}),
-    "task2vec": ("task2vec", {"asymmetric": False}),
-    "task2vec, asymmetric": ("task2vec", {}),
-    "codes": ("codes", {"seeds": (0, 1), "steps": 200, "task_id": True, "lr": 0.04}),
-    "weights": ("weights", {"steps": 100}),
+    "task2vec": ("task2vec", {}),
+    "weights": ("weights", {"steps": 100, "seeds": (0, 1)}),
 }
-APART = {
-    "weights, as stored": lambda a, b, group, probe: relative_distance(a, b),
-    "weights, modulo": lambda a, b, group, probe: ws.modulo(group, relative_distance)(a, b).upper,
-    "outputs": lambda a, b, group, probe: ws.functional(a, b, probe),
-    "predictions": lambda a, b, group, probe: ws.functional(a, b, probe, "disagreement"),
-    "1 - CKA": lambda a, b, group, probe: 1 - ws.distances(a, b, probe).alike,
-    "Procrustes": lambda a, b, group, probe: ws.distances(a, b, probe).apart,
-}
+KNOWN = ("best on other targets", "always random weights")  # before any data are seen
+CODES: dict[str, Any] = {"seeds": (0,), "steps": 500, "task_id": True, "lr": 0.04}
+APART = ("weights, as stored", "weights, modulo", "outputs", "predictions", "1 - CKA", "Procrustes")
 
 
 def network() -> nn.Module:
     body = nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU()
-    return nn.Sequential(*body, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(144, 32), nn.ReLU(), nn.Linear(32, 5))
+    return nn.Sequential(*body, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(144, 5))
 
 
 def coder() -> nn.Module:
@@ -139,13 +132,29 @@ def started(lab: Lab, start: str, target: str, seed: int) -> dict[str, Any]:
     row: dict[str, Any] = {"sources": [*nets], "losses": [truth[name][0] for name in nets]}
     row["accuracies"] = [truth[name][1] for name in nets]
     task = lab.task(target, "few", seed)
-    for way, (by, options) in WAYS.items():
+    for way, (by, options) in WAYS.items() if start == "apart" else ():
         row |= {f"{way}, {what}": value for what, value in _asked(lab, task, nets, by, options, seed).items()}
     probe = ws.Task(torch.cat([lab.parts(name, seed)["learn"][0][:80] for name in lab.tasks]))
-    group = ws.Symmetry.of(own, task.example(2))
-    for what, apart in APART.items():
-        row[f"distance: {what}"] = [float(apart(own, net, group, probe)) for net in nets.values()]
-    return row
+    far = [_apart(own, net, ws.Symmetry.of(own, task.example(2)), probe) for net in nets.values()]
+    return row | {f"distance: {what}": [each[what] for each in far] for what in APART}
+
+
+def _apart(a: ws.Net, b: ws.Net, group: ws.Symmetry, probe: ws.Task) -> dict[str, float]:
+    """Distances of two networks: of weights, of outputs and of what is inside, on examples of all tasks."""
+    found = ws.distances(a, b, probe)
+    weights = relative_distance(a, b), ws.modulo(group, relative_distance)(a, b).upper
+    functions = found.outputs["l2"], found.outputs["disagreement"]
+    return dict(zip(APART, (*weights, *functions, 1 - found.alike, found.apart), strict=True))
+
+
+def coded(lab: Lab, target: str, seed: int) -> dict[str, Any]:
+    """The distance of each source to the target by codes of their labels, and the truth."""
+    truth, nets = lab.truth("apart", target, seed), dict(lab.sources("apart", seed))
+    del nets[target]
+    row: dict[str, Any] = {"sources": [*nets], "losses": [truth[name][0] for name in nets]}
+    row["accuracies"] = [truth[name][1] for name in nets]
+    found = _asked(lab, lab.task(target, "few", seed), nets, "codes", CODES, seed)
+    return row | {f"codes, {what}": value for what, value in found.items()}
 
 
 def _asked(
@@ -157,8 +166,8 @@ def _asked(
         options["sources"] = {name: known for name, known in lab.known(seed).items() if name in nets}
     if by == "codes":
         options |= {"model": coder, "known": lab.codes(seed)} | ({"steps": 4} if lab.quick else {})
-    elif by != "task2vec":
-        options["seeds" if by == "weights" else "seed"] = (0, 1, 2) if by == "weights" else seed
+    elif by not in ("task2vec", "weights"):
+        options["seed"] = seed
     said = ws.atlas.cost(task, nets, by, **options)
     began = time.perf_counter()
     answer = ws.nearest(task, nets, by, **options)
@@ -179,17 +188,20 @@ def jobs_of(start: str) -> Callable[[Lab, int], Iterator[Job]]:
     return jobs
 
 
+def codes(lab: Lab, seed: int) -> Iterator[Job]:
+    """One seed alone: codes are by far the dearest."""
+    for target in lab.targets if seed == 0 else ():
+        yield f"codes/{lab.name}/{target}/{seed}", partial(coded, lab, target, seed)
+
+
 # ------------------------------------------------------------------ tables
 
 
 def tables(record: Record, name: str) -> dict[str, str]:
-    found = {}
-    for start in EXPERIMENTS:
-        rows = {key: row for key, row in record.rows.items() if key.startswith(f"{start}/{name}/")}
-        if rows:
-            found |= block(f"nearest {start} {name}", *_regrets(rows))
-            found |= block(f"nearest distances {start} {name}", *_correlations(rows))
-    return found
+    rows = {start: {k: r for k, r in record.rows.items() if k.startswith(f"{start}/{name}/")} for start in EXPERIMENTS}
+    found = block(f"nearest regret {name}", *_regrets(rows["apart"], ("a random choice", *KNOWN, *WAYS)))
+    found |= block(f"nearest codes {name}", *_regrets(rows["codes"], ("a random choice", "codes")))
+    return found | block(f"nearest distances {name}", *_correlations(rows["apart"], rows["one"]))
 
 
 def interval(values: list[float], seed: int = 0) -> str:
@@ -200,20 +212,22 @@ def interval(values: list[float], seed: int = 0) -> str:
     return f"{number(float(x.mean()), 2)} ({number(float(low), 2)} to {number(float(high), 2)})"
 
 
-def _regrets(rows: dict[str, dict[str, Any]]) -> tuple[str, list[list[str]]]:
-    head = "chosen by | regret, nats | of that of a random choice | regret, points of accuracy | best found, % | correlation with the truth | examples passed | seconds"
+def _regrets(rows: dict[str, dict[str, Any]], ways: Sequence[str]) -> tuple[str, list[list[str]]]:
+    head = (
+        "chosen by | regret, nats | of that of a random choice | regret, points of accuracy | best found, % | "
+        "correlation with the truth | examples passed | seconds"
+    )
     lines = []
-    for way in ("a random choice", "best on other targets", "always random weights", *WAYS):
+    for way in ways if rows else ():
+        measured = way not in ("a random choice", *KNOWN)
         picks = [_pick(rows, key, way) for key in rows]
         lost = [_above(row["losses"], p) for row, p in zip(rows.values(), picks, strict=True)]
         base = [_above(row["losses"], None) for row in rows.values()]
         points = [-100 * _short(row["accuracies"], p) for row, p in zip(rows.values(), picks, strict=True)]
         best = [float(p is not None and int(np.argmin(row["losses"])) == p) if p is not None else 1 / len(row["losses"])
                 for row, p in zip(rows.values(), picks, strict=True)]  # fmt: skip
-        orders = [_rank(row[f"{way}, values"], row["losses"]) for row in rows.values()] if way in WAYS else []
-        cost = (
-            [[row[f"{way}, {what}"] for row in rows.values()] for what in ("passes", "seconds")] if way in WAYS else []
-        )
+        orders = [_rank(row[f"{way}, values"], row["losses"]) for row in rows.values()] if measured else []
+        cost = [[row[f"{way}, {what}"] for row in rows.values()] for what in ("passes", "seconds")] if measured else []
         shown = [f"{np.median(cost[0]):,.0f}", number(float(np.median(cost[1])), 1)] if cost else ["0", ""]
         share = number(sum(lost) / max(1e-12, sum(base)), 2)
         found = f"{100 * sum(best) / len(best):.0f}"
@@ -261,17 +275,17 @@ def _rank(values: list[float], losses: list[float]) -> float:
     return float(spearmanr(rankdata(x[kept]), rankdata(y[kept])).statistic)
 
 
-def _correlations(rows: dict[str, dict[str, Any]]) -> tuple[str, list[list[str]]]:
-    against = {"loss after transfer": "losses", "codes, nats": "codes, values", "task2vec": "task2vec, values"}
-    head = ["distance from the network of the target", *(f"with {what}" for what in against)]
+def _correlations(apart: dict[str, Any], one: dict[str, Any]) -> tuple[str, list[list[str]]]:
+    head = "distance from the network of the target | with the loss after transfer | with task2vec | with the loss, one start"  # noqa: E501
     lines = []
-    for what in APART:
+    for what in APART if apart else ():
         cells = []
-        for other in against.values():
+        for rows, other in ((apart, "losses"), (apart, "task2vec, values"), (one, "losses")):
             pairs = [_learnt(row, f"distance: {what}", other) for row in rows.values()]
-            cells.append(interval([_rank(*pair) for pair in pairs]))
+            cells.append(interval([_rank(*pair) for pair in pairs]) if pairs else "")
         lines.append([what, *cells])
-    return " | ".join(head), lines
+    own = [_rank(*_learnt(row, "task2vec, values", "losses")) for row in apart.values()]
+    return head, [*lines, ["task2vec itself", interval(own), "", ""]] if lines else []
 
 
 def _learnt(row: dict[str, Any], one: str, other: str) -> tuple[list[float], list[float]]:
@@ -285,7 +299,7 @@ def say(row: dict[str, Any]) -> str:
     return f"best {best}, losses {min(row['losses']):.3f} to {max(row['losses']):.3f}"
 
 
-EXPERIMENTS = {"apart": jobs_of("apart"), "one": jobs_of("one")}
+EXPERIMENTS = {"apart": jobs_of("apart"), "one": jobs_of("one"), "codes": codes}
 main = command(
     "nearest", __doc__ or "", EXPERIMENTS, Lab, tables, data="folder of MNIST and Fashion-MNIST", say=say
 )  # fmt: skip

@@ -103,7 +103,8 @@ class Answer:
         own = {name: getattr(self.found, name) for name in ("left_out", "instead", "passes", "whole", "confidence")}
         times = {"seconds": self.seconds, "whole_seconds": self.whole_seconds}
         told = {"by": self.by, "steps": self.steps, "best": self.best, "tied": [*self.tied], "ranking": rows}
-        return plain({**told, **own, **times})
+        notes = {"notes": [*self.notes]} if self.notes else {}
+        return plain({**told, **own, **times, **notes})
 
 
 @public

@@ -81,12 +81,12 @@ def rank_by_task2vec(
     """
     began, task = time.perf_counter(), held(task)
     known, left_out = _known(members, sources)
-    used, found = first_opened(probe, members), dict[str, Tensor | str](left_out)
-    target, passes = _embedded(used, task, decay), embedding_passes(task)
+    embedded, found = _Embedder(first_opened(probe, members), decay), dict[str, Tensor | str](left_out)
+    target, passes = embedded(task), embedding_passes(task)
     for key, (source, names) in _shared(known).items():
         values: Tensor | str
         try:
-            values = _apart(_embedded(used, source, decay), target, asymmetric)
+            values = _apart(embedded(source), target, asymmetric)
             passes += embedding_passes(source)
         except WeightspaceError as error:
             values = f"{key}: {reason(error)}"
@@ -97,10 +97,12 @@ def rank_by_task2vec(
 def _known(members: Members, sources: Mapping[str, Task]) -> tuple[dict[str, Task], dict[str, str]]:
     """The tasks of the members, and why others have none."""
     some(members)
-    left_out = {name: "what it has learnt is not known; give it in sources=" for name in members if name not in sources}
+    left_out = {
+        name: "what it has learnt is not known (sources=, or --learnt)" for name in members if name not in sources
+    }
     known = {name: sources[name] for name in members if name in sources}
     if not known:
-        raise WeightspaceError("a distance from which tasks? give sources=, the task that each member has learnt")
+        raise WeightspaceError("distance from which tasks? tell what each network has learnt, by sources= or --learnt")
     if wrong := [name for name, source in known.items() if not isinstance(source, Task)]:
         raise WeightspaceError(f"the source of {wrong[0]} is a {type(known[wrong[0]]).__name__}; give a Task")
     return known, left_out
@@ -127,19 +129,26 @@ def first_opened(probe: Net | None, members: Members) -> Net:
     raise WeightspaceError(f"no member can be opened: {why}")
 
 
-def _embedded(probe: Net, task: Task, decay: float) -> list[Embedding]:
-    """The embedding of a task by a probe whose head is fitted to it, and without each tenth of the examples."""
-    task = held(task)
-    fitted, n = fitted_head(probe, task, decay=decay), len(task)
-    rows = [part for k in range(_PARTS) if len(part := range(k, n, _PARTS))]
-    parts = [task2vec(fitted, task.pick(part), fit=False) for part in rows]
-    sums = torch.stack([part.values * part.examples for part in parts])
-    prior = parts[0].prior * parts[0].examples / n
-    whole = replace(parts[0], values=sums.sum(0) / n, prior=prior, examples=n)
-    if len(parts) < 2:
-        return [whole]
-    return [whole, *(replace(whole, values=(sums.sum(0) - own) / (n - len(part)))
-                     for own, part in zip(sums, rows, strict=True))]  # fmt: skip
+class _Embedder:
+    """The embeddings of tasks by one probe, whose head is fitted to each; its graph is read once for each head."""
+
+    def __init__(self, probe: Net, decay: float) -> None:
+        self.probe, self.decay = probe, decay
+        self._forms: dict[str, Net] = {}
+
+    def __call__(self, task: Task) -> list[Embedding]:
+        """The embedding of a task, and without each tenth of its examples."""
+        task, fitted = held(task), fitted_head(self.probe, task, decay=self.decay)
+        fitted, n = self._forms.setdefault(fitted.fingerprint, fitted).at(fitted.weights, fitted.state), len(task)
+        rows = [part for k in range(_PARTS) if len(part := range(k, n, _PARTS))]
+        parts = [task2vec(fitted, task.pick(part), fit=False) for part in rows]
+        sums = torch.stack([part.values * part.examples for part in parts])
+        prior = parts[0].prior * parts[0].examples / n
+        whole = replace(parts[0], values=sums.sum(0) / n, prior=prior, examples=n)
+        if len(parts) < 2:
+            return [whole]
+        left = [(sums.sum(0) - own) / (n - len(part)) for own, part in zip(sums, rows, strict=True)]
+        return [whole, *(replace(whole, values=values) for values in left)]
 
 
 def _apart(source: Sequence[Embedding], target: Sequence[Embedding], asymmetric: bool) -> Tensor:
