@@ -45,7 +45,7 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "a fitted head": ("steps", {"steps": 0, "first": None, "head": "fitted"}),
     "20 steps, halved": ("steps", {"steps": TUNED, "head": "fitted"}),
     "20 steps of all": ("steps", {"steps": TUNED, "first": None, "head": "fitted"}),
-    "task2vec": ("task2vec", {}),
+    "task2vec": ("task2vec", {"parts": 1}),
     "weights": ("weights", {"steps": 100, "seeds": (0, 1)}),
 }
 KNOWN = ("best on other targets", "always random weights")  # before any data are seen

@@ -46,7 +46,6 @@ __all__ = [
     "with_target",
 ]
 
-_PARTS = 10  # of the jackknife
 _TARGET = "the task"
 
 
@@ -61,6 +60,7 @@ def rank_by_task2vec(
     probe: Net | None = None,
     *,
     asymmetric: bool = True,
+    parts: int = 5,
     decay: float = 1e-2,
     confidence: float = 0.95,
 ) -> Answer:
@@ -68,7 +68,8 @@ def rank_by_task2vec(
 
     `sources`: member -> the task that it has learnt; members without one are left out. `probe`: the network that
     embeds all tasks, by default the first member that can. `asymmetric`: complex sources are nearer (see
-    `Embedding.distance`). Errors are those of a jackknife over tenths of the examples of both tasks. Cost: a pass
+    `Embedding.distance`). Errors are those of a jackknife over `parts` of the examples of both tasks, the head
+    fitted anew each time (a head that is kept shows a fifth of the error); none with 1. Cost: `parts` times a pass
     forward and one back for every class, for every example of every task. Members of one source are tied. Raises
     `WeightspaceError` where no member has a source, and for labels that are not classes.
 
@@ -81,13 +82,15 @@ def rank_by_task2vec(
     """
     began, task = time.perf_counter(), held(task)
     known, left_out = _known(members, sources)
-    embedded, found = _Embedder(first_opened(probe, members), decay), dict[str, Tensor | str](left_out)
-    target, passes = embedded(task), embedding_passes(task)
+    if not 1 <= parts <= len(task):
+        raise WeightspaceError(f"{parts} parts of {len(task)} examples; give 1 or more, and no more than examples")
+    embedded, found = _Embedder(first_opened(probe, members), decay, parts), dict[str, Tensor | str](left_out)
+    target, passes = embedded(task), embedding_passes(task, parts)
     for key, (source, names) in _shared(known).items():
         values: Tensor | str
         try:
             values = _apart(embedded(source), target, asymmetric)
-            passes += embedding_passes(source)
+            passes += embedding_passes(source, parts)
         except WeightspaceError as error:
             values = f"{key}: {reason(error)}"
         found |= dict.fromkeys(names, values)
@@ -132,37 +135,33 @@ def first_opened(probe: Net | None, members: Members) -> Net:
 class _Embedder:
     """The embeddings of tasks by one probe, whose head is fitted to each; its graph is read once for each head."""
 
-    def __init__(self, probe: Net, decay: float) -> None:
-        self.probe, self.decay = probe, decay
+    def __init__(self, probe: Net, decay: float, parts: int) -> None:
+        self.probe, self.decay, self.parts = probe, decay, parts
         self._forms: dict[str, Net] = {}
 
     def __call__(self, task: Task) -> list[Embedding]:
-        """The embedding of a task, and without each tenth of its examples."""
-        task, fitted = held(task), fitted_head(self.probe, task, decay=self.decay)
-        fitted, n = self._forms.setdefault(fitted.fingerprint, fitted).at(fitted.weights, fitted.state), len(task)
-        rows = [part for k in range(_PARTS) if len(part := range(k, n, _PARTS))]
-        parts = [task2vec(fitted, task.pick(part), fit=False) for part in rows]
-        sums = torch.stack([part.values * part.examples for part in parts])
-        prior = parts[0].prior * parts[0].examples / n
-        whole = replace(parts[0], values=sums.sum(0) / n, prior=prior, examples=n)
-        if len(parts) < 2:
-            return [whole]
-        left = [(sums.sum(0) - own) / (n - len(part)) for own, part in zip(sums, rows, strict=True)]
-        return [whole, *(replace(whole, values=values) for values in left)]
+        """The embedding of a task, and without each part of its examples, the head fitted anew each time."""
+        task, n = held(task), len(task)
+        classes = int(task.labels().max()) + 1
+        left = [[k for k in range(n) if k % self.parts != part] for part in range(self.parts if self.parts > 1 else 0)]
+        return [self._of(task, classes), *(self._of(task.pick(rows), classes) for rows in left if rows)]
+
+    def _of(self, task: Task, classes: int) -> Embedding:
+        fitted = fitted_head(self.probe, task, classes=classes, decay=self.decay)
+        form = self._forms.setdefault(fitted.fingerprint, fitted)
+        return task2vec(form.at(fitted.weights, fitted.state), task, fit=False)
 
 
 def _apart(source: Sequence[Embedding], target: Sequence[Embedding], asymmetric: bool) -> Tensor:
     """The distance from source to target, and without each part of either."""
     kind: Any = "asymmetric" if asymmetric else "cosine"
     pairs = [(source[0], target[0]), *((source[0], t) for t in target[1:]), *((s, target[0]) for s in source[1:])]
-    found = [one.distance(other, kind) for one, other in pairs]
-    room = 1 + 2 * _PARTS  # as many numbers for few examples, so that two members can be compared
-    return torch.tensor((found + [found[0]] * room)[:room], dtype=torch.float64)
+    return torch.tensor([one.distance(other, kind) for one, other in pairs], dtype=torch.float64)
 
 
-def embedding_passes(task: Task) -> int:
-    """Examples passed forward, or back for one class (which is twice as much)."""
-    return len(task) * (1 + 2 * (int(task.labels().max()) + 1))
+def embedding_passes(task: Task, parts: int) -> int:
+    """Examples passed forward, or back for one class (which is twice as much), for an embedding and its error."""
+    return max(1, parts) * len(task) * (1 + (BACK - 1) * (int(task.labels().max()) + 1))
 
 
 @public

@@ -107,11 +107,11 @@ def _first(steps: int) -> int:
     return max(1, steps // 4)
 
 
-def _embedded(task: Task, nets: Members, by: str, *, sources: Mapping[str, Task] | None = None, **more: Any) -> Answer:
+def _embedded(task: Task, nets: Members, by: str, *, sources: Any = None, **more: Any) -> Answer:
     return rank_by_task2vec(nets, task, sources or {}, **more)
 
 
-def _coded(task: Task, nets: Members, by: str, *, sources: Mapping[str, Task] | None = None, **more: Any) -> Answer:
+def _coded(task: Task, nets: Members, by: str, *, sources: Any = None, **more: Any) -> Answer:
     return rank_by_codes(nets, task, sources or {}, **more)
 
 
@@ -143,9 +143,11 @@ def _cost_of_steps(
     return Cost(steps=total, batch=min(batch, len(trial.train)), examples=passed, bytes=held)
 
 
-def _cost_of_embedding(task: Task, nets: Members, sources: Mapping[str, Task] | None = None, **_: Any) -> Cost:
+def _cost_of_embedding(
+    task: Task, nets: Members, sources: Mapping[str, Task] | None = None, parts: int = 5, **_: Any
+) -> Cost:
     tasks = with_target(nets, task, sources or {})[0]
-    return Cost(examples=sum(embedding_passes(each) for each in tasks.values()), bytes=2 * _size(nets))
+    return Cost(examples=sum(embedding_passes(each, parts) for each in tasks.values()), bytes=2 * _size(nets))
 
 
 def _cost_of_codes(
