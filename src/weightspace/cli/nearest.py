@@ -33,8 +33,8 @@ def nearest(
     checkpoints: Annotated[list[Path], typer.Argument(help="Checkpoints to start from.")],
     by: Annotated[By, typer.Option(help="steps: loss after a few steps of fine-tuning, the better half goes on; loss, "
                                    "accuracy, perplexity: as they are; logme: features for any labels; task2vec, "
-                                   "codes: distance from what each has learnt; weights: distance from a network trained "
-                                   "a little.")] = By.STEPS,
+                                   "codes: distance from what each has learnt; weights: distance from a network that "
+                                   "is trained a little.")] = By.STEPS,
     steps: Annotated[int, typer.Option(min=0, help="Steps of fine-tuning.")] = 20,
     fitted: Annotated[bool, typer.Option("--new-head", help="Fit a new last layer first, for other classes than those "
                                          "that the networks know.")] = False,
