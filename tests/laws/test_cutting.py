@@ -163,7 +163,7 @@ CLASSES = {
     "pullback.Pullback.capacity": lambda a, b, t: ws.Pullback(t).capacity(a, two(t)["b"]),
     "pullback.Pullback.tradeoff": lambda a, b, t: ws.Pullback(t).tradeoff(a, two(t)["b"], n=5).progress.tolist(),
     "distance.functional": lambda a, b, t: [ws.functional(a, b, t, k) for k in ("l2", "kl", "disagreement")],
-    "across_architectures.distances": lambda a, b, t: (lambda d: [d.cka, d.procrustes, torch.tensor([*d.outputs.values()])])(
+    "across_architectures.distances": lambda a, b, t: (lambda d: [d.cka, d.procrustes, [*d.outputs.values()]])(
         ws.distances(a, b, t, "maps")
     ),
     "certificate.certificate": lambda a, b, t: ws.certificate(a, b, t).relative,

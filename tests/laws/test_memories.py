@@ -250,7 +250,7 @@ MEMORIES = {
     "jobs.processes.Processes._slots": "the processes themselves, while they run",
     "jobs.processes.Processes._sent": "test_a_worker_runs_the_function_that_it_was_sent",
     "atlas.by_distance._Embedder._forms": WITHIN,
-    "atlas.by_distance.Counted.kept": "by keys that hold tasks, network and settings: tests/atlas/test_nearest_start.py",
+    "atlas.by_distance.Counted.kept": "by keys that hold all: tests/atlas/test_nearest_start.py",
     "atlas.tried._Rounds._now": WITHIN,
     "atlas.halving._Race.sums": WITHIN,
     "atlas.halving._Race.left_out": WITHIN,
