@@ -4,10 +4,9 @@
 
 Tasks of five classes: halves of MNIST, Fashion-MNIST and digits, and MNIST turned; a tiny convolutional network learns
 each, and one stays as it was drawn. From each of them a target is learnt from 40 examples (a new head is fitted, then
-all is tuned); the truth is the loss on other examples. A way to choose sees the 40 examples alone. "apart": sources
-begin at weights of their own; "one": all at the same, and distances alone are measured; "codes": distances of tasks
-by codes. --data is a folder of MNIST and Fashion-MNIST; without it there
-are digits alone.
+all is tuned); the truth is the accuracy and the loss on other examples. A way to choose sees the 40 examples alone.
+"apart": sources begin at weights of their own; "one": all at the same, and distances alone are measured; "codes":
+distances of tasks by codes. --data is a folder of MNIST and Fashion-MNIST; without it there are digits alone.
 """
 
 from __future__ import annotations
@@ -49,6 +48,8 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "weights": ("weights", {"steps": 100, "seeds": (0, 1)}),
 }
 KNOWN = ("best on other targets", "always random weights")  # before any data are seen
+TRUTHS = ("errors", "losses")
+COSTS = ("tied", "passes", "seconds")
 CODES: dict[str, Any] = {"seeds": (0,), "steps": 500, "task_id": True, "lr": 0.04}
 APART = ("weights, as stored", "weights, modulo", "outputs", "predictions", "1 - CKA", "Procrustes")
 
@@ -214,35 +215,40 @@ def interval(values: list[float], seed: int = 0) -> str:
 
 def _regrets(rows: dict[str, dict[str, Any]], ways: Sequence[str]) -> tuple[str, list[list[str]]]:
     head = (
-        "chosen by | regret, nats | of that of a random choice | regret, points of accuracy | best found, % | "
-        "correlation with the truth | examples passed | seconds"
+        "chosen by | regret, points of accuracy | of that of a random choice | regret, nats | best found, % | order: "
+        "correlation with accuracy | with the loss | tied | examples passed | seconds"
     )
     lines = []
     for way in ways if rows else ():
-        measured = way not in ("a random choice", *KNOWN)
         picks = [_pick(rows, key, way) for key in rows]
-        lost = [_above(row["losses"], p) for row, p in zip(rows.values(), picks, strict=True)]
-        base = [_above(row["losses"], None) for row in rows.values()]
-        points = [-100 * _short(row["accuracies"], p) for row, p in zip(rows.values(), picks, strict=True)]
-        best = [float(p is not None and int(np.argmin(row["losses"])) == p) if p is not None else 1 / len(row["losses"])
-                for row, p in zip(rows.values(), picks, strict=True)]  # fmt: skip
-        orders = [_rank(row[f"{way}, values"], row["losses"]) for row in rows.values()] if measured else []
-        cost = [[row[f"{way}, {what}"] for row in rows.values()] for what in ("passes", "seconds")] if measured else []
-        shown = [f"{np.median(cost[0]):,.0f}", number(float(np.median(cost[1])), 1)] if cost else ["0", ""]
-        share = number(sum(lost) / max(1e-12, sum(base)), 2)
-        found = f"{100 * sum(best) / len(best):.0f}"
-        lines.append([way, interval(lost), share, interval(points), found, interval(orders) if orders else "", *shown])
+        told = [*zip(rows.values(), picks, strict=True)]
+        points = [100 * _above([-a for a in row["accuracies"]], p) for row, p in told]
+        share = sum(points) / max(1e-12, sum(100 * _above([-a for a in row["accuracies"]], None) for row, _ in told))
+        best = [_chance(row["accuracies"], p) for row, p in told]
+        line = [way, interval(points), number(share, 2), interval([_above(row["losses"], p) for row, p in told])]
+        line.append(f"{100 * sum(best) / len(best):.0f}")
+        if way in ("a random choice", *KNOWN):
+            lines.append([*line, "", "", "", "0", ""])
+            continue
+        values = [row[f"{way}, values"] for row in rows.values()]
+        for truth in ("accuracies", "losses"):
+            sign = -1 if truth == "accuracies" else 1
+            orders = [_rank(v, [sign * t for t in row[truth]]) for v, row in zip(values, rows.values(), strict=True)]
+            line.append(interval(orders))
+        tied, passes, seconds = (np.median([row[f"{way}, {x}"] for row in rows.values()]) for x in COSTS)
+        lines.append([*line, f"{tied:.0f}", f"{passes:,.0f}", f"{seconds:.1f}"])
     return head, lines
+
+
+def _chance(accuracies: list[float], pick: int | None) -> float:
+    """Whether the best is picked; for none, how likely that is at random."""
+    best = [k for k, accuracy in enumerate(accuracies) if accuracy == max(accuracies)]
+    return len(best) / len(accuracies) if pick is None else float(pick in best)
 
 
 def _above(losses: list[float], pick: int | None) -> float:
     """How far a pick is above the least loss; on average over all for none."""
     return (sum(losses) / len(losses) if pick is None else losses[pick]) - min(losses)
-
-
-def _short(accuracies: list[float], pick: int | None) -> float:
-    """Minus how far a pick is short of the highest accuracy."""
-    return -_above([-accuracy for accuracy in accuracies], pick)
 
 
 def _pick(rows: dict[str, dict[str, Any]], key: str, way: str) -> int | None:
@@ -261,8 +267,8 @@ def _pick(rows: dict[str, dict[str, Any]], key: str, way: str) -> int | None:
 
 
 def _standing(row: dict[str, Any]) -> dict[str, float]:
-    """Source -> its loss in units of the spread of losses on a target."""
-    losses = np.asarray(row["losses"])
+    """Source -> its error in units of the spread of errors on a target."""
+    losses = 1 - np.asarray(row["accuracies"])
     return dict(zip(row["sources"], (losses - losses.mean()) / max(1e-12, losses.std()), strict=True))
 
 
@@ -276,22 +282,27 @@ def _rank(values: list[float], losses: list[float]) -> float:
 
 
 def _correlations(apart: dict[str, Any], one: dict[str, Any]) -> tuple[str, list[list[str]]]:
-    head = "distance from the network of the target | with the loss after transfer | with task2vec | with the loss, one start"  # noqa: E501
+    """Within each target, over the sources that have learnt something; then the mean over targets."""
+    against = (apart, "errors"), (apart, "losses"), (apart, "task2vec, values"), (one, "errors"), (one, "losses")
+    head = "distance from the network of the target | with the error after transfer | with the loss | with task2vec | "
     lines = []
     for what in APART if apart else ():
         cells = []
-        for rows, other in ((apart, "losses"), (apart, "task2vec, values"), (one, "losses")):
+        for rows, other in against:
             pairs = [_learnt(row, f"distance: {what}", other) for row in rows.values()]
             cells.append(interval([_rank(*pair) for pair in pairs]) if pairs else "")
         lines.append([what, *cells])
-    own = [_rank(*_learnt(row, "task2vec, values", "losses")) for row in apart.values()]
-    return head, [*lines, ["task2vec itself", interval(own), "", ""]] if lines else []
+    if lines:
+        own = [interval([_rank(*_learnt(row, "task2vec, values", x)) for row in apart.values()]) for x in TRUTHS]
+        lines.append(["task2vec itself", *own, "", "", ""])
+    return head + "one start: with the error | with the loss", lines
 
 
 def _learnt(row: dict[str, Any], one: str, other: str) -> tuple[list[float], list[float]]:
     """Two values of every source that has learnt something."""
     kept = [k for k, name in enumerate(row["sources"]) if name != FRESH]
-    return [row[one][k] for k in kept], [row[other][k] for k in kept]
+    values = {**row, "errors": [1 - accuracy for accuracy in row["accuracies"]]}
+    return [values[one][k] for k in kept], [values[other][k] for k in kept]
 
 
 def say(row: dict[str, Any]) -> str:

@@ -138,6 +138,7 @@ def test_task2vec_here_is_that_of_the_embeddings(nets, data):
     assert "not known" in answer.left_out["nothing"]
 
 
+@pytest.mark.slow
 def test_the_error_of_a_task2vec_distance_is_that_of_other_draws(nets, data):
     low = torch.where(ws.digits().labels() < 5)[0].tolist()
     found = []

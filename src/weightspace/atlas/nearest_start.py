@@ -56,8 +56,8 @@ def nearest(task: Task, nets: Members, by: Route = "steps", **options: Any) -> A
       steps: `atlas.rank_by_weights`.
 
     Every answer carries standard errors and which others cannot be told from the first; what cannot read the task is
-    listed with the reason. `atlas.cost` says before what it takes. The experiment `nearest` measures how much worse
-    the start that each finds is than the best: "steps" and "logme" choose well, distances of weights do not.
+    listed with the reason. `atlas.cost` says before what it takes. From few labels every way is uncertain, and says so
+    by its ties: the experiment `nearest` measures how much worse the chosen start is than the best of all.
 
     >>> import weightspace as ws
     >>> net, task = ws.demo.example()
