@@ -120,3 +120,21 @@ def test_members_of_unknown_learning_are_left_out(here, capsys):
     code, out, _ = asked(capsys, "atlas", "query", "--data", "new.npz", "--by", "task2vec", "--json")
     found = json.loads(out)
     assert code == 0 and len(found["ranking"]) == 2 and found["tied"] == [row["name"] for row in found["ranking"]]
+
+
+def test_networks_of_two_architectures_are_compared_by_what_examples_do_in_them(here, capsys):
+    deep = nn.Sequential(nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 3))
+    ws.checkpoint.save(ws.fresh(deep, 3).tensors, "deep.safetensors")
+    layers = "nn.Sequential(nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 3))"
+    (here / "startdeep.py").write_text(f"from torch import nn\n\n\ndef deep():\n    return {layers}\n")
+    words = ("compare", "old.safetensors", "deep.safetensors", *ARCH, "--arch-b", "startdeep:deep")
+    code, out, _ = asked(capsys, *words, "--data", "bare.npz", "--json", "--report", "b.html")
+    found = json.loads(out)
+    assert code == 0 and [len(found["first"]), len(found["second"]), len(found["pairs"])] == [1, 2, 1]
+    assert found["examples"] == 100 and any("blind to rotations" in note for note in found["notes"])
+    assert "Which layers are alike" in (here / "b.html").read_text()
+    code, out, _ = asked(capsys, *words, "--data", "new.npz")
+    assert code == 0 and "predictions that differ" in out and "none of these sees weights".capitalize() in out
+    for more, said in ((("--data", "wide.npz"), "5"), ((), "give --data"), (("--expect", "same"), "no verdict")):
+        code, out, err = asked(capsys, *words, *more)
+        assert code == 2 and said in err and not out and "Traceback" not in err
