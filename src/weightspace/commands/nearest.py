@@ -19,6 +19,7 @@ from weightspace.commands.workspace import file_names
 from weightspace.jobs.engine import Engine, Results
 from weightspace.net.cost import Cost
 from weightspace.net.net import Net
+from weightspace.net.seeds import derived
 from weightspace.task.task import Task
 
 __all__ = ["Nearest", "Starts", "nearest_files", "nearest_start"]
@@ -49,7 +50,7 @@ class Starts:
             return sources if self.by == "task2vec" else {**sources, **_PLAN["codes"], **told, "engine": engine,
                                                           "known": self.known}  # fmt: skip
         if self.by == "weights":
-            return {**told, "seeds": tuple(range(settings.seed, settings.seed + 3))}
+            return {**told, "seeds": tuple(derived(settings.seed, "weights", k) for k in range(3))}
         tuned = {"steps": self.steps, "head": "fitted" if self.fitted else "kept"} if self.by == "steps" else {}
         return {**tuned, **told, "seed": settings.seed, "engine": engine}
 
