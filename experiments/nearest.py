@@ -215,7 +215,7 @@ def interval(values: list[float], seed: int = 0) -> str:
 
 def _regrets(rows: dict[str, dict[str, Any]], ways: Sequence[str]) -> tuple[str, list[list[str]]]:
     head = (
-        "chosen by | regret, points of accuracy | of that of a random choice | regret, nats | best found, % | order: "
+        "chosen by | regret, points of accuracy | less than a random choice by | regret, nats | best found, % | order: "
         "correlation with accuracy | with the loss | tied | examples passed | seconds"
     )
     lines = []
@@ -223,9 +223,12 @@ def _regrets(rows: dict[str, dict[str, Any]], ways: Sequence[str]) -> tuple[str,
         picks = [_pick(rows, key, way) for key in rows]
         told = [*zip(rows.values(), picks, strict=True)]
         points = [100 * _above([-a for a in row["accuracies"]], p) for row, p in told]
-        share = sum(points) / max(1e-12, sum(100 * _above([-a for a in row["accuracies"]], None) for row, _ in told))
+        gained = [
+            100 * _above([-a for a in row["accuracies"]], None) - own
+            for (row, _), own in zip(told, points, strict=True)
+        ]
         best = [_chance(row["accuracies"], p) for row, p in told]
-        line = [way, interval(points), number(share, 2), interval([_above(row["losses"], p) for row, p in told])]
+        line = [way, interval(points), interval(gained), interval([_above(row["losses"], p) for row, p in told])]
         line.append(f"{100 * sum(best) / len(best):.0f}")
         if way in ("a random choice", *KNOWN):
             lines.append([*line, "", "", "", "0", ""])
