@@ -73,7 +73,7 @@ def test_checkpoints_are_ranked_and_the_cost_is_told_before(here, capsys):
         assert code == 0 and found["best"] == "old.safetensors", by
         assert found["passes"] <= found["expected"]["examples"] and f"{by}: " in err
     code, out, err = asked(capsys, "nearest", *FILES, *ARCH, "--data", "new.npz", "--new-head", "--report", "a.html")
-    assert code == 0 and "old.safetensors" in out and "Known before: 30 steps of 50 examples" in out
+    assert code == 0 and "old.safetensors" in out and "Known before: 40 steps of 50 examples" in out
     page = (here / "a.html").read_text()
     assert "Start from old.safetensors for new.npz" in page and "the better half went on" in page
 
