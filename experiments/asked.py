@@ -1,6 +1,6 @@
 """Many networks asked with new data: does successive halving find the best of a zoo, and at what cost?
 
-    python -m experiments.asked [cost budget groups starts] [--data DIR] [--seeds 0 1 2] [--quick]
+    python -m experiments.asked [cost budget groups starts earlier] [--data DIR] [--seeds 0 1 2] [--quick]
 
 The zoo: multilayer perceptrons of three widths and two seeds at three times of training, sweeps of the learning rate
 and of the share of wrong labels, fine-tunes on some classes, networks of changed images, and noisy and pruned copies. A
@@ -41,6 +41,7 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 QUERIES, BUDGETS = 40, (0.05, 0.1, 0.4)
 STARTS, STEPS, FEW = 6, 60, 200
+ASKED = (8, 15, 25)  # members that answer before the others are predicted
 
 
 class Lab:
@@ -61,6 +62,7 @@ class Lab:
             self.train, self.test = (F.avg_pool2d(x[:10_000], 2), y[:10_000]), (F.avg_pool2d(x2, 2), y2)
             self.size = 2000
         self.size = 120 if self.quick else self.size
+        self.losses: dict[int, Tensor] = {}
 
     def module(self, width: int, seed: int) -> nn.Module:
         torch.manual_seed(seed)
@@ -213,6 +215,59 @@ def _starts(lab: Lab, number: int) -> dict[str, Any]:
     return row
 
 
+# ------------------------------------------------------------------ earlier answers
+
+
+def earlier(lab: Lab, seed: int) -> Iterator[Job]:
+    """Do the losses of the same members on earlier queries foretell a new one, once some members have answered it?"""
+    for asked_first in (4,) if lab.quick else ASKED:
+        yield f"earlier/{lab.name}/{asked_first}/{seed}", partial(_foretold, lab, asked_first, seed)
+
+
+def _foretold(lab: Lab, asked_first: int, seed: int) -> dict[str, Any]:
+    """Half of those asked were the best before, half are drawn; the others are predicted by regression."""
+    if seed not in lab.losses:
+        queries = range(9000 + 40 * seed, 9000 + 40 * seed + (6 if lab.quick else 40))
+        lab.losses[seed] = torch.stack([lab.truth(lab.query(k), "loss").mean(1).double() for k in queries])
+    losses = lab.losses[seed]
+    known, new = losses[: len(losses) // 2].log().T, losses[len(losses) // 2 :]
+    known = (known - known.mean(0)) / known.std() / math.sqrt(known.shape[1])
+    draw, rows = torch.Generator().manual_seed(seed), []
+    for truth in new:
+        order = known.mean(1).argsort()
+        more = order[asked_first // 2 :][torch.randperm(len(order) - asked_first // 2, generator=draw)]
+        asked_now = torch.cat([order[: asked_first // 2], more])[:asked_first]
+        guess, error = evidence_regression(known[asked_now], truth.log()[asked_now], known)
+        rest = ~torch.isin(torch.arange(len(truth)), asked_now)
+        guess[asked_now] = truth.log()[asked_now]
+        scale = float(truth.median() - truth.min())
+        pick, among = int(guess.argmin()), int(asked_now[truth[asked_now].argmin()])
+        rows.append({
+            "found": float(pick == int(truth.argmin())), "over": float(truth[pick] - truth.min()) / scale,
+            "best of those asked": float(truth[among] - truth.min()) / scale,
+            "covered": float(((guess - truth.log()).abs() < 2 * error)[rest].double().mean()),
+        })  # fmt: skip
+    means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+    return means | {"share": asked_first / losses.shape[1], "queries": len(rows)}
+
+
+def evidence_regression(x: Tensor, y: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+    """Bayesian linear regression, its one ratio of variances by the evidence: predictions, and their deviations."""
+    middle, gram, n = y.mean(), x @ x.T, len(y)
+    power, basis = torch.linalg.eigh(gram)
+    part = (basis.T @ (y - middle)).square()
+    ratios = torch.logspace(-5, 3, 81, dtype=y.dtype)
+    scales = torch.stack([(part / (power.clamp(min=0) + r)).mean() for r in ratios])
+    heights = [
+        n * float(s.log()) + float((power.clamp(min=0) + r).log().sum()) for s, r in zip(scales, ratios, strict=True)
+    ]
+    best = min(range(len(ratios)), key=heights.__getitem__)
+    inverse = torch.linalg.inv(gram + ratios[best] * torch.eye(n, dtype=y.dtype))
+    across = new @ x.T
+    spread = new.square().sum(1) - ((across @ inverse) * across).sum(1) + ratios[best]
+    return middle + across @ inverse @ (y - middle), (scales[best] * spread.clamp(min=0)).sqrt()
+
+
 # ------------------------------------------------------------------ tables
 
 
@@ -226,6 +281,7 @@ def tables(record: Record, name: str) -> dict[str, str]:
     }
     for mark, names in settings.items():
         found |= block(f"{mark} {name}", head, [_line(record, setting) for setting in names if record.of(setting)])
+    found |= block(f"asked earlier {name}", *_predicting(record, name))
     return found | block(f"asked starts {name}", *_starting(record, name))
 
 
@@ -255,11 +311,24 @@ def _starting(record: Record, name: str) -> tuple[str, list[list[str]]]:
     return head, lines
 
 
+def _predicting(record: Record, name: str) -> tuple[str, list[list[str]]]:
+    head = "members asked | queries | best found, % | excess loss of the pick, of the median's | of the best of those asked | truth within two standard errors, %"  # noqa: E501
+    lines = []
+    for asked_first in ASKED:
+        rows = record.of(f"earlier/{name}/{asked_first}")
+        if rows:
+            mean = {what: sum(row[what] for row in rows) / len(rows) for what in rows[0]}
+            shown = number(mean["over"], 2), number(mean["best of those asked"], 2), percent(mean["covered"], 0)
+            many = str(sum(row["queries"] for row in rows))
+            lines.append([f"{asked_first} ({mean['share']:.0%})", many, percent(mean["found"], 0), *shown])
+    return head, lines
+
+
 def say(row: dict[str, Any]) -> str:
     return " ".join(f"{k} {v:.3g}" for k, v in row.items() if isinstance(v, float) and math.isfinite(v))
 
 
-EXPERIMENTS = {"cost": cost, "budget": budget, "groups": groups, "starts": starts}
+EXPERIMENTS = {"cost": cost, "budget": budget, "groups": groups, "starts": starts, "earlier": earlier}
 main = command("asked", __doc__ or "", EXPERIMENTS, Lab, tables, data="folder of MNIST's files", say=say)
 
 if __name__ == "__main__":

@@ -144,6 +144,8 @@ CALLS: dict[str, Callable[[], Any]] = {
     "Pullback.step": lambda: ws.Pullback(task(6)).step(A, ws.gradient(task(), A), length=0.1),
     "euclidean": lambda: ws.euclidean(A, B),
     "functional": lambda: ws.functional(A, B, task()),
+    "distances": lambda: ws.distances(A, B, task(), "maps").procrustes,
+    "nearest": lambda: [r.loss for r in ws.nearest(task(), {"a": A, "b": B}, steps=4).found.ranking],
     "pairwise": lambda: pairwise([net.tensors for net in (A, B, C)]).distances,
     "against": lambda: against(C.tensors, [A.tensors, B.tensors]).distances,
     "sketch": lambda: sketch(A.tensors).distance(sketch(B.tensors)),

@@ -40,6 +40,7 @@ from experiments import (  # noqa: E402
     lineage,
     morph,
     narrow,
+    nearest,
     nets,
     nuisance,
     prior,
@@ -405,12 +406,37 @@ def test_members_asked_run_and_can_be_taken_up_again(tmp_path, capsys):
     out = tmp_path / "rows.json"
     assert asked.main(["--quick", "--out", str(out)]) == 0
     first, seen = out.read_text(), capsys.readouterr().out
-    assert all(f"\nasked {name} digits\n" in seen for name in asked.EXPERIMENTS)
+    assert all(f"\nasked {name} digits\n" in seen for name in asked.EXPERIMENTS if name != "earlier")
     rows = json.loads(first)
-    assert len(rows) == 5 and rows["cost/digits/loss/0"]["within"] >= 0.5
+    assert len(rows) == 6 and rows["cost/digits/loss/0"]["within"] >= 0.5
     assert all(0 < row["share"] <= 1 for key, row in rows.items() if not key.startswith("starts"))
     assert asked.main(["--quick", "--out", str(out)]) == 0
     assert out.read_text() == first
+
+
+def test_starts_are_chosen_and_judged_and_can_be_taken_up_again(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    assert nearest.main(["--quick", "--out", str(out)]) == 0
+    first, seen = out.read_text(), capsys.readouterr().out
+    assert all(f"\nnearest {name} digits\n" in seen for name in ("regret", "distances", "codes"))
+    rows = json.loads(first)
+    assert [*rows] == [f"{name}/digits/digits 5-9/0" for name in ("apart", "codes", "one")]
+    apart = rows["apart/digits/digits 5-9/0"]
+    for way in nearest.WAYS:
+        assert sorted(apart[f"{way}, places"])[0] == 0 and apart[f"{way}, passes"] <= apart[f"{way}, said"]
+    assert len(apart["losses"]) == len(apart["sources"]) == 4 and "digits 5-9" not in apart["sources"]
+    assert nearest.main(["--quick", "--out", str(out)]) == 0
+    assert out.read_text() == first
+
+
+def test_a_regret_is_what_the_best_would_have_given():
+    row = {"sources": ["a", "b", nearest.FRESH], "losses": [1.0, 2.0, 3.0], "accuracies": [0.5, 0.9, 0.6]}
+    row |= {"w, places": [0, 1, 2], "w, values": [0.1, 0.2, 0.3], "w, tied": 1, "w, passes": 10, "w, seconds": 1.0}
+    rows = {f"apart/x/t{k}/0": row for k in range(3)}
+    _, (chance, mine) = nearest._regrets(rows, ("a random choice", "w"))
+    assert mine[1].startswith("40.00 (40.00") and mine[3].startswith("0.00") and mine[4] == "0"
+    assert chance[1].startswith("23.33") and chance[3].startswith("1.00") and mine[2].startswith("-16.67")
+    assert mine[5].startswith("-0.50") and mine[6].startswith("1.00")
 
 
 def test_critical_periods_run_and_can_be_taken_up_again(tmp_path, capsys):
@@ -654,7 +680,9 @@ def test_the_readme_shows_what_was_measured_of_certificates():
 
 def test_the_readme_shows_what_was_measured_of_tasks():
     found = tasks.tables(record.Record(record.RESULTS / "tasks.json"))
-    assert len(found) >= 2 and all(table in record.README.read_text() for table in found.values())
+    found |= nearest.tables(record.Record(record.RESULTS / "nearest.json"), "images")
+    found |= asked.tables(record.Record(record.RESULTS / "asked.json"), "digits")
+    assert len(found) >= 6 and all(table in record.README.read_text() for table in found.values())
 
 
 def test_priors_run_and_are_told(tmp_path):

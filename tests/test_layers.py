@@ -23,7 +23,7 @@ FILES = {
     "inside": "image_functions representation calls units counts path_overlap",
     "equivariance": "finite_group equivariance layers",
     "curvature": "gradients linearised outputs curvature fisher tangent_kernel",
-    "metric": "distance metric optim steps per_layer null_space pullback geodesic",
+    "metric": "distance across_architectures metric optim steps per_layer null_space pullback geodesic",
     "codes": """langevin nuisance posterior encoding quadratic attribution scores structure_functions store sweep
         task_map transfer weight_information""",
     "path": "divergence path diffusion barrier loss_plane trail",
@@ -38,19 +38,19 @@ FILES = {
     "flows": "batches anchors attacks ensembles goals sharpness pruning result options stepper cycles morphing",
     "atlas": """tables migrations.v0001 migrations.v0002 migrations upgrade catalogue content objects records
         comparisons scan members sources ways holdings folders side_by_side sketches orbits atlas halving question
-        starts asked nearby greedy_averages gram neighbourhoods compared independence relatives averages arborescence
-        relations renumbered lineage families barriers""",
-    "commands": """progress data scores settings workspace compare align merge capacity walk perturb stability inform
-        tasks certify watch paths atlas atlas_map last_map atlas_asked""",
-    "pages": """page style compare align merge walk capacity stability inform tasks certify paths watch
-        critical_periods atlas""",
+        starts tried asked by_distance nearest_start nearby greedy_averages gram neighbourhoods compared independence
+        relatives averages arborescence relations renumbered lineage families barriers""",
+    "commands": """progress data scores settings workspace compare across_architectures align merge capacity walk
+        perturb stability inform tasks certify watch paths nearest atlas atlas_map last_map atlas_asked""",
+    "pages": """page style compare across_architectures align merge walk capacity stability inform tasks certify
+        paths watch critical_periods atlas nearest""",
     "web": """playground.fields playground.reply playground.points playground.state playground.messages
         playground.learner playground.networks playground.pictures playground.shaking playground.pair
         playground.walking playground.insight playground.generator playground.exercises playground.session
         guard served answer members layers child look work spawn queue uploads kinds reports jobs atlas_routes
         playing app server""",
     "cli": """options words show read compare align merge walk perturb capacity stability inform certify tasks watch
-        paths atlas atlas_sets serve""",
+        paths atlas atlas_sets nearest serve""",
 }
 PARTS = {
     "graph.rules": "rules.",

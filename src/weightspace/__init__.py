@@ -64,6 +64,7 @@ _CONTENTS = {
     # how far, and which way
     "metric": [
         "Adam",
+        "distances",
         "Euclidean",
         "euclidean",
         "functional",
@@ -148,13 +149,14 @@ _CONTENTS = {
         "toward",
     ],
     # sets of points
-    "atlas": ["Atlas"],
+    "atlas": ["Atlas", "nearest"],
 }
 _SHOWN = """
     Net Weights Task Checkpoint Symmetry Path Trail Operator Recorder WeightspaceError fresh digits accuracy
     gradient mean modulo repair Euclidean Relative Spectral Adam Pullback line curve plane swa flow prune learn hold
     ewc drift ensemble certificate perturb stability relative_trust gates features self_path cross_path fisher_trace
-    hessian gauss_newton information structure_function task_distance task_distances pac_bayes Atlas
+    hessian gauss_newton information structure_function task_distance task_distances pac_bayes Atlas nearest
+    distances
 """.split()  # what the sentence above needs; the others live in their wing, and are found here too
 _MOVED = {  # modules of the last release -> where their names are
     "acting": "equivariance.finite_group",

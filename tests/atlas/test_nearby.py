@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import weightspace as ws
-from weightspace.atlas import between, nearest, soup
+from weightspace.atlas import between, neighbours, soup
 from weightspace.net.errors import WeightspaceError
 
 
@@ -38,7 +38,7 @@ def test_the_nearest_are_those_of_all_distances(trained, group):
     members = {f"other {k}": other for k, other in enumerate(trained[1:])}
     members |= {f"copy {k}": group.sample(seed=k)(ws.perturb(net, 0.02 * k, seed=k)) for k in range(4)}
     members |= {f"random {k}": ws.fresh(perceptron, 10 + k) for k in range(6)}
-    found = nearest(net, members, group, k=4)
+    found = neighbours(net, members, group, k=4)
     distance = ws.modulo(group)
     whole = sorted((distance(net, other).upper, name) for name, other in members.items())
     assert [one.name for one in found.neighbours] == [name for _, name in whole[:4]]
@@ -52,14 +52,14 @@ def test_the_nearest_are_those_of_all_distances(trained, group):
 def test_what_cannot_be_compared_is_listed(trained, group):
     net = trained[0]
     odd = {"nan": net + math.nan * net.weights, "wide": ws.Net.of(nn.Linear(3, 2))}
-    found = nearest(net, {"self": net, **odd}, group)
+    found = neighbours(net, {"self": net, **odd}, group)
     assert found.left_out.keys() == odd.keys() and "NaN" in found.left_out["nan"]
     assert found.data()["neighbours"][0]["name"] == "self"
     for members in (odd, {}):
         with pytest.raises(WeightspaceError, match="no member to compare with"):
-            nearest(net, members, group)
+            neighbours(net, members, group)
     with pytest.raises(WeightspaceError, match="ask for 1 or more"):
-        nearest(net, {"self": net}, group, k=0)
+        neighbours(net, {"self": net}, group, k=0)
 
 
 def lowest(a, b, members, task, points):

@@ -169,6 +169,9 @@ CLASSES = {
     "pullback.Pullback.capacity": lambda a, b, t: ws.Pullback(t).capacity(a, two(t)["b"]),
     "pullback.Pullback.tradeoff": lambda a, b, t: ws.Pullback(t).tradeoff(a, two(t)["b"], n=5).progress.tolist(),
     "distance.functional": lambda a, b, t: [ws.functional(a, b, t, k) for k in ("l2", "kl", "disagreement")],
+    "across_architectures.distances": lambda a, b, t: (lambda d: [d.cka, d.procrustes, [*d.outputs.values()]])(
+        ws.distances(a, b, t, "maps")
+    ),
     "certificate.certificate": lambda a, b, t: ws.certificate(a, b, t).relative,
     "certificate.certificates": lambda a, b, t: [c.relative for c in ws.trust.certificates(a, b, t)],
     "certificate.lipschitz": lambda a, b, t: ws.lipschitz(a, t),
@@ -201,9 +204,13 @@ CLASSES = {
     "sweep.structure_function": lambda a, b, t: [
         r.loss for r in ws.structure_function(a, t, (0.1, 1.0), seeds=(0,), **FEW).runs
     ],
+    "scores.fitted_head": lambda a, b, t: ws.codes.fitted_head(a, t).weights,
     "scores.head_features": lambda a, b, t: ws.codes.head_features(a, t),
     "greedy_averages.soup": lambda a, b, t: ws.atlas.soup({"a": a, "b": b}, t).losses,
     "nearby.between": lambda a, b, t: ws.atlas.between(a, b, {"m": a.lerp(b, 0.3)}, t, points=3).barriers,
+    "by_distance.rank_by_task2vec": lambda a, b, t: [
+        row.loss for row in ws.atlas.rank_by_task2vec({"a": a}, two(t)["b"], {"a": two(t)["a"]}, parts=1).found.ranking
+    ],
     "scores.task2vec": lambda a, b, t: ws.task2vec(a, t).values,
     "scores.transfer_scores": lambda a, b, t: ws.codes.transfer_scores(two(t), {"a": a, "b": b}),
     "transfer.cost": lambda a, b, t: transfer.cost(two(t), a).steps,
@@ -254,6 +261,10 @@ OF_ONE_BATCH = {  # these are given a batch, or give batches
 ELSEWHERE = {
     "asked.rank": "tested with its members, against all of them on all examples",
     "asked.rank_starts": "trains on batches of its own",
+    "by_distance.rank_by_codes": "codes are those of task_distances",
+    "by_distance.rank_by_weights": "trains on batches of its own",
+    "nearest_start.cost": "counts examples",
+    "nearest_start.nearest": "asks one of the functions above, each of which has an entry",
     "processes.sharded": "a law over processes of its own",
     "processes.Sharded.__init__": "a law over processes of its own",
     "processes.Sharded.operator": "a law over processes of its own",

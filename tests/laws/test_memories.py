@@ -249,6 +249,8 @@ MEMORIES = {
     "jobs.calls._HELD": "test_a_worker_runs_the_function_that_it_was_sent",
     "jobs.processes.Processes._slots": "the processes themselves, while they run",
     "jobs.processes.Processes._sent": "test_a_worker_runs_the_function_that_it_was_sent",
+    "atlas.by_distance._Embedder._forms": WITHIN,
+    "atlas.tried._Rounds._now": WITHIN,
     "atlas.halving._Race.sums": WITHIN,
     "atlas.halving._Race.left_out": WITHIN,
     "web.layers.Layers._known": "by the hash of the content that is told: tests/web/test_atlas_routes.py",

@@ -54,6 +54,8 @@ RIGHT = {
     "capacity": (KEEP.capacity, {"net": A, "goal": TASK}),
     "spectrum": (KEEP.spectrum, {"net": A, "k": 2}),
     "euclidean": (ws.euclidean, {"a": A, "b": B}),
+    "distances": (ws.distances, {"a": A, "b": B, "task": TASK, "layers": "maps"}),
+    "nearest": (ws.nearest, {"task": TASK, "nets": {"a": A, "b": B}, "by": "loss"}),
     "functional": (ws.functional, {"a": A, "b": B, "task": TASK, "kind": "l2"}),
     "layerwise": (ws.layerwise, {"a": A, "b": B}),
     "modulo": (ws.modulo, {"group": GROUP}),

@@ -5,41 +5,44 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 from weightspace.atlas.halving import Halving, Losses, Standing, halve
 from weightspace.atlas.question import Members, Question, held
-from weightspace.atlas.starts import Features, Trial, by_evidence
+from weightspace.atlas.starts import Features, Trial, by_least
+from weightspace.atlas.tried import tried
 from weightspace.jobs.calls import Pool
 from weightspace.jobs.engine import Engine, opened, run
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.plain import plain
 from weightspace.net.public import public
+from weightspace.task.classification import classifies
 from weightspace.task.examples import shuffled
 from weightspace.task.task import Task
 
-__all__ = ["Answer", "By", "rank", "rank_starts"]
+__all__ = ["Answer", "By", "Head", "rank", "rank_starts", "some", "trial_of"]
 
 
-By: TypeAlias = Literal["loss", "accuracy", "perplexity", "logme"]
-_HIGHER = ("accuracy", "logme")
+By: TypeAlias = Literal["loss", "accuracy", "perplexity", "logme", "task2vec", "codes", "weights"]
+Head: TypeAlias = Literal["kept", "fitted"]
 
 
 @public
 @dataclass(frozen=True)
 class Answer:
-    """The members of a set in the order of their worth for a task, the best first; what `rank` returns.
+    """The members of a set in the order of their worth for a task, the best first; what `rank` and `nearest` return.
 
     `by`: what is measured. `steps`: of fine-tuning before it. `found`: the ranking, its errors and its cost in
-    examples; `seconds`: how long it took.
+    examples; `seconds`: how long it took. `notes`: sentences about it.
     """
 
     by: By
     found: Halving
     seconds: float
     steps: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def best(self) -> str:
@@ -88,7 +91,7 @@ class Answer:
         many = f"{found.passes:,} examples were passed through members"
         if found.passes < found.whole:
             many += f", {found.share:.0%} of asking all on all ({found.whole:,})"
-        return [*said, f"{many}, in {self.seconds:.1f} s."]
+        return [*said, *self.notes, f"{many}, in {self.seconds:.1f} s."]
 
     def data(self) -> dict[str, Any]:
         """All results as plain data for JSON."""
@@ -100,7 +103,8 @@ class Answer:
         own = {name: getattr(self.found, name) for name in ("left_out", "instead", "passes", "whole", "confidence")}
         times = {"seconds": self.seconds, "whole_seconds": self.whole_seconds}
         told = {"by": self.by, "steps": self.steps, "best": self.best, "tied": [*self.tied], "ranking": rows}
-        return plain({**told, **own, **times})
+        notes = {"notes": [*self.notes]} if self.notes else {}
+        return plain({**told, **own, **times, **notes})
 
 
 @public
@@ -136,16 +140,18 @@ def rank(
     ('net', ['other'])
     """
     began, task = time.perf_counter(), held(task)
-    _some(members)
+    some(members)
     task = task._with(task._source.pick(shuffled(len(task), seed)))
     if by == "logme":
         count = max(1, round(budget * len(task)))
         scores = Features(task.take(count))
         scores.task.labels()
         found = run(scores, {name: (member,) for name, member in members.items()}, engine=engine, progress=progress)
-        _answered(found)
-        return Answer(by, by_evidence(found, count, confidence), time.perf_counter() - began)
-    question = Question(task, by)
+        passes = count * sum(not isinstance(value, str) for value in found.values())
+        return Answer(by, by_least(found, count, passes, passes, confidence), time.perf_counter() - began)
+    if by not in ("loss", "accuracy", "perplexity"):
+        raise WeightspaceError(f"rank measures loss, accuracy, perplexity or logme, not {by}; see nearest")
+    question = Question(task, cast(Any, by))
     question.check()
     with opened(engine) as pool:
         halved = halve(
@@ -162,6 +168,8 @@ def rank_starts(
     by: Literal["loss", "accuracy", "perplexity"] = "loss",
     *,
     steps: int = 20,
+    first: int | None = None,
+    head: Head = "kept",
     lr: float = 1e-3,
     batch: int = 64,
     share: float = 0.5,
@@ -172,9 +180,11 @@ def rank_starts(
 ) -> Answer:
     """The members ranked by their loss after a few `steps` of fine-tuning on the data: what a start from each gives.
 
-    Every member takes the same `steps` of Adam with the learning rate `lr`, on the same batches of a random `share` of
-    the examples, and is measured on the others. All are tried: rank by "logme" or "loss" first, and try the best.
-    `confidence`, `seed`, `engine` and errors as for `rank`.
+    Every member takes the same steps of Adam with the learning rate `lr`, on the same batches of a random `share` of
+    the examples, and is measured on the others. All take all `steps`; with `first`, all take so many steps, the better
+    half twice as many, and so on up to `steps` (see `atlas.tried`). `head`: "kept", or "fitted", a new last linear
+    layer fitted to the features first (see `codes.fitted_head`): for other classes than those that a member knows, and
+    then 0 steps will do. `confidence`, `seed`, `engine` and errors as for `rank`.
 
     >>> import weightspace as ws
     >>> net, task = ws.demo.example()
@@ -183,33 +193,45 @@ def rank_starts(
     'near'
     """
     began = time.perf_counter()
-    _some(members)
-    if steps < 1 or batch < 1 or not lr > 0:
-        raise WeightspaceError(f"steps {steps}, batch {batch}, lr {lr}: give positive numbers")
-    train, test = held(task).split(share, seed)
-    question = Question(test, by)
-    question.check()
-    trial = Trial(train, question, steps, lr, batch, seed)
+    some(members)
+    trial = trial_of(task, by, steps, lr, batch, share, seed, head)
+    if first is not None and not 1 <= first <= max(1, steps):
+        raise WeightspaceError(f"{first} steps in the first round of {steps}; give 1 or more, and no more than all")
     with opened(engine) as pool:
-        ask = partial(_ask, pool, trial, members)
-        found = halve(ask, [*members], len(test), first=len(test), confidence=confidence, progress=progress)
-    return Answer(by, replace(found, whole=found.passes), time.perf_counter() - began, steps)
+        found = tried(trial, members, steps, first, pool=pool, confidence=confidence, progress=progress)
+    return Answer(by, found, time.perf_counter() - began, steps)
 
 
-def _some(members: Members) -> None:
+def trial_of(
+    task: Task, by: str, steps: int, lr: float, batch: int, share: float, seed: int, head: Head = "kept"
+) -> Trial:
+    """The trial that `rank_starts` makes of its arguments. Raises `WeightspaceError` for numbers out of range."""
+    if steps < (head == "kept") or batch < 1 or not lr > 0:
+        raise WeightspaceError(f"steps {steps}, batch {batch}, lr {lr}: give positive numbers")
+    if head not in ("kept", "fitted"):
+        raise WeightspaceError(f"a head is kept or fitted, not {head!r}")
+    if by not in ("loss", "accuracy", "perplexity"):
+        raise WeightspaceError(f"starts are ranked by loss, accuracy or perplexity, not by {by}")
+    task = held(task)
+    train, test = task.split(share, seed)
+    question = Question(test, cast(Any, by))
+    question.check()
+    classes = None
+    if head == "fitted":
+        if not classifies(task):
+            raise WeightspaceError('a head is fitted to classes, and the labels are none; give head="kept"')
+        classes = int(task.labels().max()) + 1
+    return Trial(train, question, lr, batch, seed, classes)
+
+
+def some(members: Members) -> None:
+    """Raise `WeightspaceError` where there are none."""
     if not members:
         raise WeightspaceError("no members to ask; give one or more networks by name")
 
 
 def _ask(
-    pool: Pool, question: Question | Trial, members: Members, names: Sequence[str], start: int, stop: int
+    pool: Pool, question: Question, members: Members, names: Sequence[str], start: int, stop: int
 ) -> dict[str, Losses | str]:
     """The answers of members to the examples from `start` to `stop`."""
     return run(question, {name: (members[name], start, stop) for name in names}, engine=pool)
-
-
-def _answered(found: Mapping[str, Any]) -> None:
-    """Raise `WeightspaceError` where no member has an answer."""
-    if why := [(name, value) for name, value in found.items() if isinstance(value, str)]:
-        if len(why) == len(found):
-            raise WeightspaceError(f"no member can answer: {why[0][0]}: {why[0][1]}")

@@ -188,8 +188,10 @@ class Atlas:
         """Add one network: a `Net`, a module, named tensors, or a checkpoint on disk; returns its member.
 
         `arch`, `example`: how it is made, and the shape of its inputs, as the commands take them; `weights`: which
-        network of a file. A name that is there is refused, unless it is the same network, or with `replace`. Raises
-        `WeightspaceError` for what cannot be read, NaN, a file that changed since it was added, an unknown parent.
+        network of a file. `facts`: what else is told of it by name; "learnt", a task as `weightspace tasks` names them
+        (mnist:0-4), is what it has learnt, for queries by task. A name that is there is refused, unless it is the same
+        network, or with `replace`. Raises `WeightspaceError` for what cannot be read, NaN, a file that changed since it
+        was added, an unknown parent.
 
         >>> import tempfile
         >>> import weightspace as ws
@@ -233,12 +235,14 @@ class Atlas:
         weights: str | None = None,
         copy: bool = False,
         replace: bool = False,
+        facts: Mapping[str, Any] | None = None,
         progress: Progress = silent,
     ) -> Added:
         """Add every checkpoint in a folder and below; what cannot be read is listed with the reason.
 
         Names are the places below the folder. Files that are there already are known by their content. Files whose
-        tensors are not those of `arch` are added without it. Raises `WeightspaceError` where no network was found.
+        tensors are not those of `arch` are added without it. `facts`: told of all of them. Raises `WeightspaceError`
+        where no network was found.
 
         >>> import tempfile
         >>> import weightspace as ws
@@ -250,7 +254,7 @@ class Atlas:
         (['a'], 1)
         """
         made, root = Made.of(arch, example), Path(os.path.abspath(Path(folder).expanduser()))
-        said = Entry("", tags=tuple(tags))
+        said = Entry("", tags=tuple(tags), facts=facts or {})
         return add_all(self._held, root, made, said, weights=weights, copy=copy, force=replace, progress=progress)
 
     def add_path(
@@ -315,7 +319,7 @@ class Atlas:
         return self._held.net(self[name], like)
 
     def openings(self, members: Iterable[Member] | None = None, like: Net | None = None) -> dict[str, Opening]:
-        """Functions that open members as networks, by name, for `rank`, `nearest` and others; here or in a process.
+        """Functions that open members as networks, by name, for `rank`, `neighbours` and others; here or in a process.
 
         Of a member that cannot be opened it raises the reason when it is called. `like`: as in `net`.
 

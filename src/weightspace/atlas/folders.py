@@ -45,7 +45,7 @@ def add_all(
     force: bool,
     progress: Progress,
 ) -> Added:
-    """Enter every checkpoint in a folder and below, with the tags of `said`; see `Atlas.add_folder`."""
+    """Enter every checkpoint in a folder and below, with the tags and facts of `said`; see `Atlas.add_folder`."""
     if not root.is_dir():
         raise WeightspaceError(f"{root}: no such folder; check the path")
     done, found = Added(), [*scan(root)]
@@ -86,4 +86,9 @@ def _entered(held: Holdings, source: Source, made: Made, said: Entry, copy: bool
 
 def _nothing_new(there: Member, made: Made, said: Entry, copy: bool) -> bool:
     """Whether a file that has not changed would be entered as it stands, so that it need not be read."""
-    return not copy and made.made in ("", there.made) and not made.example and {*said.tags} <= {*there.tags}
+    return not copy and made.made in ("", there.made) and not made.example and _told(there, said)
+
+
+def _told(there: Member, said: Entry) -> bool:
+    """Whether tags and facts are there already."""
+    return {*said.tags} <= {*there.tags} and all(there.facts.get(name) == fact for name, fact in said.facts.items())

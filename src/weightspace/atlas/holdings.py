@@ -104,7 +104,7 @@ class Holdings:
             made=made.made or (before.made if before is not None and same else "") or source.made,
             example=made.example,
             printed=made.printed,
-            facts=said.facts or (before.facts if before is not None and same else {}),
+            facts={**(before.facts if before is not None and same else {}), **said.facts},
         )
         entry = self._placed(entry, source, before if same else None, copy)
         with self.catalogue.writing() as connection:

@@ -20,7 +20,7 @@ from weightspace.symmetry.quotient import Interval, lower_bound, modulo, sliced
 from weightspace.symmetry.symmetry import Symmetry
 from weightspace.task.task import Task
 
-__all__ = ["Nearby", "Neighbour", "Way", "between", "nearest"]
+__all__ = ["Nearby", "Neighbour", "Way", "between", "neighbours"]
 
 
 @public
@@ -41,7 +41,7 @@ class Neighbour:
 @public
 @dataclass(frozen=True)
 class Nearby:
-    """The nearest members, the nearest first; what `nearest` returns.
+    """The nearest members, the nearest first; what `neighbours` returns.
 
     `aligned`: how many members were aligned, of `members` that could be. `left_out`: member -> why it was not compared.
     """
@@ -62,7 +62,7 @@ class Nearby:
 
 
 @public
-def nearest(
+def neighbours(
     net: Net, members: Members, group: Symmetry, k: int = 5, *, progress: Callable[[int, int], None] | None = None
 ) -> Nearby:
     """The k members nearest to a network modulo its group: renumbered and rescaled copies are at distance 0.
@@ -76,7 +76,7 @@ def nearest(
     >>> net, task = ws.demo.example()
     >>> group = ws.Symmetry.of(net, task.example(2))
     >>> members = {"copy": group.sample(seed=1)(net), "other": ws.demo.example(1)[0]}
-    >>> found = ws.atlas.nearest(net, members, group, k=1)
+    >>> found = ws.atlas.neighbours(net, members, group, k=1)
     >>> found.neighbours[0].name, found.neighbours[0].distance < 1e-3 < found.neighbours[0].stored
     ('copy', True)
     """

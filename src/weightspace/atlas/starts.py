@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from scipy.special import stdtrit
@@ -12,94 +13,126 @@ from torch import Tensor
 
 from weightspace.atlas.halving import Halving, Losses, Standing
 from weightspace.atlas.question import Member, Question, opened, reason, single
-from weightspace.codes.scores import head_features, logme
+from weightspace.codes.scores import fitted_head, head_features, logme
 from weightspace.flows.goals import learn
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net, loose
 from weightspace.task.task import Task
 
-__all__ = ["Features", "Trial", "by_evidence"]
+__all__ = ["BACK", "Features", "Trial", "Tuned", "by_least"]
 
+BACK = 3  # passes that a step costs: forward, and back for twice as much
 _PARTS = 10  # of the jackknife
 
 
 @dataclass(frozen=True)
 class Features:
-    """The LogME score of a member's features for the labels of a task, and without each tenth of the examples.
+    """Minus the LogME score of a member's features for the labels of a task, and without each tenth of the examples.
 
-    A function of a member: scores (1 + parts,), or why there are none.
+    A function of a member: values (1 + parts,), or why there are none.
     """
 
     task: Task
 
     def __call__(self, member: Member) -> Tensor | str:
-        """The scores; or, where the member cannot be opened or read the examples, why."""
+        """The values; or, where the member cannot be opened or read the examples, why."""
         try:
             f, y = head_features(opened(member), self.task).double().cpu(), self.task.labels()
             part = torch.arange(len(f)) % _PARTS  # the examples are in random order
             kept = [part >= 0, *(part != k for k in range(_PARTS))]
-            return torch.tensor([logme(f[some], y[some]) for some in kept], dtype=torch.float64)
+            return -torch.tensor([logme(f[some], y[some]) for some in kept], dtype=torch.float64)
         except (WeightspaceError, OSError) as error:
             return reason(error)
 
 
-def by_evidence(found: Mapping[str, Tensor | str], examples: int, confidence: float) -> Halving:
-    """The ranking by LogME, larger first, as one by loss: the loss is minus the score.
+def by_least(found: Mapping[str, Tensor | str], examples: int, passes: int, whole: int, confidence: float) -> Halving:
+    """The ranking by values (1 + parts,), the least first: the value of each, and the same without each part.
 
-    Errors are those of the jackknife; a member is tied with the best where the difference of the two is within its
-    t-interval at the level 1 - `confidence`, divided by the number of members.
+    Errors are those of the jackknife; NaN for a value without parts. A member is tied with the best where the
+    difference of the two is within its t-interval at the level 1 - `confidence`, divided by the number of members.
+    Raises `WeightspaceError` where no member has a value.
     """
-    scores = {name: -value for name, value in found.items() if isinstance(value, Tensor)}
+    values = {name: value for name, value in found.items() if isinstance(value, Tensor)}
     left_out = {name: value for name, value in found.items() if isinstance(value, str)}
-    best, *others = sorted(scores, key=lambda name: float(scores[name][0]))
-    quantile = float(stdtrit(_PARTS - 1, 1 - (1 - confidence) / 2 / max(1, len(others))))
+    if not values:
+        name, why = next(iter(left_out.items()))
+        raise WeightspaceError(f"no member can answer: {name}: {why}")
+    best, *others = sorted(values, key=lambda name: float(values[name][0]))
+    degrees = max(1, len(values[best]) - 2)
+    quantile = float(stdtrit(degrees, 1 - (1 - confidence) / 2 / max(1, len(others))))
     rows = []
     for name in [best, *others]:
-        behind, error = _jackknifed(scores[name] - scores[best])
-        tied = behind <= quantile * error or name == best
-        rows.append(Standing(name, *_jackknifed(scores[name]), examples, behind, error, tied))
-    passes = len(scores) * examples
-    return Halving(tuple(rows), left_out, {}, passes, passes, confidence)
+        behind, error = _jackknifed(values[name] - values[best])
+        tied = behind == 0 or behind <= quantile * error
+        rows.append(Standing(name, *_jackknifed(values[name]), examples, behind, error, tied))
+    return Halving(tuple(rows), left_out, {}, passes, whole, confidence)
 
 
 def _jackknifed(values: Tensor) -> tuple[float, float]:
     """A value, and its standard error by the values without each part."""
+    parts = len(values) - 1
+    if parts < 2:
+        return float(values[0]), math.nan
     apart = values[1:] - values[1:].mean()
-    return float(values[0]), math.sqrt((_PARTS - 1) / _PARTS * float(apart.square().sum()))
+    return float(values[0]), math.sqrt((parts - 1) / parts * float(apart.square().sum()))
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A network after so many steps of fine-tuning, with the moments of Adam, so that it can go on."""
+
+    net: Net
+    steps: int
+    moments: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """The losses on held-out examples after a few steps of Adam from a member; statistics of norms stay as they are.
+    """Fine-tuning from a member by steps of Adam, and the losses on held-out examples; norms keep their statistics.
 
-    A function of (member, start, stop), like `Question`. All members take the same batches.
+    All members take the same batches. `classes`: outputs of a new head that is fitted to the examples first; None to
+    keep the head that is there.
     """
 
     train: Task
     test: Question
-    steps: int
     lr: float
     batch: int
     seed: int
+    classes: int | None = None
 
-    def __call__(self, member: Member, start: int, stop: int) -> Losses | str:
-        """The losses; or, where the member cannot be opened or learn the task, why."""
+    def __call__(self, member: Member | Tuned, steps: int) -> tuple[Losses, Tuned] | str:
+        """The losses after so many steps in all, and the network; or, where the member cannot learn the task, why."""
         try:
-            found = self.test.of(self.tuned(opened(member)), start, stop)
+            before = self.begun(opened(member)) if not isinstance(member, Tuned) else member
+            tuned, size = self.on(before, steps), len(self.test.task)
+            found = self.test.of(tuned.net, 0, size)
         except (WeightspaceError, OSError) as error:
             return reason(error)
-        taken = 3 * self.steps * min(self.batch, len(self.train))  # a step passes forward and back
-        return Losses(found.sums, found.counts, stop - start + taken)
+        first = len(self.train) if not isinstance(member, Tuned) and self.classes is not None else 0
+        return Losses(found.sums, found.counts, size + first + self.passes(steps - before.steps)), tuned
 
-    def tuned(self, start: Net) -> Net:
-        """The network after the steps; one in half precision is tuned in float32, where small steps are not lost."""
+    def passes(self, steps: int) -> int:
+        """The examples that so many steps pass through a network."""
+        return BACK * steps * min(self.batch, len(self.train))
+
+    def begun(self, start: Net) -> Tuned:
+        """The start; one in half precision is tuned in float32, where small steps are not lost."""
         start = single(start)
-        net, free = start.clone(), loose(start)
+        return Tuned(start if self.classes is None else fitted_head(start, self.train, classes=self.classes), 0, {})
+
+    def on(self, before: Tuned, steps: int) -> Tuned:
+        """The network after so many steps in all."""
+        net, free = before.net.clone(), loose(before.net)
         learnt = [flat for flat in net.weights.buffers if flat.is_floating_point()]
         adam, goal = torch.optim.Adam(learnt, self.lr), learn(self.train, self.batch, self.seed)
-        for step in range(self.steps):
+        if before.moments:
+            adam.load_state_dict(before.moments)
+        for step in range(before.steps, steps):
             slopes = goal.value_and_gradient(net, step)[1]
             for flat, slope, mask in zip(net.weights.buffers, slopes.buffers, free.buffers, strict=True):
                 flat.grad = slope * mask if flat.is_floating_point() else None
             adam.step()
-        return net
+        for flat in net.weights.buffers:
+            flat.grad = None
+        return Tuned(net, steps, adam.state_dict())

@@ -25,6 +25,7 @@ from weightspace.cli import (
     compare,
     inform,
     merge,
+    nearest,
     paths,
     perturb,
     read,
@@ -190,7 +191,7 @@ _PANELS: dict[str, list[Callable[..., None]]] = {  # of --help, in its order
     "Compare and merge": [compare.compare, align.align, merge.merge],
     "Move": [walk.walk, perturb.perturb],
     "Measure": [capacity.capacity, stability.stability, inform.inform, certify.certify],
-    "Sets of data and networks": [tasks.tasks],
+    "Sets of data and networks": [tasks.tasks, nearest.nearest],
     "Training runs": [watch.watch, paths.paths],
     "In the browser": [serve.serve],
 }

@@ -162,6 +162,9 @@ def add(
     name: Annotated[str | None, typer.Option(help="The name of one network; by default that of its file.")] = None,
     parent: Annotated[list[str] | None, typer.Option(help="A network in the atlas that it came from.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="A tag for all that is added.")] = None,
+    learnt: Annotated[
+        str | None, typer.Option(help="The data that they have learnt: digits, mnist:0-4, x.npz; for queries by task.")
+    ] = None,
     copy: Annotated[bool, typer.Option("--copy", help="Keep copies in the atlas; else files stay where they are.")] = (
         False
     ),
@@ -177,8 +180,8 @@ def add(
         from weightspace.commands import atlas as commands
 
         done = commands.add(
-            atlas, paths, name=name, parents=parent or (), tags=tag or (), example=common.example, copy=copy,
-            settings=common.settings(step),
+            atlas, paths, name=name, parents=parent or (), tags=tag or (), learnt=learnt, example=common.example,
+            copy=copy, settings=common.settings(step),
         )  # fmt: skip
     answer(done, _say_added, common)
 

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from weightspace.atlas.nearby import Nearby
     from weightspace.commands.atlas_asked import Averaged, Joined, Queried
     from weightspace.commands.atlas_map import Mapped, Space
+    from weightspace.commands.nearest import Nearest
 
-__all__ = ["app", "between", "draw_map", "merge", "nearest", "query"]
+__all__ = ["app", "between", "draw_map", "engine_of", "merge", "nearest", "query", "say_ranking"]
 
 _SHOWN = 40  # rows of a table
 
@@ -32,6 +33,9 @@ class By(StrEnum):
     ACCURACY = "accuracy"
     PERPLEXITY = "perplexity"
     LOGME = "logme"
+    TASK2VEC = "task2vec"
+    CODES = "codes"
+    WEIGHTS = "weights"
 
 
 Tag = Annotated[str | None, typer.Option(help="Only networks with this tag.")]
@@ -39,7 +43,8 @@ Engine = Annotated[str, typer.Option("--jobs", help="Processes that work side by
                                      "a Dask scheduler.")]  # fmt: skip
 
 
-def _engine(text: str) -> int | str:
+def engine_of(text: str) -> int | str:
+    """What --jobs says: a number of processes, or an address."""
     if text.startswith("tcp://"):
         return text
     if not text.isdecimal() or int(text) < 1:
@@ -80,7 +85,8 @@ def _barriers(space: Space) -> Table:
     return table
 
 
-def _say_query(found: Queried) -> None:
+def say_ranking(found: Queried | Nearest) -> None:
+    """Print a ranking of networks with its errors."""
     answered, out = found.answer, console()
     table = make_table("", "network", answered.by, "±", "behind", "±", "examples")
     for place, row in enumerate(answered.found.ranking[:_SHOWN], 1):
@@ -144,7 +150,7 @@ def draw_map(
         raise typer.BadParameter("barriers of which loss? give --data, examples with labels")
     if common.data is not None and not near:
         raise typer.BadParameter("what is to be measured on --data? give --barriers, how many near networks of each")
-    engine = _engine(jobs)
+    engine = engine_of(jobs)
     with progress() as step, opened_atlas(where, objects) as atlas:
         from weightspace.commands import atlas_map, last_map
 
@@ -161,7 +167,8 @@ def draw_map(
 def query(
     where: Where = "atlas",
     by: Annotated[By, typer.Option(help="What is measured; logme is the worth of the features below the last layer for "
-                                   "any labels.")] = By.LOSS,
+                                   "any labels; task2vec and codes are distances from what each has learnt (atlas add "
+                                   "--learnt), weights that from a network trained a little.")] = By.LOSS,
     try_steps: Annotated[int, typer.Option("--try", min=0, help="Fine-tune each for so many steps first.")] = 0,
     budget: Annotated[float, typer.Option(min=0.001, max=0.999, help="The share of all losses to compute.")] = 0.2,
     tag: Tag = None,
@@ -173,7 +180,7 @@ def query(
     """Which network is best for these data? Asked by halving: the worse half of the networks is left out each time."""
     if common.data is None:
         raise typer.BadParameter("asked with what? give --data, examples with labels")
-    engine = _engine(jobs)
+    engine = engine_of(jobs)
     with progress() as step, opened_atlas(where, objects) as atlas:
         from weightspace.commands import atlas_asked
 
@@ -184,7 +191,7 @@ def query(
 
     from weightspace.pages.atlas import query_page
 
-    answer(found, _say_query, common, query_page)
+    answer(found, say_ranking, common, query_page)
 
 
 @shared("arch weights")

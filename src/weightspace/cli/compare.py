@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from weightspace.cli.options import Checkpoint, Shared, shared
-from weightspace.cli.show import answer, opened
+from weightspace.cli.show import answer, opened, progress
 from weightspace.cli.words import console, make_table, printable, say_change, say_notes
 
 if TYPE_CHECKING:
+    from weightspace.commands.across_architectures import Across
     from weightspace.commands.compare import Comparison
 
 __all__ = ["compare", "say_compare"]
@@ -43,6 +44,14 @@ def compare(
             "independent."
         ),
     ] = None,
+    arch_b: Annotated[
+        str | None,
+        typer.Option(
+            "--arch-b",
+            help="How the second is made, where its architecture is another one; then outputs and layers are compared, "
+            "on --data, and no weights.",
+        ),
+    ] = None,
     *,
     common: Shared,
 ) -> None:
@@ -50,6 +59,8 @@ def compare(
     kinds = ("same", "function", "related", "independent")
     if expect not in (None, *kinds):
         raise typer.BadParameter(f"{expect!r}; choose same, function, related or independent.", param_hint="--expect")
+    if arch_b is not None:
+        return _across(a, b, arch_b, expect, common)
     with opened([a, b], common) as space:
         from weightspace.commands.compare import compare_files
 
@@ -59,3 +70,32 @@ def compare(
     answer(found, say_compare, common, compare_page)
     if expect and found.verdict.kind not in ((expect,) if expect == kinds[-1] else kinds[: kinds.index(expect) + 1]):
         raise typer.Exit(1)
+
+
+def _across(a: Path, b: Path, arch_b: str, expect: str | None, common: Shared) -> None:
+    """Compare two architectures; there is no verdict."""
+    if expect is not None:
+        raise typer.BadParameter("networks of two architectures have no verdict; leave it out", param_hint="--expect")
+    from weightspace.commands.across_architectures import compare_across
+
+    with progress() as step:
+        found = compare_across(a, b, arch_b, common.data, common.limit, common.settings(step))
+    from weightspace.pages.across_architectures import across_page
+
+    answer(found, _say_across, common, across_page)
+
+
+def _say_across(done: Across) -> None:
+    out = console()
+    out.print(printable(f"{done.names[0]}, a {done.architectures[0]}, and {done.names[1]}, a {done.architectures[1]}"))
+    table = make_table("on the same examples", "")
+    for row in done.rows():
+        table.add_row(*row)
+    out.print(table)
+    layers = make_table("layer of a", "layer of b", "units", "CKA", "Procrustes")
+    for p in done.found.pairs:
+        cells = p.first, p.second, f"{p.widths[0]}, {p.widths[1]}", f"{p.cka:.3f}", f"{p.procrustes:.3f}"
+        layers.add_row(*map(printable, cells))
+    out.print(layers)
+    for text in done.found.notes:
+        out.print(printable(text), soft_wrap=True)

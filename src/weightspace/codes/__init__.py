@@ -23,7 +23,7 @@ __getattr__, __dir__, __all__ = handed_on(
         ],
         "structure_functions": ["Check", "Run", "StructureFunction", "Transition"],
         "sweep": ["random_labels", "structure_function"],
-        "scores": ["Embedding", "head_features", "headless", "logme", "task2vec", "transfer_scores"],
+        "scores": ["Embedding", "fitted_head", "head_features", "headless", "logme", "task2vec", "transfer_scores"],
         "transfer": ["task_distance", "task_distances"],
         "task_map": [
             "Distance",

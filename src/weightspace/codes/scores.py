@@ -17,8 +17,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.optimize import minimize
 from torch import Tensor, nn
 
 from weightspace.curvature.curvature import curvature_diagonal
@@ -31,7 +33,7 @@ from weightspace.task.task import Task
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-__all__ = ["Embedding", "head_features", "headless", "logme", "task2vec", "transfer_scores"]
+__all__ = ["Embedding", "fitted_head", "head_features", "headless", "logme", "task2vec", "transfer_scores"]
 
 
 _TINY = 1e-8
@@ -96,7 +98,7 @@ def task2vec(
     (torch.Size([16]), True)
     """
     head = _head(checked(net))
-    probe = _fitted(net, task, head, decay) if fit else net
+    probe = fitted_head(net, task, decay=decay) if fit else net
     diagonal, examples = curvature_diagonal(probe, task, draws, seed=seed), len(task)
     parts, prior, layers, at = [], [], {}, 0
     for name, w in probe.weights.items():
@@ -184,28 +186,51 @@ def _classes(task: Task) -> Int[Tensor, " examples"]:
     return torch.cat([y for y in labels if y is not None])
 
 
-def _fitted(net: Net, task: Task, head: str, decay: float) -> Net:
-    """The network with a new head, fitted to the classes of the task."""
-    y, x = _classes(task).to(net.device), _features(net, task, head).double()
+@public
+def fitted_head(net: Net, task: Task, *, classes: int | None = None, decay: float = 1e-2) -> Net:
+    """The network with a new head (its last linear layer): the least cross-entropy on the features of a task.
+
+    argmin over W, b of mean_t CE(W phi(x_t) + b, y_t) + `decay` / 2 |W|^2, phi the network below its head; convex, by
+    L-BFGS from zero. `classes`: outputs of the new head, by default those that occur. Any classes will do, whatever
+    the old head had. Raises `WeightspaceError` for labels that are not classes, and a network without a linear head.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> tuned = ws.codes.fitted_head(net, task)
+    >>> bool(task(tuned) < task(net))
+    True
+    """
+    y, x = _classes(task).to(net.device), head_features(net, task).double()
     if int(y.min()) < 0:
         raise WeightspaceError(f"label {int(y.min())} is not a class; number classes from 0")
-    weight = torch.zeros(int(y.max()) + 1, x.shape[1] + 1, dtype=torch.float64, device=x.device, requires_grad=True)
-    optimiser = torch.optim.LBFGS([weight], max_iter=300, tolerance_grad=1e-7, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimiser.zero_grad()
-        f = x @ weight[:, :-1].T + weight[:, -1]
-        value = F.cross_entropy(f, y) + decay / 2 * weight[:, :-1].square().sum()
-        value.backward()
-        return value
-
-    with torch.enable_grad():
-        optimiser.step(loss)
-    new = nn.utils.skip_init(nn.Linear, x.shape[1], len(weight))  # draws nothing
+    if classes is not None and classes <= int(y.max()):
+        raise WeightspaceError(f"label {int(y.max())} for {classes} classes; give {int(y.max()) + 1} or more")
+    outputs = int(y.max()) + 1 if classes is None else classes
+    weight = _regressed(x, y, outputs, decay).to(x.device)
+    new = nn.utils.skip_init(nn.Linear, x.shape[1], outputs)  # draws nothing
     with torch.no_grad():
         new.weight.copy_(weight[:, :-1])
         new.bias.copy_(weight[:, -1])
-    return _replaced(net, head, new.to(net.device, net.dtype))
+    return _replaced(net, _head(net), new.to(net.device, net.dtype))
+
+
+def _regressed(x: Tensor, y: Tensor, outputs: int, decay: float) -> Float[Tensor, "outputs features_and_one"]:
+    """The weights and biases of least cross-entropy, by L-BFGS from zero."""
+    n, x = len(x), F.pad(x, (0, 1), value=1.0)
+    held = torch.ones(x.shape[1], dtype=x.dtype, device=x.device)
+    held[-1] = 0  # the bias does not decay
+
+    def goal(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        w = torch.from_numpy(flat).to(x.device).view(outputs, -1)
+        f = x @ w.T
+        slope = (f.softmax(1) - F.one_hot(y, outputs)).T @ x / n + decay * held * w
+        value = F.cross_entropy(f, y) + decay / 2 * (held * w.square()).sum()
+        return float(value), slope.flatten().numpy(force=True)
+
+    how = {"maxiter": 2000, "maxcor": 30, "gtol": 1e-7, "ftol": 1e-15}
+    with torch.no_grad():
+        found = minimize(goal, np.zeros(outputs * x.shape[1]), jac=True, method="L-BFGS-B", options=how)
+    return torch.from_numpy(found.x).view(outputs, -1)
 
 
 # ------------------------------------------------------------------ LogME

@@ -30,10 +30,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from weightspace import __version__
 from weightspace.codes.encoding import encode
 from weightspace.codes.store import Store
 from weightspace.codes.task_map import Distance, Key, TaskMap
-from weightspace.jobs.engine import Engine, run
+from weightspace.jobs.engine import Engine, Results, run
 from weightspace.net.cost import Cost
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.inputs import each, leaves
@@ -99,6 +100,7 @@ def task_distances(
     steps: int = 1000,
     lr: float = 0.02,
     file: str | os.PathLike[str] | None = None,
+    known: Results | None = None,
     engine: Engine = 1,
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
@@ -107,10 +109,11 @@ def task_distances(
 
     `targets`: only pairs with at least one of these. Cost: n (n + 1) / 2 codes for every seed, fewer with `targets`
     (see `cost`). `file`: every length is stored there as it is found, with the `digest` of the tasks, networks and
-    settings it depends on, and reused by later runs, also with more tasks, seeds or pairs. `engine`: where codes are
-    found, each a job of its own, see `jobs.run`. Raises `WeightspaceError`
-    for fewer than two tasks, tasks of different inputs or losses, without labels, or with labels for which the network
-    has no output, and for a file of other tasks, networks or settings; `DigestError` where a loss hides its state.
+    settings it depends on, and reused by later runs, also with more tasks, seeds or pairs. `known`: the same in place
+    of a file, in a mapping from the key of a code, which holds these digests, to its length, such as `atlas.jobs`.
+    `engine`: where codes are found, each a job of its own, see `jobs.run`. Raises `WeightspaceError` for fewer than two
+    tasks, tasks of different inputs or losses, without labels, or with labels for which the network has no output, and
+    for a file of other tasks, networks or settings; `DigestError` where a loss hides its state.
 
     >>> import weightspace as ws
     >>> net, task = ws.demo.example()
@@ -121,7 +124,10 @@ def task_distances(
     wanted, seeds = _wanted(tasks, targets), [*dict.fromkeys(seeds)]
     options = {"beta": beta, "steps": steps, "lr": lr, **options}
     _checked(tasks, model, task_id, seeds)
-    book = _Book(file, {"task_id": task_id, **options}, tasks, model, seeds)
+    if file is not None and known is not None:
+        raise WeightspaceError("codes are kept in a file or in known=; give one of the two")
+    settings = {"task_id": task_id, **options}
+    book = _Book(file, settings, tasks, model, seeds) if known is None else _Keyed(known, settings, tasks, model, seeds)
     encoder = _Encoder(_Maker(model, task_id), tasks, options)
     jobs = {(_sorted(key), seed): (key, seed) for seed, key in product(seeds, wanted)}
     run(encoder, jobs, engine=engine, done=book, progress=progress)
@@ -338,3 +344,28 @@ class _Book(Store[tuple[Key, int], float]):
             return f"{self.path} was measured with another {name} ({before}); give another file"
         words = {"tasks": "", "networks": "network for seed ", "seen": "loss of task and seed "}[group]
         return f"{self.path} holds codes of another {words}{name}; give another file"
+
+
+class _Keyed:
+    """Lengths by tasks and seed, in a mapping whose keys hold all that a length depends on."""
+
+    def __init__(
+        self, kept: Results, settings: dict[str, Any], tasks: Mapping[str, Task], model: Model, seeds: Sequence[int]
+    ) -> None:
+        self.kept = kept
+        self._about = digest({name: told(value) for name, value in sorted(settings.items())}, __version__, _VERSION)
+        self._tasks = {name: digest(task) for name, task in tasks.items()}
+        self._nets = {seed: digest(fresh(model, seed)) for seed in seeds}
+
+    def _key(self, key: tuple[Key, int]) -> str:
+        names, seed = key
+        return f"code {digest(self._about, sorted(self._tasks[name] for name in names), self._nets[seed])}"
+
+    def __contains__(self, key: tuple[Key, int]) -> bool:
+        return self._key(key) in self.kept
+
+    def __getitem__(self, key: tuple[Key, int]) -> float:
+        return float(self.kept[self._key(key)])
+
+    def __setitem__(self, key: tuple[Key, int], value: float) -> None:
+        self.kept[self._key(key)] = float(value)

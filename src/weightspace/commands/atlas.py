@@ -80,25 +80,30 @@ def add(
     name: str | None = None,
     parents: Sequence[str] = (),
     tags: Sequence[str] = (),
+    learnt: str | None = None,
     example: str | None = None,
     copy: bool = False,
     settings: Settings,
 ) -> Added:
     """Add files and folders. A folder that is one checkpoint itself is one network, under `name` if that is given.
 
+    `learnt`: the task that they have learnt, as `named_task` takes it; kept as a fact of each.
+
     Raises `WeightspaceError` where nothing could be added.
     """
     if name is not None and len(paths) > 1:
         raise WeightspaceError("--name is for one network; leave it out to name each by its file")
     done = Added()
+    facts = {} if learnt is None else {"learnt": learnt}
     how = {"tags": tags, "arch": settings.arch, "example": example, "copy": copy, "replace": settings.force}
-    said, made = Entry("", tags=tuple(tags), parents=tuple(parents)), Made.of(settings.arch, example)
+    said = Entry("", tags=tuple(tags), parents=tuple(parents), facts=facts)
+    made = Made.of(settings.arch, example)
     for path in paths:
         if not path.exists():
             raise WeightspaceError(f"{path}: no such file or folder; check the path")
         whole = path.is_dir() and name is None and not parents and not _is_trail(path)
         if whole:
-            some = atlas.add_folder(path, progress=settings.progress, **how)  # type: ignore[arg-type]
+            some = atlas.add_folder(path, progress=settings.progress, facts=facts, **how)  # type: ignore[arg-type]
             done.new += some.new
             done.known += some.known
             done.left += some.left

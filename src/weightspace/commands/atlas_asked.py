@@ -8,17 +8,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from weightspace.atlas.asked import Answer, By, rank, rank_starts
+from weightspace.atlas.asked import Answer, rank_starts
 from weightspace.atlas.atlas import Atlas
 from weightspace.atlas.content import chosen_as
 from weightspace.atlas.greedy_averages import Soup, soup
 from weightspace.atlas.members import Member
-from weightspace.atlas.nearby import Nearby, Way, between, nearest
+from weightspace.atlas.nearby import Nearby, Way, between, neighbours
+from weightspace.atlas.nearest_start import nearest
 from weightspace.atlas.records import Measure, TaskRow
 from weightspace.atlas.sources import Made, opened
 from weightspace.checkpoint import stored
 from weightspace.commands.atlas import known_group
 from weightspace.commands.data import examples, labelled, splits
+from weightspace.commands.nearest import Starts, nearest_start
 from weightspace.commands.settings import Opened, Settings
 from weightspace.jobs.engine import Engine
 from weightspace.net.errors import WeightspaceError
@@ -103,18 +105,25 @@ def query(
         )
     settings.progress(f"opening {len(members)} networks", 0, 0)
     openings = atlas.openings(members, _like(settings))
-    told = partial(settings.progress, "asking the members")
+    told: dict[str, Any] = {"seed": settings.seed, "engine": engine, "progress": partial(settings.progress, "asking")}
+    if by in ("task2vec", "codes", "weights") and steps:
+        raise WeightspaceError(f"--try fine-tunes, and a distance by {by} does not; give one of the two")
     if steps:
-        answer = rank_starts(
-            openings, task, cast(Any, by), steps=steps, seed=settings.seed, engine=engine, progress=told
-        )
-        what = f"{by} after {steps} steps"
+        answer, what = rank_starts(openings, task, cast(Any, by), steps=steps, **told), f"{by} after {steps} steps"
+    elif by in ("task2vec", "codes", "weights"):
+        known = atlas.jobs if by == "codes" and atlas.catalogue.writable else None
+        chosen = Starts(cast(Any, by), known=known, learnt=_learnt(members))
+        answer, what = nearest_start(task, openings, chosen, engine=engine, settings=settings), f"distance by {by}"
     else:
-        answer = rank(openings, task, cast(By, by), budget=budget, seed=settings.seed, engine=engine, progress=told)
-        what = by
+        answer, what = nearest(task, openings, cast(Any, by), budget=budget, **told), by
     if atlas.catalogue.writable:
         _write(atlas, members, answer, task, data, what)
     return Queried(atlas.where, data, answer, atlas.catalogue.writable)
+
+
+def _learnt(members: Sequence[Member]) -> dict[str, str]:
+    """What members have learnt, where that was told when they were added."""
+    return {m.name: str(m.facts["learnt"]) for m in members if "learnt" in m.facts}
 
 
 def nearest_to(atlas: Atlas, path: Path, count: int = 5, *, settings: Settings) -> Nearby:
@@ -127,7 +136,7 @@ def nearest_to(atlas: Atlas, path: Path, count: int = 5, *, settings: Settings) 
     like = _like(settings) or atlas.openings([known])[known.name].template
     assert like is not None
     net, told = stored.load(like, path)[0], partial(settings.progress, "bounding distances")
-    return nearest(net, atlas.openings(members, like), group, count, progress=told)
+    return neighbours(net, atlas.openings(members, like), group, count, progress=told)
 
 
 def between_members(atlas: Atlas, a: str, b: str, data: str, tag: str | None = None, *, settings: Settings) -> Joined:

@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = handed_on(
         "pullback": [
             "Pullback",
         ],
+        "across_architectures": ["Distances", "distances", "LayerPair"],
         "distance": ["euclidean", "functional", "layerwise", "TensorDistance"],
         "optim": ["Fromage", "Lamb"],
     },

@@ -48,5 +48,6 @@ class Cost:
             (self.codes, "codes"), (self.steps, f"steps of {some}"), (self.draws, "draws"), (products, "products"),
             (self.passes, f"passes forward and back over {some}"),
         )  # fmt: skip
-        *first, last = [f"{count:,} {what}" for count, what in counts if count] or ["nothing but memory"]
+        told = [f"{count:,} {what}" for count, what in counts if count]
+        *first, last = told or [f"{self.examples:,} examples passed" if self.examples else "nothing but memory"]
         return f"{', '.join(first)}{' and ' * bool(first)}{last}, {self.bytes / 2**20:,.0f} MiB"

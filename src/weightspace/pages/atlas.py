@@ -10,10 +10,11 @@ from plotly.colors import sample_colorscale
 
 from weightspace.commands.atlas_asked import Queried
 from weightspace.commands.atlas_map import Mapped, Space
+from weightspace.commands.nearest import Nearest
 from weightspace.pages.page import Card, Figure, Page, Table, as_text
 from weightspace.pages.style import AFTER, BEFORE, COLOURS, INK, plot_of
 
-__all__ = ["map_page", "query_page"]
+__all__ = ["map_page", "query_page", "ranking_page"]
 
 _NAMED = 25  # points that carry their names
 _SHADES = 8  # colours of barriers
@@ -218,12 +219,16 @@ def _table(space: Space, which: str) -> Table:
 
 def query_page(done: Queried, name: str = "Query", command: str = "") -> Page:
     """The page of a query: the ranking with its errors, and what it cost."""
+    lead = "All networks saw the same examples; the worse half was left out each time, and the others saw more."
+    return ranking_page(done, f"Best for {done.asked_with}: {done.answer.best}", lead, name, command)
+
+
+def ranking_page(done: Queried | Nearest, headline: str, lead: str, name: str, command: str) -> Page:
+    """The page of a ranking: how good each is, with errors, and what it cost."""
     answer = done.answer
     rows = answer.found.ranking
     best, error = answer.value(rows[0])
     tied = len(answer.tied) - 1
-    headline = f"Best for {done.asked_with}: {rows[0].name}"
-    lead = "All networks saw the same examples; the worse half was left out each time, and the others saw more."
     cards = [Card(f"Its {answer.by}", "", f"{best:.4g}", f"± {error:.2g}"),
              Card("Tied with it", "", f"{tied}", "others that cannot be told from the best"),
              Card("Cost", "", f"{answer.found.share:.0%}", "of asking all networks on all examples")]  # fmt: skip
@@ -236,7 +241,7 @@ def query_page(done: Queried, name: str = "Query", command: str = "") -> Page:
     return Page(name, headline, lead, "plain", command, cards, [_ranked(done), table], done.remarks())
 
 
-def _ranked(done: Queried) -> Figure:
+def _ranked(done: Queried | Nearest) -> Figure:
     rows = done.answer.found.ranking[:60]
     values = [done.answer.value(row) for row in rows]
     dots = go.Scatter(
