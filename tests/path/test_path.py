@@ -19,6 +19,7 @@ from weightspace.net.weights import Weights
 from weightspace.path.loss_plane import plane
 from weightspace.path.path import Path, curve, line
 from weightspace.task.task import Task
+from weightspace.training.averages import swa
 
 laws = settings(max_examples=10, deadline=None)
 seeds = st.integers(0, 10**6)
