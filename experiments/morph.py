@@ -3,8 +3,8 @@
     python -m experiments.morph [halves turned garments bounds] [--data DIR] [--seeds 0 1 2] [--quick]
 
 `halves`: digits 0-4, then 5-9; `turned`: digits, then the same turned by 90 degrees; `garments`: MNIST, then
-Fashion-MNIST (needs --data, a folder with those of both, named so); `bounds`: other bounds. Embedded digits without --data. Rows that are there
-are not measured again.
+Fashion-MNIST (needs --data, a folder with those of both, named so); `bounds`: other bounds. Embedded digits without
+--data. Rows that are there are not measured again.
 """
 
 from __future__ import annotations
