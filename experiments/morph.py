@@ -1,10 +1,10 @@
 """Training along a homotopy of tasks, beside fine-tuning, frozen layers and training anew, at equal gradients.
 
-    python -m experiments.morph [halves turned garments] [--data DIR] [--seeds 0 1 2] [--quick]
+    python -m experiments.morph [halves turned garments bounds] [--data DIR] [--seeds 0 1 2] [--quick]
 
 `halves`: digits 0-4, then 5-9; `turned`: digits, then the same turned by 90 degrees; `garments`: MNIST, then
-Fashion-MNIST (needs --data, a folder with those of both, named so). Embedded digits without --data. Rows that are there
-are not measured again.
+Fashion-MNIST (needs --data, a folder with those of both, named so); `bounds`: other bounds. Embedded digits without
+--data. Rows that are there are not measured again.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from experiments.nets import tensors
 from experiments.record import Job, Record, block, command, percent
 
 SIZES, BOUND, RATE, BATCH = (10, 100, 1000), 0.5, 3e-3, 64
+BOUNDS = (0.1, 2.0)
 EARLY = 0.2  # of the gradients of the control, on examples of both tasks
 PLAIN = ("anew", "fine-tuned", "last layer only", "half, then all")
 MORPHS = ("batches", "inputs, transport", "inputs, class", "turning")
@@ -112,7 +113,15 @@ def jobs_of(name: str) -> Callable[[Lab, int], Iterator[Job]]:
     return jobs
 
 
-def learnt(lab: Lab, name: str, n: int, way: str, seed: int) -> dict[str, Any]:
+def bounds(lab: Lab, seed: int) -> Iterator[Job]:
+    """Morphs along optimal transport within other bounds, from 100 examples."""
+    for name in ("halves", "turned") if lab.data is None else ("halves", "turned", "garments"):
+        for bound in BOUNDS[:1] if lab.quick else BOUNDS:
+            key = f"bounds/{lab.name}/{name}, {bound}/{seed}"
+            yield key, lambda name=name, bound=bound: learnt(lab, name, 100, "inputs, transport", seed, bound)
+
+
+def learnt(lab: Lab, name: str, n: int, way: str, seed: int, bound: float = BOUND) -> dict[str, Any]:
     """Accuracy and losses of the second task along one way to learn it."""
     (first, second), (_, test) = lab.pair(name, "train"), lab.pair(name, "test")
     some = second.take(n, seed)
@@ -132,7 +141,7 @@ def learnt(lab: Lab, name: str, n: int, way: str, seed: int) -> dict[str, Any]:
             there = torch.isin(shown.labels(), some.labels()).nonzero().flatten()
             shown = shown.pick(there.tolist())
         found = ws.homotopy(shown, some, kind, pairs=pairs or "transport") if way != "turning" else turning(some)
-        done = ws.morph(start, found, bound=BOUND, budget=lab.gradients, size=RATE, batch=BATCH, seed=seed)
+        done = ws.morph(start, found, bound=bound, budget=lab.gradients, size=RATE, batch=BATCH, seed=seed)
         path, row = done.path, {"t": done.t, "arrived": done.arrived}
     points = [path[k] for k in range(0, len(path), 2)]
     right = [ws.accuracy(test)(net) for net in points]
@@ -151,6 +160,8 @@ def tables(record: Record, name: str) -> dict[str, str]:
             if any(at):
                 rows.append([title, str(n), *(percent(value) for value in at)])
     blocks = block(f"morph accuracy {name}", ["task", "examples", *WAYS], rows)
+    head = f"bound, nats | task | t reached | after gradients | accuracy, % | within {BOUND:g} | fine-tuned"
+    blocks |= block(f"morph bounds {name}", head, bounded(record, name))
     return blocks | block(
         f"morph beside fine-tuning {name}",
         "way | accuracy, points | loss of the test, nats | better in cells | gradients to its accuracy | t = 1 reached",
@@ -214,7 +225,24 @@ def interval(values: list[float], digits: int = 2) -> str:
     return f"{mean:+.{digits}f} ± {wide:.{digits}f}"
 
 
-EXPERIMENTS = {name: jobs_of(name) for name in ("halves", "turned", "garments")}
+def bounded(record: Record, name: str) -> list[list[str]]:
+    """What a bound does: how far the task came, after how many gradients, and the accuracy beside fine-tuning."""
+    rows = []
+    for bound in BOUNDS:
+        for pair in ("halves", "turned", "garments"):
+            seen = record.of(f"bounds/{name}/{pair}, {bound}")
+            if seen:
+                at = f"{pair}/{name}/100"
+                arrived = statistics.median(row["arrived"] or math.inf for row in seen)
+                told = "never" if math.isinf(arrived) else f"{arrived:g}"
+                right = [record.median(place, "right") for place in (f"bounds/{name}/{pair}, {bound}",
+                         f"{at}/inputs, transport", f"{at}/fine-tuned")]  # fmt: skip
+                t = f"{statistics.median(row['t'] for row in seen):.2f}"
+                rows.append([f"{bound:g}", pair, t, told, *map(percent, right)])
+    return rows
+
+
+EXPERIMENTS = {name: jobs_of(name) for name in ("halves", "turned", "garments")} | {"bounds": bounds}
 main = command(
     "morph",
     __doc__,

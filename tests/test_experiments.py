@@ -587,12 +587,13 @@ def test_correlations_over_codes_are_of_ranks_within_seeds():
 
 def test_morphs_run_beside_the_others_and_can_be_taken_up_again(tmp_path, capsys):
     out = tmp_path / "rows.json"
-    assert morph.main(["turned", "--quick", "--out", str(out)]) == 0
+    assert morph.main(["turned", "bounds", "--quick", "--out", str(out)]) == 0
     first, rows = out.read_text(), json.loads(out.read_text())
+    assert rows.pop("bounds/digits/turned, 0.1/0")["t"] <= 1 and rows.pop("bounds/digits/halves, 0.1/0")["t"] <= 1
     assert {key.split("/")[3] for key in rows} == {*morph.WAYS} and "morph accuracy digits" in capsys.readouterr().out
     assert all(row["along"][-1] == row["right"] for row in rows.values())
     assert all(0 <= rows[f"turned/digits/100/{way}/0"]["t"] <= 1 for way in morph.MORPHS)
-    assert morph.main(["turned", "--quick", "--out", str(out)]) == 0
+    assert morph.main(["turned", "bounds", "--quick", "--out", str(out)]) == 0
     assert out.read_text() == first
 
 
