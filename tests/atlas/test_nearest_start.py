@@ -162,6 +162,7 @@ def test_codes_are_those_of_the_task_distance_and_are_kept(nets, data, tmp_path)
         first = rank_by_codes(nets, data["new"], sources(data), perceptron, known=atlas.jobs, **how)
         again = rank_by_codes(nets, data["new"], sources(data), perceptron, known=atlas.jobs, **how)
         assert len(atlas.jobs) == 10 and again.found.passes == 0 < first.found.passes == first.found.whole
+        assert again.data()["whole_seconds"] is None and first.data()["whole_seconds"] > 0
         assert again.notes == ("10 of 10 codes were known.",) and not first.notes
         rank_by_codes(nets, data["high"], {"low": data["low"]}, perceptron, known=atlas.jobs, **how)
         assert len(atlas.jobs) == 12  # low and high are known by themselves: the pair is new
