@@ -682,7 +682,8 @@ def test_the_readme_shows_what_was_measured_of_certificates():
 def test_the_readme_shows_what_was_measured_of_tasks():
     found = tasks.tables(record.Record(record.RESULTS / "tasks.json"))
     found |= nearest.tables(record.Record(record.RESULTS / "nearest.json"), "images")
-    found |= asked.tables(record.Record(record.RESULTS / "asked.json"), "digits")
+    earlier = asked.tables(record.Record(record.RESULTS / "asked.json"), "digits")["asked earlier digits"]
+    found["asked earlier digits"] = earlier
     assert len(found) >= 6 and all(table in record.README.read_text() for table in found.values())
 
 

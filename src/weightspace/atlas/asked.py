@@ -61,8 +61,8 @@ class Answer:
 
     @property
     def whole_seconds(self) -> float:
-        """About how long asking every member on all examples takes."""
-        return self.seconds / self.found.share
+        """About how long asking every member on all examples takes; NaN where all was known before."""
+        return self.seconds / self.found.share if self.found.passes else math.nan
 
     def value(self, row: Standing) -> tuple[float, float]:
         """The accuracy, perplexity, score or loss of a member, and its standard error."""
