@@ -111,7 +111,16 @@ _CONTENTS = {
     # what can be promised on new data
     "risk": ["kl_inverse", "pac_bayes", "RiskBound"],
     # the group
-    "symmetry": ["mean", "modulo", "repair", "reset_statistics", "Symmetry", "SymmetryError"],
+    "symmetry": [
+        "deepen",
+        "mean",
+        "modulo",
+        "repair",
+        "reset_statistics",
+        "Symmetry",
+        "SymmetryError",
+        "widen",
+    ],
     # a training run watched
     "training": ["critical_period", "Recorder", "Recording"],
     # steps along what a goal asks for

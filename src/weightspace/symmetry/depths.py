@@ -67,8 +67,8 @@ def deepen(net: Net, to: Net, example: Any) -> Net:
                 return larger(net)
             trouble = trouble or found
     raise WeightspaceError(
-        f"no numbers of the new layers of this {type(to.architecture).__name__} leave the function as it is ({trouble}): "
-        "that needs residual branches, or linear maps and convolutions of equal width in a row or after ReLU"
+        f"no numbers of the new layers of this {type(to.architecture).__name__} leave the function as it is "
+        f"({trouble}); that needs residual branches, or linear maps and convolutions of one width in a row or after ReLU"
     )
 
 
@@ -126,13 +126,17 @@ def _joined(layer: str, key: str) -> str:
 def _ways(graph: Trace, to: Net, new: set[str]) -> Iterator[tuple[set[str], set[str]]]:
     """Sets of new tensors that become zero, and layers that become the identity."""
     blank = _last_maps(graph, new)
-    layers = {name.rpartition(".")[0] for name in new}
-    blocks = {name.split(".")[: len(name.split(".")) - 2].__str__() for name in blank}
-    apart = {layer for layer in layers if str(layer.split(".")[:-1]) not in blocks}
+    layers = {_parent(name) for name in new}
+    blocks = {_parent(_parent(name)) for name in blank}
+    apart = {layer for layer in layers if _parent(layer) not in blocks}
     yield blank, set()
     yield blank, apart
     if blank:
         yield set(), layers
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _last_maps(graph: Trace, new: set[str]) -> set[str]:

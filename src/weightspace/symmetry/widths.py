@@ -22,6 +22,7 @@ from weightspace.net.errors import WeightspaceError, first_line
 from weightspace.net.inputs import carried
 from weightspace.net.net import Net, checked
 from weightspace.net.public import public
+from weightspace.net.seeds import derived
 from weightspace.net.state import math_attention, settled
 from weightspace.symmetry.axis import Axis, Block, Place, place_axes
 from weightspace.symmetry.larger import enlarged
@@ -61,7 +62,7 @@ def widen(net: Net, to: float | Mapping[str, int] | Net, example: Any, *, new: N
     True
     """
     found = widening(net, to, example)
-    return found.drawn(new, seed).checked(net, example)
+    return found.drawn(new, seed).checked(net, example).of(net)
 
 
 @dataclass(frozen=True)
@@ -115,12 +116,12 @@ class Widening:
         if shape is None:
             return tensor
         source, target = tensor.detach().contiguous(), tensor.new_zeros(shape)
-        noise = torch.Generator().manual_seed(self.fresh or 0)
+        noise = torch.Generator().manual_seed(derived(self.fresh or 0, "units", name))
         for before, number, after in self._pairs(name):
-            view = self._gathered(self.small.view(before, source), after)
+            view = self.gathered(self.small.view(before, source), after)
             for leaf, axis in enumerate(after.leaves):
                 if axis in self.shares and axis in self.tables:
-                    view = self._shared(view, number, leaf, after, noise)
+                    view = self.weighted(view, number, leaf, after, noise)
             self.large.view(after, target).copy_(view)
         return target
 
@@ -128,7 +129,7 @@ class Widening:
         for (_, before), (number, after) in zip(self.small.blocks_of(name), self.large.blocks_of(name), strict=True):
             yield before, number, after
 
-    def _gathered(self, view: Tensor, block: Block) -> Tensor:
+    def gathered(self, view: Tensor, block: Block) -> Tensor:
         """A block of the narrow network with its units copied."""
         met = [k for k, axis in enumerate(block.leaves) if axis in self.tables]
         for k in sorted(met, key=lambda k: len(self.large[str(block.leaves[k])].over)):
@@ -143,7 +144,9 @@ class Widening:
             view = torch.gather(view, k, place_axes(table, [*at, k], view.dim()).expand(shape))
         return view
 
-    def _shared(self, view: Tensor, number: int, leaf: int, block: Block, noise: torch.Generator) -> Tensor:
+    def weighted(
+        self, view: Tensor, number: int, leaf: int, block: Block, noise: torch.Generator | None = None
+    ) -> Tensor:
         """A block with the shares of one axis, where it is read; or with fresh numbers of new units, where not."""
         name = str(block.leaves[leaf])
         share = self.shares[name]
@@ -155,7 +158,12 @@ class Widening:
             if name in self.scaled:
                 factor = factor * math.sqrt(self.large[name].size / self.small[name].size)
             return view * self.large.spread(factor.to(view), block, leaf)
-        if self.fresh is None or block.tensor not in self.target.weights or not bool((share == 0).any()):
+        if (
+            noise is None
+            or self.fresh is None
+            or block.tensor not in self.target.weights
+            or not bool((share == 0).any())
+        ):
             return view
         drawn = torch.randn(view.shape, generator=noise, dtype=torch.float64).to(view) * view.std(correction=0)
         return torch.where(self.large.spread((share == 0).to(view.device), block, leaf), drawn, view)
@@ -168,16 +176,16 @@ class Widening:
             tensors[name] = self.moved(name, given) if name in self.large.shapes else given.to(old.dtype)
         return self.target.load(tensors)
 
-    def checked(self, net: Net, example: Any) -> Net:
-        """The network in the wider architecture, once one of the ways to share gives its function.
+    def checked(self, net: Net, example: Any) -> Widening:
+        """The first of the ways to share under which the wide network has the function of the narrow one.
 
-        Raises `WeightspaceError` where none does.
+        Raises `WeightspaceError` where there is none.
         """
         trouble: list[str] = []
         for way in self._ways():
             trouble.append(way.difference(net, example))
             if not trouble[-1]:
-                return way.of(net)
+                return way
         unread = {axis: op for axis, op in self.readers.unread.items() if axis in {a.name for a in self.grown}}
         why = ", ".join(f"{axis} in {op}" for axis, op in unread.items()) or trouble[0]
         raise WeightspaceError(
