@@ -19,7 +19,7 @@ FILES = {
     "task": """examples formats losses measures outputs task classification texts datasets data_files digest goal
         processes""",
     "graph": """atoms pretrained rules.call rules.contraction rules.part rules.shape rules.reduction rules.write rules
-        trace follow alike layer on_data""",
+        trace follow proportional alike layer on_data""",
     "inside": "image_functions representation calls units counts path_overlap",
     "equivariance": "finite_group equivariance layers",
     "curvature": "gradients linearised outputs curvature fisher tangent_kernel",
@@ -31,9 +31,9 @@ FILES = {
         bounds.twins bounds.walk bounds.certificate expected_displacement relative perturbation sensitivity""",
     "risk": "inequalities fit pac_bound",
     "symmetry": """axis matrix fold layout element group moved balance upright members canonical probe reach scale
-        sign alone verify turns pairs bases parts exchanges read saved align.parity align.terms
-        align.ascent align.spectral align.relax align.merge align.refit align.repair align.score
-        align.moves align.refine align.orders align.match align.features symmetry quotient verdict""",
+        sign alone verify turns pairs bases parts exchanges read readers larger widths depths saved align.parity
+        align.terms align.ascent align.spectral align.relax align.merge align.refit align.repair align.score
+        align.moves align.refine align.orders align.match align.features align.widths symmetry quotient verdict""",
     "training": "deficits critical_periods recording recorder adapters",
     "flows": "batches anchors attacks ensembles goals pruning result options stepper",
     "atlas": """tables migrations.v0001 migrations.v0002 migrations upgrade catalogue content objects records

@@ -14,7 +14,7 @@ from weightspace.contents import OldNames, handed_on, moved
 
 _CONTENTS = {
     # a point, a vector
-    "net": ["ArchitectureMismatch", "fresh", "Net", "Weights", "WeightspaceError"],
+    "net": ["ArchitectureMismatch", "fresh", "grow", "Net", "Weights", "WeightspaceError"],
     # independent jobs, wherever they run
     "jobs": [],
     # points in files

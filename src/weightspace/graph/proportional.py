@@ -92,8 +92,7 @@ class Factors:
             last = units.amax(-2, keepdim=True)
             if torch.equal(last.expand(units.shape), units):
                 return self.of(b, _reduced(last, shape_of(b)), found)
-            first = units.amax(-1, keepdim=True)
-            return a is not None and self.of(a, _reduced(first, shape_of(a)), found)
+            return a is not None and self.of(a, _reduced(units.amax(-1, keepdim=True), shape_of(a)), found)
         return False
 
     def _rows(self, args: Any, units: Tensor, dim: int, found: dict[str, Tensor]) -> bool:
@@ -121,7 +120,7 @@ class Factors:
             count = int(torch.tensor(shape).prod()) if shape else 1
             sources[used] = torch.arange(start, start + count).reshape(shape)
             start += count
-        args, kwargs = fx.map_arg((whole.args, whole.kwargs), lambda n: sources[n])  # type: ignore[misc]
+        args, kwargs = fx.map_arg((whole.args, whole.kwargs), lambda n: sources[n])
         try:
             moved = whole.target(*args, **kwargs)  # type: ignore[operator]
         except (RuntimeError, NotImplementedError, TypeError, IndexError) as error:

@@ -67,8 +67,8 @@ def deepen(net: Net, to: Net, example: Any) -> Net:
                 return larger(net)
             trouble = trouble or found
     raise WeightspaceError(
-        f"no numbers of the new layers of this {type(to.architecture).__name__} leave the function as it is "
-        f"({trouble}); that needs residual branches, or linear maps and convolutions of one width in a row or after ReLU"
+        f"no numbers of the new layers of this {type(to.architecture).__name__} leave the function as it is ("
+        f"{trouble}); that needs residual branches, or linear maps and convolutions of one width in a row or after ReLU"
     )
 
 

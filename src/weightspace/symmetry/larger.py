@@ -97,7 +97,8 @@ def _told(part: nn.Module, prefix: str, resized: _Resized) -> None:
     elif isinstance(part, nn.PReLU) and weight is not None:
         part.num_parameters = len(weight)
     elif isinstance(part, nn.RNNBase):
-        part.input_size, part.hidden_size = part.weight_ih_l0.shape[1], part.weight_hh_l0.shape[1]
+        held = dict(part.named_parameters())
+        part.input_size, part.hidden_size = (held[f"weight_{key}_l0"].shape[1] for key in ("ih", "hh"))
     elif isinstance(part, nn.MultiheadAttention):
         _attention(part, prefix, resized)
 

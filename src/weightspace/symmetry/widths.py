@@ -25,6 +25,7 @@ from weightspace.net.public import public
 from weightspace.net.seeds import derived
 from weightspace.net.state import math_attention, settled
 from weightspace.symmetry.axis import Axis, Block, Place, place_axes
+from weightspace.symmetry.group import Group
 from weightspace.symmetry.larger import enlarged
 from weightspace.symmetry.layout import Layout
 from weightspace.symmetry.probe import floating
@@ -232,23 +233,23 @@ def widening(net: Net, to: float | Mapping[str, int] | Net, example: Any) -> Wid
     """How the architecture of `net` lies in a wider one, without tables; see `widen`. Raises `WeightspaceError`."""
     net = checked(net)
     graph, draft = label(net, example)
-    small = draft.group(Layout, ())
+    small = draft.group(Group, ())
     if isinstance(to, Net):
         target = to.to(net.dtype)
-        large = label(target, example)[1].group(Layout, ())
+        large = label(target, example)[1].group(Group, ())
         _check(small, large, net, target)
     else:
         target, large = _built(net, draft, small, _sizes(small, to), example)
     return Widening(target, small, large, find_readers(graph, draft, small))
 
 
-def _built(net: Net, draft: Draft, small: Layout, options: list[dict[str, int]], example: Any) -> tuple[Net, Layout]:
+def _built(net: Net, draft: Draft, small: Layout, options: list[dict[str, int]], example: Any) -> tuple[Net, Group]:
     """The wider architecture and its layout, for the first sizes that the module takes. Raises `WeightspaceError`."""
     why = "it has no axis of hidden units"
     for sizes in options:
         try:
             target = Net.of(enlarged(net, draft, sizes))
-            large = label(target, example)[1].group(Layout, ())
+            large = label(target, example)[1].group(Group, ())
             _check(small, large, net, target)
             wrong = [n for n, size in sizes.items() if large[n].size != size]
             if not wrong:

@@ -32,10 +32,10 @@ _SWEEPS, _ROUNDS = 8, 30
 def widen_toward(net: Net, to: Net, example: Any, seed: int = 0) -> Net:
     """The same function in the wider architecture of `to`, its units copied and in the order of those of `to`.
 
-    One axis at a time, from a table drawn from `seed`, every unit of `to` gets the unit of `net` whose weights point most
-    nearly the same way, with every unit of `net` at least once; shares are those nearest the weights of `to`. Where
-    `to` is a widened copy of `net` with its units permuted, the result is `to`. Raises `WeightspaceError` as `widen`
-    does.
+    One axis at a time, from a table drawn from `seed`, every unit of `to` gets the unit of `net` whose weights point
+    most nearly the same way, with every unit of `net` at least once; shares are those nearest the weights of `to`.
+    Where `to` is a widened copy of `net` with its units permuted, the result is `to`. Raises `WeightspaceError` as
+    `widen` does.
 
     >>> import weightspace as ws
     >>> net, task = ws.demo.example()
