@@ -19,6 +19,7 @@ from weightspace.graph.follow import live
 from weightspace.graph.proportional import Factors, shape_of
 from weightspace.graph.trace import Trace, op_name, trace
 from weightspace.net.errors import WeightspaceError
+from weightspace.net.inputs import carried
 from weightspace.net.net import Net
 from weightspace.net.public import public
 from weightspace.symmetry.widths import difference
@@ -50,7 +51,7 @@ def deepen(net: Net, to: Net, example: Any) -> Net:
     >>> torch.allclose(deep(x), net(x), atol=1e-5)
     True
     """
-    to = to.to(net.dtype)
+    to, example = to.to(net.dtype), carried(example, net)
     graph = trace(to.live(), example)
     trouble = ""
     for names in _pairings(net, to):

@@ -232,10 +232,13 @@ def difference(net: Net, larger: Callable[[Net], Net], example: Any) -> str:
 def widening(net: Net, to: float | Mapping[str, int] | Net, example: Any) -> Widening:
     """How the architecture of `net` lies in a wider one, without tables; see `widen`. Raises `WeightspaceError`."""
     net = checked(net)
+    example = carried(example, net)
     graph, draft = label(net, example)
     small = draft.group(Group, ())
     if isinstance(to, Net):
         target = to.to(net.dtype)
+        for name in net.tensors.keys() ^ target.tensors.keys():
+            raise WeightspaceError(f"{_wide(target)} is not a widening of this network: only one of them has {name}")
         large = label(target, example)[1].group(Group, ())
         _check(small, large, net, target)
     else:
@@ -290,20 +293,21 @@ def _sizes(layout: Layout, to: float | Mapping[str, int]) -> list[dict[str, int]
 
 def _check(small: Layout, large: Layout, net: Net, target: Net) -> None:
     """Raise `WeightspaceError` unless the axes of one lie in its tensors as those of the other do, and are larger."""
-    first = type(target.architecture).__name__
-    for name in [*net.tensors, *target.tensors]:
-        if name not in net.tensors or name not in target.tensors:
-            raise WeightspaceError(f"{first} is not a widening of this network: only one of them has {name}")
+    for name in net.tensors:
         ours, theirs = ([(b.leaves, b.dims) for _, b in g.blocks_of(name)] for g in (small, large))
         if ours != theirs or (name not in small.shapes and net.tensors[name].shape != target.tensors[name].shape):
             shapes = " and ".join(str(tuple(n.tensors[name].shape)) for n in (net, target))
-            raise WeightspaceError(f"{first} is not a widening of this network: {name} has shapes {shapes}")
+            raise WeightspaceError(f"{_wide(target)} is not a widening of this network: {name} has shapes {shapes}")
     for axis in small.every:
         wide = large[axis.name]
         if wide.size < axis.size:
             raise WeightspaceError(f"{axis.name} has {axis.size} units, {wide.size} in the other; give a wider network")
         if wide.size > axis.size and not axis.kinds:
             raise WeightspaceError(f"{axis.name} cannot be widened: {small.pinned.get(axis.name, 'its units stay')}")
+
+
+def _wide(target: Net) -> str:
+    return type(target.architecture).__name__
 
 
 def _copied(size: int, units: int, generator: torch.Generator) -> Tensor:
