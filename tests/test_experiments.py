@@ -56,6 +56,7 @@ from experiments import (  # noqa: E402
     texts,
     transformers,
     trust,
+    widths,
 )
 
 SORTED = [way for way in alignment.WAYS if way not in ("as it is", "matched")]
@@ -823,6 +824,20 @@ def test_a_pair_of_narrow_networks_is_joined_by_refining_its_scales(tmp_path):
     assert out.read_text() == first
     (shown,) = narrow.tables(record.Record(out), "").values()
     assert shown.count("15,000") == len(narrow.WAYS)
+
+
+@pytest.mark.slow
+def test_networks_of_two_widths_keep_their_functions_on_the_way_to_one_line(tmp_path):
+    out = tmp_path / "rows.json"
+    assert widths.main(["--quick", "--out", str(out)]) == 0
+    first = out.read_text()
+    rows = json.loads(first)
+    assert len(rows) == len(widths.KINDS) * len(widths.SHARES) * len(widths.WAYS)
+    assert all(row["changed"] < 1e-3 and 0 <= row["middle"] <= 1 for row in rows.values())
+    for share in widths.SHARES:
+        any_order, *found = (rows[f"pairs/mlp/{share}/{way}/0"]["barrier"] for way in widths.WAYS)
+        assert max(found) < any_order
+    assert widths.main(["--quick", "--out", str(out)]) == 0 and out.read_text() == first
 
 
 def test_lineage_of_a_zoo_is_scored_by_its_history():

@@ -19,7 +19,7 @@ FILES = {
     "task": """examples formats losses measures outputs task classification texts datasets data_files digest goal
         homotopies processes""",
     "graph": """atoms pretrained rules.call rules.contraction rules.part rules.shape rules.reduction rules.write rules
-        trace follow alike layer on_data""",
+        trace follow proportional alike layer on_data""",
     "inside": "image_functions representation calls units counts path_overlap",
     "equivariance": "finite_group equivariance layers",
     "curvature": "gradients linearised outputs curvature fisher tangent_kernel",
@@ -31,9 +31,9 @@ FILES = {
         bounds.twins bounds.walk bounds.certificate expected_displacement relative perturbation sensitivity""",
     "risk": "inequalities fit pac_bound",
     "symmetry": """axis matrix fold layout element group moved balance upright members canonical probe reach scale
-        sign alone verify turns pairs bases parts exchanges read saved align.parity align.terms
-        align.ascent align.spectral align.relax align.merge align.refit align.repair align.score
-        align.moves align.refine align.orders align.match align.features symmetry quotient verdict""",
+        sign alone verify turns pairs bases parts exchanges read readers larger widths depths saved align.parity
+        align.terms align.ascent align.spectral align.relax align.merge align.refit align.repair align.score
+        align.moves align.refine align.orders align.match align.features align.widths symmetry quotient verdict""",
     "training": "deficits critical_periods recording recorder adapters points averages",
     "flows": "batches anchors attacks ensembles goals sharpness pruning result options stepper cycles morphing",
     "atlas": """tables migrations.v0001 migrations.v0002 migrations upgrade catalogue content objects records
@@ -41,7 +41,7 @@ FILES = {
         starts tried asked by_distance nearest_start nearby greedy_averages gram neighbourhoods compared independence
         relatives averages arborescence relations renumbered lineage families barriers""",
     "commands": """progress data scores settings workspace compare across_architectures align merge capacity walk
-        perturb stability inform tasks certify watch paths nearest atlas atlas_map last_map atlas_asked""",
+        perturb widen stability inform tasks certify watch paths nearest atlas atlas_map last_map atlas_asked""",
     "pages": """page style compare across_architectures align merge walk capacity stability inform tasks certify
         paths watch critical_periods atlas nearest""",
     "web": """playground.fields playground.reply playground.points playground.state playground.messages
@@ -49,8 +49,8 @@ FILES = {
         playground.walking playground.insight playground.generator playground.exercises playground.session
         guard served answer members layers child look work spawn queue uploads kinds reports jobs atlas_routes
         playing app server""",
-    "cli": """options words show read compare align merge walk perturb capacity stability inform certify tasks watch
-        paths atlas atlas_sets nearest serve""",
+    "cli": """options words show read compare align merge walk perturb widen capacity stability inform certify tasks
+        watch paths atlas atlas_sets nearest serve""",
 }
 PARTS = {
     "graph.rules": "rules.",

@@ -14,7 +14,7 @@ from weightspace.contents import OldNames, handed_on, moved
 
 _CONTENTS = {
     # a point, a vector
-    "net": ["ArchitectureMismatch", "fresh", "Net", "Weights", "WeightspaceError"],
+    "net": ["ArchitectureMismatch", "fresh", "grow", "Net", "Weights", "WeightspaceError"],
     # independent jobs, wherever they run
     "jobs": [],
     # points in files
@@ -121,7 +121,16 @@ _CONTENTS = {
     # what can be promised on new data
     "risk": ["kl_inverse", "pac_bayes", "RiskBound"],
     # the group
-    "symmetry": ["mean", "modulo", "repair", "reset_statistics", "Symmetry", "SymmetryError"],
+    "symmetry": [
+        "deepen",
+        "mean",
+        "modulo",
+        "repair",
+        "reset_statistics",
+        "Symmetry",
+        "SymmetryError",
+        "widen",
+    ],
     # a training run watched
     "training": ["critical_period", "ema", "lawa", "Recorder", "Recording", "swa"],
     # steps along what a goal asks for

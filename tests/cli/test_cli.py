@@ -36,7 +36,9 @@ from weightspace.task.task import Task
 from weightspace.trust.relative import relative_trust
 
 ARCH = "tinynets:mlp"
-COMMANDS = "read compare align merge walk capacity perturb stability watch paths inform tasks certify demo".split()
+COMMANDS = (
+    "read compare align merge walk capacity perturb widen grow stability watch paths inform tasks certify demo".split()
+)
 
 
 @pytest.fixture(scope="module")
@@ -671,6 +673,63 @@ def test_walk_refuses_in_one_line_and_writes_nothing(here, capsys, toward, more,
 
 
 # ------------------------------------------------------------------ the demo
+
+
+# ------------------------------------------------------------------ widen, grow
+
+
+@pytest.mark.parametrize(
+    ("options", "width", "second"),
+    [
+        (("--to", "2"), 24, 16),
+        (("--to", "tinynets:mlp(width=20)"), 20, 8),
+        (("--axis", "0.weight[0]=13", "--new", "zeros"), 13, 8),
+    ],
+)
+def test_widen_writes_the_same_function_and_says_what_grew(here, capsys, options, width, second):
+    out = here / "wide.safetensors"
+    found = run_json(capsys, "widen", "a.safetensors", "-o", out, "--arch", ARCH, "--data", "data.npz", *options)
+    narrow, wide = Net.of(mlp()).load(reader.read("a.safetensors")), reader.read(out)
+    assert found["axes"][0] == ["0.weight[0]", 12, width] and wide.metadata["who"] == "a"
+    module = nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, second), nn.ReLU(), nn.Linear(second, 3))
+    x = torch.from_numpy(np.load("data.npz")["x"])
+    torch.testing.assert_close(Net.of(module).load(wide)(x), narrow(x), atol=1e-5, rtol=1e-4)
+    text = ok(capsys, "widen", "a.safetensors", "-o", out, "--arch", ARCH, "--example", "2x6", "--force", *options)
+    assert "0.weight[0]" in text and "the outputs changed by" in text
+
+
+def test_grow_writes_more_outputs(here, capsys):
+    out = here / "more.safetensors"
+    found = run_json(capsys, "grow", "a.safetensors", "-o", out, "--arch", ARCH, "--example", "2x6", "--outputs", 2)
+    assert ["4.weight", [3, 8], [5, 8]] in found["shapes"] and found["function"] < 1e-6
+    old, new = reader.read("a.safetensors"), reader.read(out)
+    assert torch.equal(new["4.weight"][:3], old["4.weight"]) and new["4.bias"].shape == (5,)
+    text = ok(capsys, "grow", "a.safetensors", "-o", out, "--arch", ARCH, "--example", "2x6", "--outputs", 1, "--force")
+    assert "4x8" in text
+
+
+@pytest.mark.parametrize(
+    ("command", "given", "words"),
+    [
+        ("widen", (), "how wide"),
+        ("widen", ("--to", "2", "--axis", "0.weight[0]=13"), "either --to"),
+        ("widen", ("--to", "0.5"), "narrower"),
+        ("widen", ("--to", "tinynets:Batched"), "not a widening"),
+        ("widen", ("--axis", "0.weight[0]=11"), "fewer"),
+        ("widen", ("--axis", "7.weight[0]=13"), "no axis"),
+        ("widen", ("--axis", "0.weight[0]"), "NAME=SIZE"),
+        ("widen", ("--to", "2", "--new", "nothing"), "copies or zeros"),
+        ("widen", ("--to", "nowhere:mlp"), "no module"),
+        ("grow", ("--outputs", "2", "--layer", "1"), "no linear layer"),
+        ("grow", ("--outputs", "0"), "--outputs"),
+    ],
+)
+def test_widen_and_grow_refuse_in_one_line(here, capsys, command, given, words):
+    out = here / "refused.safetensors"
+    code, text, err = run(capsys, command, "a.safetensors", "-o", out, "--arch", ARCH, "--example", "2x6", *given)
+    assert code == 2 and not text and not out.exists(), err
+    *told, said = err.splitlines()
+    assert words in said and all(line.endswith("...") for line in told), err
 
 
 # ------------------------------------------------------------------ perturb, stability

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import weightspace as ws
 from weightspace.checkpoint.refusal import CheckpointError
 from weightspace.flows.ensembles import coherence, disagreement, ensemble, swag
 from weightspace.flows.goals import learn
@@ -367,18 +368,22 @@ def test_learning_and_pruning_in_both_orders_keep_every_zero():
 # more outputs, several networks as one
 
 
-def test_widening_leaves_the_outputs_that_were_there():
+def test_growing_leaves_the_outputs_that_were_there():
     a, x = net(), task().example(10)
-    b = a.widen(2, seed=4)
+    b = ws.grow(a, outputs=2, seed=4)
     assert torch.allclose(b(x)[:, :3], a(x), atol=1e-6) and b(x).shape == (10, 5)
+    assert all(torch.equal(b.weights[name][: len(rows)], rows) for name, rows in a.weights.items())
     assert torch.allclose(b.module()(x), b(x), atol=1e-6) and a(x).shape == (10, 3)
-    assert torch.equal(b(x), a.widen(2, seed=4)(x)) and not torch.equal(b(x), a.widen(2, seed=5)(x))
+    again, other = (ws.grow(a, outputs=2, seed=seed) for seed in (4, 5))
+    assert torch.equal(b(x), again(x)) and not torch.equal(b(x), other(x))
+    alone = ws.grow(nn.Linear(4, 3), outputs=1)
+    assert alone(x[:, :4]).shape == (10, 4)
     end = flow(b, Task(x, torch.full((10,), 4)), Adam(), steps=30, size=0.01)[-1]
     assert bool((end(x).argmax(1) == 4).all())
     for act, words in (
-        (lambda: a.widen(0), "at least one"),
-        (lambda: a.widen(1, "1"), "no linear layer '1'"),
-        (lambda: Net.of(nn.Conv2d(1, 1, 1)).widen(1), "no linear layer"),
+        (lambda: ws.grow(a, 0), "at least one"),
+        (lambda: ws.grow(a, 1, "1"), "no linear layer '1'"),
+        (lambda: ws.grow(Net.of(nn.Conv2d(1, 1, 1)), 1), "no linear layer"),
     ):
         with pytest.raises(WeightspaceError, match=words):
             act()
@@ -389,11 +394,18 @@ def test_widening_leaves_the_outputs_that_were_there():
 
     for odd in (Cosine(4, 3), nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))):
         with pytest.raises(WeightspaceError, match="plain"):
-            Net.of(nn.Sequential(odd)).widen(1, "0")
+            ws.grow(Net.of(nn.Sequential(odd)), 1, "0")
     tied = nn.Sequential(nn.Embedding(6, 4), nn.Linear(4, 6, bias=False))
     tied[1].weight = tied[0].weight
     with pytest.raises(WeightspaceError, match="several places"):
-        Net.of(tied).widen(1)
+        ws.grow(Net.of(tied), 1)
+
+
+def test_the_old_name_of_growing_works_with_a_warning():
+    a, x = net(), task().example(10)
+    with pytest.warns(DeprecationWarning, match="grow"):
+        b = a.widen(2, seed=4)
+    assert torch.equal(b(x), ws.grow(a, outputs=2, seed=4)(x))
 
 
 def test_an_ensemble_is_the_mean_of_probabilities():

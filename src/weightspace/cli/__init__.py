@@ -34,6 +34,7 @@ from weightspace.cli import (
     tasks,
     walk,
     watch,
+    widen,
 )  # fmt: skip
 from weightspace.cli.options import Shared, shared
 from weightspace.cli.show import answers_alone, note, noted, print_json, progress
@@ -189,7 +190,7 @@ def demo(
 _PANELS: dict[str, list[Callable[..., None]]] = {  # of --help, in its order
     "Look": [demo, read.read],
     "Compare and merge": [compare.compare, align.align, merge.merge],
-    "Move": [walk.walk, perturb.perturb],
+    "Move": [walk.walk, perturb.perturb, widen.widen, widen.grow],
     "Measure": [capacity.capacity, stability.stability, inform.inform, certify.certify],
     "Sets of data and networks": [tasks.tasks, nearest.nearest],
     "Training runs": [watch.watch, paths.paths],

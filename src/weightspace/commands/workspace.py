@@ -24,7 +24,7 @@ from weightspace.symmetry.align.match import METHODS, Method
 from weightspace.symmetry.symmetry import Symmetry
 from weightspace.task.task import Task
 
-__all__ = ["Workspace", "file_names"]
+__all__ = ["Workspace", "example_for", "file_names"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Workspace:
                 raise ArchitectureError(f"{path}: no such file or folder; check the path")
         module = architecture.find(settings.arch, list(paths), settings.trust_code)
         align_on, measure_on = splits(data, limit, settings.seed) if data is not None else (None, None)
-        shown = _example(module, align_on, example, settings.seed)
+        shown = example_for(module, align_on, example, settings.seed)
         net = Net.of(module)
         del module
         for path in paths:
@@ -103,7 +103,8 @@ def _meta(tensor: Tensor) -> Tensor:
     return tensor.to("meta")
 
 
-def _example(module: nn.Module, data: Task | None, text: str | None, seed: int) -> Any:
+def example_for(module: nn.Module, data: Task | None, text: str | None, seed: int) -> Any:
+    """The example that --example describes, else one of the data, else one that the module itself names."""
     if text is not None:
         return architecture.parse_example(text, seed)
     return data.example(2) if data is not None else architecture.example_of(module)

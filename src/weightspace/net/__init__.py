@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = handed_on(
     {
         "errors": ["ArchitectureMismatch", "InputError", "WeightspaceError"],
         "cost": ["Cost"],
-        "net": ["checked", "loose", "Net", "unfrozen"],
+        "net": ["checked", "grow", "loose", "Net", "unfrozen"],
         "state": ["math_attention"],
         "weights": ["finite", "squared_distance", "Weights", "wide"],
         "names": ["prefixes"],

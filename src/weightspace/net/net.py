@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from weightspace.net.differentiable import called, computed, spectral_norms
 from weightspace.net.errors import InputError, WeightspaceError, first_line
 from weightspace.net.names import pick
-from weightspace.net.public import becomes, public
+from weightspace.net.public import becomes, deprecated, public
 from weightspace.net.state import seeded, settled
 from weightspace.net.weights import Renamed, Weights, convert
 
-__all__ = ["Net", "WeightspaceError", "checked", "loose", "unfrozen"]
+__all__ = ["Net", "WeightspaceError", "checked", "grow", "loose", "unfrozen"]
 
 _POWER = 30
 _frozen: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()
@@ -177,32 +177,9 @@ class Net:
         return self.to(torch.float64)
 
     def widen(self, n: int, layer: str | None = None, seed: int = 0) -> Net:
-        """The network with `n` more outputs: `n` more rows in the `nn.Linear` named `layer`, by default the last one.
-
-        The other outputs do not change; the new rows are initialised as torch does, from `seed`. Raises
-        `WeightspaceError` where there is no such layer, or its weight is used elsewhere too.
-        """
-        if n < 1:
-            raise WeightspaceError(f"widen adds at least one output, got {n}; give 1 or more")
-        found = {name: m for name, m in self.architecture.named_modules() if isinstance(m, nn.Linear)}
-        name = layer if layer is not None else next(reversed(found), "")
-        if name not in found:
-            raise WeightspaceError(f"no linear layer {name!r} to widen; choose one of {', '.join(found) or 'none'}")
-        old = found[name]
-        every = self.architecture.named_parameters(remove_duplicate=False)
-        if sum(p is getattr(old, "weight", None) for _, p in every) > 1:
-            raise WeightspaceError(f"{name}.weight is used in several places; choose a layer with a weight of its own")
-        if type(old) is not nn.Linear or f"{name}.weight" not in self.weights:
-            raise WeightspaceError(f"{name} is a {type(old).__name__}; choose a plain nn.Linear")
-        with seeded(seed):
-            drawn = nn.Linear(old.in_features, n, bias=old.bias is not None)
-        wide = nn.Linear(old.in_features, old.out_features + n, old.bias is not None, device="meta")
-        architecture = copy.deepcopy(self.architecture, {id(old): wide}).eval()
-        grown = {}
-        for key, rows in drawn.named_parameters():
-            before = self.weights[f"{name}.{key}"]
-            grown[f"{name}.{key}"] = torch.cat([before, rows.detach().to(before)])
-        return Net(architecture, Weights({**self.weights, **grown}), self.state)
+        """The old name of `grow(net, outputs=n)`; `weightspace.widen` makes hidden layers wider."""
+        deprecated("Net.widen(n) is called grow(net, outputs=n) now")
+        return grown(self, n, layer, seed)
 
     @property
     def frozen(self) -> frozenset[str]:
@@ -333,6 +310,50 @@ def unfrozen(net: Net, frozen: Literal["stay", "move"]) -> Net:
     (2, 0)
     """
     return net.thawed() if frozen == "move" else net
+
+
+@public
+def grow(net: Net, outputs: int, layer: str | None = None, seed: int = 0) -> Net:
+    """The network with `outputs` more outputs: more rows in the `nn.Linear` named `layer`, by default the last one.
+
+    The rows that were there stay the same to the last bit, so that the old outputs change by rounding at most
+    (libraries sum products of other sizes in another order); the new rows are initialised as torch does, from `seed`.
+    Raises `WeightspaceError` where there is no such layer, or its weight is used elsewhere too.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> more = ws.grow(net, outputs=2)
+    >>> bool((more.weights["3.weight"][:10] == net.weights["3.weight"]).all()), more(task.example(3)).shape
+    (True, torch.Size([3, 12]))
+    """
+    return grown(net, outputs, layer, seed)
+
+
+def grown(net: Net, outputs: int, layer: str | None, seed: int) -> Net:
+    """As `grow`."""
+    if outputs < 1:
+        raise WeightspaceError(f"grow adds at least one output, got {outputs}; give 1 or more")
+    found = {name: m for name, m in net.architecture.named_modules() if isinstance(m, nn.Linear)}
+    name = layer if layer is not None else next(reversed(found), "")
+    if name not in found:
+        raise WeightspaceError(f"no linear layer {name!r} to grow; choose one of {', '.join(found) or 'none'}")
+    old, prefix = found[name], f"{name}." if name else ""
+    every = net.architecture.named_parameters(remove_duplicate=False)
+    if sum(p is getattr(old, "weight", None) for _, p in every) > 1:
+        raise WeightspaceError(f"{prefix}weight is used in several places; choose a layer with a weight of its own")
+    if type(old) is not nn.Linear or f"{prefix}weight" not in net.weights:
+        raise WeightspaceError(f"{name} is a {type(old).__name__}; choose a plain nn.Linear")
+    with seeded(seed):
+        drawn = nn.Linear(old.in_features, outputs, bias=old.bias is not None)
+    wide = nn.Linear(old.in_features, old.out_features + outputs, old.bias is not None, device="meta")
+    for key, parameter in wide.named_parameters():
+        parameter.requires_grad_(getattr(old, key).requires_grad)
+    architecture = wide.eval() if not name else copy.deepcopy(net.architecture, {id(old): wide}).eval()
+    more = {}
+    for key, rows in drawn.named_parameters():
+        before = net.weights[f"{prefix}{key}"]
+        more[f"{prefix}{key}"] = torch.cat([before, rows.detach().to(before)])
+    return Net(architecture, Weights({**net.weights, **more}), net.state)
 
 
 def checked(value: Any) -> Net:

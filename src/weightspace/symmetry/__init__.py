@@ -6,6 +6,9 @@ __getattr__, __dir__, __all__ = handed_on(
     __name__,
     {
         "axis": ["Axis", "Exchange", "Generator"],
+        "widths": ["widen"],
+        "depths": ["deepen"],
+        "align.widths": ["widen_toward"],
         "align.match": ["Candidate", "Match"],
         "align.refine": ["refine", "Refinement"],
         "group": ["Element", "Group"],

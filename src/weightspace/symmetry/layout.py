@@ -183,7 +183,7 @@ class Layout:
         if self.fingerprint and self.fingerprint != net.fingerprint:
             raise SymmetryError(
                 f"the group was read from another architecture than this {type(net.architecture).__name__}; "
-                "read the symmetry of this one"
+                "read the symmetry of this one, or give data= too if it is the same but narrower"
             )
         if net.device.type == "meta":
             raise SymmetryError("the network is on the meta device, so that its weights have no numbers; load them")

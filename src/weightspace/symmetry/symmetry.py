@@ -21,6 +21,7 @@ from weightspace.symmetry.align.merge import gather_round
 from weightspace.symmetry.align.refine import refine
 from weightspace.symmetry.align.repair import best_repaired
 from weightspace.symmetry.align.score import Score
+from weightspace.symmetry.align.widths import widen_toward
 from weightspace.symmetry.balance import balance
 from weightspace.symmetry.canonical import Key, canonical
 from weightspace.symmetry.fold import fold
@@ -118,6 +119,9 @@ class Symmetry(Group):
     def align(self, net: Net, to: Net, data: Task | None = None, method: Method = "auto", seed: int = 0) -> Net:
         """The member of the orbit of `net` nearest `to`: the same function, ready to be compared or averaged.
 
+        With `data` the network may be narrower than `to`, whose architecture the group was read from: it is widened
+        first (see `widen_toward`).
+
         >>> import weightspace as ws
         >>> net, task = ws.demo.example()
         >>> group = ws.Symmetry.of(net, task.example(2))
@@ -125,6 +129,7 @@ class Symmetry(Group):
         >>> round(float((group.align(copy, to=net) - net).norm()), 3)
         0.0
         """
+        net = _at_width(self, net, to, data, seed)
         group = self.foldable(net, to)
         return fold(group, group.match(net, to, data, method, seed).element(net), like=to)
 
@@ -193,7 +198,8 @@ def mean(
     will do, and divergences then take the place of losses (see `Symmetry.match` and `repair`). The result has the
     scales and the dtypes of the first network: computed in float32 or better, whatever the dtypes of the networks, and
     rounded once at the end. Frozen weights, which must be equal in all networks, stay as they are, and so do units that
-    they index; with frozen="move" they are averaged like all others.
+    they index; with frozen="move" they are averaged like all others. With `data` some networks may be narrower than
+    those of the group's architecture; they are widened first (see `widen_toward`), and the mean is as wide as those.
 
     >>> import weightspace as ws
     >>> net, task = ws.demo.example()
@@ -205,6 +211,8 @@ def mean(
     if not nets:
         raise WeightspaceError("the mean of no networks; give at least one network")
     nets = [unfrozen(checked(net), frozen) for net in nets]
+    wide = next((net for net in nets if net.fingerprint == group.fingerprint), nets[0])
+    nets = [_at_width(group, net, wide, data, seed) for net in nets]
     frozen_names = _still(nets)
     group = (group.without(frozen_names) if frozen_names else group).foldable(*nets)
     many = [fold(group, net) for net in lifted(nets)]
@@ -222,6 +230,13 @@ def mean(
     first = nets[0]
     middle = fold(group, middle, like=first)
     return Net(first.architecture, first.weights.replace(middle.weights), first.state.replace(middle.state))
+
+
+def _at_width(group: Group, net: Net, wide: Net, data: Task | None, seed: int) -> Net:
+    """The network, widened to the architecture of the group where it has another one; read on `data`."""
+    if data is None or checked(net).fingerprint == group.fingerprint != "":
+        return net
+    return widen_toward(net, wide, data.example(2), seed=seed)
 
 
 def _still(nets: Sequence[Net]) -> frozenset[str]:
