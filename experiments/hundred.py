@@ -8,6 +8,7 @@ sees the five outputs of its own task. Accuracy at the end is asked twice: among
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 import weightspace as ws
 from experiments import split
-from experiments.continual import RATE, adam, cycle
+from experiments.continual import FAST, adam, cycle
 from experiments.nets import tensors
 from experiments.record import Job, Record, block, number, percent
 from experiments.residual import FULL, QUICK, SMALL, Lab, residual, shifted
@@ -28,9 +29,9 @@ from weightspace.task.datasets import STATISTICS
 
 EPOCHS = 4  # of every task; three times as many of all at once
 BATCH, REHEARSED = 32, 32
-KEPT = 25  # images a task
+KEPT, MORE = 25, 50  # images a task, and where a way says so
 OUTER, ROWS, LENGTH, BUDGET = 12, 50, 0.02, 4.0  # of the invariant path: steps a task, images, length, drift
-LAYERED, DAMPING = 4, 1e-3  # steps a task in the layers' null spaces
+LAYERED, DAMPING = 4, 10.0  # steps a task in the layers' null spaces; of steps that are projected
 
 
 class Hundred(split.Stage):
@@ -112,17 +113,18 @@ def teacher(lab: Hundred, net: ws.Net, memory: ws.Task, seed: int) -> Any:
     return new(lab, seed) + 50 * ws.hold(memory, net, "bhattacharyya", batch=REHEARSED, seed=seed)
 
 
-def layers(lab: Hundred, net: ws.Net, memory: ws.Task, seed: int) -> ws.Net:
+def layers(lab: Hundred, net: ws.Net, memory: ws.Task, seed: int, steps: int = LAYERED) -> ws.Net:
     """In the null spaces of what the layers are given by the memory."""
     goal = ws.learn(lab.own(lab.new), 256, seed, augment=shifted)
-    return _walked(lab, net, goal, ws.Pullback(memory, solver="layer"), LAYERED, corrections=0)
+    return _walked(lab, net, goal, ws.Pullback(memory, solver="layer"), steps, corrections=0)
 
 
-def projected(lab: Hundred, net: ws.Net, memory: ws.Task, seed: int, damping: float = DAMPING) -> ws.Net:
-    """Adam, every step projected onto the null spaces of what the layers are given by the memory."""
+def held(lab: Hundred, net: ws.Net, memory: ws.Task, seed: int, damping: float = math.inf) -> ws.Net:
+    """The old outputs on changed copies of the memory, no labels; Adam, its steps projected for the memory's inputs."""
     metric = ws.NullSpace.of(ws.Adam(), net, memory, damping)
+    goal = new(lab, seed) + 2 / lab.outputs * ws.hold(memory, net, batch=REHEARSED, seed=seed, augment=shifted)
     steps = lab.steps(lab.new, lab.epochs)
-    return ws.flow(net, new(lab, seed), metric, steps=steps, size=cycle(RATE), save=steps)[-1]
+    return ws.flow(net, goal, metric, steps=steps, size=cycle(FAST), save=steps)[-1]
 
 
 def path(lab: Hundred, net: ws.Net, memory: ws.Task, seed: int) -> ws.Net:
@@ -168,7 +170,12 @@ WAYS: dict[str, Way | None] = {
     "frozen teacher": adam(teacher),
     "A-GEM": adam(lambda lab, net, memory, seed: ws.gem(new(lab, seed), [lab.own(memory)], REHEARSED, seed)),
     "layers' null space": layers,
-    "Adam in null spaces": projected,
+    "DER++, 50 kept": adam(rehearsed),
+    "outputs held, 50 kept": held,
+    "outputs held, steps projected, 50 kept": partial(held, damping=DAMPING),
+    "layers' null space, 4 steps, 50 kept": layers,
+    "layers' null space, 8 steps, 50 kept": partial(layers, steps=8),
+    "layers' null space, 16 steps, 50 kept": partial(layers, steps=16),
 }  # fmt: skip
 
 
@@ -182,7 +189,8 @@ def sequences(lab: Hundred, seed: int, only: list[str]) -> Iterator[Job]:
 def measured(lab: Hundred, way: str, seed: int) -> dict[str, Any]:
     """Accuracy of every task at the end among all classes, and among its own; the means."""
     began = time.perf_counter()
-    net = split.learnt(lab, WAYS[way], KEPT * lab.tasks if not lab.quick else 20, seed)
+    each = MORE if way.endswith("50 kept") else KEPT
+    net = split.learnt(lab, WAYS[way], each * lab.tasks if not lab.quick else 20, seed)
     seconds = time.perf_counter() - began
     found = [_judged(lab, net, k, task) for k, task in enumerate(lab.test)]
     right, within = ([pair[i] for pair in found] for i in (0, 1))
