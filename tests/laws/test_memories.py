@@ -246,6 +246,8 @@ MEMORIES = {
     "symmetry.probe.Probe._drawn": "test_a_probe_draws_again_after_any_change_of_its_weights",
     "symmetry.element.Element.factors": BUILT,
     "symmetry.layout.Layout._blocks": BUILT,
+    "symmetry.widths.Widening.shares": BUILT,
+    "symmetry.widths.Widening.tables": BUILT,
     "jobs.calls._HELD": "test_a_worker_runs_the_function_that_it_was_sent",
     "jobs.processes.Processes._slots": "the processes themselves, while they run",
     "jobs.processes.Processes._sent": "test_a_worker_runs_the_function_that_it_was_sent",
