@@ -9,13 +9,14 @@ import pytest
 import weightspace as ws
 
 HOUSE = Path(__file__).parents[1] / "src" / "weightspace"
-WINGS = """contents net jobs checkpoint linear task graph inside equivariance curvature metric codes path trust risk
-    symmetry training flows atlas commands pages demo web cli __main__"""
+WINGS = """contents net jobs checkpoint linear constraints task graph inside equivariance curvature metric codes path
+    trust risk symmetry training flows atlas commands pages demo web cli __main__"""
 FILES = {
     "net": "errors seeds state differentiable public cost plain weights names net average inputs model",
     "jobs": "progress calls processes cluster engine",
     "checkpoint": "files refusal locate pickled reader adapter architecture stored writer",
     "linear": "assignment bits estimate krylov norms traces determinants operator",
+    "constraints": "form shared matrices ordered fourier constraining",
     "task": """examples formats losses measures outputs task classification texts datasets data_files digest goal
         processes""",
     "graph": """atoms pretrained rules.call rules.contraction rules.part rules.shape rules.reduction rules.write rules
@@ -31,7 +32,7 @@ FILES = {
         bounds.twins bounds.walk bounds.certificate expected_displacement relative perturbation sensitivity""",
     "risk": "inequalities fit pac_bound",
     "symmetry": """axis matrix fold layout element group moved balance upright members canonical probe reach scale
-        sign alone verify turns pairs bases parts exchanges read saved align.parity align.terms
+        sign alone verify turns pairs bases parts exchanges read constrained saved align.parity align.terms
         align.ascent align.spectral align.relax align.merge align.refit align.repair align.score
         align.moves align.refine align.orders align.match align.features symmetry quotient verdict""",
     "training": "deficits critical_periods recording recorder adapters",

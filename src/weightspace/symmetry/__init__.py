@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = handed_on(
     __name__,
     {
         "axis": ["Axis", "Exchange", "Generator"],
+        "constrained": ["remaining", "Renumbering"],
         "align.match": ["Candidate", "Match"],
         "align.refine": ["refine", "Refinement"],
         "group": ["Element", "Group"],
