@@ -36,7 +36,7 @@ FILES = {
         align.ascent align.spectral align.relax align.merge align.refit align.repair align.score
         align.moves align.refine align.orders align.match align.features symmetry quotient verdict""",
     "training": "deficits critical_periods recording recorder adapters",
-    "flows": "batches anchors attacks ensembles goals pruning result options stepper",
+    "flows": "batches anchors attacks ensembles goals forms pruning result options stepper",
     "atlas": """tables migrations.v0001 migrations.v0002 migrations upgrade catalogue content objects records
         comparisons scan members sources ways holdings folders side_by_side sketches orbits atlas halving question
         starts asked nearby greedy_averages gram neighbourhoods compared independence relatives averages arborescence

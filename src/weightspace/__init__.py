@@ -119,6 +119,7 @@ _CONTENTS = {
     # steps along what a goal asks for
     "flows": [
         "coherence",
+        "conform",
         "disagreement",
         "drift",
         "ensemble",

@@ -97,7 +97,7 @@ def told(net: Net, moves: list[Renumbering]) -> list[str]:
             move.name for move in moves if name in {b.tensor for b in move.element.group.blocks} and _on(move, name)
         ]
         if mine:
-            notes.append(f"{name} is {form}: {', '.join(mine)} leave it (see symmetry.remaining)")
+            notes.append(f"{name} is {form}, which is kept by {', '.join(mine)} (see symmetry.remaining)")
         elif isinstance(form, Ordered):
             notes.append(f"{name} is {form}: no permutation of its rows is left, up to ties; scales are not looked for")
         elif not isinstance(form, LowRank):
