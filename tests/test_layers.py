@@ -41,17 +41,17 @@ FILES = {
         comparisons scan members sources ways holdings folders side_by_side sketches orbits atlas halving question
         starts asked nearby greedy_averages gram neighbourhoods compared independence relatives averages arborescence
         relations renumbered lineage families barriers""",
-    "commands": """progress data scores settings workspace compare align merge capacity walk perturb stability inform
-        tasks certify watch paths atlas atlas_map last_map atlas_asked""",
-    "pages": """page style compare align merge walk capacity stability inform tasks certify paths watch
+    "commands": """progress data scores settings workspace compare align merge capacity walk perturb project stability
+        inform tasks certify watch paths atlas atlas_map last_map atlas_asked""",
+    "pages": """page style compare align merge walk project capacity stability inform tasks certify paths watch
         critical_periods atlas""",
     "web": """playground.fields playground.reply playground.points playground.state playground.messages
         playground.learner playground.networks playground.pictures playground.shaking playground.pair
         playground.walking playground.insight playground.generator playground.exercises playground.session
         guard served answer members layers child look work spawn queue uploads kinds reports jobs atlas_routes
         playing app server""",
-    "cli": """options words show read compare align merge walk perturb capacity stability inform certify tasks watch
-        paths atlas atlas_sets serve""",
+    "cli": """options words show read compare align merge walk perturb project capacity stability inform certify
+        tasks watch paths atlas atlas_sets serve""",
 }
 PARTS = {
     "graph.rules": "rules.",

@@ -27,6 +27,7 @@ from weightspace.cli import (
     merge,
     paths,
     perturb,
+    project,
     read,
     serve,
     stability,
@@ -188,7 +189,7 @@ def demo(
 _PANELS: dict[str, list[Callable[..., None]]] = {  # of --help, in its order
     "Look": [demo, read.read],
     "Compare and merge": [compare.compare, align.align, merge.merge],
-    "Move": [walk.walk, perturb.perturb],
+    "Move": [walk.walk, perturb.perturb, project.project],
     "Measure": [capacity.capacity, stability.stability, inform.inform, certify.certify],
     "Sets of data and networks": [tasks.tasks],
     "Training runs": [watch.watch, paths.paths],

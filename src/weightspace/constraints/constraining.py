@@ -36,8 +36,8 @@ class Constrained(nn.Module):
         super().__init__()
         self.kind, self.shape = kind, tuple(weight.shape)
         wide = weight.detach().double()
-        for key, tensor in placed(kind.constants(self.shape, name), weight).items():
-            self.register_buffer(key, tensor, persistent=False)
+        for key, tensor in kind.constants(self.shape, name).items():
+            self.register_buffer(key, tensor.to(weight.device), persistent=False)
         for key, tensor in kind.state(wide).items():
             self.register_buffer(key, tensor.to(weight))
 

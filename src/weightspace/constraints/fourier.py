@@ -55,7 +55,7 @@ class FourierLinear(nn.Linear):
     def forward(self, inputs: Tensor) -> Tensor:
         """The outputs x W^T + b."""
         chains: Any = getattr(self, "parametrizations", {})
-        chain = chains["weight"] if "weight" in chains else ()
+        chain: Any = chains["weight"] if "weight" in chains else ()
         kind = getattr(chain[0], "kind", None) if len(chain) == 1 else None
         told = torch.compiler.is_compiling() or torch.compiler.is_exporting() or not inputs.numel()
         if told or not isinstance(kind, Circulant) or not inputs.dtype == chain.original.dtype in _EXACT:

@@ -52,7 +52,7 @@ class _Shared(Kind):
         """theta[index], with the signs."""
         index = self.index(shape, free[0].device)
         entries = torch.index_select(free[0].reshape(-1), 0, index.reshape(-1)).view(shape)
-        return entries * constants["sign"] if "sign" in constants else entries
+        return entries * constants["sign"].to(entries) if "sign" in constants else entries
 
     def solved(self, weight: Tensor, constants: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """The mean of the entries of every free parameter."""

@@ -31,7 +31,7 @@ from weightspace.symmetry.read import read
 
 __all__ = ["Renumbering", "remaining"]
 
-_CLOSE = 1e-9
+_CLOSE = 1e-5  # constants of a form may have been rounded to float32
 
 
 @public(grad=False)
