@@ -34,7 +34,7 @@ SHARED = (
 )  # fmt: skip
 ORDERED = ("sorted:first", "sorted:mean", "sorted:linear", "sorted:norm")
 FORMS = ("free", *SHARED, *ORDERED, "asymmetric:0.25")
-PROJECTED = SHARED
+PROJECTED, FEW = SHARED, ("free", "circulant", "low-rank:8", "orthogonal")
 
 
 @dataclass
@@ -87,7 +87,7 @@ def kinds(form: str) -> dict[str, Any]:
 
 def train(lab: Lab, seed: int) -> Iterator[Job]:
     """Every form, trained for the same steps: accuracy, free parameters, and the line to a second network."""
-    for form in FORMS:
+    for form in FEW if lab.quick else FORMS:
         yield f"train/{form}/{seed}", partial(_trained, lab, form, seed)
 
 
@@ -109,7 +109,7 @@ def _trained(lab: Lab, form: str, seed: int) -> dict[str, Any]:
 
 def project(lab: Lab, seed: int) -> Iterator[Job]:
     """A free network brought to a form: at once, along a flow, and repaired."""
-    for form in PROJECTED:
+    for form in FEW[1:] if lab.quick else PROJECTED:
         yield f"project/{form}/{seed}", partial(_projected, lab, form, seed)
 
 
