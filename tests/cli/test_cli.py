@@ -36,7 +36,9 @@ from weightspace.task.task import Task
 from weightspace.trust.relative import relative_trust
 
 ARCH = "tinynets:mlp"
-COMMANDS = "read compare align merge walk capacity perturb stability watch paths inform tasks certify demo".split()
+COMMANDS = (
+    "read compare align merge walk capacity perturb project stability watch paths inform tasks certify demo".split()
+)
 
 
 @pytest.fixture(scope="module")
