@@ -22,8 +22,8 @@ def say_project(done: Brought) -> None:
     out = console()
     table = make_table("weight", "form", "entries", "free", "distance", "after the flow")
     for name, kind, entries, loose, first, last in done.weights:
-        after = f"{last:.1%}" if done.steps else "-"
-        table.add_row(printable(name), kind, f"{entries:,}", f"{loose:,}", f"{first:.1%}", after)
+        flowed = f"{last:.1%}" if done.steps else "-"
+        table.add_row(printable(name), kind, f"{entries:,}", f"{loose:,}", f"{first:.1%}", flowed)
     out.print(table)
     if done.drift is not None:
         at_once, written = done.drift
