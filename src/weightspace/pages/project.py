@@ -10,7 +10,7 @@ __all__ = ["project_page"]
 
 def project_page(done: Brought, name: str = "Projection", command: str = "") -> Page:
     """The page of a network that was brought to a form: its weights, and what became of its outputs."""
-    entries, free = (sum(line[k] for line in done.weights) for k in (2, 3))
+    entries, free = sum(line[2] for line in done.weights), sum(line[3] for line in done.weights)
     headline = (
         f"{len(done.weights)} weights of {done.name} have their form: {free:,} parameters for {entries:,} entries"
     )
