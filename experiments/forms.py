@@ -1,11 +1,11 @@
 """Constraints on the weights: what each form costs, where networks of it stand, and the way to it from a free one.
 
-    python -m experiments.forms [train project] [--seeds 0 1 2] [--quick]
+    python -m experiments.forms [train project speed] [--seeds 0 1 2] [--quick]
 
 A network 64-64-64-10 on embedded digits; both hidden matrices have the form. `train`: the same steps of AdamW for every
 form, from matrices of one norm, two networks a seed. `project`: a free network brought to the form: at once, at the end
 of a flow toward the form that keeps the outputs on 100 images, and each of both repaired in the free parameters,
-without labels.
+without labels. `speed`: layers of circulant blocks, forwards and backwards, by the matrix and by the Fourier transform.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from torch import nn
 
 import weightspace as ws
 from experiments.nets import fit, tensors
-from experiments.record import Job, Record, block, command, each, number, percent
+from experiments.record import Job, Record, block, brief, command, each, number, percent
 
 EPOCHS, KEPT, STEPS, SIZE, REPAIRS, RATE = 40, 100, 30, 0.5, 300, 3e-3
+BATCH, SIZES = 128, (64, 128, 256, 512, 1024)
 HIDDEN = ("0.weight", "2.weight")
 MASK = "masked, 3/4 zeros"
 SHARED = (
@@ -139,6 +140,31 @@ def _repaired(lab: Lab, goal: Any, chosen: dict[str, Any], net: ws.Net) -> ws.Ne
     return ws.flow(start, goal, ws.Adam(), steps=lab.repairs, size=lambda done: RATE * (1 - done))[-1]
 
 
+def speed(lab: Lab, seed: int) -> Iterator[Job]:
+    """Blocks of several sizes, one or four by four of them: milliseconds of a batch by either way."""
+    for blocks in (1,) if lab.quick else (1, 4):
+        for size in SIZES[:1] if lab.quick else SIZES:
+            yield f"speed/{blocks}/{size}/{seed}", partial(_timed, blocks, size, seed)
+
+
+def _timed(blocks: int, size: int, seed: int) -> dict[str, Any]:
+    kind, generator = ws.constraints.Circulant((size,)), torch.Generator().manual_seed(seed)
+    shape = blocks * size, blocks * size
+    free = torch.randn(*kind.form(shape), generator=generator).requires_grad_()
+    x = torch.randn(BATCH, shape[1], generator=generator).requires_grad_()
+    ways = {
+        "matrix": lambda: x @ kind.weight((free,), shape, {}).T,
+        "fourier": lambda: ws.constraints.circular(free, x, (size,)),
+    }
+    return {name: 1e3 * min(_seconds(way) for _ in range(6)) for name, way in ways.items()}
+
+
+def _seconds(way: Any) -> float:
+    began = time.process_time()
+    way().square().sum().backward()
+    return time.process_time() - began
+
+
 def tables(record: Record, _: str) -> dict[str, str]:
     """Mark in the README -> table."""
     trained = [
@@ -155,12 +181,19 @@ def tables(record: Record, _: str) -> dict[str, str]:
         for form in PROJECTED
         if record.of(at := f"project/{form}")
     ]
+    timed = [
+        [blocks, str(size), *record.cells(at, "matrix fourier", brief)]
+        for blocks in ("1", "4")
+        for size in SIZES
+        if record.of(at := f"speed/{blocks}/{size}")
+    ]
+    sizes = block("forms speed", "blocks a side | size of a block | matrix, ms | Fourier transform, ms", timed)
     head = "form | free parameters | accuracy, % | barrier | in free parameters | matched | seconds"
     ways = "form | at once, % | flow, % | at once, repaired, % | flow, repaired, % | distance, before / after | drift"
-    return block("forms trained", head, trained) | block("forms projected", ways, projected)
+    return block("forms trained", head, trained) | block("forms projected", ways, projected) | sizes
 
 
-EXPERIMENTS = {"train": train, "project": project}
+EXPERIMENTS = {"train": train, "project": project, "speed": speed}
 
 
 def _lab(given: Namespace) -> Lab:

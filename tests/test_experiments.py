@@ -244,13 +244,13 @@ def test_experiments_on_forms_run_and_the_readme_shows_what_was_measured(tmp_pat
     assert forms.main(["--quick", "--out", str(out)]) == 0
     first, seen = out.read_text(), capsys.readouterr().out
     rows = json.loads(first)
-    assert len(rows) == 7 and all(f"forms {name}" in seen for name in ("trained", "projected"))
+    assert len(rows) == 8 and all(f"forms {name}" in seen for name in ("trained", "projected", "speed"))
     assert rows["train/circulant/0"]["free"] == 2 * (64 + 64) + 650 and rows["train/free/0"]["free"] == 8970
     before, after = rows["project/low-rank:8/0"]["apart"]
     assert after < before
     assert forms.main(["--quick", "--out", str(out)]) == 0 and out.read_text() == first
     found = forms.tables(record.Record(record.RESULTS / "forms.json"), "")
-    assert len(found) == 2 and all(table in record.README.read_text() for table in found.values())
+    assert len(found) == 3 and all(table in record.README.read_text() for table in found.values())
 
 
 @pytest.mark.slow

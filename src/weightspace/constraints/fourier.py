@@ -16,10 +16,8 @@ from weightspace.net.public import public
 
 __all__ = ["FOURIER_SIZE", "FourierLinear", "circular"]
 
-FOURIER_SIZE = (
-    256  # of a block: from here on quicker than the matrix, forwards and backwards (benchmarks/constraints.py)
-)
-
+# of a block: from here on quicker than the matrix, forwards and backwards (experiments.forms speed)
+FOURIER_SIZE = 256
 _EXACT = (torch.float32, torch.float64)
 
 
