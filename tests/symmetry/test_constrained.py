@@ -81,5 +81,10 @@ def test_a_move_that_breaks_the_form_is_not_taken():
     assert [m.name for m in remaining(network(Masked(equal)), X[:2])] == ["S6 on 2.weight[0]"]
 
 
+def test_a_network_without_values_is_read_and_not_judged():
+    group = Symmetry.of(network("circulant").to("meta"), X[:2].to("meta"))
+    assert not any("circulant" in note for note in group.notes)
+
+
 def test_networks_without_constraints_have_none():
     assert remaining(Net.of(nn.Linear(4, 3).double()), X[:2]) == []

@@ -234,5 +234,5 @@ def _mirrored(form: Kind, size: int, shape: tuple[int, ...]) -> Iterator[tuple[s
 
 
 def notes_of(net: Net, example: Any) -> list[str]:
-    """The sentences of `told` for a network with constraints, and none for another one."""
-    return told(net, remaining(net, example)) if kinds_of(net) else []
+    """The sentences of `told` for a network with constraints; none for another one, or for one without values."""
+    return told(net, remaining(net, example)) if kinds_of(net) and net.device.type != "meta" else []
