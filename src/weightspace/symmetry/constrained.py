@@ -117,12 +117,8 @@ class _Search:
     def __init__(self, net: Net, dense: Net, group: Group, listed: Collection[tuple[str, int]]) -> None:
         self.group, self.kinds, self.listed = group, kinds_of(net), listed
         self.forms = forms(net.module())
-        weights = {n: torch.randn_like(w) for n, w in dense.weights.items()}
-        generator = torch.Generator().manual_seed(derived(0, "remaining"))
-        for name in self.forms:
-            drawn = torch.randn(dense.weights[name].shape, generator=generator, dtype=torch.float64)
-            weights[name] = self._nearest(name, drawn)
-        self.random = dense.at(dense.weights.replace(weights))
+        drawn = dense.weights.randn(derived(0, "remaining"))
+        self.random = dense.at(drawn.replace({name: self._nearest(name, drawn[name]) for name in self.forms}))
         self.axes = {name: self._axes(name) for name in self.kinds}
 
     def _nearest(self, name: str, weight: Tensor) -> Tensor:
