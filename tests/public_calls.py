@@ -86,6 +86,7 @@ N = ws.Net.of(normed())
 X = inputs()
 GROUP = ws.Symmetry.of(A, X[:2])
 NORMED = ws.Symmetry.of(N, X[:2])
+A2 = ws.constrain(A, {"2.weight": "circulant"})
 CODE = ws.encode(A, task(), steps=5)
 FEW = {"steps": 5}
 
@@ -132,6 +133,15 @@ CALLS: dict[str, Callable[[], Any]] = {
     "deepen": lambda: ws.deepen(A, A, X[:2]),
     "mean with data": lambda: ws.mean([A, near()], GROUP, data=task()),
     "repair": lambda: ws.repair(N, [N, N], task()),
+    "constrain": lambda: ws.constrain(A, {"2.weight": "symmetric", "0.weight": "low-rank:2"}),
+    "project": lambda: [ws.project(A, {"2.weight": kind}) for kind in ("circulant", "orthogonal", "asymmetric:0.3")],
+    "released": lambda: ws.constraints.released(ws.constrain(A, {"2.weight": "orthogonal"})),
+    "with_weights": lambda: ws.constraints.with_weights(A2, ws.constraints.released(A2)),
+    "circular": lambda: ws.constraints.circular(X[0], X, (6,)),
+    "kind": lambda: str(ws.constraints.kind("low-rank:2")),
+    "kinds_of": lambda: [str(kind) for kind in ws.constraints.kinds_of(A2).values()],
+    "conform": lambda: ws.conform({"2.weight": "toeplitz"}).value_and_gradient(A, 0),
+    "remaining": lambda: [m(A2) for m in ws.symmetry.remaining(A2, X[:2])],
     "refine": lambda: ws.symmetry.refine(GROUP, near(), A, GROUP.identity(), ws.Task(X), steps=5).losses,
     "Divergence": lambda: [ws.path.Divergence(ws.Task(X), [A, B])(near()), ws.line(A, B).divergence(task(), 3)],
     "reset_statistics": lambda: ws.reset_statistics(N, task()),

@@ -31,6 +31,7 @@ from experiments import (  # noqa: E402
     continual,
     critical,
     flat,
+    forms,
     freedom,
     generator,
     graph,
@@ -241,6 +242,20 @@ def test_copies_are_changed_a_little_and_from_the_seed():
     moved = [continual.jitter(x, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
     assert torch.equal(moved[0], moved[1]) and not torch.equal(moved[0], moved[2])
     assert 0.5 < float(moved[0].sum() / x.sum()) < 1.5 and float((moved[0] - x).abs().max()) > 0.2
+
+
+def test_experiments_on_forms_run_and_the_readme_shows_what_was_measured(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    assert forms.main(["--quick", "--out", str(out)]) == 0
+    first, seen = out.read_text(), capsys.readouterr().out
+    rows = json.loads(first)
+    assert len(rows) == 8 and all(f"forms {name}" in seen for name in ("trained", "projected", "speed"))
+    assert rows["train/circulant/0"]["free"] == 2 * (64 + 64) + 650 and rows["train/free/0"]["free"] == 8970
+    before, after = rows["project/low-rank:8/0"]["apart"]
+    assert after < before
+    assert forms.main(["--quick", "--out", str(out)]) == 0 and out.read_text() == first
+    found = forms.tables(record.Record(record.RESULTS / "forms.json"), "")
+    assert len(found) == 3 and all(table in record.README.read_text() for table in found.values())
 
 
 @pytest.mark.slow

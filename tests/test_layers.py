@@ -9,13 +9,14 @@ import pytest
 import weightspace as ws
 
 HOUSE = Path(__file__).parents[1] / "src" / "weightspace"
-WINGS = """contents net jobs checkpoint linear task graph inside equivariance curvature metric codes path trust risk
-    symmetry training flows atlas commands pages demo web cli __main__"""
+WINGS = """contents net jobs checkpoint linear constraints task graph inside equivariance curvature metric codes path
+    trust risk symmetry training flows atlas commands pages demo web cli __main__"""
 FILES = {
     "net": "errors seeds state differentiable public cost plain weights names net average inputs model",
     "jobs": "progress calls processes cluster engine",
     "checkpoint": "files refusal locate pickled reader adapter architecture stored writer",
     "linear": "assignment bits estimate krylov norms traces determinants operator",
+    "constraints": "form shared matrices ordered fourier constraining",
     "task": """examples formats losses measures outputs task classification texts datasets data_files digest goal
         homotopies processes""",
     "graph": """atoms pretrained rules.call rules.contraction rules.part rules.shape rules.reduction rules.write rules
@@ -31,26 +32,28 @@ FILES = {
         bounds.twins bounds.walk bounds.certificate expected_displacement relative perturbation sensitivity""",
     "risk": "inequalities fit pac_bound",
     "symmetry": """axis matrix fold layout element group moved balance upright members canonical probe reach scale
-        sign alone verify turns pairs bases parts exchanges read readers larger widths depths saved align.parity
-        align.terms align.ascent align.spectral align.relax align.merge align.refit align.repair align.score
-        align.moves align.refine align.orders align.match align.features align.widths symmetry quotient verdict""",
+        sign alone verify turns pairs bases parts exchanges read readers larger widths depths constrained saved
+        align.parity align.terms align.ascent align.spectral align.relax align.merge align.refit align.repair
+        align.score align.moves align.refine align.orders align.match align.features align.widths symmetry quotient
+        verdict""",
     "training": "deficits critical_periods recording recorder adapters points averages",
-    "flows": "batches anchors attacks ensembles goals sharpness pruning result options stepper cycles morphing",
+    "flows": "batches anchors attacks ensembles goals sharpness forms pruning result options stepper cycles morphing",
     "atlas": """tables migrations.v0001 migrations.v0002 migrations upgrade catalogue content objects records
         comparisons scan members sources ways holdings folders side_by_side sketches orbits atlas halving question
         starts tried asked by_distance nearest_start nearby greedy_averages gram neighbourhoods compared independence
         relatives averages arborescence relations renumbered lineage families barriers""",
     "commands": """progress data scores settings workspace compare across_architectures align merge capacity walk
-        perturb widen stability inform tasks certify watch paths nearest atlas atlas_map last_map atlas_asked""",
-    "pages": """page style compare across_architectures align merge walk capacity stability inform tasks certify
+        perturb widen project stability inform tasks certify watch paths nearest atlas atlas_map last_map
+        atlas_asked""",
+    "pages": """page style compare across_architectures align merge walk project capacity stability inform tasks certify
         paths watch critical_periods atlas nearest""",
     "web": """playground.fields playground.reply playground.points playground.state playground.messages
         playground.learner playground.networks playground.pictures playground.shaking playground.pair
         playground.walking playground.insight playground.generator playground.exercises playground.session
         guard served answer members layers child look work spawn queue uploads kinds reports jobs atlas_routes
         playing app server""",
-    "cli": """options words show read compare align merge walk perturb widen capacity stability inform certify tasks
-        watch paths atlas atlas_sets nearest serve""",
+    "cli": """options words show read compare align merge walk perturb widen project capacity stability inform certify
+        tasks watch paths atlas atlas_sets nearest serve""",
 }
 PARTS = {
     "graph.rules": "rules.",

@@ -19,6 +19,8 @@ _CONTENTS = {
     "jobs": [],
     # points in files
     "checkpoint": ["Checkpoint", "CheckpointError"],
+    # forms that weights keep
+    "constraints": ["constrain", "project"],
     # what we look through
     "task": ["accuracy", "cifar10", "digits", "fashion_mnist", "gradient", "homotopy", "mnist", "Task"],
     # linear maps known by their action
@@ -137,6 +139,7 @@ _CONTENTS = {
     "flows": [
         "attack",
         "coherence",
+        "conform",
         "disagreement",
         "drift",
         "ensemble",

@@ -28,6 +28,7 @@ from weightspace.cli import (
     nearest,
     paths,
     perturb,
+    project,
     read,
     serve,
     stability,
@@ -190,7 +191,7 @@ def demo(
 _PANELS: dict[str, list[Callable[..., None]]] = {  # of --help, in its order
     "Look": [demo, read.read],
     "Compare and merge": [compare.compare, align.align, merge.merge],
-    "Move": [walk.walk, perturb.perturb, widen.widen, widen.grow],
+    "Move": [walk.walk, perturb.perturb, widen.widen, widen.grow, project.project],
     "Measure": [capacity.capacity, stability.stability, inform.inform, certify.certify],
     "Sets of data and networks": [tasks.tasks, nearest.nearest],
     "Training runs": [watch.watch, paths.paths],

@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = handed_on(
     {
         "attacks": ["attack", "attacked", "harden", "input_gradient", "robust_accuracy"],
         "goals": ["drift", "gem", "learn", "spread", "toward"],
+        "forms": ["conform"],
         "anchors": ["ewc", "fisher", "hold"],
         "pruning": ["Prune", "prune", "share_at", "sparsity", "tightened"],
         "result": ["Flow", "Record"],

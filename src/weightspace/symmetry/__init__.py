@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = handed_on(
         "widths": ["widen"],
         "depths": ["deepen"],
         "align.widths": ["widen_toward"],
+        "constrained": ["remaining", "Renumbering"],
         "align.match": ["Candidate", "Match"],
         "align.refine": ["refine", "Refinement"],
         "group": ["Element", "Group"],

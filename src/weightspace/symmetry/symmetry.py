@@ -24,6 +24,7 @@ from weightspace.symmetry.align.score import Score
 from weightspace.symmetry.align.widths import widen_toward
 from weightspace.symmetry.balance import balance
 from weightspace.symmetry.canonical import Key, canonical
+from weightspace.symmetry.constrained import notes_of
 from weightspace.symmetry.fold import fold
 from weightspace.symmetry.group import Group
 from weightspace.symmetry.read import read
@@ -70,9 +71,13 @@ class Symmetry(Group):
         exchanged with all that is numbered as they are (see `Exchange`). `outputs_move` leaves the axes of the output
         free, to compare representations. A network on the meta device has no weights to verify with and is only read;
         with `verify=True` they are drawn at random. Internal values that a model returns beside `logits` (hidden
-        states, caches) are not outputs: they are permuted along, and a note says so. Raises `SymmetryError`.
+        states, caches) are not outputs: they are permuted along, and a note says so. Other notes say what constraints
+        (see `constrain`) leave of the permutations, which `remaining` finds. Raises `SymmetryError`.
         """
-        return read(net, example, into=cls, check=verify, scales=scales, linear=linear, outputs_move=outputs_move)
+        net = Net.of(net)
+        group = read(net, example, into=cls, check=verify, scales=scales, linear=linear, outputs_move=outputs_move)
+        notes = notes_of(net, example) if verify is not False else []
+        return group.again(notes=[*group.notes, *notes]) if notes else group
 
     def as_json(self) -> dict[str, Any]:
         """The group as plain data: axes, places, kinds, architecture hash, how it was verified."""
