@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeAlias, cast
@@ -15,6 +15,7 @@ from weightspace.atlas.starts import Features, Trial, by_least
 from weightspace.atlas.tried import tried
 from weightspace.jobs.calls import Pool
 from weightspace.jobs.engine import Engine, opened, run
+from weightspace.jobs.progress import Tick
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.plain import plain
 from weightspace.net.public import public
@@ -119,7 +120,7 @@ def rank(
     first: int | None = None,
     seed: int = 0,
     engine: Engine = 1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Tick | None = None,
 ) -> Answer:
     """The members ranked by what they are worth for the data of `task`, without asking all of them on all examples.
 
@@ -176,7 +177,7 @@ def rank_starts(
     confidence: float = 0.95,
     seed: int = 0,
     engine: Engine = 1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Tick | None = None,
 ) -> Answer:
     """The members ranked by their loss after a few `steps` of fine-tuning on the data: what a start from each gives.
 

@@ -11,7 +11,7 @@ None of them looks at the member's losses on the task. The first two do not look
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from weightspace.codes.scores import Embedding, fitted_head, task2vec
 from weightspace.codes.task_map import TaskMap
 from weightspace.codes.transfer import task_distances
 from weightspace.jobs.engine import Engine, Results
+from weightspace.jobs.progress import Tick
 from weightspace.net.cost import Cost
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.model import Model, fresh
@@ -176,7 +177,7 @@ def rank_by_codes(
     known: Results | None = None,
     confidence: float = 0.95,
     engine: Engine = 1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Tick | None = None,
     **options: Any,
 ) -> Answer:
     """The members ranked by d(source -> task) = C(both) - C(source), in nats: what the task adds to its own.
@@ -271,7 +272,7 @@ def rank_by_weights(
     batch: int = 64,
     seeds: Sequence[int] = (0, 1, 2),
     confidence: float = 0.95,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Tick | None = None,
 ) -> Answer:
     """The members ranked by the distance modulo the group from a network that was trained on the task a little.
 

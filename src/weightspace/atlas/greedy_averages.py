@@ -7,13 +7,13 @@ Source: Model soups: averaging weights of multiple fine-tuned models improves ac
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from weightspace.atlas.question import Members, opened, reason
+from weightspace.jobs.progress import Tick
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 from weightspace.net.plain import plain
@@ -52,7 +52,7 @@ def soup(
     group: Symmetry | None = None,
     *,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Tick | None = None,
 ) -> Soup:
     """The greedy average of members: from the best on, each is added, and stays if the loss on `task` falls.
 

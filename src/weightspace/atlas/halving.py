@@ -18,6 +18,7 @@ import torch
 from scipy.special import bdtr, stdtr
 from torch import Tensor
 
+from weightspace.jobs.progress import Tick
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.public import public
 
@@ -162,7 +163,7 @@ def halve(
     first: int | None = None,
     confidence: float = 0.95,
     groups: Sequence[Sequence[str]] = (),
-    progress: Callable[[int, int], None] | None = None,
+    progress: Tick | None = None,
 ) -> Halving:
     """The ranking of members by mean loss over `size` examples in random order, by successive halving.
 
@@ -239,7 +240,7 @@ class _Race:
         first: int | None,
         confidence: float,
         twice: bool,
-        progress: Callable[[int, int], None] | None,
+        progress: Tick | None,
     ) -> None:
         self.ask, self.size, self.confidence, self.progress = ask, size, confidence, progress
         self.sums: dict[str, Tensor] = {}

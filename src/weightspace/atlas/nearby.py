@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from weightspace.atlas.question import Members, opened, reason
+from weightspace.jobs.progress import Tick
 from weightspace.metric.distance import euclidean
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
@@ -62,9 +63,7 @@ class Nearby:
 
 
 @public
-def neighbours(
-    net: Net, members: Members, group: Symmetry, k: int = 5, *, progress: Callable[[int, int], None] | None = None
-) -> Nearby:
+def neighbours(net: Net, members: Members, group: Symmetry, k: int = 5, *, progress: Tick | None = None) -> Nearby:
     """The k members nearest to a network modulo its group: renumbered and rescaled copies are at distance 0.
 
     Every member is opened once for a proven lower bound of its distance modulo the group (see `lower_bound`); members
@@ -159,7 +158,7 @@ def between(
     near: int = 6,
     points: int = 7,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Tick | None = None,
 ) -> Way:
     """The way from a to b over members whose highest barrier is lowest: a minimax path.
 
@@ -199,7 +198,7 @@ class _Ways:
 
     def __init__(
         self, a: Net, b: Net, members: Members, task: Task, group: Symmetry | None, points: int, seed: int,
-        progress: Callable[[int, int], None] | None,
+        progress: Tick | None,
     ) -> None:  # fmt: skip
         self.members, self.task, self.group = members, task, group
         self.points, self.seed, self.progress, self.measured = points, seed, progress, 0

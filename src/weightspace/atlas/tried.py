@@ -9,13 +9,14 @@ Non-stochastic best arm identification and hyperparameter optimization (Jamieson
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from weightspace.atlas.halving import Halving, Losses, Standing, halve
 from weightspace.atlas.question import Member, Members
 from weightspace.atlas.starts import Trial, Tuned
 from weightspace.jobs.calls import Pool
 from weightspace.jobs.engine import run
+from weightspace.jobs.progress import Tick
 
 __all__ = ["planned", "rounds", "tried"]
 
@@ -47,7 +48,7 @@ def tried(
     *,
     pool: Pool,
     confidence: float = 0.95,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Tick | None = None,
 ) -> Halving:
     """The ranking by the loss after `steps`; members dropped after fewer steps come behind, the last dropped first.
 
@@ -74,9 +75,7 @@ def tried(
 class _Rounds:
     """The networks of the members that are left, as far as they have learnt."""
 
-    def __init__(
-        self, trial: Trial, members: Members, pool: Pool, progress: Callable[[int, int], None] | None, whole: int
-    ) -> None:
+    def __init__(self, trial: Trial, members: Members, pool: Pool, progress: Tick | None, whole: int) -> None:
         self.trial, self.pool, self.progress, self.whole = trial, pool, progress, whole
         self.upto, self.passes = 0, 0
         self._now: dict[str, Member | Tuned] = dict(members)

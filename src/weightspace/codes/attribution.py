@@ -10,7 +10,7 @@ Source: Fast estimation of tr(f(A)) via stochastic Lanczos quadrature (Ubaru, Ch
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from weightspace.codes.quadratic import Quadratic
+from weightspace.jobs.progress import Tick
 from weightspace.linear.determinants import Nystrom, logdet
 from weightspace.linear.krylov import lanczos
 from weightspace.linear.operator import Operator
@@ -69,7 +70,7 @@ class Scaled(Operator):
         self,
         inner: Operator,
         root: Float[Tensor, " n"],
-        progress: Callable[[int, int], None] | None = None,
+        progress: Tick | None = None,
         total: int = 0,
     ) -> None:
         """`inner` is A; `progress(done, total)` is called after every product."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from weightspace.codes.posterior import TINY, Gaussian, Noisy, stream
+from weightspace.jobs.progress import Tick
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net, checked
 from weightspace.net.public import public
@@ -112,7 +113,7 @@ def encode(
     lr: float = 0.03,
     draws: int = 16,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Tick | None = None,
 ) -> Code:
     """The variational posterior of a task: the Q = N(mu, diag s^2) that minimises E_Q L + beta KL(Q | P).
 
@@ -156,7 +157,7 @@ def _train(
     steps: int,
     lr: float,
     generator: torch.Generator,
-    progress: Callable[[int, int], None] | None,
+    progress: Tick | None,
 ) -> None:
     """Adam on E_Q L + beta KL / n, one minibatch a step, with one cycle of the learning rate."""
     task, shaped, n = noisy.task, noisy.net.weights.shaped, _count(noisy.task)

@@ -15,7 +15,7 @@ Furman, Wang, Murfet, Wei, 2023); Bayesian learning via stochastic gradient Lang
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
+from weightspace.jobs.progress import Tick
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net, checked
 from weightspace.net.public import public
@@ -81,7 +82,7 @@ def learning_coefficient(
     metric: Weights | None = None,
     batch: int = 512,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Tick | None = None,
 ) -> LearningCoefficient:
     """The local learning coefficient lambda of a network at its weights w_0, by SGLD chains of `burn` + `draws` steps.
 
@@ -200,9 +201,7 @@ class _Chains:
             total, slope, n = total + losses.double().cpu(), slope + slopes, n + counted
         return total / n, slope / n
 
-    def run(
-        self, steps: int, size: float, seed: int, progress: Callable[[int, int], None] | None
-    ) -> Float[Tensor, "steps chains"]:
+    def run(self, steps: int, size: float, seed: int, progress: Tick | None) -> Float[Tensor, "steps chains"]:
         """The mean loss of every chain at every step, minus that of w_0 on the same examples."""
         w, heat, risen = self.start.repeat(self.chains, 1), self.n / math.log(self.n), []
         root = (size / self.metric).sqrt()

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weightspace.inside.units import unit_outputs
+from weightspace.jobs.progress import Tick
 from weightspace.linear.estimate import Estimate
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net, checked
@@ -185,7 +186,7 @@ def effective_information(
     noise: float | Weights | Any = 0.1,
     units: int = 64,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Tick | None = None,
 ) -> Profile:
     """The effective information of layers about a nuisance (or the inputs): 1/2 E_x log det(I + C F) nats.
 

@@ -18,6 +18,7 @@ from weightspace.codes.posterior import Gaussian
 from weightspace.codes.store import Store
 from weightspace.codes.structure_functions import Run, StructureFunction
 from weightspace.jobs.engine import Engine, run, serial
+from weightspace.jobs.progress import Tick
 from weightspace.net.cost import Cost
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.model import Model, fresh
@@ -80,7 +81,7 @@ def structure_function(
     calibrate: bool = False,
     folder: str | os.PathLike[str] | None = None,
     engine: Engine = 1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Tick | None = None,
 ) -> StructureFunction:
     """The structure function S(t) and description length C_beta of a task, by the codes that `encode` finds.
 
@@ -118,11 +119,11 @@ def structure_function(
     return replace(found[0], efficiency=found[1].collapse) if calibrate else found[0]
 
 
-def _after(progress: Callable[[int, int], None], sweeps: int, total: int, each: int) -> Callable[[int], None]:
+def _after(progress: Tick, sweeps: int, total: int, each: int) -> Callable[[int], None]:
     return lambda done: progress(sweeps * each + done, total * each)
 
 
-def _counted(progress: Callable[[int, int], None], each: int) -> Callable[[int, int], None]:
+def _counted(progress: Tick, each: int) -> Tick:
     return lambda done, total: progress(done * each, total * each)
 
 

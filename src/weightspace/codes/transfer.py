@@ -35,6 +35,7 @@ from weightspace.codes.encoding import encode
 from weightspace.codes.store import Store
 from weightspace.codes.task_map import Distance, Key, TaskMap
 from weightspace.jobs.engine import Engine, Results, run
+from weightspace.jobs.progress import Tick
 from weightspace.net.cost import Cost
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.inputs import each, leaves
@@ -64,7 +65,7 @@ def task_distance(
     lr: float = 0.02,
     file: str | os.PathLike[str] | None = None,
     engine: Engine = 1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Tick | None = None,
     **options: Any,
 ) -> Distance:
     """The distance d(a -> b) = C(ab) - C(a) between two tasks: the nats that b costs once a has been learnt.
@@ -102,7 +103,7 @@ def task_distances(
     file: str | os.PathLike[str] | None = None,
     known: Results | None = None,
     engine: Engine = 1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Tick | None = None,
     **options: Any,
 ) -> TaskMap:
     """The distances d(a -> b) between all pairs of `tasks`, see `task_distance`; one code serves both directions.

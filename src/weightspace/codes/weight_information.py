@@ -35,6 +35,7 @@ from weightspace.codes.encoding import encode
 from weightspace.codes.langevin import learning_coefficient, loss_and_slope
 from weightspace.codes.quadratic import Quadratic, positive
 from weightspace.curvature.curvature import curvature_diagonal, gauss_newton
+from weightspace.jobs.progress import Tick
 from weightspace.net.cost import Cost
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net, checked
@@ -179,7 +180,7 @@ def information(
     probes: int = 6,
     blocks: bool = True,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Tick | None = None,
     **options: Any,
 ) -> Information:
     """The information in the weights of a network about a task, in nats, by one of three methods (see the module).
@@ -298,7 +299,7 @@ def _local(
     probes: int,
     blocks: bool,
     seed: int,
-    progress: Callable[[int, int], None] | None,
+    progress: Tick | None,
 ) -> Information:
     net, beta = known.net, known.beta
     total = cost(net, known.task, rank=rank, probes=probes, blocks=blocks).products
@@ -385,7 +386,7 @@ def _variational(
     known: _Known,
     prior: str | float,
     seed: int,
-    progress: Callable[[int, int], None] | None,
+    progress: Tick | None,
     repeats: int = 2,
     steps: int = 1000,
     batch: int = 512,
@@ -418,13 +419,11 @@ def _variational(
     )  # fmt: skip
 
 
-def _after(progress: Callable[[int, int], None], before: int, total: int) -> Callable[[int, int], None]:
+def _after(progress: Tick, before: int, total: int) -> Tick:
     return lambda done, _: progress(before + done, total)
 
 
-def _sgld(
-    known: _Known, seed: int, progress: Callable[[int, int], None] | None, pull: float = 100.0, **options: Any
-) -> Information:
+def _sgld(known: _Known, seed: int, progress: Tick | None, pull: float = 100.0, **options: Any) -> Information:
     n, flat = known.count, known.net.weights.flat()
     diagonal = known.diagonal()
     metric = known.net.weights.shaped((diagonal / math.log(max(n, 3)) + pull).to(flat))

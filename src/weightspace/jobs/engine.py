@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 from weightspace.jobs.calls import Failed, Finished, Key, Pool, named
 from weightspace.jobs.cluster import Cluster
 from weightspace.jobs.processes import Processes
+from weightspace.jobs.progress import Tick
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.public import public
 
@@ -94,7 +95,7 @@ def completed(
     *,
     engine: Engine = 1,
     done: Results | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Tick | None = None,
 ) -> Iterator[tuple[Any, Any]]:
     """(key, function(*arguments)) of each job as it ends: those in `done` first, all others in any order. See `run`.
 
@@ -110,7 +111,7 @@ def _completed(
     jobs: dict[Key, tuple[Any, ...]],
     engine: Engine,
     done: Results | None,
-    progress: Callable[[int, int], None] | None,
+    progress: Tick | None,
 ) -> Iterator[tuple[Key, Any]]:
     count = 0
     for key in [key for key in jobs if done is not None and key in done]:
@@ -142,7 +143,7 @@ def run(
     *,
     engine: Engine = 1,
     done: Results | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Tick | None = None,
 ) -> dict[Any, Any]:
     """The results function(*arguments) of independent jobs, by key, in the order of `jobs`.
 

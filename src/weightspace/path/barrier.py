@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weightspace.jobs.progress import Tick
 from weightspace.linear.estimate import Estimate
 from weightspace.linear.krylov import lanczos
 from weightspace.linear.operator import Operator
@@ -192,7 +193,7 @@ def minimum_action_path(
     steps: int = 200,
     size: float = 0.05,
     path: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Tick | None = None,
 ) -> Passage:
     """The minimum action path from a to b, by the string method with a climbing image.
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from weightspace.curvature.curvature import hessian
 from weightspace.curvature.fisher import gradient_noise
+from weightspace.jobs.progress import Tick
 from weightspace.linear.estimate import Estimate
 from weightspace.linear.operator import Operator
 from weightspace.net.cost import Cost
@@ -113,7 +114,7 @@ def action(
     *,
     probes: int = 8,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Tick | None = None,
 ) -> Action:
     """The action of a path through its marked points at `temperature` D, static and dynamic part.
 

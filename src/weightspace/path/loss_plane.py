@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from weightspace.jobs.progress import Tick
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 from weightspace.net.public import public
@@ -71,7 +72,7 @@ class Plane:
         observables: Mapping[str, Callable[[Net], Any]],
         n: int = 21,
         margin: float = 0.2,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Tick | None = None,
     ) -> Grid:
         """Every observable at n x n networks of the box around a, b and c.
 

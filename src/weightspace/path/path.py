@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from weightspace.jobs.progress import Tick
 from weightspace.metric.metric import Euclidean, Metric
 from weightspace.net.average import lifted
 from weightspace.net.errors import WeightspaceError
@@ -251,7 +252,7 @@ def curve(
     batch: int = 128,
     lr: float = 0.005,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Tick | None = None,
 ) -> Path:
     """A low-loss curve from a to b: its bends w_k are trained to minimise E_{t ~ U[0, 1]} task(phi_w(t)).
 
@@ -290,7 +291,7 @@ def _train(
     steps: int,
     lr: float,
     seed: int,
-    progress: Callable[[int, int], None] | None,
+    progress: Tick | None,
 ) -> None:
     """Train `leaves` by Adam to minimise E_t goal(path(t))."""
     adam = torch.optim.Adam(leaves)

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 
 from weightspace.codes.posterior import Gaussian, Noisy
+from weightspace.jobs.progress import Tick
 from weightspace.net.cost import Cost
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.inputs import leaves
@@ -112,7 +113,7 @@ def pac_bayes(
     test: Task | None = None, family: Literal["kl", "catoni"] = "kl",
     constants: Sequence[float] = inequalities.CATONI, deviation: float | None = None, steps: int = 3000,
     batch: int = 500, lr: float = 0.1, draws: int = 500_000, group: int = 16, seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Tick | None = None,
 ) -> RiskBound:  # fmt: skip
     """Train a Gaussian Q over weights on a PAC-Bayes bound, and return the bound on its error on new examples.
 

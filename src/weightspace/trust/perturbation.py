@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from weightspace.jobs.engine import Engine, run
+from weightspace.jobs.progress import Tick
 from weightspace.net.errors import SymmetryError, WeightspaceError
 from weightspace.net.net import Net, checked, unfrozen
 from weightspace.net.public import public
@@ -199,7 +200,7 @@ def stability(
     proven: bool = True,
     frozen: Frozen = "stay",
     engine: Engine = 1,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Tick = lambda done, total: None,
 ) -> Stability:
     """The stability of the outputs on `task` under weight noise of every relative size in `noise`: how far they move.
 
