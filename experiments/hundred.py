@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import weightspace as ws
 from experiments import split
-from experiments.continual import FAST, adam, cycle
+from experiments.continual import FAST, RATE, adam, cycle
 from experiments.nets import tensors
 from experiments.record import Job, Record, block, number, percent
 from experiments.residual import FULL, QUICK, SMALL, Lab, residual, shifted
@@ -127,6 +127,12 @@ def held(lab: Hundred, net: ws.Net, memory: ws.Task, seed: int, damping: float =
     return ws.flow(net, goal, metric, steps=steps, size=cycle(FAST), save=steps)[-1]
 
 
+def projected(lab: Hundred, net: ws.Net, memory: ws.Task, seed: int, damping: float) -> ws.Net:
+    """Adam on the new task alone, its steps projected for the memory's inputs."""
+    metric, steps = ws.NullSpace.of(ws.Adam(), net, memory, damping), lab.steps(lab.new, lab.epochs)
+    return ws.flow(net, new(lab, seed), metric, steps=steps, size=cycle(RATE), save=steps)[-1]
+
+
 def path(lab: Hundred, net: ws.Net, memory: ws.Task, seed: int) -> ws.Net:
     """The invariant path: steps within a drift budget on images of the memory, of each the outputs of its own task."""
     asked = ws.Net.of(Asked(net.live(), lab.each))
@@ -173,6 +179,9 @@ WAYS: dict[str, Way | None] = {
     "DER++, 50 kept": adam(rehearsed),
     "outputs held, 50 kept": held,
     "outputs held, steps projected, 50 kept": partial(held, damping=DAMPING),
+    "steps projected alone, damping .01, 50 kept": partial(projected, damping=0.01),
+    "steps projected alone, damping 1, 50 kept": partial(projected, damping=1.0),
+    "steps projected alone, damping 10, 50 kept": partial(projected, damping=10.0),
     "layers' null space, 4 steps, 50 kept": layers,
     "layers' null space, 8 steps, 50 kept": partial(layers, steps=8),
     "layers' null space, 16 steps, 50 kept": partial(layers, steps=16),
