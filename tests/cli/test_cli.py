@@ -707,6 +707,33 @@ def test_grow_writes_more_outputs(here, capsys):
     assert "4x8" in text
 
 
+def test_grow_refuses_a_layer_that_does_not_make_the_outputs(here, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(here))
+    (here / "twoheads.py").write_text(
+        "from torch import nn\n\nclass Heads(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.head, self.other = nn.Linear(6, 3), nn.Linear(6, 5)\n\n"
+        "    def forward(self, x):\n        return self.head(x)\n"
+    )
+    tensors = {"head.weight": (3, 6), "head.bias": (3,), "other.weight": (5, 6), "other.bias": (5,)}
+    writer.save({name: torch.ones(shape) for name, shape in tensors.items()}, here / "heads.safetensors")
+    out = here / "more.safetensors"
+    words = (
+        "grow",
+        here / "heads.safetensors",
+        "-o",
+        out,
+        "--arch",
+        "twoheads:Heads",
+        "--example",
+        "2x6",
+        "--outputs",
+        "2",
+    )
+    code, text, err = run(capsys, *words)
+    assert code == 2 and not text and "last linear layer does not make the outputs" in err and not out.exists(), err
+    assert ["head.weight", [3, 6], [5, 6]] in run_json(capsys, *words, "--layer", "head")["shapes"]
+
+
 @pytest.mark.parametrize(
     ("command", "given", "words"),
     [

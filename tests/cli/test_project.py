@@ -67,6 +67,17 @@ def test_with_data_it_says_what_the_form_costs_and_a_flow_costs_less(here, capsy
     assert code == 0 and "Drift of the outputs" in text and "Accuracy" in text, err
 
 
+def test_a_network_of_the_form_stays_as_it_is_along_a_flow(here, capsys):
+    zero = net()
+    ws.checkpoint.save(
+        {**zero.tensors, "4.bias": torch.zeros(3), "2.weight": torch.zeros(8, 8)}, "a.safetensors", force=True
+    )
+    given = ("--to", "2.weight=circulant", "--data", "data.npz", "--memory", 10, "--steps", 3)
+    code, text, err = run(capsys, *given, "-o", "n.safetensors")
+    assert code == 0 and "Drift of the outputs: 0" in text, err
+    assert torch.equal(ws.checkpoint.read("n.safetensors")["0.weight"], zero.weights["0.weight"])
+
+
 @pytest.mark.parametrize(
     ("words", "match"),
     [

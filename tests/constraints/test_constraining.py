@@ -15,7 +15,7 @@ from weightspace.constraints.constraining import constrain, forms, kind, kinds_o
 from weightspace.constraints.matrices import LowRank
 from weightspace.constraints.ordered import Ordered
 from weightspace.constraints.shared import Circulant, SharedBlocks, Symmetric
-from weightspace.net.errors import WeightspaceError
+from weightspace.net.errors import ArchitectureMismatch, WeightspaceError
 from weightspace.net.net import Net
 
 
@@ -133,6 +133,19 @@ def test_recurrent_and_attention_layers_compute_with_the_constrained_weight():
         assert not torch.allclose(layer(*inputs)[0], before, atol=1e-4)
 
 
+def test_a_recurrent_layer_is_copied_after_it_was_called():
+    x = torch.randn(2, 3, SIDE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    layer = constrain(nn.LSTM(SIDE, SIDE, dtype=torch.float64), {"weight_hh_l0": "low-rank:2"})
+    wanted = layer(x)[0].detach()
+    net = Net.of(layer)
+    assert torch.equal(net(x)[0], wanted)
+    ws.gradient(lambda f: f(x)[0].sum(), net)
+    assert all(t.device.type == "meta" and t.grad_fn is None for t in net.architecture._flat_weights)
+    for copied in (net.module(), net.live(), released(net).module(), net.thawed(), net.to(torch.float64)):
+        torch.testing.assert_close(copied(x)[0].detach(), wanted)
+    assert torch.equal(net(x)[0], wanted) and not torch.equal(net.at(net.weights * 2.0)(x)[0], wanted)
+
+
 @pytest.mark.parametrize(
     ("text", "made"),
     [
@@ -170,6 +183,7 @@ BAD = {
     "a name that is not there": (module, {"2.weights": "circulant"}, "no weight is called '2.weights'"),
     "a pattern of nothing": (module, {"conv*": "circulant"}, "no weight is called 'conv\\*'"),
     "no name": (module, {}, "one at least"),
+    "a name that is not text": (module, {2: "circulant"}, "the name of a weight is text, got 2"),
     "a kind that is not there": (module, {"2.weight": "circular"}, "unknown kind"),
     "a shape that does not fit": (module, {"0.weight": "circulant"}, "0.weight is 6 x 4, and a circulant"),
     "a rank too large": (module, {"0.weight": "low-rank:5"}, "at most 4, not 5"),
@@ -198,6 +212,13 @@ BAD = {
         "0.weight holds NaN",
     ),
 }
+
+
+@pytest.mark.parametrize("dense", [nn.Linear(4, 5), nn.Linear(5, 4, bias=False), nn.Sequential(nn.Linear(4, 4))])
+def test_weights_of_another_network_are_refused(dense):
+    net = constrain(Net.of(nn.Linear(4, 4)), {"weight": "circulant"})
+    with pytest.raises(ArchitectureMismatch, match="not the same architecture"):
+        with_weights(net, Net.of(dense))
 
 
 @pytest.mark.parametrize("name", BAD)

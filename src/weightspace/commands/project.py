@@ -96,6 +96,8 @@ def project_to(
 
 def _along(net: Net, forms: dict[str, Kind], metric: Pullback, way: Way, settings: Settings) -> Net:
     size = way.size if way.size is not None else 0.1 * float((project(net, forms) - net).norm())
+    if way.size is None and not size:  # the weights have their form, to the last bit
+        return net
     settings.progress("flowing toward the form", 0, way.steps)
     path = flow(
         net, conform(forms), metric, steps=way.steps, size=size, budget=way.budget, save=way.steps,

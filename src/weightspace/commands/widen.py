@@ -78,7 +78,14 @@ def grow(
     file = settings.open(path)
     task = splits(data, 2, settings.seed)[0] if data is not None else None
     shown = carried(example_for(file.template.architecture, task, example, settings.seed), file.net)
-    done = _resized(path, out, file.net, wide := more_outputs(file.net, outputs, layer, settings.seed), [], shown)
+    wide = more_outputs(file.net, outputs, layer, settings.seed)
+    before, after = (logits(one(carried(shown, one))).shape[-1] for one in (file.net, wide))
+    if after != before + outputs:
+        raise ArchitectureError(
+            f"the {'last' if layer is None else 'chosen'} linear layer does not make the outputs, of which there would "
+            f"be {after} and not {before + outputs}; give --layer with the name of the one that does"
+        )
+    done = _resized(path, out, file.net, wide, [], shown)
     file.save(wide, out, f"{outputs} more outputs")
     return done
 

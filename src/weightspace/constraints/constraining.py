@@ -173,6 +173,8 @@ def fitting(module: nn.Module, kinds: Mapping[str, Kind | str]) -> dict[str, Kin
     """The kind of every weight that `kinds` names, checked against its shape. Raises `WeightspaceError`."""
     if not isinstance(kinds, Mapping) or not kinds:
         raise WeightspaceError("kinds is a dictionary from names of weights to constraints, with one at least")
+    if wrong := [name for name in kinds if not isinstance(name, str)]:
+        raise WeightspaceError(f"the name of a weight is text, got {wrong[0]!r}; give kinds such as {{'0.weight': ..}}")
     every: dict[str, list[str]] = {}
     first: dict[int, str] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
@@ -296,7 +298,7 @@ def _release(owner: nn.Module, last: str) -> None:
 def with_weights(net: Net, dense: Net) -> Net:
     """A constrained network at the weights of one without constraints: each constrained weight at its nearest.
 
-    The inverse of `released` where the weights have their form.
+    The inverse of `released` where the weights have their form. Raises `ArchitectureMismatch` for other tensors.
 
     >>> import torch
     >>> import weightspace as ws
@@ -305,6 +307,7 @@ def with_weights(net: Net, dense: Net) -> Net:
     >>> float((back - net).norm())
     0.0
     """
+    released(net).check(dense)
     live, tensors = net.module(), dense.tensors
     constrained = forms(live)
     own = {**dict(live.named_parameters()), **dict(live.named_buffers())}

@@ -12,6 +12,7 @@ import contextlib
 import math
 import re
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -30,7 +31,7 @@ __all__ = ["SpectralNorm", "called", "computed", "custom_functions", "spectral_n
 
 
 _Hooked = list[tuple[nn.Module, str]]
-_seen: WeakKeyDictionary[nn.Module, tuple[bool, _Hooked]] = WeakKeyDictionary()
+_seen: WeakKeyDictionary[nn.Module, tuple[bool, _Hooked, list[weakref.ref[nn.RNNBase]]]] = WeakKeyDictionary()
 _ORIGINALS = ("_orig", "_v")  # what torch's hooks call the parameter that an attribute is computed from
 
 
@@ -46,22 +47,37 @@ def called(
 
     Without `always`, operations are replaced only where a module of the architecture needs it.
     """
-    special, hooked = _known(architecture)
+    special, hooked, recurrent = _known(architecture)
     with exclusive(architecture), _plain_checkpoints(), _Rewritten() if always or special else contextlib.nullcontext():
         try:
             return functional_call(architecture, dict(tensors), args, dict(kwargs))
         finally:
             for child, name in hooked:  # otherwise the architecture would keep the graph in memory
                 setattr(child, name, getattr(child, name).detach().to("meta"))
+            for found in recurrent:  # weak references, since the key may be the layer itself
+                if (layer := found()) is not None:
+                    _forget(layer)
 
 
-def _known(architecture: nn.Module) -> tuple[bool, _Hooked]:
-    """Whether a module needs operations to be replaced, and the attributes that hooks compute."""
+def _forget(layer: nn.RNNBase) -> None:
+    """Take the weights of the last call from the list of a recurrent layer, which fills it again at the next."""
+    own = [None if t is None else torch.empty(t.shape, dtype=t.dtype, device="meta") for t in layer._flat_weights]
+    empty = [None if t is None else nn.Parameter(t, False) for t in own]
+    layer._flat_weights = [*empty]
+    layer._flat_weight_refs = [None if t is None else weakref.ref(t) for t in empty]
+
+
+def _known(architecture: nn.Module) -> tuple[bool, _Hooked, list[weakref.ref[nn.RNNBase]]]:
+    """Whether operations need to be replaced, the attributes that hooks compute, and the recurrent layers."""
     if architecture not in _seen:
         modules = list(architecture.modules())
         hooked = [(child, name) for child in modules for name in computed(child)]
         norms = any(type(m).__name__ == "_WeightNorm" or getattr(m, "max_norm", None) is not None for m in modules)
-        _seen[architecture] = norms or bool(hooked), hooked
+        _seen[architecture] = (
+            norms or bool(hooked),
+            hooked,
+            [weakref.ref(m) for m in modules if isinstance(m, nn.RNNBase)],
+        )
     return _seen[architecture]
 
 

@@ -335,8 +335,12 @@ def grown(net: Net, outputs: int, layer: str | None, seed: int) -> Net:
         raise WeightspaceError(f"grow adds at least one output, got {outputs}; give 1 or more")
     found = {name: m for name, m in net.architecture.named_modules() if isinstance(m, nn.Linear)}
     name = layer if layer is not None else next(reversed(found), "")
+    if not found:
+        raise WeightspaceError(
+            "no linear layer to grow: the network has no nn.Linear; give one whose outputs come from it"
+        )
     if name not in found:
-        raise WeightspaceError(f"no linear layer {name!r} to grow; choose one of {', '.join(found) or 'none'}")
+        raise WeightspaceError(f"no linear layer {name!r} to grow; choose one of {', '.join(found)}")
     old, prefix = found[name], f"{name}." if name else ""
     every = net.architecture.named_parameters(remove_duplicate=False)
     if sum(p is getattr(old, "weight", None) for _, p in every) > 1:
@@ -398,8 +402,12 @@ def _can_learn(parameter: Tensor, value: Tensor) -> bool:
 
 
 def _without_graphs(module: nn.Module) -> dict[int, Tensor]:
-    """For `copy.deepcopy`: tensors computed by hooks of the module -> placeholders without a graph."""
-    return {id(t): t.detach().to("meta") for child in module.modules() for t in computed(child).values()}
+    """For `copy.deepcopy`: tensors that the module computed from parameters -> placeholders without a graph."""
+    found = [t for child in module.modules() for t in computed(child).values()]
+    for layer in module.modules():  # a recurrent layer keeps those of its last call in a list
+        if isinstance(layer, nn.RNNBase):
+            found += [t for t in layer._flat_weights if t is not None and t.grad_fn is not None]
+    return {id(t): t.detach().to("meta") for t in found}
 
 
 def _persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
