@@ -740,6 +740,7 @@ def test_grow_refuses_a_layer_that_does_not_make_the_outputs(here, capsys, monke
         ("widen", (), "how wide"),
         ("widen", ("--to", "2", "--axis", "0.weight[0]=13"), "either --to"),
         ("widen", ("--to", "0.5"), "narrower"),
+        ("widen", ("--to", "2x"), "neither a factor"),
         ("widen", ("--to", "tinynets:Batched"), "not a widening"),
         ("widen", ("--axis", "0.weight[0]=11"), "fewer"),
         ("widen", ("--axis", "7.weight[0]=13"), "no axis"),

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+import weightspace as ws
 from tests.constraints.kinds import drawn
 from weightspace.constraints.matrices import LowRank, Orthogonal, logarithm
 from weightspace.net.errors import WeightspaceError
@@ -76,3 +77,19 @@ def test_shapes_that_do_not_fit_are_refused(kind, shape, match):
 def test_ranks_are_whole_numbers(rank):
     with pytest.raises(WeightspaceError, match="a rank is a whole number from 1"):
         LowRank(rank)
+
+
+def test_the_line_between_orthogonal_weights_of_opposite_signs_has_no_jump():
+    g = torch.Generator().manual_seed(0)
+    one = torch.linalg.qr(torch.randn(4, 4, generator=g, dtype=torch.float64))[0]
+    other = one @ torch.diag(torch.tensor([1.0, 1.0, 1.0, -1.0], dtype=torch.float64))
+    nets = []
+    for weight in (one, other):
+        module = torch.nn.Linear(4, 4, bias=False, dtype=torch.float64)
+        with torch.no_grad():
+            module.weight.copy_(weight)
+        nets.append(ws.constrain(ws.Net.of(module), {"weight": "orthogonal"}))
+    x = torch.eye(4, dtype=torch.float64)
+    line = [nets[0].lerp(nets[1], t)(x) for t in (0.0, 0.499, 0.501, 1.0)]
+    assert float((line[1] - line[2]).norm()) < 0.1
+    assert float((line[0] - one.T).norm()) < 1e-9 and float((line[3] - other.T).norm()) < 1e-9

@@ -218,3 +218,12 @@ def test_parameters_that_a_value_is_proportional_to():
             whole = torch.ones(node.meta["val"].shape, dtype=torch.long)
             found[op_name(node)] = set(met) if factors.of(node, whole, met) else None
     assert found == {"relu": {"0.weight", "0.bias"}, "tanh": None}
+
+
+def test_constrained_networks_and_flags_are_refused():
+    net = ws.Net.of(torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2)))
+    x = torch.randn(3, 4)
+    with pytest.raises(ws.WeightspaceError, match="0.weight is constrained .*released"):
+        ws.widen(ws.constrain(net, {"0.weight": "low-rank:2"}), 2, x)
+    with pytest.raises(ws.WeightspaceError, match="a width of True"):
+        ws.widen(net, True, x)

@@ -95,6 +95,10 @@ def _target(to: str, settings: Settings) -> float | Net:
     try:
         return float(to)
     except ValueError:
+        if ":" not in to and not Path(to).exists():
+            raise ArchitectureError(
+                f"--to {to!r} is neither a factor, such as 2, nor an architecture, as --arch takes it"
+            ) from None
         return Net.of(architecture.find(to, [], settings.trust_code))
 
 

@@ -77,9 +77,10 @@ class Orthogonal(Kind):
     """A weight with orthonormal columns (or rows, where there are fewer): W = exp(A) D, A antisymmetric.
 
     The entries of A above the diagonal are free: n (n - 1) / 2 for the longer side n. A square weight has det W = 1 or
-    -1, which no path changes: D = diag(1, .., 1, +-1) is kept beside the parameters, as a buffer. A weight that is not
-    square takes the first columns, and its parameters are more than its dimensions. The nearest is the polar factor
-    U V^T of W = U S V^T. A kernel is unfolded. Text: "orthogonal".
+    -1, which no path of orthogonal weights changes: D = diag(1, .., 1, +-1) is kept beside the parameters, as a buffer.
+    On a line between networks of opposite signs the buffer is mixed too: its last column shrinks through zero. A weight
+    that is not square takes the first columns, and its parameters are more than its dimensions. The nearest is the
+    polar factor U V^T of W = U S V^T. A kernel is unfolded. Text: "orthogonal".
 
     >>> import torch
     >>> import weightspace as ws
@@ -118,7 +119,7 @@ class Orthogonal(Kind):
         upper = angles.new_zeros(side * side).scatter(0, constants["where"], angles).view(side, side)
         turned = torch.matrix_exp(upper - upper.mT)
         if rows == columns:
-            sign = 1 - 2 * (constants["orientation"] < 0).to(turned)
+            sign = constants["orientation"].to(turned)
             turned = torch.cat([turned[:, :-1], turned[:, -1:] * sign], 1)
         found = turned[:, :columns] if rows >= columns else turned[:, :rows].mT
         return found.reshape(shape).to(free[0].dtype)

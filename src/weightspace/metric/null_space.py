@@ -52,9 +52,9 @@ class NullSpace:
 
     v = P steepest(net, covector), P = (I + C / (damping m))^-1 from the right in every linear map and convolution, C
     the second moment of the layer's inputs (with a one for the bias) and m its mean eigenvalue; `damping` 0 projects
-    onto the null space of C. Frozen weights and tensors outside of these layers do not move. `add` takes the inputs of
-    another task in; no example is kept. A flow of `size` s under `NullSpace.of(Adam(), ...)` is Adam with learning rate
-    s and projected steps.
+    onto the null space of C. Tensors outside of these layers do not move, nor do layers of which the weight or the bias
+    is frozen. `add` takes the inputs of another task in; no example is kept. A flow of `size` s under
+    `NullSpace.of(Adam(), ...)` is Adam with learning rate s and projected steps.
 
     >>> import torch
     >>> import weightspace as ws
@@ -86,7 +86,9 @@ class NullSpace:
         """The same with the inputs of another task taken out too, each example of each task with the same weight."""
         found = {layer.weight: (layer.bias, moment) for layer, moment in moments(net.free(), task)}
         if not found:
-            raise KernelError("no linear map or convolution whose weight is used once: no null space to move in")
+            raise KernelError(
+                "no linear map or convolution whose weight is used once and learns with its bias: no null space"
+            )
         if self._given and found.keys() != self._given.keys():
             other = next(iter(found.keys() ^ self._given.keys()))
             raise WeightspaceError(f"the null spaces are those of another network: {other} is in one of them only")

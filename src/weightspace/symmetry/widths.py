@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from weightspace.constraints.constraining import kinds_of
 from weightspace.net.errors import WeightspaceError, first_line
 from weightspace.net.inputs import carried
 from weightspace.net.net import Net, checked
@@ -232,6 +233,11 @@ def difference(net: Net, larger: Callable[[Net], Net], example: Any) -> str:
 def widening(net: Net, to: float | Mapping[str, int] | Net, example: Any) -> Widening:
     """How the architecture of `net` lies in a wider one, without tables; see `widen`. Raises `WeightspaceError`."""
     net = checked(net)
+    if isinstance(to, bool):
+        raise WeightspaceError(f"a width of {to}; give a factor, sizes of axes by name, or a wider network")
+    if kinds := kinds_of(net):
+        name, kind = next(iter(kinds.items()))
+        raise WeightspaceError(f"{name} is constrained ({kind}); widen constraints.released(net), and constrain that")
     example = carried(example, net)
     graph, draft = label(net, example)
     small = draft.group(Group, ())
