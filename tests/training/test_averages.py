@@ -8,6 +8,7 @@ import io
 
 import pytest
 import torch
+from ambient import default_dtype
 from torch import Tensor, nn
 
 import weightspace as ws
@@ -169,7 +170,7 @@ def test_flows_give_networks_which_are_taken_too():
         torch.no_grad,
         torch.inference_mode,
         lambda: torch.autocast("cpu", torch.bfloat16),
-        lambda: defaulted(torch.float64),
+        lambda: default_dtype(torch.float64),
     ],
 )
 def test_modes_of_the_caller_change_nothing(kind, mode):
@@ -183,16 +184,6 @@ def test_modes_of_the_caller_change_nothing(kind, mode):
         with context():
             found.append(average.net())
     assert same(*found) and not any(t.is_inference() for t in found[1].tensors.values())
-
-
-@contextlib.contextmanager
-def defaulted(dtype):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def test_the_module_is_only_read_and_its_later_steps_are_not_seen():
