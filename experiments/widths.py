@@ -14,6 +14,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -77,7 +78,7 @@ def _line(record: Record, kind: str, share: str, way: str) -> list[str]:
 
 
 def _lab(given: Namespace) -> Lab:
-    return Lab(QUICK if given.quick else FULL, given.data)
+    return Lab(replace(QUICK, width=128) if given.quick else FULL, given.data)  # of one unit no axis is read
 
 
 main = command(
