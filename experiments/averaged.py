@@ -18,11 +18,10 @@ from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from scipy.stats import t as student
 from torch import nn
 
 import weightspace as ws
-from experiments.record import Job, Record, block, brief, command, number, percent
+from experiments.record import Job, Record, block, brief, command, half_width, number, percent
 from weightspace.net.seeds import derived
 
 MEMBERS, BATCH, RATE, DECAY, JUDGE = 4, 32, 0.05, 0.98, 300
@@ -186,9 +185,8 @@ def _against(record: Record, at: str, way: str) -> str:
     both = [seed for seed in mine if seed in last]
     if way == "cosine" or len(both) < 2:
         return f"{percent(mean)}, {number(loss)}"
-    apart = 100 * torch.tensor([mine[s]["right"] - last[s]["right"] for s in both], dtype=torch.float64)
-    error = float(student.ppf(0.975, len(both) - 1)) * float(apart.std()) / math.sqrt(len(both))
-    return f"{percent(mean)} ({float(apart.mean()):+.1f} ± {number(error, 1)}), {number(loss)}"
+    apart = [100 * (mine[s]["right"] - last[s]["right"]) for s in both]
+    return f"{percent(mean)} ({sum(apart) / len(apart):+.1f} ± {number(half_width(apart), 1)}), {number(loss)}"
 
 
 main = command(

@@ -17,11 +17,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from scipy.stats import t as student
 from torch import Tensor, nn
 
 import weightspace as ws
-from experiments.record import Job, Record, block, command, number, percent
+from experiments.record import Job, Record, block, command, half_width, number, percent
 
 GRADIENTS, BATCH, RATE, EARLY = 600, 32, 5e-3, "plain, stopped early"
 JUDGE, KEPT, DAMPING = 300, 20, 1e-2
@@ -156,9 +155,8 @@ def _against(record: Record, at: str, way: str) -> str:
     mean, both = percent(sum(mine.values()) / len(mine)), [seed for seed in mine if seed in control]
     if way == EARLY or len(both) < 2:
         return mean
-    apart = 100 * torch.tensor([mine[seed] - control[seed] for seed in both], dtype=torch.float64)
-    error = float(student.ppf(0.975, len(apart) - 1)) * float(apart.std()) / math.sqrt(len(apart))
-    return f"{mean} ({float(apart.mean()):+.1f} ± {number(error, 1)})"
+    apart = [100 * (mine[seed] - control[seed]) for seed in both]
+    return f"{mean} ({sum(apart) / len(apart):+.1f} ± {number(half_width(apart), 1)})"
 
 
 main = command(

@@ -19,12 +19,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from scipy.stats import t as student
 from torch import Tensor, nn
 
 import weightspace as ws
 from experiments.nets import tensors
-from experiments.record import Job, Record, block, command, percent
+from experiments.record import Job, Record, block, command, half_width, percent
 
 SIZES, BOUND, RATE, BATCH = (10, 100, 1000), 0.5, 3e-3, 64
 BOUNDS = (0.1, 2.0)
@@ -221,8 +220,7 @@ def interval(values: list[float], digits: int = 2) -> str:
     mean = statistics.mean(values)
     if len(values) < 2:
         return f"{mean:+.{digits}f}"
-    wide = student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean:+.{digits}f} ± {wide:.{digits}f}"
+    return f"{mean:+.{digits}f} ± {half_width(values):.{digits}f}"
 
 
 def bounded(record: Record, name: str) -> list[list[str]]:

@@ -11,18 +11,17 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from itertools import product
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from scipy.stats import spearmanr
-from scipy.stats import t as student
 from torch import Tensor, nn
 
 import weightspace as ws
 from experiments.nets import tensors
-from experiments.record import Job, Record, block, brief, command, number, percent
+from experiments.record import Job, Record, block, brief, command, half_width, number, percent
 from weightspace.codes import nuisance
 from weightspace.equivariance.equivariance import reynolds_defect
 
@@ -233,8 +232,7 @@ def correlations(record: Record, name: str) -> list[list[str]]:
 def _interval(values: list[float]) -> str:
     if len(values) < 2:
         return f"{values[0]:+.2f}"
-    wide = student.ppf(0.975, len(values) - 1) * stdev(values) / math.sqrt(len(values))
-    return f"{mean(values):+.2f} ± {wide:.2f}"
+    return f"{mean(values):+.2f} ± {half_width(values):.2f}"
 
 
 # ------------------------------------------------------------------ turned digits

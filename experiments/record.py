@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import median, stdev
 from typing import Any
+
+from scipy.stats import t as student
 
 from weightspace import WeightspaceError
 
@@ -94,6 +97,11 @@ def brief(value: Any, digits: int = 3) -> str:
 
 def percent(value: Any, digits: int = 1) -> str:
     return _shown(value, f".{digits}f", 100)
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Half of the 95 % interval of the mean of two values or more, by Student's t."""
+    return float(student.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
 
 
 def table(head: str | Sequence[str], rows: Iterable[Sequence[str]]) -> str:

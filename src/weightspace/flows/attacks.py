@@ -205,10 +205,11 @@ def attack(
     """
     ball, found, start = _ball(radius, steps, norm, span, restarts), [], 0
     for x, y in task.batches(net):
-        best, worst = x, _losses(net, task, x, y, span)
+        _attackable(x, y, span)
+        best, worst = x, _losses(task, _outputs(net, task, x), x, y)
         for k in range(restarts if radius else 0):
             moved = _climbed(net, task, x, y, ball, ball.drawn(x, k, seed, start))
-            loss = _losses(net, task, moved, y)
+            loss = _losses(task, _outputs(net, task, moved), x, y)
             higher = loss > worst
             best = torch.where(higher.view(-1, *[1] * (x.dim() - 1)), moved, best)
             worst = torch.maximum(loss, worst)
@@ -263,12 +264,14 @@ def robust_accuracy(
     def robust_accuracy(net: Net) -> float | list[float]:
         right, count, start = dict.fromkeys(balls, 0), 0, 0
         for x, y in task.batches(net):
-            _losses(net, task, x, y, span)
-            stands = _right(net, task, x, y)
+            _attackable(x, y, span)
+            f = _outputs(net, task, x)
+            _losses(task, f, x, y)  # refuses what has no loss for each example
+            stands = _right(task, f, y)
             for r, ball in balls.items():
                 for k in range(restarts if r else 0):
                     moved = _climbed(net, task, x, y, ball, ball.drawn(x, k, seed, start))
-                    stands = stands & _right(net, task, moved, y)
+                    stands = stands & _right(task, _outputs(net, task, moved), y)
                 right[r] += int(stands.sum())
             count, start = count + len(stands), start + len(x)
         found = [right[r] / count for r in radii]
@@ -287,29 +290,35 @@ def _ball(radius: float, steps: int, norm: Norm, span: tuple[float, float], rest
     return _Ball(radius, steps, norm, span)
 
 
-@torch.no_grad()
-def _losses(
-    net: Net, task: Task, x: Any, y: Tensor | None, span: tuple[float, float] | None = None
-) -> Float[Tensor, " examples"]:
-    """The loss of every example. Raises `WeightspaceError` for inputs that cannot be attacked."""
+def _attackable(x: Any, y: Tensor | None, span: tuple[float, float]) -> None:
+    """Raise `WeightspaceError` for inputs that cannot be attacked."""
     if not isinstance(x, Tensor):
         raise WeightspaceError("an attack moves one tensor of inputs; these have several")
     if not x.is_floating_point():
         raise WeightspaceError("these inputs are integers (tokens) and have no gradient; give embeddings or images")
-    if span is not None and bool(((x < span[0]) | (x > span[1])).any()):
+    if bool(((x < span[0]) | (x > span[1])).any()):
         low, high = x.aminmax()
         raise WeightspaceError(
             f"inputs from {float(low):.4g} to {float(high):.4g} are outside of the span {span}; give a wider one"
         )
     if y is None:
         raise WeightspaceError("the task has no labels, and an attack raises their loss; give Task(inputs, labels)")
-    losses = task._measured(forward(task, net, x), y)[0]
+
+
+@torch.no_grad()
+def _outputs(net: Net, task: Task, x: Tensor) -> Tensor:
+    return forward(task, net, x)
+
+
+@torch.no_grad()
+def _losses(task: Task, f: Tensor, x: Tensor, y: Tensor | None) -> Float[Tensor, " examples"]:
+    """The loss of every example. Raises `WeightspaceError` where there is not one for each."""
+    assert y is not None
+    losses = task._measured(f, y)[0]
     if losses.shape != (len(x),):
         raise WeightspaceError("an attack needs one label and one loss for each example; these have several, or a mean")
     return losses
 
 
-@torch.no_grad()
-def _right(net: Net, task: Task, x: Tensor, y: Tensor | None) -> Tensor:
-    wrong = task.wrong(forward(task, net, x), y)
-    return wrong == 0
+def _right(task: Task, f: Tensor, y: Tensor | None) -> Tensor:
+    return task.wrong(f, y) == 0

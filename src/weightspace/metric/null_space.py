@@ -21,7 +21,7 @@ from torch import Tensor
 
 from weightspace.curvature.tangent_kernel import KernelError
 from weightspace.metric.metric import Metric, Remembering
-from weightspace.metric.per_layer import moments
+from weightspace.metric.per_layer import NULL, matrix_of, moments, put_matrix
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 from weightspace.net.public import public
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 __all__ = ["NullSpace"]
-
-
-_NULL = 1e-12  # of the largest eigenvalue
 
 
 @dataclass(frozen=True)
@@ -115,13 +112,7 @@ class NullSpace:
         for name, one in self._given.items():
             if name not in vector or {name, one.bias} & net.frozen:
                 continue
-            rows = vector[name].flatten(1).double()
-            if one.bias is not None:
-                rows = torch.cat([rows, vector[one.bias].double()[:, None]], 1)
-            rows = rows @ one.kept
-            new[name].copy_(rows[:, : vector[name][0].numel()].view_as(vector[name]))
-            if one.bias is not None:
-                new[one.bias].copy_(rows[:, -1])
+            put_matrix(new, name, one.bias, matrix_of(vector, name, one.bias) @ one.kept)
         return new
 
     def norm(self, net: Net, vector: Weights) -> Float[Tensor, ""]:
@@ -157,5 +148,5 @@ def _projection(total: Tensor, damping: float) -> Tensor:
     if damping:
         shares = 1 / (1 + values.clamp(min=0) / (damping * values.mean().clamp(min=torch.finfo(torch.float64).tiny)))
     else:
-        shares = (values <= _NULL * values[-1]).double()
+        shares = (values <= NULL * values[-1]).double()
     return (vectors * shares) @ vectors.T

@@ -31,10 +31,11 @@ from weightspace.task.task import Task
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["compensated", "layer_modes", "moments"]
+__all__ = ["NULL", "compensated", "layer_modes", "matrix_of", "moments", "put_matrix"]
 
 
-_NULL, _DAMPING = 1e-12, 1e-4
+NULL = 1e-12  # of the largest eigenvalue: where a second moment counts as zero
+_DAMPING = 1e-4
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def layer_modes(
     if not found:
         raise KernelError('no linear map or convolution whose weight is used once; take solver="gltr"')
     g = net.weights.shaped(covector)
-    parts = [_coordinates(basis, _matrix(g, basis.layer)) for basis in found]
+    parts = [_coordinates(basis, matrix_of(g, basis.layer.weight, basis.layer.bias)) for basis in found]
     sizes = [basis.values.numel() for basis in found]
     coefficients = torch.cat([part.square().sum(0).sqrt() if not both else part.flatten() for part in parts])
 
@@ -74,7 +75,7 @@ def layer_modes(
         for basis, part, scale in zip(found, parts, f.split(sizes), strict=True):
             moved = part * (scale if basis.slopes is None else scale.view(part.shape))
             whole = (moved if basis.slopes is None else basis.slopes @ moved) @ basis.given.T
-            _put(new, basis.layer, whole)
+            put_matrix(new, basis.layer.weight, basis.layer.bias, whole)
         return new.flat()
 
     told = "first order; layers apart, Kronecker factors" if both else "first order in the output of every layer"
@@ -110,20 +111,20 @@ def compensated(net: Net, task: Task, mask: Weights) -> Net:
     """
     new = net.weights.shaped(net.weights.flat() * mask.flat())
     for layer, moment in moments(net.free(), task):
-        w, kept = _matrix(net.weights, layer), _matrix(mask, layer)
+        w, kept = (matrix_of(vector, layer.weight, layer.bias) for vector in (net.weights, mask))
         damped = moment + _DAMPING * moment.diagonal().mean() * torch.eye(len(moment)).to(moment)
         root = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
         for j in range(w.shape[1]):
             gone = (w[:, j] * (1 - kept[:, j])) / root[j, j]
             w[:, j:] -= torch.outer(gone, root[j, j:])
-        _put(new, layer, w * kept)
+        put_matrix(new, layer.weight, layer.bias, w * kept)
     return net.at(new)
 
 
 def _given(net: Net, task: Task) -> Iterator[_Basis]:
     for layer, moment in moments(net, task):
         values, vectors = torch.linalg.eigh(moment)
-        yield _Basis(layer, vectors, None, torch.where(values > _NULL * values[-1], values, 0.0))
+        yield _Basis(layer, vectors, None, torch.where(values > NULL * values[-1], values, 0.0))
 
 
 def _kronecker(net: Net, task: Task, output: Callable[[Any], Tensor], mix: Tensor | None) -> Iterator[_Basis]:
@@ -137,7 +138,7 @@ def _kronecker(net: Net, task: Task, output: Callable[[Any], Tensor], mix: Tenso
         a, u = torch.linalg.eigh(rows.T @ rows / len(rows))
         b, v = torch.linalg.eigh(slopes.T @ slopes / len(h))
         values = torch.outer(b.clamp(min=0), a.clamp(min=0)).flatten()
-        yield _Basis(each.layer, u, v, torch.where(values > _NULL * values.max(), values, 0.0))
+        yield _Basis(each.layer, u, v, torch.where(values > NULL * values.max(), values, 0.0))
 
 
 def _coordinates(basis: _Basis, matrix: Tensor) -> Tensor:
@@ -145,13 +146,14 @@ def _coordinates(basis: _Basis, matrix: Tensor) -> Tensor:
     return inside if basis.slopes is None else basis.slopes.T @ inside
 
 
-def _matrix(vector: Weights, layer: Layer) -> Tensor:
-    rows = vector[layer.weight].flatten(1).double()
-    return rows if layer.bias is None else torch.cat([rows, vector[layer.bias].double()[:, None]], 1)
+def matrix_of(vector: Weights, weight: str, bias: str | None) -> Tensor:
+    """The matrix V of a layer with z = V h, in float64: a row for each unit, the bias as the last column."""
+    rows = vector[weight].flatten(1).double()
+    return rows if bias is None else torch.cat([rows, vector[bias].double()[:, None]], 1)
 
 
-def _put(vector: Weights, layer: Layer, matrix: Tensor) -> None:
-    weight = vector[layer.weight]
-    weight.copy_(matrix[:, : weight[0].numel()].reshape(weight.shape))
-    if layer.bias is not None:
-        vector[layer.bias].copy_(matrix[:, -1])
+def put_matrix(vector: Weights, weight: str, bias: str | None, matrix: Tensor) -> None:
+    """Write the matrix of a layer into its weight and bias."""
+    vector[weight].copy_(matrix[:, : vector[weight][0].numel()].reshape(vector[weight].shape))
+    if bias is not None:
+        vector[bias].copy_(matrix[:, -1])
