@@ -10,7 +10,7 @@ import weightspace as ws
 
 HOUSE = Path(__file__).parents[1] / "src" / "weightspace"
 WINGS = """contents net jobs checkpoint linear constraints task graph inside equivariance curvature metric codes path
-    trust risk symmetry training flows atlas commands pages demo web cli __main__"""
+    trust risk symmetry training flows merging atlas commands pages demo web cli __main__"""
 FILES = {
     "net": "errors seeds state differentiable public cost plain weights names net average inputs model",
     "jobs": "progress calls processes cluster engine",
@@ -38,6 +38,7 @@ FILES = {
         verdict""",
     "training": "deficits critical_periods recording recorder adapters points averages",
     "flows": "batches anchors attacks ensembles goals sharpness forms pruning result options stepper cycles morphing",
+    "merging": "part schedule settings elementwise methods recipe plan",
     "atlas": """tables migrations.v0001 migrations.v0002 migrations upgrade catalogue content objects records
         comparisons scan members sources ways holdings folders side_by_side sketches orbits atlas halving question
         starts tried asked by_distance nearest_start nearby greedy_averages gram neighbourhoods compared independence

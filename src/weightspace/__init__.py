@@ -160,6 +160,8 @@ _CONTENTS = {
         "swag",
         "toward",
     ],
+    # many points made into one
+    "merging": [],
     # sets of points
     "atlas": ["Atlas", "nearest"],
 }

@@ -1,0 +1,12 @@
+"""Merging: many networks of one architecture made into one, by recipes that are streamed tensor by tensor."""
+
+from weightspace.contents import handed_on
+
+__getattr__, __dir__, __all__ = handed_on(
+    __name__,
+    {
+        "methods": ["METHODS"],
+        "plan": ["Plan", "Row"],
+        "recipe": ["Recipe"],
+    },
+)
