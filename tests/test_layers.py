@@ -24,7 +24,7 @@ FILES = {
     "inside": "image_functions representation calls units counts path_overlap",
     "equivariance": "finite_group equivariance layers",
     "curvature": "gradients linearised outputs curvature fisher tangent_kernel",
-    "metric": "distance across_architectures metric optim steps per_layer null_space pullback geodesic",
+    "metric": "distance across_architectures metric optim steps per_layer null_space solvers pullback geodesic",
     "codes": """langevin nuisance posterior encoding quadratic attribution scores structure_functions store sweep
         task_map transfer weight_information""",
     "path": "divergence path diffusion barrier loss_plane trail",
