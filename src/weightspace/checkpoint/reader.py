@@ -117,6 +117,14 @@ class Checkpoint(Mapping[str, Tensor]):
         return {name: entry.dtype for name, entry in self._entries.items()}
 
     @property
+    def stamps(self) -> dict[str, tuple[int, ...]]:
+        """The files that hold the tensors, and numbers of each that change when it is replaced or overwritten."""
+        opened = [
+            entry.read.args[:2] for entry in self._entries.values() if getattr(entry.read, "func", None) is _fetch
+        ]
+        return {str(path): stamp for path, stamp in opened} or {str(self.path): stamp_of(self.path)}
+
+    @property
     def nbytes(self) -> int:
         """The size of all tensors in memory, in bytes; a tied tensor counts under each of its names."""
         return sum(entry.shape.numel() * entry.dtype.itemsize for entry in self._entries.values())
