@@ -118,11 +118,13 @@ class Checkpoint(Mapping[str, Tensor]):
 
     @property
     def stamps(self) -> dict[str, tuple[int, ...]]:
-        """The files that hold the tensors, and numbers of each that change when it is replaced or overwritten."""
-        opened = [
-            entry.read.args[:2] for entry in self._entries.values() if getattr(entry.read, "func", None) is _fetch
-        ]
-        return {str(path): stamp for path, stamp in opened} or {str(self.path): stamp_of(self.path)}
+        """The safetensors files of the tensors, and numbers of each that change when it is replaced or overwritten.
+
+        Empty for files of `torch.save`.
+        """
+        reads = [entry.read for entry in self._entries.values()]
+        opened = [read.args[:2] for read in reads if isinstance(read, partial) and read.func is _fetch]
+        return {str(path): stamp for path, stamp in opened} if len(opened) == len(reads) else {}
 
     @property
     def nbytes(self) -> int:
