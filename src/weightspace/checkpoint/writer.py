@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -21,6 +23,7 @@ from weightspace.net.public import public
 
 __all__ = ["Files", "Slot", "file_of", "header", "save", "shared_out", "vacant"]
 
+_WAITING = 4  # tensors that are computed and not written yet
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
@@ -161,18 +164,40 @@ def file_of(
     """
     text, ordered = header(path, group, about)
     file.write(text)
-    for slot in ordered:
-        left = slot.nbytes
-        for piece in read(slot):
-            piece = piece.detach().cpu().resolve_conj().resolve_neg().contiguous()
-            left -= piece.nbytes
-            if piece.dtype != slot.dtype or left < 0:
-                left = -1
-                break
-            if piece.nbytes:
-                file.write(bytes_of(piece))
-        if left:
-            raise refusal(path, f"tensor {slot.name!r} changed while it was written", "try again")
+    with _Behind(file) as behind:
+        for slot in ordered:
+            left = slot.nbytes
+            for piece in read(slot):
+                left -= piece.nbytes
+                if piece.dtype != slot.dtype or left < 0:
+                    left = -1
+                    break
+                behind.write(piece.detach().cpu().resolve_conj().resolve_neg().contiguous())
+            if left:
+                raise refusal(path, f"tensor {slot.name!r} changed while it was written", "try again")
+
+
+class _Behind:
+    """Writes tensors into a file in a thread of its own, while the next ones are computed; a few may wait."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._thread = ThreadPoolExecutor(1)
+        self._waiting: deque[Future[Any]] = deque()
+
+    def write(self, tensor: Tensor) -> None:
+        if len(self._waiting) == _WAITING:
+            self._waiting.popleft().result()
+        if tensor.nbytes:
+            self._waiting.append(self._thread.submit(self._file.write, bytes_of(tensor)))
+
+    def __enter__(self) -> _Behind:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=kind is not None)
+        while self._waiting and kind is None:
+            self._waiting.popleft().result()
 
 
 def header(path: Path, group: list[Slot], about: Mapping[str, str]) -> tuple[bytes, list[Slot]]:

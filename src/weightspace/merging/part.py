@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -16,7 +17,8 @@ from weightspace.net.errors import WeightspaceError
 __all__ = ["BLOCK", "Part", "Piece", "Source", "check_finite", "entries", "reading"]
 
 ROOM = 1 << 24  # numbers that the pieces of all parents hold together, at most: 64 MB in float32
-BLOCK = 1 << 19  # numbers of one parent's piece: they stay in the processor's cache from one operation to the next
+BLOCK = 1 << 18  # numbers of one parent's piece: they stay in the processor's cache from one operation to the next
+_CHUNK = 1 << 20  # numbers that are read from a file at once
 
 Source: TypeAlias = tuple[Mapping[str, Tensor], str]  # named tensors, and a name
 
@@ -30,11 +32,21 @@ def entries(source: Mapping[str, Tensor], name: str, start: int, stop: int) -> T
 
 
 def reading(source: Source) -> Callable[[int, int], Tensor]:
-    """A function of (start, stop) that gives these entries of a tensor; see `entries`.
+    """A function of (start, stop) that gives these entries of a tensor, in memory that its next call may overwrite.
 
     A mapping without `flat` is asked for the tensor once.
     """
     tensors, name = source
+    if isinstance(tensors, Checkpoint):
+        shelf = torch.empty(0, dtype=tensors.dtypes[name])
+
+        def read(start: int, stop: int) -> Tensor:
+            nonlocal shelf
+            if shelf.numel() < stop - start:
+                shelf = torch.empty(stop - start, dtype=shelf.dtype)
+            return tensors.flat(name, start, stop, shelf[: stop - start])
+
+        return read
     flat = getattr(tensors, "flat", None)
     if flat is not None:
         return lambda start, stop: flat(name, start, stop)
@@ -94,36 +106,48 @@ class Part:
         step = max(1, min(BLOCK, self.room // (len(self.sources) + 2)))
         if len(self.shape) > 1:
             step = max(1, step // max(1, self.row)) * self.row
-        sources = [self._reading(k) for k in range(len(self.sources))]
-        base = None if self.base is None else self._reading(len(self.sources))
+        parents = [self._blocks(k, step) for k in range(len(self.sources))]
+        base = repeat(None) if self.base is None else self._blocks(len(self.sources), step)
         for start in range(0, total, max(1, step)):
-            stop = min(start + step, total)
-            parents = [read(start, stop) for read in sources]
-            yield Piece(start, parents, None if base is None else base(start, stop))
+            yield Piece(start, [next(blocks) for blocks in parents], next(base))
 
-    def _reading(self, k: int) -> Callable[[int, int], Tensor]:
-        """Reads entries of parent k, or of the base after the last, as finite numbers in memory of their own."""
+    def _blocks(self, k: int, step: int) -> Iterator[Tensor]:
+        """The entries of parent k, or of the base after the last, in vectors of `step` finite numbers, each its own."""
+        source, total = self._source(k), self.shape.numel()
+        read = reading(source)
+        chunk = max(1, min(_CHUNK, self.room // (len(self.sources) + 2)) // max(1, step)) * step
+        for start in range(0, total, max(1, chunk)):
+            found = read(start, min(start + chunk, total))
+            for block in found.split(max(1, step)):
+                yield self._numbers(k, block)
+
+    def _numbers(self, k: int, found: Tensor) -> Tensor:
+        numbers = found.to(self.dtype, copy=True)
+        check_finite(numbers, self._source(k)[1], self.labels[k] if k < len(self.labels) else self._called(k))
+        return numbers
+
+    def _source(self, k: int) -> Source:
         source = (*self.sources, self.base)[k]
         assert source is not None
-        read, where = reading(source), self.labels[k] if k < len(self.labels) else self._called(k)
-        fresh = isinstance(source[0], Checkpoint)  # each reading of a file is new memory
-
-        def numbers(start: int, stop: int) -> Tensor:
-            found = read(start, stop).to(self.dtype, copy=not fresh)
-            check_finite(found, source[1], where)
-            return found
-
-        return numbers
+        return source
 
     def _called(self, k: int) -> str:
         return "the base" if k == len(self.sources) else f"parent {k + 1}"
 
     def parent(self, k: int) -> Tensor:
         """The whole tensor of parent k, in the dtype of the computation."""
-        return self._reading(k)(0, math.prod(self.shape)).reshape(self.shape)
+        return self._whole(k)
 
     def origin(self) -> Tensor:
         """The whole tensor of the base; zeros where there is none."""
         if self.base is None:
             return torch.zeros(self.shape, dtype=self.dtype)
-        return self._reading(len(self.sources))(0, math.prod(self.shape)).reshape(self.shape)
+        return self._whole(len(self.sources))
+
+    def _whole(self, k: int) -> Tensor:
+        found = torch.empty(self.shape.numel(), dtype=self.dtype)
+        start = 0
+        for block in self._blocks(k, BLOCK):
+            found[start : start + block.numel()] = block
+            start += block.numel()
+        return found.reshape(self.shape)

@@ -84,14 +84,14 @@ def numbers_of(plan: Plan, row: Row) -> Iterator[Tensor]:
         found = read(start, min(start + BLOCK, total))
         if found.dtype.is_floating_point:
             check_finite(found, name, plan.label(k))
-            found = _rounded(found, row)
-        yield found
+        yield _rounded(found, row) if found.dtype.is_floating_point else found.clone()
 
 
 def _rounded(numbers: Tensor, row: Row) -> Tensor:
     """The numbers in the row's dtype; those of half precision may be too large for it."""
-    check_finite(numbers, row.name, f"the result of {row.recipe.method}")
-    found = numbers.to(row.dtype)
+    if row.action == "merged":
+        check_finite(numbers, row.name, f"the result of {row.recipe.method}")
+    found = numbers.to(row.dtype, copy=True)  # the numbers may be overwritten before these are written
     if row.dtype == torch.float16 and numbers.dtype != row.dtype and not bool(found.isfinite().all()):
         raise WeightspaceError(f"{row.name!r} has numbers that float16 cannot hold; give dtype bfloat16 or float32")
     return found
