@@ -6,7 +6,9 @@ __getattr__, __dir__, __all__ = handed_on(
     __name__,
     {
         "methods": ["METHODS"],
-        "plan": ["Plan", "Row"],
+        "merging": ["merge"],
+        "plan": ["Plan", "planned", "Row", "Rules", "Table"],
         "recipe": ["Recipe"],
+        "stream": ["write"],
     },
 )
