@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = handed_on(
     __name__,
     {
         "methods": ["METHODS"],
+        "spectral": ["knots"],
         "plan": ["Plan", "Row"],
         "recipe": ["Recipe"],
     },
