@@ -93,13 +93,14 @@ def karcher(part: Part, settings: Settings) -> Combine:
     for _ in range(int(settings.options["max_iter"])):
         dots = (cosines @ at).clamp(-1, 1)
         angles = dots.arccos()
-        turned = pull * torch.where(angles > 1e-8, angles / angles.sin().clamp(min=1e-12), 1.0)
+        bent = angles.sin() > 1e-7  # of one that is opposite, every direction is the shortest
+        turned = pull * torch.where(bent, angles / angles.sin(), (angles < 1).double())
         step = turned - (turned @ dots) * at
         length = max(0.0, float(step @ cosines @ step)) ** 0.5
         if length < settings.options["tol"]:
             break
         at = math.cos(length) * at + math.sin(length) / length * step
-        at = at / float(at @ cosines @ at) ** 0.5
+        at = at / (at @ cosines @ at).sqrt()
     return _combination(_over(at, norms) * float(weights @ norms), _parents)
 
 

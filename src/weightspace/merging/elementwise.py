@@ -108,7 +108,7 @@ def fisher(part: Part, settings: Settings) -> Combine:
         mass = torch.zeros_like(total)
         stop = piece.start + total.numel()
         for parent, weight, (source, name) in zip(piece.parents, weights, part.beside, strict=True):
-            importance = entries(source, name, piece.start, stop).to(total).mul_(weight)
+            importance = entries(source, name, piece.start, stop).to(total) * weight
             total.addcmul_(importance, parent)
             mass.add_(importance)
         plain = summed(piece.parents, weights)

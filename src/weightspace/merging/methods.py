@@ -18,7 +18,7 @@ options; formulas and sources are with the functions.
 | `della_linear` | small entries dropped more often, summed | needed | density, epsilon, scale, normalize, rescale |
 | `della` | small entries dropped more often, signs elected | needed | density, epsilon, scale, normalize, rescale |
 | `breadcrumbs` | largest and smallest entries dropped, summed | needed | density, gamma, scale, normalize, rescale |
-| `breadcrumbs_ties` | largest and smallest dropped, signs elected | needed | density, gamma, scale, normalize, rescale |
+| `breadcrumbs_ties` | extremes dropped, signs elected | needed | density, gamma, scale, normalize, rescale |
 | `sce` | entries that vary kept, weighted by energy, signs elected | needed | select_topk |
 | `model_stock` | mean pulled to the base by how little the task vectors agree | needed | |
 | `nearswap` | base moved by at most t to one network | needed | t |
@@ -105,7 +105,7 @@ _ALL = (
         {"density": 0.9, "gamma": 0.01, **_SUM, "rescale": 0.0},
     ),
     Method(
-        "breadcrumbs_ties", sparse.breadcrumbs_ties, "largest and smallest dropped, signs elected", "needed",
+        "breadcrumbs_ties", sparse.breadcrumbs_ties, "extremes dropped, signs elected", "needed",
         {"density": 0.9, "gamma": 0.01, **_SUM, "rescale": 0.0},
     ),
     Method(

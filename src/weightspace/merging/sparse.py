@@ -213,12 +213,10 @@ def _ranks(rows: Tensor) -> Tensor:
     """The rank of every magnitude in its row, from 0 for the smallest to 1 for the largest; 1/2 where it is alone."""
     columns = rows.shape[1]
     if columns < 2:
-        return torch.full((rows.numel(),), 0.5, dtype=torch.float32, device=rows.device)
+        return torch.full((rows.numel(),), 0.5, dtype=rows.dtype, device=rows.device)
     order = rows.abs().argsort(dim=1, stable=True)
-    steps = torch.arange(columns, dtype=torch.float32, device=rows.device).div_(columns - 1)
-    return torch.empty(rows.shape, dtype=torch.float32, device=rows.device).scatter_(
-        1, order, steps.expand_as(rows)
-    ).flatten()  # fmt: skip
+    steps = torch.arange(columns, dtype=rows.dtype, device=rows.device).div_(columns - 1)
+    return torch.empty_like(rows).scatter_(1, order, steps.expand_as(rows)).flatten()
 
 
 def _drawn(settings: Settings, piece: Piece) -> list[Tensor]:

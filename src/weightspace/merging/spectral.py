@@ -46,7 +46,7 @@ def iso_c(part: Part, settings: Settings) -> Combine | Tensor:
 
     The mean is over the numerical rank. Tensors that are not matrices: the mean of the task vectors.
     """
-    if len(part.shape) != 2:
+    if not _is_matrix(part):
         return _mean(settings)
     with settled():
         total = _singular(sum(_tasks(part, settings), torch.zeros(part.shape, dtype=part.dtype)))
@@ -61,7 +61,7 @@ def iso_cts(part: Part, settings: Settings) -> Combine | Tensor:
     left and all right ones are replaced by the nearest orthonormal sets (Procrustes), and all singular values by their
     mean. Tensors that are not matrices: the mean of the task vectors.
     """
-    if len(part.shape) != 2:
+    if not _is_matrix(part):
         return _mean(settings)
     with settled():
         rank, n = min(part.shape), len(part.sources)
@@ -81,7 +81,7 @@ def tsv_m(part: Part, settings: Settings) -> Combine | Tensor:
     full rank r, side by side; U' and V' are the nearest sets of orthonormal vectors (Procrustes). Tensors that are not
     matrices: the mean of the task vectors.
     """
-    if len(part.shape) != 2:
+    if not _is_matrix(part):
         return _mean(settings)
     with settled():
         rank = max(1, min(part.shape) // len(part.sources))
@@ -92,7 +92,7 @@ def tsv_m(part: Part, settings: Settings) -> Combine | Tensor:
 
 def knots_ties(part: Part, settings: Settings) -> Combine | Tensor:
     """The base plus `knots` of the task vectors. Tensors that are not matrices: the mean of the task vectors."""
-    if len(part.shape) != 2:
+    if not _is_matrix(part):
         return _mean(settings)
     plain = Settings((1.0,) * len(part.sources))
     options = {name: settings.options[name] for name in ("density", "normalize")}
@@ -173,6 +173,10 @@ def regmean(part: Part, settings: Settings) -> Combine | Tensor:
     return (mean + solved).reshape(part.shape).to(part.dtype)
 
 
+def _is_matrix(part: Part) -> bool:
+    return len(part.shape) == 2 and part.shape.numel() > 0
+
+
 def _tasks(part: Part, settings: Settings) -> Iterator[Tensor]:
     """The weighted task vectors, one matrix after another."""
     origin = part.origin()
@@ -198,8 +202,6 @@ def _singular(matrix: Tensor, like: Tensor | None = None) -> _Singular:
     """The singular values and vectors of a matrix, to its numerical rank; `like` is what rounding is relative to."""
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     largest = values.amax() if like is None else torch.linalg.matrix_norm(like)
-    if not values.numel():
-        return _Singular(left, values, right.mT)
     rank = int((values > largest * max(matrix.shape) * torch.finfo(matrix.dtype).eps).sum())
     return _Singular(left, values, right.mT).cut(rank)
 
