@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = handed_on(
         "methods": ["METHODS"],
         "merging": ["merge"],
         "plan": ["Plan", "planned", "Row", "Rules", "Table"],
+        "spectral": ["knots"],
         "recipe": ["Recipe"],
         "stream": ["write"],
     },
