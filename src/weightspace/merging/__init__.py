@@ -5,6 +5,10 @@ from weightspace.contents import handed_on
 __getattr__, __dir__, __all__ = handed_on(
     __name__,
     {
+        "adapted": ["Adapted", "into_base"],
+        "adapters": ["AdapterDistance", "adapter_distance", "merge_adapters"],
+        "extracted": ["extract"],
+        "lora_folder": ["LoRA", "NewAdapter", "lora"],
         "methods": ["METHODS"],
         "merging": ["merge"],
         "plan": ["Plan", "planned", "Row", "Rules", "Table"],
