@@ -38,8 +38,8 @@ FILES = {
         verdict""",
     "training": "deficits critical_periods recording recorder adapters points averages",
     "flows": "batches anchors attacks ensembles goals sharpness forms pruning result options stepper cycles morphing",
-    "merging": """part schedule settings thresholds elementwise sparse directions spectral methods recipe plan weighing
-        tuning""",
+    "merging": """part schedule settings thresholds elementwise sparse directions spectral methods recipe plan
+        networks weighing tuning""",
     "atlas": """tables migrations.v0001 migrations.v0002 migrations upgrade catalogue content objects records
         comparisons scan members sources ways holdings folders side_by_side sketches orbits atlas halving question
         starts tried asked by_distance nearest_start nearby greedy_averages gram neighbourhoods compared independence

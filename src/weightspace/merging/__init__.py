@@ -9,5 +9,8 @@ __getattr__, __dir__, __all__ = handed_on(
         "spectral": ["knots"],
         "plan": ["Plan", "Row"],
         "recipe": ["Recipe"],
+        "networks": ["merged_net"],
+        "weighing": ["fisher_mean", "importances", "inner_products", "regmean"],
+        "tuning": ["Adapted", "adamerging", "adamerging_cost", "tune", "tune_cost", "Tuned"],
     },
 )

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from weightspace.net.weights import Weights
+
 __all__ = ["Part", "Piece", "entries"]
 
 ROOM = 1 << 24  # numbers that the pieces of all parents hold together: 64 MB in float32
@@ -20,7 +22,7 @@ def entries(source: Mapping[str, Tensor], name: str, start: int, stop: int) -> T
 
     Of a mapping with a method `flat(name, start, stop)`, such as a `Checkpoint`, no more than these are read.
     """
-    if (flat := getattr(source, "flat", None)) is not None:
+    if not isinstance(source, Weights) and (flat := getattr(source, "flat", None)) is not None:
         found = flat(name, start, stop)
         assert isinstance(found, Tensor)
         return found
