@@ -15,5 +15,8 @@ __getattr__, __dir__, __all__ = handed_on(
         "spectral": ["knots"],
         "recipe": ["Recipe"],
         "stream": ["write"],
+        "networks": ["merged_net"],
+        "weighing": ["fisher_mean", "importances", "inner_products", "regmean"],
+        "tuning": ["Adapted", "adamerging", "adamerging_cost", "tune", "tune_cost", "Tuned"],
     },
 )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from weightspace.checkpoint.reader import Checkpoint
 from weightspace.net.errors import WeightspaceError
+from weightspace.net.weights import Weights
 
 __all__ = ["BLOCK", "Part", "Piece", "Source", "check_finite", "entries", "reading"]
 
@@ -47,7 +48,7 @@ def reading(source: Source) -> Callable[[int, int], Tensor]:
             return tensors.flat(name, start, stop, shelf[: stop - start])
 
         return read
-    flat = getattr(tensors, "flat", None)
+    flat = None if isinstance(tensors, Weights) else getattr(tensors, "flat", None)
     if flat is not None:
         return lambda start, stop: flat(name, start, stop)
     whole = tensors[name].detach().reshape(-1)
