@@ -45,11 +45,11 @@ FILES = {
         comparisons scan members sources ways holdings folders side_by_side sketches orbits atlas halving question
         starts tried asked by_distance nearest_start nearby greedy_averages gram neighbourhoods compared independence
         relatives averages arborescence relations renumbered lineage families barriers""",
-    "commands": """progress data scores settings workspace compare across_architectures align merge capacity walk
-        perturb widen project stability inform tasks certify watch paths nearest atlas atlas_map last_map
+    "commands": """progress data scores settings workspace compare across_architectures align merge merge_recipe capacity
+        walk perturb widen project stability inform tasks certify watch paths nearest atlas atlas_map last_map
         atlas_asked""",
-    "pages": """page style compare across_architectures align merge walk project capacity stability inform tasks certify
-        paths watch critical_periods atlas nearest""",
+    "pages": """page style compare across_architectures align merge merge_recipe walk project capacity stability inform tasks
+        certify paths watch critical_periods atlas nearest""",
     "web": """playground.fields playground.reply playground.points playground.state playground.messages
         playground.learner playground.networks playground.pictures playground.shaking playground.pair
         playground.walking playground.insight playground.generator playground.exercises playground.session
