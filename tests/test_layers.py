@@ -39,7 +39,7 @@ FILES = {
     "training": "deficits critical_periods recording recorder adapters points averages",
     "flows": "batches anchors attacks ensembles goals sharpness forms pruning result options stepper cycles morphing",
     "merging": """part schedule settings elementwise methods recipe plan yaml_text tokens vocabulary configuration card
-        tokenizer_files folder""",
+        tokenizer_files folder layers mergekit_settings mergekit_file mergekit_plan""",
     "atlas": """tables migrations.v0001 migrations.v0002 migrations upgrade catalogue content objects records
         comparisons scan members sources ways holdings folders side_by_side sketches orbits atlas halving question
         starts tried asked by_distance nearest_start nearby greedy_averages gram neighbourhoods compared independence
