@@ -40,7 +40,8 @@ FILES = {
     "flows": "batches anchors attacks ensembles goals sharpness forms pruning result options stepper cycles morphing",
     "merging": """part schedule settings thresholds elementwise sparse directions spectral methods recipe names plan
         stream merging networks weighing tuning yaml_text tokens vocabulary configuration card
-        tokenizer_files folder low_rank lora_folder adapters adapted extracted advice""",
+        tokenizer_files folder low_rank lora_folder adapters adapted extracted advice layers
+        mergekit_settings mergekit_file mergekit_plan""",
     "atlas": """tables migrations.v0001 migrations.v0002 migrations upgrade catalogue content objects records
         comparisons scan members sources ways holdings folders side_by_side sketches orbits atlas halving question
         starts tried asked by_distance nearest_start nearby greedy_averages gram neighbourhoods compared independence

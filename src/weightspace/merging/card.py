@@ -85,10 +85,10 @@ def said_name(path: Path) -> str:
     return "".join(c if c.isprintable() and c not in "`|<>[]" else " " for c in name)
 
 
-def front(folder: Path) -> dict[str, Any]:
+def front(home: Path) -> dict[str, Any]:
     """The fields at the head of a folder's card; none where there is no card, or no YAML in it."""
     try:
-        with (folder / CARD).open(encoding="utf-8") as file:
+        with (home / CARD).open(encoding="utf-8") as file:
             found = _FRONT.match(file.read(_LARGEST))
         fields = yaml_text.parse(found[1]).plain if found else {}
     except (OSError, ValueError):
@@ -96,9 +96,9 @@ def front(folder: Path) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
-def licence_of(folder: Path) -> dict[str, str]:
+def licence_of(home: Path) -> dict[str, str]:
     """The licence fields of a folder's card: `license`, `license_name`, `license_link`, as far as it has them."""
-    fields = front(folder)
+    fields = front(home)
     return {key: str(fields[key]) for key in _LICENCE if fields.get(key) not in (None, "", [])}
 
 

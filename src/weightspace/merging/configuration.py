@@ -43,7 +43,7 @@ class Changes:
     """What a merge changes in a network's description; None is what the first parent has.
 
     `rows`: of the embedding. `layers`: for each layer of the merged network the layer of the first parent that it is
-    like. `tied`: whether the head is the embedding.
+    like. `tied`: whether the head is the embedding, of which parents may disagree.
     """
 
     rows: int | None = None
@@ -67,13 +67,13 @@ def plain(content: bytes | Path | None) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def inside(folder: Path, name: str) -> Path | None:
+def inside(home: Path, name: str) -> Path | None:
     """A file of a folder, if it is there. Raises `CheckpointError` for a link that leaves the folder (or hub cache)."""
-    path = folder / name
+    path = home / name
     if not path.is_file():
         return None
-    home = folder.resolve()
-    root = home.parent.parent if home.parent.name == "snapshots" else home
+    real = home.resolve()
+    root = real.parent.parent if real.parent.name == "snapshots" else real
     if not path.resolve().is_relative_to(root):
         raise refusal(path, f"is a link that leaves {root}", "copy the file there instead")
     if path.stat().st_size > _LARGEST:
@@ -81,9 +81,9 @@ def inside(folder: Path, name: str) -> Path | None:
     return path
 
 
-def config_of(folder: Path) -> dict[str, Any]:
+def config_of(home: Path) -> dict[str, Any]:
     """The mapping in the `config.json` of a folder. Raises `CheckpointError` for anything else."""
-    path = folder / CONFIG
+    path = home / CONFIG
     try:
         found = read_json(path)
     except (OSError, ValueError) as error:
@@ -137,7 +137,8 @@ def merged_config(
         notes += _restacked(made, changes.layers)
     if changes.dtype is not None:
         _typed(made, str(changes.dtype).removeprefix("torch."))
-    if changes.tied is not None and made.get("tie_word_embeddings", True) != changes.tied:
+    unlike = len({config.get("tie_word_embeddings") for config in configs}) > 1
+    if unlike and changes.tied is not None and made.get("tie_word_embeddings", True) != changes.tied:
         made["tie_word_embeddings"] = changes.tied
         notes.append(f"config.json: tie_word_embeddings -> {changes.tied}")
     return {**made, **changes.more}, notes

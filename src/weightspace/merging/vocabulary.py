@@ -16,7 +16,7 @@ from weightspace.merging.tokens import joint, tokens_of
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.public import public
 
-__all__ = ["Numbering", "Renumbered", "in_one_vocabulary", "renumbered", "shapes_of", "tables"]
+__all__ = ["Numbering", "Renumbered", "has_head", "in_one_vocabulary", "renumbered", "shapes_of", "tables"]
 
 _INPUT = r"embed_tokens|wte|word_embeddings?|tok(en)?_embeddings?|embed_in|shared|embeddings|tokens_embed"
 _HEAD = r"lm_head|embed_out|output|output_layer|head|lm_head\.decoder|cls\.predictions(\.decoder)?|(mlm|lm)_?head"
@@ -146,6 +146,16 @@ def shapes_of(source: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return dict(known) if known is not None else {name: tensor.shape for name, tensor in source.items()}
 
 
+def has_head(names: Iterable[str]) -> bool:
+    """Whether a head with a row per token is among the names of a network's tensors: it is not tied, or stored twice.
+
+    >>> from weightspace.merging.vocabulary import has_head
+    >>> has_head(["wte.weight", "lm_head.weight"]), has_head(["wte.weight", "ln_f.weight"])
+    (True, False)
+    """
+    return any(name.endswith(".weight") and _IS_HEAD.fullmatch(name) is not None for name in names)
+
+
 def tables(source: Mapping[str, Tensor], least: int, names: Iterable[str] | None = None) -> dict[str, int]:
     """The axis of the rows of each tensor that has a row for every token: embeddings, heads and their biases.
 
@@ -268,7 +278,8 @@ def in_one_vocabulary(
     vocabularies = [tokens_of(folder) for folder in folders]
     if how == "base" and base is None:
         raise WeightspaceError("the base's vocabulary is asked for, and there is no base; give one, or take 'first'")
-    like = base if how == "base" else 0 if how in ("first", "union") else None
+    same = [k for k, folder in enumerate(folders) if Path(how).resolve() == folder.resolve()]
+    like = base if how == "base" else 0 if how in ("first", "union") else next(iter(same), None)
     ids = joint(vocabularies) if how == "union" else tokens_of(Path(how)) if like is None else vocabularies[like]
     rows = max(ids.values()) + 1
     if like is not None:
