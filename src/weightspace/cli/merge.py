@@ -143,7 +143,8 @@ def merge(
     if len(checkpoints) == 1 and checkpoints[0].suffix in (".yml", ".yaml"):
         _refuse(given | {"--method": how}, "is written in the recipe")
         _free_place(out, common)
-        _of_file(checkpoints[0], out, copy_code, _bytes(shard_size), common)
+        shown = _asked(common, (extra, heads), code=copy_code, shard=_bytes(shard_size))
+        _by_file(checkpoints[0], out, shown, common)
         return
     if how is None and _adapters(checkpoints):
         how = "linear"
@@ -177,6 +178,16 @@ def _by_recipe(checkpoints: list[Path], out: Path, recipe: Recipe, asked: Asked,
 
     with progress() as step:
         done = merge_by_recipe(checkpoints, out, recipe, asked, common.settings(step))
+    from weightspace.pages.merge_recipe import recipe_page
+
+    answer(done, say_recipe, common, recipe_page)
+
+
+def _by_file(path: Path, out: Path, asked: Asked, common: Shared) -> None:
+    from weightspace.commands.merge_recipe import merge_by_file
+
+    with progress() as step:
+        done = merge_by_file(path, out, asked, common.settings(step))
     from weightspace.pages.merge_recipe import recipe_page
 
     answer(done, say_recipe, common, recipe_page)

@@ -23,6 +23,8 @@ from weightspace.merging.adapters import merge_adapters
 from weightspace.merging.card import About
 from weightspace.merging.configuration import Changes
 from weightspace.merging.folder import Carried, carried, home_of
+from weightspace.merging.mergekit_file import recipe_of
+from weightspace.merging.mergekit_plan import plan_of
 from weightspace.merging.methods import method
 from weightspace.merging.networks import merged_net
 from weightspace.merging.plan import Plan, Rules, planned
@@ -33,7 +35,7 @@ from weightspace.merging.vocabulary import in_one_vocabulary
 from weightspace.net.net import Net
 from weightspace.task.task import Task
 
-__all__ = ["Asked", "Curves", "MergedFiles", "merge_by_recipe"]
+__all__ = ["Asked", "Curves", "MergedFiles", "merge_by_file", "merge_by_recipe"]
 
 _HASHED = 4_000_000_000  # bytes of parents up to which the card has hashes of all of their numbers
 _START = 0.3  # of all coefficients, before their entropy is made small
@@ -163,6 +165,26 @@ def merge_by_recipe(paths: Sequence[Path], out: Path, recipe: Recipe, asked: Ask
         names[:count], names[count] if parents.base else None, recipe.method, str(out), table.data(),
         [str(group) for group in table.groups], [*plan.notes, *notes, *beside.notes], aligned, tuned, scores,
         0 if looking is None else len(looking.measure_on), curves,
+    )  # fmt: skip
+
+
+def merge_by_file(path: Path, out: Path, asked: Asked, settings: Settings) -> MergedFiles:
+    """Merge as a recipe in mergekit's YAML says; with data, the result is measured too. Raises `WeightspaceError`."""
+    if out.suffix == ".safetensors":
+        raise ArchitectureError(f"{out}: a recipe of mergekit makes a folder; choose a name without an ending")
+    found = plan_of(recipe_of(path), seed=settings.seed)
+    beside = found.carried(remote_code=asked.code)
+    whole = _written(found.plan, out, beside, asked, settings)
+    scores, examples, models = [], 0, [*found.file.models]
+    if asked.data is not None:
+        template = Net.of(architecture.find(settings.arch, [out], settings.trust_code))
+        _, task = splits(asked.data, asked.limit, settings.seed)
+        scores, examples = scored(task, settings.load(template, whole).net, name="merged"), len(task)
+    names, base, table = file_names(*models), found.file.base, found.plan.table()
+    merged = [name for k, name in enumerate(names) if k != base or found.plan.base is None]
+    return MergedFiles(
+        merged, None if base is None else names[base], found.file.method, str(out), table.data(), [str(group) for group in table.groups],
+        [*table.notes, *found.notes, *beside.notes], scores=scores, examples=examples,
     )  # fmt: skip
 
 
