@@ -24,7 +24,7 @@ _SIZES = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 _METHODS = (
     "linear slerp nuslerp multislerp karcher task_arithmetic ties dare_linear dare_ties della_linear della breadcrumbs "
     "breadcrumbs_ties sce model_stock nearswap arcee_fusion passthrough consensus orthogonal iso_c iso_cts tsv_m "
-    "knots_ties"
+    "knots_ties fisher regmean"
 )
 _DTYPES = "float32 bfloat16 float16 float64"
 

@@ -32,12 +32,14 @@ from weightspace.merging.recipe import Recipe
 from weightspace.merging.stream import write
 from weightspace.merging.tuning import adamerging, adamerging_cost, tune, tune_cost
 from weightspace.merging.vocabulary import in_one_vocabulary
+from weightspace.merging.weighing import fisher_mean, regmean
 from weightspace.net.net import Net
 from weightspace.task.task import Task
 
 __all__ = ["Asked", "Curves", "MergedFiles", "merge_by_file", "merge_by_recipe"]
 
 _HASHED = 4_000_000_000  # bytes of parents up to which the card has hashes of all of their numbers
+_DRAWS = 8  # of labels for each example
 _START = 0.3  # of all coefficients, before their entropy is made small
 Aligning = Literal["auto", "never", "always"]
 
@@ -155,7 +157,10 @@ def merge_by_recipe(paths: Sequence[Path], out: Path, recipe: Recipe, asked: Ask
     recipe, tuned = _tuned(parents, recipe, asked, settings, looking)
     sources, changes, notes = _in_one_vocabulary(parents, recipe, asked)
     count = parents.count
-    plan = planned(sources[:count], sources[count] if parents.base else None, recipe, asked.rules, names)
+    if method(recipe.method).beside:
+        plan = _on_data(parents, recipe, settings, looking)
+    else:
+        plan = planned(sources[:count], sources[count] if parents.base else None, recipe, asked.rules, names)
     beside = _beside(parents, out, recipe, asked, changes)
     whole = _written(plan, out, beside, asked, settings)
     scores = [] if looking is None else _scores(parents, whole, settings, looking)
@@ -183,8 +188,9 @@ def merge_by_file(path: Path, out: Path, asked: Asked, settings: Settings) -> Me
     names, base, table = file_names(*models), found.file.base, found.plan.table()
     merged = [name for k, name in enumerate(names) if k != base or found.plan.base is None]
     return MergedFiles(
-        merged, None if base is None else names[base], found.file.method, str(out), table.data(), [str(group) for group in table.groups],
-        [*table.notes, *found.notes, *beside.notes], scores=scores, examples=examples,
+        merged, None if base is None else names[base], found.file.method, str(out), table.data(),
+        [str(group) for group in table.groups], [*table.notes, *found.notes, *beside.notes],
+        scores=scores, examples=examples,
     )  # fmt: skip
 
 
@@ -286,6 +292,27 @@ def _tuned(
     value = best.recipe.weights if asked.tune == "weights" else [best.recipe.options[asked.tune]]
     shown = ", ".join(f"{number:.3g}" for number in value or [] if isinstance(number, (int, float)))
     return best.recipe, f"{asked.tune} {shown}, loss {best.loss:.4f} ({best.before:.4f} before)"
+
+
+def _on_data(parents: _Parents, recipe: Recipe, settings: Settings, looking: _Looking | None) -> Plan:
+    """The plan to write a network that was merged in memory, by methods that weigh networks by data."""
+    if looking is None:
+        raise ArchitectureError(f"{recipe.method} weighs networks by examples; give --data")
+    if parents.base or recipe.options.keys() - {"alpha"}:
+        raise ArchitectureError(f"{recipe.method} takes no base; leave --base out")
+    nets = [*parents.nets(looking.template, settings)]
+    depth = dict.fromkeys(nets[0].weights, 0.0)
+    weights = [*recipe.at(next(iter(depth)), len(nets)).weights]
+    settings.progress(f"weighing {len(nets)} networks by data", 0, 0)
+    tasks = [looking.tune_on] * len(nets)
+    if recipe.method == "fisher":
+        found = fisher_mean(nets, tasks, weights, draws=_DRAWS, seed=settings.seed)
+    else:
+        found = regmean(nets, tasks, weights, **{k: float(v) for k, v in recipe.options.items()})  # type: ignore[arg-type]
+    plan = planned([found.tensors], None, Recipe(dtype=recipe.dtype))
+    said = f"merged by {recipe.method} on {len(looking.tune_on):,} examples"
+    rows = [replace(row, action="copied", why=said) if row.action == "merged" else row for row in plan.rows]
+    return replace(plan, rows=rows)
 
 
 def _in_one_vocabulary(
