@@ -46,9 +46,9 @@ FILES = {
         comparisons scan members sources ways holdings folders side_by_side sketches orbits atlas halving question
         starts tried asked by_distance nearest_start nearby greedy_averages gram neighbourhoods compared independence
         relatives averages arborescence relations renumbered lineage families barriers""",
-    "commands": """progress data scores settings workspace compare across_architectures align merge merge_recipe capacity
-        walk perturb widen project stability inform tasks certify watch paths nearest atlas atlas_map last_map
-        atlas_asked""",
+    "commands": """progress data scores settings workspace compare across_architectures align merge merge_parents
+        merge_on_data merge_recipe capacity walk perturb widen project stability inform tasks certify watch paths
+        nearest atlas atlas_map last_map atlas_asked""",
     "pages": """page style compare across_architectures align merge merge_recipe walk project capacity stability inform tasks
         certify paths watch critical_periods atlas nearest""",
     "web": """playground.fields playground.reply playground.points playground.state playground.messages

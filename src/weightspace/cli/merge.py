@@ -14,7 +14,8 @@ from weightspace.cli.words import console, make_table, printable, say_notes
 
 if TYPE_CHECKING:
     from weightspace.commands.merge import Merged
-    from weightspace.commands.merge_recipe import Asked, MergedFiles
+    from weightspace.commands.merge_parents import Asked
+    from weightspace.commands.merge_recipe import MergedFiles
     from weightspace.merging.recipe import Recipe
 
 __all__ = ["merge", "say_merge", "say_recipe"]
@@ -247,7 +248,7 @@ def _recipe(method: str, weight: list[str] | None, option: list[str] | None, dty
 
 
 def _asked(common: Shared, rules: tuple[str, str], **asked: Any) -> Asked:
-    from weightspace.commands.merge_recipe import Asked
+    from weightspace.commands.merge_parents import Asked
     from weightspace.merging.plan import Rules
 
     extra, heads = rules

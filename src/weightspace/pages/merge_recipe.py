@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from weightspace.commands.merge_recipe import Curves, MergedFiles
+from weightspace.commands.merge_on_data import Curves
+from weightspace.commands.merge_recipe import MergedFiles
 from weightspace.pages.page import Card, Figure, Page, as_text
 from weightspace.pages.style import AFTER, BEFORE, plot_of
 
