@@ -89,5 +89,5 @@ def streamed(part: Part, recipe: Recipe, depth: float = 0.0) -> Iterator[Tensor]
     if isinstance(made, Tensor):
         yield from made.reshape(-1).split(BLOCK)
     else:
-        for piece in part.pieces():
+        for piece in part.pieces(again=True):
             yield made(piece)
