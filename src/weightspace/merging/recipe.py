@@ -13,11 +13,13 @@ from weightspace.merging.part import BLOCK, Part
 from weightspace.merging.schedule import Schedule, value_at
 from weightspace.merging.settings import Settings
 from weightspace.net.errors import WeightspaceError
+from weightspace.net.public import public
 from weightspace.net.seeds import derived
 
 __all__ = ["Recipe", "merged", "streamed"]
 
 
+@public
 @dataclass(frozen=True)
 class Recipe:
     """How tensors are merged.

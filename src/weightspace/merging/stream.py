@@ -202,16 +202,16 @@ class _Work:
         """Move what is finished to its place, the index last; the path to read."""
         names = [*self.files.groups]
         files.write(self.folder / self._report, json.dumps(report(self.plan), indent=1))
-        if self.files.index is not None:
-            files.write(self.folder / self.files.index[0], self.files.index[1])
+        if self.files.listing is not None:
+            files.write(self.folder / self.files.listing[0], self.files.listing[1])
         self._state(moving=True)
-        names += [self._report, *([self.files.index[0]] if self.files.index is not None else [])]
+        names += [self._report, *([self.files.listing[0]] if self.files.listing is not None else [])]
         moved = {target / name: self.folder / name for name in names if (self.folder / name).exists()}
         # an old index must not stay beside new shards if the process is killed between two moves
         first = [item for item in old if item.name.endswith(INDEX)]
         files.move_all(moved, first=first, last=[item for item in old if item.name not in names])
         shutil.rmtree(self.folder)
-        return target / (self.files.index[0] if self.files.index is not None else names[0])
+        return target / (self.files.listing[0] if self.files.listing is not None else names[0])
 
     def _left(self, error: BaseException) -> str:
         """Remove the hidden folder unless finished shards may be used again; else a text that says so."""
