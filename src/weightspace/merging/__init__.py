@@ -5,10 +5,18 @@ from weightspace.contents import handed_on
 __getattr__, __dir__, __all__ = handed_on(
     __name__,
     {
+        "adapted": ["Adapted", "into_base"],
+        "adapters": ["AdapterDistance", "adapter_distance", "merge_adapters"],
+        "extracted": ["extract"],
+        "lora_folder": ["LoRA", "NewAdapter", "lora"],
         "methods": ["METHODS"],
         "merging": ["merge"],
         "plan": ["Plan", "planned", "Row", "Rules", "Table"],
+        "spectral": ["knots"],
         "recipe": ["Recipe"],
         "stream": ["write"],
+        "networks": ["merged_net"],
+        "weighing": ["fisher_mean", "importances", "inner_products", "regmean"],
+        "tuning": ["Adapted", "adamerging", "adamerging_cost", "tune", "tune_cost", "Tuned"],
     },
 )

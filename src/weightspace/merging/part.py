@@ -13,6 +13,7 @@ from torch import Tensor
 
 from weightspace.checkpoint.reader import Checkpoint
 from weightspace.net.errors import WeightspaceError
+from weightspace.net.weights import Weights
 
 __all__ = ["BLOCK", "Part", "Piece", "Source", "check_finite", "entries", "reading"]
 
@@ -47,7 +48,7 @@ def reading(source: Source) -> Callable[[int, int], Tensor]:
             return tensors.flat(name, start, stop, shelf[: stop - start])
 
         return read
-    flat = getattr(tensors, "flat", None)
+    flat = None if isinstance(tensors, Weights) else getattr(tensors, "flat", None)
     if flat is not None:
         return lambda start, stop: flat(name, start, stop)
     whole = tensors[name].detach().reshape(-1)
@@ -81,10 +82,11 @@ class Piece(NamedTuple):
 class Part:
     """One tensor of the merged network: where each parent has it, its shape, and the dtype to compute in.
 
-    `sources`: for each parent, its tensors and the name there; `base` likewise. Half precision is computed in float32,
-    float64 in float64. All passes over the data are `pieces()`: whole rows, never more than `ROOM` numbers together
-    unless one row is larger. `labels`: what the parents, and then the base, are called in messages. Reading raises
-    `WeightspaceError` for NaN and infinity.
+    `sources`: for each parent, its tensors and the name there; `base` likewise. `beside`: for each parent, the tensors
+    that say how much its entries count (importances, inner products of a layer's inputs) and the name there, for
+    methods that need them. Half precision is computed in float32, float64 in float64. All passes over the data are
+    `pieces()`: whole rows, never more than `ROOM` numbers together unless one row is larger. `labels`: what the
+    parents, and then the base, are called in messages. Reading raises `WeightspaceError` for NaN and infinity.
     """
 
     name: str
@@ -94,11 +96,12 @@ class Part:
     dtype: torch.dtype = torch.float32
     room: int = field(default=ROOM, compare=False)
     labels: Sequence[str] = field(default=(), compare=False)
+    beside: Sequence[tuple[Mapping[str, Tensor], str]] = ()
 
     @property
     def row(self) -> int:
         """The entries of one row: of all axes but the first. A vector is one row."""
-        return self.shape[1:].numel() if len(self.shape) > 1 else max(1, self.shape.numel())
+        return max(1, self.shape[1:].numel() if len(self.shape) > 1 else self.shape.numel())
 
     def pieces(self, again: bool = False) -> Iterator[Piece]:
         """The tensor's entries in order, in pieces of whole rows (of a vector, any); who gets one may overwrite it.

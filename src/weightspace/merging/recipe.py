@@ -55,14 +55,20 @@ class Recipe:
             raise WeightspaceError(f"{found.name} merges {wanted} networks, not {parents}")
 
     def at(self, name: str, parents: int, depth: float = 0.0) -> Settings:
-        """The settings for one tensor at a depth from 0 (first layer) to 1 (last)."""
+        """The settings for one tensor at a depth from 0 (first layer) to 1 (last).
+
+        Raises `WeightspaceError` for numbers that the method does not take.
+        """
+        found = method(self.method)
         weights = self.weights if self.weights is not None else [1.0] * parents
-        options = {**method(self.method).options, **self.options}
-        return Settings(
+        options = {**found.options, **self.options}
+        settings = Settings(
             tuple(value_at(weight, name, depth) for weight in weights),
             {key: value_at(value, name, depth) for key, value in options.items()},
             derived(self.seed, "merge", name),
         )
+        found.check(settings)
+        return settings
 
 
 def merged(part: Part, recipe: Recipe, depth: float = 0.0) -> Tensor:
