@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import importlib
 import math
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,9 @@ CALLS: dict[str, Callable[[], Any]] = {
     "widen": lambda: ws.widen(A, 2, X[:2]),
     "widen_toward": lambda: ws.symmetry.widen_toward(A, ws.widen(B, 2, X[:2]), X[:2]),
     "deepen": lambda: ws.deepen(A, A, X[:2]),
+    "merge": lambda: [ws.merge([A, B], weights=[2, 1]), ws.merge([A, B], "task_arithmetic", base=C)],
+    "planned": lambda: str(ws.merging.planned([A.tensors, B.tensors]).table()),
+    "write": lambda: written(A, B),
     "mean with data": lambda: ws.mean([A, near()], GROUP, data=task()),
     "repair": lambda: ws.repair(N, [N, N], task()),
     "constrain": lambda: ws.constrain(A, {"2.weight": "symmetric", "0.weight": "low-rank:2"}),
@@ -266,6 +270,12 @@ CALLS: dict[str, Callable[[], Any]] = {
     "tune": lambda: merging.tune([near()], merging.Recipe("task_arithmetic"), [task()], A, rounds=1).net,
     "adamerging": lambda: merging.adamerging([near()], A, [task()], steps=2, lr=0.1),
 }
+
+
+def written(*nets: ws.Net) -> list[int]:
+    with tempfile.TemporaryDirectory() as folder:
+        plan = ws.merging.planned([net.tensors for net in nets])
+        return [*ws.merging.write(plan, f"{folder}/out").read_bytes()]
 
 
 def averaged_along(average: ws.training.Average) -> ws.Net:

@@ -48,6 +48,8 @@ RIGHT = {
     "canonical": (GROUP.canonical, {"net": A, "key": "norm"}),
     "balance": (GROUP.balance, {"net": A}),
     "mean": (ws.mean, {"nets": [A, B], "group": GROUP, "seed": 0}),
+    "merge": (ws.merge, {"parents": [A, B], "method": "linear", "weights": [1, 2], "seed": 0}),
+    "planned": (ws.merging.planned, {"parents": [A.tensors, B.tensors], "labels": ["a", "b"]}),
     "repair": (ws.repair, {"net": N, "ends": [N, N], "task": TASK}),
     "reset_statistics": (ws.reset_statistics, {"net": N, "task": TASK}),
     "Euclidean.norm": (ws.Euclidean().norm, {"net": A, "vector": B - A}),

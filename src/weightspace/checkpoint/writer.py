@@ -45,7 +45,7 @@ class Files(NamedTuple):
 
     groups: dict[str, list[Slot]]
     about: dict[str, str]
-    index: tuple[str, bytes] | None
+    listing: tuple[str, bytes] | None
 
 
 @public
@@ -86,8 +86,8 @@ def save(
     written: dict[Path, Callable[[BinaryIO], None]] = {}
     for name, group in out.groups.items():
         written[folder / name] = partial(file_of, path, group, out.about, whole)
-    if out.index is not None:
-        written[folder / out.index[0]] = partial(_put, out.index[1])
+    if out.listing is not None:
+        written[folder / out.listing[0]] = partial(_put, out.listing[1])
     _write(path, written, old)
     return list(written)[-1]
 

@@ -19,7 +19,7 @@ __all__ = ["BLOCK", "Part", "Piece", "Source", "check_finite", "entries", "readi
 
 ROOM = 1 << 24  # numbers that the pieces of all parents hold together, at most: 64 MB in float32
 BLOCK = 1 << 18  # numbers of one parent's piece: they stay in the processor's cache from one operation to the next
-_CHUNK = 1 << 20  # numbers that are read from a file at once
+_CHUNK = 1 << 21  # numbers that are read from a file at once
 
 Source: TypeAlias = tuple[Mapping[str, Tensor], str]  # named tensors, and a name
 
@@ -103,31 +103,32 @@ class Part:
         """The entries of one row: of all axes but the first. A vector is one row."""
         return max(1, self.shape[1:].numel() if len(self.shape) > 1 else self.shape.numel())
 
-    def pieces(self) -> Iterator[Piece]:
-        """The tensor's entries in order, in pieces of whole rows (of a vector, any); who gets one may overwrite it."""
-        total = self.shape.numel()
-        step = max(1, min(BLOCK, self.room // (len(self.sources) + 2)))
+    def pieces(self, again: bool = False) -> Iterator[Piece]:
+        """The tensor's entries in order, in pieces of whole rows (of a vector, any); who gets one may overwrite it.
+
+        With `again`, the next piece is in the memory of the one before, which is faster.
+        """
+        total, most = self.shape.numel(), 2 * BLOCK if again else BLOCK
+        step = max(1, min(most, self.room // (len(self.sources) + 2)))
         if len(self.shape) > 1:
             step = max(1, step // max(1, self.row)) * self.row
-        parents = [self._blocks(k, step) for k in range(len(self.sources))]
-        base = repeat(None) if self.base is None else self._blocks(len(self.sources), step)
+        parents = [self._blocks(k, step, again) for k in range(len(self.sources))]
+        base = repeat(None) if self.base is None else self._blocks(len(self.sources), step, again)
         for start in range(0, total, max(1, step)):
             yield Piece(start, [next(blocks) for blocks in parents], next(base))
 
-    def _blocks(self, k: int, step: int) -> Iterator[Tensor]:
-        """The entries of parent k, or of the base after the last, in vectors of `step` finite numbers, each its own."""
+    def _blocks(self, k: int, step: int, again: bool = False) -> Iterator[Tensor]:
+        """The entries of parent k, or of the base after the last, in vectors of `step` finite numbers."""
         source, total = self._source(k), self.shape.numel()
-        read = reading(source)
+        read, where = reading(source), self.labels[k] if k < len(self.labels) else self._called(k)
         chunk = max(1, min(_CHUNK, self.room // (len(self.sources) + 2)) // max(1, step)) * step
+        shelf = torch.empty(min(step, total) if again else 0, dtype=self.dtype)
         for start in range(0, total, max(1, chunk)):
             found = read(start, min(start + chunk, total))
             for block in found.split(max(1, step)):
-                yield self._numbers(k, block)
-
-    def _numbers(self, k: int, found: Tensor) -> Tensor:
-        numbers = found.to(self.dtype, copy=True)
-        check_finite(numbers, self._source(k)[1], self.labels[k] if k < len(self.labels) else self._called(k))
-        return numbers
+                numbers = shelf[: len(block)].copy_(block) if again else block.to(self.dtype, copy=True)
+                check_finite(numbers, source[1], where)
+                yield numbers
 
     def _source(self, k: int) -> Source:
         source = (*self.sources, self.base)[k]

@@ -57,6 +57,7 @@ class Group:
         return f"{self.action:8}  {count}{', ' if self.why else ''}{self.why}{which}"
 
 
+@public
 @dataclass(frozen=True)
 class Table:
     """What a merge does, in groups of tensors, and notes about names. As text, a line for each."""
@@ -75,6 +76,7 @@ class Table:
         return "\n".join([*map(str, self.groups), *(f"note: {note}" for note in self.notes)])
 
 
+@public
 @dataclass(frozen=True)
 class Plan:
     """What a merge does, before anything is computed: the parents, the base, and a row for every tensor.

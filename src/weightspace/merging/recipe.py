@@ -13,11 +13,13 @@ from weightspace.merging.part import BLOCK, Part
 from weightspace.merging.schedule import Schedule, value_at
 from weightspace.merging.settings import Settings
 from weightspace.net.errors import WeightspaceError
+from weightspace.net.public import public
 from weightspace.net.seeds import derived
 
 __all__ = ["Recipe", "merged", "streamed"]
 
 
+@public
 @dataclass(frozen=True)
 class Recipe:
     """How tensors are merged.
@@ -95,5 +97,5 @@ def streamed(part: Part, recipe: Recipe, depth: float = 0.0) -> Iterator[Tensor]
     if isinstance(made, Tensor):
         yield from made.reshape(-1).split(BLOCK)
     else:
-        for piece in part.pieces():
+        for piece in part.pieces(again=True):
             yield made(piece)

@@ -113,13 +113,15 @@ class _Work:
 
     def carried_out(self, progress: Tick, force: bool) -> Path:
         """Write all files; the path of the last."""
-        moving = self._opened()
+        ours, moving = self._found()
         made = not self.single and not self.out.is_dir()
+        target, old = self._target(force, moving)
         try:
-            target, old = self._target(force, moving)
+            if not ours:
+                self._begin()
             self._written(target, moving, progress)
             return self._moved(target, old)
-        except (Exception, KeyboardInterrupt) as error:
+        except BaseException as error:
             kept = self._left(error)
             if made:
                 with suppress(OSError):
@@ -127,34 +129,34 @@ class _Work:
             if isinstance(error, KeyboardInterrupt):
                 raise KeyboardInterrupt(f"stopped{kept or '; nothing was left'}") from None
             if isinstance(error, OSError):
-                full = error.errno == errno.ENOSPC
-                do = "free space and call again" if full else "choose another place"
+                do = "free space and call again" if error.errno == errno.ENOSPC else "choose another place"
                 raise refusal(self.out, f"could not be written ({error.strerror or error}){kept}", do) from error
             raise
 
-    def _opened(self) -> bool:
-        """Make or take up the hidden folder. Whether files of this merge were being moved from it when it stopped."""
+    def _found(self) -> tuple[bool, bool]:
+        """Whether the hidden folder is of this merge, and its files were being moved from it when it stopped."""
         state: dict[str, Any] = {}
         with suppress(OSError, ValueError):
             state = files.unsealed(files.read_json(self.folder / _STATE))
-        if state.get("merge") == self.digest:
-            return bool(state.get("moving"))
+        ours = state.get("merge") == self.digest
+        return ours, ours and bool(state.get("moving"))
+
+    def _begin(self) -> None:
         if self.folder.is_dir():
             shutil.rmtree(self.folder)
-        try:
-            self.folder.mkdir()
-            self._state(moving=False)
-        except OSError as error:
-            raise refusal(self.out, f"cannot be written ({error.strerror or error})", "choose another place") from error
-        return False
+        self.folder.mkdir()
+        self._state(moving=False)
 
     def _state(self, moving: bool) -> None:
         files.write(self.folder / _STATE, json.dumps(files.sealed({"merge": self.digest, "moving": moving})))
 
     def _target(self, force: bool, moving: bool) -> tuple[Path, list[Path]]:
         """The folder of the result, and the files of an earlier one there."""
-        if not self.single:
-            self.out.mkdir(exist_ok=True)
+        try:
+            if not self.single:
+                self.out.mkdir(exist_ok=True)
+        except OSError as error:
+            raise refusal(self.out, f"cannot be made ({error.strerror or error})", "choose another place") from error
         target, _, old = writer.vacant(self.out, force or moving)
         report = target / self._report
         if report.exists() and not force and not moving:
@@ -168,7 +170,8 @@ class _Work:
     def _written(self, target: Path, moving: bool, progress: Tick) -> None:
         """Write the shards that are not finished yet, each whole or not at all."""
         sizes = {name: sum(slot.nbytes for slot in group) for name, group in self.files.groups.items()}
-        ready = {name for name in sizes if (self.folder / name).exists() or (moving and (target / name).exists())}
+        places = [self.folder, *([target] if moving else [])]
+        ready = {name for name in sizes if any(self._whole(place / name) for place in places)}
         need = sum(size for name, size in sizes.items() if name not in ready) + _MARGIN
         if (free := shutil.disk_usage(target).free) < need:
             raise refusal(self.out, f"needs {need:,} bytes and {free:,} are free", "free space, or write elsewhere")
@@ -189,23 +192,31 @@ class _Work:
                 stream = partial(writer.file_of, self.out, group, self.files.about, read)
                 files.write_all({self.folder / name: stream})
 
+    def _whole(self, path: Path) -> bool:
+        """Whether a shard is there, in its full length."""
+        group = self.files.groups[path.name]
+        length = len(writer.header(self.out, group, self.files.about)[0]) + sum(slot.nbytes for slot in group)
+        return path.is_file() and path.stat().st_size == length
+
     def _moved(self, target: Path, old: list[Path]) -> Path:
         """Move what is finished to its place, the index last; the path to read."""
         names = [*self.files.groups]
         files.write(self.folder / self._report, json.dumps(report(self.plan), indent=1))
-        if self.files.index is not None:
-            files.write(self.folder / self.files.index[0], self.files.index[1])
+        if self.files.listing is not None:
+            files.write(self.folder / self.files.listing[0], self.files.listing[1])
         self._state(moving=True)
-        names += [self._report, *([self.files.index[0]] if self.files.index is not None else [])]
+        names += [self._report, *([self.files.listing[0]] if self.files.listing is not None else [])]
         moved = {target / name: self.folder / name for name in names if (self.folder / name).exists()}
         # an old index must not stay beside new shards if the process is killed between two moves
         first = [item for item in old if item.name.endswith(INDEX)]
         files.move_all(moved, first=first, last=[item for item in old if item.name not in names])
         shutil.rmtree(self.folder)
-        return target / (self.files.index[0] if self.files.index is not None else names[0])
+        return target / (self.files.listing[0] if self.files.listing is not None else names[0])
 
     def _left(self, error: BaseException) -> str:
         """Remove the hidden folder unless finished shards may be used again; else a text that says so."""
+        if self._found()[1]:
+            return "; the same call goes on"
         finished = sum((self.folder / name).exists() for name in self.files.groups)
         if finished == 0 or isinstance(error, WeightspaceError) or not self._resumable:
             shutil.rmtree(self.folder, ignore_errors=True)
