@@ -8,5 +8,11 @@ __getattr__, __dir__, __all__ = handed_on(
         "methods": ["METHODS"],
         "plan": ["Plan", "Row"],
         "recipe": ["Recipe"],
+        "vocabulary": ["Numbering", "in_one_vocabulary", "renumbered"],
+        "configuration": ["Changes"],
+        "card": ["About"],
+        "folder": ["carried"],
+        "mergekit_file": ["recipe_of"],
+        "mergekit_plan": ["plan_of"],
     },
 )
