@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import weightspace as ws
+from weightspace import merging
 from weightspace.atlas.averages import averages
 from weightspace.atlas.families import families, scaled
 from weightspace.atlas.gram import against, pairwise
@@ -255,6 +256,15 @@ CALLS: dict[str, Callable[[], Any]] = {
     "disagreement": lambda: ws.disagreement([A, B], task()),
     "coherence": lambda: ws.coherence([A, B], task()),
     "swag": lambda: ws.swag([A, B, C], 2, seed=0),
+    "knots": lambda: merging.knots([near(A, k).weights["2.weight"] - A.weights["2.weight"] for k in (0, 1)]),
+    "merged_net": lambda: [
+        merging.merged_net([near(), near(A, 1)], merging.Recipe(name), A) for name in ("della", "karcher", "iso_cts")
+    ],
+    "importances": lambda: merging.importances(A, task()),
+    "fisher_mean": lambda: merging.fisher_mean([A, near()], [task(), task(seed=2)]),
+    "regmean": lambda: merging.regmean([A, near()], [task(), task(seed=2)]),
+    "tune": lambda: merging.tune([near()], merging.Recipe("task_arithmetic"), [task()], A, rounds=1).net,
+    "adamerging": lambda: merging.adamerging([near()], A, [task()], steps=2, lr=0.1),
 }
 
 

@@ -161,7 +161,7 @@ _CONTENTS = {
         "toward",
     ],
     # many points made into one
-    "merging": [],
+    "merging": ["merge"],
     # sets of points
     "atlas": ["Atlas", "nearest"],
 }

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import weightspace as ws
+from weightspace import merging
 from weightspace.codes import langevin, nuisance, sweep, transfer, weight_information
 from weightspace.curvature import gradients, tangent_kernel
 from weightspace.curvature.outputs import law_of
@@ -247,6 +248,14 @@ CLASSES = {
     "goals.learn": goal(lambda a, b, t: ws.learn(t, batch=N)),
     "goals.spread": goal(lambda a, b, t: ws.spread([b], t, batch=N)),
     "stepper.flow": flowed,
+    "weighing.importances": lambda a, b, t: [merging.importances(a, t), merging.importances(a, t, 2)],
+    "weighing.inner_products": lambda a, b, t: merging.inner_products(a, t),
+    "weighing.fisher_mean": lambda a, b, t: merging.fisher_mean([a, b], [*two(t).values()]),
+    "weighing.regmean": lambda a, b, t: merging.regmean([a, b], [*two(t).values()]),
+    "tuning.tune": lambda a, b, t: merging.tune([a, b], merging.Recipe("task_arithmetic"), [t], a, rounds=1).loss,
+    "tuning.tune_cost": lambda a, b, t: merging.tune_cost([a, b], [t]).examples,
+    "tuning.adamerging": lambda a, b, t: merging.adamerging([b], a, [t], steps=2, lr=0.1, batch=N).coefficients,
+    "tuning.adamerging_cost": lambda a, b, t: merging.adamerging_cost([a, b], [t]).steps,
     "ensembles.coherence": lambda a, b, t: ws.coherence([a, b], t),
     "ensembles.disagreement": lambda a, b, t: ws.disagreement([a, b], t),
     "linearised.jacobian": lambda a, b, t: ws.jacobian(a, t) @ b.weights.flat(),

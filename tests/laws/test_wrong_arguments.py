@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import weightspace as ws
+from weightspace import merging
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 TASK, FEW = task(), task(6)
@@ -117,6 +118,16 @@ RIGHT = {
     "disagreement": (ws.disagreement, {"nets": [A, B], "task": FEW}),
     "coherence": (ws.coherence, {"nets": [A, B], "task": FEW}),
     "swag": (ws.swag, {"points": [A, B, C], "n": 1, "seed": 0}),
+    "knots": (merging.knots, {"deltas": [X, 2 * X], "weights": [1.0, 2.0], "density": 0.5}),
+    "merged_net": (merging.merged_net, {"nets": [A, B], "recipe": merging.Recipe("ties"), "base": C}),
+    "importances": (merging.importances, {"net": A, "task": FEW}),
+    "fisher_mean": (merging.fisher_mean, {"nets": [A, B], "tasks": [FEW, FEW], "weights": [1.0, 2.0]}),
+    "regmean": (merging.regmean, {"nets": [A, B], "tasks": [FEW, FEW], "alpha": 0.5}),
+    "tune": (
+        merging.tune,
+        {"nets": [A], "recipe": merging.Recipe("task_arithmetic"), "tasks": [FEW], "base": B, "rounds": 0},
+    ),
+    "adamerging": (merging.adamerging, {"nets": [A], "base": B, "tasks": [FEW], "lr": 0.1, "steps": 1}),
 }
 WRONG = {
     "nothing": lambda: None,

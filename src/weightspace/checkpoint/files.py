@@ -29,6 +29,7 @@ __all__ = [
     "directory_size",
     "instead",
     "is_temporary",
+    "move_all",
     "parse",
     "read_json",
     "refuse_dangling",
@@ -96,17 +97,27 @@ def write_all(
                 stream(file)
                 file.flush()
                 os.fsync(file.fileno())
-        for item in first:
-            item.unlink(missing_ok=True)
-        for target, source in temporary.items():
-            os.replace(source, target)
-        for folder in {target.parent for target in written}:
-            _sync(folder)
-        for item in last:
-            item.unlink(missing_ok=True)
+        move_all(temporary, first=first, last=last)
     finally:
         for source in temporary.values():
             source.unlink(missing_ok=True)
+
+
+def move_all(moved: Mapping[Path, Path], *, first: Iterable[Path] = (), last: Iterable[Path] = ()) -> None:
+    """Move complete files of the same file system to their places. `moved`: target -> where it is now.
+
+    The files in `first` are removed, then the others moved in order, and those in `last` removed. Raises `OSError`.
+    """
+    for target in moved:
+        refuse_dangling(target)
+    for item in first:
+        item.unlink(missing_ok=True)
+    for target, source in moved.items():
+        os.replace(source, target)
+    for folder in {target.parent for target in moved}:
+        _sync(folder)
+    for item in last:
+        item.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from weightspace.merging.methods import method
-from weightspace.merging.part import Part
+from weightspace.merging.part import BLOCK, Part
 from weightspace.merging.schedule import Schedule, value_at
-from weightspace.merging.settings import Combine, Settings
+from weightspace.merging.settings import Settings
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.seeds import derived
 
-__all__ = ["Recipe", "merged"]
+__all__ = ["Recipe", "merged", "streamed"]
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,20 @@ class Recipe:
             raise WeightspaceError(f"{found.name} merges {wanted} networks, not {parents}")
 
     def at(self, name: str, parents: int, depth: float = 0.0) -> Settings:
-        """The settings for one tensor at a depth from 0 (first layer) to 1 (last)."""
+        """The settings for one tensor at a depth from 0 (first layer) to 1 (last).
+
+        Raises `WeightspaceError` for numbers that the method does not take.
+        """
+        found = method(self.method)
         weights = self.weights if self.weights is not None else [1.0] * parents
-        options = {**method(self.method).options, **self.options}
-        return Settings(
+        options = {**found.options, **self.options}
+        settings = Settings(
             tuple(value_at(weight, name, depth) for weight in weights),
             {key: value_at(value, name, depth) for key, value in options.items()},
             derived(self.seed, "merge", name),
         )
+        found.check(settings)
+        return settings
 
 
 def merged(part: Part, recipe: Recipe, depth: float = 0.0) -> Tensor:
@@ -74,16 +80,20 @@ def merged(part: Part, recipe: Recipe, depth: float = 0.0) -> Tensor:
     >>> merged(part, Recipe("linear", weights=[3.0, 1.0]))
     tensor([1., 2.])
     """
+    found = torch.empty(part.shape.numel(), dtype=part.dtype)
+    start = 0
+    for numbers in streamed(part, recipe, depth):
+        found[start : start + numbers.numel()] = numbers
+        start += numbers.numel()
+    assert start == found.numel()
+    return found.reshape(part.shape)
+
+
+def streamed(part: Part, recipe: Recipe, depth: float = 0.0) -> Iterator[Tensor]:
+    """The merged tensor in consecutive vectors, in the dtype of the computation, which the next may overwrite."""
     made = method(recipe.method).make(part, recipe.at(part.name, len(part.sources), depth))
     if isinstance(made, Tensor):
-        return made
-    return joined(part, made)
-
-
-def joined(part: Part, combine: Combine) -> Tensor:
-    """The tensor of all pieces."""
-    out = torch.empty(part.shape.numel(), dtype=part.dtype)
-    for piece in part.pieces():
-        found = combine(piece)
-        out[piece.start : piece.start + found.numel()] = found
-    return out.reshape(part.shape)
+        yield from made.reshape(-1).split(BLOCK)
+    else:
+        for piece in part.pieces():
+            yield made(piece)

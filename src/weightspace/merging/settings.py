@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from torch import Tensor
 
 from weightspace.merging.part import Part, Piece
+from weightspace.net.errors import WeightspaceError
 
-__all__ = ["Combine", "Method", "Settings"]
+__all__ = ["Combine", "Method", "Settings", "Within"]
 
 Combine: TypeAlias = Callable[[Piece], Tensor]
 
@@ -24,14 +26,31 @@ class Settings:
     seed: int = 0
 
 
+class Within(NamedTuple):
+    """The numbers that an option may be: from `least` to `most`, without `least` itself where `above`."""
+
+    least: float = -math.inf
+    most: float = math.inf
+    above: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        number = float(value)  # type: ignore[arg-type]
+        return math.isfinite(number) and self.least <= number <= self.most and not (self.above and number == self.least)
+
+    def __str__(self) -> str:
+        low = f"above {self.least:g}" if self.above else f"from {self.least:g}"
+        known = [low] * (self.least > -math.inf) + [f"up to {self.most:g}"] * (self.most < math.inf)
+        return " ".join(known) or "that is finite"
+
+
 @dataclass(frozen=True)
 class Method:
     """A merging method: how one tensor is made of those of the parents.
 
     `make(part, settings)` gives a function of pieces, after passes over the part if it needs statistics of the whole
     tensor, or the merged tensor itself where a method needs the whole matrix. `base`: whether a base is needed,
-    used where there is one, or not used. `options`: names and default values. `most`: the most parents it takes.
-    `say`: one line for a table of methods.
+    used where there is one, or not used. `options`: names and default values. `limits`: what they may be, by name.
+    `beside`: what `Part.beside` has to hold. `most`: the most parents it takes. `say`: a line for a table of methods.
     """
 
     name: str
@@ -41,3 +60,15 @@ class Method:
     options: Mapping[str, float] = field(default_factory=dict)
     least: int = 1
     most: int | None = None
+    limits: Mapping[str, Within] = field(default_factory=dict)
+    beside: Literal["", "importances", "inner products"] = ""
+
+    def check(self, settings: Settings) -> None:
+        """Raise `WeightspaceError` where a weight is not finite, or an option is not what it may be."""
+        for weight in settings.weights:
+            if not math.isfinite(weight):
+                raise WeightspaceError(f"a weight of {weight} for a network; give finite weights")
+        for name, value in settings.options.items():
+            allowed = self.limits.get(name, Within())
+            if value not in allowed:
+                raise WeightspaceError(f"{self.name} takes a {name} {allowed}, not {value:g}")
