@@ -18,5 +18,11 @@ __getattr__, __dir__, __all__ = handed_on(
         "networks": ["merged_net"],
         "weighing": ["fisher_mean", "importances", "inner_products", "regmean"],
         "tuning": ["Adapted", "adamerging", "adamerging_cost", "tune", "tune_cost", "Tuned"],
+        "vocabulary": ["Numbering", "in_one_vocabulary", "renumbered"],
+        "configuration": ["Changes"],
+        "card": ["About"],
+        "folder": ["carried"],
+        "mergekit_file": ["recipe_of"],
+        "mergekit_plan": ["plan_of"],
     },
 )

@@ -22,7 +22,7 @@ from weightspace.merging.plan import Plan, Row
 from weightspace.merging.recipe import Recipe
 from weightspace.merging.tokenizer_files import CHAT, SETTINGS
 from weightspace.merging.tokens import tokens_of
-from weightspace.merging.vocabulary import has_head, in_one_vocabulary, shapes_of
+from weightspace.merging.vocabulary import has_head, in_one_vocabulary, shapes_of, tied_to
 from weightspace.net.public import public
 
 __all__ = ["FilePlan", "plan_of"]
@@ -202,7 +202,8 @@ class _Rows:
 
     def row(self, part: Slice, name: str, names: Sequence[str], depth: float) -> Row:
         """The row of one tensor: merged, or copied where it cannot be."""
-        pairs = [*zip(part.sources, names, strict=True)]
+        pairs = [(source, self.there(source, there)) for source, there in zip(part.sources, names, strict=True)]
+        tied = [self.called(source) for (source, there), own in zip(pairs, names, strict=True) if there != own]
         have = [(source, there) for source, there in pairs if there in self.shapes[source.model]]
         shape = self.shapes[have[0][0].model][have[0][1]]
         if unlike := [p for p in have if self.shapes[p[0].model][p[1]] != shape]:
@@ -228,7 +229,13 @@ class _Rows:
             parents = sorted(parents, key=lambda p: p[0].model != self.file.base)
         used = tuple((source.model, there) for source, there in parents)
         recipe.check(len(used), base is not None)
-        return replace(row, action="merged", sources=used, base=base, recipe=recipe)
+        why = f"tied in {some(tied)}" if tied else ""
+        return replace(row, action="merged", sources=used, base=base, recipe=recipe, why=why)
+
+    def there(self, source: Source, name: str) -> str:
+        """The name of a tensor in a model: of a head that it lacks, of the embedding that it is tied to."""
+        shapes = self.shapes[source.model]
+        return name if name in shapes else tied_to(name, shapes) or name
 
     def called(self, source: Source) -> str:
         return self.file.models[source.model].name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from weightspace.merging.tokens import joint, tokens_of
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.public import public
 
-__all__ = ["Numbering", "Renumbered", "has_head", "in_one_vocabulary", "renumbered", "shapes_of", "tables"]
+__all__ = ["Numbering", "Renumbered", "has_head", "in_one_vocabulary", "renumbered", "shapes_of", "tables", "tied_to"]
 
 _INPUT = r"embed_tokens|wte|word_embeddings?|tok(en)?_embeddings?|embed_in|shared|embeddings|tokens_embed"
 _HEAD = r"lm_head|embed_out|output|output_layer|head|lm_head\.decoder|cls\.predictions(\.decoder)?|(mlm|lm)_?head"
@@ -156,6 +157,17 @@ def has_head(names: Iterable[str]) -> bool:
     return any(name.endswith(".weight") and _IS_HEAD.fullmatch(name) is not None for name in names)
 
 
+def tied_to(name: str, names: Iterable[str]) -> str | None:
+    """The embedding that takes the place of a head that a network lacks because both are one; None where none does.
+
+    >>> from weightspace.merging.vocabulary import tied_to
+    >>> tied_to("lm_head.weight", ["wte.weight", "h.0.w"]), tied_to("h.1.w", ["wte.weight", "h.0.w"])
+    ('wte.weight', None)
+    """
+    found = [other for other in names if _IS_INPUT.fullmatch(other)] if has_head([name]) else []
+    return found[0] if len(found) == 1 else None
+
+
 def tables(source: Mapping[str, Tensor], least: int, names: Iterable[str] | None = None) -> dict[str, int]:
     """The axis of the rows of each tensor that has a row for every token: embeddings, heads and their biases.
 
@@ -260,8 +272,8 @@ def renumbered(
 @public
 def in_one_vocabulary(
     sources: Sequence[Mapping[str, Tensor]],
-    folders: Sequence[Path],
-    how: str | Path,
+    folders: Sequence[str | os.PathLike[str]],
+    how: str | os.PathLike[str],
     *,
     base: int | None = None,
     multiple: int = 1,
@@ -275,10 +287,11 @@ def in_one_vocabulary(
     tokens, rounded up to a `multiple`. `own` and `forced` as in `Numbering`. Raises `WeightspaceError` for another
     `how` and where a tokenizer cannot be read.
     """
-    vocabularies = [tokens_of(folder) for folder in folders]
+    homes = [Path(folder) for folder in folders]
+    vocabularies = [tokens_of(home) for home in homes]
     if how == "base" and base is None:
         raise WeightspaceError("the base's vocabulary is asked for, and there is no base; give one, or take 'first'")
-    same = [k for k, folder in enumerate(folders) if Path(how).resolve() == folder.resolve()]
+    same = [k for k, home in enumerate(homes) if Path(how).resolve() == home.resolve()]
     like = base if how == "base" else 0 if how in ("first", "union") else next(iter(same), None)
     ids = joint(vocabularies) if how == "union" else tokens_of(Path(how)) if like is None else vocabularies[like]
     rows = max(ids.values()) + 1
