@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import importlib
 import math
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import weightspace as ws
+from weightspace import merging
 from weightspace.atlas.averages import averages
 from weightspace.atlas.families import families, scaled
 from weightspace.atlas.gram import against, pairwise
@@ -98,6 +100,21 @@ def near(net: ws.Net = A, seed: int = 0) -> ws.Net:
 def mixed() -> list[dict[str, Tensor]]:
     """Three networks, and the average of two of them."""
     return [net.tensors for net in (A, near(), C, A.lerp(near(), 0.3))]
+
+
+def low_rank(folder: str, seed: int = 0) -> Path:
+    """The folder of an adapter of the second layer of the networks here."""
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    make = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float32, device="cpu")  # noqa: E731
+    factors = {"2.lora_A.weight": make(2, 8), "2.lora_B.weight": make(8, 2)}
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["2"]}
+    return merging.NewAdapter(config, factors, {}).save(Path(folder) / f"adapter-{seed}")
+
+
+def of_adapters(ask: Callable[[Path, Path], Any]) -> Any:
+    """What is asked of two adapters in folders."""
+    with tempfile.TemporaryDirectory() as folder:
+        return ask(low_rank(folder), low_rank(folder, 1))
 
 
 def sphere(net: ws.Net) -> Tensor:
@@ -255,6 +272,21 @@ CALLS: dict[str, Callable[[], Any]] = {
     "disagreement": lambda: ws.disagreement([A, B], task()),
     "coherence": lambda: ws.coherence([A, B], task()),
     "swag": lambda: ws.swag([A, B, C], 2, seed=0),
+    "lora": lambda: of_adapters(lambda a, b: merging.lora(a).update("2").dense()),
+    "merge_adapters": lambda: of_adapters(
+        lambda a, b: [
+            merging.merge_adapters([a, b], [0.3, 0.9], rank=3).errors["2"],
+            merging.merge_adapters([a, b]).kept,
+        ]
+    ),
+    "adapter_distance": lambda: of_adapters(lambda a, b: merging.adapter_distance(a, b).data()),
+    "into_base": lambda: of_adapters(lambda a, b: merging.into_base(a, A.tensors)["2.weight"]),
+    "extract": lambda: merging.extract(near().tensors, A.tensors, rank=3).errors,
+    "interference": lambda: [
+        (found := merging.interference([near(A, k).tensors for k in range(3)], A.tensors)).cosines,
+        [found.conflicts, found.overlaps, found.spread, found.trust, found.interfering, found.cancelled],
+        merging.advise(found).why,
+    ],
 }
 
 
