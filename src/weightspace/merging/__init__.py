@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = handed_on(
     {
         "adapted": ["Adapted", "into_base"],
         "adapters": ["AdapterDistance", "adapter_distance", "merge_adapters"],
+        "advice": ["Advice", "Interference", "advise", "interference"],
         "extracted": ["extract"],
         "lora_folder": ["LoRA", "NewAdapter", "lora"],
         "methods": ["METHODS"],
