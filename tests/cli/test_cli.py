@@ -37,7 +37,7 @@ from weightspace.trust.relative import relative_trust
 
 ARCH = "tinynets:mlp"
 COMMANDS = """read compare align merge extract walk capacity perturb widen grow project stability watch paths inform
-    tasks certify demo""".split()
+    tasks certify demo doctor""".split()
 
 
 @pytest.fixture(scope="module")
