@@ -280,7 +280,7 @@ CALLS: dict[str, Callable[[], Any]] = {
         merging.merged_net([near(), near(A, 1)], merging.Recipe(name), A) for name in ("della", "karcher", "iso_cts")
     ],
     "importances": lambda: merging.importances(A, task()),
-    "fisher_mean": lambda: merging.fisher_mean([A, near()], [task(), task(seed=2)]),
+    "fisher_mean": lambda: merging.fisher_mean([A, B], [task(), task(seed=2)]),
     "regmean": lambda: merging.regmean([A, near()], [task(), task(seed=2)]),
     "tune": lambda: merging.tune([near()], merging.Recipe("task_arithmetic"), [task()], A, rounds=1).net,
     "adamerging": lambda: merging.adamerging([near()], A, [task()], steps=2, lr=0.1),
