@@ -47,8 +47,8 @@ FILES = {
         starts tried asked by_distance nearest_start nearby greedy_averages gram neighbourhoods compared independence
         relatives averages arborescence relations renumbered lineage families barriers""",
     "commands": """progress data scores settings workspace compare across_architectures align merge merge_parents
-        merge_on_data merge_recipe capacity walk perturb widen project stability inform tasks certify watch paths
-        nearest atlas atlas_map last_map atlas_asked advice""",
+        merge_on_data merge_recipe extract capacity walk perturb widen project stability inform tasks certify watch
+        paths nearest atlas atlas_map last_map atlas_asked advice""",
     "pages": """page style compare across_architectures align merge merge_recipe walk project capacity stability inform
         tasks certify paths watch critical_periods atlas nearest advice""",
     "web": """playground.fields playground.reply playground.points playground.state playground.messages
@@ -56,8 +56,8 @@ FILES = {
         playground.walking playground.insight playground.generator playground.exercises playground.session
         guard served answer members layers child look work spawn queue uploads kinds reports jobs atlas_routes
         playing app server""",
-    "cli": """options words show read advice compare align merge walk perturb widen project capacity stability inform
-        certify tasks watch paths atlas atlas_sets nearest serve""",
+    "cli": """options words show read advice compare align merge extract walk perturb widen project capacity stability
+        inform certify tasks watch paths atlas atlas_sets nearest serve""",
 }
 PARTS = {
     "graph.rules": "rules.",
