@@ -181,6 +181,29 @@ def test_every_method_is_laid_out_and_computed(method, read):
     assert {row.recipe.method for row in found.plan.rows if row.action == "merged"} <= {method}
 
 
+@pytest.mark.parametrize("method", ["ties", "dare_linear", "dare_ties", "della", "breadcrumbs", "breadcrumbs_ties"])
+def test_a_density_of_each_model(method, read):
+    """The same number for all as one by one; and with a weight of one alone, as that model's own alone."""
+    text = f"merge_method: {method}\nbase_model: c\nmodels:\n"
+    one = (
+        text
+        + "- {model: a, parameters: {weight: W, density: 0.5}}\n- {model: b, parameters: {weight: 1, density: D}}\n"
+    )
+    same, apart, alone = (
+        tensors(read(one.replace("W", w).replace("D", d))[0].plan)
+        for w, d in (("1", "0.5"), ("1", "0.8"), ("0", "0.8"))
+    )
+    given = tensors(read(text + "- {model: a}\n- {model: b}\nparameters: {weight: 1, density: 0.5}")[0].plan)
+    other = tensors(
+        read(text + "- {model: a, parameters: {weight: 0}}\n- {model: b}\nparameters: {weight: 1, density: 0.8}")[
+            0
+        ].plan
+    )
+    for name, tensor in given.items():
+        assert torch.equal(tensor, same[name]) and torch.equal(other[name], alone[name])
+    assert any(not torch.equal(apart[name], same[name]) for name in same)
+
+
 @pytest.mark.skipif("slerp" not in METHODS, reason="slerp")
 def test_slerp_goes_from_the_base_to_the_other(read):
     for order in ("{model: a}, {model: b}", "{model: b}, {model: a}", "{model: b}"):

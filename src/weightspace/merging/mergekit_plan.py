@@ -263,22 +263,27 @@ class _Rows:
                 raise CheckpointError(f"{self.file.path}: slerp goes from base_model to one other model; give both")
             t = options.pop("t")
             weights = [1 - t, t]
-        for key, values in own.items():
-            if len({*values}) > 1:
-                seen = f"{key} is {' and '.join(f'{v:g}' for v in values)} for the models of {name!r}"
-                raise CheckpointError(f"{self.file.path}: {seen}; {method} takes one for all")
-            options |= {key: values[0]} if values else {}
+        differ = {key: tuple(own.pop(key)) for key, values in [*own.items()] if len({*values}) > 1}
+        options |= {key: values[0] for key, values in own.items() if values}
         kept = {known.ours.get(key, key): value for key, value in options.items() if key not in known.unlike}
         defaults = {known.ours.get(k, k): v for k, v in {**known.by_model, **known.by_merge}.items()}
         for key in [key for key in kept if key not in self.options]:
             if kept.pop(key) != defaults[key]:
                 raise CheckpointError(f"{self.file.path}: {method} has no {key} here; leave it out")
-        return self.made(method, None if weights is None else tuple(weights), kept)
+        return self.made(method, None if weights is None else tuple(weights), kept, differ)
 
-    def made(self, method: str, weights: tuple[float, ...] | None, options: Mapping[str, float]) -> Recipe:
-        key = (method, weights, tuple(sorted(options.items())))
+    def made(
+        self,
+        method: str,
+        weights: tuple[float, ...] | None,
+        options: Mapping[str, float],
+        own: Mapping[str, tuple[float, ...]] | None = None,
+    ) -> Recipe:
+        """The recipe of these numbers, the same one for all tensors that have them."""
+        own = own or {}
+        key = (method, weights, tuple(sorted(options.items())), tuple(sorted(own.items())))
         if key not in self.recipes:
-            self.recipes[key] = Recipe(method, weights, dict(options), self.seed, self.file.dtype)
+            self.recipes[key] = Recipe(method, weights, dict(options), self.seed, self.file.dtype, dict(own))
         return self.recipes[key]
 
     def value(self, part: Slice, key: str, source: Source | None, name: str, depth: float) -> float:

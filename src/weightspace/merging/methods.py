@@ -149,7 +149,13 @@ _ALL = (
         beside="inner products",
     ),
 )  # fmt: skip
-METHODS: Mapping[str, Method] = {entry.name: replace(entry, limits=_LIMITS) for entry in _ALL}
+_OWN = ("density", "epsilon", "gamma")  # of sparse methods, for each network
+METHODS: Mapping[str, Method] = {
+    entry.name: replace(
+        entry, limits=_LIMITS, own=tuple(name for name in _OWN if name in entry.options and entry.name != "knots_ties")
+    )
+    for entry in _ALL
+}
 
 
 def method(name: str) -> Method:
