@@ -36,8 +36,8 @@ from weightspace.task.task import Task
 from weightspace.trust.relative import relative_trust
 
 ARCH = "tinynets:mlp"
-COMMANDS = """read compare align merge walk capacity perturb widen deepen grow project stability watch paths inform tasks
-    certify demo""".split()
+COMMANDS = """read compare align merge walk capacity perturb widen deepen grow project stability watch paths inform
+    tasks certify demo""".split()
 
 
 @pytest.fixture(scope="module")
