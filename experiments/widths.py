@@ -1,6 +1,6 @@
 """Networks of two widths on one line: the barrier of narrow and wide pairs, against pairs of equal width.
 
-    python -m experiments.widths [pairs] [--data DIR] [--seeds 0 1 2] [--quick]
+    python -m experiments.widths [pairs back] [--data DIR] [--seeds 0 1 2] [--quick]
 
 Claim: networks of different widths are joined by lines of low loss once semi-permutations put units that are alike in
 one place (Theus et al., "Generalized linear mode connectivity for transformers", 2025). The narrow network is widened
@@ -16,6 +16,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache, partial
+from statistics import median
 from typing import Any
 
 import weightspace as ws
@@ -62,11 +63,47 @@ def _pair(lab: Lab, way: str, ends: Any) -> dict[str, Any]:
     }
 
 
+def back(lab: Lab, seed: int) -> Iterator[Job]:
+    """The mean of a wide and a narrow network, brought back to the narrow width."""
+    for kind in KINDS:
+        for share in [*SHARES][1:]:
+            yield f"back/{kind}/{share}/{seed}", partial(_back, lab, kind, share, seed)
+
+
+def _back(lab: Lab, kind: str, share: str, seed: int) -> dict[str, Any]:
+    wide, narrow = _ends(lab, kind, share, seed)
+    mean = ws.mean([wide, narrow], lab.group(wide), data=lab.train)
+    taught = partial(ws.narrow, to=narrow, task=lab.train)
+    began = time.process_time()
+    nets = {"the wide network": wide, "the narrow network": narrow, "their mean, wide": mean}
+    nets["the mean, units merged"] = ws.symmetry.narrow_toward(mean, narrow, lab.train.example(2))
+    nets["the mean, narrow"] = taught(mean)
+    seconds = time.process_time() - began
+    nets["the wide network, narrow"] = taught(wide)
+    more = ws.flow(narrow, ws.learn(lab.train, 64), ws.Adam(), steps=500, size=lambda t: 1e-3 * min(1.0, 2 - 2 * t))
+    nets["the narrow network, 500 steps on labels"] = more[-1]
+    right = ws.accuracy(lab.test)
+    return {"accuracy": {n: right(net) for n, net in nets.items()},
+            "loss": {n: float(lab.test(net)) for n, net in nets.items()}, "seconds": seconds}  # fmt: skip
+
+
 def tables(record: Record, _: str) -> dict[str, str]:
     """Mark in the README -> table."""
     lines = [line for kind in KINDS for share in SHARES for way in WAYS if (line := _line(record, kind, share, way))]
     head = "networks | width of the second | its units | barrier | right half way, % | ends, % | processor seconds"
-    return block("widths pairs", head, lines)
+    return block("widths pairs", head, lines) | block("widths back", _BACK, list(_lines_back(record)))
+
+
+_BACK = "networks | width of the second | network | right, % | loss"
+
+
+def _lines_back(record: Record) -> Iterator[list[str]]:
+    for kind in KINDS:
+        for share in SHARES:
+            rows = record.of(f"back/{kind}/{share}")
+            for name in rows[0]["accuracy"] if rows else ():
+                right, loss = (median(row[what][name] for row in rows) for what in ("accuracy", "loss"))
+                yield [kind, share, name, percent(right), number(loss)]
 
 
 def _line(record: Record, kind: str, share: str, way: str) -> list[str]:
@@ -84,7 +121,7 @@ def _lab(given: Namespace) -> Lab:
 main = command(
     "widths",
     __doc__,
-    {"pairs": pairs},
+    {"pairs": pairs, "back": back},
     _lab,
     tables,
     say=lambda row: " ".join(f"{name} {row[name]}" for name in ("barrier", "middle", "changed") if name in row),

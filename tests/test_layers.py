@@ -37,13 +37,14 @@ FILES = {
         align.score align.moves align.refine align.orders align.match align.features align.widths symmetry quotient
         verdict""",
     "training": "deficits critical_periods recording recorder adapters points averages",
-    "flows": "batches anchors attacks ensembles goals sharpness forms pruning result options stepper cycles morphing",
+    "flows": """batches anchors attacks ensembles goals sharpness forms pruning result options stepper cycles morphing
+        narrowing""",
     "atlas": """tables migrations.v0001 migrations.v0002 migrations upgrade catalogue content objects records
         comparisons scan members sources ways holdings folders side_by_side sketches orbits atlas halving question
         starts tried asked by_distance nearest_start nearby greedy_averages gram neighbourhoods compared independence
         relatives averages arborescence relations renumbered lineage families barriers""",
-    "commands": """progress data scores settings workspace compare across_architectures align merge capacity walk
-        perturb widen project stability inform tasks certify watch paths nearest atlas atlas_map last_map
+    "commands": """progress data scores settings workspace compare across_architectures align merge merge_widths
+        capacity walk perturb widen project stability inform tasks certify watch paths nearest atlas atlas_map last_map
         atlas_asked""",
     "pages": """page style compare across_architectures align merge walk project capacity stability inform tasks certify
         paths watch critical_periods atlas nearest""",
