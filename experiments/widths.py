@@ -16,7 +16,6 @@ from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache, partial
-from statistics import median
 from typing import Any
 
 import weightspace as ws
@@ -74,17 +73,12 @@ def _back(lab: Lab, kind: str, share: str, seed: int) -> dict[str, Any]:
     wide, narrow = _ends(lab, kind, share, seed)
     mean = ws.mean([wide, narrow], lab.group(wide), data=lab.train)
     taught = partial(ws.narrow, to=narrow, task=lab.train)
-    began = time.process_time()
-    nets = {"the wide network": wide, "the narrow network": narrow, "their mean, wide": mean}
-    nets["the mean, units merged"] = ws.symmetry.narrow_toward(mean, narrow, lab.train.example(2))
-    nets["the mean, narrow"] = taught(mean)
-    seconds = time.process_time() - began
-    nets["the wide network, narrow"] = taught(wide)
-    more = ws.flow(narrow, ws.learn(lab.train, 64), ws.Adam(), steps=500, size=lambda t: 1e-3 * min(1.0, 2 - 2 * t))
-    nets["the narrow network, 500 steps on labels"] = more[-1]
+    merged = ws.symmetry.narrow_toward(mean, narrow, lab.train.example(2))
+    slower = lambda done: 1e-3 * min(1.0, 2 - 2 * done)  # noqa: E731
+    more = ws.flow(narrow, ws.learn(lab.train, 64), ws.Adam(), steps=500, size=slower)[-1]
+    nets = (wide, narrow, mean, merged, taught(mean), taught(wide), more)
     right = ws.accuracy(lab.test)
-    return {"accuracy": {n: right(net) for n, net in nets.items()},
-            "loss": {n: float(lab.test(net)) for n, net in nets.items()}, "seconds": seconds}  # fmt: skip
+    return {"accuracy": [right(net) for net in nets], "loss": [float(lab.test(net)) for net in nets]}
 
 
 def tables(record: Record, _: str) -> dict[str, str]:
@@ -95,14 +89,22 @@ def tables(record: Record, _: str) -> dict[str, str]:
 
 
 _BACK = "networks | width of the second | network | right, % | loss"
+_NETS = (
+    "wide",
+    "narrow",
+    "their mean, wide",
+    "the mean, its units merged",
+    "the mean, `narrow`",
+    "the wide one, `narrow`",
+    "the narrow one, 500 more steps on labels",
+)
 
 
 def _lines_back(record: Record) -> Iterator[list[str]]:
     for kind in KINDS:
         for share in SHARES:
-            rows = record.of(f"back/{kind}/{share}")
-            for name in rows[0]["accuracy"] if rows else ():
-                right, loss = (median(row[what][name] for row in rows) for what in ("accuracy", "loss"))
+            found = [record.median(f"back/{kind}/{share}", what) for what in ("accuracy", "loss")]
+            for name, right, loss in zip(_NETS, *found, strict=True) if None not in found else ():
                 yield [kind, share, name, percent(right), number(loss)]
 
 

@@ -12,7 +12,7 @@ HOUSE = Path(__file__).parents[1] / "src" / "weightspace"
 WINGS = """contents net jobs checkpoint linear constraints task graph inside equivariance curvature metric codes path
     trust risk symmetry training flows atlas commands pages demo web cli __main__"""
 FILES = {
-    "net": "errors seeds state differentiable public cost plain weights names net average inputs model",
+    "net": "errors seeds state differentiable public cost plain weights names net average inputs growing model",
     "jobs": "progress calls processes cluster engine",
     "checkpoint": "files refusal locate pickled reader adapter architecture stored writer",
     "linear": "assignment bits estimate krylov norms traces determinants operator",

@@ -747,7 +747,13 @@ def test_grow_refuses_a_layer_that_does_not_make_the_outputs(here, capsys, monke
         "2",
     )
     code, text, err = run(capsys, *words)
-    assert code == 2 and not text and "last linear layer does not make the outputs" in err and not out.exists(), err
+    assert (
+        code == 2
+        and not text
+        and "does not make the outputs alone" in err
+        and "the layer head" in err
+        and not out.exists()
+    ), err
     assert ["head.weight", [3, 6], [5, 6]] in run_json(capsys, *words, "--layer", "head")["shapes"]
 
 

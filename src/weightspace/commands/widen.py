@@ -14,9 +14,9 @@ from weightspace.checkpoint.architecture import ArchitectureError
 from weightspace.commands.data import splits
 from weightspace.commands.settings import Settings
 from weightspace.commands.workspace import example_for
+from weightspace.net.growing import grow as more_outputs
 from weightspace.net.inputs import carried
 from weightspace.net.net import Net
-from weightspace.net.net import grow as more_outputs
 from weightspace.net.state import seeded
 from weightspace.symmetry.depths import deepen as more_layers
 from weightspace.symmetry.widths import New, widening
@@ -98,13 +98,7 @@ def grow(
     file = settings.open(path)
     task = splits(data, 2, settings.seed)[0] if data is not None else None
     shown = carried(example_for(file.template.architecture, task, example, settings.seed), file.net)
-    wide = more_outputs(file.net, outputs, layer, settings.seed)
-    before, after = (logits(one(carried(shown, one))).shape[-1] for one in (file.net, wide))
-    if after != before + outputs:
-        raise ArchitectureError(
-            f"the {'last' if layer is None else 'chosen'} linear layer does not make the outputs, of which there would "
-            f"be {after} and not {before + outputs}; give --layer with the name of the one that does"
-        )
+    wide = more_outputs(file.net, outputs, layer, settings.seed, shown)
     done = _resized(path, out, file.net, wide, [], shown)
     file.save(wide, out, f"{outputs} more outputs")
     return done
