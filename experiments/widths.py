@@ -24,7 +24,7 @@ from experiments.record import Job, Record, block, command, number, percent
 
 KINDS = ("mlp", "cnn")
 SHARES = {"the same": 1, "half": 2, "a quarter": 4}
-WAYS = ("units in any order", "weights, no data", "activations")
+WAYS = ("units in any order", "weights, no data", "activations", "activations, halves of units")
 FULL = Size(width=256)
 POINTS = 11
 
@@ -44,8 +44,10 @@ def _ends(lab: Lab, kind: str, share: str, seed: int) -> tuple[ws.Net, ws.Net]:
 
 def _pair(lab: Lab, way: str, ends: Any) -> dict[str, Any]:
     wide, narrow = ends()
-    group, began = lab.group(wide), time.process_time()
-    if way == "activations":
+    if way.endswith("halves of units"):  # two copies of every wide unit, which may take two narrow units
+        wide = ws.widen(wide, 2, lab.train.example(2))
+    group, began = ws.Symmetry.of(wide, lab.train.example(2)), time.process_time()
+    if way.startswith("activations"):
         end = group.align(narrow, to=wide, data=lab.train, method="activations+weights")
     elif way == "weights, no data":
         end = group.align(ws.symmetry.widen_toward(narrow, wide, lab.train.example(2)), to=wide, method="weights")

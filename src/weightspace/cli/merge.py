@@ -88,5 +88,6 @@ def _of_widths(checkpoints: list[Path], arch_b: list[str], out: Path, width: str
     from weightspace.commands.merge_widths import merge_widths
 
     with progress() as step:
-        given = {"width": width, "data": common.data, "limit": common.limit}
-        return merge_widths(checkpoints, arch_b, out, **given, settings=common.settings(step))
+        return merge_widths(
+            checkpoints, arch_b, out, width=width, data=common.data, limit=common.limit, settings=common.settings(step)
+        )  # fmt: skip
