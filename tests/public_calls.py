@@ -147,6 +147,8 @@ CALLS: dict[str, Callable[[], Any]] = {
     "grow": lambda: ws.grow(A, outputs=2),
     "widen": lambda: ws.widen(A, 2, X[:2]),
     "widen_toward": lambda: ws.symmetry.widen_toward(A, ws.widen(B, 2, X[:2]), X[:2]),
+    "narrow_toward": lambda: ws.symmetry.narrow_toward(ws.widen(B, 2, X[:2]), A, X[:2]),
+    "narrow": lambda: ws.narrow(ws.widen(B, 2, X[:2]), A, task(), steps=2),
     "deepen": lambda: ws.deepen(A, A, X[:2]),
     "merge": lambda: [ws.merge([A, B], weights=[2, 1]), ws.merge([A, B], "task_arithmetic", base=C)],
     "planned": lambda: str(ws.merging.planned([A.tensors, B.tensors]).table()),
