@@ -183,7 +183,10 @@ def _mean(checkpoints: list[Path], out: Path, common: Shared, arch_b: list[str] 
         raise typer.BadParameter("give two or more networks to merge.", param_hint="CHECKPOINTS")
     if width != "largest" and not arch_b:
         raise typer.BadParameter("the networks have one width; give --arch-b for several", param_hint="--width")
-    free(out, (".safetensors",), common.force)
+    if arch_b or not all((path / "config.json").is_file() for path in checkpoints):
+        free(out, (".safetensors",), common.force)
+    else:
+        _free_place(out, common)
     if arch_b:
         done = _of_widths(checkpoints, arch_b, out, width, common)
     else:

@@ -12,6 +12,8 @@ from torch import nn
 
 from weightspace.commands.scores import Score, scored
 from weightspace.commands.workspace import Workspace, file_names
+from weightspace.merging.card import About
+from weightspace.merging.folder import Carried, carried
 from weightspace.net.average import average
 from weightspace.net.net import Net
 from weightspace.path.divergence import Divergence, is_labelled
@@ -52,7 +54,13 @@ class Merged:
 
 
 def merge(space: Workspace, paths: Sequence[Path], out: Path) -> Merged:
-    """Align checkpoints, average them, and write the mean in the names, dtypes and metadata of the first."""
+    """Align checkpoints, average them, and write the mean in the names, dtypes and metadata of the first.
+
+    `out` without an ending is a folder, which gets what a Hugging Face folder needs to be loaded.
+    """
+    beside = Carried({}, ())
+    if out.suffix != ".safetensors":
+        beside = carried(paths, about=About({"method": "mean modulo symmetry"}))
     file, settings = space.open_file(paths[0]), space.settings
     first = file.net
     nets = [first, *(space.load(path) for path in paths[1:])]
@@ -61,14 +69,22 @@ def merge(space: Workspace, paths: Sequence[Path], out: Path) -> Merged:
     names = file_names(*paths)
     scores = scores_of(space, names, nets, merged, nets)
     settings.progress(f"writing {out.name}", 0, 0)
+    if beside.files and not out.is_dir():
+        out.mkdir()
     file.save(merged, out, f"mean of {len(nets)} networks modulo symmetry")
+    beside.write(out, settings.force)
     return Merged(
         names=names,
         out=str(out),
         group=str(space.group),
         examples=len(space.measure_on) if space.measure_on else 0,
         statistics_reset=bool(space.align_on) and has_statistics(first),
-        notes=[*space.group.notes, *_stale(first, space.align_on), *unlabelled(space, nets, merged, nets)],
+        notes=[
+            *space.group.notes,
+            *beside.notes,
+            *_stale(first, space.align_on),
+            *unlabelled(space, nets, merged, nets),
+        ],
         **scores,
     )
 
