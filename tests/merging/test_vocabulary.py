@@ -64,7 +64,7 @@ def test_parts_are_those_of_the_whole_and_no_more_is_read():
     for start, stop in ((0, 1), (39, 41), (1234, 9876), (199_990, 200_000), (50, 50), (0, 10**9)):
         assert torch.equal(view.flat("wte.weight", start, stop), whole[start:stop])
     a.read = b.read = 0
-    view.flat("wte.weight", 80, 120)
+    view.flat("wte.weight", 80, 120)  # one row
     assert a.read + b.read <= 40
     assert torch.equal(view.flat("h.0.w", 1, 3), torch.ones(2))
 

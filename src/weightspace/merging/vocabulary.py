@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from weightspace.checkpoint.refusal import some
-from weightspace.merging.part import entries
+from weightspace.merging.part import entries, reading
 from weightspace.merging.tokens import joint, tokens_of
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.public import public
@@ -24,7 +24,8 @@ _HEAD = r"lm_head|embed_out|output|output_layer|head|lm_head\.decoder|cls\.predi
 _HEAD += r"|generator_lm_head|predictions\.(decoder|bias)|final_logits_bias|vocab_projector"
 _IS_INPUT = re.compile(rf"(.*\.)?({_INPUT})\.weight")
 _IS_HEAD = re.compile(rf"(.*\.)?({_HEAD})(\.weight|\.bias)?")
-_THROUGH = 1 << 16  # bytes between two rows that are read along rather than left out
+_THROUGH = 1 << 19  # bytes between two rows that are read along rather than left out
+_AT_ONCE = 1 << 26  # bytes that are read at once
 
 
 @dataclass(frozen=True)
@@ -80,17 +81,17 @@ class _Table:
 
 def _rows(source: Mapping[str, Tensor], name: str, index: Tensor, width: int) -> Tensor:
     """Rows of a tensor by their numbers; near ones are read together."""
+    read, size = reading((source, name)), 4 * max(1, width)
     ordered, order = index.sort()
-    gap = max(1, _THROUGH // max(1, 4 * width))
-    cuts = ((ordered[1:] - ordered[:-1]) > gap).nonzero().flatten() + 1
-    out: Tensor | None = None
-    for run, where in zip(ordered.tensor_split(cuts), order.tensor_split(cuts), strict=True):
+    apart = ordered[1:] - ordered[:-1] > max(1, _THROUGH // size)
+    apart |= ordered[1:] // max(1, _AT_ONCE // size) > ordered[:-1] // max(1, _AT_ONCE // size)
+    found = []
+    for run in ordered.tensor_split(apart.nonzero().flatten() + 1):
         low, high = int(run[0]), int(run[-1]) + 1
-        block = entries(source, name, low * width, high * width).reshape(high - low, width)
-        out = torch.empty(len(index), width, dtype=block.dtype) if out is None else out
-        out[where] = block[run - low]
-    assert out is not None
-    return out
+        block = read(low * width, high * width).view(high - low, width)
+        found.append(block.clone() if len(run) == 1 else block[run - low])  # the next reading may overwrite it
+    rows = torch.cat(found)
+    return torch.empty_like(rows).index_copy_(0, order, rows)
 
 
 class Renumbered(Mapping[str, Tensor]):
