@@ -147,6 +147,8 @@ CALLS: dict[str, Callable[[], Any]] = {
     "grow": lambda: ws.grow(A, outputs=2),
     "widen": lambda: ws.widen(A, 2, X[:2]),
     "widen_toward": lambda: ws.symmetry.widen_toward(A, ws.widen(B, 2, X[:2]), X[:2]),
+    "narrow_toward": lambda: ws.symmetry.narrow_toward(ws.widen(B, 2, X[:2]), A, X[:2]),
+    "narrow": lambda: ws.narrow(ws.widen(B, 2, X[:2]), A, task(), steps=2),
     "deepen": lambda: ws.deepen(A, A, X[:2]),
     "merge": lambda: [ws.merge([A, B], weights=[2, 1]), ws.merge([A, B], "task_arithmetic", base=C)],
     "planned": lambda: str(ws.merging.planned([A.tensors, B.tensors]).table()),
@@ -280,7 +282,7 @@ CALLS: dict[str, Callable[[], Any]] = {
         merging.merged_net([near(), near(A, 1)], merging.Recipe(name), A) for name in ("della", "karcher", "iso_cts")
     ],
     "importances": lambda: merging.importances(A, task()),
-    "fisher_mean": lambda: merging.fisher_mean([A, near()], [task(), task(seed=2)]),
+    "fisher_mean": lambda: merging.fisher_mean([A, B], [task(), task(seed=2)]),
     "regmean": lambda: merging.regmean([A, near()], [task(), task(seed=2)]),
     "tune": lambda: merging.tune([near()], merging.Recipe("task_arithmetic"), [task()], A, rounds=1).net,
     "adamerging": lambda: merging.adamerging([near()], A, [task()], steps=2, lr=0.1),

@@ -248,3 +248,23 @@ def test_an_adapter_is_extracted_and_makes_the_fine_tune_again(here, play, capsy
     assert "share" in capsys.readouterr().err and not (here / "no").exists()
     assert main(["extract", "a.safetensors", "--base", "a.safetensors", "--rank", "1", "-o", str(here / "no")]) == 2
     assert "nothing to extract" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_mean_of_folders_is_a_folder_that_loads(here, capsys, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.chdir(here)
+    sizes = {"hidden_size": 8, "intermediate_size": 6, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = transformers.LlamaConfig(**sizes, vocab_size=20, max_position_embeddings=16)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.LlamaForCausalLM(config)
+    for name in "ab":
+        model.save_pretrained(here / name)
+    merge_json(capsys, "a", "b", "-o", "mean", "--example", "ids:2x8")
+    opened = transformers.AutoModelForCausalLM.from_pretrained(here / "mean")
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(opened(ids).logits, model.eval()(ids).logits, atol=1e-4, rtol=1e-4)
+    said = refused(capsys, "a", "b", "-o", "mean", "--example", "ids:2x8")
+    assert "mean" in said and "--force" in said

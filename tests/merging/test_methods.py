@@ -290,7 +290,7 @@ PLANTED = {
     "linear always": ("slerp", directions, "_PARALLEL", 0.0),
     "not whitened": ("tsv_m", spectral, "_orthonormal", lambda x: x),
     "one direction lost": ("iso_cts", spectral._Singular, "cut", shorter),
-    "a sum of values": ("iso_c", spectral, "_flat", lambda u, s, v, whiten=False: u @ v.mT * s.sum()),
+    "a sum of values": ("iso_c", spectral, "_flat", lambda u, s, v: u @ v.mT * s.sum()),
     "not trimmed": ("knots_ties", spectral, "_largest", lambda m, density: m.clone()),
     "equal importances": ("fisher", elementwise, "entries", lambda s, n, a, b: torch.ones(b - a)),
     "a mean": ("regmean", torch.linalg, "pinv", lambda m, **k: 0 * m),

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from weightspace.merging.elementwise import shares, summed
+from weightspace.merging.elementwise import agreeing, shares, summed
 from weightspace.merging.part import Part, Piece
 from weightspace.merging.settings import Combine, Settings
 from weightspace.merging.thresholds import Cut, largest
@@ -91,19 +91,11 @@ def breadcrumbs_ties(part: Part, settings: Settings) -> Combine:
 def elect(deltas: list[Tensor], weights: tuple[float, ...]) -> tuple[Tensor, Tensor]:
     """The sum of the weighted entries that have the sign of their sum, and the sum of their weights, entry by entry.
 
-    The task vectors are overwritten by w_i tau_i. A sum of zero counts as positive.
+    The task vectors are overwritten. A sum of zero counts as positive.
     """
     for delta, weight in zip(deltas, weights, strict=True):
         delta.mul_(weight)
-    up, down = torch.zeros_like(deltas[0]), torch.zeros_like(deltas[0])
-    for delta in deltas:
-        up.add_(delta.clamp(min=0))
-        down.add_(delta.clamp(max=0))
-    rises = up + down >= 0
-    mass = torch.zeros_like(up)
-    for delta, weight in zip(deltas, weights, strict=True):
-        mass.add_(torch.where(rises, delta > 0, delta < 0).to(mass.dtype), alpha=weight)
-    return torch.where(rises, up, down), mass
+    return agreeing(deltas, weights, summed(deltas, [1.0] * len(deltas)) >= 0)
 
 
 def uniform(seed: int, start: int, stop: int) -> Tensor:
