@@ -90,7 +90,9 @@ def plan_of(merge: MergeFile, sources: Sequence[Mapping[str, Tensor]] | None = N
     if not any(row.action == "merged" for row in found) and merge.method != "passthrough":
         raise CheckpointError(f"{merge.path}: the models have no tensor in common; give models of one architecture")
     used = METHODS[merge.method].base != "unused" if merge.method in METHODS else False
-    plan = Plan(views, views[merge.base] if used and merge.base is not None else None, found)
+    base = merge.base if used else None
+    labels = [path.name for path in [*merge.models, *([] if base is None else [merge.models[base]])]]
+    plan = Plan(views, None if base is None else views[base], found, labels)
     names = [row.name for row in found]
     changes = Changes(rows, made.layers or None, merge.dtype, not has_head(names))
     return FilePlan(merge, plan, changes, tuple([*notes, *made.notes]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -125,6 +126,20 @@ class Renumbered(Mapping[str, Tensor]):
         return len(self._source)
 
     @property
+    def stamps(self) -> list[str] | None:
+        """What the tensors depend on: the stamps of all files that are read, and the numbering; None without files."""
+        sources = {id(s): s for table in self._made.values() for s, _, _ in table.sources} | {0: self._source}
+        known = [getattr(source, "stamps", None) for source in sources.values()]
+        if not all(known):
+            return None
+        numbering = hashlib.sha256()
+        for name, table in sorted(self._made.items()):
+            numbering.update(f"{name} {tuple(table.shape)} {table.dtype}".encode())
+            for source, there, index in table.sources:
+                numbering.update(f"{[*sources].index(id(source))} {there}".encode() + index.numpy().tobytes())
+        return [*map(str, known), numbering.hexdigest()]
+
+    @property
     def shapes(self) -> dict[str, torch.Size]:
         """The shapes of the tensors by name; no tensor is read."""
         return {**shapes_of(self._source), **{name: table.shape for name, table in self._made.items()}}
@@ -189,7 +204,8 @@ def tables(source: Mapping[str, Tensor], least: int, names: Iterable[str] | None
         sizes = {shapes[name][axis] for name, axis in axes.items()}
     else:
         embeddings = [name for name, shape in shapes.items() if _IS_INPUT.fullmatch(name) and len(shape) == 2]
-        sizes = {shapes[name][0] for name in embeddings if shapes[name][0] >= least}
+        sizes = {shapes[name][0] for name in embeddings}
+        sizes = {size for size in sizes if size >= least} or sizes
         axes = {}
     if len(sizes) != 1 or min(sizes) < least:
         seen = f"tables of {', '.join(map(str, sorted(sizes)))} rows" if sizes else "no embedding of tokens is known"
