@@ -2,6 +2,7 @@
 
 import json
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
@@ -63,3 +64,19 @@ def test_a_network_that_cannot_be_read_is_a_fault(monkeypatch):
     monkeypatch.setattr(module.Symmetry, "of", broken)
     health = doctor()
     assert not health.well and named(health)["a network is read"].found == "no exporter"
+
+
+def test_licences_are_those_of_the_page():
+    """Every package that is installed states the licence that the page of dependencies has for it."""
+    page = (Path(__file__).parents[2] / "docs" / "dependencies.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")]
+    said = {cell.lower(): " ".join(row) for row in rows for cell in row[:2]}
+    packages = [finding for finding in doctor().findings if finding.licence]
+    assert len(packages) > 10
+    for finding in packages:
+        family = next(name for name in ("BSD", "MIT", "Apache", "LGPL", "GPL") if name in finding.licence)
+        assert family in said[finding.name.lower()], (finding.name, finding.licence)
+
+
+def test_licences_are_shown(capsys):
+    assert main(["doctor", "--licences"]) == 0 and "BSD-3-Clause" in capsys.readouterr().out

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,17 +17,18 @@ if TYPE_CHECKING:
 __all__ = ["doctor", "say_health"]
 
 
-def say_health(done: Health) -> None:
+def say_health(done: Health, licences: bool = False) -> None:
     """Print the answer of `doctor`."""
     out = console()
-    table = make_table("", "found", "to do")
+    table = make_table("", "found", "licence" if licences else "to do")
     group = ""
     for finding in done.findings:
         if finding.group != group:
             group = finding.group
             table.add_row(group, "", "", style="bold")
+        last = finding.licence if licences else finding.do
         mark = "" if finding.well else "! "
-        table.add_row(f"  {mark}{printable(finding.name)}", printable(finding.found), printable(finding.do))
+        table.add_row(f"  {mark}{printable(finding.name)}", printable(finding.found), printable(last))
     out.print(table)
     if done.well:
         out.print("All that is needed is there. Try: weightspace demo")
@@ -35,11 +37,15 @@ def say_health(done: Health) -> None:
 
 
 @shared("")
-def doctor(*, common: Shared) -> None:
+def doctor(
+    licences: Annotated[bool, typer.Option("--licences", help="Show the licences of the packages.")] = False,
+    *,
+    common: Shared,
+) -> None:
     """Say what is installed, which devices and data are found, what is missing and how to get it."""
     from weightspace.commands.doctor import doctor as run
 
     done = run()
-    answer(done, say_health, common)
+    answer(done, partial(say_health, licences=licences), common)
     if not done.well:
         raise typer.Exit(1)

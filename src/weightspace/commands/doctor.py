@@ -26,13 +26,17 @@ _LOADERS = {"mnist": datasets.mnist, "fashion-mnist": datasets.fashion_mnist, "c
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked for: what was found, whether it is as it should be, and what to do where it is not."""
+    """One thing that was looked for: what was found, whether it is as it should be, and what to do where it is not.
+
+    `licence`: of a package, as it says itself.
+    """
 
     group: str
     name: str
     found: str
     well: bool
     do: str = ""
+    licence: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,11 +92,20 @@ def _packages() -> list[Finding]:
             continue
         name, extra = re.sub(r"\[.*", "", parts["name"]), parts["extra"]
         try:
-            found.append(Finding(f"extra {extra}" if extra else "needed", name, metadata.version(name), True))
+            group, version = f"extra {extra}" if extra else "needed", metadata.version(name)
+            found.append(Finding(group, name, version, True, licence=_licence(name)))
         except metadata.PackageNotFoundError:
             do = f"pip install 'weightspace[{extra}]'" if extra else f"pip install '{name}{parts['rest'].strip()}'"
             found.append(Finding(f"extra {extra}" if extra else "needed", name, "missing", False, do))
     return sorted(found, key=lambda finding: finding.group != "needed")
+
+
+def _licence(name: str) -> str:
+    """The licence that an installed package states."""
+    about = metadata.metadata(name)
+    stated = about.get("License-Expression") or about.get("License") or ""
+    kinds = [line.rpartition(" :: ")[2] for line in about.get_all("Classifier") or [] if line.startswith("License ::")]
+    return stated if stated and len(stated.splitlines()) == 1 else ", ".join(kinds) or "not stated"
 
 
 def _data() -> list[Finding]:
