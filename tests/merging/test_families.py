@@ -7,6 +7,9 @@ import torch
 from merging.test_tokens import bpe, tokenizer
 
 import weightspace as ws
+from weightspace.commands.merge_parents import Asked
+from weightspace.commands.merge_recipe import merge_by_recipe
+from weightspace.commands.settings import Settings
 from weightspace.merging.folder import carried
 from weightspace.merging.mergekit_file import recipe_of
 from weightspace.merging.mergekit_plan import plan_of
@@ -202,3 +205,16 @@ def test_half_precision_and_a_head_of_its_own_in_one(tmp_path):
     first, second = (ws.checkpoint.read(folder) for folder in folders)
     mean = first["model.embed_tokens.weight"] / 2 + second["lm_head.weight"] / 2
     assert torch.equal(opened.lm_head.weight, mean.bfloat16())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("tied", [(True, False), (False, True)])
+def test_the_command_writes_a_head_of_its_own_where_one_parent_has_one(tied, tmp_path):
+    """A configuration that says tied would replace the merged head by the embedding, without a word."""
+    pairs = [fine_tunes("llama", tmp_path / str(one), 1, tie_word_embeddings=one) for one in tied]
+    folders, models = [pair[0][0] for pair in pairs], [pair[1][0] for pair in pairs]
+    merge_by_recipe(folders, tmp_path / "out", Recipe("linear"), Asked(), Settings())
+    opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    for name in ("lm_head", "model.embed_tokens"):
+        mean = sum(model.get_submodule(name).weight / 2 for model in models)
+        assert torch.equal(opened.get_submodule(name).weight, mean), name

@@ -27,6 +27,8 @@ from weightspace.net.public import public
 
 __all__ = ["FilePlan", "plan_of"]
 
+_HASHED = 4_000_000_000  # bytes of models up to which all their numbers are hashed
+
 
 @dataclass(frozen=True)
 class FilePlan:
@@ -39,12 +41,17 @@ class FilePlan:
 
     @public
     def carried(self, about: About | None = None, remote_code: bool = False) -> Carried:
-        """What the merged folder needs besides the weights: see `folder.carried`."""
+        """What the merged folder needs besides the weights: see `folder.carried`.
+
+        Without `about`, the card has the file's text, and hashes of all numbers where the models have less than 4 GB.
+        """
         file = self.file
         order = _order(file)
         base = None if file.base is None else file.models[file.base]
         parents = [file.models[k] for k in order if k != file.base] or [file.models[k] for k in order]
-        about = about or About(recipe=file.path.read_text(encoding="utf-8"))
+        if about is None:
+            large = sum(read(path).nbytes for path in file.models) > _HASHED
+            about = About(recipe=file.path.read_text(encoding="utf-8"), quick=large)
         return carried(
             parents, base, changes=self.changes, tokenizer=file.tokenizer, chat_template=_template(file, order),
             about=about, remote_code=remote_code,
@@ -83,7 +90,9 @@ def plan_of(merge: MergeFile, sources: Sequence[Mapping[str, Tensor]] | None = N
     if not any(row.action == "merged" for row in found) and merge.method != "passthrough":
         raise CheckpointError(f"{merge.path}: the models have no tensor in common; give models of one architecture")
     used = METHODS[merge.method].base != "unused" if merge.method in METHODS else False
-    plan = Plan(views, views[merge.base] if used and merge.base is not None else None, found)
+    base = merge.base if used else None
+    labels = [path.name for path in [*merge.models, *([] if base is None else [merge.models[base]])]]
+    plan = Plan(views, None if base is None else views[base], found, labels)
     names = [row.name for row in found]
     changes = Changes(rows, made.layers or None, merge.dtype, not has_head(names))
     return FilePlan(merge, plan, changes, tuple([*notes, *made.notes]))
