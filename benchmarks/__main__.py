@@ -22,6 +22,7 @@ from benchmarks import (
     measure,
     memory,
     merge,
+    merging,
     optim,
     orbits,
     paths,
@@ -41,6 +42,7 @@ _TABLES = {
     "align": align.summary,
     "matchers": align.by_matcher,
     "merge": merge.summary,
+    "merging": merging.summary,
     "planted": planted.summary,
     "assignment": assignment.summary,
     "memory": memory.summary,
@@ -98,6 +100,25 @@ def _merge(rows: Sequence[dict[str, Any]]) -> list[Line]:
     ]
     if share is not None:
         lines.append((".. share of `rebasin`'s time", "< 40 %", f"{100 * share:.0f} %", share < 0.4))
+    return lines
+
+
+def _merging(rows: Sequence[dict[str, Any]]) -> list[Line]:
+    lines: list[Line] = []
+    for row in rows:
+        if row.get("method") == "linear":
+            what = f"merging files, {row['case']}: rate, of a copy's"
+            lines.append(
+                (what, f">= {100 * merging.RATE:.0f} %", f"{100 * row['rate']:.0f} %", row["rate"] >= merging.RATE)
+            )
+        if row.get("seconds_ratio"):
+            least = min(row["seconds_ratio"], row["peak_ratio"])
+            seen = f"{row['seconds_ratio']:.1f}, {row['peak_ratio']:.1f}"
+            lines.append((f".. {row['case']}: mergekit's time and peak over ours", "> 1", seen, least > 1))
+    apart = [row["apart"] for row in rows if row["apart"] is not None]
+    if apart:
+        what = f".. {len(apart)} merges as mergekit's, in bf16 spacings"
+        lines.append((what, f"<= {merging.EQUAL:.0e}", f"{max(apart):.0e}", max(apart) <= merging.EQUAL))
     return lines
 
 
@@ -289,6 +310,7 @@ _TARGETS: dict[str, Callable[[Any], list[Line]]] = {
     "align": _align,
     "steps": _steps,
     "merge": _merge,
+    "merging": _merging,
     "planted": _planted,
     "assignment": _assignment,
     "memory": _memory,

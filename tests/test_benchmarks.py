@@ -245,6 +245,32 @@ def test_jobs_measure_two_processes(load, tmp_path):
     assert "| 2 | 4 |" in jobs.summary([row])
 
 
+def test_merges_of_files_are_compared_and_a_slow_one_is_said(load, tmp_path):
+    merging, table = load("merging"), load("__main__")
+    linear, slerp = merging.CASES[0], merging.CASES[-1]
+    ours = {"seconds": 4.0, "wall": 3.0, "processor": 2.0, "peak": 4e8}
+    turns = [{"copy": ours | {"wall": 2.0}, linear.name: {"ours": ours, "theirs": {"seconds": 8.0, "peak": 2e8}}}]
+    rows = [
+        merging.row(linear, turns, 10**9, 0.5) | {"apart": 1e-5},
+        merging.row(slerp, turns, 10**9, 0.5) | {"apart": 2},
+    ]
+    assert rows[0]["rate"] == pytest.approx(1.0) and rows[0]["seconds_ratio"] == 2 and rows[0]["peak_ratio"] == 0.5
+    assert [good for *_, good in table._merging(rows)] == [True, False, False]
+    assert "| 100 % | 4.0 | 400 | 8.0 | 200 | 2.0 | 0.5 | 1e-05 |" in merging.summary(rows)
+    paths = merging.made(tmp_path, 1, 0.0, torch.float32)
+    assert merging.apart(paths[0], paths[0], paths) == 0
+    assert 1 < merging.apart(paths[0], paths[1], paths) < 2**9
+
+
+@pytest.mark.slow  # processes load torch
+def test_merges_of_files_are_timed(load, tmp_path, monkeypatch):
+    merging = load("merging")
+    monkeypatch.setattr(merging, "CASES", merging.CASES[::5])
+    timed, other = merging.run(0.0, 1, None, tmp_path)
+    assert timed["rate"] > 0 and timed["peak"] > 1e8 and timed["seconds"] > timed["wall"] > 0
+    assert json.loads((tmp_path / "merging.json").read_text()) == [timed, other] and timed["apart"] is None
+
+
 def test_maps_counts_what_it_did(load, tmp_path):
     maps = load("maps")
     found = maps.run(10, 3, 1.0, tmp_path)
