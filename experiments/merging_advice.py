@@ -36,10 +36,10 @@ TASKS = ("noisy", "left", "up", "mirrored", "turned", "bright")
 WORKS = 0.05  # a share of the accuracy that is lost, up to which a merge counts as one that works
 CHANCE = 0.1  # the accuracy of a guess: members that learnt nothing have nothing to lose
 RECIPES = {
-    "mean": Recipe("linear"),
-    "sum": Recipe("task_arithmetic"),
-    "ties": Recipe("ties", options={"density": 0.2}),
-    "tsv": Recipe("tsv_m"),
+    "mean": ("linear", {}),
+    "sum": ("task_arithmetic", {}),
+    "ties": ("ties", {"density": 0.2}),
+    "tsv": ("tsv_m", {}),
 }
 MEASURES = ("spread", "trust", "relative", "cosine", "conflict", "cancelled", "overlap", "singular")
 
@@ -112,13 +112,13 @@ class Lab:
         }  # fmt: skip
         seen |= {name: value if base is not None else None for name, value in told.items()}
         own = [self.asked(net, task) for task, net in members]
-        for name, recipe in RECIPES.items():
+        for name, (method, options) in RECIPES.items():
             if name != "mean" and base is None:
                 seen[f"lost {name}"] = None
                 continue
             parts = [Part(n, w.shape, [(net, n) for net in nets], None if base is None else (base, n))
                      for n, w in nets[0].items()]  # fmt: skip
-            one = {part.name: merged(part, recipe) for part in parts}
+            one = {part.name: merged(part, Recipe(method, options=options)) for part in parts}
             other = [self.asked(one, task) for task, _ in members]
             pairs = [*zip(own, other, strict=True)]
             seen[f"lost {name}"] = sum((a[1] - b[1]) / max(a[1], CHANCE) for a, b in pairs) / len(pairs)

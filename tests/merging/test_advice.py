@@ -144,11 +144,17 @@ def test_bad_inputs():
 
 
 def test_advice_follows_the_numbers():
-    near = interference([moved(BASE, 10 * k, 0.01) for k in (1, 2)], BASE)
+    near = interference([moved(BASE, 10 * k, 0.001) for k in (1, 2)], BASE)
     far = interference([moved(BASE, 10 * k, 1.0) for k in (1, 2)], BASE)
-    assert near.spread < advice.LOW < far.spread
-    assert advise(near).kind == "average" and advise(far).kind == "search"
-    assert "signs of what they changed disagree" in advise(far).why
+    shared = moved(BASE, 40, 1.0)
+    alike = interference([moved(shared, 10 * k, 0.1) for k in (1, 2)], BASE)
+    assert near.spread < advice._NEAR < alike.spread < far.spread
+    assert alike.mean(alike.conflicts) < advice.LOW < far.mean(far.conflicts)
+    assert [advise(one).kind for one in (near, alike, far)] == ["average", "average", "search"]
+    assert "lost 41% of the accuracy" in advise(far).why and "one" in advise(alike).words
+    some = interference([moved(BASE, 10 * k, 0.05) for k in (1, 2)], BASE)
+    assert some.spread < 0.1 and "lost 15% of" in advise(some).why, "what is lost grows with the spread"
+    assert advise(interference([moved(BASE, 10 * k, 1.0) for k in (1, 2)])).kind == "unknown"
     strange = advise(far, [0, 1])
     assert strange.kind == "apart" and "network 0 | network 1" in strange.why and "no --arch was given" in strange.why
     assert "--arch" not in advise(far, [0, 1], matched=True).why

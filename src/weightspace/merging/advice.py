@@ -28,8 +28,11 @@ __all__ = ["MOST", "Advice", "Interference", "advise", "interference", "of_produ
 _LARGE = 0.1  # the share of the entries of a piece that count as its largest
 _CHEAP = 512  # the smaller side of matrices whose singular vectors are compared
 MOST = 50
-SAME, LOW = 1e-4, 0.1  # spreads: of copies; up to which averages keep what the networks know
-_KEPT, _LOST = 0.9, 0.9  # how often that held where it was measured
+SAME = 1e-4  # spread of copies
+LOW = 0.15  # conflict up to which averages kept what the networks know, in all sets that were measured
+_NEAR = 0.02  # spread below which there is little to lose
+# spread up to which -> % of the accuracy that averages lost where conflicts are above LOW
+_EXPECTED = ((0.03, 5), (0.05, 15), (0.1, 22), (0.2, 32), (math.inf, 41))
 _RISE = 0.05  # of the loss, in nats
 
 
@@ -187,8 +190,11 @@ def interference(
         )  # fmt: skip
         rows.append(_met(part, names, singular))
     matrices = tuple(name for name in chosen if len(shapes[name]) > 1)
-    columns = (torch.stack(column) for column in zip(*rows, strict=True))
-    return Interference(tuple(names), tuple(chosen), matrices, base is not None, *columns, left)
+    inner, absolute, shared, opposed, weights, sizes, met, ranks = (
+        torch.stack(column) for column in zip(*rows, strict=True)
+    )
+    known = tuple(names), tuple(chosen), matrices, base is not None
+    return Interference(*known, inner, absolute, shared, opposed, weights, sizes, met, ranks, left)
 
 
 def of_products(labels: Sequence[str], tensors: Sequence[str], inner: Tensor) -> Interference:
@@ -320,20 +326,20 @@ def advise(
     relatives were looked for. `rise`: the measured loss of their mean less the mean of their losses, which goes before
     all predictions.
 
-    - apart: several families; no average of strangers keeps what they know;
+    - apart: several families; no average of strangers as they are stored keeps what they know;
     - same: the networks are copies;
     - align: one family, and units of some are renumbered;
-    - average: one family, at a spread up to `LOW`;
-    - search: one family, further apart: coefficients have to be found on data, and something is lost;
-    - unknown: nothing but updates in factors is known.
+    - average: one family, whose task vectors conflict by at most `LOW`, or that is very near together;
+    - search: one family that conflicts more; what its average loses grows with the spread;
+    - unknown: without a base conflicts are not known, or nothing but updates in factors is.
 
-    The bound was measured on fine-tunes of digit networks, see section 36 of `experiments/README.md`: of networks of
-    another size or data it is a guess, which --data replaces by a measurement.
+    The bounds were measured on fine-tunes of digit networks, see section 36 of `experiments/README.md`: for networks of
+    another size or data they are a guess, which --data replaces by a measurement.
 
     >>> import torch
     >>> from weightspace.merging.advice import advise, interference
     >>> base = {"w": torch.ones(4, 4)}
-    >>> near = [{"w": torch.ones(4, 4) + 0.01 * torch.eye(4).roll(k, 0)} for k in range(3)]
+    >>> near = [{"w": 1.1 * base["w"] + 0.01 * torch.eye(4).roll(k, 0)} for k in range(3)]
     >>> advise(interference(near, base)).kind
     'average'
     """
@@ -353,13 +359,20 @@ def advise(
         return Advice("align", "align them first, then average", why)
     if rise is not None:
         return _measured(rise, seen)
-    if met.based:
-        signs = met.mean(met.conflicts)
-        seen += f", and {signs:.0%} of the signs of what they changed disagree (50% if unrelated)"
-    if met.spread <= LOW:
-        why = f"{seen}; up to {LOW:g}, averages of {_KEPT:.0%} of the measured sets kept 95% of their accuracy"
-        return Advice("average", "average them, or add their task vectors", why)
-    why = f"{seen}; above {LOW:g}, averages of {_LOST:.0%} of the measured sets lost more than 5% of their accuracy"
+    if met.spread <= _NEAR:
+        why = f"{seen}; no unlike fine-tunes as near as {_NEAR:g} were measured, and averages at .024 to .03 lost 5%"
+        return Advice("average", "average them", why)
+    if not met.based:
+        return Advice("unknown", "give what they were trained from (--base), or data to measure their mean on", seen)
+    signs = met.mean(met.conflicts)
+    seen += f", and {signs:.0%} of the signs of what they changed disagree (50% if unrelated)"
+    if signs <= LOW:
+        why = f"{seen}; where that was at most {LOW:.0%}, every average that was measured kept 95% of the accuracy"
+        return Advice("average", "average them; do not add their task vectors, which are one", why)
+    lost = next(percent for most, percent in _EXPECTED if met.spread <= most)
+    best = "the sum of the task vectors" if len(met) == 2 else "the mean"
+    why = f"{seen}; such averages of digit networks lost {lost}% of the accuracy, and {best} lost least more often than"
+    why += " TIES or TSV"
     return Advice("search", "expect a loss: merge with coefficients found on data, or keep them apart", why)
 
 
@@ -377,7 +390,9 @@ def _apart(met: Interference, families: Sequence[int], matched: bool) -> Advice:
         ", ".join(group[:4]) + (f" and {len(group) - 4} more" if len(group) > 4 else "") for group in groups
     )
     do = "merge within the families, or align them on data first and measure the loss of the mean"
-    why = f"by their weights they come from {len(groups)} bases: {shown}"
+    why = (
+        f"by their weights they come from {len(groups)} bases: {shown}; averages of strangers lost half of the accuracy"
+    )
     if not matched:
         why += "; renumbered relatives count as strangers here, as no --arch was given to look for them"
     return Advice("apart", f"not of one base: {do}", why)
