@@ -149,7 +149,13 @@ _ALL = (
         beside="inner products",
     ),
 )  # fmt: skip
-METHODS: Mapping[str, Method] = {entry.name: replace(entry, limits=_LIMITS) for entry in _ALL}
+_OWN = "density", "gamma", "epsilon"  # what parents may have of their own, in methods that make each of them sparse
+METHODS: Mapping[str, Method] = {
+    entry.name: replace(
+        entry, limits=_LIMITS, own=tuple(n for n in _OWN if n in entry.options and "rescale" in entry.options)
+    )
+    for entry in _ALL
+}
 
 
 def method(name: str) -> Method:

@@ -24,8 +24,9 @@ class Recipe:
 
     `method`: a name in `METHODS`. `weights`: one for each parent, each a number, a gradient over the layers or a
     mapping from patterns of names (see `schedule.value_at`); None is 1 for each. `options`: numbers of the method, each
-    of these forms too; those not given have the method's defaults. `seed`: of random masks, which depend on it, on the
-    tensor's name and on the parent alone. Raises `WeightspaceError` for an unknown method or option.
+    of these forms too; those not given have the method's defaults. `own`: for each parent, options that take the place
+    of those of all, where the method has such (density, gamma, epsilon). `seed`: of random masks, which depend on it,
+    on the tensor's name and on the parent alone. Raises `WeightspaceError` for an unknown method or option.
     """
 
     method: str = "linear"
@@ -33,6 +34,7 @@ class Recipe:
     options: Mapping[str, Schedule] = field(default_factory=dict)
     seed: int = 0
     dtype: torch.dtype | None = None  # of the merged tensors; None keeps that of the first parent
+    own: Sequence[Mapping[str, Schedule]] = ()
 
     def __post_init__(self) -> None:
         known = method(self.method).options
@@ -40,12 +42,18 @@ class Recipe:
             if name not in known:
                 has = f"has {', '.join(known)}" if known else "has none"
                 raise WeightspaceError(f"{self.method} has no option {name!r}; it {has}")
+        for name in (name for options in self.own for name in options):
+            if name not in (own := method(self.method).own):
+                has = f"{', '.join(own)} may differ" if own else "all its options are the same for all"
+                raise WeightspaceError(f"{self.method} has no {name!r} of single networks; {has}")
 
     def check(self, parents: int, base: bool) -> None:
         """Raise `WeightspaceError` unless the recipe fits this number of parents, and a base is there if needed."""
         found = method(self.method)
         if self.weights is not None and len(self.weights) != parents:
             raise WeightspaceError(f"{len(self.weights)} weights for {parents} networks; give one for each")
+        if self.own and len(self.own) != parents:
+            raise WeightspaceError(f"own options of {len(self.own)} networks for {parents}; give those of each")
         if found.base == "needed" and not base:
             raise WeightspaceError(f"{found.name} adds task vectors to a base network; give it as base (--base)")
         if parents < found.least or (found.most is not None and parents > found.most):
@@ -64,6 +72,7 @@ class Recipe:
             tuple(value_at(weight, name, depth) for weight in weights),
             {key: value_at(value, name, depth) for key, value in options.items()},
             derived(self.seed, "merge", name),
+            tuple({key: value_at(value, name, depth) for key, value in own.items()} for own in self.own),
         )
         found.check(settings)
         return settings
