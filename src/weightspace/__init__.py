@@ -152,6 +152,7 @@ _CONTENTS = {
         "hold",
         "learn",
         "morph",
+        "narrow",
         "neighbourhood",
         "prune",
         "robust_accuracy",
@@ -161,7 +162,7 @@ _CONTENTS = {
         "toward",
     ],
     # many points made into one
-    "merging": [],
+    "merging": ["merge"],
     # sets of points
     "atlas": ["Atlas", "nearest"],
 }

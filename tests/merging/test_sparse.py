@@ -6,7 +6,6 @@ import torch
 from weightspace.merging.part import Part
 from weightspace.merging.recipe import Recipe, merged
 from weightspace.merging.sparse import elect, uniform
-from weightspace.net.errors import WeightspaceError
 
 RANDOM = ["dare_linear", "dare_ties", "della_linear", "della"]
 
@@ -58,25 +57,12 @@ def test_a_random_merge_is_task_arithmetic_on_average(name):
 def test_networks_may_have_densities_of_their_own(name):
     """One of two has density 1: the other's part of the sum is that of its density alone."""
     taus = [torch.rand(6, 8, generator=torch.Generator().manual_seed(k)) + 0.1 for k in range(2)]
-    own = [{"density": 0.4}, {"density": 1.0}]
     options = {"normalize": 0.0}
-    both = merged(part(*taus), Recipe(name, options=options, own=own))
+    both = merged(part(*taus), Recipe(name, options=options, own={"density": [0.4, 1.0]}))
     first = merged(part(taus[0]), Recipe(name, options={**options, "density": 0.4}))
     assert torch.allclose(both, first + taus[1], atol=1e-6)
-    same = merged(part(*taus), Recipe(name, options={**options, "density": 0.4}, own=[{}, {}]))
+    same = merged(part(*taus), Recipe(name, options=options, own={"density": [0.4, 0.4]}))
     assert torch.equal(same, merged(part(*taus), Recipe(name, options={**options, "density": 0.4})))
-
-
-def test_own_options_that_do_not_fit_are_refused():
-    one = torch.ones(5)
-    with pytest.raises(WeightspaceError, match="density above 0"):
-        merged(part(one, one), Recipe("ties", own=[{"density": 0.5}, {"density": 0.0}]))
-    with pytest.raises(WeightspaceError, match="no 'scale' of single networks; density may differ"):
-        Recipe("ties", own=[{"scale": 1.0}])
-    with pytest.raises(WeightspaceError, match="the same for all"):
-        Recipe("knots_ties", own=[{"density": 1.0}])
-    with pytest.raises(WeightspaceError, match="of 1 networks for 2"):
-        Recipe("ties", own=[{}]).check(2, base=True)
 
 
 def test_della_keeps_large_entries_more_often():

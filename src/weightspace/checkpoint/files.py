@@ -29,6 +29,7 @@ __all__ = [
     "directory_size",
     "instead",
     "is_temporary",
+    "move_all",
     "parse",
     "read_json",
     "refuse_dangling",
@@ -96,17 +97,27 @@ def write_all(
                 stream(file)
                 file.flush()
                 os.fsync(file.fileno())
-        for item in first:
-            item.unlink(missing_ok=True)
-        for target, source in temporary.items():
-            os.replace(source, target)
-        for folder in {target.parent for target in written}:
-            _sync(folder)
-        for item in last:
-            item.unlink(missing_ok=True)
+        move_all(temporary, first=first, last=last)
     finally:
         for source in temporary.values():
             source.unlink(missing_ok=True)
+
+
+def move_all(moved: Mapping[Path, Path], *, first: Iterable[Path] = (), last: Iterable[Path] = ()) -> None:
+    """Move complete files of the same file system to their places. `moved`: target -> where it is now.
+
+    The files in `first` are removed, then the others moved in order, and those in `last` removed. Raises `OSError`.
+    """
+    for target in moved:
+        refuse_dangling(target)
+    for item in first:
+        item.unlink(missing_ok=True)
+    for target, source in moved.items():
+        os.replace(source, target)
+    for folder in {target.parent for target in moved}:
+        _sync(folder)
+    for item in last:
+        item.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -228,17 +239,20 @@ def directory_size(path: Path) -> int:
 # ------------------------------------------------------------------ JSON
 
 
-def read_json(path: Path, largest: int = LARGEST) -> Any:
-    """The value in a JSON file of at most `largest` bytes. Raises `OSError`, or `ValueError` in one line."""
+def read_json(path: Path, largest: int = LARGEST, most: int = _ENTRIES) -> Any:
+    """The value in a JSON file of at most `largest` bytes and `most` entries.
+
+    Raises `OSError`, or `ValueError` in one line.
+    """
     with path.open("rb") as file:
         text = file.read(largest + 1)
     if what := instead(text[:200]):
         raise ValueError(f"it is {what[0]}; {what[1]}")
-    return parse(text, largest)
+    return parse(text, largest, most)
 
 
-def parse(text: bytes | str, largest: int = LARGEST) -> Any:
-    """The value of a JSON text of at most `largest` bytes, read in bounded memory.
+def parse(text: bytes | str, largest: int = LARGEST, most: int = _ENTRIES) -> Any:
+    """The value of a JSON text of at most `largest` bytes and `most` entries, read in bounded memory.
 
     Raises `ValueError` with a message of one line, also for a repeated key and for text that is nested too deep.
     """
@@ -246,8 +260,8 @@ def parse(text: bytes | str, largest: int = LARGEST) -> Any:
         raise ValueError(f"it has more than {largest:,} bytes")
     raw = text.encode() if isinstance(text, str) else text
     entries = sum(raw.count(mark) for mark in (b",", b"[", b"{", b":"))
-    if entries > _ENTRIES:
-        raise ValueError(f"it has {entries:,} entries, more than {_ENTRIES:,}")
+    if entries > most:
+        raise ValueError(f"it has {entries:,} entries, more than {most:,}")
     try:
         return json.loads(raw, object_pairs_hook=_unique)
     except RecursionError as error:

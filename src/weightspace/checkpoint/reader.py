@@ -117,6 +117,16 @@ class Checkpoint(Mapping[str, Tensor]):
         return {name: entry.dtype for name, entry in self._entries.items()}
 
     @property
+    def stamps(self) -> dict[str, tuple[int, ...]]:
+        """The safetensors files of the tensors, and numbers of each that change when it is replaced or overwritten.
+
+        Empty for files of `torch.save`.
+        """
+        reads = [entry.read for entry in self._entries.values()]
+        opened = [read.args[:2] for read in reads if isinstance(read, partial) and read.func is _fetch]
+        return {str(path): stamp for path, stamp in opened} if len(opened) == len(reads) else {}
+
+    @property
     def nbytes(self) -> int:
         """The size of all tensors in memory, in bytes; a tied tensor counts under each of its names."""
         return sum(entry.shape.numel() * entry.dtype.itemsize for entry in self._entries.values())

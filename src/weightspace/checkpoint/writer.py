@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -16,15 +18,16 @@ from torch import Tensor
 from weightspace.checkpoint import files
 from weightspace.checkpoint.locate import INDEX
 from weightspace.checkpoint.reader import DTYPES, Checkpoint, bytes_of
-from weightspace.checkpoint.refusal import HEADER, TENSORS, dense, refusal
+from weightspace.checkpoint.refusal import HEADER, TENSORS, CheckpointError, dense, refusal
 from weightspace.net.public import public
 
-__all__ = ["save"]
+__all__ = ["Files", "Slot", "file_of", "header", "save", "shared_out", "vacant"]
 
+_WAITING = 4  # tensors that are computed and not written yet
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
-class _Plan(NamedTuple):
+class Slot(NamedTuple):
     """A tensor that is to be written."""
 
     name: str
@@ -33,7 +36,16 @@ class _Plan(NamedTuple):
 
     @property
     def nbytes(self) -> int:
+        """The size of its numbers in bytes."""
         return self.shape.numel() * self.dtype.itemsize
+
+
+class Files(NamedTuple):
+    """The safetensors files that tensors are shared out among: name -> tensors, metadata, and the index of several."""
+
+    groups: dict[str, list[Slot]]
+    about: dict[str, str]
+    listing: tuple[str, bytes] | None
 
 
 @public
@@ -61,31 +73,35 @@ def save(
     'model.safetensors'
     """
     path = Path(path)
-    folder, stem = (path, "model") if path.is_dir() else (path.parent, path.name.removesuffix(".safetensors"))
-    old = _vacant(path, folder, stem, force)
+    folder, stem, old = vacant(path, force)
     given = tensors.metadata if metadata is None and isinstance(tensors, Checkpoint) else metadata
-    about = {"format": "pt", **(given or {})}
-    if not all(isinstance(text, str) for item in about.items() for text in item):
-        raise refusal(path, "metadata is not text to text", "turn its values into strings")
-    groups = _groups([_planned(path, name, tensors[name]) for name in tensors], shard)
-    if not groups:
-        raise refusal(path, "there are no tensors to write", "give a state dict")
-    names = [f"{stem}-{i:05}-of-{len(groups):05}.safetensors" for i in range(1, len(groups) + 1)]
-    names = names if len(groups) > 1 else [f"{stem}.safetensors"]
+    out = shared_out(path, stem, [_slot(path, name, tensors[name]) for name in tensors], shard, given or {})
+
+    def whole(slot: Slot) -> Iterator[Tensor]:
+        tensor = tensors[slot.name].detach()
+        if tensor.shape != slot.shape:
+            raise refusal(path, f"tensor {slot.name!r} changed while it was written", "try again")
+        yield tensor
+
     written: dict[Path, Callable[[BinaryIO], None]] = {}
-    for name, group in zip(names, groups, strict=True):
-        written[folder / name] = partial(_stream, path, tensors, group, about)
-    if len(groups) > 1:
-        owners = {plan.name: name for name, group in zip(names, groups, strict=True) for plan in group}
-        total = sum(plan.nbytes for group in groups for plan in group)
-        index = {"metadata": {**about, "total_size": total}, "weight_map": owners}
-        written[folder / f"{stem}.safetensors{INDEX}"] = lambda file: _dump(file, index)
+    for name, group in out.groups.items():
+        written[folder / name] = partial(file_of, path, group, out.about, whole)
+    if out.listing is not None:
+        written[folder / out.listing[0]] = partial(_put, out.listing[1])
     _write(path, written, old)
     return list(written)[-1]
 
 
-def _vacant(path: Path, folder: Path, stem: str, force: bool) -> list[Path]:
-    """The files of an earlier save under this name. Raises `CheckpointError` where there are some and not `force`."""
+def _put(content: bytes, file: BinaryIO) -> None:
+    file.write(content)
+
+
+def vacant(path: Path, force: bool) -> tuple[Path, str, list[Path]]:
+    """The folder that a path to write lies in, the stem of its files there, and those of an earlier save.
+
+    Raises `CheckpointError` for a name that is not written, and where there are such files and not `force`.
+    """
+    folder, stem = (path, "model") if path.is_dir() else (path.parent, path.name.removesuffix(".safetensors"))
     if not folder.is_dir():
         raise refusal(path, f"the folder {folder} does not exist", "create it first")
     if path.name == stem and not path.is_dir():
@@ -97,51 +113,110 @@ def _vacant(path: Path, folder: Path, stem: str, force: bool) -> list[Path]:
         raise refusal(path, f"the folder cannot be read ({error.strerror})", "choose another place") from error
     if old and not force:
         raise refusal(path, f"{old[0].name} exists", "choose another name, or overwrite with force (--force)")
-    return old
+    return folder, stem, old
 
 
-def _planned(path: Path, name: str, tensor: Tensor) -> _Plan:
+def _slot(path: Path, name: str, tensor: Tensor) -> Slot:
     if not isinstance(name, str) or not isinstance(tensor, Tensor) or name == "__metadata__":
         raise refusal(path, f"{name!r:.80} is a {type(tensor).__name__}", "give named tensors only")
     dense(path, name, tensor)
-    if tensor.dtype not in _CODES:
-        raise refusal(path, f"tensor {name!r} is {tensor.dtype}, which safetensors lacks", "convert it first")
-    return _Plan(name, tensor.dtype, tensor.shape)
+    return Slot(name, tensor.dtype, tensor.shape)
 
 
-def _groups(plans: list[_Plan], shard: int) -> list[list[_Plan]]:
-    groups: list[list[_Plan]] = []
+def shared_out(path: Path, stem: str, slots: list[Slot], shard: int, metadata: Mapping[str, str]) -> Files:
+    """The files for tensors in order: a new one where a file would have more than `shard` bytes.
+
+    Raises `CheckpointError` for no tensors, a dtype that safetensors lacks, and metadata that is not text.
+    """
+    about = {"format": "pt", **metadata}
+    if not all(isinstance(text, str) for item in about.items() for text in item):
+        raise refusal(path, "metadata is not text to text", "turn its values into strings")
+    groups: list[list[Slot]] = []
     taken = 0
-    for plan in plans:
-        if not groups or taken + plan.nbytes > shard:
+    for slot in slots:
+        if slot.dtype not in _CODES:
+            raise refusal(path, f"tensor {slot.name!r} is {slot.dtype}, which safetensors lacks", "convert it first")
+        if not groups or taken + slot.nbytes > shard:
             groups.append([])
             taken = 0
-        groups[-1].append(plan)
-        taken += plan.nbytes
-    return groups
+        groups[-1].append(slot)
+        taken += slot.nbytes
+    if not groups:
+        raise refusal(path, "there are no tensors to write", "give a state dict")
+    if len(groups) == 1:
+        return Files({f"{stem}.safetensors": groups[0]}, about, None)
+    named = {f"{stem}-{i:05}-of-{len(groups):05}.safetensors": group for i, group in enumerate(groups, 1)}
+    owners = {slot.name: name for name, group in named.items() for slot in group}
+    index = {"metadata": {**about, "total_size": sum(slot.nbytes for slot in slots)}, "weight_map": owners}
+    try:
+        text = json.dumps(index, ensure_ascii=False, indent=2).encode()
+    except UnicodeEncodeError as error:
+        raise _not_text(path, error) from error
+    return Files(named, about, (f"{stem}.safetensors{INDEX}", text))
 
 
-def _stream(
-    path: Path, tensors: Mapping[str, Tensor], group: list[_Plan], about: Mapping[str, str], file: BinaryIO
+def file_of(
+    path: Path, group: list[Slot], about: Mapping[str, str], read: Callable[[Slot], Iterable[Tensor]], file: BinaryIO
 ) -> None:
+    """Write one safetensors file: its header, then every tensor, of which `read` gives consecutive pieces.
+
+    Raises `CheckpointError` for too many tensors, and where the pieces are not of the dtype and number of the slot.
+    """
+    text, ordered = header(path, group, about)
+    file.write(text)
+    with _Behind(file) as behind:
+        for slot in ordered:
+            left = slot.nbytes
+            for piece in read(slot):
+                left -= piece.nbytes
+                if piece.dtype != slot.dtype or left < 0:
+                    left = -1
+                    break
+                behind.write(piece.detach().cpu().resolve_conj().resolve_neg().contiguous())
+            if left:
+                raise refusal(path, f"tensor {slot.name!r} changed while it was written", "try again")
+
+
+class _Behind:
+    """Writes tensors into a file in a thread of its own, while the next ones are computed; a few may wait."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._thread = ThreadPoolExecutor(1)
+        self._waiting: deque[Future[Any]] = deque()
+
+    def write(self, tensor: Tensor) -> None:
+        if len(self._waiting) == _WAITING:
+            self._waiting.popleft().result()
+        if tensor.nbytes:
+            self._waiting.append(self._thread.submit(self._file.write, bytes_of(tensor)))
+
+    def __enter__(self) -> _Behind:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=kind is not None)
+        while self._waiting and kind is None:
+            self._waiting.popleft().result()
+
+
+def header(path: Path, group: list[Slot], about: Mapping[str, str]) -> tuple[bytes, list[Slot]]:
+    """The header of a safetensors file, and its tensors in the order of the file."""
     # the widest dtype first, as in the reference implementation: every tensor is then aligned to its item size
-    ordered = sorted(group, key=lambda plan: (-plan.dtype.itemsize, plan.name))
+    ordered = sorted(group, key=lambda slot: (-slot.dtype.itemsize, slot.name))
     ends = dict(zip([p.name for p in ordered], _cumulative(p.nbytes for p in ordered), strict=True))
-    header: dict[str, Any] = {"__metadata__": dict(about)}
-    for plan in group:
-        offsets = [ends[plan.name] - plan.nbytes, ends[plan.name]]
-        header[plan.name] = {"dtype": _CODES[plan.dtype], "shape": [*plan.shape], "data_offsets": offsets}
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    claims: dict[str, Any] = {"__metadata__": dict(about)}
+    for slot in group:
+        offsets = [ends[slot.name] - slot.nbytes, ends[slot.name]]
+        claims[slot.name] = {"dtype": _CODES[slot.dtype], "shape": [*slot.shape], "data_offsets": offsets}
+    try:
+        text = json.dumps(claims, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError as error:
+        raise _not_text(path, error) from error
     text += b" " * (-len(text) % 8)
     if len(text) > HEADER or len(group) > TENSORS:
         raise refusal(path, f"{len(group):,} tensors, {len(text):,} bytes of names", "write fewer to a file")
-    file.write(len(text).to_bytes(8, "little") + text)
-    for plan in ordered:
-        tensor = tensors[plan.name].detach().cpu().resolve_conj().resolve_neg().contiguous()
-        if (tensor.dtype, tensor.shape) != (plan.dtype, plan.shape):
-            raise refusal(path, f"tensor {plan.name!r} changed while it was written", "try again")
-        if plan.nbytes:
-            file.write(bytes_of(tensor))
+    return len(text).to_bytes(8, "little") + text, ordered
 
 
 def _write(path: Path, written: Mapping[Path, Callable[[BinaryIO], None]], old: list[Path]) -> None:
@@ -152,12 +227,10 @@ def _write(path: Path, written: Mapping[Path, Callable[[BinaryIO], None]], old: 
     except OSError as error:
         do = "free space or choose another place"
         raise refusal(path, f"could not be written ({error.strerror or error})", do) from error
-    except UnicodeEncodeError as error:
-        raise refusal(path, f"a name or metadata text is not valid Unicode ({error})", "rename it") from error
 
 
-def _dump(file: BinaryIO, value: Mapping[str, Any]) -> None:
-    file.write(json.dumps(value, ensure_ascii=False, indent=2).encode())
+def _not_text(path: Path, error: UnicodeEncodeError) -> CheckpointError:
+    return refusal(path, f"a name or metadata text is not valid Unicode ({error})", "rename it")
 
 
 def _cumulative(values: Iterable[int]) -> Iterator[int]:

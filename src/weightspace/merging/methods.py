@@ -149,10 +149,10 @@ _ALL = (
         beside="inner products",
     ),
 )  # fmt: skip
-_OWN = "density", "gamma", "epsilon"  # what parents may have of their own, in methods that make each of them sparse
+_OWN = ("density", "epsilon", "gamma")  # of sparse methods, for each network
 METHODS: Mapping[str, Method] = {
     entry.name: replace(
-        entry, limits=_LIMITS, own=tuple(n for n in _OWN if n in entry.options and "rescale" in entry.options)
+        entry, limits=_LIMITS, own=tuple(name for name in _OWN if name in entry.options and entry.name != "knots_ties")
     )
     for entry in _ALL
 }

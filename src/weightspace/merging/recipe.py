@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from weightspace.merging.methods import method
-from weightspace.merging.part import Part
+from weightspace.merging.part import BLOCK, Part
 from weightspace.merging.schedule import Schedule, value_at
-from weightspace.merging.settings import Combine, Settings
+from weightspace.merging.settings import Settings
 from weightspace.net.errors import WeightspaceError
+from weightspace.net.public import public
 from weightspace.net.seeds import derived
 
-__all__ = ["Recipe", "merged"]
+__all__ = ["Recipe", "merged", "streamed"]
 
 
+@public
 @dataclass(frozen=True)
 class Recipe:
     """How tensors are merged.
 
     `method`: a name in `METHODS`. `weights`: one for each parent, each a number, a gradient over the layers or a
     mapping from patterns of names (see `schedule.value_at`); None is 1 for each. `options`: numbers of the method, each
-    of these forms too; those not given have the method's defaults. `own`: for each parent, options that take the place
-    of those of all, where the method has such (density, gamma, epsilon). `seed`: of random masks, which depend on it,
-    on the tensor's name and on the parent alone. Raises `WeightspaceError` for an unknown method or option.
+    of these forms too; those not given have the method's defaults. `own`: options that differ by parent (density and
+    the like of sparse methods), a list with one for each. `seed`: of random masks, which depend on it, on the tensor's
+    name and on the parent alone. Raises `WeightspaceError` for an unknown method or option.
     """
 
     method: str = "linear"
@@ -34,7 +36,7 @@ class Recipe:
     options: Mapping[str, Schedule] = field(default_factory=dict)
     seed: int = 0
     dtype: torch.dtype | None = None  # of the merged tensors; None keeps that of the first parent
-    own: Sequence[Mapping[str, Schedule]] = ()
+    own: Mapping[str, Sequence[Schedule]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         known = method(self.method).options
@@ -42,18 +44,20 @@ class Recipe:
             if name not in known:
                 has = f"has {', '.join(known)}" if known else "has none"
                 raise WeightspaceError(f"{self.method} has no option {name!r}; it {has}")
-        for name in (name for options in self.own for name in options):
-            if name not in (own := method(self.method).own):
-                has = f"{', '.join(own)} may differ" if own else "all its options are the same for all"
-                raise WeightspaceError(f"{self.method} has no {name!r} of single networks; {has}")
+        by_parent = method(self.method).own
+        for name in self.own:
+            if name not in by_parent:
+                has = f"{', '.join(by_parent)} may" if by_parent else "none may"
+                raise WeightspaceError(f"{name!r} of {self.method} is one for all networks; {has} differ by network")
 
     def check(self, parents: int, base: bool) -> None:
         """Raise `WeightspaceError` unless the recipe fits this number of parents, and a base is there if needed."""
         found = method(self.method)
         if self.weights is not None and len(self.weights) != parents:
             raise WeightspaceError(f"{len(self.weights)} weights for {parents} networks; give one for each")
-        if self.own and len(self.own) != parents:
-            raise WeightspaceError(f"own options of {len(self.own)} networks for {parents}; give those of each")
+        for name, numbers in self.own.items():
+            if len(numbers) != parents:
+                raise WeightspaceError(f"{len(numbers)} numbers of {name} for {parents} networks; give one for each")
         if found.base == "needed" and not base:
             raise WeightspaceError(f"{found.name} adds task vectors to a base network; give it as base (--base)")
         if parents < found.least or (found.most is not None and parents > found.most):
@@ -72,7 +76,7 @@ class Recipe:
             tuple(value_at(weight, name, depth) for weight in weights),
             {key: value_at(value, name, depth) for key, value in options.items()},
             derived(self.seed, "merge", name),
-            tuple({key: value_at(value, name, depth) for key, value in own.items()} for own in self.own),
+            {key: tuple(value_at(value, name, depth) for value in values) for key, values in self.own.items()},
         )
         found.check(settings)
         return settings
@@ -89,16 +93,20 @@ def merged(part: Part, recipe: Recipe, depth: float = 0.0) -> Tensor:
     >>> merged(part, Recipe("linear", weights=[3.0, 1.0]))
     tensor([1., 2.])
     """
+    found = torch.empty(part.shape.numel(), dtype=part.dtype)
+    start = 0
+    for numbers in streamed(part, recipe, depth):
+        found[start : start + numbers.numel()] = numbers
+        start += numbers.numel()
+    assert start == found.numel()
+    return found.reshape(part.shape)
+
+
+def streamed(part: Part, recipe: Recipe, depth: float = 0.0) -> Iterator[Tensor]:
+    """The merged tensor in consecutive vectors, in the dtype of the computation, which the next may overwrite."""
     made = method(recipe.method).make(part, recipe.at(part.name, len(part.sources), depth))
     if isinstance(made, Tensor):
-        return made
-    return joined(part, made)
-
-
-def joined(part: Part, combine: Combine) -> Tensor:
-    """The tensor of all pieces."""
-    out = torch.empty(part.shape.numel(), dtype=part.dtype)
-    for piece in part.pieces():
-        found = combine(piece)
-        out[piece.start : piece.start + found.numel()] = found
-    return out.reshape(part.shape)
+        yield from made.reshape(-1).split(BLOCK)
+    else:
+        for piece in part.pieces(again=True):
+            yield made(piece)

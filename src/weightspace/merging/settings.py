@@ -21,18 +21,21 @@ Combine: TypeAlias = Callable[[Piece], Tensor]
 class Settings:
     """The weights of the parents and the numbers of the method, for one tensor; `seed` is of this tensor alone.
 
-    `own`: for each parent, options that take the place of those of all.
+    `own`: options that differ by parent, one number for each.
     """
 
     weights: tuple[float, ...]
     options: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
-    own: tuple[Mapping[str, float], ...] = ()
+    own: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
-    def by_parent(self, option: str) -> list[float]:
-        """An option of each parent."""
-        own = self.own or ({},) * len(self.weights)
-        return [options.get(option, self.options[option]) for options in own]
+    def of(self, name: str, k: int) -> float:
+        """An option as it is for parent k."""
+        return self.own[name][k] if name in self.own else self.options[name]
+
+    def each(self, name: str) -> list[float]:
+        """An option of every parent."""
+        return [self.of(name, k) for k in range(len(self.weights))]
 
 
 class Within(NamedTuple):
@@ -57,9 +60,9 @@ class Method:
     """A merging method: how one tensor is made of those of the parents.
 
     `make(part, settings)` gives a function of pieces, after passes over the part if it needs statistics of the whole
-    tensor, or the merged tensor itself where a method needs the whole matrix. `base`: whether a base is needed, used
-    where there is one, or not used. `options`: names and default values. `limits`: what they may be, by name. `beside`:
-    what `Part.beside` has to hold. `own`: the options that parents may have of their own. `most`: the most parents it
+    tensor, or the merged tensor itself where a method needs the whole matrix. `base`: whether a base is needed,
+    used where there is one, or not used. `options`: names and default values. `limits`: what they may be, by name.
+    `own`: options that may differ by parent. `beside`: what `Part.beside` has to hold. `most`: the most parents it
     takes. `say`: a line for a table of methods.
     """
 
@@ -71,16 +74,16 @@ class Method:
     least: int = 1
     most: int | None = None
     limits: Mapping[str, Within] = field(default_factory=dict)
-    beside: Literal["", "importances", "inner products"] = ""
     own: tuple[str, ...] = ()
+    beside: Literal["", "importances", "inner products"] = ""
 
     def check(self, settings: Settings) -> None:
         """Raise `WeightspaceError` where a weight is not finite, or an option is not what it may be."""
         for weight in settings.weights:
             if not math.isfinite(weight):
                 raise WeightspaceError(f"a weight of {weight} for a network; give finite weights")
-        given = [settings.options, *settings.own]
-        for name, value in (item for options in given for item in options.items()):
+        for name, value in settings.options.items():
             allowed = self.limits.get(name, Within())
-            if value not in allowed:
-                raise WeightspaceError(f"{self.name} takes a {name} {allowed}, not {value:g}")
+            for number in settings.own.get(name, (value,)):
+                if number not in allowed:
+                    raise WeightspaceError(f"{self.name} takes a {name} {allowed}, not {number:g}")

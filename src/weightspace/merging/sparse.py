@@ -128,8 +128,8 @@ def _merged(part: Part, settings: Settings, sparse: Sparse, *, vote: bool) -> Co
 
 
 def _trimmed(part: Part, settings: Settings) -> Sparse:
-    densities, size = settings.by_parent("density"), part.shape.numel()
-    if min(densities) == 1 or not size:
+    densities, size = settings.each("density"), part.shape.numel()
+    if {*densities} == {1} or not size:
         return _whole
     cuts = _cuts(part, [[max(1, int(density * size))] for density in densities])
 
@@ -143,12 +143,15 @@ def _trimmed(part: Part, settings: Settings) -> Sparse:
 
 
 def _between(part: Part, settings: Settings) -> Sparse:
-    densities, size = settings.by_parent("density"), part.shape.numel()
-    if min(densities) == 1 or not size:
+    densities, size = settings.each("density"), part.shape.numel()
+    if {*densities} == {1} or not size:
         return _whole
-    kept = [int(density * size) for density in densities]
-    last = [min(size, n + int(gamma * size)) for n, gamma in zip(kept, settings.by_parent("gamma"), strict=True)]
-    cuts = _cuts(part, [[most, most - n] for most, n in zip(last, kept, strict=True)])
+    counts = []
+    for density, gamma in zip(densities, settings.each("gamma"), strict=True):
+        kept = int(density * size)
+        last = min(size, kept + int(gamma * size))
+        counts.append([last, last - kept])
+    cuts = _cuts(part, counts)
 
     def sparse(piece: Piece) -> list[Tensor]:
         deltas = piece.deltas
@@ -161,46 +164,44 @@ def _between(part: Part, settings: Settings) -> Sparse:
 
 
 def _dropped(settings: Settings) -> Sparse:
-    densities, rescale = settings.by_parent("density"), bool(settings.options["rescale"])
-    if min(densities) == 1:
+    densities = settings.each("density")
+    if {*densities} == {1}:
         return _whole
 
     def sparse(piece: Piece) -> list[Tensor]:
         deltas = piece.deltas
         for delta, drawn, density in zip(deltas, _drawn(settings, piece), densities, strict=True):
-            delta.mul_(drawn < density)
-            if rescale:
-                delta.mul_(1 / density)
+            delta.mul_(drawn < density).mul_(1 / density if settings.options["rescale"] else 1.0)
         return deltas
 
     return sparse
 
 
 def _by_rank(part: Part, settings: Settings) -> Sparse:
-    pairs = list(zip(settings.by_parent("density"), settings.by_parent("epsilon"), strict=True))
-    for density, epsilon in pairs:
+    shares_of = [*zip(settings.each("density"), settings.each("epsilon"), strict=True)]
+    if all(density == 1 for density, _ in shares_of):
+        return _whole
+    for density, epsilon in shares_of:
         if density < 1 and not 0 < density - epsilon <= density + epsilon <= 1:
             raise WeightspaceError(
                 f"density - epsilon and density + epsilon are probabilities, not {density - epsilon:g} and "
                 f"{density + epsilon:g}; take a smaller epsilon"
             )
-    if min(density for density, _ in pairs) == 1:
-        return _whole
     vectors = len(part.shape) < 2  # one row, which pieces may cut
     rows = [_ranks((part.parent(k) - part.origin()).view(1, -1)) for k in range(len(part.sources)) if vectors]
 
     def sparse(piece: Piece) -> list[Tensor]:
         deltas = piece.deltas
-        span = slice(piece.start, piece.start + deltas[0].numel())
-        for k, (delta, drawn, (density, epsilon)) in enumerate(
-            zip(deltas, _drawn(settings, piece), pairs, strict=True)
-        ):
-            if density < 1:
-                ranks = rows[k][span] if vectors else _ranks(delta.view(-1, part.row))
-                kept = ranks.mul(2 * epsilon).add_(density - epsilon)
-                delta.mul_(drawn < kept)
-                if settings.options["rescale"]:
-                    delta.div_(kept)
+        for k, (delta, drawn) in enumerate(zip(deltas, _drawn(settings, piece), strict=True)):
+            density, epsilon = shares_of[k]
+            if density == 1:
+                continue
+            span = slice(piece.start, piece.start + delta.numel())
+            ranks = rows[k][span] if vectors else _ranks(delta.view(-1, part.row))
+            kept = ranks.mul(2 * epsilon).add_(density - epsilon)
+            delta.mul_(drawn < kept)
+            if settings.options["rescale"]:
+                delta.div_(kept)
         return deltas
 
     return sparse
@@ -226,7 +227,7 @@ def _drawn(settings: Settings, piece: Piece) -> list[Tensor]:
 
 
 def _cuts(part: Part, counts: list[list[int]]) -> list[list[Cut]]:
-    """The cuts that leave the largest so many magnitudes of each task vector."""
+    """The cuts that leave the largest so many magnitudes of every task vector, by task vector."""
 
     def sizes(piece: Piece) -> list[Tensor]:
         return [delta.abs_() for delta in piece.deltas]

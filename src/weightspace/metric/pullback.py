@@ -25,9 +25,9 @@ from torch import Tensor
 
 from weightspace.curvature.linearised import jacobian
 from weightspace.curvature.tangent_kernel import KernelError, kernel
-from weightspace.linear.krylov import lanczos
 from weightspace.linear.operator import Operator, cgls
 from weightspace.metric.per_layer import layer_modes
+from weightspace.metric.solvers import NULL, Dual, eigen_modes, factorised, krylov_modes, softmax_root, turning
 from weightspace.metric.steps import Modes, Step, Tradeoff, largest_shift, ratio, secular
 from weightspace.net.cost import Cost
 from weightspace.net.errors import SymmetryError, WeightspaceError
@@ -51,8 +51,6 @@ Outputs: TypeAlias = Literal["logits", "fisher", "hellinger"]
 Solver: TypeAlias = Literal["auto", "dual", "gltr", "layer", "kronecker"]
 _DUAL_ROWS = 1500
 _LARGE = 1 << 28  # weights from which on a Krylov space needs too much memory
-_NULL = 1e-7
-_SMALL, _ROUNDING = 1e-3, 1e-9  # shares of |g|^2
 _KRYLOV = 15
 
 
@@ -116,7 +114,7 @@ class Pullback:
 
     def _factor(self, net: Net, kept: Callable[[Tensor], Tensor]) -> Operator:
         j, mix, n = jacobian(net, self.task, self.picked), self._mix(net), len(self.task)
-        turn, back = self._turn(mix, n), self._turn(None if mix is None else mix.mT, n)
+        turn, back = turning(mix, n), turning(None if mix is None else mix.mT, n)
         return Operator(j.rows, j.columns, lambda v: turn(j @ kept(v)), lambda u: kept(j.T @ back(u)))
 
     def operator(self, net: Net) -> Operator:
@@ -125,13 +123,13 @@ class Pullback:
 
     def inner(self, net: Net, v: Weights, u: Weights) -> Float[Tensor, ""]:
         """<v, u>_G, frozen weights included."""
-        a = self._factor(net, self._kept)
+        a = self._factor(net, self._holder(None))
         return torch.dot((a @ v.flat()).double(), (a @ u.flat()).double())
 
     def norm(self, net: Net, vector: Weights) -> Float[Tensor, ""]:
         """|v|_G = |A v|: the drift that the metric predicts, frozen weights included."""
         net.weights.check(vector)
-        return (self._factor(net, self._kept) @ vector.flat()).double().norm()
+        return (self._factor(net, self._holder(None)) @ vector.flat()).double().norm()
 
     def drift(self, net: Net, anchor: Net | Tensor) -> float:
         """The measured drift: the root mean square over the examples of |B (f - f_anchor)|, B taken at the anchor.
@@ -147,16 +145,15 @@ class Pullback:
                 f"the anchor's outputs are {tuple(reference.shape)}, the network's {tuple(outputs.shape)}"
             )
         moved = outputs - reference
-        away = self._turn(self._mix_of(reference), len(self.task))(moved.flatten())
+        away = turning(self._mix(reference), len(self.task))(moved.flatten())
         return float(away.double().norm())
 
     def spectrum(self, net: Net, k: int = 50) -> Float[Tensor, " k"]:
         """The `k` largest nonzero eigenvalues of G with multiplicity, from the dual or by Lanczos."""
-        if self._dual(net) is not None:
-            values = self._last["values"]
-            return values.flip(0)[:k]
+        if (dual := self._dual(net)) is not None:
+            return dual.values.flip(0)[:k]
         values = self.operator(net).eigenvalues(k, dtype=net.dtype)
-        return values[values > _NULL * values[0]]
+        return values[values > NULL * values[0]]
 
     def cost(self, net: Net) -> Cost:
         """The cost of one factorisation, from sizes alone: one example is run, to count its outputs."""
@@ -201,7 +198,7 @@ class Pullback:
                 raise WeightspaceError(f'the gradient lies in weights that {solver} leaves alone; take solver="gltr"')
             return modes
         dual = self._dual(net)
-        modes = self._krylov(net, g) if dual is None else self._eigen(g, *dual)
+        modes = krylov_modes(self.operator(net), g, self.steps) if dual is None else eigen_modes(g, dual)
         told = "exact minimiser" if modes.exact else f"best in a Krylov space of {self.steps}"
         return replace(modes, told=f"first order; {told}", kept=f"first order; {told}")
 
@@ -233,7 +230,7 @@ class Pullback:
         if not modes.exact:
             g, a = self._holder(net)(wanted.flat()), self.factor(net)
             return float((g - a.T @ cgls(a.T, g, steps=200, tolerance=1e-5)).norm() / g.norm())
-        free = modes.coefficients[modes.values <= _NULL * modes.values.max()]
+        free = modes.coefficients[modes.values <= NULL * modes.values.max()]
         return float(free.norm() / modes.coefficients.norm())
 
     def tradeoff(
@@ -287,7 +284,7 @@ class Pullback:
         if budget is not None and scale * modes.drift(shift) > budget:
             scale = budget / modes.drift(shift)
         vector = net.weights.shaped(modes.assemble(-scale * modes.shrunk(shift)).to(net.weights.flat()))
-        told = modes.kept if shift <= _NULL * float(modes.values.max()) else modes.told
+        told = modes.kept if shift <= NULL * float(modes.values.max()) else modes.told
         drift, progress = scale * modes.drift(shift), scale * modes.progress(shift)
         return Step(vector, scale * modes.length(shift), drift, progress, shift, told)
 
@@ -297,7 +294,7 @@ class Pullback:
         w <- w - argmin |A d - r|^2 + damping |d|^2, of least norm, by `inner` steps of CGLS; r is the drift.
         """
         reference = self.outputs(anchor) if isinstance(anchor, Net) else anchor
-        a, turn = self.factor(net), self._turn(self._mix(net), len(self.task))
+        a, turn = self.factor(net), turning(self._mix(net), len(self.task))
         for _ in range(steps):
             residual = turn((self.outputs(net) - reference).flatten())
             if not float(residual.norm()):
@@ -308,55 +305,41 @@ class Pullback:
 
     # -------------------------------------------------------------- solvers
 
-    def _kept(self, vector: Tensor) -> Tensor:
-        return vector if self.mask is None else vector * self.mask.flat().to(vector)
-
-    def _holder(self, net: Net) -> Callable[[Tensor], Tensor]:
-        """A function that sets masked and frozen weights of a vector to zero."""
-        if not net.frozen:
-            return self._kept
-        free = loose(net).flat()
-        return lambda vector: self._kept(vector) * free.to(vector)
+    def _holder(self, net: Net | None) -> Callable[[Tensor], Tensor]:
+        """A function that sets masked weights of a vector to zero, and the frozen ones of a network."""
+        mask = None if self.mask is None else self.mask.flat()
+        free = loose(net).flat() if net is not None and net.frozen else None
+        held = [part for part in (mask, free) if part is not None]
+        return lambda vector: math.prod((part.to(vector) for part in held), start=vector)
 
     @property
     def picked(self) -> Callable[[Any], Tensor]:
         """The function that picks the outputs from what the network returns."""
         return self.output if callable(self.output) else logits
 
-    def _mix(self, net: Net) -> Tensor | None:
-        """B for every example and position, (examples x positions, classes, classes); None for the identity."""
-        return None if self._plain() else self._mix_of(self.outputs(net))
-
-    def _plain(self) -> bool:
-        """Whether B is the identity."""
-        return callable(self.output) or self.output == "logits"
-
-    def _mix_of(self, outputs: Tensor) -> Tensor | None:
-        if self._plain():
+    def _mix(self, at: Net | Tensor) -> Tensor | None:
+        """B for every example and position, at a network or its outputs; None for the identity."""
+        if callable(self.output) or self.output == "logits":
             return None
-        p = outputs.double().reshape(-1, self._seen["classes"]).softmax(-1)
-        root = p.sqrt()
-        mix = torch.diag_embed(root) - root[:, :, None] * p[:, None, :]
-        return mix / math.sqrt(8) if self.output == "hellinger" else mix
+        outputs = at if isinstance(at, Tensor) else self.outputs(at)
+        return softmax_root(outputs, self._seen["classes"], self.output)
 
     def turned(self, net: Net, rows: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
         """B / sqrt(N) times a change of the outputs, B taken at the net."""
-        return self._turn(self._mix(net), len(self.task))(rows)
+        return turning(self._mix(net), len(self.task))(rows)
 
-    def _turn(self, mix: Tensor | None, n: int) -> Callable[[Tensor], Tensor]:
-        if mix is None:
-            return lambda rows: rows / math.sqrt(n)
-        return lambda rows: torch.einsum("nij,nj->ni", mix.to(rows), rows.view(len(mix), -1)).flatten() / math.sqrt(n)
-
-    def _dual(self, net: Net) -> tuple[Tensor, Tensor, Operator] | None:
+    def _dual(self, net: Net) -> Dual | None:
         """Eigenvalues and eigenvectors of K = A A^T that are not zero, and A; None where the dual does not fit."""
         if self.solver == "gltr" or (self.mask is not None and self.solver == "auto"):
             return None
         if self.mask is not None:
             raise WeightspaceError('the dual has no mask; take solver="gltr"')
-        key = self._key(net)
+        try:
+            key = digest(net, self.task, self.output)
+        except DigestError:
+            key = None
         if key is not None and self._last.get("key") == key:
-            return self._last["values"], self._last["vectors"], self._last["factor"]
+            return Dual(self._last["values"], self._last["vectors"], self._last["factor"])
         a = self.factor(net)
         if self.solver == "auto" and a.rows > _DUAL_ROWS:
             return None
@@ -366,53 +349,7 @@ class Pullback:
             if self.solver == "dual":
                 raise WeightspaceError(f"the dual cannot be built ({error})") from error
             return None
-        n, mix = len(self.task), self._mix(net)
-        if mix is not None:
-            many, m = mix.shape[:2]
-            k = torch.einsum("iab,ibjc,jdc->iajd", mix, k.view(many, m, many, m), mix).reshape(many * m, many * m)
-        if not k.isfinite().all():
-            raise WeightspaceError("the kernel holds NaN or infinity; look for it in the data and the weights")
-        values, vectors = torch.linalg.eigh(k / n)
-        kept = values > _NULL * values[-1]
+        found = factorised(k, self._mix(net), len(self.task), a)
         self._last.clear()
-        self._last.update(key=key, values=values[kept], vectors=vectors[:, kept], factor=a)
-        return values[kept], vectors[:, kept], a
-
-    def _key(self, net: Net) -> str | None:
-        """The cache key of a factorisation: network, examples and outputs; None where it cannot be computed."""
-        try:
-            return digest(net, self.task, self.output)
-        except DigestError:
-            return None
-
-    def _eigen(self, g: Tensor, values: Tensor, vectors: Tensor, a: Operator) -> Modes:
-        """Modes A^T u_i / sqrt(value_i), and one more: the rest of g, in the null space."""
-        c = vectors.T @ (a @ g).double()
-        coefficients = c / values.sqrt()
-        rest = max(float(g.double().square().sum()) - float(coefficients.square().sum()), 0.0)
-
-        size = float(g.double().square().sum())
-        alone = g if rest > _SMALL * size else self._alone(g, values, vectors, a)
-        if alone is not g:  # the rest is small; as a difference of large vectors it would be rounding
-            left = float(alone.double().square().sum())
-            alone, rest = (alone, left) if left > _ROUNDING * size else (torch.zeros_like(g), 0.0)
-
-        def assemble(f: Tensor) -> Tensor:
-            inside = vectors @ ((f[1:] - f[0] if alone is g else f[1:]) * c / values)
-            return f[0] * alone + a.T @ inside.to(g)
-
-        zero = torch.zeros(1, dtype=torch.float64)
-        return Modes(torch.cat([zero, values]), torch.cat([zero + math.sqrt(rest), coefficients]), assemble, True)
-
-    def _alone(self, g: Tensor, values: Tensor, vectors: Tensor, a: Operator) -> Tensor:
-        """The part of g in the null space: the projection on the rows is subtracted twice, for precision."""
-        for _ in range(2):
-            g = g - a.T @ (vectors @ (vectors.T @ (a @ g).double() / values)).to(g)
-        return g
-
-    def _krylov(self, net: Net, g: Tensor) -> Modes:
-        space = lanczos(self.operator(net), g, self.steps)
-        values, vectors = torch.linalg.eigh(space.matrix)
-        values = torch.where(values > _NULL * values.max(), values, 0.0)
-        coefficients = space.size * vectors[0]
-        return Modes(values, coefficients, lambda f: space.basis.T @ (vectors @ (f * coefficients)).to(g), False)
+        self._last.update(key=key, **found._asdict())
+        return found

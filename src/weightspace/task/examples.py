@@ -386,3 +386,18 @@ def _mixed(z: Tensor) -> Tensor:
     z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * -0x40A7B892E31B1A47
     z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * -0x6B2FB644ECCEEE15
     return z ^ ((z >> 31) & ((1 << 33) - 1))
+
+
+def gathered(batches: Iterable[tuple[Any, Tensor | None]], n: int | None = None) -> Arrays:
+    """The examples of batches as tensors; with n no more batches are read than the first n examples need."""
+    xs: list[Any] = []
+    ys: list[Any] = []
+    seen = 0
+    for x, y in batches:
+        xs.append(x)
+        ys.append(y)
+        seen += len(leaves(x)[0])
+        if n is not None and seen >= n:
+            break
+    labels = None if ys[0] is None else stacked(*ys)
+    return Arrays(each(stacked, *xs), labels).pick(slice(n))

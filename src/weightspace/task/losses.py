@@ -408,3 +408,11 @@ def _stacked(a: Tensor, b: Tensor, fill: int) -> Tensor:
 def _transformed(x: Tensor) -> bool:
     """Whether a tensor is inside a transform of torch.func, where its numbers cannot be read."""
     return bool(torch._C._functorch.is_functorch_wrapped_tensor(x))
+
+
+def not_a_sum(value: Any, what: str) -> Any:
+    """The value. Raises `TaskError` for a loss with the reduction "sum"."""
+    reduction = getattr(value, "reduction", getattr(value, "keywords", {}).get("reduction"))
+    if reduction == "sum":
+        raise TaskError(f"the {what} sums over a batch, so batches would weigh unevenly; give reduction='mean'")
+    return value

@@ -27,6 +27,7 @@ from weightspace.task.examples import (
     digest,
     forget,
     form_of,
+    gathered,
     joined,
     mixed,
     mixed_labels,
@@ -36,7 +37,7 @@ from weightspace.task.examples import (
     shuffled,
     stacked,
 )
-from weightspace.task.losses import EVEN, IGNORED, Beside, Loss, blamed, descend, name_of
+from weightspace.task.losses import EVEN, IGNORED, Beside, Loss, blamed, descend, name_of, not_a_sum
 from weightspace.task.measures import METRICS, TERMS, Aggregate, Metric
 from weightspace.task.outputs import logits
 
@@ -95,8 +96,8 @@ class Task:
             raise TaskError("loss= is one function for both metric and aggregate; give metric= for a name")
         if batch < 1:
             raise TaskError(f"batch is {batch}; give 1 or more examples")
-        self._metric: Any = _not_a_sum(loss or metric, "metric")
-        self.aggregate: Any = _not_a_sum(aggregate, "aggregate") or "mean"
+        self._metric: Any = not_a_sum(loss or metric, "metric")
+        self.aggregate: Any = not_a_sum(aggregate, "aggregate") or "mean"
         self._beside, self._share = Beside(), dict[int, float]()
         self.batch, self.output = batch, output or logits
         if callable(self._metric):
@@ -352,17 +353,7 @@ class Task:
             some = self._source.pick(slice(n))
             return Arrays(some.inputs, self._marked(some.labels))
         forget(self._source)
-        xs: list[Any] = []
-        ys: list[Any] = []
-        seen = 0
-        for x, y in self.batches():
-            xs.append(x)
-            ys.append(y)
-            seen += len(leaves(x)[0])
-            if n is not None and seen >= n:
-                break
-        labels = None if ys[0] is None else stacked(*ys)
-        return Arrays(each(stacked, *xs), labels).pick(slice(n))
+        return gathered(self.batches(), n)
 
     def _check(self, other: Task) -> None:
         for what in ("metric", "aggregate", "output"):
@@ -450,14 +441,6 @@ class Task:
         epoch, at = divmod(step, len(self) // n)
         order = order_of(len(self), derived(seed, "epoch", epoch))
         return self._with(self._source.pick(order[at * n : at * n + n].sort()[0]))
-
-
-def _not_a_sum(value: Any, what: str) -> Any:
-    """The value. Raises `TaskError` for a loss with the reduction "sum"."""
-    reduction = getattr(value, "reduction", getattr(value, "keywords", {}).get("reduction"))
-    if reduction == "sum":
-        raise TaskError(f"the {what} sums over a batch, so batches would weigh unevenly; give reduction='mean'")
-    return value
 
 
 becomes(Task, DataLoader, Task)
