@@ -79,7 +79,7 @@ def part_of(name, parents, base, beside, room=1 << 24):
     dtype = torch.float64 if parents[0].dtype == torch.float64 else torch.float32
     near = [({"w": extra}, "w") for extra in beside] or [({}, "w")] * len(parents) * bool(METHODS[name].beside)
     origin = None if METHODS[name].base == "unused" or base is None else ({"w": base}, "w")
-    return Part("w", parents[0].shape, [({"w": p}, "w") for p in parents], origin, dtype, room, near)
+    return Part("w", parents[0].shape, [({"w": p}, "w") for p in parents], origin, dtype, room, beside=near)
 
 
 WEIGHTS = [1.0, 0.5, 2.0]

@@ -53,6 +53,18 @@ def test_a_random_merge_is_task_arithmetic_on_average(name):
     assert float((biased - wanted).norm() / wanted.norm()) > 0.2
 
 
+@pytest.mark.parametrize("name", ["ties", "breadcrumbs", *RANDOM])
+def test_networks_may_have_densities_of_their_own(name):
+    """One of two has density 1: the other's part of the sum is that of its density alone."""
+    taus = [torch.rand(6, 8, generator=torch.Generator().manual_seed(k)) + 0.1 for k in range(2)]
+    options = {"normalize": 0.0}
+    both = merged(part(*taus), Recipe(name, options=options, own={"density": [0.4, 1.0]}))
+    first = merged(part(taus[0]), Recipe(name, options={**options, "density": 0.4}))
+    assert torch.allclose(both, first + taus[1], atol=1e-6)
+    same = merged(part(*taus), Recipe(name, options=options, own={"density": [0.4, 0.4]}))
+    assert torch.equal(same, merged(part(*taus), Recipe(name, options={**options, "density": 0.4})))
+
+
 def test_della_keeps_large_entries_more_often():
     tau = torch.arange(1.0, 101.0).expand(300, 100).contiguous()
     kept = (merged(part(tau), Recipe("della_linear", options={"density": 0.5, "epsilon": 0.3})) != 0).float().mean(0)
