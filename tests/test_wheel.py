@@ -1,4 +1,4 @@
-"""The wheel: the same bytes each time it is built, all that is needed in it, and types that a user's program is checked by."""
+"""The wheel: the same bytes each time it is built, all that is needed in it, and types for a user's program."""
 
 import os
 import subprocess

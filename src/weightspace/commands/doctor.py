@@ -103,7 +103,7 @@ def _packages() -> list[Finding]:
 def _licence(name: str) -> str:
     """The licence that an installed package states."""
     about = metadata.metadata(name)
-    stated = about.get("License-Expression") or about.get("License") or ""
+    stated = next((about[key] for key in ("License-Expression", "License") if key in about), "")
     kinds = [line.rpartition(" :: ")[2] for line in about.get_all("Classifier") or [] if line.startswith("License ::")]
     return stated if stated and len(stated.splitlines()) == 1 else ", ".join(kinds) or "not stated"
 
