@@ -164,22 +164,15 @@ def merge_adapters(
     Source of KnOTS: Stoica, Ramesh, Ecsedi, Choshen and Hoffman, Model merging with SVD to tie the knots, 2025.
     """
     opened = [_opened(one) for one in adapters]
-    if not opened:
-        raise WeightspaceError("no adapters to merge; give at least one")
-    if weights is not None and len(weights) != len(opened):
-        raise WeightspaceError(f"{len(weights)} weights for {len(opened)} adapters; give one for each")
-    if rank is not None and rank < 1:
-        raise WeightspaceError(f"a rank of {rank}; give 1 or more")
-    _mergeable(opened)
+    _mergeable(opened, weights, rank)
     shares = [1 / len(opened)] * len(opened) if weights is None else [float(w) for w in weights]
     recipe = Recipe(method, weights, options or {}, seed)
     if method != "linear":
         recipe.check(len(opened), base=True)
-    dtype = _dtype(opened)
+    dtype, deep = _dtype(opened), depths(_layers(opened))
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     errors: dict[str, float] = {}
-    deep = depths(_layers(opened))
     for layer in _layers(opened):
         having = [one for one in opened if layer in one.layers]
         if method == "linear":
@@ -187,25 +180,28 @@ def merge_adapters(
             found = stacked(parts, [shares[opened.index(one)] for one in having])
         else:
             found = _knots(layer, opened, recipe, deep[layer])
-        most = min(*found.shape, found.rank if rank is None else rank)
+        errors[layer], most = 0.0, min(*found.shape, found.rank if rank is None else rank)
         if found.rank > most:
             found, errors[layer] = found.cut(most)
-        else:
-            errors[layer] = 0.0
         ranks[layer] = found.rank
         tensors |= named(layer, found, having[0].layers[layer].kind, having[0].kernel(layer), dtype)
     biases = _biases(opened, shares, dtype)
     whole, notes = _whole(opened, shares)
-    config = configured(
-        ranks, _base_of(opened), transposed=bool(opened[0].config.get("fan_in_fan_out")),
-        saved=tuple({name for one in opened for name in one.config.get("modules_to_save") or ()}),
-        bias=next((one.config["bias"] for one in opened if one.config.get("bias", "none") != "none"), "none"),
-        lora_bias=bool(biases), task_type=_same(opened, "task_type"),
-    )  # fmt: skip
+    config = _configured(opened, ranks, bool(biases))
     bases = {one.config.get("base_model_name_or_path") for one in opened}
     if len(bases) > 1:
         notes = [f"the adapters name several bases: {some(sorted(map(str, bases)))}", *notes]
     return NewAdapter(config, {**tensors, **biases, **whole}, errors, (), tuple(notes))
+
+
+def _configured(adapters: Sequence[LoRA], ranks: Mapping[str, int], biased: bool) -> dict[str, Any]:
+    """The configuration of the merged adapter: what all share, and the modules that any of them saves whole."""
+    saved = {name for one in adapters for name in one.config.get("modules_to_save") or ()}
+    biases = [one.config["bias"] for one in adapters if one.config.get("bias", "none") != "none"]
+    return configured(
+        ranks, _base_of(adapters), transposed=bool(adapters[0].config.get("fan_in_fan_out")), saved=tuple(saved),
+        bias=biases[0] if biases else "none", lora_bias=biased, task_type=_same(adapters, "task_type"),
+    )  # fmt: skip
 
 
 def _knots(layer: str, adapters: Sequence[LoRA], recipe: Recipe, depth: float) -> LowRank:
@@ -241,7 +237,14 @@ def _alike(adapters: Sequence[LoRA]) -> None:
                 )
 
 
-def _mergeable(adapters: Sequence[LoRA]) -> None:
+def _mergeable(adapters: Sequence[LoRA], weights: Sequence[float] | None, rank: int | None) -> None:
+    """Raise `WeightspaceError` unless adapters can be merged with these weights to this rank."""
+    if not adapters:
+        raise WeightspaceError("no adapters to merge; give at least one")
+    if weights is not None and len(weights) != len(adapters):
+        raise WeightspaceError(f"{len(weights)} weights for {len(adapters)} adapters; give one for each")
+    if rank is not None and rank < 1:
+        raise WeightspaceError(f"a rank of {rank}; give 1 or more")
     _alike(adapters)
     for one in adapters:
         if one.magnitudes:
