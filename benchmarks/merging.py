@@ -7,7 +7,7 @@ Seconds beside mergekit are of the whole process. Peaks are the kernel's account
 compared on small networks in float32, in units of the spacing of bfloat16 at the largest parent's entry. Networks are
 one file each, which is what `mergekit-pytorch` takes; ours writes shards of 300 MB.
 
-    python -m benchmarks.merging [--gigabytes 1.0] [--repeats 3] [--mergekit ENVIRONMENT/bin/mergekit-pytorch]
+    python -m benchmarks.merging [--gigabytes 1.0] [--repeats 3] [--full 1] [--mergekit VENV/bin/mergekit-pytorch]
 """
 
 from __future__ import annotations
@@ -177,8 +177,10 @@ def apart(one: Path, other: Path, parents: Sequence[Path]) -> float:
     return most
 
 
-def run(gigabytes: float, repeats: int, mergekit: str | None, results: Path = measure.RESULTS) -> list[dict[str, Any]]:
-    """A row for every case whose method is there."""
+def run(
+    gigabytes: float, repeats: int, full: int, mergekit: str | None, results: Path = measure.RESULTS
+) -> list[dict[str, Any]]:
+    """A row for every case whose method is there; after `full` turns only the linear are timed, and a copy."""
     cases = [case for case in CASES if case.method in METHODS]
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:
@@ -189,8 +191,9 @@ def run(gigabytes: float, repeats: int, mergekit: str | None, results: Path = me
         paths = made(folder, 5, gigabytes, torch.bfloat16)
         size = sum(item.stat().st_size for item in paths[0].iterdir())
         turns: list[dict[str, Any]] = []
-        for _ in range(repeats):
-            turns.append(turn(cases, paths, folder, mergekit))
+        for k in range(repeats):
+            timed = [case for case in cases if k < full or case.method == "linear"]
+            turns.append(turn(timed, paths, folder, mergekit if k < full else None))
             rows = [row(case, turns, size, load) | {"apart": apart_by[case.name]} for case in cases]
             measure.keep("merging", rows, results)
     return rows
@@ -200,6 +203,7 @@ def row(case: Case, turns: Sequence[Mapping[str, Any]], size: int, load: float) 
     """Medians over the turns; of a case that is not timed, its name alone."""
     if not case.timed:
         return {"case": case.name}
+    turns = [each for each in turns if case.name in each]
     files, own = len(case.weights) + case.base + 1, [each[case.name]["ours"] for each in turns]
     copies = [each["copy"]["wall"] for each in turns]
     rates = [files / each["wall"] / (2 / copy) for each, copy in zip(own, copies, strict=True)]
@@ -260,7 +264,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
 
 
 _OPTIONS = {
-    "--gigabytes": 1.0, "--repeats": 3, "--mergekit": {"default": None, "help": "the program mergekit-pytorch"},
+    "--gigabytes": 1.0, "--repeats": 3, "--full": 1,
+    "--mergekit": {"default": None, "help": "the program mergekit-pytorch"},
 }  # fmt: skip
 main = measure.command("merging", __doc__, run, summary, _OPTIONS)
 
