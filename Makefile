@@ -5,7 +5,7 @@ PYTEST = $(BIN)/pytest -n 2 --dist worksteal
 # tests are rewritten and checked while they are imported, half a minute of each process: kept for the next run
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo serve test test-slow test-all test-of coverage clean
+.PHONY: demo serve test test-slow test-all test-of coverage stubs clean
 
 demo: .venv/ready
 	$(BIN)/weightspace demo
@@ -43,6 +43,10 @@ coverage: .venv/ready-dev
 .venv/ready-dev: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[data,dev]"
 	touch $@
+
+# the type stubs of the packages, from their tables of contents
+stubs: .venv/ready
+	$(BIN)/python tests/stubs.py
 
 clean:
 	rm -rf .venv

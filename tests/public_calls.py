@@ -102,6 +102,21 @@ def mixed() -> list[dict[str, Tensor]]:
     return [net.tensors for net in (A, near(), C, A.lerp(near(), 0.3))]
 
 
+def low_rank(folder: str, seed: int = 0) -> Path:
+    """The folder of an adapter of the second layer of the networks here."""
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    make = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float32, device="cpu")  # noqa: E731
+    factors = {"2.lora_A.weight": make(2, 8), "2.lora_B.weight": make(8, 2)}
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["2"]}
+    return merging.NewAdapter(config, factors, {}).save(Path(folder) / f"adapter-{seed}")
+
+
+def of_adapters(ask: Callable[[Path, Path], Any]) -> Any:
+    """What is asked of two adapters in folders."""
+    with tempfile.TemporaryDirectory() as folder:
+        return ask(low_rank(folder), low_rank(folder, 1))
+
+
 def sphere(net: ws.Net) -> Tensor:
     return net.weights.dot(net.weights)
 
@@ -132,6 +147,8 @@ CALLS: dict[str, Callable[[], Any]] = {
     "grow": lambda: ws.grow(A, outputs=2),
     "widen": lambda: ws.widen(A, 2, X[:2]),
     "widen_toward": lambda: ws.symmetry.widen_toward(A, ws.widen(B, 2, X[:2]), X[:2]),
+    "narrow_toward": lambda: ws.symmetry.narrow_toward(ws.widen(B, 2, X[:2]), A, X[:2]),
+    "narrow": lambda: ws.narrow(ws.widen(B, 2, X[:2]), A, task(), steps=2),
     "deepen": lambda: ws.deepen(A, A, X[:2]),
     "merge": lambda: [ws.merge([A, B], weights=[2, 1]), ws.merge([A, B], "task_arithmetic", base=C)],
     "planned": lambda: str(ws.merging.planned([A.tensors, B.tensors]).table()),
@@ -265,10 +282,25 @@ CALLS: dict[str, Callable[[], Any]] = {
         merging.merged_net([near(), near(A, 1)], merging.Recipe(name), A) for name in ("della", "karcher", "iso_cts")
     ],
     "importances": lambda: merging.importances(A, task()),
-    "fisher_mean": lambda: merging.fisher_mean([A, near()], [task(), task(seed=2)]),
+    "fisher_mean": lambda: merging.fisher_mean([A, B], [task(), task(seed=2)]),
     "regmean": lambda: merging.regmean([A, near()], [task(), task(seed=2)]),
     "tune": lambda: merging.tune([near()], merging.Recipe("task_arithmetic"), [task()], A, rounds=1).net,
     "adamerging": lambda: merging.adamerging([near()], A, [task()], steps=2, lr=0.1),
+    "lora": lambda: of_adapters(lambda a, b: merging.lora(a).update("2").dense()),
+    "merge_adapters": lambda: of_adapters(
+        lambda a, b: [
+            merging.merge_adapters([a, b], [0.3, 0.9], rank=3).errors["2"],
+            merging.merge_adapters([a, b]).kept,
+        ]
+    ),
+    "adapter_distance": lambda: of_adapters(lambda a, b: merging.adapter_distance(a, b).data()),
+    "into_base": lambda: of_adapters(lambda a, b: merging.into_base(a, A.tensors)["2.weight"]),
+    "extract": lambda: merging.extract(near().tensors, A.tensors, rank=3).errors,
+    "interference": lambda: [
+        (found := merging.interference([near(A, k).tensors for k in range(3)], A.tensors)).cosines,
+        [found.conflicts, found.overlaps, found.spread, found.trust, found.interfering, found.cancelled],
+        merging.advise(found).why,
+    ],
 }
 
 

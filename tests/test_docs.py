@@ -16,7 +16,7 @@ from weightspace.cli import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
-    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")),
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 PAGES += [page for folder in ("benchmarks", "experiments") for page in (ROOT / folder).glob("README.md")]

@@ -15,6 +15,7 @@ import torch
 
 import weightspace as ws
 from weightspace import Net, Symmetry, Task, accuracy, curve, line
+from weightspace.merging.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -39,6 +40,7 @@ from experiments import (  # noqa: E402
     invariant,
     language,
     lineage,
+    merging_advice,
     morph,
     narrow,
     nearest,
@@ -907,3 +909,26 @@ def test_the_generator_of_digits_is_trained_from_its_seed(tmp_path, capsys):
     assert all(torch.equal(first[name], second[name]) for name in first) and files[0].read_bytes()[:8] != bytes(8)
     one, longer = (float(generator.trained(3, epochs)[1]) for epochs in (1, 8))
     assert longer < one and "nats a picture on test digits" in capsys.readouterr().out
+
+
+def test_the_readme_shows_what_was_measured_of_merges():
+    found = merging_advice.tables(record.Record(record.RESULTS / "merging_advice.json"), "digits")
+    assert len(found) == 3 and all(table in record.README.read_text() for table in found.values())
+
+
+def test_a_threshold_parts_merges_that_work_from_those_that_do_not():
+    rows = [{"conflict": [0.1, 0.2, 0.4, None, 0.5], "lost mean": [0.0, 0.01, 0.2, 0.9, 0.3]}]
+    at = merging_advice.threshold(rows, "conflict", 0.05)
+    assert 0.2 < at < 0.4 and merging_advice.judged(rows, "conflict", at, 0.05) == (1.0, 1.0, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("tsv_m" not in METHODS, reason="the methods are not there")
+def test_merges_are_measured_and_can_be_taken_up_again(tmp_path):
+    out = tmp_path / "rows.json"
+    assert merging_advice.main(["mlp", "--quick", "--out", str(out)]) == 0
+    first = out.read_text()
+    (row,) = json.loads(first).values()
+    strange = [lost for what, lost in zip(row["what"], row["lost mean"], strict=True) if what == "strangers"]
+    assert min(strange) > 0.05 and {*row["size"]} == {2, 3, 6}
+    assert merging_advice.main(["mlp", "--quick", "--out", str(out)]) == 0 and out.read_text() == first

@@ -12,7 +12,7 @@ HOUSE = Path(__file__).parents[1] / "src" / "weightspace"
 WINGS = """contents net jobs checkpoint linear constraints task graph inside equivariance curvature metric codes path
     trust risk symmetry training flows merging atlas commands pages demo web cli __main__"""
 FILES = {
-    "net": "errors seeds state differentiable public cost plain weights names net average inputs model",
+    "net": "errors seeds state differentiable public cost plain weights names net average inputs growing model",
     "jobs": "progress calls processes cluster engine",
     "checkpoint": "files refusal locate pickled reader adapter architecture stored writer",
     "linear": "assignment bits estimate krylov norms traces determinants operator",
@@ -37,7 +37,8 @@ FILES = {
         align.score align.moves align.refine align.orders align.match align.features align.widths symmetry quotient
         verdict""",
     "training": "deficits critical_periods recording recorder adapters points averages",
-    "flows": "batches anchors attacks ensembles goals sharpness forms pruning result options stepper cycles morphing",
+    "flows": """batches anchors attacks ensembles goals sharpness forms pruning result options stepper cycles morphing
+        narrowing""",
     "merging": """part schedule settings thresholds elementwise sparse directions spectral methods recipe names plan
         stream merging networks weighing tuning yaml_text tokens vocabulary configuration card
         tokenizer_files folder low_rank lora_folder adapters adapted extracted advice layers
@@ -46,18 +47,18 @@ FILES = {
         comparisons scan members sources ways holdings folders side_by_side sketches orbits atlas halving question
         starts tried asked by_distance nearest_start nearby greedy_averages gram neighbourhoods compared independence
         relatives averages arborescence relations renumbered lineage families barriers""",
-    "commands": """progress data scores settings workspace compare across_architectures align merge merge_parents
-        merge_on_data merge_recipe capacity walk perturb widen project stability inform tasks certify watch paths
-        nearest atlas atlas_map last_map atlas_asked""",
-    "pages": """page style compare across_architectures align merge merge_recipe walk project capacity stability inform tasks
-        certify paths watch critical_periods atlas nearest""",
+    "commands": """progress data scores settings workspace compare across_architectures align merge merge_widths
+        merge_parents merge_on_data merge_recipe extract capacity walk perturb widen project stability inform tasks
+        certify watch paths nearest atlas atlas_map last_map atlas_asked advice doctor""",
+    "pages": """page style compare across_architectures align merge merge_recipe walk project capacity stability inform
+        tasks certify paths watch critical_periods atlas nearest advice""",
     "web": """playground.fields playground.reply playground.points playground.state playground.messages
         playground.learner playground.networks playground.pictures playground.shaking playground.pair
         playground.walking playground.insight playground.generator playground.exercises playground.session
         guard served answer members layers child look work spawn queue uploads kinds reports jobs atlas_routes
         playing app server""",
-    "cli": """options words show read compare align merge walk perturb widen project capacity stability inform certify
-        tasks watch paths atlas atlas_sets nearest serve""",
+    "cli": """options words show read advice compare align merge extract walk perturb widen project capacity stability
+        inform certify tasks watch paths atlas atlas_sets nearest serve doctor""",
 }
 PARTS = {
     "graph.rules": "rules.",

@@ -152,6 +152,7 @@ _CONTENTS = {
         "hold",
         "learn",
         "morph",
+        "narrow",
         "neighbourhood",
         "prune",
         "robust_accuracy",

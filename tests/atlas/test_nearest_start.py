@@ -211,6 +211,9 @@ def test_what_cannot_be_asked_is_said(nets, data):
     cases = [
         (data["new"], {}, "steps", {}, "no members to ask"),
         (data["new"], nets, "luck", {}, "by takes 'loss' or 'accuracy'"),
+        (data["new"], nets, "loss", {"steps": 5}, "nearest by 'loss' takes no steps; its options are groups, budget"),
+        (data["new"], nets, "steps", {"budget": 5}, "nearest by 'steps' takes no budget; its options are steps, first"),
+        (data["new"], nets, "weights", {"sources": {}}, "nearest by 'weights' takes no sources"),
         (data["new"], nets, "codes", {}, "distance from which tasks"),
         (data["new"], nets, "task2vec", {"sources": {"other": data["low"]}}, "distance from which tasks"),
         (data["new"], nets, "task2vec", {"sources": {"low": 3}}, "low"),
@@ -227,6 +230,16 @@ def test_what_cannot_be_asked_is_said(nets, data):
         with pytest.raises(WeightspaceError, match=said or None) as caught:
             ws.nearest(task, some, by, **more)
         assert "\n" not in str(caught.value)
+
+
+def test_members_that_answered_fewer_examples_are_said_to_have_no_certain_order(nets, data):
+    many = {f"noisy {k}": ws.perturb(nets["low"], 0.02 * k, seed=k) for k in range(1, 9)}
+    answer = ws.nearest(data["low"], many, "loss", first=8)
+    counts = [row.examples for row in answer.found.ranking]
+    told = [said for said in answer.remarks() if "the order below the best" in said]
+    assert min(counts) < counts[0] and len(told) == 1 and f"not {counts[0]} as {answer.best}" in told[0]
+    whole = ws.nearest(data["low"], many, "loss", first=len(data["low"]))
+    assert not any("the order below the best" in said for said in whole.remarks())
 
 
 def test_a_network_that_cannot_read_the_task_is_left_out(nets, data):

@@ -36,8 +36,8 @@ from weightspace.task.task import Task
 from weightspace.trust.relative import relative_trust
 
 ARCH = "tinynets:mlp"
-COMMANDS = """read compare align merge walk capacity perturb widen grow project stability watch paths inform tasks
-    certify demo""".split()
+COMMANDS = """read compare align merge extract walk capacity perturb widen deepen grow project stability watch paths
+    inform tasks certify demo doctor""".split()
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,10 @@ def play(tmp_path_factory):
 
         def mlp(width=12, inputs=6):
             return nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, 8), nn.ReLU(), nn.Linear(8, 3))
+
+        def deeper(act="ReLU"):
+            more = nn.Linear(8, 8), getattr(nn, act)()
+            return nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), *more, nn.Linear(8, 3))
 
         class Batched(nn.Module):
             def __init__(self):
@@ -697,6 +701,19 @@ def test_widen_writes_the_same_function_and_says_what_grew(here, capsys, options
     assert "0.weight[0]" in text and "the outputs changed by" in text
 
 
+def test_deepen_writes_the_same_function_with_more_layers(here, capsys):
+    out, options = here / "deep.safetensors", ("--arch", ARCH, "--to", "tinynets:deeper")
+    found = run_json(capsys, "deepen", "a.safetensors", "-o", out, "--data", "data.npz", *options)
+    narrow, deep = Net.of(mlp()).load(reader.read("a.safetensors")), load_file(out)
+    assert ["Linear", 3, 4] in found["layers"] and found["function"] < 1e-6 and reader.read(out).metadata["who"] == "a"
+    x = torch.from_numpy(np.load("data.npz")["x"])
+    module = find("tinynets:deeper", [])
+    torch.testing.assert_close(Net.of(module).load(deep)(x), narrow(x), atol=1e-5, rtol=1e-4)
+    text = ok(capsys, "deepen", "a.safetensors", "-o", out, "--example", "2x6", "--force", *options)
+    assert "Linear" in text and "the outputs changed by" in text and "this depth" in text
+    assert all(torch.equal(tensor, deep[name]) for name, tensor in load_file(out).items())
+
+
 def test_grow_writes_more_outputs(here, capsys):
     out = here / "more.safetensors"
     found = run_json(capsys, "grow", "a.safetensors", "-o", out, "--arch", ARCH, "--example", "2x6", "--outputs", 2)
@@ -730,7 +747,13 @@ def test_grow_refuses_a_layer_that_does_not_make_the_outputs(here, capsys, monke
         "2",
     )
     code, text, err = run(capsys, *words)
-    assert code == 2 and not text and "last linear layer does not make the outputs" in err and not out.exists(), err
+    assert (
+        code == 2
+        and not text
+        and "does not make the outputs alone" in err
+        and "the layer head" in err
+        and not out.exists()
+    ), err
     assert ["head.weight", [3, 6], [5, 6]] in run_json(capsys, *words, "--layer", "head")["shapes"]
 
 
@@ -747,11 +770,17 @@ def test_grow_refuses_a_layer_that_does_not_make_the_outputs(here, capsys, monke
         ("widen", ("--axis", "0.weight[0]"), "NAME=SIZE"),
         ("widen", ("--to", "2", "--new", "nothing"), "copies or zeros"),
         ("widen", ("--to", "nowhere:mlp"), "no module"),
+        ("deepen", (), "--to"),
+        ("deepen", ("--to", "2"), "no architecture"),
+        ("deepen", ("--to", "nowhere:mlp"), "no module"),
+        ("deepen", ("--to", "tinynets:Batched"), "not a deepening"),
+        ("deepen", ("--to", "tinynets:mlp(width=14)"), "not a deepening"),
+        ("deepen", ("--to", "tinynets:deeper(act='Tanh')"), "no numbers of the new layers"),
         ("grow", ("--outputs", "2", "--layer", "1"), "no linear layer"),
         ("grow", ("--outputs", "0"), "--outputs"),
     ],
 )
-def test_widen_and_grow_refuse_in_one_line(here, capsys, command, given, words):
+def test_widen_deepen_and_grow_refuse_in_one_line(here, capsys, command, given, words):
     out = here / "refused.safetensors"
     code, text, err = run(capsys, command, "a.safetensors", "-o", out, "--arch", ARCH, "--example", "2x6", *given)
     assert code == 2 and not text and not out.exists(), err

@@ -229,3 +229,42 @@ def test_folders_recipes_and_adapters_load_afterwards(here, capsys, monkeypatch)
     whole = load_file(here / "whole" / "model.safetensors")[f"{layer}.weight"]
     update = sum(2.0 * b @ a for a, b in factors.values()) / 2
     torch.testing.assert_close(whole, first[f"{layer}.weight"] + update, atol=1e-5, rtol=1e-5)
+
+
+def test_an_adapter_is_extracted_and_makes_the_fine_tune_again(here, play, capsys):
+    told = ("a.safetensors", "--base", "base.safetensors")
+    assert main(["extract", *told, "--rank", "8", "-o", str(here / "adapter"), "--json"]) == 0
+    seen = json.loads(capsys.readouterr().out)
+    assert max(seen["errors"].values()) < 1e-4 and seen["weights"][1] == sum(
+        t.numel() for t in tensors(play, "a")[0].values()
+    )
+    merge_json(capsys, here / "adapter", "--base", "base.safetensors", "--method", "passthrough", "-o",
+               here / "again.safetensors")  # fmt: skip
+    (a,) = tensors(play, "a")
+    for name, found in load_file(here / "again.safetensors").items():
+        torch.testing.assert_close(found, a[name], atol=1e-5, rtol=1e-4)
+    assert main(["extract", *told, "-o", str(here / "no")]) == 2 and "--share" in capsys.readouterr().err
+    assert main(["extract", *told, "--share", "2", "-o", str(here / "no")]) == 2
+    assert "share" in capsys.readouterr().err and not (here / "no").exists()
+    assert main(["extract", "a.safetensors", "--base", "a.safetensors", "--rank", "1", "-o", str(here / "no")]) == 2
+    assert "nothing to extract" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_mean_of_folders_is_a_folder_that_loads(here, capsys, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.chdir(here)
+    sizes = {"hidden_size": 8, "intermediate_size": 6, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = transformers.LlamaConfig(**sizes, vocab_size=20, max_position_embeddings=16)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.LlamaForCausalLM(config)
+    for name in "ab":
+        model.save_pretrained(here / name)
+    merge_json(capsys, "a", "b", "-o", "mean", "--example", "ids:2x8")
+    opened = transformers.AutoModelForCausalLM.from_pretrained(here / "mean")
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(opened(ids).logits, model.eval()(ids).logits, atol=1e-4, rtol=1e-4)
+    said = refused(capsys, "a", "b", "-o", "mean", "--example", "ids:2x8")
+    assert "mean" in said and "--force" in said

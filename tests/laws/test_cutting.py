@@ -240,6 +240,7 @@ CLASSES = {
     ],
     "attacks.robust_accuracy": lambda a, b, t: ws.robust_accuracy(t, [0, 0.1, 0.5], 3, restarts=2)(a),
     "morphing.morph": lambda a, b, t: ws.morph(a, ws.homotopy(t, two(t)["b"], "labels"), bound=2, budget=3).net,
+    "narrowing.narrow": lambda a, b, t: ws.narrow(ws.widen(a, 2, t.example(2)), b, t, steps=3),
     "morphing.least_loss": lambda a, b, t: ws.flows.least_loss(t.toward(two(t)["b"], 0.3)),
     "attacks.harden": goal(lambda a, b, t: ws.harden(t, 0.1, batch=N)),
     "anchors.hold": goal(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import collections
 import inspect
+import tempfile
 
 import numpy as np
 import pytest
 import torch
-from public_calls import GROUP, A, B, C, N, X, classes, module, near, task
+from public_calls import GROUP, A, B, C, N, X, classes, low_rank, module, near, task
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -19,6 +20,9 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 TASK, FEW = task(), task(6)
 KEEP = ws.Pullback(FEW)
 OPTIMISER = torch.optim.SGD(module().parameters(), lr=0.1)
+
+FOLDER = tempfile.TemporaryDirectory()  # of two adapters, for as long as the tests run
+LOW = [low_rank(FOLDER.name, seed) for seed in (0, 1)]
 
 # what a right call looks like, by name of the argument
 RIGHT = {
@@ -119,6 +123,22 @@ RIGHT = {
     "ensemble": (ws.ensemble, {"nets": [A, B]}),
     "disagreement": (ws.disagreement, {"nets": [A, B], "task": FEW}),
     "coherence": (ws.coherence, {"nets": [A, B], "task": FEW}),
+    "lora": (merging.lora, {"path": LOW[0]}),
+    "merge_adapters": (
+        merging.merge_adapters,
+        {"adapters": LOW, "weights": [0.5, 0.5], "rank": 2, "method": "linear", "options": {}, "seed": 0},
+    ),
+    "adapter_distance": (merging.adapter_distance, {"a": LOW[0], "b": LOW[1]}),
+    "into_base": (merging.into_base, {"adapter": LOW[0], "base": A.tensors}),
+    "extract": (merging.extract, {"fine_tuned": near().tensors, "base": A.tensors, "rank": 2}),
+    "interference": (
+        merging.interference,
+        {"networks": [near().tensors, B.tensors], "base": A.tensors, "labels": ["a", "b"]},
+    ),
+    "advise": (
+        merging.advise,
+        {"met": merging.interference([near().tensors, B.tensors], A.tensors), "families": [0, 1], "rise": 0.1},
+    ),
     "swag": (ws.swag, {"points": [A, B, C], "n": 1, "seed": 0}),
     "knots": (merging.knots, {"deltas": [X, 2 * X], "weights": [1.0, 2.0], "density": 0.5}),
     "merged_net": (merging.merged_net, {"nets": [A, B], "recipe": merging.Recipe("ties"), "base": C}),

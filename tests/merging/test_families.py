@@ -4,9 +4,15 @@ import json
 
 import pytest
 import torch
+from merging.test_tokens import bpe, tokenizer
 
 import weightspace as ws
+from weightspace.commands.merge_parents import Asked
+from weightspace.commands.merge_recipe import merge_by_recipe
+from weightspace.commands.settings import Settings
 from weightspace.merging.folder import carried
+from weightspace.merging.mergekit_file import recipe_of
+from weightspace.merging.mergekit_plan import plan_of
 from weightspace.merging.part import Part
 from weightspace.merging.recipe import Recipe, merged
 
@@ -59,6 +65,7 @@ def answers(model, kind):
 
 
 def fine_tunes(kind, place, n=2, **more):
+    place.mkdir(exist_ok=True)
     name, settings = FAMILIES[kind]
     config = transformers.AutoConfig.for_model(kind, **{**settings, **more})
     folders, models = [], []
@@ -102,3 +109,112 @@ def test_a_merged_folder_opens_and_gives_the_outputs_of_the_averaged_weights(kin
     assert not torch.equal(answers(opened, kind), answers(models[1], kind))
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == kind
     assert "SHA-256" in (tmp_path / "out" / "README.md").read_text()
+
+
+# ------------------------------------------------------------------ recipe files
+
+
+def carried_out(text, place):
+    """The folder that a recipe file makes."""
+    (place / "merge.yml").write_text(text)
+    found = plan_of(recipe_of(place / "merge.yml"))
+    made = {}
+    for row in found.plan.rows:
+        (k, name), *_ = row.sources
+        tensor = merged(found.plan.part(row), row.recipe) if row.action == "merged" else found.plan.parents[k][name]
+        made[row.name] = tensor.to(row.dtype)
+    (place / "out").mkdir()
+    ws.checkpoint.save(made, place / "out")
+    found.carried().write(place / "out")
+    return place / "out"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3", "gemma2", "opt", "bert"])
+def test_stacked_layers_open_as_a_deeper_network(kind, tmp_path):
+    """Layers 0, 1 of one and 1 of another, as the same modules put one after another."""
+    (a, b), models = fine_tunes(kind, tmp_path)
+    out = carried_out(
+        f"merge_method: passthrough\nslices:\n- sources: [{{model: {a.name}, layer_range: [0, 2]}}]\n"
+        f"- sources: [{{model: {b.name}, layer_range: [1, 2]}}]",
+        tmp_path,
+    )
+    opened, expected = type(models[0]).from_pretrained(out), models[0]
+    layers = {"gpt2": "transformer.h", "opt": "model.decoder.layers", "bert": "bert.encoder.layer"}.get(
+        kind, "model.layers"
+    )
+    expected.get_submodule(layers).append(models[1].get_submodule(layers)[1])
+    for k, module in enumerate(expected.get_submodule(layers)):
+        for part in module.modules():
+            if hasattr(part, "layer_idx"):
+                part.layer_idx = k
+    body, other = expected.base_model, models[1].base_model
+    for name in ("norm", "ln_f", "decoder.final_layer_norm"):
+        if hasattr(body, name.partition(".")[0]) and "." not in name:
+            setattr(body, name, getattr(other, name))
+    if kind == "opt":
+        body.decoder.final_layer_norm = other.decoder.final_layer_norm
+    for name in ("lm_head", "cls"):
+        if hasattr(expected, name) and not (name == "lm_head" and expected.config.tie_word_embeddings):
+            setattr(expected, name, getattr(models[1], name))
+    if kind == "bert":
+        expected.cls.predictions.decoder.weight = expected.get_input_embeddings().weight
+    config = expected.config
+    config.num_hidden_layers = 3
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[0], config.layer_types[1], config.layer_types[1]]
+    assert opened.config.num_hidden_layers == 3
+    if kind == "gemma2":  # which layer has a window is fixed when a network is made
+        assert opened.config.layer_types == config.layer_types
+    assert torch.equal(answers(opened, kind), answers(expected, kind))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_networks_of_two_vocabularies_are_merged_token_by_token(tmp_path):
+    """The merged network answers to a text as the mean of both, each with its embeddings renumbered by hand."""
+    (a, b), models = fine_tunes("llama", tmp_path, tie_word_embeddings=True)
+    words = [["[UNK]", "the", "cat", "sat", *(f"a{k}" for k in range(36))], ["[UNK]", "dog", "cat", "the"]]
+    words[1] += [f"b{k}" for k in range(34)]  # and two rows of no token
+    for folder, own in zip((a, b), words, strict=True):
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer({word: k for k, word in enumerate(own)})))
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "[UNK]"}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    text = "merge_method: linear\ntokenizer_source: union\nparameters: {weight: 1}\nmodels:\n"
+    out = carried_out(text + "".join(f"- model: {folder.name}\n" for folder in (a, b)), tmp_path)
+    opened = transformers.AutoModelForCausalLM.from_pretrained(out)
+    read = transformers.AutoTokenizer.from_pretrained(out)
+    vocabulary = read.get_vocab()
+    assert opened.config.vocab_size == len(vocabulary) == 40 + 35
+    found = opened.get_input_embeddings().weight
+    for word in ("the", "cat", "dog", "sat", "a3", "b33"):
+        rows = [m.get_input_embeddings().weight[o.index(word)] for m, o in zip(models, words, strict=True) if word in o]
+        assert torch.allclose(found[vocabulary[word]], torch.stack(rows).mean(0), atol=1e-6), word
+    logits = opened(**read("the dog sat", return_tensors="pt"))["logits"]
+    assert logits.shape == (1, 3, 75) and logits.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_half_precision_and_a_head_of_its_own_in_one(tmp_path):
+    folders = [fine_tunes("llama", tmp_path / str(tied), 1, tie_word_embeddings=tied)[0][0] for tied in (True, False)]
+    for folder in folders:
+        (folder / "tokenizer.json").write_text(json.dumps(bpe([("a", "b")])))
+    text = "merge_method: linear\ndtype: bfloat16\nparameters: {weight: 1}\nmodels:\n"
+    out = carried_out(text + "".join(f"- model: {folder}\n" for folder in folders), tmp_path)
+    opened = transformers.AutoModelForCausalLM.from_pretrained(out)
+    assert opened.dtype == torch.bfloat16 and opened.config.tie_word_embeddings is False
+    first, second = (ws.checkpoint.read(folder) for folder in folders)
+    mean = first["model.embed_tokens.weight"] / 2 + second["lm_head.weight"] / 2
+    assert torch.equal(opened.lm_head.weight, mean.bfloat16())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("tied", [(True, False), (False, True)])
+def test_the_command_writes_a_head_of_its_own_where_one_parent_has_one(tied, tmp_path):
+    """A configuration that says tied would replace the merged head by the embedding, without a word."""
+    pairs = [fine_tunes("llama", tmp_path / str(one), 1, tie_word_embeddings=one) for one in tied]
+    folders, models = [pair[0][0] for pair in pairs], [pair[1][0] for pair in pairs]
+    merge_by_recipe(folders, tmp_path / "out", Recipe("linear"), Asked(), Settings())
+    opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    for name in ("lm_head", "model.embed_tokens"):
+        mean = sum(model.get_submodule(name).weight / 2 for model in models)
+        assert torch.equal(opened.get_submodule(name).weight, mean), name

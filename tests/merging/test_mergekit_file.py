@@ -64,7 +64,7 @@ dtype: float16
 
 
 def test_gradients_filters_and_who_comes_first(read):
-    """Parameters of a model come before those of all; the first filter that fits holds; none that fits falls through."""
+    """Those of a model come before those of all; of filters the first that fits; if none does, the next are asked."""
     text = """
 base_model: c
 models:
@@ -181,6 +181,29 @@ def test_every_method_is_laid_out_and_computed(method, read):
     assert {row.recipe.method for row in found.plan.rows if row.action == "merged"} <= {method}
 
 
+@pytest.mark.parametrize("method", ["ties", "dare_linear", "dare_ties", "della", "breadcrumbs", "breadcrumbs_ties"])
+def test_a_density_of_each_model(method, read):
+    """The same number for all as one by one; and with a weight of one alone, as that model's own alone."""
+    text = f"merge_method: {method}\nbase_model: c\nmodels:\n"
+    one = (
+        text
+        + "- {model: a, parameters: {weight: W, density: 0.5}}\n- {model: b, parameters: {weight: 1, density: D}}\n"
+    )
+    same, apart, alone = (
+        tensors(read(one.replace("W", w).replace("D", d))[0].plan)
+        for w, d in (("1", "0.5"), ("1", "0.8"), ("0", "0.8"))
+    )
+    given = tensors(read(text + "- {model: a}\n- {model: b}\nparameters: {weight: 1, density: 0.5}")[0].plan)
+    other = tensors(
+        read(text + "- {model: a, parameters: {weight: 0}}\n- {model: b}\nparameters: {weight: 1, density: 0.8}")[
+            0
+        ].plan
+    )
+    for name, tensor in given.items():
+        assert torch.equal(tensor, same[name]) and torch.equal(other[name], alone[name])
+    assert any(not torch.equal(apart[name], same[name]) for name in same)
+
+
 @pytest.mark.skipif("slerp" not in METHODS, reason="slerp")
 def test_slerp_goes_from_the_base_to_the_other(read):
     for order in ("{model: a}, {model: b}", "{model: b}, {model: a}", "{model: b}"):
@@ -195,7 +218,7 @@ WRONG = {
     "models: [{model: a}]": "m.yml, line 1: there is no merge_method",
     "merge_method: magic\nmodels: [{model: a}]": "line 1: merge_method 'magic' is not one of linear",
     "merge_method: linear\nmodels: [{model: a}]\nmodel: 3": "line 3: 'model' is not known here; it may be merge_method",
-    "merge_method: linear\nmodels:\n- model: a\n  parameters:\n    wieght: 1": "line 5: 'wieght' is not known here; it may",
+    "merge_method: linear\nmodels:\n- model: a\n  parameters:\n    wieght: 1": "line 5: 'wieght' is not known here",
     "merge_method: linear\nmodels:\n- model: org/big": "line 3: 'org/big' is no folder here; download it (hf download",
     "merge_method: linear\nmodels:\n- model: a+b": "line 3: 'a+b' is a model with an adapter (model+lora); weightspace",
     "merge_method: linear\nmodels:\n- {model: a, parameters: {weight: much}}": "line 3: 'much' is no finite number",
@@ -209,8 +232,8 @@ WRONG = {
     "merge_method: [": "no YAML",
     "merge_method: linear\nslices:\n- sources:\n  - {model: a, layer_range: [2, 1]}": "line 4: the layers [2, 1]; give",
     "merge_method: linear\nslices:\n- sources:\n  - {model: a}": "line 4: a source without layer_range",
-    "merge_method: linear\nslices:\n- {sources: [{model: a, layer_range: [0, 1]}], residual_weight: 1}": "line 3: 'residual",
-    "merge_method: linear\nmodels: [{model: a}]\ntokenizer: {source: base, tokens: {x: {from: a}}}": "line 3: 'from' is",
+    "merge_method: linear\nslices:\n- {sources: [{model: a, layer_range: [0, 1]}], residual_weight: 1}": "line 3: 'res",
+    "merge_method: linear\nmodels: [{model: a}]\ntokenizer: {source: base, tokens: {x: {from: a}}}": "line 3: 'from'",
     "merge_method: linear\nmodels: [{model: a}]\nchat_template: chatml": "line 3: chat_template 'chatml'; give auto",
     "merge_method: linear\nmodels: [{model: a}]\ntokenizer_source: union\ntokenizer: {}": "give one of them",
     "merge_method: linear\nmodels: [{model: a, parameters: {normalize: 1}}]": "normalize holds for all models together",
@@ -231,7 +254,7 @@ def test_references_that_grow_and_deep_nests_are_refused(read):
     grown = "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
     for one, other in zip("bcdefg", "abcdef", strict=True):
         grown += f"{one}: &{one} [{', '.join([f'*{other}'] * 10)}]\n"
-    for text, words in ((grown, "more than 100,000 values"), ("a: &a [*a]", ""), ("[" * 5000, "")):
+    for text, words in ((grown, "more than 20,000 values"), ("a: &a [*a]", ""), ("[" * 5000, "")):
         with pytest.raises(ws.WeightspaceError) as error:
             read(text)
         assert words in str(error.value)

@@ -79,7 +79,7 @@ def part_of(name, parents, base, beside, room=1 << 24):
     dtype = torch.float64 if parents[0].dtype == torch.float64 else torch.float32
     near = [({"w": extra}, "w") for extra in beside] or [({}, "w")] * len(parents) * bool(METHODS[name].beside)
     origin = None if METHODS[name].base == "unused" or base is None else ({"w": base}, "w")
-    return Part("w", parents[0].shape, [({"w": p}, "w") for p in parents], origin, dtype, room, near)
+    return Part("w", parents[0].shape, [({"w": p}, "w") for p in parents], origin, dtype, room, beside=near)
 
 
 WEIGHTS = [1.0, 0.5, 2.0]
@@ -290,7 +290,7 @@ PLANTED = {
     "linear always": ("slerp", directions, "_PARALLEL", 0.0),
     "not whitened": ("tsv_m", spectral, "_orthonormal", lambda x: x),
     "one direction lost": ("iso_cts", spectral._Singular, "cut", shorter),
-    "a sum of values": ("iso_c", spectral, "_flat", lambda u, s, v, whiten=False: u @ v.mT * s.sum()),
+    "a sum of values": ("iso_c", spectral, "_flat", lambda u, s, v: u @ v.mT * s.sum()),
     "not trimmed": ("knots_ties", spectral, "_largest", lambda m, density: m.clone()),
     "equal importances": ("fisher", elementwise, "entries", lambda s, n, a, b: torch.ones(b - a)),
     "a mean": ("regmean", torch.linalg, "pinv", lambda m, **k: 0 * m),

@@ -165,6 +165,17 @@ def test_labels_are_not_looked_at_and_seeds_decide_the_batches():
     assert not torch.equal(runs[0], runs[2])
 
 
+def test_half_precision_is_computed_in_single():
+    base, nets = mixture()
+    few = [net.to(torch.bfloat16) for net in (base, *nets)]
+    wide = [net.to(torch.float32) for net in few]
+    found, single = (
+        merging.adamerging(some[1:], some[0], [ws.Task(inputs())], steps=3, lr=0.1) for some in (few, wide)
+    )
+    assert found.net.dtype == torch.bfloat16 and torch.equal(found.coefficients, single.coefficients)
+    assert float((found.net.to(torch.float32) - single.net).norm() / single.net.weights.norm()) < 0.01
+
+
 def test_frozen_weights_are_those_of_the_base_and_the_state_is_the_mean():
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)).double()

@@ -64,7 +64,7 @@ def test_parts_are_those_of_the_whole_and_no_more_is_read():
     for start, stop in ((0, 1), (39, 41), (1234, 9876), (199_990, 200_000), (50, 50), (0, 10**9)):
         assert torch.equal(view.flat("wte.weight", start, stop), whole[start:stop])
     a.read = b.read = 0
-    view.flat("wte.weight", 80, 120)
+    view.flat("wte.weight", 80, 120)  # one row
     assert a.read + b.read <= 40
     assert torch.equal(view.flat("h.0.w", 1, 3), torch.ones(2))
 
@@ -131,7 +131,7 @@ def test_half_precision_keeps_its_dtype_and_its_rows():
     "parents, words",
     [
         ([{"w": torch.ones(4, 3)}] * 2, "no embedding of tokens is known"),
-        ([net(0, 3), net(1, 5)], "no embedding of tokens"),
+        ([net(0, 3), net(1, 5)], "tables of 3 rows for a vocabulary of 4 ids"),
         ([net(0, 4), net(1, 5, 7)], "rows of different widths, (4, 3) and (5, 7)"),
         ([net(0, 4, other=torch.ones(4, 2)), net(1, 5)], "'other' has 4 rows, as many as the vocabulary, and no known"),
     ],
@@ -168,3 +168,20 @@ def test_the_vocabulary_that_is_chosen(tmp_path):
     assert in_one_vocabulary([a, b], folders, "union", multiple=64)[1] == 64
     with pytest.raises(ws.WeightspaceError, match="there is no base"):
         in_one_vocabulary([a, b], folders, "base")
+
+
+def test_what_the_rows_depend_on_is_told_for_merges_that_go_on(tmp_path):
+    paths = [tmp_path / f"{k}.safetensors" for k in range(2)]
+    for k, path in enumerate(paths):
+        ws.checkpoint.save(dict(net(k, 4 + k)), path)
+
+    def stamps(ids=B):
+        return [view.stamps for view in renumbered([*map(ws.checkpoint.read, paths)], [A, ids], Numbering(JOINT, 6))[0]]
+
+    before = stamps()
+    assert before == stamps() and all(before)
+    assert before != stamps({"<pad>": 1, "dog": 0, "the": 2, "cat": 3, "ran": 4})
+    ws.checkpoint.save(dict(net(7, 5)), paths[1], force=True)
+    after = stamps()
+    assert after[0] != before[0] and after[1] != before[1]  # rows that one lacks are the other's
+    assert renumbered([net(0, 4), net(1, 5)], [A, B], Numbering(JOINT, 6))[0][0].stamps is None

@@ -253,3 +253,11 @@ def test_experts_are_summed_as_their_owner_said_afterwards(fails):
         if fails:
             raise KeyError
     assert [part.how for part in model.modules() if isinstance(part, Mixing)] == ways
+
+
+@pytest.mark.parametrize("act", [ws.Symmetry.of, lambda model, x: ws.widen(model, 2, x)])
+def test_a_model_that_returns_its_cache_is_told_to_return_none(act):
+    model = t.LlamaForCausalLM(t.LlamaConfig(**{**PLAIN, "use_cache": True}))
+    with pytest.raises(ws.SymmetryError, match="use_cache=False") as said:
+        act(model, torch.arange(12).reshape(2, 6))
+    assert "DynamicCache" not in str(said.value) and "\n" not in str(said.value)

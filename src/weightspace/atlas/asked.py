@@ -86,6 +86,13 @@ class Answer:
         found, said = self.found, []
         if others := len(self.tied) - 1:
             said.append(f"{others} of the others cannot be told from {self.best} on these data (marked =).")
+        whole = found.ranking[0].examples
+        if few := [row.examples for row in found.ranking if row.examples < whole]:
+            between = " to ".join(str(n) for n in sorted({min(few), max(few)}))
+            said.append(
+                f"{len(few)} of the others answered {between} examples, not {whole} as {self.best}, since only the "
+                "better half of a round goes on: the order below the best may be another on all examples."
+            )
         if found.instead:
             said.append(f"{len(found.instead)} near-duplicates were not asked; another of their group answered.")
         said += [f"{name} is left out: {why}." for name, why in found.left_out.items()]

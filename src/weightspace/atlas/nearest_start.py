@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from inspect import Parameter, signature
 from typing import Any, Literal, TypeAlias
 
 from weightspace.atlas.asked import Answer, Head, rank, rank_starts, some, trial_of
@@ -29,7 +30,7 @@ from weightspace.atlas.starts import BACK
 from weightspace.atlas.tried import planned, rounds
 from weightspace.codes import transfer
 from weightspace.net.cost import Cost
-from weightspace.net.errors import WeightspaceError
+from weightspace.net.errors import CallError, WeightspaceError
 from weightspace.net.model import Model
 from weightspace.net.public import public
 from weightspace.task.task import Task
@@ -65,7 +66,7 @@ def nearest(task: Task, nets: Members, by: Route = "steps", **options: Any) -> A
     >>> [ws.nearest(task, nets, by).best for by in ("steps", "loss", "weights")]
     ['near', 'near', 'near']
     """
-    return _way(by)[0](task, nets, by, **options)
+    return _way(by, options)[0](task, nets, by, **options)
 
 
 @public
@@ -83,13 +84,19 @@ def cost(task: Task, nets: Members, by: Route = "steps", **options: Any) -> Cost
     >>> print(ws.atlas.cost(task, nets, "loss"))
     24 examples passed, 0 MiB
     """
-    return _way(by)[1](task, nets, **options)
+    return _way(by, options)[1](task, nets, **options)
 
 
-def _way(by: str) -> tuple[Callable[..., Answer], Callable[..., Cost]]:
+def _way(by: str, options: Mapping[str, Any]) -> tuple[Callable[..., Answer], Callable[..., Cost]]:
     if by not in _WAYS:
         raise WeightspaceError(f"nothing is nearest by {by!r}; choose {', '.join(_WAYS)}")
-    return _WAYS[by]
+    answer, cost, asked = _WAYS[by]
+    taken = signature(asked).parameters
+    known = [name for name, each in taken.items() if name not in ("members", "task", "by")]
+    wrong = [name for name in options if name not in known]
+    if wrong and all(each.kind is not Parameter.VAR_KEYWORD for each in taken.values()):
+        raise CallError(f"nearest by {by!r} takes no {wrong[0]}; its options are {', '.join(known)}")
+    return answer, cost
 
 
 # ------------------------------------------------------------------ answers
@@ -175,13 +182,13 @@ def _size(nets: Members) -> int:
     return sum(flat.nbytes for flat in (*net.weights.buffers, *net.state.buffers))
 
 
-_WAYS: dict[str, tuple[Callable[..., Answer], Callable[..., Cost]]] = {
-    "loss": (_asked, _cost_of_asking),
-    "accuracy": (_asked, _cost_of_asking),
-    "perplexity": (_asked, _cost_of_asking),
-    "logme": (_asked, _cost_of_features),
-    "steps": (_tried, _cost_of_steps),
-    "task2vec": (_embedded, _cost_of_embedding),
-    "codes": (_coded, _cost_of_codes),
-    "weights": (_weighed, _cost_of_weights),
+_WAYS: dict[str, tuple[Callable[..., Answer], Callable[..., Cost], Callable[..., Answer]]] = {
+    "loss": (_asked, _cost_of_asking, rank),
+    "accuracy": (_asked, _cost_of_asking, rank),
+    "perplexity": (_asked, _cost_of_asking, rank),
+    "logme": (_asked, _cost_of_features, rank),
+    "steps": (_tried, _cost_of_steps, rank_starts),
+    "task2vec": (_embedded, _cost_of_embedding, rank_by_task2vec),  # type: ignore[has-type]  # of a cycle of stubs
+    "codes": (_coded, _cost_of_codes, rank_by_codes),  # type: ignore[has-type]  # of a cycle of stubs
+    "weights": (_weighed, _cost_of_weights, rank_by_weights),  # type: ignore[has-type]  # of a cycle of stubs
 }

@@ -23,6 +23,8 @@ from weightspace.cli import (
     capacity,
     certify,
     compare,
+    doctor,
+    extract,
     inform,
     merge,
     nearest,
@@ -189,9 +191,9 @@ def demo(
 
 
 _PANELS: dict[str, list[Callable[..., None]]] = {  # of --help, in its order
-    "Look": [demo, read.read],
-    "Compare and merge": [compare.compare, align.align, merge.merge],
-    "Move": [walk.walk, perturb.perturb, widen.widen, widen.grow, project.project],
+    "Look": [demo, read.read, doctor.doctor],
+    "Compare and merge": [compare.compare, align.align, merge.merge, extract.extract],
+    "Move": [walk.walk, perturb.perturb, widen.widen, widen.deepen, widen.grow, project.project],
     "Measure": [capacity.capacity, stability.stability, inform.inform, certify.certify],
     "Sets of data and networks": [tasks.tasks, nearest.nearest],
     "Training runs": [watch.watch, paths.paths],

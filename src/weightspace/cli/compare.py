@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from weightspace.cli.advice import compare_many
 from weightspace.cli.options import Checkpoint, Shared, shared
 from weightspace.cli.show import answer, opened, progress
 from weightspace.cli.words import console, make_table, printable, say_change, say_notes
@@ -37,6 +38,14 @@ def say_compare(found: Comparison) -> None:
 def compare(
     a: Checkpoint,
     b: Annotated[Path, typer.Argument(help="Another one, of the same architecture.")],
+    more: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Up to 48 more: then the answer is whether to merge them, by their weights alone."),
+    ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(help="What they were all trained from; then the answer is whether to merge them."),
+    ] = None,
     expect: Annotated[
         str | None,
         typer.Option(
@@ -55,10 +64,15 @@ def compare(
     *,
     common: Shared,
 ) -> None:
-    """How different are two networks really? Distance and loss, as stored and after alignment, and a verdict."""
+    """How different are two networks really? Distance and loss, and a verdict; of a set, whether to merge it."""
     kinds = ("same", "function", "related", "independent")
     if expect not in (None, *kinds):
         raise typer.BadParameter(f"{expect!r}; choose same, function, related or independent.", param_hint="--expect")
+    if more or base is not None:
+        if expect is not None or arch_b is not None:
+            given = "--arch-b" if expect is None else "--expect"
+            raise typer.BadParameter("of two networks alone; leave it out for a set", param_hint=given)
+        return compare_many([a, b, *(more or [])], base, common)
     if arch_b is not None:
         return _across(a, b, arch_b, expect, common)
     with opened([a, b], common) as space:

@@ -134,6 +134,21 @@ def merge(
     copy_code: Annotated[
         bool, typer.Option("--copy-code", rich_help_panel=_PARENTS, help="Copy the Python files of a folder too.")
     ] = False,
+    arch_b: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--arch-b",
+            help="How the others are made, where their width is not that of the first: once for all of them, or once "
+            "for each, in their order. The narrower ones are widened; needs --data.",
+        ),
+    ] = None,
+    width: Annotated[
+        str,
+        typer.Option(
+            help="With --arch-b, the width of the mean: largest, smallest, or one of the CHECKPOINTS, whose width it "
+            "gets. A smaller network is fitted to the outputs of the wide mean on --data, and is worse than that."
+        ),
+    ] = "largest",
     shard_size: Annotated[str, typer.Option(help="The most that one file holds: 5GB, 500MB.")] = "5GB",
     *,
     common: Shared,
@@ -141,8 +156,9 @@ def merge(
     """Merge networks into one of the same size: aligned and averaged, or by --method, streamed from files to files."""
     given = {"--base": base, "--weight": weight, "--set": option, "--tune": tune, "--rank": rank, "--dtype": dtype}
     given |= {"--tokenizer": tokenizer, "--copy-code": copy_code}
+    widths = {"--arch-b": arch_b, "--width": None if width == "largest" else width}
     if len(checkpoints) == 1 and checkpoints[0].suffix in (".yml", ".yaml"):
-        _refuse(given | {"--method": how}, "is written in the recipe")
+        _refuse(given | widths | {"--method": how}, "is written in the recipe")
         _free_place(out, common)
         shown = _asked(common, (extra, heads), code=copy_code, shard=_bytes(shard_size))
         _by_file(checkpoints[0], out, shown, common)
@@ -151,8 +167,9 @@ def merge(
         how = "linear"
     if how in (None, "mean"):
         _refuse(given, "goes with a recipe; name it, as --method linear")
-        _mean(checkpoints, out, common)
+        _mean(checkpoints, out, common, arch_b, width)
         return
+    _refuse(widths, "goes with the mean of several widths; leave --method out")
     _free_place(out, common)
     recipe = _recipe(str(how), weight, option, dtype, common.seed)
     with_what = {"align": _choice("--align", align, "auto never always"), "tokenizer": tokenizer, "tune": tune}
@@ -161,17 +178,46 @@ def merge(
     _by_recipe(checkpoints, out, recipe, asked, common)
 
 
-def _mean(checkpoints: list[Path], out: Path, common: Shared) -> None:
+def _mean(checkpoints: list[Path], out: Path, common: Shared, arch_b: list[str] | None, width: str) -> None:
     if len(checkpoints) < 2:
         raise typer.BadParameter("give two or more networks to merge.", param_hint="CHECKPOINTS")
-    free(out, (".safetensors",), common.force)
-    with opened(checkpoints, common) as space:
-        from weightspace.commands.merge import merge as run
-
-        done = run(space, checkpoints, out)
+    if width != "largest" and not arch_b:
+        raise typer.BadParameter("the networks have one width; give --arch-b for several", param_hint="--width")
+    if arch_b or not all((path / "config.json").is_file() for path in checkpoints):
+        free(out, (".safetensors",), common.force)
+    else:
+        _free_place(out, common)
+    if arch_b:
+        done = _of_widths(checkpoints, arch_b, out, width, common)
+    else:
+        done = _of_one_width(checkpoints, out, common)
     from weightspace.pages.merge import merge_page
 
     answer(done, say_merge, common, merge_page)
+
+
+def _of_one_width(checkpoints: list[Path], out: Path, common: Shared) -> Merged:
+    from weightspace.checkpoint.architecture import ArchitectureError
+    from weightspace.net.errors import ArchitectureMismatch
+
+    try:
+        with opened(checkpoints, common) as space:
+            from weightspace.commands.merge import merge as run
+
+            return run(space, checkpoints, out)
+    except ArchitectureError as error:
+        if not isinstance(error.__cause__, ArchitectureMismatch):
+            raise
+        raise ArchitectureError(f"{error} For networks of several widths give --arch-b.") from error
+
+
+def _of_widths(checkpoints: list[Path], arch_b: list[str], out: Path, width: str, common: Shared) -> Merged:
+    from weightspace.commands.merge_widths import merge_widths
+
+    with progress() as step:
+        return merge_widths(
+            checkpoints, arch_b, out, width=width, data=common.data, limit=common.limit, settings=common.settings(step)
+        )  # fmt: skip
 
 
 def _by_recipe(checkpoints: list[Path], out: Path, recipe: Recipe, asked: Asked, common: Shared) -> None:

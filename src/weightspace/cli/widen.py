@@ -1,4 +1,4 @@
-"""The commands `weightspace widen` and `weightspace grow`."""
+"""The commands `weightspace widen`, `weightspace deepen` and `weightspace grow`."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from weightspace.cli.words import console, make_table, printable
 if TYPE_CHECKING:
     from weightspace.commands.widen import Resized
 
-__all__ = ["grow", "say_resized", "widen"]
+__all__ = ["deepen", "grow", "say_resized", "widen"]
 
 
 def say_resized(done: Resized) -> None:
-    """Print the answer of `widen` or `grow`."""
+    """Print the answer of `widen`, `deepen` or `grow`."""
     out = console()
-    table = make_table("axis of units" if done.axes else "tensor", "before", "after")
-    axes = [(name, str(a), str(b)) for name, a, b in done.axes]
-    for name, before, after in axes or [(name, _text(a), _text(b)) for name, a, b in done.shapes]:
+    table = make_table("axis of units" if done.axes else "layers" if done.layers else "tensor", "before", "after")
+    counts = [(name, str(a), str(b)) for name, a, b in done.axes or done.layers]
+    for name, before, after in counts or [(name, _text(a), _text(b)) for name, a, b in done.shapes]:
         table.add_row(printable(name), before, after)
     out.print(table)
     count, larger = done.weights
     out.print(f"{count:,} weights became {larger:,}; the outputs changed by {done.function:.1g} of their size.")
-    out.print("Open it with an --arch of these sizes.")
+    out.print(f"Open it with an --arch of {'this depth' if done.layers else 'these sizes'}.")
     out.print(f"Written: {printable(done.out)}", soft_wrap=True)
 
 
@@ -59,6 +59,25 @@ def widen(
         done = run(
             checkpoint, out, to=to, axes=sizes, new="zeros" if new == "zeros" else "copies", example=common.example,
             data=common.data, settings=common.settings(step),
+        )  # fmt: skip
+    answer(done, say_resized, common)
+
+
+@shared("arch weights trust_code data example seed")
+def deepen(
+    checkpoint: Annotated[Path, typer.Argument(help="The network to deepen.")],
+    out: Out,
+    to: Annotated[str, typer.Option(help="The deeper architecture, as --arch takes it.")],
+    *,
+    common: Shared,
+) -> None:
+    """Write the same function in a deeper architecture: new branches end in zero, new layers are the identity."""
+    free(out, (".safetensors",), common.force)
+    from weightspace.commands.widen import deepen as run
+
+    with progress() as step:
+        done = run(
+            checkpoint, out, to=to, example=common.example, data=common.data, settings=common.settings(step)
         )  # fmt: skip
     answer(done, say_resized, common)
 

@@ -62,8 +62,7 @@ def cost(
     weights = fresh(model, seeds[0]).weights
     codes = len(_betas(betas)) * len(_WAYS) * len(seeds) * (1 + calibrate)
     numbers = sum(buffer.numel() * buffer.element_size() for buffer in weights.buffers)
-    taken = {"codes": codes, "steps": steps, "passes": codes * steps, "bytes": 2 * 4 * numbers}
-    return Cost(batch=min(batch, len(task)), **taken)
+    return Cost(batch=min(batch, len(task)), codes=codes, steps=steps, passes=codes * steps, bytes=2 * 4 * numbers)
 
 
 @public(order=("task", "model"), renamed={"rate": "lr"})

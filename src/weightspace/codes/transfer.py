@@ -40,7 +40,7 @@ from weightspace.net.cost import Cost
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.inputs import each, leaves
 from weightspace.net.model import Model, fresh
-from weightspace.net.net import Net, grow
+from weightspace.net.net import Net, grown
 from weightspace.net.public import public
 from weightspace.task.digest import DigestError, Frame, digest, response, told
 from weightspace.task.outputs import logits
@@ -234,7 +234,7 @@ def _headed(net: Net, task: Task, heads: int, seed: int) -> Net:
     """The network with `heads` times as many outputs of its last linear layer, one head for each task."""
     before = task.forward(net, task.example(2))
     outputs = before.shape[-1] if before.dim() > 1 else 0
-    wide = grow(net, (heads - 1) * outputs, seed=seed) if outputs else net
+    wide = grown(net, (heads - 1) * outputs, None, seed) if outputs else net
     after = task.forward(wide, task.example(2))
     if after.shape != (*before.shape[:-1], heads * outputs) or not torch.allclose(after[..., :outputs], before):
         seen = f"outputs {tuple(before.shape)} became {tuple(after.shape)} with more rows in the last linear map"

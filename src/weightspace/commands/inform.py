@@ -6,7 +6,7 @@ import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from weightspace.checkpoint.architecture import ArchitectureError
 from weightspace.codes import sweep, weight_information
@@ -110,7 +110,17 @@ def inform(
         progress(what, 0, 0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", weight_information.Unconverged)  # it is among the notes
-            found.append(information(net, task, name, seed=seed, progress=partial(progress, what), **options, **how))
+            found.append(
+                information(
+                    net,
+                    task,
+                    cast(weight_information.Method, name),
+                    seed=seed,
+                    progress=partial(progress, what),
+                    **options,
+                    **how,
+                )
+            )
     swept = _swept(net, task, start, seed, one, progress) if curve else None
     total = score[0].loss * found[0].examples
     return Informed(

@@ -12,6 +12,8 @@ from torch import nn
 
 from weightspace.commands.scores import Score, scored
 from weightspace.commands.workspace import Workspace, file_names
+from weightspace.merging.card import About
+from weightspace.merging.folder import Carried, carried
 from weightspace.net.average import average
 from weightspace.net.net import Net
 from weightspace.path.divergence import Divergence, is_labelled
@@ -20,12 +22,15 @@ from weightspace.symmetry.symmetry import mean
 from weightspace.task.classification import classifies
 from weightspace.task.task import Task
 
-__all__ = ["Merged", "merge"]
+__all__ = ["Merged", "merge", "scores_of", "unlabelled"]
 
 
 @dataclass(frozen=True)
 class Merged:
-    """The aligned mean of networks, and the scores of each, of their plain mean and of their ensemble."""
+    """The aligned mean of networks, and the scores of each, of their plain mean and of their ensemble.
+
+    `narrowed`: of the mean of networks of several widths, brought back to a smaller one.
+    """
 
     names: list[str]
     out: str
@@ -37,10 +42,11 @@ class Merged:
     examples: int
     statistics_reset: bool
     notes: list[str]
+    narrowed: Score | None = None
 
     def scores(self) -> list[Score]:
         """Scores of the single networks, both means and the ensemble; an empty list without data."""
-        return [*self.singles, *(s for s in (self.naive, self.aligned, self.ensemble) if s is not None)]
+        return [*self.singles, *(s for s in (self.naive, self.aligned, self.narrowed, self.ensemble) if s is not None)]
 
     def data(self) -> dict[str, Any]:
         """As plain data."""
@@ -48,28 +54,43 @@ class Merged:
 
 
 def merge(space: Workspace, paths: Sequence[Path], out: Path) -> Merged:
-    """Align checkpoints, average them, and write the mean in the names, dtypes and metadata of the first."""
+    """Align checkpoints, average them, and write the mean in the names, dtypes and metadata of the first.
+
+    `out` without an ending is a folder, which gets what a Hugging Face folder needs to be loaded.
+    """
+    beside = Carried({}, ())
+    if out.suffix != ".safetensors":
+        beside = carried(paths, about=About({"method": "mean modulo symmetry"}))
     file, settings = space.open_file(paths[0]), space.settings
     first = file.net
     nets = [first, *(space.load(path) for path in paths[1:])]
     settings.progress(f"aligning {len(nets)} networks and averaging them", 0, 0)
     merged = mean(nets, space.group, data=space.align_on, seed=settings.seed)
     names = file_names(*paths)
-    scores = _merge_scores(space, names, nets, merged)
+    scores = scores_of(space, names, nets, merged, nets)
     settings.progress(f"writing {out.name}", 0, 0)
+    if beside.files and not out.is_dir():
+        out.mkdir()
     file.save(merged, out, f"mean of {len(nets)} networks modulo symmetry")
+    beside.write(out, settings.force)
     return Merged(
         names=names,
         out=str(out),
         group=str(space.group),
         examples=len(space.measure_on) if space.measure_on else 0,
         statistics_reset=bool(space.align_on) and has_statistics(first),
-        notes=[*space.group.notes, *_stale(first, space.align_on), *_unlabelled(space, nets, merged)],
+        notes=[
+            *space.group.notes,
+            *beside.notes,
+            *_stale(first, space.align_on),
+            *unlabelled(space, nets, merged, nets),
+        ],
         **scores,
     )
 
 
-def _merge_scores(space: Workspace, names: list[str], nets: list[Net], merged: Net) -> dict[str, Any]:
+def scores_of(space: Workspace, names: list[str], nets: list[Net], merged: Net, plain: list[Net]) -> dict[str, Any]:
+    """The scores of networks, of their mean, and of the plain average of `plain`, which are of one architecture."""
     task = space.measure_on
     if task is None or space.align_on is None or any(y is None for _, y in task.batches()):
         return {"singles": [], "naive": None, "aligned": None, "ensemble": None}
@@ -78,22 +99,22 @@ def _merge_scores(space: Workspace, names: list[str], nets: list[Net], merged: N
         progress("measuring", k, len(nets) + 2)
         singles += scored(task, net, name=name)
     progress("measuring", len(nets), len(nets) + 2)
-    naive, *_ = scored(task, reset_statistics(average(nets), space.align_on), name="mean as stored")
+    naive, *_ = scored(task, reset_statistics(average(plain), space.align_on), name="mean as stored")
     progress("measuring", len(nets) + 1, len(nets) + 2)
     aligned, *_ = scored(task, merged, name="mean after alignment and repair")
     return {"singles": singles, "naive": naive, "aligned": aligned, "ensemble": _ensemble(nets, task)}
 
 
-def _unlabelled(space: Workspace, nets: list[Net], merged: Net) -> list[str]:
+def unlabelled(space: Workspace, nets: list[Net], merged: Net, plain: list[Net]) -> list[str]:
     """What is measured in place of losses where the data have no labels."""
     if space.measure_on is None or space.align_on is None or is_labelled(space.measure_on):
         return []
     look = Divergence(space.measure_on, nets)
     with torch.no_grad():
-        plain, aligned = (float(look(net)) for net in (reset_statistics(average(nets), space.align_on), merged))
+        stored, aligned = (float(look(net)) for net in (reset_statistics(average(plain), space.align_on), merged))
     return [
         "the data have no labels, so no loss was measured; the divergence of the outputs from the mean outputs of the "
-        f"networks is {plain:.4g} for the mean as stored and {aligned:.4g} after alignment"
+        f"networks is {stored:.4g} for the mean as stored and {aligned:.4g} after alignment"
     ]
 
 

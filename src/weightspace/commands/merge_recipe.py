@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from weightspace.merging.methods import method
 from weightspace.merging.plan import Plan, planned
 from weightspace.merging.recipe import Recipe
 from weightspace.merging.stream import write
+from weightspace.merging.vocabulary import has_head
 from weightspace.net.net import Net
 
 __all__ = ["MergedFiles", "merge_by_file", "merge_by_recipe"]
@@ -88,6 +89,7 @@ def merge_by_recipe(paths: Sequence[Path], out: Path, recipe: Recipe, asked: Ask
         plan = on_data(parents, recipe, settings, looking)
     else:
         plan = planned(sources[:count], sources[count] if parents.base else None, recipe, asked.rules, names)
+    changes = replace(changes, tied=not has_head(row.name for row in plan.rows if row.action != "left out"))
     beside = _beside(parents, out, recipe, asked, changes)
     whole = _written(plan, out, beside, asked, settings)
     scores = [] if looking is None else scores_of(parents, whole, settings, looking)

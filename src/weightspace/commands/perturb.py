@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from weightspace.commands.data import splits
 from weightspace.commands.scores import Score, scored
@@ -55,7 +55,7 @@ def perturb(
     file, seed = settings.open(path), settings.seed
     net = file.net
     task = splits(data, limit, seed)[1] if data is not None else None
-    other = perturbation.perturb(net, relative, seed=seed, kind=kind, bits=bits, share=share)
+    other = perturbation.perturb(net, relative, seed=seed, kind=cast(perturbation.Kind, kind), bits=bits, share=share)
     names = perturbation.movable(net)
     measured = expected = scores = None
     if task is not None:

@@ -69,7 +69,7 @@ class Opened:
         tensors = net.tensors
         self.write(self.moved(lambda name, tensor: tensors[name].to(tensor.dtype)), out, note)
 
-    def write(self, tensors: Stored, out: Path, note: str | None = None) -> None:
+    def write(self, tensors: Mapping[str, Tensor], out: Path, note: str | None = None) -> None:
         """Write tensors with the metadata of this file. Raises `WeightspaceError`."""
         said = {} if note is None else {"weightspace": note}
         writer.save(tensors, out, force=self.settings.force, metadata={**self.metadata, **said})

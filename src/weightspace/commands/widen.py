@@ -1,7 +1,8 @@
-"""`weightspace widen` and `weightspace grow`: write a network with more units, or with more outputs."""
+"""`weightspace widen`, `deepen` and `grow`: write a network with more units, more layers, or more outputs."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ from weightspace.checkpoint.architecture import ArchitectureError
 from weightspace.commands.data import splits
 from weightspace.commands.settings import Settings
 from weightspace.commands.workspace import example_for
+from weightspace.net.growing import grow as more_outputs
 from weightspace.net.inputs import carried
 from weightspace.net.net import Net
-from weightspace.net.net import grow as more_outputs
+from weightspace.net.state import seeded
+from weightspace.symmetry.depths import deepen as more_layers
 from weightspace.symmetry.widths import New, widening
 from weightspace.task.outputs import logits
 
-__all__ = ["Resized", "grow", "widen"]
+__all__ = ["Resized", "deepen", "grow", "widen"]
 
 
 @dataclass(frozen=True)
@@ -27,13 +30,15 @@ class Resized:
     """A network in a larger architecture: what grew, and how much its outputs changed.
 
     `axes`: (name, size, new size) of the axes of units that grew; `shapes`: of every tensor that changed, (name, shape,
-    new shape); `function`: |f_after - f_before| / |f_before| on the outputs that were there, which is rounding.
+    new shape); `layers`: of layers with weights, (class, how many, how many now); `function`: |f_after - f_before| /
+    |f_before| on the outputs that were there, which is rounding.
     """
 
     name: str
     out: str
     axes: list[tuple[str, int, int]]
     shapes: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
+    layers: list[tuple[str, int, int]]
     weights: tuple[int, int]
     function: float
 
@@ -71,6 +76,21 @@ def widen(
     return done
 
 
+def deepen(path: Path, out: Path, *, to: str, example: str | None, data: str | None, settings: Settings) -> Resized:
+    """`symmetry.deepen` a checkpoint and write it in the names of the deeper architecture. Raises `WeightspaceError`.
+
+    `to`: the deeper architecture, as --arch takes it; weights of new branches are drawn from the seed.
+    """
+    file = settings.open(path)
+    task = splits(data, 2, settings.seed)[0] if data is not None else None
+    shown = carried(example_for(file.template.architecture, task, example, settings.seed), file.net)
+    settings.progress(f"deepening {path.name}", 0, 0)
+    deep = more_layers(file.net, _architecture(to, settings, "no architecture"), shown)
+    done = _resized(path, out, file.net, deep, [], shown)
+    file.write(deep.tensors, out, "deepened")
+    return done
+
+
 def grow(
     path: Path, out: Path, *, outputs: int, layer: str | None, example: str | None, data: str | None, settings: Settings
 ) -> Resized:
@@ -78,13 +98,7 @@ def grow(
     file = settings.open(path)
     task = splits(data, 2, settings.seed)[0] if data is not None else None
     shown = carried(example_for(file.template.architecture, task, example, settings.seed), file.net)
-    wide = more_outputs(file.net, outputs, layer, settings.seed)
-    before, after = (logits(one(carried(shown, one))).shape[-1] for one in (file.net, wide))
-    if after != before + outputs:
-        raise ArchitectureError(
-            f"the {'last' if layer is None else 'chosen'} linear layer does not make the outputs, of which there would "
-            f"be {after} and not {before + outputs}; give --layer with the name of the one that does"
-        )
+    wide = more_outputs(file.net, outputs, layer, settings.seed, shown)
     done = _resized(path, out, file.net, wide, [], shown)
     file.save(wide, out, f"{outputs} more outputs")
     return done
@@ -95,10 +109,14 @@ def _target(to: str, settings: Settings) -> float | Net:
     try:
         return float(to)
     except ValueError:
-        if ":" not in to and not Path(to).exists():
-            raise ArchitectureError(
-                f"--to {to!r} is neither a factor, such as 2, nor an architecture, as --arch takes it"
-            ) from None
+        return _architecture(to, settings, "neither a factor, such as 2, nor an architecture")
+
+
+def _architecture(to: str, settings: Settings, what: str) -> Net:
+    """The network of an architecture, its weights drawn from the seed. Raises `ArchitectureError`."""
+    if ":" not in to and not Path(to).exists():
+        raise ArchitectureError(f"--to {to!r} is {what}, as --arch takes it")
+    with seeded(settings.seed):
         return Net.of(architecture.find(to, [], settings.trust_code))
 
 
@@ -112,9 +130,16 @@ def _resized(path: Path, out: Path, net: Net, larger: Net, axes: list[tuple[str,
     shapes = [
         (name, tuple(tensor.shape), tuple(larger.tensors[name].shape))
         for name, tensor in net.tensors.items()
-        if tensor.shape != larger.tensors[name].shape
+        if name in larger.tensors and tensor.shape != larger.tensors[name].shape
     ]
-    return Resized(path.name, str(out), axes, shapes, (net.weights.numel, larger.weights.numel), drift)
+    had, has = _layers(net), _layers(larger)
+    layers = [(kind, had[kind], has[kind]) for kind in has if has[kind] != had[kind]]
+    return Resized(path.name, str(out), axes, shapes, layers, (net.weights.numel, larger.weights.numel), drift)
+
+
+def _layers(net: Net) -> Counter[str]:
+    """How many layers with weights there are of each class."""
+    return Counter(type(m).__name__ for m in net.architecture.modules() if [*m.parameters(recurse=False)])
 
 
 def _epsilon(net: Net) -> float:

@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = handed_on(
         "result": ["Flow", "Record"],
         "sharpness": ["neighbourhood"],
         "stepper": ["flow"],
+        "narrowing": ["narrow"],
         "morphing": ["least_loss", "Morph", "morph", "Stage"],
         "ensembles": ["coherence", "disagreement", "ensemble", "swag"],
         "cycles": ["Cycle", "fge", "snapshots"],

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import fx, nn
 
-__all__ = ["answer", "answer_only", "beside", "plain_experts"]
+__all__ = ["answer", "answer_only", "beside", "keeps_cache", "plain_experts"]
 
 
 _INSIDE = ("state", "past_key_values", "cache", "mems", "attentions")
@@ -50,6 +50,11 @@ def answer_only(exported: Any) -> dict[str, list[fx.Node]]:
             kept += piece
     node.args = (tuple(kept),)
     return taken
+
+
+def keeps_cache(module: nn.Module) -> bool:
+    """Whether a model is configured to return the keys and values that it computed, for the next tokens."""
+    return any(getattr(getattr(part, "config", None), "use_cache", False) is True for part in module.modules())
 
 
 @contextlib.contextmanager

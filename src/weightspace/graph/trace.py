@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
-from weightspace.graph.pretrained import answer_only, plain_experts
+from weightspace.graph.pretrained import answer_only, keeps_cache, plain_experts
 from weightspace.graph.rules import known
 from weightspace.net.errors import SymmetryError, first_line
 from weightspace.net.inputs import arguments
@@ -272,6 +272,11 @@ def _of_functorch(node: fx.Node) -> bool:
 
 
 def _export_failure(module: nn.Module, error: Exception) -> str:
+    if keeps_cache(module) and "Cache'" in str(error):
+        return (
+            f"{type(module).__name__} returns its cache, which cannot be exported; set model.config.use_cache = False, "
+            "or make the model of a configuration with use_cache=False"
+        )
     return (
         f"{type(module).__name__} cannot be exported ({type(error).__name__}: {first_line(error)}); check that the "
         "example is an input of this module and that its control flow does not depend on data"

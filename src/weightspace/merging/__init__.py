@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = handed_on(
     {
         "adapted": ["Adapted", "into_base"],
         "adapters": ["AdapterDistance", "adapter_distance", "merge_adapters"],
+        "advice": ["Advice", "Interference", "advise", "interference"],
         "extracted": ["extract"],
         "lora_folder": ["LoRA", "NewAdapter", "lora"],
         "methods": ["METHODS"],
@@ -18,5 +19,11 @@ __getattr__, __dir__, __all__ = handed_on(
         "networks": ["merged_net"],
         "weighing": ["fisher_mean", "importances", "inner_products", "regmean"],
         "tuning": ["Adapted", "adamerging", "adamerging_cost", "tune", "tune_cost", "Tuned"],
+        "vocabulary": ["Numbering", "in_one_vocabulary", "renumbered"],
+        "configuration": ["Changes"],
+        "card": ["About"],
+        "folder": ["carried"],
+        "mergekit_file": ["recipe_of"],
+        "mergekit_plan": ["plan_of"],
     },
 )

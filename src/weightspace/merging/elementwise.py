@@ -13,6 +13,7 @@ from weightspace.merging.thresholds import largest
 from weightspace.net.errors import WeightspaceError
 
 __all__ = [
+    "agreeing",
     "consensus",
     "fisher",
     "fusion",
@@ -40,6 +41,19 @@ def shares(part: Part, settings: Settings, normalize: bool = True) -> list[float
     if abs(scale) <= 1e-12 * sum(map(abs, settings.weights)):
         raise WeightspaceError(f"the weights of {part.name!r} sum to zero; give others, or normalize=0")
     return [weight / scale for weight in settings.weights]
+
+
+def agreeing(deltas: Sequence[Tensor], weights: Sequence[float], rises: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of the entries that are positive where `rises`, or negative elsewhere; and the sum of their weights.
+
+    The vectors are overwritten.
+    """
+    sign = torch.where(rises, 1.0, -1.0).to(deltas[0].dtype)
+    total, mass = torch.zeros_like(sign), torch.zeros_like(sign)
+    for delta, weight in zip(deltas, weights, strict=True):
+        mass.add_(delta.mul_(sign) > 0, alpha=weight)
+        total.add_(delta.clamp_(min=0))
+    return total.mul_(sign), mass
 
 
 def linear(part: Part, settings: Settings) -> Combine:
@@ -144,11 +158,9 @@ def sce(part: Part, settings: Settings) -> Combine:
     def combine(piece: Piece) -> Tensor:
         deltas = selected(piece)
         rises = summed(deltas, [1.0] * size) >= 0
-        total, mass = torch.zeros_like(deltas[0]), torch.zeros_like(deltas[0])
         for delta, weight in zip(deltas, weights, strict=True):
-            kept = torch.where(rises, delta > 0, delta < 0)
-            total.add_(delta.mul_(kept), alpha=weight)
-            mass.add_(kept, alpha=weight)
+            delta.mul_(weight)
+        total, mass = agreeing(deltas, weights, rises)
         return total.div_(torch.where(mass > 0, mass, 1.0)).add_(_base(piece))
 
     return combine
@@ -188,7 +200,12 @@ def _divergence(parent: Tensor, base: Tensor) -> Tensor:
 
 
 def _variance(piece: Piece) -> Tensor:
-    return torch.stack(piece.deltas).var(0, correction=0)
+    deltas = piece.deltas
+    mean = summed(deltas, [1 / len(deltas)] * len(deltas))
+    total = torch.zeros_like(mean)
+    for delta in deltas:
+        total.add_(delta.sub_(mean).square_(), alpha=1 / len(deltas))
+    return total
 
 
 def _base(piece: Piece) -> Tensor:

@@ -6,6 +6,7 @@ a configuration asks for is copied only where that is allowed.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -78,11 +79,11 @@ def home_of(path: Path) -> Path | None:
 
 @public
 def carried(
-    parents: Sequence[Path],
-    base: Path | None = None,
+    parents: Sequence[str | os.PathLike[str]],
+    base: str | os.PathLike[str] | None = None,
     *,
     changes: Changes | None = None,
-    tokenizer: str | Path | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
     chat_template: str | None = None,
     about: About | None = None,
     remote_code: bool = False,
@@ -111,16 +112,17 @@ def carried(
     ...     sorted(carried(folders).files)
     ['README.md', 'config.json']
     """
-    homes = [home_of(path) for path in [*parents, *([base] if base is not None else [])]]
+    paths, origin = [Path(path) for path in parents], None if base is None else Path(base)
+    homes = [home_of(path) for path in [*paths, *([origin] if origin is not None else [])]]
     folders = [home for home in homes if home is not None]
     if not folders:
         return Carried({}, ("no config.json beside the parents: nothing but the weights is written",))
     first, changes = folders[0], changes or Changes()
-    notes = [] if homes[0] is not None else [f"{parents[0]} has no config.json; that of {said_name(first)} was taken"]
+    notes = [] if homes[0] is not None else [f"{paths[0]} has no config.json; that of {said_name(first)} was taken"]
     config, said = merged_config([*map(config_of, folders)], [*map(said_name, folders)], changes)
     notes += said
     of_base = folders[-1] if base is not None and homes[-1] is not None else None
-    made, moved, said = tokenizer_files(folders, of_base, tokenizer)
+    made, moved, said = tokenizer_files(folders, of_base, None if tokenizer is None else os.fspath(tokenizer))
     notes += said
     made |= {name: path for name in (*_BESIDE, GENERATION) if (path := inside(first, name)) is not None}
     made |= _sentences(first, notes) | _licences(folders, notes)
@@ -135,7 +137,7 @@ def carried(
         settings = plain(made.get(SETTINGS))
         if settings.pop("chat_template", None) is not None:
             made[SETTINGS] = as_text(settings)
-    text, said = card(list(parents), base, about or About())
+    text, said = card(paths, origin, about or About())
     return Carried({CONFIG: as_text(config), **made, CARD: text.encode()}, (*notes, *said))
 
 

@@ -22,8 +22,10 @@ from weightspace.net.public import public
 __all__ = ["MergeFile", "Slice", "Source", "recipe_of"]
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
-_TOP = ("merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source")
-_TOP = (*_TOP, "tokenizer", "chat_template")
+_TOP = (
+    *("merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source"),
+    *("tokenizer", "chat_template"),
+)
 _LORA = "weightspace merges an adapter into its base first: give the folder of that network"
 
 

@@ -22,10 +22,12 @@ from weightspace.merging.plan import Plan, Row
 from weightspace.merging.recipe import Recipe
 from weightspace.merging.tokenizer_files import CHAT, SETTINGS
 from weightspace.merging.tokens import tokens_of
-from weightspace.merging.vocabulary import has_head, in_one_vocabulary, shapes_of
+from weightspace.merging.vocabulary import has_head, in_one_vocabulary, shapes_of, tied_to
 from weightspace.net.public import public
 
 __all__ = ["FilePlan", "plan_of"]
+
+_HASHED = 4_000_000_000  # bytes of models up to which all their numbers are hashed
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,17 @@ class FilePlan:
 
     @public
     def carried(self, about: About | None = None, remote_code: bool = False) -> Carried:
-        """What the merged folder needs besides the weights: see `folder.carried`."""
+        """What the merged folder needs besides the weights: see `folder.carried`.
+
+        Without `about`, the card has the file's text, and hashes of all numbers where the models have less than 4 GB.
+        """
         file = self.file
         order = _order(file)
         base = None if file.base is None else file.models[file.base]
         parents = [file.models[k] for k in order if k != file.base] or [file.models[k] for k in order]
-        about = about or About(recipe=file.path.read_text(encoding="utf-8"))
+        if about is None:
+            large = sum(read(path).nbytes for path in file.models) > _HASHED
+            about = About(recipe=file.path.read_text(encoding="utf-8"), quick=large)
         return carried(
             parents, base, changes=self.changes, tokenizer=file.tokenizer, chat_template=_template(file, order),
             about=about, remote_code=remote_code,
@@ -83,7 +90,9 @@ def plan_of(merge: MergeFile, sources: Sequence[Mapping[str, Tensor]] | None = N
     if not any(row.action == "merged" for row in found) and merge.method != "passthrough":
         raise CheckpointError(f"{merge.path}: the models have no tensor in common; give models of one architecture")
     used = METHODS[merge.method].base != "unused" if merge.method in METHODS else False
-    plan = Plan(views, views[merge.base] if used and merge.base is not None else None, found)
+    base = merge.base if used else None
+    labels = [path.name for path in [*merge.models, *([] if base is None else [merge.models[base]])]]
+    plan = Plan(views, None if base is None else views[base], found, labels)
     names = [row.name for row in found]
     changes = Changes(rows, made.layers or None, merge.dtype, not has_head(names))
     return FilePlan(merge, plan, changes, tuple([*notes, *made.notes]))
@@ -202,7 +211,8 @@ class _Rows:
 
     def row(self, part: Slice, name: str, names: Sequence[str], depth: float) -> Row:
         """The row of one tensor: merged, or copied where it cannot be."""
-        pairs = [*zip(part.sources, names, strict=True)]
+        pairs = [(source, self.there(source, there)) for source, there in zip(part.sources, names, strict=True)]
+        tied = [self.called(source) for (source, there), own in zip(pairs, names, strict=True) if there != own]
         have = [(source, there) for source, there in pairs if there in self.shapes[source.model]]
         shape = self.shapes[have[0][0].model][have[0][1]]
         if unlike := [p for p in have if self.shapes[p[0].model][p[1]] != shape]:
@@ -228,7 +238,13 @@ class _Rows:
             parents = sorted(parents, key=lambda p: p[0].model != self.file.base)
         used = tuple((source.model, there) for source, there in parents)
         recipe.check(len(used), base is not None)
-        return replace(row, action="merged", sources=used, base=base, recipe=recipe)
+        why = f"tied in {some(tied)}" if tied else ""
+        return replace(row, action="merged", sources=used, base=base, recipe=recipe, why=why)
+
+    def there(self, source: Source, name: str) -> str:
+        """The name of a tensor in a model: of a head that it lacks, of the embedding that it is tied to."""
+        shapes = self.shapes[source.model]
+        return name if name in shapes else tied_to(name, shapes) or name
 
     def called(self, source: Source) -> str:
         return self.file.models[source.model].name
@@ -256,22 +272,27 @@ class _Rows:
                 raise CheckpointError(f"{self.file.path}: slerp goes from base_model to one other model; give both")
             t = options.pop("t")
             weights = [1 - t, t]
-        for key, values in own.items():
-            if len({*values}) > 1:
-                seen = f"{key} is {' and '.join(f'{v:g}' for v in values)} for the models of {name!r}"
-                raise CheckpointError(f"{self.file.path}: {seen}; {method} takes one for all")
-            options |= {key: values[0]} if values else {}
+        differ = {key: tuple(own.pop(key)) for key, values in [*own.items()] if len({*values}) > 1}
+        options |= {key: values[0] for key, values in own.items() if values}
         kept = {known.ours.get(key, key): value for key, value in options.items() if key not in known.unlike}
         defaults = {known.ours.get(k, k): v for k, v in {**known.by_model, **known.by_merge}.items()}
         for key in [key for key in kept if key not in self.options]:
             if kept.pop(key) != defaults[key]:
                 raise CheckpointError(f"{self.file.path}: {method} has no {key} here; leave it out")
-        return self.made(method, None if weights is None else tuple(weights), kept)
+        return self.made(method, None if weights is None else tuple(weights), kept, differ)
 
-    def made(self, method: str, weights: tuple[float, ...] | None, options: Mapping[str, float]) -> Recipe:
-        key = (method, weights, tuple(sorted(options.items())))
+    def made(
+        self,
+        method: str,
+        weights: tuple[float, ...] | None,
+        options: Mapping[str, float],
+        own: Mapping[str, tuple[float, ...]] | None = None,
+    ) -> Recipe:
+        """The recipe of these numbers, the same one for all tensors that have them."""
+        own = own or {}
+        key = (method, weights, tuple(sorted(options.items())), tuple(sorted(own.items())))
         if key not in self.recipes:
-            self.recipes[key] = Recipe(method, weights, dict(options), self.seed, self.file.dtype)
+            self.recipes[key] = Recipe(method, weights, dict(options), self.seed, self.file.dtype, dict(own))
         return self.recipes[key]
 
     def value(self, part: Slice, key: str, source: Source | None, name: str, depth: float) -> float:

@@ -36,8 +36,9 @@ options; formulas and sources are with the functions.
 Options and formulas are those of mergekit 0.1.5 where it has the method; `scale` is its lambda, and weights 1 - t and t
 are its t of slerp. Other defaults there: density 1, and for karcher max_iter 10, tol 1e-5, equal weights. Other results
 here: DARE and DELLA divide by the probability that an entry is kept, as their papers do (there each tensor gets its L1
-norm back); slerp and nuslerp are linear to a network that is zero; small norms and weights have no floor (1e-6 there);
-of equal magnitudes the first are kept (any there); a weighted mean whose weights sum to zero is refused.
+norm back); slerp and nuslerp are linear to a network that is zero; norms and the energies of sce have no floor (those
+below 1e-6 count as equal there, and most fine-tunes are); the divergence of arcee_fusion is in float64; of equal
+magnitudes the first are kept (any there); a weighted mean whose weights sum to zero is refused.
 """
 
 from __future__ import annotations
@@ -148,7 +149,13 @@ _ALL = (
         beside="inner products",
     ),
 )  # fmt: skip
-METHODS: Mapping[str, Method] = {entry.name: replace(entry, limits=_LIMITS) for entry in _ALL}
+_OWN = ("density", "epsilon", "gamma")  # of sparse methods, for each network
+METHODS: Mapping[str, Method] = {
+    entry.name: replace(
+        entry, limits=_LIMITS, own=tuple(name for name in _OWN if name in entry.options and entry.name != "knots_ties")
+    )
+    for entry in _ALL
+}
 
 
 def method(name: str) -> Method:

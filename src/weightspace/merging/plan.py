@@ -292,6 +292,8 @@ class _Matching:
         recipe = self.recipe
         if recipe.weights is not None and len(have) < len(self.forms):
             recipe = replace(recipe, weights=[recipe.weights[k] for k in have])
+        if recipe.own and len(have) < len(self.forms):
+            recipe = replace(recipe, own={name: [each[k] for k in have] for name, each in recipe.own.items()})
         sources = tuple((k, h.name) for k, h in have.items())
         return Row(name, action, sources, first.shape, dtype or first.dtype, recipe)
 

@@ -26,8 +26,9 @@ class Recipe:
 
     `method`: a name in `METHODS`. `weights`: one for each parent, each a number, a gradient over the layers or a
     mapping from patterns of names (see `schedule.value_at`); None is 1 for each. `options`: numbers of the method, each
-    of these forms too; those not given have the method's defaults. `seed`: of random masks, which depend on it, on the
-    tensor's name and on the parent alone. Raises `WeightspaceError` for an unknown method or option.
+    of these forms too; those not given have the method's defaults. `own`: options that differ by parent (density and
+    the like of sparse methods), a list with one for each. `seed`: of random masks, which depend on it, on the tensor's
+    name and on the parent alone. Raises `WeightspaceError` for an unknown method or option.
     """
 
     method: str = "linear"
@@ -35,6 +36,7 @@ class Recipe:
     options: Mapping[str, Schedule] = field(default_factory=dict)
     seed: int = 0
     dtype: torch.dtype | None = None  # of the merged tensors; None keeps that of the first parent
+    own: Mapping[str, Sequence[Schedule]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         known = method(self.method).options
@@ -42,12 +44,20 @@ class Recipe:
             if name not in known:
                 has = f"has {', '.join(known)}" if known else "has none"
                 raise WeightspaceError(f"{self.method} has no option {name!r}; it {has}")
+        by_parent = method(self.method).own
+        for name in self.own:
+            if name not in by_parent:
+                has = f"{', '.join(by_parent)} may" if by_parent else "none may"
+                raise WeightspaceError(f"{name!r} of {self.method} is one for all networks; {has} differ by network")
 
     def check(self, parents: int, base: bool) -> None:
         """Raise `WeightspaceError` unless the recipe fits this number of parents, and a base is there if needed."""
         found = method(self.method)
         if self.weights is not None and len(self.weights) != parents:
             raise WeightspaceError(f"{len(self.weights)} weights for {parents} networks; give one for each")
+        for name, numbers in self.own.items():
+            if len(numbers) != parents:
+                raise WeightspaceError(f"{len(numbers)} numbers of {name} for {parents} networks; give one for each")
         if found.base == "needed" and not base:
             raise WeightspaceError(f"{found.name} adds task vectors to a base network; give it as base (--base)")
         if parents < found.least or (found.most is not None and parents > found.most):
@@ -66,6 +76,7 @@ class Recipe:
             tuple(value_at(weight, name, depth) for weight in weights),
             {key: value_at(value, name, depth) for key, value in options.items()},
             derived(self.seed, "merge", name),
+            {key: tuple(value_at(value, name, depth) for value in values) for key, values in self.own.items()},
         )
         found.check(settings)
         return settings

@@ -19,11 +19,23 @@ Combine: TypeAlias = Callable[[Piece], Tensor]
 
 @dataclass(frozen=True)
 class Settings:
-    """The weights of the parents and the numbers of the method, for one tensor; `seed` is of this tensor alone."""
+    """The weights of the parents and the numbers of the method, for one tensor; `seed` is of this tensor alone.
+
+    `own`: options that differ by parent, one number for each.
+    """
 
     weights: tuple[float, ...]
     options: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
+    own: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    def of(self, name: str, k: int) -> float:
+        """An option as it is for parent k."""
+        return self.own[name][k] if name in self.own else self.options[name]
+
+    def each(self, name: str) -> list[float]:
+        """An option of every parent."""
+        return [self.of(name, k) for k in range(len(self.weights))]
 
 
 class Within(NamedTuple):
@@ -50,7 +62,8 @@ class Method:
     `make(part, settings)` gives a function of pieces, after passes over the part if it needs statistics of the whole
     tensor, or the merged tensor itself where a method needs the whole matrix. `base`: whether a base is needed,
     used where there is one, or not used. `options`: names and default values. `limits`: what they may be, by name.
-    `beside`: what `Part.beside` has to hold. `most`: the most parents it takes. `say`: a line for a table of methods.
+    `own`: options that may differ by parent. `beside`: what `Part.beside` has to hold. `most`: the most parents it
+    takes. `say`: a line for a table of methods.
     """
 
     name: str
@@ -61,6 +74,7 @@ class Method:
     least: int = 1
     most: int | None = None
     limits: Mapping[str, Within] = field(default_factory=dict)
+    own: tuple[str, ...] = ()
     beside: Literal["", "importances", "inner products"] = ""
 
     def check(self, settings: Settings) -> None:
@@ -70,5 +84,6 @@ class Method:
                 raise WeightspaceError(f"a weight of {weight} for a network; give finite weights")
         for name, value in settings.options.items():
             allowed = self.limits.get(name, Within())
-            if value not in allowed:
-                raise WeightspaceError(f"{self.name} takes a {name} {allowed}, not {value:g}")
+            for number in settings.own.get(name, (value,)):
+                if number not in allowed:
+                    raise WeightspaceError(f"{self.name} takes a {name} {allowed}, not {number:g}")

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from weightspace.merging.elementwise import shares, summed
+from weightspace.merging.elementwise import agreeing, shares, summed
 from weightspace.merging.part import Part, Piece
 from weightspace.merging.settings import Combine, Settings
 from weightspace.merging.thresholds import Cut, largest
@@ -91,19 +91,11 @@ def breadcrumbs_ties(part: Part, settings: Settings) -> Combine:
 def elect(deltas: list[Tensor], weights: tuple[float, ...]) -> tuple[Tensor, Tensor]:
     """The sum of the weighted entries that have the sign of their sum, and the sum of their weights, entry by entry.
 
-    The task vectors are overwritten by w_i tau_i. A sum of zero counts as positive.
+    The task vectors are overwritten. A sum of zero counts as positive.
     """
     for delta, weight in zip(deltas, weights, strict=True):
         delta.mul_(weight)
-    up, down = torch.zeros_like(deltas[0]), torch.zeros_like(deltas[0])
-    for delta in deltas:
-        up.add_(delta.clamp(min=0))
-        down.add_(delta.clamp(max=0))
-    rises = up + down >= 0
-    mass = torch.zeros_like(up)
-    for delta, weight in zip(deltas, weights, strict=True):
-        mass.add_(torch.where(rises, delta > 0, delta < 0).to(mass.dtype), alpha=weight)
-    return torch.where(rises, up, down), mass
+    return agreeing(deltas, weights, summed(deltas, [1.0] * len(deltas)) >= 0)
 
 
 def uniform(seed: int, start: int, stop: int) -> Tensor:
@@ -136,10 +128,10 @@ def _merged(part: Part, settings: Settings, sparse: Sparse, *, vote: bool) -> Co
 
 
 def _trimmed(part: Part, settings: Settings) -> Sparse:
-    density, size = settings.options["density"], part.shape.numel()
-    if density == 1 or not size:
+    densities, size = settings.each("density"), part.shape.numel()
+    if {*densities} == {1} or not size:
         return _whole
-    cuts = _cuts(part, [max(1, int(density * size))])
+    cuts = _cuts(part, [[max(1, int(density * size))] for density in densities])
 
     def sparse(piece: Piece) -> list[Tensor]:
         deltas = piece.deltas
@@ -151,12 +143,15 @@ def _trimmed(part: Part, settings: Settings) -> Sparse:
 
 
 def _between(part: Part, settings: Settings) -> Sparse:
-    density, size = settings.options["density"], part.shape.numel()
-    if density == 1 or not size:
+    densities, size = settings.each("density"), part.shape.numel()
+    if {*densities} == {1} or not size:
         return _whole
-    kept = int(density * size)
-    last = min(size, kept + int(settings.options["gamma"] * size))
-    cuts = _cuts(part, [last, last - kept])
+    counts = []
+    for density, gamma in zip(densities, settings.each("gamma"), strict=True):
+        kept = int(density * size)
+        last = min(size, kept + int(gamma * size))
+        counts.append([last, last - kept])
+    cuts = _cuts(part, counts)
 
     def sparse(piece: Piece) -> list[Tensor]:
         deltas = piece.deltas
@@ -169,35 +164,38 @@ def _between(part: Part, settings: Settings) -> Sparse:
 
 
 def _dropped(settings: Settings) -> Sparse:
-    density = settings.options["density"]
-    if density == 1:
+    densities = settings.each("density")
+    if {*densities} == {1}:
         return _whole
-    factor = 1 / density if settings.options["rescale"] else 1.0
 
     def sparse(piece: Piece) -> list[Tensor]:
         deltas = piece.deltas
-        for delta, drawn in zip(deltas, _drawn(settings, piece), strict=True):
-            delta.mul_(drawn < density).mul_(factor)
+        for delta, drawn, density in zip(deltas, _drawn(settings, piece), densities, strict=True):
+            delta.mul_(drawn < density).mul_(1 / density if settings.options["rescale"] else 1.0)
         return deltas
 
     return sparse
 
 
 def _by_rank(part: Part, settings: Settings) -> Sparse:
-    density, epsilon = settings.options["density"], settings.options["epsilon"]
-    if density == 1:
+    shares_of = [*zip(settings.each("density"), settings.each("epsilon"), strict=True)]
+    if all(density == 1 for density, _ in shares_of):
         return _whole
-    if not 0 < density - epsilon <= density + epsilon <= 1:
-        raise WeightspaceError(
-            f"density - epsilon and density + epsilon are probabilities, not {density - epsilon:g} and "
-            f"{density + epsilon:g}; take a smaller epsilon"
-        )
+    for density, epsilon in shares_of:
+        if density < 1 and not 0 < density - epsilon <= density + epsilon <= 1:
+            raise WeightspaceError(
+                f"density - epsilon and density + epsilon are probabilities, not {density - epsilon:g} and "
+                f"{density + epsilon:g}; take a smaller epsilon"
+            )
     vectors = len(part.shape) < 2  # one row, which pieces may cut
     rows = [_ranks((part.parent(k) - part.origin()).view(1, -1)) for k in range(len(part.sources)) if vectors]
 
     def sparse(piece: Piece) -> list[Tensor]:
         deltas = piece.deltas
         for k, (delta, drawn) in enumerate(zip(deltas, _drawn(settings, piece), strict=True)):
+            density, epsilon = shares_of[k]
+            if density == 1:
+                continue
             span = slice(piece.start, piece.start + delta.numel())
             ranks = rows[k][span] if vectors else _ranks(delta.view(-1, part.row))
             kept = ranks.mul(2 * epsilon).add_(density - epsilon)
@@ -228,13 +226,13 @@ def _drawn(settings: Settings, piece: Piece) -> list[Tensor]:
     ]
 
 
-def _cuts(part: Part, counts: list[int]) -> list[list[Cut]]:
-    """The cuts that leave the largest so many magnitudes of every task vector."""
+def _cuts(part: Part, counts: list[list[int]]) -> list[list[Cut]]:
+    """The cuts that leave the largest so many magnitudes of every task vector, by task vector."""
 
     def sizes(piece: Piece) -> list[Tensor]:
         return [delta.abs_() for delta in piece.deltas]
 
-    return largest(part, sizes, [counts] * len(part.sources))
+    return largest(part, sizes, counts)
 
 
 def _restored(part: Part, settings: Settings, sparse: Sparse) -> Sparse:

@@ -70,7 +70,8 @@ def iso_cts(part: Part, settings: Settings) -> Combine | Tensor:
         found = [total]
         for task in _tasks(part, settings) if own else ():
             found.append(_singular(task - total.left @ (total.left.mT @ task), like=task).cut(own))
-        return _added(part, settings, _flat(*(torch.cat(side, -1) for side in zip(*found, strict=True)), whiten=True))
+        left, values, right = (torch.cat(side, -1) for side in zip(*found, strict=True))
+        return _added(part, settings, _flat(_orthonormal(left), values, _orthonormal(right)))
 
 
 def tsv_m(part: Part, settings: Settings) -> Combine | Tensor:
@@ -206,12 +207,9 @@ def _singular(matrix: Tensor, like: Tensor | None = None) -> _Singular:
     return _Singular(left, values, right.mT).cut(rank)
 
 
-def _flat(left: Tensor, values: Tensor, right: Tensor, whiten: bool = False) -> Tensor:
-    """mean(s) U V^T, of the nearest orthonormal U and V with `whiten`."""
-    if not values.numel():
-        return left @ right.mT
-    sides = (_orthonormal(left), _orthonormal(right)) if whiten else (left, right)
-    return sides[0] @ sides[1].mT * values.mean()
+def _flat(left: Tensor, values: Tensor, right: Tensor) -> Tensor:
+    """mean(s) U V^T."""
+    return left @ right.mT * (values.mean() if values.numel() else 0.0)
 
 
 def _orthonormal(columns: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from weightspace.jobs.progress import Tick
 from weightspace.merging.methods import method
 from weightspace.merging.networks import merged_net
 from weightspace.merging.recipe import Recipe
+from weightspace.net.average import lifted
 from weightspace.net.cost import Cost
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
@@ -174,9 +175,9 @@ def adamerging(
 
     `tasks`: inputs of what the networks are for; labels are not looked at. `layerwise`: a coefficient for every network
     and tensor, else for every network. All begin at `start`, and stay in [0, 1]. A step takes `batch` examples of every
-    task. The state is the mean of the networks; frozen weights are those of the base. Classes alone: raises
-    `WeightspaceError` for a single output, and for outputs that are not finite. `adamerging_cost` says before what it
-    takes.
+    task. Half precision is computed in float32. The state is the mean of the networks; frozen weights are those of the
+    base. Classes alone: raises `WeightspaceError` for a single output, and for outputs that are not finite.
+    `adamerging_cost` says before what it takes.
 
     >>> import weightspace as ws
     >>> (base, task), nets = ws.demo.example(0), [ws.demo.example(seed)[0] for seed in (1, 2)]
@@ -186,6 +187,7 @@ def adamerging(
     """
     if not tasks or steps < 1 or batch < 1 or not lr > 0 or not 0 <= start <= 1:
         raise WeightspaceError("AdaMerging takes a task or more, steps and a batch from 1, lr above 0, start in [0, 1]")
+    own, (base, *nets) = base, lifted([base, *nets])
     mix = _Mix.of(nets, base, start)
     shared = torch.full((len(nets), len(mix.names) if layerwise else 1), start, dtype=torch.float64, device="cpu")
     adam = torch.optim.Adam([shared.requires_grad_()], lr=lr)
@@ -202,8 +204,9 @@ def adamerging(
         if progress is not None:
             progress(step + 1, steps)
     found = mix.at(shared.detach())
+    net = own.at(own.weights.replace(found.weights), own.state.replace(found.state))
     coefficients = shared.detach().expand(len(nets), len(mix.names)).clone()
-    return Adapted(found, mix.names, coefficients, _entropy_of_all(tasks, found), before)
+    return Adapted(net, mix.names, coefficients, _entropy_of_all(tasks, net), before)
 
 
 @dataclass(frozen=True)

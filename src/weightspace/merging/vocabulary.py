@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,19 +13,20 @@ import torch
 from torch import Tensor
 
 from weightspace.checkpoint.refusal import some
-from weightspace.merging.part import entries
+from weightspace.merging.part import entries, reading
 from weightspace.merging.tokens import joint, tokens_of
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.public import public
 
-__all__ = ["Numbering", "Renumbered", "has_head", "in_one_vocabulary", "renumbered", "shapes_of", "tables"]
+__all__ = ["Numbering", "Renumbered", "has_head", "in_one_vocabulary", "renumbered", "shapes_of", "tables", "tied_to"]
 
 _INPUT = r"embed_tokens|wte|word_embeddings?|tok(en)?_embeddings?|embed_in|shared|embeddings|tokens_embed"
 _HEAD = r"lm_head|embed_out|output|output_layer|head|lm_head\.decoder|cls\.predictions(\.decoder)?|(mlm|lm)_?head"
 _HEAD += r"|generator_lm_head|predictions\.(decoder|bias)|final_logits_bias|vocab_projector"
 _IS_INPUT = re.compile(rf"(.*\.)?({_INPUT})\.weight")
 _IS_HEAD = re.compile(rf"(.*\.)?({_HEAD})(\.weight|\.bias)?")
-_THROUGH = 1 << 16  # bytes between two rows that are read along rather than left out
+_THROUGH = 1 << 19  # bytes between two rows that are read along rather than left out
+_AT_ONCE = 1 << 26  # bytes that are read at once
 
 
 @dataclass(frozen=True)
@@ -79,17 +82,17 @@ class _Table:
 
 def _rows(source: Mapping[str, Tensor], name: str, index: Tensor, width: int) -> Tensor:
     """Rows of a tensor by their numbers; near ones are read together."""
+    read, size = reading((source, name)), 4 * max(1, width)
     ordered, order = index.sort()
-    gap = max(1, _THROUGH // max(1, 4 * width))
-    cuts = ((ordered[1:] - ordered[:-1]) > gap).nonzero().flatten() + 1
-    out: Tensor | None = None
-    for run, where in zip(ordered.tensor_split(cuts), order.tensor_split(cuts), strict=True):
+    apart = ordered[1:] - ordered[:-1] > max(1, _THROUGH // size)
+    apart |= ordered[1:] // max(1, _AT_ONCE // size) > ordered[:-1] // max(1, _AT_ONCE // size)
+    found = []
+    for run in ordered.tensor_split(apart.nonzero().flatten() + 1):
         low, high = int(run[0]), int(run[-1]) + 1
-        block = entries(source, name, low * width, high * width).reshape(high - low, width)
-        out = torch.empty(len(index), width, dtype=block.dtype) if out is None else out
-        out[where] = block[run - low]
-    assert out is not None
-    return out
+        block = read(low * width, high * width).view(high - low, width)
+        found.append(block.clone() if len(run) == 1 else block[run - low])  # the next reading may overwrite it
+    rows = torch.cat(found)
+    return torch.empty_like(rows).index_copy_(0, order, rows)
 
 
 class Renumbered(Mapping[str, Tensor]):
@@ -121,6 +124,20 @@ class Renumbered(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._source)
+
+    @property
+    def stamps(self) -> list[str] | None:
+        """What the tensors depend on: the stamps of all files that are read, and the numbering; None without files."""
+        sources = {id(s): s for table in self._made.values() for s, _, _ in table.sources} | {0: self._source}
+        known = [getattr(source, "stamps", None) for source in sources.values()]
+        if not all(known):
+            return None
+        numbering = hashlib.sha256()
+        for name, table in sorted(self._made.items()):
+            numbering.update(f"{name} {tuple(table.shape)} {table.dtype}".encode())
+            for source, there, index in table.sources:
+                numbering.update(f"{[*sources].index(id(source))} {there}".encode() + index.numpy().tobytes())
+        return [*map(str, known), numbering.hexdigest()]
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
@@ -156,6 +173,17 @@ def has_head(names: Iterable[str]) -> bool:
     return any(name.endswith(".weight") and _IS_HEAD.fullmatch(name) is not None for name in names)
 
 
+def tied_to(name: str, names: Iterable[str]) -> str | None:
+    """The embedding that takes the place of a head that a network lacks because both are one; None where none does.
+
+    >>> from weightspace.merging.vocabulary import tied_to
+    >>> tied_to("lm_head.weight", ["wte.weight", "h.0.w"]), tied_to("h.1.w", ["wte.weight", "h.0.w"])
+    ('wte.weight', None)
+    """
+    found = [other for other in names if _IS_INPUT.fullmatch(other)] if has_head([name]) else []
+    return found[0] if len(found) == 1 else None
+
+
 def tables(source: Mapping[str, Tensor], least: int, names: Iterable[str] | None = None) -> dict[str, int]:
     """The axis of the rows of each tensor that has a row for every token: embeddings, heads and their biases.
 
@@ -176,7 +204,8 @@ def tables(source: Mapping[str, Tensor], least: int, names: Iterable[str] | None
         sizes = {shapes[name][axis] for name, axis in axes.items()}
     else:
         embeddings = [name for name, shape in shapes.items() if _IS_INPUT.fullmatch(name) and len(shape) == 2]
-        sizes = {shapes[name][0] for name in embeddings if shapes[name][0] >= least}
+        sizes = {shapes[name][0] for name in embeddings}
+        sizes = {size for size in sizes if size >= least} or sizes
         axes = {}
     if len(sizes) != 1 or min(sizes) < least:
         seen = f"tables of {', '.join(map(str, sorted(sizes)))} rows" if sizes else "no embedding of tokens is known"
@@ -260,8 +289,8 @@ def renumbered(
 @public
 def in_one_vocabulary(
     sources: Sequence[Mapping[str, Tensor]],
-    folders: Sequence[Path],
-    how: str | Path,
+    folders: Sequence[str | os.PathLike[str]],
+    how: str | os.PathLike[str],
     *,
     base: int | None = None,
     multiple: int = 1,
@@ -275,10 +304,11 @@ def in_one_vocabulary(
     tokens, rounded up to a `multiple`. `own` and `forced` as in `Numbering`. Raises `WeightspaceError` for another
     `how` and where a tokenizer cannot be read.
     """
-    vocabularies = [tokens_of(folder) for folder in folders]
+    homes = [Path(folder) for folder in folders]
+    vocabularies = [tokens_of(home) for home in homes]
     if how == "base" and base is None:
         raise WeightspaceError("the base's vocabulary is asked for, and there is no base; give one, or take 'first'")
-    same = [k for k, folder in enumerate(folders) if Path(how).resolve() == folder.resolve()]
+    same = [k for k, home in enumerate(homes) if Path(how).resolve() == home.resolve()]
     like = base if how == "base" else 0 if how in ("first", "union") else next(iter(same), None)
     ids = joint(vocabularies) if how == "union" else tokens_of(Path(how)) if like is None else vocabularies[like]
     rows = max(ids.values()) + 1

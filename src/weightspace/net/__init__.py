@@ -7,7 +7,8 @@ __getattr__, __dir__, __all__ = handed_on(
     {
         "errors": ["ArchitectureMismatch", "InputError", "WeightspaceError"],
         "cost": ["Cost"],
-        "net": ["checked", "grow", "loose", "Net", "unfrozen"],
+        "growing": ["grow"],
+        "net": ["checked", "loose", "Net", "unfrozen"],
         "state": ["math_attention"],
         "weights": ["finite", "squared_distance", "Weights", "wide"],
         "names": ["prefixes"],

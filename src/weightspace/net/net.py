@@ -21,7 +21,7 @@ from weightspace.net.public import becomes, deprecated, public
 from weightspace.net.state import seeded, settled
 from weightspace.net.weights import Renamed, Weights, convert
 
-__all__ = ["Net", "WeightspaceError", "checked", "grow", "loose", "unfrozen"]
+__all__ = ["Net", "WeightspaceError", "checked", "grown", "loose", "unfrozen"]
 
 _POWER = 30
 _frozen: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()
@@ -312,25 +312,8 @@ def unfrozen(net: Net, frozen: Literal["stay", "move"]) -> Net:
     return net.thawed() if frozen == "move" else net
 
 
-@public
-def grow(net: Net, outputs: int, layer: str | None = None, seed: int = 0) -> Net:
-    """The network with `outputs` more outputs: more rows in the `nn.Linear` named `layer`, by default the last one.
-
-    The rows that were there stay the same to the last bit, so that the old outputs change by rounding at most
-    (libraries sum products of other sizes in another order); the new rows are initialised as torch does, from `seed`.
-    Raises `WeightspaceError` where there is no such layer, or its weight is used elsewhere too.
-
-    >>> import weightspace as ws
-    >>> net, task = ws.demo.example()
-    >>> more = ws.grow(net, outputs=2)
-    >>> bool((more.weights["3.weight"][:10] == net.weights["3.weight"]).all()), more(task.example(3)).shape
-    (True, torch.Size([3, 12]))
-    """
-    return grown(net, outputs, layer, seed)
-
-
 def grown(net: Net, outputs: int, layer: str | None, seed: int) -> Net:
-    """As `grow`."""
+    """More rows in a linear layer, by default the last one; `growing.grow` checks that it makes the outputs."""
     if outputs < 1:
         raise WeightspaceError(f"grow adds at least one output, got {outputs}; give 1 or more")
     found = {name: m for name, m in net.architecture.named_modules() if isinstance(m, nn.Linear)}

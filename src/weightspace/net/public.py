@@ -18,7 +18,7 @@ import typing
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar, overload
 
 import numpy as np
 import torch
@@ -30,9 +30,20 @@ from weightspace.net.state import settled
 
 __all__ = ["becomes", "deprecated", "public"]
 
+_Target = TypeVar("_Target", bound=Callable[..., Any])
 _SHAPES = {"Float", "Int", "Bool", "Integer", "Num", "Shaped", "UInt8"}  # of jaxtyping, which users need not install
 _CALL = threading.local()
 _LIBRARY = __name__.split(".")[0]
+
+
+@overload
+def public(target: _Target) -> _Target: ...
+
+
+@overload
+def public(
+    *, grad: bool = True, renamed: Mapping[str, str] | None = None, order: Sequence[str] = ()
+) -> Callable[[_Target], _Target]: ...
 
 
 def public(

@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = handed_on(
         "axis": ["Axis", "Exchange", "Generator"],
         "widths": ["widen"],
         "depths": ["deepen"],
-        "align.widths": ["widen_toward"],
+        "align.widths": ["narrow_toward", "widen_toward"],
         "constrained": ["remaining", "Renumbering"],
         "align.match": ["Candidate", "Match"],
         "align.refine": ["refine", "Refinement"],

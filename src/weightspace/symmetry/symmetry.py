@@ -216,6 +216,8 @@ def mean(
     if not nets:
         raise WeightspaceError("the mean of no networks; give at least one network")
     nets = [unfrozen(checked(net), frozen) for net in nets]
+    for net in nets if data is None else ():
+        group.check(net)
     wide = next((net for net in nets if net.fingerprint == group.fingerprint), nets[0])
     nets = [_at_width(group, net, wide, data, seed) for net in nets]
     frozen_names = _still(nets)

@@ -178,6 +178,44 @@ class Widening:
             tensors[name] = self.moved(name, given) if name in self.large.shapes else given.to(old.dtype)
         return self.target.load(tensors)
 
+    def narrowed(self, wide: Net, net: Net) -> Net:
+        """A network of the wider architecture in that of `net`, units of one table entry merged: undoes `of`."""
+        tensors = {}
+        for name, old in net.tensors.items():
+            given = wide.tensors[name]
+            if name in self.small.shapes:
+                source, given = given.detach().contiguous(), given.new_zeros(self.small.shapes[name])
+                for before, number, after in self._pairs(name):
+                    self.small.view(before, given).copy_(self._merged(self.large.view(after, source), number, after))
+            tensors[name] = given.to(old.dtype)
+        return net.load(tensors)
+
+    def _merged(self, view: Tensor, number: int, block: Block) -> Tensor:
+        """A block of the wide network: what makes units averaged with their shares, what reads them summed."""
+        met = [k for k, axis in enumerate(block.leaves) if axis in self.tables]
+        for k in sorted(met, key=lambda k: -len(self.large[str(block.leaves[k])].over)):
+            axis, view = self.large[str(block.leaves[k])], self._apportioned(view, number, k, block)
+            size = self.small[axis.name].size
+            at = [block.leaves.index(outer) for outer in axis.over]
+            table = place_axes(self.tables[axis.name].to(view.device), [*at, k], view.dim()).expand(view.shape)
+            shape = [*view.shape]
+            shape[k] = size
+            view = view.new_zeros(shape).scatter_add_(k, table, view)
+        return view
+
+    def _apportioned(self, view: Tensor, number: int, leaf: int, block: Block) -> Tensor:
+        """A block times what each unit of one axis gives to the unit that it is merged into."""
+        name = str(block.leaves[leaf])
+        share = self.shares[name].clamp(min=0)
+        share = shared(self.tables[name], share + 1e-12, self.small[name].size)
+        if name in self.rooted:
+            share = share.sqrt()
+        elif Place(number, leaf) in self.readers.places.get(name, ()) and name not in self.whole:
+            share = torch.ones_like(share)
+        if name in self.scaled and Place(number, leaf) in self.readers.places.get(name, ()):
+            share = share / math.sqrt(self.large[name].size / self.small[name].size)
+        return view * self.large.spread(share.to(view), block, leaf)
+
     def checked(self, net: Net, example: Any) -> Widening:
         """The first of the ways to share under which the wide network has the function of the narrow one.
 

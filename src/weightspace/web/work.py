@@ -61,7 +61,7 @@ def compare(work: Work) -> dict[str, Any]:
         raise WeightspaceError(f"the symmetry of {a} cannot be read: {why}")
     group = group if group is not None else _read(nets[0], align_on)
     found: Comparison = compare_nets(
-        *nets, group, align_on=align_on, measure_on=measure_on, names=(a, b), progress=work.progress
+        nets[0], nets[1], group, align_on=align_on, measure_on=measure_on, names=(a, b), progress=work.progress
     )
     _write(work, compare_page(found))
     return found.data()

@@ -22,7 +22,7 @@ from weightspace.net.public import public
 from weightspace.symmetry.axis import Axis, Place
 from weightspace.symmetry.widths import Widening, widening
 
-__all__ = ["widen_toward"]
+__all__ = ["narrow_toward", "widen_toward"]
 
 
 _SWEEPS, _ROUNDS = 8, 30
@@ -45,11 +45,33 @@ def widen_toward(net: Net, to: Net, example: Any, seed: int = 0) -> Net:
     >>> round(float((found - copy).norm()), 3)
     0.0
     """
-    start = widening(net, to, example).drawn("copies", seed).checked(net, example)
-    found = _Fit(start, net, to).run()
+    found = _fitted(net, to, example, seed)
     if trouble := found.difference(net, example):
         raise WeightspaceError(f"the aligned wide network is not the same function ({trouble}); please report it")
     return found.of(net)
+
+
+@public
+def narrow_toward(net: Net, to: Net, example: Any, seed: int = 0) -> Net:
+    """`net` in the narrower architecture of `to`: units that stand for the same unit of `to` are merged into one.
+
+    With the table s and the shares c of `widen_toward(to, net)`, unit j gets sum_{s(i)=j} c_i v_i of what makes the
+    units i, and sum_{s(i)=j} r_i of what reads them. The function of a widened network comes back, that of any other
+    network changes: fit it to the outputs of `net` (see `narrow`). Raises `WeightspaceError` as `widen` does.
+
+    >>> import weightspace as ws
+    >>> net, task = ws.demo.example()
+    >>> wide = ws.widen(net, 2, task.example(2))
+    >>> found = ws.symmetry.narrow_toward(wide, net, task.example(2))
+    >>> round(float((found - net).norm()), 3)
+    0.0
+    """
+    return _fitted(to, net, example, seed).narrowed(net, to)
+
+
+def _fitted(net: Net, to: Net, example: Any, seed: int) -> Widening:
+    """The widening of `net` that brings it nearest `to`, from a table drawn from `seed`."""
+    return _Fit(widening(net, to, example).drawn("copies", seed).checked(net, example), net, to).run()
 
 
 class _Fit:

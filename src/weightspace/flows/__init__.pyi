@@ -1,0 +1,37 @@
+"""Training and editing as flows: steps that lower a goal as far as a metric allows, and the known goals."""
+
+from weightspace.flows.anchors import ewc as ewc
+from weightspace.flows.anchors import fisher as fisher
+from weightspace.flows.anchors import hold as hold
+from weightspace.flows.attacks import attack as attack
+from weightspace.flows.attacks import attacked as attacked
+from weightspace.flows.attacks import harden as harden
+from weightspace.flows.attacks import input_gradient as input_gradient
+from weightspace.flows.attacks import robust_accuracy as robust_accuracy
+from weightspace.flows.cycles import Cycle as Cycle
+from weightspace.flows.cycles import fge as fge
+from weightspace.flows.cycles import snapshots as snapshots
+from weightspace.flows.ensembles import coherence as coherence
+from weightspace.flows.ensembles import disagreement as disagreement
+from weightspace.flows.ensembles import ensemble as ensemble
+from weightspace.flows.ensembles import swag as swag
+from weightspace.flows.forms import conform as conform
+from weightspace.flows.goals import drift as drift
+from weightspace.flows.goals import gem as gem
+from weightspace.flows.goals import learn as learn
+from weightspace.flows.goals import spread as spread
+from weightspace.flows.goals import toward as toward
+from weightspace.flows.morphing import Morph as Morph
+from weightspace.flows.morphing import Stage as Stage
+from weightspace.flows.morphing import least_loss as least_loss
+from weightspace.flows.morphing import morph as morph
+from weightspace.flows.narrowing import narrow as narrow
+from weightspace.flows.pruning import Prune as Prune
+from weightspace.flows.pruning import prune as prune
+from weightspace.flows.pruning import share_at as share_at
+from weightspace.flows.pruning import sparsity as sparsity
+from weightspace.flows.pruning import tightened as tightened
+from weightspace.flows.result import Flow as Flow
+from weightspace.flows.result import Record as Record
+from weightspace.flows.sharpness import neighbourhood as neighbourhood
+from weightspace.flows.stepper import flow as flow

@@ -1,0 +1,30 @@
+"""What happens inside a network on given examples: gates, activations, path overlap, similarity of layers."""
+
+from weightspace.inside.image_functions import ImageFunction as ImageFunction
+from weightspace.inside.image_functions import image_function as image_function
+from weightspace.inside.path_overlap import Neighbours as Neighbours
+from weightspace.inside.path_overlap import against_distance as against_distance
+from weightspace.inside.path_overlap import cross_features as cross_features
+from weightspace.inside.path_overlap import cross_path as cross_path
+from weightspace.inside.path_overlap import dead as dead
+from weightspace.inside.path_overlap import early_to_mid as early_to_mid
+from weightspace.inside.path_overlap import features_since as features_since
+from weightspace.inside.path_overlap import neighbours as neighbours
+from weightspace.inside.path_overlap import off_diagonal as off_diagonal
+from weightspace.inside.path_overlap import overlap as overlap
+from weightspace.inside.path_overlap import ranked as ranked
+from weightspace.inside.path_overlap import self_features as self_features
+from weightspace.inside.path_overlap import self_path as self_path
+from weightspace.inside.path_overlap import shared_paths as shared_paths
+from weightspace.inside.path_overlap import turnover as turnover
+from weightspace.inside.representation import cka as cka
+from weightspace.inside.representation import matched as matched
+from weightspace.inside.representation import procrustes as procrustes
+from weightspace.inside.representation import pwcca as pwcca
+from weightspace.inside.representation import similarity as similarity
+from weightspace.inside.representation import svcca as svcca
+from weightspace.inside.units import Gates as Gates
+from weightspace.inside.units import features as features
+from weightspace.inside.units import forced as forced
+from weightspace.inside.units import gates as gates
+from weightspace.inside.units import unit_outputs as unit_outputs

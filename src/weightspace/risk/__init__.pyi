@@ -1,0 +1,29 @@
+"""Generalization bounds: how large the error on new examples is at most, given the error on n seen ones."""
+
+from weightspace.net.cost import Cost as Cost
+from weightspace.risk.fit import Fit as Fit
+from weightspace.risk.fit import descend as descend
+from weightspace.risk.fit import expected_error as expected_error
+from weightspace.risk.fit import on_grid as on_grid
+from weightspace.risk.fit import places as places
+from weightspace.risk.fit import slopes as slopes
+from weightspace.risk.inequalities import CATONI as CATONI
+from weightspace.risk.inequalities import LINEAR as LINEAR
+from weightspace.risk.inequalities import catoni as catoni
+from weightspace.risk.inequalities import constant as constant
+from weightspace.risk.inequalities import f_lambda as f_lambda
+from weightspace.risk.inequalities import f_quad as f_quad
+from weightspace.risk.inequalities import grid_nats as grid_nats
+from weightspace.risk.inequalities import hold_out as hold_out
+from weightspace.risk.inequalities import kl_bernoulli as kl_bernoulli
+from weightspace.risk.inequalities import kl_inverse as kl_inverse
+from weightspace.risk.inequalities import langford as langford
+from weightspace.risk.inequalities import maurer as maurer
+from weightspace.risk.inequalities import mcallester as mcallester
+from weightspace.risk.inequalities import monte_carlo as monte_carlo
+from weightspace.risk.inequalities import pinsker as pinsker
+from weightspace.risk.pac_bound import Family as Family
+from weightspace.risk.pac_bound import RiskBound as RiskBound
+from weightspace.risk.pac_bound import bounds_of as bounds_of
+from weightspace.risk.pac_bound import cost as cost
+from weightspace.risk.pac_bound import pac_bayes as pac_bayes
