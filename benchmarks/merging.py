@@ -7,7 +7,7 @@ Seconds beside mergekit are of the whole process. Peaks are the kernel's account
 compared on small networks in float32, in units of the spacing of bfloat16 at the largest parent's entry. Networks are
 one file each, which is what `mergekit-pytorch` takes; ours writes shards of 300 MB.
 
-    python -m benchmarks.merging [--gigabytes 1.0] [--repeats 3] [--mergekit ENVIRONMENT/bin/mergekit-pytorch]
+    python -m benchmarks.merging [--gigabytes 1.0] [--repeats 3] [--full 1] [--mergekit VENV/bin/mergekit-pytorch]
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,6 +106,15 @@ for name in os.listdir(source):
         os.fsync(file.fileno())
 print(time.perf_counter() - began, time.process_time() - spent)
 """
+# the kernel counts what a process had before it became another program: one that is small starts it
+_START = """
+import os, subprocess, sys, time
+began = time.perf_counter()
+child = subprocess.Popen(sys.argv[1:])
+_, status, usage = os.wait4(child.pid, 0)
+print(time.perf_counter() - began, usage.ru_maxrss * 1024)
+sys.exit(bool(status))
+"""
 _MERGE = """
 import json, sys, time
 import torch
@@ -128,18 +136,13 @@ def process(command: Sequence[str], out: Path) -> dict[str, float]:
     shutil.rmtree(out, ignore_errors=True)
     source = os.pathsep.join([str(Path(ws.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": source}
-    with tempfile.TemporaryFile("w+") as told:
-        began = time.perf_counter()
-        child = subprocess.Popen(command, env=environ, stdout=told, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        seconds = time.perf_counter() - began
-        told.seek(0)
-        text = told.read()
-    if child.returncode:
-        raise RuntimeError(f"{command[0]} ended with {child.returncode}: {text[-500:]}")
-    inside = [float(word) for word in text.split()[-2:]] if command[0] == sys.executable else [math.nan, math.nan]
-    return {"seconds": seconds, "wall": inside[0], "processor": inside[1], "peak": usage.ru_maxrss * 1024.0}
+    start = [sys.executable, "-S", "-c", _START, *command]
+    ended = subprocess.run(start, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if ended.returncode:
+        raise RuntimeError(f"{command[0]} failed: {ended.stdout[-500:]}")
+    *before, seconds, peak = ended.stdout.split()
+    inside = [float(word) for word in before[-2:]] if command[0] == sys.executable else [math.nan, math.nan]
+    return {"seconds": float(seconds), "wall": inside[0], "processor": inside[1], "peak": float(peak)}
 
 
 def ours(case: Case, paths: Sequence[Path], out: Path, single: bool = False) -> dict[str, float]:
@@ -177,8 +180,10 @@ def apart(one: Path, other: Path, parents: Sequence[Path]) -> float:
     return most
 
 
-def run(gigabytes: float, repeats: int, mergekit: str | None, results: Path = measure.RESULTS) -> list[dict[str, Any]]:
-    """A row for every case whose method is there."""
+def run(
+    gigabytes: float, repeats: int, full: int, mergekit: str | None, results: Path = measure.RESULTS
+) -> list[dict[str, Any]]:
+    """A row for every case whose method is there; after `full` turns only the linear are timed, and a copy."""
     cases = [case for case in CASES if case.method in METHODS]
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:
@@ -189,8 +194,9 @@ def run(gigabytes: float, repeats: int, mergekit: str | None, results: Path = me
         paths = made(folder, 5, gigabytes, torch.bfloat16)
         size = sum(item.stat().st_size for item in paths[0].iterdir())
         turns: list[dict[str, Any]] = []
-        for _ in range(repeats):
-            turns.append(turn(cases, paths, folder, mergekit))
+        for k in range(repeats):
+            timed = [case for case in cases if k < full or case.method == "linear"]
+            turns.append(turn(timed, paths, folder, mergekit if k < full else None))
             rows = [row(case, turns, size, load) | {"apart": apart_by[case.name]} for case in cases]
             measure.keep("merging", rows, results)
     return rows
@@ -200,6 +206,7 @@ def row(case: Case, turns: Sequence[Mapping[str, Any]], size: int, load: float) 
     """Medians over the turns; of a case that is not timed, its name alone."""
     if not case.timed:
         return {"case": case.name}
+    turns = [each for each in turns if case.name in each]
     files, own = len(case.weights) + case.base + 1, [each[case.name]["ours"] for each in turns]
     copies = [each["copy"]["wall"] for each in turns]
     rates = [files / each["wall"] / (2 / copy) for each, copy in zip(own, copies, strict=True)]
@@ -260,7 +267,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
 
 
 _OPTIONS = {
-    "--gigabytes": 1.0, "--repeats": 3, "--mergekit": {"default": None, "help": "the program mergekit-pytorch"},
+    "--gigabytes": 1.0, "--repeats": 3, "--full": 1,
+    "--mergekit": {"default": None, "help": "the program mergekit-pytorch"},
 }  # fmt: skip
 main = measure.command("merging", __doc__, run, summary, _OPTIONS)
 

@@ -266,7 +266,7 @@ def test_merges_of_files_are_compared_and_a_slow_one_is_said(load, tmp_path):
 def test_merges_of_files_are_timed(load, tmp_path, monkeypatch):
     merging = load("merging")
     monkeypatch.setattr(merging, "CASES", merging.CASES[::5])
-    timed, other = merging.run(0.0, 1, None, tmp_path)
+    timed, other = merging.run(0.0, 1, 1, None, tmp_path)
     assert timed["rate"] > 0 and timed["peak"] > 1e8 and timed["seconds"] > timed["wall"] > 0
     assert json.loads((tmp_path / "merging.json").read_text()) == [timed, other] and timed["apart"] is None
 

@@ -287,7 +287,8 @@ def test_what_is_there_is_replaced_by_force_alone(tmp_path, whole):
 def test_the_report_says_what_was_done(tmp_path, whole):
     told = json.loads(whole["merge.json"])
     assert [path.rpartition("/")[2] for path in told["parents"]] == [f"{k}.safetensors" for k in range(3)]
-    assert told["recipes"] == [{"method": "linear", "weights": [2, 1, 1], "options": {}, "seed": 0, "dtype": None}]
+    (recipe,) = told["recipes"]
+    assert (recipe["method"], recipe["weights"], recipe["seed"], recipe["dtype"]) == ("linear", [2, 1, 1], 0, None)
     assert [(g["action"], len(g["tensors"])) for g in told["tensors"]] == [("merged", 6), ("copied", 1)]
     assert told["base"] is None
 
@@ -358,5 +359,3 @@ def test_two_gigabytes_take_three_tensors_at_most(tmp_path):
         taken = peak(part.BLOCK, method, tmp_path / method, paths)
         assert taken < 3 * largest + 300e6, f"{taken / 1e6:.0f} MB"
         shutil.rmtree(tmp_path / method)
-    whole = peak(1 << 26, "linear", tmp_path / "whole", paths)
-    assert whole > taken + 2 * largest, "the account sees tensors that are held whole"
