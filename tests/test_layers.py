@@ -40,9 +40,10 @@ FILES = {
     "flows": """batches anchors attacks ensembles goals sharpness forms pruning result options stepper cycles morphing
         narrowing""",
     "merging": """part schedule settings thresholds elementwise sparse directions spectral methods recipe names plan
-        stream merging networks weighing tuning yaml_text tokens vocabulary configuration card
-        tokenizer_files folder low_rank lora_folder adapters adapted extracted advice layers
-        mergekit_settings mergekit_file mergekit_plan""",
+        stream merging networks weighing tuning folders.yaml_text folders.tokens folders.vocabulary
+        folders.configuration folders.card folders.tokenizer_files folders.folder adapters.low_rank
+        adapters.lora_folder adapters.combined adapters.adapted adapters.extracted advice
+        folders.layers folders.mergekit_settings folders.mergekit_file folders.mergekit_plan""",
     "atlas": """tables migrations.v0001 migrations.v0002 migrations upgrade catalogue content objects records
         comparisons scan members sources ways holdings folders side_by_side sketches orbits atlas halving question
         starts tried asked by_distance nearest_start nearby greedy_averages gram neighbourhoods compared independence
@@ -65,6 +66,8 @@ PARTS = {
     "trust.bounds": "bounds.",
     "symmetry.align": "align.",
     "atlas.migrations": "migrations.",
+    "merging.adapters": "adapters.",
+    "merging.folders": "folders.",
     "web.playground": "playground.",
 }  # wings of wings
 ORDER = [

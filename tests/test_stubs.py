@@ -18,6 +18,12 @@ def test_the_stubs_are_those_of_the_tables():
         assert path.read_text() == text, f"run make stubs: {path.parent.name} has changed"
 
 
+def test_no_package_hands_on_a_name_twice():
+    for package in sorted(made.PACKAGE.glob("*/__init__.py")):
+        names = [name for names in made.table(package.parent).values() for name in names]
+        assert sorted(names) == sorted({*names}), package
+
+
 def test_every_name_of_a_stub_is_the_object_at_that_address():
     count = 0
     for path, text in made.stubs().items():

@@ -257,6 +257,7 @@ MEMORIES = {
     "atlas.tried._Rounds._now": WITHIN,
     "atlas.halving._Race.sums": WITHIN,
     "atlas.halving._Race.left_out": WITHIN,
+    "checkpoint.writer.file_of(file)": "the file that is being written",
     "web.layers.Layers._known": "by the hash of the content that is told: tests/web/test_atlas_routes.py",
     "web.members.Members._atlas": "the open atlas itself",
     "web.queue.Queue.__init__(folder)": "the list of jobs, told as lost and never taken up: tests/web/test_queue.py",

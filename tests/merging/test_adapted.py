@@ -8,8 +8,8 @@ from lora_folders import PREFIX, SHAPES, dense, factors, normal, stored
 from safetensors.torch import save_file
 
 import weightspace as ws
-from weightspace.merging.adapted import correspond, into_base
-from weightspace.merging.adapters import merge_adapters
+from weightspace.merging.adapters.adapted import correspond, into_base
+from weightspace.merging.adapters.combined import merge_adapters
 from weightspace.merging.part import Part
 from weightspace.merging.recipe import Recipe, merged
 from weightspace.net.errors import WeightspaceError

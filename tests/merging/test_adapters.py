@@ -4,8 +4,8 @@ import pytest
 import torch
 from lora_folders import PREFIX, SHAPES, dense, factors, normal, stored, turned
 
-from weightspace.merging.adapters import adapter_distance, inner_products, merge_adapters
-from weightspace.merging.lora_folder import lora
+from weightspace.merging.adapters.combined import adapter_distance, inner_products, merge_adapters
+from weightspace.merging.adapters.lora_folder import lora
 from weightspace.merging.methods import METHODS
 from weightspace.net.errors import WeightspaceError
 

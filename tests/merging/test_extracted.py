@@ -5,11 +5,11 @@ import torch
 from lora_folders import PREFIX, normal, stored
 from safetensors.torch import save_file
 
-from weightspace.merging import extracted
-from weightspace.merging.adapted import into_base
-from weightspace.merging.adapters import adapter_distance
-from weightspace.merging.extracted import extract
-from weightspace.merging.lora_folder import lora
+from weightspace.merging.adapters import extracted
+from weightspace.merging.adapters.adapted import into_base
+from weightspace.merging.adapters.combined import adapter_distance
+from weightspace.merging.adapters.extracted import extract
+from weightspace.merging.adapters.lora_folder import lora
 from weightspace.net.errors import WeightspaceError
 
 BASE = {"h.0.q.weight": normal(30, 8, 6), "h.0.v.weight": normal(31, 8, 6), "h.1.q.weight": normal(32, 8, 6),

@@ -10,9 +10,9 @@ import weightspace as ws
 from weightspace.commands.merge_parents import Asked
 from weightspace.commands.merge_recipe import merge_by_recipe
 from weightspace.commands.settings import Settings
-from weightspace.merging.folder import carried
-from weightspace.merging.mergekit_file import recipe_of
-from weightspace.merging.mergekit_plan import plan_of
+from weightspace.merging.folders.folder import carried
+from weightspace.merging.folders.mergekit_file import recipe_of
+from weightspace.merging.folders.mergekit_plan import plan_of
 from weightspace.merging.part import Part
 from weightspace.merging.recipe import Recipe, merged
 

@@ -9,9 +9,9 @@ from merging.test_tokens import tokenizer
 
 import weightspace as ws
 from weightspace.checkpoint import files
-from weightspace.merging.card import About, hashes, said_name
-from weightspace.merging.configuration import Changes, merged_config
-from weightspace.merging.folder import carried
+from weightspace.merging.folders.card import About, hashes, said_name
+from weightspace.merging.folders.configuration import Changes, merged_config
+from weightspace.merging.folders.folder import carried
 
 GPT = {"model_type": "gpt2", "n_embd": 4, "n_layer": 3, "n_head": 2, "vocab_size": 5, "torch_dtype": "float32"}
 

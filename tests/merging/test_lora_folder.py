@@ -6,7 +6,7 @@ import pytest
 import torch
 from lora_folders import PREFIX, dense, factors, normal, stored
 
-from weightspace.merging.lora_folder import NewAdapter, lora
+from weightspace.merging.adapters.lora_folder import NewAdapter, lora
 from weightspace.net.errors import WeightspaceError
 
 SCALES = {

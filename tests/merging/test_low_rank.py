@@ -4,7 +4,7 @@ import pytest
 import torch
 from lora_folders import normal
 
-from weightspace.merging.low_rank import LowRank, stacked, tied
+from weightspace.merging.adapters.low_rank import LowRank, stacked, tied
 from weightspace.net.errors import WeightspaceError
 
 A, B = LowRank(normal(0, 9, 3), normal(1, 3, 7)), LowRank(normal(2, 9, 2), normal(3, 2, 7))

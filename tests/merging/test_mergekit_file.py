@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import weightspace as ws
-from weightspace.merging.mergekit_file import recipe_of
-from weightspace.merging.mergekit_plan import plan_of
-from weightspace.merging.mergekit_settings import KNOWN
+from weightspace.merging.folders.mergekit_file import recipe_of
+from weightspace.merging.folders.mergekit_plan import plan_of
+from weightspace.merging.folders.mergekit_settings import KNOWN
 from weightspace.merging.methods import METHODS
 from weightspace.merging.recipe import merged
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import weightspace as ws
-from weightspace.merging.tokens import joined, joint, tokens_of
+from weightspace.merging.folders.tokens import joined, joint, tokens_of
 
 
 def tokenizer(vocab, kind="WordLevel", added=(), **more):

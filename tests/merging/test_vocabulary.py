@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import weightspace as ws
+from weightspace.merging.folders.vocabulary import Numbering, has_head, in_one_vocabulary, renumbered, tables
 from weightspace.merging.part import Part
 from weightspace.merging.recipe import Recipe, merged
-from weightspace.merging.vocabulary import Numbering, has_head, in_one_vocabulary, renumbered, tables
 
 
 class Counting(dict):

@@ -16,10 +16,10 @@ from weightspace.checkpoint.refusal import some
 from weightspace.commands.scores import Score, scored
 from weightspace.commands.settings import Settings
 from weightspace.commands.workspace import Workspace, file_names
-from weightspace.merging.adapted import dtypes_of, into_base, shapes_of
-from weightspace.merging.adapters import inner_products
+from weightspace.merging.adapters.adapted import dtypes_of, into_base, shapes_of
+from weightspace.merging.adapters.combined import inner_products
+from weightspace.merging.adapters.lora_folder import lora
 from weightspace.merging.advice import MOST, Advice, Interference, advise, interference, of_products
-from weightspace.merging.lora_folder import lora
 from weightspace.net.average import average
 from weightspace.net.net import Net
 from weightspace.symmetry.align.repair import reset_statistics

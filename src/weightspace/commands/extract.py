@@ -9,7 +9,7 @@ from typing import Any
 from weightspace.checkpoint.architecture import ArchitectureError
 from weightspace.checkpoint.reader import read
 from weightspace.commands.settings import Settings
-from weightspace.merging.extracted import extract
+from weightspace.merging.adapters.extracted import extract
 
 __all__ = ["Extracted", "extract_adapter"]
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from weightspace.commands.scores import Score, scored
 from weightspace.commands.workspace import Workspace, file_names
-from weightspace.merging.card import About
-from weightspace.merging.folder import Carried, carried
+from weightspace.merging.folders.card import About
+from weightspace.merging.folders.folder import Carried, carried
 from weightspace.net.average import average
 from weightspace.net.net import Net
 from weightspace.path.divergence import Divergence, is_labelled

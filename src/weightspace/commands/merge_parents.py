@@ -14,12 +14,12 @@ from weightspace.checkpoint.architecture import ArchitectureError
 from weightspace.checkpoint.reader import read
 from weightspace.commands.settings import Settings
 from weightspace.commands.workspace import Workspace
-from weightspace.merging.adapted import into_base
-from weightspace.merging.configuration import Changes
-from weightspace.merging.folder import home_of
+from weightspace.merging.adapters.adapted import into_base
+from weightspace.merging.folders.configuration import Changes
+from weightspace.merging.folders.folder import home_of
+from weightspace.merging.folders.vocabulary import in_one_vocabulary
 from weightspace.merging.plan import Rules
 from weightspace.merging.recipe import Recipe
-from weightspace.merging.vocabulary import in_one_vocabulary
 from weightspace.net.net import Net
 
 __all__ = ["Asked", "Parents", "aligned", "in_common_vocabulary", "tensors_of"]

@@ -17,17 +17,17 @@ from weightspace.commands.merge_parents import Asked, Parents, aligned, in_commo
 from weightspace.commands.scores import Score, scored
 from weightspace.commands.settings import Settings
 from weightspace.commands.workspace import file_names
-from weightspace.merging.adapters import merge_adapters
-from weightspace.merging.card import About
-from weightspace.merging.configuration import Changes
-from weightspace.merging.folder import Carried, carried
-from weightspace.merging.mergekit_file import recipe_of
-from weightspace.merging.mergekit_plan import plan_of
+from weightspace.merging.adapters.combined import merge_adapters
+from weightspace.merging.folders.card import About
+from weightspace.merging.folders.configuration import Changes
+from weightspace.merging.folders.folder import Carried, carried
+from weightspace.merging.folders.mergekit_file import recipe_of
+from weightspace.merging.folders.mergekit_plan import plan_of
+from weightspace.merging.folders.vocabulary import has_head
 from weightspace.merging.methods import method
 from weightspace.merging.plan import Plan, planned
 from weightspace.merging.recipe import Recipe
 from weightspace.merging.stream import write
-from weightspace.merging.vocabulary import has_head
 from weightspace.net.net import Net
 
 __all__ = ["MergedFiles", "merge_by_file", "merge_by_recipe"]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from weightspace.checkpoint.refusal import some
 from weightspace.jobs.progress import Progress, silent
-from weightspace.merging.adapted import dtypes_of, shapes_of
+from weightspace.merging.adapters.adapted import dtypes_of, shapes_of
 from weightspace.merging.part import Part, Piece
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.public import public

@@ -32,7 +32,7 @@ from weightspace.task.task import Task
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["Adapted", "Tuned", "adamerging", "adamerging_cost", "tune", "tune_cost"]
+__all__ = ["Coefficients", "Tuned", "adamerging", "adamerging_cost", "tune", "tune_cost"]
 
 _VALUES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.5)
 
@@ -55,7 +55,7 @@ class Tuned:
 
 @public
 @dataclass(frozen=True)
-class Adapted:
+class Coefficients:
     """The coefficients that minimise the entropy of outputs, and the network; what `adamerging` returns.
 
     `coefficients[k, l]`: of network k and the tensor `tensors[l]`. `entropy`: the mean over the tasks and their
@@ -170,7 +170,7 @@ def adamerging(
     batch: int = 16,
     seed: int = 0,
     progress: Tick | None = None,
-) -> Adapted:
+) -> Coefficients:
     """Coefficients of task vectors that minimise the mean entropy of the outputs on all tasks, by Adam: see the module.
 
     `tasks`: inputs of what the networks are for; labels are not looked at. `layerwise`: a coefficient for every network
@@ -206,7 +206,7 @@ def adamerging(
     found = mix.at(shared.detach())
     net = own.at(own.weights.replace(found.weights), own.state.replace(found.state))
     coefficients = shared.detach().expand(len(nets), len(mix.names)).clone()
-    return Adapted(net, mix.names, coefficients, _entropy_of_all(tasks, net), before)
+    return Coefficients(net, mix.names, coefficients, _entropy_of_all(tasks, net), before)
 
 
 @dataclass(frozen=True)

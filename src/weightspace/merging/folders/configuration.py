@@ -104,7 +104,7 @@ def merged_config(
     differences (rotary frequencies, epsilons of norms, windows, labels) are noted; the first parent's value is kept.
     Raises `CheckpointError` for the former.
 
-    >>> from weightspace.merging.configuration import Changes, merged_config
+    >>> from weightspace.merging.folders.configuration import Changes, merged_config
     >>> a, b = {"model_type": "gpt2", "vocab_size": 5}, {"model_type": "gpt2", "vocab_size": 6}
     >>> merged_config([a, b], ["a", "b"], Changes(rows=8))
     ({'model_type': 'gpt2', 'vocab_size': 8}, ['config.json: vocab_size 5 -> 8'])

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from weightspace.checkpoint.refusal import CheckpointError, refusal, some
-from weightspace.merging.card import said_name
-from weightspace.merging.configuration import as_text, inside, plain
-from weightspace.merging.tokens import TOKENIZER, joined, tokens_of
+from weightspace.merging.folders.card import said_name
+from weightspace.merging.folders.configuration import as_text, inside, plain
+from weightspace.merging.folders.tokens import TOKENIZER, joined, tokens_of
 from weightspace.net.errors import WeightspaceError
 
 __all__ = ["CHAT", "SETTINGS", "tokenizer_files"]

@@ -20,7 +20,7 @@ def setting_at(setting: Setting, name: str, depth: float) -> float | None:
     A number holds for all, a list of numbers is interpolated over the layers, and of pairs (filter, value) the first
     holds whose filter is part of the name, is "*" or is missing.
 
-    >>> from weightspace.merging.mergekit_settings import setting_at
+    >>> from weightspace.merging.folders.mergekit_settings import setting_at
     >>> setting_at([0.0, 1.0], "h.1.mlp", 0.5), setting_at([("mlp", 0.3), (None, 0.5)], "h.1.attn", 0.5)
     (0.5, 0.5)
     """

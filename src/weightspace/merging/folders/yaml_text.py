@@ -40,7 +40,7 @@ def read(path: Path) -> Node:
 
     >>> import tempfile
     >>> from pathlib import Path
-    >>> from weightspace.merging import yaml_text
+    >>> from weightspace.merging.folders import yaml_text
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder) / "a.yml"
     ...     _ = path.write_text("method: ties\\nweights: [1, 0.5]")

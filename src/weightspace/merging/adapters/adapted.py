@@ -13,8 +13,8 @@ from torch import Tensor
 from weightspace.checkpoint import files, reader, writer
 from weightspace.checkpoint.reader import Checkpoint
 from weightspace.checkpoint.refusal import refusal, some
-from weightspace.merging.lora_folder import LoRA, lora
-from weightspace.merging.low_rank import LowRank
+from weightspace.merging.adapters.lora_folder import LoRA, lora
+from weightspace.merging.adapters.low_rank import LowRank
 from weightspace.merging.part import entries
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.public import public
@@ -213,7 +213,7 @@ def correspond(wanted: Iterable[str], having: Iterable[str]) -> dict[str, str]:
     The prefix is the one that fits the most names; none is preferred. Names that fit no way are left out. Raises
     `WeightspaceError` where two prefixes fit as many.
 
-    >>> from weightspace.merging.adapted import correspond
+    >>> from weightspace.merging.adapters.adapted import correspond
     >>> correspond(["transformer.h.0.fc.weight"], ["wte.weight", "h.0.fc.weight"])
     {'transformer.h.0.fc.weight': 'h.0.fc.weight'}
     """
@@ -260,8 +260,8 @@ def into_base(
 
     >>> import tempfile
     >>> import torch
-    >>> from weightspace.merging.adapted import into_base
-    >>> from weightspace.merging.lora_folder import NewAdapter
+    >>> from weightspace.merging.adapters.adapted import into_base
+    >>> from weightspace.merging.adapters.lora_folder import NewAdapter
     >>> factors = {"q.lora_A.weight": torch.ones(1, 4), "q.lora_B.weight": torch.ones(3, 1)}
     >>> new = NewAdapter({"r": 1, "lora_alpha": 2, "target_modules": ["q"]}, factors, {})
     >>> with tempfile.TemporaryDirectory() as folder:

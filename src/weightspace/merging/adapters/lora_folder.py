@@ -22,7 +22,7 @@ from weightspace.checkpoint import files, reader, writer
 from weightspace.checkpoint.adapter import CONFIG, paired
 from weightspace.checkpoint.reader import Checkpoint
 from weightspace.checkpoint.refusal import refusal
-from weightspace.merging.low_rank import LowRank
+from weightspace.merging.adapters.low_rank import LowRank
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.public import public
 
@@ -112,7 +112,7 @@ def lora(path: str | os.PathLike[str]) -> LoRA:
 
     >>> import tempfile
     >>> import torch
-    >>> from weightspace.merging.lora_folder import NewAdapter, lora
+    >>> from weightspace.merging.adapters.lora_folder import NewAdapter, lora
     >>> factors = {"q.lora_A.weight": torch.ones(2, 4), "q.lora_B.weight": torch.ones(3, 2)}
     >>> new = NewAdapter({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q"]}, factors, {})
     >>> with tempfile.TemporaryDirectory() as folder:

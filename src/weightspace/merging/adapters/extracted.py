@@ -13,9 +13,9 @@ from torch import Tensor
 from weightspace.checkpoint import reader
 from weightspace.checkpoint.reader import Checkpoint
 from weightspace.jobs.progress import Progress, silent
-from weightspace.merging.adapted import config_of, correspond, dtypes_of, shapes_of
-from weightspace.merging.lora_folder import PREFIX, Kind, NewAdapter, configured, named
-from weightspace.merging.low_rank import LowRank
+from weightspace.merging.adapters.adapted import config_of, correspond, dtypes_of, shapes_of
+from weightspace.merging.adapters.lora_folder import PREFIX, Kind, NewAdapter, configured, named
+from weightspace.merging.adapters.low_rank import LowRank
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.public import public
 
@@ -61,7 +61,7 @@ def extract(
     and unless one of rank and share is given.
 
     >>> import torch
-    >>> from weightspace.merging.extracted import extract
+    >>> from weightspace.merging.adapters.extracted import extract
     >>> base = {"q.weight": torch.zeros(3, 4)}
     >>> found = extract({"q.weight": torch.ones(3, 4)}, base, rank=1)
     >>> found.config["target_modules"], found.errors["q"] < 1e-6

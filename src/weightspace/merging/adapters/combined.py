@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from weightspace.checkpoint.refusal import refusal, some
-from weightspace.merging.lora_folder import PREFIX, LoRA, NewAdapter, configured, lora, named
-from weightspace.merging.low_rank import LowRank, stacked, tied
+from weightspace.merging.adapters.lora_folder import PREFIX, LoRA, NewAdapter, configured, lora, named
+from weightspace.merging.adapters.low_rank import LowRank, stacked, tied
 from weightspace.merging.part import Part
 from weightspace.merging.recipe import Recipe, merged
 from weightspace.merging.schedule import Schedule, depths
@@ -77,8 +77,8 @@ def adapter_distance(a: str | os.PathLike[str] | LoRA, b: str | os.PathLike[str]
 
     >>> import tempfile
     >>> import torch
-    >>> from weightspace.merging.adapters import adapter_distance
-    >>> from weightspace.merging.lora_folder import NewAdapter
+    >>> from weightspace.merging.adapters.combined import adapter_distance
+    >>> from weightspace.merging.adapters.lora_folder import NewAdapter
     >>> def stored(folder, size):
     ...     factors = {"q.lora_A.weight": torch.ones(1, 4), "q.lora_B.weight": size * torch.ones(4, 1)}
     ...     return NewAdapter({"r": 1, "lora_alpha": 1, "target_modules": ["q"]}, factors, {}).save(folder)
@@ -151,8 +151,8 @@ def merge_adapters(
 
     >>> import tempfile
     >>> import torch
-    >>> from weightspace.merging.adapters import merge_adapters
-    >>> from weightspace.merging.lora_folder import NewAdapter
+    >>> from weightspace.merging.adapters.combined import merge_adapters
+    >>> from weightspace.merging.adapters.lora_folder import NewAdapter
     >>> def stored(folder, size):
     ...     factors = {"q.lora_A.weight": torch.ones(1, 4), "q.lora_B.weight": size * torch.ones(4, 1)}
     ...     return NewAdapter({"r": 1, "lora_alpha": 1, "target_modules": ["q"]}, factors, {}).save(folder)

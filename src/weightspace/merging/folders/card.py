@@ -11,7 +11,7 @@ from typing import Any
 
 from weightspace.checkpoint.locate import locate, read_index
 from weightspace.checkpoint.refusal import refusal
-from weightspace.merging import yaml_text
+from weightspace.merging.folders import yaml_text
 
 __all__ = ["CARD", "About", "card", "hashes", "licence_of", "said_name"]
 
@@ -44,7 +44,7 @@ def hashes(path: Path, quick: bool = False) -> dict[str, str]:
     >>> import tempfile
     >>> from pathlib import Path
     >>> import weightspace as ws
-    >>> from weightspace.merging.card import hashes
+    >>> from weightspace.merging.folders.card import hashes
     >>> net, _ = ws.demo.example()
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     file = ws.checkpoint.save(net.weights, folder)

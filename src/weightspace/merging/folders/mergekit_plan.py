@@ -11,18 +11,18 @@ from torch import Tensor
 
 from weightspace.checkpoint.reader import read
 from weightspace.checkpoint.refusal import CheckpointError, some
-from weightspace.merging.card import About
-from weightspace.merging.configuration import Changes, inside, plain
-from weightspace.merging.folder import Carried, carried, home_of
-from weightspace.merging.layers import Stack, one_stack, position, stacks
-from weightspace.merging.mergekit_file import MergeFile, Slice, Source
-from weightspace.merging.mergekit_settings import setting_at
+from weightspace.merging.folders.card import About
+from weightspace.merging.folders.configuration import Changes, inside, plain
+from weightspace.merging.folders.folder import Carried, carried, home_of
+from weightspace.merging.folders.layers import Stack, one_stack, position, stacks
+from weightspace.merging.folders.mergekit_file import MergeFile, Slice, Source
+from weightspace.merging.folders.mergekit_settings import setting_at
+from weightspace.merging.folders.tokenizer_files import CHAT, SETTINGS
+from weightspace.merging.folders.tokens import tokens_of
+from weightspace.merging.folders.vocabulary import has_head, in_one_vocabulary, shapes_of, tied_to
 from weightspace.merging.methods import METHODS
 from weightspace.merging.plan import Plan, Row
 from weightspace.merging.recipe import Recipe
-from weightspace.merging.tokenizer_files import CHAT, SETTINGS
-from weightspace.merging.tokens import tokens_of
-from weightspace.merging.vocabulary import has_head, in_one_vocabulary, shapes_of, tied_to
 from weightspace.net.public import public
 
 __all__ = ["FilePlan", "plan_of"]
@@ -71,8 +71,8 @@ def plan_of(merge: MergeFile, sources: Sequence[Mapping[str, Tensor]] | None = N
     >>> import tempfile
     >>> from pathlib import Path
     >>> import torch
-    >>> from weightspace.merging.mergekit_file import recipe_of
-    >>> from weightspace.merging.mergekit_plan import plan_of
+    >>> from weightspace.merging.folders.mergekit_file import recipe_of
+    >>> from weightspace.merging.folders.mergekit_plan import plan_of
     >>> models = ["{model: a, parameters: {weight: 1}}", "{model: b, parameters: {weight: 3}}"]
     >>> text = f"merge_method: linear\\nmodels: [{', '.join(models)}]"
     >>> with tempfile.TemporaryDirectory() as place:

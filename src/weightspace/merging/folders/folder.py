@@ -17,9 +17,9 @@ from typing import Any, BinaryIO
 
 from weightspace.checkpoint import files
 from weightspace.checkpoint.refusal import refusal, some
-from weightspace.merging.card import CARD, About, card, said_name
-from weightspace.merging.configuration import CONFIG, Changes, as_text, config_of, inside, merged_config, plain
-from weightspace.merging.tokenizer_files import CHAT, SETTINGS, tokenizer_files
+from weightspace.merging.folders.card import CARD, About, card, said_name
+from weightspace.merging.folders.configuration import CONFIG, Changes, as_text, config_of, inside, merged_config, plain
+from weightspace.merging.folders.tokenizer_files import CHAT, SETTINGS, tokenizer_files
 from weightspace.net.public import public
 
 __all__ = ["Carried", "carried", "home_of"]
@@ -101,7 +101,7 @@ def carried(
     >>> import json, tempfile
     >>> from pathlib import Path
     >>> import weightspace as ws
-    >>> from weightspace.merging.folder import carried
+    >>> from weightspace.merging.folders.folder import carried
     >>> net, _ = ws.demo.example()
     >>> with tempfile.TemporaryDirectory() as place:
     ...     folders = [Path(place) / name for name in "ab"]

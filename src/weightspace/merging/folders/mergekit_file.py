@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from weightspace.checkpoint.refusal import CheckpointError, refusal
-from weightspace.merging import yaml_text
-from weightspace.merging.mergekit_settings import Known, Setting, known
-from weightspace.merging.yaml_text import Node
+from weightspace.merging.folders import yaml_text
+from weightspace.merging.folders.mergekit_settings import Known, Setting, known
+from weightspace.merging.folders.yaml_text import Node
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.public import public
 
@@ -84,7 +84,7 @@ def recipe_of(path: str | Path) -> MergeFile:
 
     >>> import tempfile
     >>> from pathlib import Path
-    >>> from weightspace.merging.mergekit_file import recipe_of
+    >>> from weightspace.merging.folders.mergekit_file import recipe_of
     >>> text = "merge_method: linear\\nmodels:\\n- {model: a, parameters: {weight: 1}}\\n- {model: b, weights: 2}\\n"
     >>> with tempfile.TemporaryDirectory() as place:
     ...     for name in "ab":

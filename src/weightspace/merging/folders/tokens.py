@@ -69,7 +69,7 @@ def tokens_of(path: Path) -> dict[str, int]:
 
     >>> import json, tempfile
     >>> from pathlib import Path
-    >>> from weightspace.merging.tokens import tokens_of
+    >>> from weightspace.merging.folders.tokens import tokens_of
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = (Path(folder) / "vocab.json").write_text(json.dumps({"a": 0, "b": 1}))
     ...     tokens_of(Path(folder))
@@ -103,7 +103,7 @@ def _added(path: Path) -> dict[str, int]:
 def joint(vocabularies: Sequence[Mapping[str, int]]) -> dict[str, int]:
     """All tokens of several vocabularies: ids of the first are kept, new tokens follow in the order of their ids.
 
-    >>> from weightspace.merging.tokens import joint
+    >>> from weightspace.merging.folders.tokens import joint
     >>> joint([{"a": 0, "b": 1}, {"c": 0, "a": 1, "d": 2}])
     {'a': 0, 'b': 1, 'c': 2, 'd': 3}
     """

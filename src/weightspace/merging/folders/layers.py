@@ -43,7 +43,7 @@ class Stack:
 def stacks(names: Iterable[str]) -> list[Stack]:
     """The stacks of layers, the largest first: numbers from 0 on without a gap after one prefix.
 
-    >>> from weightspace.merging.layers import stacks
+    >>> from weightspace.merging.folders.layers import stacks
     >>> stacks(["wte.weight", "h.0.mlp.weight", "h.0.ln.bias", "h.1.mlp.weight", "h.1.ln.bias"])
     [Stack(prefix='h.', count=2, tensors=4)]
     """
@@ -75,7 +75,7 @@ def one_stack(names: Iterable[str], where: str) -> Stack:
 def position(name: str) -> str:
     """Whether a tensor outside of the layers stands "before" or "after" them: embeddings, or norms and heads.
 
-    >>> from weightspace.merging.layers import position
+    >>> from weightspace.merging.folders.layers import position
     >>> position("model.embed_tokens.weight"), position("lm_head.weight")
     ('before', 'after')
     """

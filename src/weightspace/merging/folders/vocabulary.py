@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from weightspace.checkpoint.refusal import some
+from weightspace.merging.folders.tokens import joint, tokens_of
 from weightspace.merging.part import entries, reading
-from weightspace.merging.tokens import joint, tokens_of
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.public import public
 
@@ -155,7 +155,7 @@ def shapes_of(source: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     """The shapes of named tensors; none is read where the mapping knows them.
 
     >>> import torch
-    >>> from weightspace.merging.vocabulary import shapes_of
+    >>> from weightspace.merging.folders.vocabulary import shapes_of
     >>> shapes_of({"w": torch.zeros(2, 3)})
     {'w': torch.Size([2, 3])}
     """
@@ -166,7 +166,7 @@ def shapes_of(source: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 def has_head(names: Iterable[str]) -> bool:
     """Whether a head with a row per token is among the names of a network's tensors: it is not tied, or stored twice.
 
-    >>> from weightspace.merging.vocabulary import has_head
+    >>> from weightspace.merging.folders.vocabulary import has_head
     >>> has_head(["wte.weight", "lm_head.weight"]), has_head(["wte.weight", "ln_f.weight"])
     (True, False)
     """
@@ -176,7 +176,7 @@ def has_head(names: Iterable[str]) -> bool:
 def tied_to(name: str, names: Iterable[str]) -> str | None:
     """The embedding that takes the place of a head that a network lacks because both are one; None where none does.
 
-    >>> from weightspace.merging.vocabulary import tied_to
+    >>> from weightspace.merging.folders.vocabulary import tied_to
     >>> tied_to("lm_head.weight", ["wte.weight", "h.0.w"]), tied_to("h.1.w", ["wte.weight", "h.0.w"])
     ('wte.weight', None)
     """
@@ -192,7 +192,7 @@ def tables(source: Mapping[str, Tensor], least: int, names: Iterable[str] | None
     rows, and where a tensor has as many rows and no known name.
 
     >>> import torch
-    >>> from weightspace.merging.vocabulary import tables
+    >>> from weightspace.merging.folders.vocabulary import tables
     >>> tables({"wte.weight": torch.zeros(7, 2), "h.0.mlp.weight": torch.zeros(8, 2)}, 5)
     {'wte.weight': 0}
     """
@@ -250,7 +250,7 @@ def renumbered(
     for a token that no parent has.
 
     >>> import torch
-    >>> from weightspace.merging.vocabulary import Numbering, renumbered
+    >>> from weightspace.merging.folders.vocabulary import Numbering, renumbered
     >>> a, b = {"wte.weight": torch.tensor([[1.0], [2.0]])}, {"wte.weight": torch.tensor([[3.0], [4.0]])}
     >>> views, notes = renumbered([a, b], [{"x": 0, "y": 1}, {"z": 0, "x": 1}], Numbering({"x": 0, "y": 1, "z": 2}, 3))
     >>> [view["wte.weight"].flatten().tolist() for view in views]
@@ -303,6 +303,20 @@ def in_one_vocabulary(
     number), or the path of a tokenizer. The table has the rows that the chosen parent's has, or more if there are more
     tokens, rounded up to a `multiple`. `own` and `forced` as in `Numbering`. Raises `WeightspaceError` for another
     `how` and where a tokenizer cannot be read.
+
+    >>> import json, tempfile
+    >>> from pathlib import Path
+    >>> import torch
+    >>> from weightspace.merging.folders.vocabulary import in_one_vocabulary
+    >>> sources = [{"embed_tokens.weight": torch.zeros(2, 3)}, {"embed_tokens.weight": torch.ones(2, 3)}]
+    >>> with tempfile.TemporaryDirectory() as place:
+    ...     folders = [Path(place) / name for name in "ab"]
+    ...     for folder, tokens in zip(folders, [{"yes": 0, "no": 1}, {"no": 0, "or": 1}], strict=True):
+    ...         folder.mkdir()
+    ...         _ = (folder / "vocab.json").write_text(json.dumps(tokens))
+    ...     views, rows, _ = in_one_vocabulary(sources, folders, "union")
+    >>> rows, views[1]["embed_tokens.weight"][:, 0]
+    (3, tensor([0., 1., 1.]))
     """
     homes = [Path(folder) for folder in folders]
     vocabularies = [tokens_of(home) for home in homes]

@@ -1,0 +1,1 @@
+"""Low-rank adapters (LoRA): merged, compared, added to a base and extracted, in factors."""
