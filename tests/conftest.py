@@ -16,6 +16,7 @@ import importlib
 import os
 import pkgutil
 import re
+import types
 import typing
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -68,15 +69,17 @@ def checked_late(function: Callable[..., Any]) -> Callable[..., Any]:
     call. And functions that no test calls cost nothing.
     """
     checked: Callable[..., Any] | None = None
+    check = beartype.beartype(conf=PLAIN)
 
-    @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal checked
         if checked is None:
-            checked = beartype.beartype(conf=PLAIN)(function)
+            checked = check(function)
         return checked(*args, **kwargs)
 
-    return call
+    # of the module of the function, so that a warning is still given at the line outside of the library
+    home = types.FunctionType(call.__code__, function.__globals__, closure=call.__closure__)
+    return functools.update_wrapper(home, function)
 
 
 def made_checked(kind: type) -> type:
