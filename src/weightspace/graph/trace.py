@@ -225,7 +225,7 @@ def quiet() -> Iterator[None]:
             logging.Logger.handle = handle  # type: ignore[method-assign]
 
 
-def _dropped(logger: logging.Logger, record: logging.LogRecord) -> None:
+def _dropped(self: logging.Logger, record: logging.LogRecord) -> None:
     """What is logged, to no handler."""
 
 
