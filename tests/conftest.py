@@ -8,16 +8,20 @@ dataclass. WEIGHTSPACE_UNCHECKED=1 turns this off, to see what a user would see.
 from __future__ import annotations
 
 import ast
+import dataclasses
+import functools
 import gc
 import hashlib
 import importlib
 import os
 import pkgutil
 import re
+import types
 import typing
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import beartype
 import beartype.roar
@@ -27,6 +31,10 @@ import torch
 from jaxtyping._import_hook import JaxtypingTransformer, Typechecker
 
 torch.set_num_threads(1)
+if not torch.accelerator.is_available():  # or each kind of it keeps the call stack as text: milliseconds at every call
+    torch.manual_seed = torch.random.manual_seed = lambda seed: torch.default_generator.manual_seed(int(seed))
+if hasattr(typing, "_get_protocol_attrs"):  # of Python 3.11, which finds them twice at every isinstance
+    typing._get_protocol_attrs = functools.cache(typing._get_protocol_attrs)
 
 PACKAGE = "weightspace"
 OWN = hashlib.md5(Path(__file__).read_bytes()).hexdigest()  # bytecode of another version of this file is not taken up
@@ -38,27 +46,59 @@ OTHERS = (
     *("sqlalchemy", "alembic.op", "alembic.config", "alembic.script", "alembic.runtime.environment", "fsspec"),
 )
 VISIT = JaxtypingTransformer.visit_FunctionDef
+PLAIN = beartype.BeartypeConf(is_pep484_tower=True, violation_type=jaxtyping.TypeCheckError)
 UNCHECKED = bool(os.environ.get("WEIGHTSPACE_UNCHECKED"))
 
 
-def words(node: ast.FunctionDef) -> set[str]:
-    """The names in the annotations of a signature."""
+def names_shapes(annotations: Iterable[str]) -> bool:
+    """Whether annotations name an array type of jaxtyping: most others are checked by beartype alone."""
+    words = {word for annotation in annotations for word in re.findall(r"\w+", annotation)}
+    return any(getattr(getattr(jaxtyping, word, None), "__module__", "") == "jaxtyping" for word in words)
+
+
+def annotations(node: ast.FunctionDef) -> list[str]:
+    """The annotations of a signature, as text."""
     arguments = [a.annotation for a in ast.walk(node.args) if isinstance(a, ast.arg)]
-    return {w for a in (*arguments, node.returns) if a is not None for w in re.findall(r"\w+", ast.unparse(a))}
+    return [ast.unparse(a) for a in (*arguments, node.returns) if a is not None]
 
 
-def states_shapes(node: ast.FunctionDef) -> bool:
-    """Whether a signature names an array type of jaxtyping: most others are checked by beartype alone."""
-    return any(getattr(getattr(jaxtyping, word, None), "__module__", "") == "jaxtyping" for word in words(node))
+def checked_late(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with every call checked by beartype, which reads the signature at the first call.
+
+    By then all names in it are known: beartype would ask a stand-in for a later name anew, at great cost, at every
+    call. And functions that no test calls cost nothing.
+    """
+    checked: Callable[..., Any] | None = None
+    check = beartype.beartype(conf=PLAIN)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal checked
+        if checked is None:
+            checked = check(function)
+        return checked(*args, **kwargs)
+
+    # of the module of the function, so that a warning is still given at the line outside of the library
+    home = types.FunctionType(call.__code__, function.__globals__, closure=call.__closure__)
+    return functools.update_wrapper(home, function)
 
 
-def names_its_class(node: ast.FunctionDef, parents: list[ast.AST]) -> bool:
-    """Whether a method's signature names the class that is being made: beartype alone would put a stand-in there."""
-    return any(isinstance(parent, ast.ClassDef) and parent.name in words(node) for parent in parents)
+def made_checked(kind: type) -> type:
+    """A class; the arguments of a dataclass are checked where it is made, by jaxtyping if its fields have shapes."""
+    if "__dataclass_params__" in vars(kind) and "__init__" in vars(kind):
+        fields = dataclasses.fields(kind)
+        if names_shapes(str(getattr(field.type, "__name__", field.type)) for field in fields):
+            return jaxtyping.jaxtyped(kind, typechecker=Typechecker.lookup["shapes"])
+        kind.__init__ = checked_late(kind.__init__)
+    return kind
 
 
-def visit(self: JaxtypingTransformer, node: ast.FunctionDef) -> ast.FunctionDef:
-    """Decorate a function as jaxtyping does, but for three kinds of cost that check nothing.
+def looked_up(name: str, node: ast.AST) -> ast.expr:
+    """A decorator, as it is written in a module that is rewritten."""
+    return ast.copy_location(ast.parse(f"jaxtyping._import_hook.Typechecker.lookup[{name!r}]", mode="eval").body, node)
+
+
+def visit_function(self: JaxtypingTransformer, node: ast.FunctionDef) -> ast.FunctionDef:
+    """Decorate a function as jaxtyping does, but for two kinds of cost that check nothing.
 
     Functions inside of functions are left alone: they would be decorated anew at every call, 30 times the cost.
     Signatures without shapes go to beartype itself: jaxtyping binds the arguments of every call by hand, 20 times the
@@ -66,10 +106,19 @@ def visit(self: JaxtypingTransformer, node: ast.FunctionDef) -> ast.FunctionDef:
     """
     if any(isinstance(parent, ast.FunctionDef) for parent in self._parents):
         return node
-    if states_shapes(node) or names_its_class(node, self._parents):
+    if names_shapes(annotations(node)):
         return VISIT(self, node)
-    checker = ast.parse("jaxtyping._import_hook.Typechecker.lookup['plain']", mode="eval").body
-    node.decorator_list.append(ast.copy_location(checker, node))
+    if annotations(node):
+        node.decorator_list.append(looked_up("plain", node))
+    return node
+
+
+def visit_class(self: JaxtypingTransformer, node: ast.ClassDef) -> ast.ClassDef:
+    """Decorate a class, in case that it is a dataclass, and its methods."""
+    node.decorator_list.insert(0, looked_up("class", node))
+    self._parents.append(node)
+    self.generic_visit(node)
+    self._parents.pop()
     return node
 
 
@@ -78,9 +127,9 @@ def import_checked() -> None:
     for name in OTHERS:
         importlib.import_module(name)
     typing.TYPE_CHECKING = True
-    JaxtypingTransformer.visit_FunctionDef = visit
-    plain = beartype.BeartypeConf(is_pep484_tower=True, violation_type=jaxtyping.TypeCheckError)
-    Typechecker.lookup["plain"] = beartype.beartype(conf=plain)
+    JaxtypingTransformer.visit_FunctionDef, JaxtypingTransformer.visit_ClassDef = visit_function, visit_class
+    shapes = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
+    Typechecker.lookup |= {"plain": checked_late, "class": made_checked, "shapes": shapes}
     try:
         with jaxtyping.install_import_hook(PACKAGE, CHECKER), warnings.catch_warnings():
             warnings.simplefilter("ignore", beartype.roar.BeartypeWarning)
@@ -94,6 +143,7 @@ def import_checked() -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Import the package, but for the process that only hands tests to workers."""
     # Beartype looks at random items of a list; hypothesis warns of that inside of its strategies.
+    config.addinivalue_line("filterwarnings", "ignore::beartype.roar.BeartypeWarning")
     config.addinivalue_line("filterwarnings", "ignore:Do not use the .random. module inside strategies")
     hands_out = config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput")
     if not UNCHECKED and not hands_out:

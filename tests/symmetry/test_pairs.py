@@ -340,7 +340,10 @@ def turned_family(name, net):
     return net.at(net.weights.replace(new))
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "mistral", "gptj", "neox", "modernbert"])
+LIKE_LLAMA = [pytest.param(name, marks=pytest.mark.slow) for name in ("qwen2", "mistral")]
+
+
+@pytest.mark.parametrize("name", ["llama", *LIKE_LLAMA, "qwen3", "gptj", "neox", "modernbert"])
 def test_a_family_has_the_pairs_of_its_layout(name):
     build, expected = families()[name]
     torch.manual_seed(0)

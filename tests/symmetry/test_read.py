@@ -504,7 +504,7 @@ def test_an_expert_that_an_example_does_not_choose_gets_no_wrong_move(seed):
 class Sparse(nn.Module):
     """Experts in a list, of which every token takes one by its router; most are not met by one example."""
 
-    def __init__(self, experts=24):
+    def __init__(self, experts=10):
         super().__init__()
         self.r, self.h = nn.Linear(5, experts), nn.Linear(5, 2)
         self.es = nn.ModuleList(nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 5)) for _ in range(experts))

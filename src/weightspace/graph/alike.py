@@ -29,7 +29,7 @@ _PIECES = ("unbind", "unbind_copy", "split", "split_with_sizes", "chunk", "tenso
            "split_with_sizes_copy", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes")  # fmt: skip
 _LARGE = 1 << 22  # bytes of a constant that is compared by its entries
 
-_Term: TypeAlias = "tuple[int, tuple[fx.Node, ...]]"  # its position, and the values that it consists of
+_Term: TypeAlias = tuple[int, tuple[fx.Node, ...]]  # its position, and the values that it consists of
 
 
 @dataclass(frozen=True)

@@ -215,20 +215,36 @@ def op_name(node: fx.Node) -> str:
 def quiet() -> Iterator[None]:
     """A context that silences what export prints and logs; exceptions pass. One thread at a time."""
     with exclusive():
-        previous = logging.root.manager.disable
-        logging.disable(logging.CRITICAL)
+        handle = logging.Logger.handle
+        logging.Logger.handle = _dropped  # type: ignore[method-assign] # logging.disable goes through all loggers
         try:
             with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
                 warnings.simplefilter("ignore")
                 yield
         finally:
-            logging.disable(previous)
+            logging.Logger.handle = handle  # type: ignore[method-assign]
+
+
+def _dropped(self: logging.Logger, record: logging.LogRecord) -> None:
+    """What is logged, to no handler."""
+
+
+@contextlib.contextmanager
+def _unplaced() -> Iterator[None]:
+    """A context in which nodes are exported without the call stack as text; only within `quiet`."""
+    config: Any = fx.config
+    before = getattr(config, "do_not_emit_stack_traces", False)  # of newer versions of torch
+    config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        config.do_not_emit_stack_traces = before
 
 
 def trace(module: nn.Module, example: Any) -> Trace:
     """Export `module` on one example; raises `SymmetryError` where export cannot follow the code."""
     args, kwargs = arguments(example)
-    with quiet(), torch.no_grad(), math_attention(), plain_experts(module):
+    with quiet(), _unplaced(), torch.no_grad(), math_attention(), plain_experts(module):
         try:
             exported = torch.export.export(module, args, kwargs, strict=False)
             if _needs_decomposition(exported.graph):

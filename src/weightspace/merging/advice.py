@@ -186,7 +186,7 @@ def interference(
         double = any(kinds[name] == torch.float64 for kinds in wide)
         part = Part(
             name, shapes[name], [(one, name) for one in networks], None if base is None else (base, name),
-            torch.float64 if double else torch.float32,
+            torch.float64 if double else torch.float32, labels=[*names, "the base"],
         )  # fmt: skip
         rows.append(_met(part, names, singular))
     matrices = tuple(name for name in chosen if len(shapes[name]) > 1)

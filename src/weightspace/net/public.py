@@ -18,7 +18,7 @@ import typing
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 import torch
@@ -170,9 +170,14 @@ class _Parameter:
     exact: frozenset[type]
     members: tuple[Any, ...]
     seed: bool
+    first: type | None  # values of a subclass of it pass as they are
 
 
-_Plan: TypeAlias = tuple[list[_Parameter | None], dict[str, _Parameter]]
+class _Plan(NamedTuple):
+    """The checks of a function's arguments, by position and by name."""
+
+    positional: list[_Parameter | None]
+    named: dict[str, _Parameter]
 
 
 def _as_meant(plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -187,7 +192,8 @@ def _as_meant(plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tup
 def _argument(parameter: _Parameter | None, value: Any) -> Any:
     if parameter is None:
         return value
-    found = value if type(value) in parameter.exact else _taken(parameter.members, value, parameter.where)
+    passes = type(value) in parameter.exact or (parameter.first and issubclass(type(value), parameter.first))
+    found = value if passes else _taken(parameter.members, value, parameter.where)
     if parameter.seed and isinstance(found, int) and found < 0:
         raise CallError(f"{parameter.where} takes a whole number from 0, got {found}")
     return found
@@ -219,10 +225,23 @@ def _plan(function: Callable[..., Any]) -> _Plan:
         if any(member is not Any and member is not object for member in members):
             members += [type(None)] if p.default is None else []
             exact = frozenset(m for m in members if isinstance(m, type) and typing.get_origin(m) is None)
-            named[name] = _Parameter(f"{where}: {name}", exact, tuple(dict.fromkeys(members)), name == "seed")
+            each = tuple(dict.fromkeys(members))
+            named[name] = _Parameter(f"{where}: {name}", exact, each, name == "seed", _first(each))
         if p.kind is not p.KEYWORD_ONLY:
             positional.append(named.get(name))
-    return positional, named
+    return _Plan(positional, named)
+
+
+def _first(members: tuple[Any, ...]) -> type | None:
+    """The first alternative, if it is a class whose instances are taken as they are; numbers may be converted."""
+    plain = isinstance(members[0], type) and typing.get_origin(members[0]) is None and not _asked(members[0])
+    first: type | None = members[0] if plain and members[0] not in (int, float, bool, object, type) else None
+    return first
+
+
+def _asked(kind: type) -> bool:
+    """Whether a class decides by itself what its instances are, as protocols and abstract classes do."""
+    return type(kind).__instancecheck__ is not type.__instancecheck__
 
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

@@ -206,7 +206,9 @@ def seeded(seed: int) -> Iterator[None]:
     True
     """
     with exclusive(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # where there is no accelerator, torch.manual_seed keeps the call stack as text for each kind: milliseconds
+        seeding = torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
+        seeding(seed)
         yield
 
 

@@ -339,9 +339,9 @@ class Matching:
 
 
 _TRIED = 4  # signs of an outer axis of which every choice is tried
-_Parity: TypeAlias = "frozenset[int] | None"
-_Key: TypeAlias = "tuple[frozenset[int], _Parity]"
-_Pairs: TypeAlias = "dict[_Key, Tensor]"
+_Parity: TypeAlias = frozenset[int] | None
+_Key: TypeAlias = tuple[frozenset[int], _Parity]
+_Pairs: TypeAlias = dict[_Key, Tensor]
 _K = TypeVar("_K")
 
 

@@ -225,7 +225,7 @@ class _Fit:
         self.now = replace(self.now, shares={**self.now.shares, axis.name: share.reshape(sizes)})
 
 
-_Pair: TypeAlias = "tuple[Tensor, Tensor]"
+_Pair: TypeAlias = tuple[Tensor, Tensor]
 
 
 def _multiples(pairs: list[_Pair], table: Tensor) -> Tensor:
