@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -35,8 +35,14 @@ WIDTHS = {
     "mlp": (1, 2, 3, 4, 6, 8, 11, 16, 24, 48, 96, 192),
 }
 STEPS = 3000
-TOLD = ("weights", "norm", "information", "length", "sgld")
-NAMES = ("number of weights", "norm of the weights", "information, local", "loss + information", "information, chains")
+TOLD = {
+    "weights": "number of weights",
+    "norm": "norm of the weights",
+    "information": "information, the prior's variance the best for each network",
+    "length": "loss + that information",
+    "initial": "information, the prior that of initial weights",
+    "sgld": "information by chains, lambda log n",
+}
 LEARNT = 0.02  # training loss an image, below which the labels are interpolated, over that of a constant
 
 
@@ -120,13 +126,17 @@ def measured(lab: Lab, kind: str, width: int, seed: int) -> dict[str, Any]:
         warnings.simplefilter("ignore", Unconverged)
         rank = min(n, FEW[kind] + 20) if kind == "features" else None  # no less than that of the Gauss-Newton matrix
         local = ws.information(net, task, rank=rank, probes=2, blocks=False, seed=seed)
+        if kind == "features":  # the variance that torch draws weights of so many inputs with
+            fixed = ws.information(net, task, prior=1 / (3 * width), rank=rank, probes=2, blocks=False, seed=seed)
     row = {
         "weights": n, "test": wrong(net, test), "train": wrong(net, task), "loss": float(task(net)) * len(task),
         "norm": float(net.free().weights.norm()), "information": local.value, "error": local.error,
         "length": local.length, "dimension": local.dimension, "harmonic": local.harmonic, "slope": local.slope,
         "constant": float((tensors(task)[1] - tensors(task)[1].mean(0)).square().sum()),
     }  # fmt: skip
-    if kind == "mlp":
+    if kind == "features":
+        row |= {"initial": fixed.value, "initial length": fixed.length}
+    else:
         draws = 10 if lab.quick else 200
         chains = ws.information(net, task, "sgld", chains=4, draws=draws, burn=draws, seed=seed)
         row |= {"sgld": chains.value, "sgld error": chains.error}
@@ -177,16 +187,22 @@ def tables(record: Record, name: str) -> dict[str, str]:
 
 
 def _lines(rows: dict[int, list[dict[str, Any]]]) -> str:
-    shown = []
+    shown, first = [], next(iter(rows.values()))[0]
+    last = "sgld" if "sgld" in first else "initial"
     for width, seen in rows.items():
-        part = [around([row[what] for row in seen if what in row], digits) for what, digits in
-                (("loss", 1), ("norm", 1), ("information", 0), ("length", 0), ("sgld", 0))]  # fmt: skip
         tests = [100 * row["test"] for row in seen]
+        part = [_middle([row[what] for row in seen], 1) for what in ("loss", "norm")]
+        nats = [_middle([row[what] for row in seen], 0) for what in ("information", last)]
         shown.append([str(width), str(seen[0]["weights"]), percent(mean(row["train"] for row in seen)),
-                      around(tests, 1), *part, str(len(seen))])  # fmt: skip
-    head = ("width | weights | training error, % | test error, % | training loss | norm | information, local | "
-            "loss + information | chains | seeds")  # fmt: skip
+                      around(tests, 1), *part, *nats, str(len(seen))])  # fmt: skip
+    head = ("width | weights | training error, % | test error, % | training loss | norm | information, best prior | "
+            f"{'chains' if last == 'sgld' else 'initial prior'} | seeds")  # fmt: skip
     return table(head, shown)
+
+
+def _middle(values: list[float], digits: int) -> str:
+    """The median, and the least and the most."""
+    return f"{number(median(values), digits)} ({number(min(values), digits)} to {number(max(values), digits)})"
 
 
 def _ranks(record: Record, kind: str, name: str) -> str:
@@ -195,7 +211,7 @@ def _ranks(record: Record, kind: str, name: str) -> str:
     families = [[record.rows[f"{kind}/{name}/{w}/{s}"] for w in WIDTHS[kind]] for s in seeds
                 if all(f"{kind}/{name}/{w}/{s}" in record.rows for w in WIDTHS[kind])]  # fmt: skip
     lines = []
-    for what, said in zip(TOLD, NAMES, strict=True):
+    for what, said in TOLD.items():
         if what not in families[0][0]:
             continue
         cells: list[list[float]] = [[] for _ in range(5)]
@@ -203,7 +219,7 @@ def _ranks(record: Record, kind: str, name: str) -> str:
             told, errors = [row[what] for row in family], [row["test"] for row in family]
             fits = [row["loss"] < LEARNT * row["constant"] for row in family]
             parts = [[(t, e) for t, e, f in zip(told, errors, fits, strict=True) if f == yes] for yes in (False, True)]
-            some = [spearmanr(*zip(*part, strict=True)).statistic if len(part) > 2 else math.nan for part in parts]
+            some = [spearmanr(*zip(*part, strict=True)).statistic if len(part) > 3 else math.nan for part in parts]
             for cell, value in zip(
                 cells, (spearmanr(told, errors).statistic, *some, *explained(told, errors)), strict=True
             ):
