@@ -38,8 +38,9 @@ STEPS = 3000
 TOLD = {
     "weights": "number of weights",
     "norm": "norm of the weights",
-    "information": "information, the prior's variance the best for each network",
+    "information": "information, the prior's variance the best for independent weights",
     "length": "loss + that information",
+    "correlated": "information, the prior's variance the best for a full covariance",
     "initial": "information, the prior that of initial weights",
     "sgld": "information by chains, lambda log n",
 }
@@ -111,6 +112,23 @@ def mlp(task: ws.Task, width: int, seed: int, steps: int) -> ws.Net:
 MADE: dict[str, Callable[[ws.Task, int, int, int], ws.Net]] = {"features": features, "mlp": mlp}
 
 
+def priors(net: ws.Net, task: ws.Task, rank: int | None, seed: int) -> dict[str, float]:
+    """The information against two other priors of the last layer's weights.
+
+    "initial": the variance that torch draws weights of so many inputs with. "correlated": the best one for a posterior
+    with the full covariance, v = |w|^2 / sum_i v k_i / (1 + v k_i), k the eigenvalues of the Gauss-Newton matrix.
+    """
+    w, seen = net.weights["2.weight"], net.module()[:2](task.example(len(task))).detach()
+    k, square = torch.linalg.eigvalsh(2 * seen @ seen.T).clamp(min=0), float(w.norm()) ** 2
+    low, high = -60.0, 60.0
+    for _ in range(100):
+        v = math.exp((low + high) / 2)
+        low, high = ((low + high) / 2, high) if square / v > float((v * k / (1 + v * k)).sum()) else (low, math.log(v))
+    how: dict[str, Any] = {"rank": rank, "probes": 2, "blocks": False, "seed": seed}
+    found = {"initial": 1 / (3 * w.numel()), "correlated": v}
+    return {name: ws.information(net, task, prior=v, **how).value for name, v in found.items()}
+
+
 def wrong(net: ws.Net, task: ws.Task) -> float:
     x, y = tensors(task)
     f = net(x)
@@ -126,17 +144,15 @@ def measured(lab: Lab, kind: str, width: int, seed: int) -> dict[str, Any]:
         warnings.simplefilter("ignore", Unconverged)
         rank = min(n, FEW[kind] + 20) if kind == "features" else None  # no less than that of the Gauss-Newton matrix
         local = ws.information(net, task, rank=rank, probes=2, blocks=False, seed=seed)
-        if kind == "features":  # the variance that torch draws weights of so many inputs with
-            fixed = ws.information(net, task, prior=1 / (3 * width), rank=rank, probes=2, blocks=False, seed=seed)
+        others = priors(net, task, rank, seed) if kind == "features" else {}
     row = {
         "weights": n, "test": wrong(net, test), "train": wrong(net, task), "loss": float(task(net)) * len(task),
         "norm": float(net.free().weights.norm()), "information": local.value, "error": local.error,
         "length": local.length, "dimension": local.dimension, "harmonic": local.harmonic, "slope": local.slope,
         "constant": float((tensors(task)[1] - tensors(task)[1].mean(0)).square().sum()),
     }  # fmt: skip
-    if kind == "features":
-        row |= {"initial": fixed.value, "initial length": fixed.length}
-    else:
+    row |= others
+    if kind == "mlp":
         draws = 10 if lab.quick else 200
         chains = ws.information(net, task, "sgld", chains=4, draws=draws, burn=draws, seed=seed)
         row |= {"sgld": chains.value, "sgld error": chains.error}
@@ -188,15 +204,16 @@ def tables(record: Record, name: str) -> dict[str, str]:
 
 def _lines(rows: dict[int, list[dict[str, Any]]]) -> str:
     shown, first = [], next(iter(rows.values()))[0]
-    last = "sgld" if "sgld" in first else "initial"
+    last = ["sgld"] if "sgld" in first else ["correlated", "initial"]
     for width, seen in rows.items():
         tests = [100 * row["test"] for row in seen]
         part = [_middle([row[what] for row in seen], 1) for what in ("loss", "norm")]
-        nats = [_middle([row[what] for row in seen], 0) for what in ("information", last)]
+        nats = [_middle([row[what] for row in seen], 0) for what in ("information", *last)]
         shown.append([str(width), str(seen[0]["weights"]), percent(mean(row["train"] for row in seen)),
                       around(tests, 1), *part, *nats, str(len(seen))])  # fmt: skip
-    head = ("width | weights | training error, % | test error, % | training loss | norm | information, best prior | "
-            f"{'chains' if last == 'sgld' else 'initial prior'} | seeds")  # fmt: skip
+    priors = ["chains"] if last == ["sgld"] else ["best prior, correlated weights", "initial prior"]
+    head = ("width | weights | training error, % | test error, % | training loss | norm | "
+            f"information, best prior, independent weights | {' | '.join(priors)} | seeds")  # fmt: skip
     return table(head, shown)
 
 

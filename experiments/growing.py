@@ -30,7 +30,7 @@ from experiments.split import joined
 from weightspace.net.seeds import derived
 
 BATCH, EPOCHS, RATE, WIDE = 64, 3, 1e-3, 200
-EACH = {"split": 2000, "images": 3000}  # images of a task
+EACH = {"split": 2000, "images": 2000}  # images of a task
 KEPT = {"split": 50, "images": 100}  # of them, for the ways that keep some
 LENGTH, BUDGET, STEPS = 0.02, 4.0, 30  # of the invariant path: step, drift that a task may spend, steps a task
 ASKED = {"class": "among all", "task": "task given"}

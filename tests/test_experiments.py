@@ -1004,6 +1004,8 @@ def test_least_norm_features_fit_all_labels_and_their_information_is_exact():
     alone = ws.Quadratic(0.0, (2 * seen.T @ seen).diagonal(), w)
     found = ws.information(net, few, blocks=False)
     assert found.value == pytest.approx(dense.kl(float(alone.best_variance()[0])), rel=1e-4)
+    other = descent.priors(net, few, None, 0)["correlated"]
+    assert other == pytest.approx(dense.kl(float(dense.best_variance()[0])), rel=1e-4) and other < found.value
 
 
 def test_double_descent_is_measured_and_can_be_taken_up_again(tmp_path, capsys):
