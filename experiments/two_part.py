@@ -34,7 +34,7 @@ LABELS = {"true": 0.0, "random": 1.0}
 SIZES = {"digits": (50, 100, 200, 400, 800), "mnist": (250, 1000, 4000)}
 STEPS = (0, 10, 20, 40, 80, 160, 320, 1280)
 BETAS = (0.1, 1.0)
-GRIDS = tuple(2.0**-k for k in range(8))  # steps of quantised weights; saying which costs log 8
+GRIDS = tuple(2.0 ** (3 - k) for k in range(10))  # steps of quantised weights; saying which costs log 10
 CLASSES, NEAREST = 10, 5
 NAT = math.log(2)
 
