@@ -174,11 +174,11 @@ def null_space(
     return lab.run(net, goal, lab.steps(lab.new), metric=metric)[-1]
 
 
-def path(lab: Stage, net: ws.Net, memory: ws.Task, seed: int) -> ws.Net:
+def path(lab: Stage, net: ws.Net, memory: ws.Task, seed: int, steps: int = STEPS) -> ws.Net:
     """Equation 4: steps within a drift budget of the outputs on the memory, one correction a step."""
     metric = ws.Pullback(memory, damping=1e-6, solver="gltr", output=first(lab.held))
     goal, size = ws.learn(lab.new, 256, seed), LENGTH * float(net.weights.norm())
-    steps = 2 if lab.quick else STEPS
+    steps = 2 if lab.quick else steps
     return ws.flow(net, goal, metric, steps=steps, size=size, budget=BUDGET, save=steps)[-1]
 
 
@@ -194,6 +194,7 @@ WAYS: dict[str, Way | None] = {
     "null space, outputs held": lambda lab, net, memory, seed: null_space(
         lab, net, memory, seed, 10.0, lab.asked == "task", True),
     "invariant path": path,
+    "invariant path, four times the steps": partial(path, steps=4 * STEPS),
 }  # fmt: skip
 
 
