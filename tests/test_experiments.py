@@ -6,8 +6,9 @@ Runs that take longest are marked slow; that an experiment runs and takes up its
 from __future__ import annotations
 
 import json
+import math
 import sys
-from itertools import permutations
+from itertools import permutations, product
 from pathlib import Path
 
 import pytest
@@ -31,11 +32,13 @@ from experiments import (  # noqa: E402
     colours,
     continual,
     critical,
+    descent,
     flat,
     forms,
     freedom,
     generator,
     graph,
+    growing,
     images,
     invariant,
     language,
@@ -59,6 +62,7 @@ from experiments import (  # noqa: E402
     texts,
     transformers,
     trust,
+    two_part,
     widths,
 )
 
@@ -932,3 +936,113 @@ def test_merges_are_measured_and_can_be_taken_up_again(tmp_path):
     strange = [lost for what, lost in zip(row["what"], row["lost mean"], strict=True) if what == "strangers"]
     assert min(strange) > 0.05 and {*row["size"]} == {2, 3, 6}
     assert merging_advice.main(["mlp", "--quick", "--out", str(out)]) == 0 and out.read_text() == first
+
+
+def test_outputs_grow_task_by_task_and_the_run_can_be_taken_up_again(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    ways = ["naive", "null space, new outputs free"]
+    arguments = ["split", "--quick", "--ways", *ways, "--out", str(out)]
+    assert growing.main(arguments) == 0
+    first, seen = out.read_text(), capsys.readouterr().out
+    rows = json.loads(first)
+    assert len(rows) == 2 * len(ways) and "growing split digits" in seen
+    assert all(len(row["class"]) == 5 and row["grown"] < 1e-5 for row in rows.values())
+    moved = {way: rows[f"split/digits/task/{way}/0"]["moved"] for way in ways}
+    assert moved[ways[1]] < 0.5 * moved["naive"]
+    assert growing.main(arguments) == 0 and out.read_text() == first
+
+
+def test_the_old_rows_stay_when_outputs_grow_and_the_path_holds_them():
+    lab = growing.Stage(None, True, "images", "task")
+    net = lab.begin(0)
+    lab.new = lab.task(lab.train[0])
+    lab.over(net, 0, 0)
+    grown = lab.grown(net, 1, 0)
+    head = list(net.weights)[-2]
+    assert torch.equal(grown.weights[head][:10], net.weights[head]) and lab.held == 10 and lab.outputs == 20
+    end = growing.path(lab, grown, lab.memories[0], 0)
+    x = lab.memories[0].example(20)
+    held, free = ((end(x) - grown(x))[:, part].abs().max() for part in (slice(0, 10), slice(10, 20)))
+    assert held < 0.5 * free
+
+
+def test_the_adaptive_coder_is_a_code_and_pays_a_probability_at_a_time():
+    """Over all messages of a length the probabilities sum to one; a message costs what its symbols cost one by one."""
+    total = sum(math.exp(-two_part.adaptive(torch.tensor(m), 3)) for m in product(range(3), repeat=4))
+    assert total == pytest.approx(1)
+    counts, nats = [0.5, 0.5, 0.5], 0.0
+    for symbol in (0, 0, 2, 0):
+        nats -= math.log(counts[symbol] / sum(counts))
+        counts[symbol] += 1
+    assert two_part.adaptive(torch.tensor([0, 0, 2, 0]), 3) == pytest.approx(nats)
+
+
+def test_ranks_say_the_labels_and_are_cheap_where_neighbours_know_them():
+    g = torch.Generator().manual_seed(0)
+    y = torch.randint(10, (120,), generator=g)
+    x = torch.eye(10)[y] + 0.05 * torch.randn(120, 10, generator=g)
+    ranked = two_part.ranks(x, y)
+    other = torch.cat([y[:60], (y[60:] + 1) % 10])
+    assert torch.equal(two_part.ranks(x, other)[:60], ranked[:60]), "a decoder knows the labels before, and no more"
+    near, far = (two_part.adaptive(r, 10) for r in (ranked, two_part.ranks(torch.randn(120, 10, generator=g), y)))
+    assert near < 0.5 * far and two_part.compressed(ranked) < two_part.compressed(y)
+    decoded: list[int] = []
+    for i in range(20):
+        guesses = [int(two_part.ranks(x[: i + 1], torch.tensor([*decoded, c]))[-1]) for c in range(10)]
+        assert sorted(guesses) == list(range(10))
+        decoded.append(guesses.index(int(ranked[i])))
+    assert decoded == y[:20].tolist()
+
+
+def test_weights_that_did_not_move_cost_next_to_nothing():
+    net, task = ws.demo.example()
+    code = two_part.quantised(net, net, task)
+    assert code["weights"] < 10 and code["loss"] == pytest.approx(two_part.summed(net, task))
+    assert two_part.quantised(ws.perturb(net, 0.5, seed=0), net, task)["weights"] < 10, "noise is not worth its code"
+
+
+def test_two_part_codes_are_measured_and_can_be_taken_up_again(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    assert two_part.main(["growth", "--quick", "--out", str(out)]) == 0
+    first = out.read_text()
+    rows = json.loads(first)
+    assert len(rows) == 2 and "two-part growth digits" in capsys.readouterr().out
+    assert all(row["network"] <= row["trivial"] + 0.1 for row in rows.values())
+    assert two_part.main(["growth", "--quick", "--out", str(out)]) == 0 and out.read_text() == first
+
+
+def test_monotone_and_one_valley_are_told_apart():
+    assert descent.explained([3, 1, 2, 4], [0.3, 0.1, 0.2, 0.4]) == (1, 1)
+    monotone, valley = descent.explained(range(5), [0.4, 0.2, 0.1, 0.2, 0.4])
+    assert valley == 1 > monotone
+    assert descent.explained(range(5), [0.4, 0.1, 0.4, 0.1, 0.4])[1] < 0.9
+
+
+def test_least_norm_features_fit_all_labels_and_their_information_is_exact():
+    task, _ = descent.Lab(None, True).drawn("features", 0)
+    few = ws.Task(task.example(12), torch.cat([y for _, y in task.batches()])[:12])
+    net = descent.features(few, 20, 0, 0)
+    assert float(few(net)) < 1e-12 < 1e-2 < float(few(descent.features(few, 6, 0, 0)))
+    seen = net.module()[:2](few.example(12)).detach()
+    w = net.weights["2.weight"].flatten()
+    dense = ws.Quadratic(0.0, 2 * seen.T @ seen, w)
+    alone = ws.Quadratic(0.0, (2 * seen.T @ seen).diagonal(), w)
+    found = ws.information(net, few, blocks=False)
+    assert found.value == pytest.approx(dense.kl(float(alone.best_variance()[0])), rel=1e-4)
+    other = descent.priors(net, few, None, 0)["correlated"]
+    assert other == pytest.approx(dense.kl(float(dense.best_variance()[0])), rel=1e-4) and other < found.value
+
+
+def test_double_descent_is_measured_and_can_be_taken_up_again(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    assert descent.main(["--quick", "--out", str(out)]) == 0
+    first = out.read_text()
+    assert len(json.loads(first)) == 4 and "descent features digits" in capsys.readouterr().out
+    assert descent.main(["--quick", "--out", str(out)]) == 0 and out.read_text() == first
+
+
+def test_the_readme_shows_what_was_measured_of_growing_outputs_and_codes():
+    found = growing.tables(record.Record(record.RESULTS / "growing.json"), "mnist")
+    found |= two_part.tables(record.Record(record.RESULTS / "two_part.json"), "digits")
+    found |= descent.tables(record.Record(record.RESULTS / "descent.json"), "digits")
+    assert len(found) == 8 and all(table in record.README.read_text() for table in found.values())

@@ -257,6 +257,8 @@ MEMORIES = {
     "atlas.tried._Rounds._now": WITHIN,
     "atlas.halving._Race.sums": WITHIN,
     "atlas.halving._Race.left_out": WITHIN,
+    "merging.folders.mergekit_file._Reading.models": WITHIN,
+    "merging.folders.mergekit_plan._Rows.layers": WITHIN,
     "checkpoint.writer.file_of(file)": "the file that is being written",
     "web.layers.Layers._known": "by the hash of the content that is told: tests/web/test_atlas_routes.py",
     "web.members.Members._atlas": "the open atlas itself",

@@ -150,3 +150,19 @@ def test_bad_arguments_are_refused():
     table = ws.fresh(nn.Sequential(nn.Embedding(5, 3), nn.Flatten()), 0)
     with pytest.raises(KernelError, match="no null space"):
         ws.NullSpace.of(ws.Adam(), table, ws.Task(torch.zeros(2, 1, dtype=torch.int64)))
+
+
+def test_new_outputs_learn_freely_while_the_old_ones_stay():
+    """A metric of the network before it grew holds the old outputs alone; one of the grown network holds all."""
+    net, old = made("dense")
+    _, new = made("dense", 20, seed=1)
+    grown = ws.grow(net, outputs=2)
+    later = ws.Task(*((x, y % 2 + 3) for x, y in new.batches()).__next__())
+    before, all_held = (ws.NullSpace.of(ws.Adam(), n, old) for n in (net, grown))
+    free, held = (learnt(grown, later, metric) for metric in (before, all_held))
+    x = old.example(3)
+    torch.testing.assert_close(free(x)[:, :3], net(x), atol=1e-9, rtol=0)
+    torch.testing.assert_close(held(x), grown(x), atol=1e-9, rtol=0)
+    assert float((free(x)[:, 3:] - grown(x)[:, 3:]).abs().max()) > 1e-2
+    after = before.add(grown, old)
+    torch.testing.assert_close(learnt(grown, later, after)(x), grown(x), atol=1e-9, rtol=0)

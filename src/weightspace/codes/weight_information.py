@@ -186,10 +186,12 @@ def information(
     """The information in the weights of a network about a task, in nats, by one of three methods (see the module).
 
     `prior`: the variance of P, or the optimal one for every tensor ("layer") or for all weights ("one", local only),
-    whose own description length is not counted. `anchor`: a network at w_0 (zero by default). `options` are those of
-    the method. Frozen weights are not counted. `progress(done, total)` counts products or steps (see `cost`). Raises
-    `WeightspaceError` for arguments that do not go together; the errors of `curvature` and `Task` for losses, labels
-    and outputs that cannot be used. Warns with `Unconverged` away from a minimum.
+    whose own description length is not counted; for "local" it is that of a Q with independent weights, and a number
+    that fits their covariance gives fewer nats where there are more weights than examples. `anchor`: a network at w_0
+    (zero by default). `options` are those of the method. Frozen weights are not counted. `progress(done, total)` counts
+    products or steps (see `cost`). Raises `WeightspaceError` for arguments that do not go together; the errors of
+    `curvature` and `Task` for losses, labels and outputs that cannot be used. Warns with `Unconverged` away from a
+    minimum.
 
     >>> import weightspace as ws
     >>> net, task = ws.demo.example()

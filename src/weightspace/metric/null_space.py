@@ -36,9 +36,10 @@ __all__ = ["NullSpace"]
 
 @dataclass(frozen=True)
 class _Given:
-    """The inputs of one layer: the name of its bias, sum h h^T, and the projection P."""
+    """The inputs of one layer: the name of its bias, how many units it had, sum h h^T, and the projection P."""
 
     bias: str | None
+    units: int
     total: Float[Tensor, "columns columns"]
     kept: Float[Tensor, "columns columns"]
 
@@ -50,7 +51,9 @@ class NullSpace:
     v = P steepest(net, covector), P = (I + C / (damping m))^-1 from the right in every linear map and convolution, C
     the second moment of the layer's inputs (with a one for the bias) and m its mean eigenvalue; `damping` 0 projects
     onto the null space of C. Tensors outside of these layers do not move, nor do layers of which the weight or the bias
-    is frozen. `add` takes the inputs of another task in; no example is kept. A flow of `size` s under
+    is frozen. Units that a layer did not have at the network given to `of` and `add`, the new outputs of `grow`, move
+    freely: old outputs are kept while they learn; give the network that has grown to keep all. `add` takes the inputs
+    of another task in; no example is kept. A flow of `size` s under
     `NullSpace.of(Adam(), ...)` is Adam with learning rate s and projected steps.
 
     >>> import torch
@@ -97,7 +100,7 @@ class NullSpace:
                 if before.shape != total.shape:
                     raise WeightspaceError(f"the null spaces are those of another network: {name} has another shape")
                 total = before + total
-            given[name] = _Given(bias, total, _projection(total, self.damping))
+            given[name] = _Given(bias, len(net.weights[name]), total, _projection(total, self.damping))
         return NullSpace(self.metric, given, self.damping, self.count + len(task))
 
     @property
@@ -112,7 +115,8 @@ class NullSpace:
         for name, one in self._given.items():
             if name not in vector or {name, one.bias} & net.frozen:
                 continue
-            put_matrix(new, name, one.bias, matrix_of(vector, name, one.bias) @ one.kept)
+            step = matrix_of(vector, name, one.bias)
+            put_matrix(new, name, one.bias, torch.cat([step[: one.units] @ one.kept, step[one.units :]]))
         return new
 
     def norm(self, net: Net, vector: Weights) -> Float[Tensor, ""]:
