@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from weightspace.checkpoint import files, writer
+from weightspace.checkpoint.files import FileNote
 from weightspace.checkpoint.locate import INDEX
 from weightspace.checkpoint.refusal import refusal
 from weightspace.jobs.progress import Tick
@@ -126,8 +128,8 @@ class _Work:
             if made:
                 with suppress(OSError):
                     self.out.rmdir()  # where it is still empty
-            if isinstance(error, KeyboardInterrupt):
-                raise KeyboardInterrupt(f"stopped{kept or '; nothing was left'}") from None
+            if kept and not isinstance(error, Exception):  # Ctrl-C, SIGTERM
+                warnings.warn(f"{self.out}{kept}", FileNote, stacklevel=3)
             if isinstance(error, OSError):
                 do = "free space and call again" if error.errno == errno.ENOSPC else "choose another place"
                 raise refusal(self.out, f"could not be written ({error.strerror or error}){kept}", do) from error
