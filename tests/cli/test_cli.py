@@ -950,3 +950,19 @@ def test_paths_are_not_names_of_the_machine():
 
 def test_task_of_soft_labels_has_no_ensemble_of_classes():
     assert not classification.classifies(Task(torch.randn(4, 2), torch.randn(4, 1)))
+
+
+def test_the_shell_completes_commands_and_options():
+    def completed(words, place):
+        given = {"_WEIGHTSPACE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(place)}
+        done = subprocess.run(
+            [sys.executable, "-m", "weightspace"],
+            env={**os.environ, **given},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.split()
+
+    assert completed("weightspace mer", 1) == ["merge"]
+    assert "--tokenizer" in completed("weightspace merge --to", 2)

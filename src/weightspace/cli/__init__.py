@@ -52,7 +52,8 @@ _ABOUT = (
     "renumbered and rescaled. These commands find the changes that leave the function the same, and undo them before "
     "they measure or average.\n\n"
     "New here? Run `weightspace demo`.\n\n"
-    "Exit codes: 0 done; 1 not the verdict that --expect names; 2 an error, explained in one line."
+    "Exit codes: 0 done; 1 not the verdict that --expect names, or something is missing (doctor); 2 an error, "
+    "explained in one line."
 )
 _STOPPED = 130  # exit code for Ctrl-C, in typer and in the shell
 _SIGNALS = ("SIGTERM", "SIGHUP")
@@ -62,7 +63,7 @@ class _Stopped(BaseException):
     """A signal that ends the process, raised so that what is half written is removed first."""
 
 
-app = typer.Typer(help=_ABOUT, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(help=_ABOUT, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 def main(arguments: list[str] | None = None) -> int:
