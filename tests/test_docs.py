@@ -57,6 +57,8 @@ def wrong_commands(text: str) -> Iterator[str]:
 
 def _parsed(words: list[str]) -> str:
     name, *rest = words
+    if name in {option for given in COMMANDS.params for option in given.opts}:
+        return ""
     found = COMMANDS
     while hasattr(found, "commands"):
         if name not in found.commands:
