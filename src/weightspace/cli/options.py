@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from weightspace.checkpoint.files import CHOSEN, refuse_dangling
+from weightspace.cli.next_step import GIVEN
 
 if TYPE_CHECKING:
     from weightspace.commands.settings import Settings
@@ -134,6 +135,7 @@ def shared(names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
         @wraps(command)
         def run(**given: Any) -> None:
+            GIVEN.set((f"{command.__module__.rpartition('.')[2]}.{command.__name__}", dict(given)))
             common = Shared(**{name: given.pop(name) for name in wanted})
             free(common.report, (".html", ".htm"), common.force)
             command(**given, common=common)

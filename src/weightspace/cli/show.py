@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from weightspace.cli.next_step import next_step
 from weightspace.cli.words import console, printable
 
 if TYPE_CHECKING:
@@ -124,6 +125,8 @@ def answer(
     say(done)
     for text in told:
         console().print(f"Note: {printable(text)}", style="yellow", soft_wrap=True)
+    if (line := next_step()) is not None:
+        console().print(f"Next: {printable(line)}", style="dim", soft_wrap=True)
     if common.report:
         console().print(f"Report: {printable(str(common.report))}", soft_wrap=True)
 

@@ -1,0 +1,39 @@
+"""The command that is named at the end of an answer exists, and takes what it is given."""
+
+import shlex
+
+import pytest
+import typer
+
+from weightspace.cli import app
+from weightspace.cli.next_step import GIVEN, NEXT, next_step
+
+COMMANDS = typer.main.get_command(app).commands
+WORDS = {
+    name: f"{name} of mine" for name in "a b to out base keep learn arch data example checkpoint checkpoints".split()
+}
+
+
+def of(command, given):
+    token = GIVEN.set((command, given))
+    try:
+        return next_step()
+    finally:
+        GIVEN.reset(token)
+
+
+@pytest.mark.parametrize("command", NEXT)
+def test_every_next_command_can_be_typed(command):
+    program, name, *rest = shlex.split(of(command, WORDS | {"checkpoints": ["one of mine", "another"]}))
+    assert program == "weightspace" and command.split(".")[1] in COMMANDS
+    found = COMMANDS[name].make_context(name, list(rest))
+    assert "of mine" in " ".join(rest) or command == "read.read"
+    assert found.params
+
+
+def test_nothing_is_named_where_a_word_is_missing():
+    assert of("stability.stability", {"checkpoint": "a", "arch": None}) == (
+        "weightspace perturb a --kind quantise --bits 8 -o rounded.safetensors"
+    )
+    assert of("perturb.perturb", {"out": "a", "data": None}) is None
+    assert of("atlas.merge", WORDS) is None
