@@ -375,3 +375,11 @@ def test_an_unknown_method_is_refused():
     assert method("Iso-C").name == "iso_c"
     with pytest.raises(WeightspaceError, match="no merging method 'tie'"):
         method("tie")
+
+
+def test_a_plain_sum_takes_weights_of_any_size():
+    part = Part("w", torch.Size([2]), [({"w": torch.tensor([1.0, 2.0])}, "w")] * 2)
+    found = merged(part, Recipe("linear", weights=[1e13, -1e13], options={"normalize": 0}))
+    assert found.tolist() == [0.0, 0.0]
+    with pytest.raises(WeightspaceError, match="sum to zero"):
+        merged(part, Recipe("linear", weights=[1e13, -1e13]))

@@ -27,9 +27,9 @@ __all__ = [
 ]
 
 
-def summed(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """sum_i w_i x_i, a new tensor."""
-    total = tensors[0] * weights[0]
+def summed(tensors: Sequence[Tensor], weights: Sequence[float], *, over: bool = False) -> Tensor:
+    """sum_i w_i x_i, a new tensor; `over`: in the memory of the first."""
+    total = tensors[0].mul_(weights[0]) if over else tensors[0] * weights[0]
     for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
         total.add_(tensor, alpha=weight)
     return total
@@ -38,7 +38,7 @@ def summed(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 def shares(part: Part, settings: Settings, normalize: bool = True) -> list[float]:
     """The weights divided by their sum. Raises `WeightspaceError` where they sum to zero."""
     scale = sum(settings.weights) if normalize else 1.0
-    if abs(scale) <= 1e-12 * sum(map(abs, settings.weights)):
+    if normalize and abs(scale) <= 1e-12 * sum(map(abs, settings.weights)):
         raise WeightspaceError(f"the weights of {part.name!r} sum to zero; give others, or normalize=0")
     return [weight / scale for weight in settings.weights]
 
@@ -61,7 +61,7 @@ def linear(part: Part, settings: Settings) -> Combine:
     averaging weights of multiple fine-tuned models improves accuracy without increasing inference time, Wortsman et
     al., 2022)."""
     weights = shares(part, settings, bool(settings.options["normalize"]))
-    return lambda piece: summed(piece.parents, weights)
+    return lambda piece: summed(piece.parents, weights, over=True)
 
 
 def task_arithmetic(part: Part, settings: Settings) -> Combine:
