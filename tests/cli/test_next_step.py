@@ -37,3 +37,4 @@ def test_nothing_is_named_where_a_word_is_missing():
     )
     assert of("perturb.perturb", {"out": "a", "data": None}) is None
     assert of("atlas.merge", WORDS) is None
+    assert of("compare.compare", WORDS | {"more": ["c"]}) is None

@@ -13,7 +13,7 @@ GIVEN: ContextVar[tuple[str, Mapping[str, Any]] | None] = ContextVar("given", de
 
 NEXT = {  # the command that runs -> the next one, and the options that it is given too where there are any
     "read.read": ("compare a.safetensors b.safetensors --arch {arch}", ""),
-    "compare.compare": ("merge {a} {b} -o merged.safetensors", "arch data example"),
+    "compare.compare": ("merge {a} {b} --arch {arch} -o merged.safetensors", "data example"),
     "align.align": ("merge {to} {out} -o mean.safetensors", "arch data example"),
     "merge.merge": ("compare {checkpoints} {out}", "arch data example"),
     "extract.extract": ("merge {out} --base {base} --method passthrough -o whole.safetensors", ""),
@@ -30,7 +30,7 @@ NEXT = {  # the command that runs -> the next one, and the options that it is gi
 def next_step() -> str | None:
     """The command line that usually follows the one that runs; None where a name in it was not given."""
     found = GIVEN.get()
-    if found is None or found[0] not in NEXT:
+    if found is None or found[0] not in NEXT or found[1].get("more"):  # a set: its answer says what to do
         return None
     template, options = NEXT[found[0]]
     words = {name: text for name, value in found[1].items() if (text := _text(value))}
