@@ -16,10 +16,12 @@ import importlib
 import os
 import pkgutil
 import re
+import sys
 import types
 import typing
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,7 @@ OTHERS = (
     *("sqlalchemy", "alembic.op", "alembic.config", "alembic.script", "alembic.runtime.environment", "fsspec"),
 )
 VISIT = JaxtypingTransformer.visit_FunctionDef
+IMPORTED: dict[str, dict[str, type]] = {}  # module -> its classes, as they were when it was imported
 PLAIN = beartype.BeartypeConf(is_pep484_tower=True, violation_type=jaxtyping.TypeCheckError)
 UNCHECKED = bool(os.environ.get("WEIGHTSPACE_UNCHECKED"))
 
@@ -62,6 +65,18 @@ def annotations(node: ast.FunctionDef) -> list[str]:
     return [ast.unparse(a) for a in (*arguments, node.returns) if a is not None]
 
 
+@contextmanager
+def as_imported(names: dict[str, Any]) -> Iterator[None]:
+    """A context in which the classes of a module are those of its import: a test may have replaced one."""
+    then = IMPORTED.get(names["__name__"], {})
+    replaced = {name: names[name] for name, kind in then.items() if names.get(name, kind) is not kind}
+    names.update({name: then[name] for name in replaced})
+    try:
+        yield
+    finally:
+        names.update(replaced)
+
+
 def checked_late(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function with every call checked by beartype, which reads the signature at the first call.
 
@@ -69,12 +84,13 @@ def checked_late(function: Callable[..., Any]) -> Callable[..., Any]:
     call. And functions that no test calls cost nothing.
     """
     checked: Callable[..., Any] | None = None
-    check = beartype.beartype(conf=PLAIN)
+    check, meant = beartype.beartype(conf=PLAIN), functools.partial(as_imported, function.__globals__)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal checked
         if checked is None:
-            checked = check(function)
+            with meant():
+                checked = check(function)
         return checked(*args, **kwargs)
 
     # of the module of the function, so that a warning is still given at the line outside of the library
@@ -136,6 +152,9 @@ def import_checked() -> None:
             package = importlib.import_module(PACKAGE)
             for module in pkgutil.walk_packages(package.__path__, f"{PACKAGE}."):
                 importlib.import_module(module.name)
+        for name, module in [*sys.modules.items()]:
+            if name.split(".")[0] == PACKAGE:
+                IMPORTED[name] = {key: kind for key, kind in vars(module).items() if isinstance(kind, type)}
     finally:
         typing.TYPE_CHECKING = False
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import types
 
 import jaxtyping
 import pytest
 import torch
 from public_calls import A
 
+from weightspace.linear import estimate
 from weightspace.linear.assignment import duals
 from weightspace.linear.estimate import Estimate
 from weightspace.net.weights import finite
@@ -32,6 +34,25 @@ WRONG = {
 def test_a_wrong_type_is_refused(where):
     with pytest.raises(jaxtyping.TypeCheckError):
         WRONG[where]()
+
+
+def test_a_class_that_a_test_replaces_is_not_the_one_that_is_checked(monkeypatch, pytestconfig):
+    """A signature is read at its first call; whatever stands in the module then, it means what was imported."""
+    (checks,) = (plugin for plugin in pytestconfig.pluginmanager.get_plugins() if hasattr(plugin, "checked_late"))
+
+    class Nothing:
+        pass
+
+    def takes(value):
+        return value
+
+    here = types.FunctionType(takes.__code__, vars(estimate), "takes")
+    here.__annotations__ = {"value": "Estimate"}
+    late, one = checks.checked_late(here), Estimate(0.0, 0.0, 1)
+    monkeypatch.setattr(estimate, "Estimate", Nothing)
+    assert late(one) is one and estimate.Estimate is Nothing
+    with pytest.raises(jaxtyping.TypeCheckError):
+        late(Nothing())
 
 
 def test_right_types_pass():

@@ -233,8 +233,6 @@ MEMORIES = {
     "symmetry.align.match._Search.found": WITHIN,
     "symmetry.read.Draft.pinned": WITHIN,
     "graph.rules.call.Call.hidden": WITHIN,
-    "merging.mergekit_file._Reading.models": WITHIN,
-    "merging.mergekit_plan._Rows.layers": WITHIN,
     "symmetry.sign._Op._seen": WITHIN,
     "symmetry.sign._Op._differs": WITHIN,
     "symmetry.sign._Op._places": WITHIN,

@@ -86,7 +86,7 @@ def test_the_largest_entries_of_equal_changes_are_the_same_and_of_others_by_chan
 def test_pieces_do_not_matter(monkeypatch, room):
     wanted = interference(SET, BASE)
     monkeypatch.setattr(part, "ROOM", room)
-    monkeypatch.setattr(advice, "Part", lambda *a: part.Part(*a, room=room))
+    monkeypatch.setattr(advice, "Part", lambda *a, **more: part.Part(*a, **more, room=room))
     found = interference(SET, BASE)
     for name in ("inner", "absolute", "opposed", "sizes", "singular", "ranks", "weights"):
         torch.testing.assert_close(getattr(found, name), getattr(wanted, name), equal_nan=True)

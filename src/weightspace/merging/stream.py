@@ -249,7 +249,7 @@ def digest(plan: Plan, planned: writer.Files) -> str:
 
 def _told(row: Row) -> dict[str, Any]:
     """The recipe of a row as plain data."""
-    told: dict[str, Any] = json.loads(json.dumps(asdict(row.recipe), default=str))
+    told: dict[str, Any] = files.parse(json.dumps(asdict(row.recipe), default=str))
     return told
 
 
