@@ -8,6 +8,7 @@ import textwrap
 import numpy as np
 import pytest
 import torch
+from lora_folders import SHAPES, factors, stored
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -19,6 +20,8 @@ from weightspace.symmetry.symmetry import Symmetry
 
 ARCH = ("--arch", "mergenets:mlp")
 NAMES = ("a", "b", "base", "stranger")
+FAR = ("--base", "base.safetensors")
+DATA, BARE = (*ARCH, "--data", "data.npz"), (*ARCH, "--data", "bare.npz")
 
 
 def mlp():
@@ -51,6 +54,7 @@ def play(tmp_path_factory):
     x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
     y = (x[:, :3] + 0.5 * x[:, 3:]).argmax(1)
     np.savez(folder / "data.npz", x=x.numpy(), y=y.numpy())
+    np.savez(folder / "bare.npz", x=x.numpy())
     with torch.random.fork_rng():
         torch.manual_seed(0)
         base = trained(mlp(), x, y, 30, 0)
@@ -161,6 +165,84 @@ def test_networks_weighed_by_data(here, play, capsys, method):
     assert f"merged by {method}" in seen["groups"][0]["why"]
 
 
+@pytest.mark.parametrize("method", ["fisher", "Fisher", "regmean"])
+def test_networks_weighed_by_data_have_weights_by_name(here, play, capsys, method):
+    """A tensor that one network alone has a weight for is that network's."""
+    out, told = here / "w.safetensors", ("--weight", "0.=1,*=0", "--weight", "0.=0,*=1")
+    merge_json(capsys, "a.safetensors", "b.safetensors", "--method", method, *told, *DATA, "-o", out)
+    a, b = tensors(play, "a", "b")
+    for name, found in load_file(out).items():
+        torch.testing.assert_close(found, (a if name.startswith("0.") else b)[name], atol=1e-4, rtol=1e-4)
+
+
+def test_parents_are_measured_before_one_is_overwritten(here, play, capsys):
+    told = ("--method", "linear", "--align", "never", *DATA)
+    wanted = merge_json(capsys, "a.safetensors", "b.safetensors", *told, "-o", here / "m.safetensors")["scores"]
+    own = here / "a.safetensors"
+    own.write_bytes((play / "a.safetensors").read_bytes())
+    seen = merge_json(capsys, own, "b.safetensors", *told, "-o", own, "--force")["scores"]
+    assert [score["loss"] for score in seen] == [score["loss"] for score in wanted]
+    assert len({score["loss"] for score in seen}) == 3
+
+
+def test_a_report_without_labels_has_no_losses(here, capsys):
+    report = here / "r.html"
+    told = ("--method", "linear", "--align", "never", *BARE, "--report", report)
+    seen = merge_json(capsys, "a.safetensors", "b.safetensors", *told, "-o", here / "m.safetensors")
+    assert seen["scores"] == [] and seen["curves"] is None and report.exists()
+
+
+OPTIONS = {
+    "--base": "base.safetensors", "--weight": "1", "--set": "normalize=0", "--tune": "weights", "--dtype": "bfloat16",
+    "--tokenizer": "union", "--extra": "refuse", "--heads": "leave", "--align": "never", "--copy-code": None,
+}  # fmt: skip
+USED = {"adapters": {"--base", "--weight", "--set"}, "recipe": {"--copy-code"}, "mean": set()}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("kind", USED)
+def test_no_option_is_passed_over_in_silence(here, capsys, kind, option):
+    if option in USED[kind]:
+        return
+    if kind == "adapters":
+        for seed, name in enumerate("ab"):
+            stored(here / name, factors(seed))
+    (here / "recipe.yml").write_text("merge_method: linear\nmodels:\n- model: a\n  parameters: {weight: 1}\n")
+    given = {"adapters": (here / "a", here / "b"), "recipe": (here / "recipe.yml",)}
+    parents = given.get(kind, ("a.safetensors", "b.safetensors", *ARCH, "--example", "2x6"))
+    out = here / ("out.safetensors" if kind == "mean" else "out")
+    words = (option,) if OPTIONS[option] is None else (option, OPTIONS[option])
+    assert option in refused(capsys, *parents, *words, "-o", out)
+    assert not out.exists()
+
+
+def test_adapters_have_the_weights_that_networks_have(here, capsys):
+    """Merged as adapters or as the networks that they make of the base, by the same words, they are one network."""
+    zero = {f"{layer}.weight": torch.zeros(shape) for layer, shape in SHAPES.items()}
+    save_file(zero, here / "zero.safetensors")
+    pair, base = (
+        [stored(here / name, factors(seed)) for seed, name in enumerate("ab")],
+        ("--base", here / "zero.safetensors"),
+    )
+    for k, told in enumerate(
+        ((), ("--weight", "1", "--weight", "3"), ("--weight", "1", "--weight", "1", "--set", "normalize=0"))
+    ):
+        merge_json(capsys, *pair, *told, "-o", here / f"m{k}")
+        merge_json(capsys, here / f"m{k}", *base, "--method", "passthrough", "-o", here / f"x{k}.safetensors")
+        merge_json(capsys, *pair, *base, "--method", "linear", *told, "-o", here / f"y{k}.safetensors")
+        one, other = (load_file(here / f"{name}{k}.safetensors") for name in "xy")
+        torch.testing.assert_close(one, other)
+    (here / "base").mkdir()
+    (here / "base" / "config.json").write_text("{}")
+    save_file(zero, here / "base" / "model.safetensors")
+    merge_json(capsys, *pair, "--base", here / "base", "--method", "task_arithmetic", "-o", here / "whole")
+    told = [line.split("|")[1:3] for line in (here / "whole" / "README.md").read_text().splitlines() if "`" in line]
+    assert [" ".join(map(str.strip, row)) for row in told[:3]] == ["a parent", "b parent", "base base"]
+    assert "by layer" in refused(capsys, *pair, "--weight", "q=1,*=0", "--weight", "1", "-o", here / "no")
+    assert "sum to zero" in refused(capsys, *pair, "--weight", "1", "--weight", "-1", "-o", here / "no")
+    assert "holds an adapter" in refused(capsys, *pair, *base, "--method", "linear", "--force", "-o", here / "m0")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -182,6 +264,11 @@ def test_networks_weighed_by_data(here, play, capsys, method):
         (("a.safetensors", "gone.safetensors", "--method", "linear"), "no such file"),
         (("a.safetensors", "b.safetensors", "--method", "fisher"), "--data"),
         (("gone.yml",), "gone.yml"),
+        (("a.safetensors", "b.safetensors", *FAR, "--method", "sce", "--weight", "1", "--weight", "1"), "no weights"),
+        (("a.safetensors", "b.safetensors", *FAR, "--method", "ties", "--set", "rescale=7"), "0 (no) or 1 (yes)"),
+        (("a.safetensors", "b.safetensors", "--method", "fisher", "--tune", "weights", *DATA), "leave --tune out"),
+        (("a.safetensors", "b.safetensors", "--method", "fisher", *BARE), "no labels"),
+        (("a.safetensors", "b.safetensors", "--method", "linear", "--tune", "weights", *BARE), "no labels"),
     ],
 )
 def test_what_cannot_be_done_is_refused_in_one_line(here, capsys, words, said):

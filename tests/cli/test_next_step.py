@@ -38,3 +38,10 @@ def test_nothing_is_named_where_a_word_is_missing():
     assert of("perturb.perturb", {"out": "a", "data": None}) is None
     assert of("atlas.merge", WORDS) is None
     assert of("compare.compare", WORDS | {"more": ["c"]}) is None
+
+
+def test_what_a_merge_was_made_of_is_compared_only_where_it_can_be(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    for given, named in (([tmp_path], True), (["recipe.yml"], False), (["adapter"], False), (["a.safetensors"], False)):
+        assert (of("merge.merge", {"checkpoints": given, "out": "o", "arch": None}) is not None) == named
+    assert "--arch x:y" in of("merge.merge", {"checkpoints": ["a.safetensors"], "out": "o", "arch": "x:y"})

@@ -216,3 +216,18 @@ def test_inner_products_of_a_set(tmp_path, pair):
     for t, name in enumerate(names):
         both = [first[name], second.get(name, torch.zeros(8, 6, dtype=torch.float64))]
         torch.testing.assert_close(found[t], torch.stack([torch.stack([(u * v).sum() for v in both]) for u in both]))
+
+
+def test_one_adapter_twice_has_both_weights(tmp_path, pair):
+    one = lora(pair[0])
+    wanted = reference(pair, [2.0, 0.0])
+    close(back(tmp_path, merge_adapters([one, one], [0.3, 1.7])), wanted)
+
+
+def test_nan_beside_the_factors_is_refused(tmp_path):
+    bad = torch.tensor([1.0, float("nan")])
+    for k, name in enumerate(("score.weight", "h.0.q.lora_B.bias")):
+        beside = {f"{PREFIX}{name}": bad if "score" in name else torch.cat([bad] * 4)}
+        folder = stored(tmp_path / f"bad{k}", {**factors(), **beside}, lora_bias=True)
+        with pytest.raises(WeightspaceError, match="NaN or infinity"):
+            merge_adapters([folder, stored(tmp_path / "good", factors(1))])

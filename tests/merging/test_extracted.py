@@ -108,6 +108,7 @@ def test_bad_inputs():
         ("give a rank, or the share", (fine, BASE), {"rank": 1, "share": 0.5}),
         ("give a rank of 1 or more", (fine, BASE), {"rank": 0}),
         ("a share above 0", (fine, BASE), {"share": 1.5}),
+        ("share no tensor", ({"z.weight": BASE["h.0.q.weight"]}, BASE), {"rank": 1}),
         ("no weight of the two networks differs", (BASE, BASE), {"rank": 1}),
         ("NaN or infinity in 'h.0.q.weight'", ({**BASE, "h.0.q.weight": fine["h.0.q.weight"] / 0}, BASE), {"rank": 1}),
     ):
@@ -119,3 +120,29 @@ def test_half_precision_says_what_rounding_costs():
     base = {n: t.bfloat16() if t.is_floating_point() else t for n, t in BASE.items()}
     fine = {**base, "h.0.q.weight": (base["h.0.q.weight"].double() + normal(1, 8, 1) @ normal(2, 1, 6)).bfloat16()}
     assert 1e-5 < extract(fine, base, rank=1).errors["h.0.q"] < 0.02
+
+
+def test_an_embedding_that_is_the_head_too_is_told_and_one_of_positions_is_merged(tmp_path):
+    base, fine = tmp_path / "base", tmp_path / "fine"
+    for k, folder in enumerate((base, fine)):
+        folder.mkdir()
+        more = {"wpe.weight": BASE["h.0.q.weight"] + k, "wte.weight": normal(5, 20, 6)}
+        save_file({**BASE, **more}, folder / "model.safetensors")
+        (folder / "config.json").write_text('{"tie_word_embeddings": true, "vocab_size": 20}')
+    found = extract(fine, base, rank=6)
+    assert found.config["target_modules"] == ["wpe"] and found.notes == ()
+    merged = into_base(found.save(tmp_path / "positions"), base)
+    torch.testing.assert_close(merged["wpe.weight"], BASE["h.0.q.weight"] + 1)
+    save_file(
+        {**BASE, "wpe.weight": BASE["h.0.q.weight"] + 0, "wte.weight": normal(6, 20, 6)}, fine / "model.safetensors"
+    )
+    found = extract(fine, base, rank=6)
+    assert "'wte' is embedding and head at once" in found.notes[0]
+    folder = found.save(tmp_path / "tokens")
+    with pytest.raises(WeightspaceError, match="changes 'wte', and head and embedding"):
+        into_base(folder, base)
+    for folder in (base, fine):
+        (folder / "config.json").write_text(
+            '{"tie_word_embeddings": true, "vocab_size": 20, "architectures": ["BertForSequenceClassification"]}'
+        )
+    assert extract(fine, base, rank=6).notes == ()

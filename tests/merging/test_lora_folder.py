@@ -68,6 +68,7 @@ REFUSED = {
     "no pattern": ({"rank_pattern": {"(": 3}}, {}, "r of 'h.0.q' in adapter_config.json cannot be read"),
     "patterns that are none": ({"rank_pattern": 5}, {}, "cannot be read"),
     "another factor": ({}, {f"{PREFIX}h.0.q.lora_C": normal(0, 3)}, "an unknown kind of adapter"),
+    "magnitudes that are not there": ({"use_dora": True}, {}, "says DoRA .use_dora., and the file has no magnitudes"),
     "a magnitude of nothing": ({}, {f"{PREFIX}w.lora_magnitude_vector": normal(0, 3)}, "belongs to no pair of factors"),
 }
 

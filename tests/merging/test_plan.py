@@ -98,7 +98,7 @@ def test_heads_of_other_shapes_are_kept_side_by_side_or_left_out():
     assert [r.action for r in plan("leave").rows].count("left out") == 2
     with pytest.raises(ws.WeightspaceError, match=r"'classifier.weight' is \[4, 2\] in runs/a.b, \[5, 2\] in runs/c"):
         plan("refuse")
-    with pytest.raises(ws.WeightspaceError, match="bring vocabularies together first"):
+    with pytest.raises(ws.WeightspaceError, match="bring vocabularies together first .--tokenizer."):
         planned([{"embed": torch.ones(3, 2)}, {"embed": torch.ones(4, 2)}])
     named = planned([{"out.w": torch.ones(3)}, {"out.w": torch.ones(4)}], rules=Rules(head_names=["out"]))
     assert [r.name for r in named.rows] == ["parent 1.out.w", "parent 2.out.w"]
@@ -183,3 +183,28 @@ def test_a_recipe_that_does_not_fit_is_refused():
         planned([network(), network()], None, Recipe(weights=[1]))
     with pytest.raises(ws.WeightspaceError, match="give it as base"):
         planned([network(), network()], None, Recipe("task_arithmetic"))
+
+
+def test_networks_with_nothing_in_common_are_refused():
+    """Else the result would be all of them side by side, or the first alone."""
+    a, other = network(0), {f"net.{k}.v": torch.ones(4) for k in range(3)}
+    with pytest.raises(ws.WeightspaceError, match="no tensor of parent 1 has the name of one of the others"):
+        planned([a, other])
+    with pytest.raises(ws.WeightspaceError, match="the base shares no tensor with parent 1, parent 2"):
+        planned([a, network(1)], other, Recipe("task_arithmetic"))
+    assert planned([a, network(1)], other, Recipe("linear")).rows
+    assert planned([a, other], None, None, Rules(extra="merge")).rows
+
+
+def test_factors_of_adapters_are_not_averaged_one_by_one():
+    """The mean of A and the mean of B are no factors of the mean of B A."""
+    one = {f"q.lora_{side}.weight": torch.ones(2, 2) for side in "AB"}
+    with pytest.raises(ws.WeightspaceError, match="factors of low rank .'q.lora_A.weight'., whose mean is not"):
+        planned([one, one])
+    assert planned([one]).rows
+
+
+@pytest.mark.parametrize("tensor", [torch.ones(2, 2).to_sparse(), torch.ones(2, 2, device="meta")])
+def test_tensors_that_hold_no_plain_numbers_are_refused(tensor):
+    with pytest.raises(ws.WeightspaceError, match="'w' is .*; give dense tensors"):
+        ws.merge([{"w": torch.ones(2, 2)}, {"w": tensor}])

@@ -61,3 +61,27 @@ def test_what_cannot_differ_is_refused(method, own, words):
     with pytest.raises(ws.WeightspaceError) as error:
         computed(planned(parents, base, Recipe(method, own=own)))
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_name_in_another_spelling_is_the_same_recipe(method):
+    assert Recipe(method.upper().replace("_", "-")) == Recipe(method)
+
+
+@pytest.mark.parametrize("method", [name for name, entry in METHODS.items() if not entry.beside])
+def test_weights_count_or_are_refused(method):
+    entry, options = METHODS[method], {"density": 1.0} if "density" in METHODS[method].options else {}
+    *parents, base = nets(entry.most or 3)
+    base, weights = (None if entry.base == "unused" else base), [2.0, *[0.5] * (len(parents) - 1)]
+    plain = computed(planned(parents, base, Recipe(method, None, options)))["w"]
+    if entry.weighs:
+        assert not torch.allclose(computed(planned(parents, base, Recipe(method, weights, options)))["w"], plain)
+    else:
+        with pytest.raises(ws.WeightspaceError, match=f"{method} takes no weights"):
+            planned(parents, base, Recipe(method, weights, options))
+
+
+def test_what_is_yes_or_no_is_no_number_between():
+    *parents, base = nets(2)
+    with pytest.raises(ws.WeightspaceError, match=r"ties takes a rescale of 0 \(no\) or 1 \(yes\), not 0.5"):
+        computed(planned(parents, base, Recipe("ties", options={"rescale": 0.5})))

@@ -271,6 +271,31 @@ def test_numbers_that_the_dtype_cannot_hold_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("large, dtype", [(3.4e38, torch.bfloat16), (1e300, torch.float32), (1e5, torch.float16)])
+def test_no_number_becomes_infinite_where_it_is_rounded(tmp_path, large, dtype):
+    only = {"w": torch.ones(3), "only": torch.full((3,), large, dtype=torch.float64 if large > 1e39 else torch.float32)}
+    for parents in ([only, {"w": torch.ones(3)}], [only, only]):
+        with pytest.raises(ws.WeightspaceError, match="'only'"):
+            write(planned(parents, None, Recipe(dtype=dtype)), tmp_path / "out.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_merges_to_one_place_do_not_mix(tmp_path, whole):
+    """While one writes, any other is refused, and takes nothing of the first away."""
+    again, said = partial(merged, tmp_path / "in", tmp_path / "out", force=True), []
+
+    def meanwhile(done, total):
+        for call in (again, partial(again, Recipe("linear", weights=[1, 1, 1]))):
+            with pytest.raises(ws.CheckpointError, match="out: is being written by another merge; wait until"):
+                call()
+            said.append(done)
+
+    again(progress=meanwhile)
+    assert said and bytes_in(tmp_path / "out") == whole
+    again()
+    assert not [item.name for item in tmp_path.iterdir() if item.name.startswith(".")]
+
+
 def test_what_is_there_is_replaced_by_force_alone(tmp_path, whole):
     out = tmp_path / "whole"
     with pytest.raises(ws.CheckpointError, match="model-00001-of-00003.safetensors exists; choose another name, or"):

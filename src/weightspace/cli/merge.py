@@ -157,24 +157,31 @@ def merge(
     given = {"--base": base, "--weight": weight, "--set": option, "--tune": tune, "--rank": rank, "--dtype": dtype}
     given |= {"--tokenizer": tokenizer, "--copy-code": copy_code}
     widths = {"--arch-b": arch_b, "--width": None if width == "largest" else width}
+    unlike = _unlike(extra, heads, align)
     if len(checkpoints) == 1 and checkpoints[0].suffix in (".yml", ".yaml"):
-        _refuse(given | widths | {"--method": how}, "is written in the recipe")
+        _refuse(given | widths | {"--method": how, "--copy-code": None}, "is written in the recipe")
+        _refuse(unlike, "does not go with a recipe of mergekit")
         _free_place(out, common)
         shown = _asked(common, (extra, heads), code=copy_code, shard=_bytes(shard_size))
         _by_file(checkpoints[0], out, shown, common)
         return
-    if how is None and _adapters(checkpoints):
+    low = _adapters(checkpoints)
+    if how is None and low:
         how = "linear"
     if how in (None, "mean"):
         _refuse(given, "goes with a recipe; name it, as --method linear")
+        _refuse({**unlike, "--align": align == "never"}, "goes with a recipe, as --method linear")
         _mean(checkpoints, out, common, arch_b, width)
         return
     _refuse(widths, "goes with the mean of several widths; leave --method out")
+    if low and base is None:
+        ours = {"--weight", "--set", "--rank"}
+        others = {name: value for name, value in given.items() if name not in ours} | unlike
+        _refuse(others | {"--arch": common.arch, "--data": common.data}, "is for networks; with adapters give --base")
     _free_place(out, common)
     recipe = _recipe(str(how), weight, option, dtype, common.seed)
-    with_what = {"align": _choice("--align", align, "auto never always"), "tokenizer": tokenizer, "tune": tune}
-    rules = _choice("--extra", extra, "copy merge leave refuse"), _choice("--heads", heads, "keep first leave refuse")
-    asked = _asked(common, rules, base=base, rank=rank, code=copy_code, shard=_bytes(shard_size), **with_what)
+    with_what = {"align": align, "tokenizer": tokenizer, "tune": tune}
+    asked = _asked(common, (extra, heads), base=base, rank=rank, code=copy_code, shard=_bytes(shard_size), **with_what)
     _by_recipe(checkpoints, out, recipe, asked, common)
 
 
@@ -238,6 +245,16 @@ def _by_file(path: Path, out: Path, asked: Asked, common: Shared) -> None:
     from weightspace.pages.merge_recipe import recipe_page
 
     answer(done, say_recipe, common, recipe_page)
+
+
+def _unlike(extra: str, heads: str, align: str) -> dict[str, str]:
+    """The options about parents that are not what they are by default. Raises `BadParameter` for unknown ones."""
+    found = {
+        "--extra": _choice("--extra", extra, "copy merge leave refuse"),
+        "--heads": _choice("--heads", heads, "keep first leave refuse"),
+        "--align": _choice("--align", align, "auto never always"),
+    }
+    return {option: value for option, value in found.items() if value not in ("copy", "keep", "auto")}
 
 
 def _refuse(given: Mapping[str, object], why: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 __all__ = ["GIVEN", "NEXT", "next_step"]
@@ -32,6 +33,8 @@ def next_step() -> str | None:
     found = GIVEN.get()
     if found is None or found[0] not in NEXT or found[1].get("more"):  # a set: its answer says what to do
         return None
+    if found[0] == "merge.merge" and not _is_network(found[1]):
+        return None
     template, options = NEXT[found[0]]
     words = {name: text for name, value in found[1].items() if (text := _text(value))}
     try:
@@ -39,6 +42,12 @@ def next_step() -> str | None:
     except KeyError:
         return None
     return line + "".join(f" --{option} {words[option]}" for option in options.split() if option in words)
+
+
+def _is_network(given: Mapping[str, Any]) -> bool:
+    """Whether the first checkpoint can be compared as it was given: neither a recipe nor an adapter, with a network."""
+    paths = given.get("checkpoints") or [""]
+    return bool(given.get("arch")) or (Path(paths[0]) / "config.json").is_file()
 
 
 def _text(value: Any) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from torch import Tensor
+
 from weightspace.checkpoint import adapter, architecture
 from weightspace.checkpoint.architecture import ArchitectureError
-from weightspace.commands.data import splits
+from weightspace.commands.data import labelled, splits
 from weightspace.commands.merge_parents import Asked, Parents
 from weightspace.commands.scores import Score, scored
 from weightspace.commands.settings import Settings
@@ -17,11 +20,11 @@ from weightspace.merging.networks import merged_net
 from weightspace.merging.plan import Plan, planned
 from weightspace.merging.recipe import Recipe
 from weightspace.merging.tuning import adamerging, adamerging_cost, tune, tune_cost
-from weightspace.merging.weighing import fisher_mean, regmean
+from weightspace.merging.weighing import importances, inner_products
 from weightspace.net.net import Net
 from weightspace.task.task import Task
 
-__all__ = ["Curves", "Looking", "curves_of", "looking_at", "on_data", "scores_of", "tuned"]
+__all__ = ["Curves", "Looking", "curves_of", "looking_at", "on_data", "score_of", "scores_of", "tuned"]
 
 _DRAWS = 8  # of labels for each example
 _START = 0.3  # of all coefficients, before their entropy is made small
@@ -67,6 +70,10 @@ def tuned(
         return recipe, ""
     if looking is None:
         raise ArchitectureError("--tune looks for the best value on examples; give --data")
+    if method(recipe.method).beside:
+        raise ArchitectureError(f"{recipe.method} weighs networks by data already; leave --tune out")
+    if asked.tune != "entropy":
+        labelled(looking.tune_on, str(asked.data))
     nets = [*parents.nets(looking.template, settings)]
     base, nets = (nets[-1] if parents.base else None), nets[: parents.count]
     tick = partial(settings.progress, f"tuning {asked.tune}")
@@ -92,28 +99,32 @@ def on_data(parents: Parents, recipe: Recipe, settings: Settings, looking: Looki
     if parents.base or recipe.options.keys() - {"alpha"}:
         raise ArchitectureError(f"{recipe.method} takes no base; leave --base out")
     nets = [*parents.nets(looking.template, settings)]
-    depth = dict.fromkeys(nets[0].weights, 0.0)
-    weights = [*recipe.at(next(iter(depth)), len(nets)).weights]
     settings.progress(f"weighing {len(nets)} networks by data", 0, 0)
-    tasks = [looking.tune_on] * len(nets)
-    if recipe.method == "fisher":
-        found = fisher_mean(nets, tasks, weights, draws=_DRAWS, seed=settings.seed)
+    beside: list[Mapping[str, Tensor]]
+    if method(recipe.method).beside == "importances":
+        labelled(looking.tune_on, "the data")
+        beside = [importances(net, looking.tune_on, _DRAWS, seed=settings.seed) for net in nets]
     else:
-        found = regmean(nets, tasks, weights, **{k: float(v) for k, v in recipe.options.items()})  # type: ignore[arg-type]
+        beside = [inner_products(net, looking.tune_on) for net in nets]
+    found = merged_net(nets, recipe, beside=beside)
     plan = planned([found.tensors], None, Recipe(dtype=recipe.dtype))
     said = f"merged by {recipe.method} on {len(looking.tune_on):,} examples"
     rows = [replace(row, action="copied", why=said) if row.action == "merged" else row for row in plan.rows]
     return replace(plan, rows=rows)
 
 
-def scores_of(parents: Parents, whole: Path, settings: Settings, looking: Looking) -> list[Score]:
-    """The loss of every parent, of the base and of the merged network, where the data have labels."""
+def scores_of(parents: Parents, settings: Settings, looking: Looking) -> list[Score]:
+    """The loss of every parent and of the base, where the data have labels."""
     found = []
     for name, net in zip(parents.names, parents.nets(looking.template, settings), strict=True):
         settings.progress(f"measuring {name}", 0, 0)
         found += scored(looking.measure_on, net, name=name)
-    merged = settings.load(looking.template, whole).net
-    return found + scored(looking.measure_on, merged, name="merged")
+    return found
+
+
+def score_of(whole: Path, settings: Settings, looking: Looking) -> list[Score]:
+    """The loss of the merged network that was written, where the data have labels."""
+    return scored(looking.measure_on, settings.load(looking.template, whole).net, name="merged")
 
 
 _LINE = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5]
@@ -128,7 +139,8 @@ def curves_of(parents: Parents, recipe: Recipe, settings: Settings, looking: Loo
     given = [1.0] * len(nets) if recipe.weights is None else [*recipe.weights]
     known = method(recipe.method).options
     scaled = "scale" in known and base is not None
-    if not plain or not (scaled or (len(nets) == 2 and method(recipe.method).base == "unused")):
+    labelled = all(y is not None for _, y in looking.measure_on.batches())
+    if not labelled or not plain or not (scaled or (len(nets) == 2 and method(recipe.method).base == "unused")):
         return None
 
     def loss(changed: Recipe) -> float:

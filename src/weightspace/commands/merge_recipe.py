@@ -12,7 +12,7 @@ from weightspace.checkpoint import adapter, architecture
 from weightspace.checkpoint.architecture import ArchitectureError
 from weightspace.checkpoint.reader import read
 from weightspace.commands.data import splits
-from weightspace.commands.merge_on_data import Curves, curves_of, looking_at, on_data, scores_of, tuned
+from weightspace.commands.merge_on_data import Curves, curves_of, looking_at, on_data, score_of, scores_of, tuned
 from weightspace.commands.merge_parents import Asked, Parents, aligned, in_common_vocabulary, tensors_of
 from weightspace.commands.scores import Score, scored
 from weightspace.commands.settings import Settings
@@ -27,6 +27,7 @@ from weightspace.merging.folders.vocabulary import has_head
 from weightspace.merging.methods import method
 from weightspace.merging.plan import Plan, planned
 from weightspace.merging.recipe import Recipe
+from weightspace.merging.schedule import Schedule
 from weightspace.merging.stream import write
 from weightspace.net.net import Net
 
@@ -91,9 +92,11 @@ def merge_by_recipe(paths: Sequence[Path], out: Path, recipe: Recipe, asked: Ask
         plan = planned(sources[:count], sources[count] if parents.base else None, recipe, asked.rules, names)
     changes = replace(changes, tied=not has_head(row.name for row in plan.rows if row.action != "left out"))
     beside = _beside(parents, out, recipe, asked, changes)
-    whole = _written(plan, out, beside, asked, settings)
-    scores = [] if looking is None else scores_of(parents, whole, settings, looking)
+    # before anything is written: a parent may be where the result goes
+    scores = [] if looking is None else scores_of(parents, settings, looking)
     curves = None if looking is None or not asked.curves else curves_of(parents, recipe, settings, looking)
+    whole = _written(plan, out, beside, asked, settings)
+    scores += [] if looking is None else score_of(whole, settings, looking)
     table = plan.table()
     return MergedFiles(
         names[:count], names[count] if parents.base else None, recipe.method, str(out), table.data(),
@@ -129,8 +132,8 @@ def _of_adapters(
     """Adapters merged into an adapter."""
     if out.suffix == ".safetensors":
         raise ArchitectureError(f"{out}: an adapter is a folder; choose a name without an ending, or give --base")
-    weights = None if recipe.weights is None else [float(w) for w in recipe.weights]  # type: ignore[arg-type]
-    found = merge_adapters(paths, weights, asked.rank, recipe.method, recipe.options, recipe.seed)
+    weights, options = _of_all_layers(recipe)
+    found = merge_adapters(paths, weights, asked.rank, recipe.method, options, recipe.seed)
     found.save(out, force=settings.force)
     lost = {layer: error for layer, error in found.errors.items() if error > 1e-6}
     notes = [*found.notes, *found.left]
@@ -151,6 +154,23 @@ def _of_adapters(
     return MergedFiles(names, None, recipe.method, str(out), groups, [line], notes)
 
 
+def _of_all_layers(recipe: Recipe) -> tuple[list[float] | None, dict[str, Schedule]]:
+    """The weights of adapters, one number each (of a linear mean divided by their sum), and the options."""
+    weights, options = list[float](), dict(recipe.options)
+    for weight in recipe.weights or ():
+        if not isinstance(weight, (int, float)):
+            raise ArchitectureError("adapters are merged with one weight for each; for weights by layer give --base")
+        weights.append(float(weight))
+    if recipe.method != "linear" or recipe.weights is None:
+        return weights or None, options
+    if options.pop("normalize", 1.0) == 0:
+        return weights, options
+    total = sum(weights)
+    if abs(total) <= 1e-12 * sum(map(abs, weights)):
+        raise ArchitectureError("the weights of the adapters sum to zero; give others, or --set normalize=0")
+    return [weight / total for weight in weights], options
+
+
 def _beside(parents: Parents, out: Path, recipe: Recipe, asked: Asked, changes: Changes) -> Carried:
     """What a folder gets besides the weights; nothing beside a file."""
     if out.suffix == ".safetensors":
@@ -158,7 +178,8 @@ def _beside(parents: Parents, out: Path, recipe: Recipe, asked: Asked, changes: 
     paths = [*dict.fromkeys(asked.base if adapter.describes(p) and asked.base else p for p in parents.paths)]
     total = sum(read(path).nbytes for path in paths)
     said = {"method": recipe.method, "weights": recipe.weights, "options": dict(recipe.options), "seed": recipe.seed}
-    about = About({key: value for key, value in said.items() if value}, quick=total > _HASHED)
+    given = parents.paths[: parents.count]
+    about = About({key: value for key, value in said.items() if value}, quick=total > _HASHED, parents=given)
     ours = [path for path in paths if path != asked.base] or paths
     return carried(ours, asked.base, changes=changes, tokenizer=asked.tokenizer, about=about, remote_code=asked.code)
 

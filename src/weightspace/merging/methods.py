@@ -65,6 +65,7 @@ _LIMITS = {
     "alpha": Within(0, 1),
     "max_iter": Within(0),
     "tol": Within(0),
+    **dict.fromkeys(("normalize", "rescale", "nuslerp_flatten"), Within(flag=True)),
 }
 _ALL = (
     Method("linear", elementwise.linear, "weighted mean", options={"normalize": 1.0}),
@@ -112,15 +113,23 @@ _ALL = (
     Method(
         "sce", elementwise.sce,
         "entries that vary kept, weighted by energy, signs elected", "needed",
-        {"select_topk": 1.0},
+        {"select_topk": 1.0}, weighs=False,
     ),
     Method(
         "model_stock", directions.model_stock, "mean pulled to the base by how little the task vectors agree", "needed",
-        least=2,
+        least=2, weighs=False,
     ),
-    Method("nearswap", elementwise.nearswap, "base moved by at most t to one network", "needed", {"t": 1e-4}, most=1),
-    Method("arcee_fusion", elementwise.fusion, "base with the most important entries of one network", "needed", most=1),
-    Method("passthrough", elementwise.passthrough, "one network as it is", options={"scale": 1.0}, most=1),
+    Method(
+        "nearswap", elementwise.nearswap, "base moved by at most t to one network", "needed", {"t": 1e-4}, most=1,
+        weighs=False,
+    ),
+    Method(
+        "arcee_fusion", elementwise.fusion, "base with the most important entries of one network", "needed", most=1,
+        weighs=False,
+    ),
+    Method(
+        "passthrough", elementwise.passthrough, "one network as it is", options={"scale": 1.0}, most=1, weighs=False
+    ),
     Method(
         "consensus", elementwise.consensus, "sum of task vectors where several tasks use it (TALL masks)", "needed",
         {"mask": 0.4, "agreement": 2.0, "scale": 1.0},

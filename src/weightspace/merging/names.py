@@ -8,7 +8,7 @@ import torch
 
 from weightspace.net.errors import WeightspaceError
 
-__all__ = ["HEADS", "TIED", "in_terms_of", "is_head", "packed", "partner"]
+__all__ = ["HEADS", "TIED", "in_terms_of", "is_factor", "is_head", "packed", "partner"]
 
 HEADS = ("classifier", "classification_head", "head", "heads", "score", "fc", "cls", "qa_outputs", "logits_proj")
 TIED = (
@@ -23,6 +23,7 @@ TIED = (
 )
 _LEVELS = 3  # of a name that may be a prefix
 _PACKED = {"qweight", "qzeros", "weight_packed", "quant_state", "absmax"}
+_FACTORS = {"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B"}
 _FP8 = {torch.float8_e4m3fn, torch.float8_e5m2}
 
 Shapes = Mapping[str, torch.Size]
@@ -99,6 +100,16 @@ def is_head(name: str, heads: Sequence[str] = HEADS) -> bool:
     """
     parts = name.split(".")
     return any(head in parts or ("." in head and name.startswith(head)) for head in heads)
+
+
+def is_factor(name: str) -> bool:
+    """Whether a tensor is one of the two factors of a low-rank update (LoRA), by the names of PEFT.
+
+    >>> from weightspace.merging.names import is_factor
+    >>> is_factor("h.0.q.lora_A.weight"), is_factor("h.0.q.weight")
+    (True, False)
+    """
+    return not _FACTORS.isdisjoint(name.split("."))
 
 
 def packed(name: str, dtype: torch.dtype) -> bool:

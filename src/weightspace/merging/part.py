@@ -51,7 +51,11 @@ def reading(source: Source) -> Callable[[int, int], Tensor]:
     flat = None if isinstance(tensors, Weights) else getattr(tensors, "flat", None)
     if flat is not None:
         return lambda start, stop: flat(name, start, stop)
-    whole = tensors[name].detach().reshape(-1)
+    tensor = tensors[name]
+    if tensor.layout != torch.strided or tensor.is_meta:
+        kind = "without numbers (meta)" if tensor.is_meta else f"{tensor.layout}".removeprefix("torch.")
+        raise WeightspaceError(f"{name!r} is {kind}; give dense tensors")
+    whole = tensor.detach().reshape(-1)
     return lambda start, stop: whole[start:stop]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from weightspace.checkpoint.refusal import some
 from weightspace.merging.methods import method
-from weightspace.merging.names import HEADS, TIED, in_terms_of, is_head, packed, partner
+from weightspace.merging.names import HEADS, TIED, in_terms_of, is_factor, is_head, packed, partner
 from weightspace.merging.part import BLOCK, Part, reading
 from weightspace.merging.recipe import Recipe
 from weightspace.merging.schedule import depths
@@ -175,6 +175,7 @@ def planned(
     matching = _Matching(parents, found[: len(parents)], called, recipe, rules or Rules())
     origin = {} if base is None else found[-1]
     names = [*dict.fromkeys(name for forms in matching.forms for name in forms)]
+    _related(found, called, "" if base is None else method(recipe.method).base, matching.rules.extra)
     deep = depths(names)
     rows = [
         replace(row, depth=deep[name])
@@ -228,6 +229,34 @@ def _forms(sources: Sequence[Mapping[str, Tensor]], labels: Sequence[str]) -> tu
                 notes.append(f"the prefix {said[1:]!r} was {how} of {label}")
         found.append(own)
     return found, notes
+
+
+def _related(found: Sequence[Mapping[str, _Have]], labels: Sequence[str], base: str, extra: str) -> None:
+    """Raise `WeightspaceError` for parents that share no tensor, factors of adapters, and a base that shares none.
+
+    `base`: "" where there is none, else whether the method needs or uses it.
+    """
+    if base in ("needed", "used"):
+        origin, parents = found[-1], found[:-1]
+        shared = [
+            origin[name].shape == have.shape for forms in parents for name, have in forms.items() if name in origin
+        ]
+        if not any(shared):
+            raise WeightspaceError(
+                f"{labels[-1]} shares no tensor with {_few(labels[:-1])}; give the base that they were trained from"
+            )
+    parents = found[: len(found) - bool(base)]
+    for k, forms in enumerate(parents if len(parents) > 1 and extra != "merge" else ()):
+        if factors := [name for name in forms if is_factor(name)]:
+            raise WeightspaceError(
+                f"{labels[k]} holds factors of low rank ({factors[0]!r}), whose mean is not that of their products; "
+                "merge the folders of adapters (merge_adapters), with adapter_config.json"
+            )
+        others = {name for j, more in enumerate(parents) if j != k for name in more}
+        if others.isdisjoint(forms):
+            raise WeightspaceError(
+                f"no tensor of {labels[k]} has the name of one of the others; give networks of one kind"
+            )
 
 
 @dataclass(frozen=True)
@@ -310,7 +339,8 @@ class _Matching:
         if rule == "refuse" or not is_head(name, self.rules.head_names):
             seen = ", ".join(f"{[*h.shape]} in {self.labels[k]}" for k, h in have.items())
             raise WeightspaceError(
-                f"{name!r} is {seen}; bring vocabularies together first, or name it as a head (head_names)"
+                f"{name!r} is {seen}; bring vocabularies together first (--tokenizer), or name it as a head "
+                "(head_names)"
             )
         (k, first), *others = have.items()
         if rule == "keep":

@@ -39,6 +39,7 @@ class Recipe:
     own: Mapping[str, Sequence[Schedule]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "method", method(self.method).name)  # "Model-Stock" is model_stock everywhere
         known = method(self.method).options
         for name in self.options:
             if name not in known:
@@ -55,6 +56,8 @@ class Recipe:
         found = method(self.method)
         if self.weights is not None and len(self.weights) != parents:
             raise WeightspaceError(f"{len(self.weights)} weights for {parents} networks; give one for each")
+        if self.weights is not None and not found.weighs:
+            raise WeightspaceError(f"{found.name} takes no weights of the networks; leave them out")
         for name, numbers in self.own.items():
             if len(numbers) != parents:
                 raise WeightspaceError(f"{len(numbers)} numbers of {name} for {parents} networks; give one for each")

@@ -39,17 +39,22 @@ class Settings:
 
 
 class Within(NamedTuple):
-    """The numbers that an option may be: from `least` to `most`, without `least` itself where `above`."""
+    """The numbers that an option may be: from `least` to `most`, without `least` itself where `above`; or a `flag`."""
 
     least: float = -math.inf
     most: float = math.inf
     above: bool = False
+    flag: bool = False
 
     def __contains__(self, value: object) -> bool:
         number = float(value)  # type: ignore[arg-type]
+        if self.flag:
+            return number in (0, 1)
         return math.isfinite(number) and self.least <= number <= self.most and not (self.above and number == self.least)
 
     def __str__(self) -> str:
+        if self.flag:
+            return "of 0 (no) or 1 (yes)"
         low = f"above {self.least:g}" if self.above else f"from {self.least:g}"
         known = [low] * (self.least > -math.inf) + [f"up to {self.most:g}"] * (self.most < math.inf)
         return " ".join(known) or "that is finite"
@@ -63,7 +68,7 @@ class Method:
     tensor, or the merged tensor itself where a method needs the whole matrix. `base`: whether a base is needed,
     used where there is one, or not used. `options`: names and default values. `limits`: what they may be, by name.
     `own`: options that may differ by parent. `beside`: what `Part.beside` has to hold. `most`: the most parents it
-    takes. `say`: a line for a table of methods.
+    takes. `weighs`: whether the weights of the parents count. `say`: a line for a table of methods.
     """
 
     name: str
@@ -76,6 +81,7 @@ class Method:
     limits: Mapping[str, Within] = field(default_factory=dict)
     own: tuple[str, ...] = ()
     beside: Literal["", "importances", "inner products"] = ""
+    weighs: bool = True
 
     def check(self, settings: Settings) -> None:
         """Raise `WeightspaceError` where a weight is not finite, or an option is not what it may be."""

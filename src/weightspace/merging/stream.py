@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightspace.checkpoint import files, writer
+from weightspace.checkpoint import adapter, files, writer
 from weightspace.checkpoint.files import FileNote
 from weightspace.checkpoint.locate import INDEX
 from weightspace.checkpoint.refusal import refusal
@@ -31,6 +32,12 @@ from weightspace.net.errors import WeightspaceError
 from weightspace.net.public import public
 
 __all__ = ["numbers_of", "write"]
+
+
+try:
+    import fcntl
+except ImportError:  # no such locks on Windows, where a second merge is not seen
+    fcntl = None  # type: ignore[assignment]
 
 _STATE = "state.json"
 _MARGIN = 1 << 20  # bytes of disk for everything that is not tensors
@@ -94,9 +101,51 @@ def _rounded(numbers: Tensor, row: Row) -> Tensor:
     if row.action == "merged":
         check_finite(numbers, row.name, f"the result of {row.recipe.method}")
     found = numbers.to(row.dtype, copy=True)  # the numbers may be overwritten before these are written
-    if row.dtype == torch.float16 and numbers.dtype != row.dtype and not bool(found.isfinite().all()):
-        raise WeightspaceError(f"{row.name!r} has numbers that float16 cannot hold; give dtype bfloat16 or float32")
+    if numbers.dtype != row.dtype and not math.isfinite(float(found.sum(dtype=torch.float64))):
+        wide = "float64" if row.dtype == torch.float32 else "float32"
+        kind = str(row.dtype).removeprefix("torch.")
+        raise WeightspaceError(f"{row.name!r} has numbers that {kind} cannot hold; give dtype {wide}")
     return found
+
+
+@contextmanager
+def _alone(folder: Path, out: Path) -> Iterator[None]:
+    """Hold a folder, which is made, against other processes; where there are no such locks, nothing is held.
+
+    Raises `CheckpointError` where another one holds it.
+    """
+    try:
+        folder.mkdir(exist_ok=True)
+        held = os.open(folder, os.O_RDONLY)
+    except OSError:  # what is wrong with the place is said by what writes there
+        yield
+        return
+    try:
+        if not _locked(held, folder):
+            raise refusal(out, "is being written by another merge", "wait until that is done, or stop it")
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                folder.rmdir()  # where nothing is kept in it
+    finally:
+        os.close(held)
+
+
+def _locked(held: int, folder: Path) -> bool:
+    """Lock an open folder; whether that was done, and the folder is still there."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    try:
+        return os.path.samestat(os.fstat(held), folder.stat())
+    except OSError:
+        return False
 
 
 class _Work:
@@ -114,7 +163,11 @@ class _Work:
         self.digest = digest(plan, self.files)
 
     def carried_out(self, progress: Tick, force: bool) -> Path:
-        """Write all files; the path of the last."""
+        """Write all files, while no other process writes them; the path of the last."""
+        with _alone(self.folder, self.out):
+            return self._carried_out(progress, force)
+
+    def _carried_out(self, progress: Tick, force: bool) -> Path:
         ours, moving = self._found()
         made = not self.single and not self.out.is_dir()
         target, old = self._target(force, moving)
@@ -144,9 +197,9 @@ class _Work:
         return ours, ours and bool(state.get("moving"))
 
     def _begin(self) -> None:
-        if self.folder.is_dir():
-            shutil.rmtree(self.folder)
-        self.folder.mkdir()
+        self.folder.mkdir(exist_ok=True)
+        for item in self.folder.iterdir():  # the folder itself is held
+            shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
         self._state(moving=False)
 
     def _state(self, moving: bool) -> None:
@@ -159,6 +212,8 @@ class _Work:
                 self.out.mkdir(exist_ok=True)
         except OSError as error:
             raise refusal(self.out, f"cannot be made ({error.strerror or error})", "choose another place") from error
+        if not self.single and adapter.describes(self.out):
+            raise refusal(self.out, "holds an adapter, which would be taken for the network", "choose another folder")
         target, _, old = writer.vacant(self.out, force or moving)
         report = target / self._report
         if report.exists() and not force and not moving:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,9 @@ from weightspace.merging.part import entries
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.public import public
 
-__all__ = ["Adapted", "config_of", "correspond", "dtypes_of", "into_base", "shapes_of"]
+__all__ = ["Adapted", "config_of", "correspond", "dtypes_of", "into_base", "shapes_of", "tied_layers"]
+
+_HEADLESS = re.compile(r"For\w*Classification|ForQuestionAnswering|ForMultipleChoice")
 
 
 class _Change(NamedTuple):
@@ -278,15 +281,28 @@ def into_base(
     return found
 
 
+def tied_layers(config: Mapping[str, Any], rows: Mapping[str, int]) -> list[str]:
+    """The layers that are one tensor by a configuration: the embedding of the vocabulary, and the head.
+
+    `rows`: of every layer, its rows if it is an embedding, else 0. Classifiers have no such head.
+
+    >>> from weightspace.merging.adapters.adapted import tied_layers
+    >>> tied_layers({"tie_word_embeddings": True, "vocab_size": 50}, {"wte": 50, "wpe": 16, "mlp.up": 0})
+    ['wte']
+    """
+    kinds = [str(kind) for kind in config.get("architectures") or ()]
+    if not config.get("tie_word_embeddings") or (kinds and all(_HEADLESS.search(kind) for kind in kinds)):
+        return []
+    tokens = config.get("vocab_size")
+    changed = [layer for layer, count in rows.items() if count and tokens in (None, count)]
+    return changed + [layer for layer in rows if layer.rpartition(".")[2] == "lm_head"]
+
+
 def _untied(found: Adapted, base: Checkpoint) -> None:
     """Raise `WeightspaceError` where the configuration of the base ties its head, and the adapter changes one alone."""
-    config = config_of(base.path)
-    if not config.get("tie_word_embeddings"):
-        return
     adapter = found.adapter
-    changed = [layer for layer, entry in adapter.layers.items() if entry.kind == "embedding"]
-    changed += [layer for layer in adapter.layers if layer.rpartition(".")[2] == "lm_head"]
-    if changed:
+    rows = {name: adapter.file.shapes[e.a][1] if e.kind == "embedding" else 0 for name, e in adapter.layers.items()}
+    if changed := tied_layers(config_of(base.path), rows):
         seen = f"changes {some(changed)}, and head and embedding of the base are one tensor (tie_word_embeddings)"
         raise refusal(adapter.path, seen, "untie them first, or merge it where it was made")
 

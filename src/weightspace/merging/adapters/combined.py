@@ -16,7 +16,7 @@ from torch import Tensor
 from weightspace.checkpoint.refusal import refusal, some
 from weightspace.merging.adapters.lora_folder import PREFIX, LoRA, NewAdapter, configured, lora, named
 from weightspace.merging.adapters.low_rank import LowRank, stacked, tied
-from weightspace.merging.part import Part
+from weightspace.merging.part import Part, check_finite
 from weightspace.merging.recipe import Recipe, merged
 from weightspace.merging.schedule import Schedule, depths
 from weightspace.net.errors import WeightspaceError
@@ -167,7 +167,7 @@ def merge_adapters(
     _mergeable(opened, weights, rank)
     shares = [1 / len(opened)] * len(opened) if weights is None else [float(w) for w in weights]
     recipe = Recipe(method, weights, options or {}, seed)
-    if method != "linear":
+    if recipe.method != "linear":
         recipe.check(len(opened), base=True)
     dtype, deep = _dtype(opened), depths(_layers(opened))
     tensors: dict[str, Tensor] = {}
@@ -175,9 +175,9 @@ def merge_adapters(
     errors: dict[str, float] = {}
     for layer in _layers(opened):
         having = [one for one in opened if layer in one.layers]
-        if method == "linear":
+        if recipe.method == "linear":
             parts = [one.update(layer) for one in having]
-            found = stacked(parts, [shares[opened.index(one)] for one in having])
+            found = stacked(parts, [w for one, w in zip(opened, shares, strict=True) if layer in one.layers])
         else:
             found = _knots(layer, opened, recipe, deep[layer])
         errors[layer], most = 0.0, min(*found.shape, found.rank if rank is None else rank)
@@ -280,7 +280,9 @@ def _biases(adapters: Sequence[LoRA], weights: Sequence[float], dtype: torch.dty
         total = torch.zeros(first.file.shapes[first.layers[name].b][0], dtype=torch.float64)
         for one, weight in zip(adapters, weights, strict=True):
             bias = one.bias(name) if name in one.layers else None
-            total += 0.0 if bias is None else weight * bias
+            if bias is not None:
+                check_finite(bias, name, one.label)
+                total += weight * bias
         found[f"{PREFIX}{name}.lora_B.bias"] = total.to(dtype)
     return found
 
@@ -301,6 +303,8 @@ def _whole(adapters: Sequence[LoRA], weights: Sequence[float]) -> tuple[dict[str
         total = sum(weight for _, weight in having)
         if not total:
             raise WeightspaceError(f"the weights of the adapters that save {name!r} whole sum to zero; give others")
+        for one, _ in having:
+            check_finite(one.file[one.saved[name]], one.saved[name], one.label)
         mean = sum(one.file[one.saved[name]].double() * (weight / total) for one, weight in having)
         assert isinstance(mean, Tensor)
         found[first.saved[name]] = mean.to(first.file.dtypes[first.saved[name]])

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from weightspace.checkpoint import reader
 from weightspace.checkpoint.reader import Checkpoint
 from weightspace.jobs.progress import Progress, silent
-from weightspace.merging.adapters.adapted import config_of, correspond, dtypes_of, shapes_of
+from weightspace.merging.adapters.adapted import config_of, correspond, dtypes_of, shapes_of, tied_layers
 from weightspace.merging.adapters.lora_folder import PREFIX, Kind, NewAdapter, configured, named
 from weightspace.merging.adapters.low_rank import LowRank
 from weightspace.net.errors import WeightspaceError
@@ -74,6 +75,8 @@ def extract(
     new, old = (x if isinstance(x, Mapping) else reader.read(x) for x in (fine_tuned, base))
     shapes, kinds, before = shapes_of(new), dtypes_of(new), shapes_of(old)
     names = correspond(shapes, before)
+    if not any(other is not None and other in before for other in names.values()):
+        raise WeightspaceError("the two networks share no tensor; give a fine-tuned network and the base of it")
     turned = _is_conv1d(new, old) if transposed is None else transposed
     found = _Found()
     for k, name in enumerate(shapes):
@@ -94,10 +97,23 @@ def extract(
     gone = [name for name in before if name not in {*names.values()}]
     notes = [f"the fine-tune has not {', '.join(gone[:3])}"] if gone else []
     notes += [f"{module!r} is saved whole: {why[0]}" for module, why in found.whole.items()]
+    if isinstance(old, Checkpoint):
+        notes += _tied(found, shapes, config_of(old.path))
     path = str(old.path) if isinstance(old, Checkpoint) else None
     config = configured(found.ranks, path, transposed=turned, saved=tuple(found.whole))
     config["bias"] = "all" if found.biases else "none"
     return NewAdapter(config, found.tensors, found.errors, tuple(found.left), tuple(notes))
+
+
+def _tied(found: _Found, shapes: Mapping[str, torch.Size], config: Mapping[str, Any]) -> list[str]:
+    """A note of layers that are the embedding and the head at once, of which an adapter changes one."""
+    embeds = {name for name in found.ranks if _EMBEDDING.fullmatch(name.rpartition(".")[2])}
+    rows = {name: shapes[f"{name}.weight"][0] if name in embeds else 0 for name in found.ranks}
+    return [
+        f"{layer!r} is embedding and head at once (tie_word_embeddings), and an adapter changes one of them: it is not "
+        "the fine-tune, and is not merged into the base"
+        for layer in tied_layers(config, rows)
+    ]
 
 
 def _compare(found: _Found, name: str, new: Tensor, old: Tensor, rank: int, share: float | None, turned: bool) -> None:

@@ -145,6 +145,9 @@ def lora(path: str | os.PathLike[str]) -> LoRA:
         layer, kind = _kind(path, a, factors[a], factors[b])
         scale = _scale(path, config, layer, factors[a][0])
         layers[layer] = Layer(a, b, kind, scale, beside["bias"].pop(layer, None), beside["magnitude"].pop(layer, None))
+    if config.get("use_dora") and (bare := [name for name, one in layers.items() if one.magnitude is None]):
+        seen = f"{CONFIG} says DoRA (use_dora), and the file has no magnitudes of {bare[0]!r}"
+        raise refusal(path, seen, "give the files of one adapter")
     if left := [name for names in beside.values() for name in names.values()]:
         raise refusal(path, f"{left[0]!r} belongs to no pair of factors")
     return LoRA(path, config, file, layers, saved)
@@ -249,6 +252,8 @@ class NewAdapter:
         folder = Path(folder)
         if folder.exists() and not folder.is_dir():
             raise refusal(folder, "is a file, and an adapter is a folder", "choose another name")
+        if (folder / "config.json").is_file():
+            raise refusal(folder, "holds a network (config.json)", "choose another folder")
         for name in (FILE, CONFIG):
             if (folder / name).exists() and not force:
                 raise refusal(folder, f"{name} exists", "choose another folder, or overwrite with force (--force)")

@@ -28,12 +28,14 @@ _NO_CHANGES = re.compile(r"(?i)(^|[-_ ])nd([-_ ]|$)|no[-_ ]?deriv")
 class About:
     """What a card says of a merge: its recipe as plain data or text, measures by name, and how parents are hashed.
 
-    `quick`: hash the header and the size of each file of weights alone, not its numbers.
+    `quick`: hash the header and the size of each file of weights alone, not its numbers. `parents`: what the card
+    names as parents, where the folders are not they, as of adapters that changed the base.
     """
 
     recipe: Any = None
     measures: Mapping[str, float] = field(default_factory=dict)
     quick: bool = False
+    parents: Sequence[Path] = ()
 
 
 def hashes(path: Path, quick: bool = False) -> dict[str, str]:
@@ -108,6 +110,7 @@ def card(parents: Sequence[Path], base: Path | None, about: About) -> tuple[str,
     The licence is carried over where all parents say the same; where they differ, or one says none, none is chosen, and
     the card lists them.
     """
+    parents = about.parents or parents
     all_of = [*parents, *([base] if base is not None and base not in parents else [])]
     licences, notes = [licence_of(path) for path in all_of], list[str]()
     fields: dict[str, Any] = {}

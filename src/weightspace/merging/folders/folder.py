@@ -205,7 +205,7 @@ def _code(
         return {}
     if not allowed:
         seen = f"asks for code of its own (auto_map in {', '.join(wanting)}), which every program that loads it runs"
-        do = "read it, and where you trust it have it copied: remote_code=True (--allow-remote-code-files)"
+        do = "read it, and where you trust it have it copied: remote_code=True (--copy-code)"
         raise refusal(first, seen, do)
     found = {name: inside(first, name) for name in sorted(p.name for p in first.iterdir() if p.suffix == ".py")}
     made: dict[str, bytes | Path] = {name: path for name, path in found.items() if path is not None}
