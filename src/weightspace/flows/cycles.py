@@ -149,7 +149,7 @@ def snapshots(optimiser: Optimizer, steps: int, low: float = 0.0, last: int | No
     ...     layer(torch.ones(1, 3)).square().sum().backward()
     ...     optimiser.step()
     ...     cycle.update(layer)
-    >>> cycle, cycle.net()(torch.ones(4, 3)).exp().sum(1)
+    >>> cycle, cycle.net()(torch.ones(4, 3)).exp().sum(1).round(decimals=3)
     (Cycle(snapshots of 10 steps, 3 networks after 30 steps), tensor([1., 1., 1., 1.]))
     """
     _check(steps, low, 1)
