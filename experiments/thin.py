@@ -29,7 +29,7 @@ def _share(lab: Lab) -> float:
 
 
 def _steps(lab: Lab) -> int:
-    return 20 if lab.quick else TEACHING * (len(lab.train) // BATCH)
+    return 120 if lab.quick else TEACHING * (len(lab.train) // BATCH)
 
 
 def one_shot(lab: Lab, net: ws.Net, seed: int) -> ws.Net:

@@ -292,6 +292,7 @@ def test_a_longer_tour(tab, server):
     expect(page.get_by_label("Change of the outputs against the size of the noise")).to_be_visible(timeout=WAIT)
     page.locator(".map canvas").click(position={"x": 150, "y": 150})
     page.click("#tab-inside")
+    expect(page.locator("#paths-told")).to_contain_text("turns on", timeout=WAIT)  # of the point that was clicked
     page.get_by_label("Number of the training point").fill("3")
     page.keyboard.press("Enter")
     expect(page.locator("#paths-told")).to_contain_text("Point 3 turns on")
