@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -23,7 +24,8 @@ from weightspace.net.public import public
 
 __all__ = ["Files", "Slot", "file_of", "header", "save", "shared_out", "vacant"]
 
-_WAITING = 4  # tensors that are computed and not written yet
+_WAITING = 1 << 25  # bytes of tensors that are computed and not written yet
+_SYNC = 1 << 26  # bytes after which the disk is asked to take what was written
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
@@ -178,26 +180,54 @@ def file_of(
 
 
 class _Behind:
-    """Writes tensors into a file in a thread of its own, while the next ones are computed; a few may wait."""
+    """Writes tensors into a file in a thread of its own, while the next ones are computed; a few may wait.
+
+    The disk is asked now and then to take what was written, so that it is not all left for the end.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._thread = ThreadPoolExecutor(1)
-        self._waiting: deque[Future[Any]] = deque()
+        self._writing, self._syncing = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._waiting: deque[tuple[int, Future[Any]]] = deque()
+        self._held = self._since = 0  # bytes that wait, bytes written since the disk was asked
+        self._synced: Future[None] | None = None
 
     def write(self, tensor: Tensor) -> None:
-        if len(self._waiting) == _WAITING:
-            self._waiting.popleft().result()
+        while self._waiting and self._held + tensor.nbytes > _WAITING:
+            self._take()
         if tensor.nbytes:
-            self._waiting.append(self._thread.submit(self._file.write, bytes_of(tensor)))
+            self._waiting.append((tensor.nbytes, self._writing.submit(self._file.write, bytes_of(tensor))))
+            self._held, self._since = self._held + tensor.nbytes, self._since + tensor.nbytes
+        if self._since > _SYNC and (self._synced is None or self._synced.done()):
+            if self._synced is not None:
+                self._synced.result()
+            self._since, self._synced = 0, self._syncing.submit(_to_disk, self._file)
+
+    def _take(self) -> None:
+        size, written = self._waiting.popleft()
+        written.result()
+        self._held -= size
 
     def __enter__(self) -> _Behind:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._thread.shutdown(cancel_futures=kind is not None)
+        self._writing.shutdown(cancel_futures=kind is not None)
+        self._syncing.shutdown()
         while self._waiting and kind is None:
-            self._waiting.popleft().result()
+            self._take()
+        if self._synced is not None and kind is None:
+            self._synced.result()  # an error of the disk is told once, here or there
+
+
+def _to_disk(file: BinaryIO) -> None:
+    """Ask the disk to take what was written into a file; of a file that is on no disk, nothing is asked."""
+    if hasattr(os, "fdatasync"):
+        try:
+            os.fdatasync(file.fileno())
+        except OSError as error:  # io.UnsupportedOperation too
+            if error.errno not in (None, errno.EINVAL, errno.ENOTSUP, errno.EROFS):
+                raise
 
 
 def header(path: Path, group: list[Slot], about: Mapping[str, str]) -> tuple[bytes, list[Slot]]:
