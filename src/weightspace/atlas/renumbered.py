@@ -13,10 +13,11 @@ from weightspace.atlas.compared import Compared
 from weightspace.atlas.gram import Distances, against
 from weightspace.atlas.independence import renumbering
 from weightspace.atlas.relations import group_digest
-from weightspace.atlas.side_by_side import Member, dtypes_of, shapes_of
+from weightspace.atlas.side_by_side import Member
 from weightspace.jobs.progress import Progress
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
+from weightspace.net.weights import dtypes_of, shapes_of
 from weightspace.symmetry.axis import MATRICES
 from weightspace.symmetry.element import Element
 from weightspace.symmetry.symmetry import Symmetry

@@ -17,8 +17,9 @@ from weightspace.net.errors import ArchitectureMismatch, WeightspaceError
 
 if TYPE_CHECKING:
     from jaxtyping import Float
+from weightspace.net.weights import dtypes_of, shapes_of
 
-__all__ = ["Member", "Piece", "SideBySide", "dtypes_of", "flat_part", "shapes_of"]
+__all__ = ["Member", "Piece", "SideBySide", "flat_part"]
 
 
 Member: TypeAlias = Mapping[str, Tensor]
@@ -70,7 +71,7 @@ class SideBySide:
         for name, shape in self.shapes.items():
             if seen[name] != shape:
                 raise ArchitectureMismatch(
-                    f"{name!r} has shape {shape} in {first} and {seen[name]} in {label}; "
+                    f"{name!r} has shape {tuple(shape)} in {first} and {tuple(seen[name])} in {label}; "
                     "compare networks of one architecture"
                 )
         kinds, ours = dtypes_of(self.members[k]), dtypes_of(self.members[0])
@@ -118,19 +119,6 @@ class SideBySide:
             raise WeightspaceError(
                 f"NaN or infinity in {piece.name!r} of {self.labels[bad[0]]}; leave this network out"
             )
-
-
-def shapes_of(member: Member) -> dict[str, tuple[int, ...]]:
-    """The shapes of a network's tensors; of a checkpoint without reading them."""
-    known = getattr(member, "shapes", None)
-    found = known if isinstance(known, Mapping) else {name: tensor.shape for name, tensor in member.items()}
-    return {name: tuple(shape) for name, shape in found.items()}
-
-
-def dtypes_of(member: Member) -> Mapping[str, torch.dtype]:
-    """The dtypes of a network's tensors; of a checkpoint without reading them."""
-    known = getattr(member, "dtypes", None)
-    return known if isinstance(known, Mapping) else {name: tensor.dtype for name, tensor in member.items()}
 
 
 def flat_part(source: Member | Tensor, name: str, start: int, stop: int) -> Float[Tensor, " entries"]:

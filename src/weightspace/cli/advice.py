@@ -9,7 +9,7 @@ import typer
 
 from weightspace.cli.options import Shared
 from weightspace.cli.show import answer, progress
-from weightspace.cli.words import console, make_table, printable, say_notes
+from weightspace.cli.words import console, make_table, printable, say_notes, score_table
 
 if TYPE_CHECKING:
     from weightspace.commands.advice import Set
@@ -56,12 +56,7 @@ def say_set(found: Set) -> None:
     if len(rows) > _TENSORS:
         out.print(f"{len(rows) - _TENSORS} tensors more; --json has all of them")
     if (told := found.measured) is not None:
-        scores = make_table(f"on {told.examples} held-out examples", "loss", "accuracy")
-        for one in (*told.singles, told.stored, told.aligned):
-            scores.add_row(
-                printable(one.name), f"{one.loss:.4f}", "-" if one.accuracy is None else f"{one.accuracy:.1%}"
-            )
-        out.print(scores)
+        out.print(score_table((*told.singles, told.stored, told.aligned), told.examples))
     for text in found.met.left_out[:10]:
         out.print(printable(f"Left out: {text}"), soft_wrap=True)
     say_notes(out, found.notes)

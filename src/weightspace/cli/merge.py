@@ -10,7 +10,7 @@ import typer
 
 from weightspace.cli.options import Shared, free, missing, shared
 from weightspace.cli.show import answer, opened, progress
-from weightspace.cli.words import console, make_table, printable, say_notes
+from weightspace.cli.words import console, printable, say_notes, score_table
 
 if TYPE_CHECKING:
     from weightspace.commands.merge import Merged
@@ -34,11 +34,7 @@ def say_merge(done: Merged) -> None:
     """Print the answer of `merge` without a recipe."""
     out = console()
     if done.scores():
-        table = make_table(f"on {done.examples} held-out examples", "loss", "accuracy")
-        for score in done.scores():
-            share = "-" if score.accuracy is None else f"{score.accuracy:.1%}"
-            table.add_row(printable(score.name), f"{score.loss:.4f}", share)
-        out.print(table)
+        out.print(score_table(done.scores(), done.examples))
     say_notes(out, done.notes)
     out.print(f"Written: {printable(done.out)}", soft_wrap=True)
 
@@ -53,11 +49,7 @@ def say_recipe(done: MergedFiles) -> None:
     if done.tuned:
         out.print(f"Found on data: {printable(done.tuned)}.", soft_wrap=True)
     if done.scores:
-        table = make_table(f"on {done.examples} held-out examples", "loss", "accuracy")
-        for score in done.scores:
-            share = "-" if score.accuracy is None else f"{score.accuracy:.1%}"
-            table.add_row(printable(score.name), f"{score.loss:.4f}", share)
-        out.print(table)
+        out.print(score_table(done.scores, done.examples))
     say_notes(out, done.notes)
     out.print(f"Written: {printable(done.out)}", soft_wrap=True)
 

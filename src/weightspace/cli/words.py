@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -11,6 +12,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from weightspace.commands.align import Aligned
     from weightspace.commands.compare import Comparison
+    from weightspace.commands.scores import Score
 
 __all__ = ["console", "printable"]
 
@@ -35,6 +37,15 @@ def make_table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", overflow="fold")
+    return table
+
+
+def score_table(scores: Iterable[Score], examples: int) -> Table:
+    """The table of losses and accuracies of networks."""
+    table = make_table(f"on {examples} held-out examples", "loss", "accuracy")
+    for score in scores:
+        share = "-" if score.accuracy is None else f"{score.accuracy:.1%}"
+        table.add_row(printable(score.name), f"{score.loss:.4f}", share)
     return table
 
 

@@ -14,14 +14,15 @@ from weightspace.checkpoint import adapter, reader
 from weightspace.checkpoint.architecture import ArchitectureError
 from weightspace.checkpoint.refusal import some
 from weightspace.commands.scores import Score, scored
-from weightspace.commands.settings import Settings
+from weightspace.commands.settings import Settings, must_exist
 from weightspace.commands.workspace import Workspace, file_names
-from weightspace.merging.adapters.adapted import dtypes_of, into_base, shapes_of
+from weightspace.merging.adapters.adapted import into_base
 from weightspace.merging.adapters.combined import inner_products
 from weightspace.merging.adapters.lora_folder import lora
 from weightspace.merging.advice import MOST, Advice, Interference, advise, interference, of_products
 from weightspace.net.average import average
 from weightspace.net.net import Net
+from weightspace.net.weights import dtypes_of, shapes_of
 from weightspace.symmetry.align.repair import reset_statistics
 from weightspace.symmetry.symmetry import mean
 
@@ -174,8 +175,7 @@ def compare_set(
 
 
 def _is_adapter(path: Path) -> bool:
-    if not path.exists() and not path.with_name(f"{path.name}.index.json").exists():
-        raise ArchitectureError(f"{path}: no such file or folder; check the path")
+    must_exist(path)
     return path.suffix != ".pt2" and path.exists() and adapter.describes(path)
 
 

@@ -16,13 +16,13 @@ from weightspace.atlas.families import Families, Map, families, scaled
 from weightspace.atlas.lineage import Lineage, lineage, plain
 from weightspace.atlas.members import Member, Origin
 from weightspace.atlas.records import Pair, TaskRow
-from weightspace.atlas.side_by_side import dtypes_of
 from weightspace.atlas.sources import Made
 from weightspace.commands.atlas import known_group
 from weightspace.commands.data import examples, labelled
 from weightspace.commands.settings import Settings
 from weightspace.jobs.engine import Engine
 from weightspace.net.errors import WeightspaceError
+from weightspace.net.weights import dtypes_of
 from weightspace.symmetry.symmetry import Symmetry
 from weightspace.task.digest import digest
 from weightspace.task.task import Task

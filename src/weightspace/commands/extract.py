@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from weightspace.checkpoint.architecture import ArchitectureError
 from weightspace.checkpoint.reader import read
-from weightspace.commands.settings import Settings
+from weightspace.commands.settings import Settings, must_exist
 from weightspace.merging.adapters.extracted import extract
 
 __all__ = ["Extracted", "extract_adapter"]
@@ -40,9 +39,7 @@ def extract_adapter(
     path: Path, base: Path, out: Path, *, rank: int | None, share: float | None, settings: Settings
 ) -> Extracted:
     """Extract an adapter of a rank, or one that keeps a share of every difference. Raises `WeightspaceError`."""
-    for one in (path, base):
-        if not one.exists() and not one.with_name(f"{one.name}.index.json").exists():
-            raise ArchitectureError(f"{one}: no such file or folder; check the path")
+    must_exist(path, base)
     found = extract(path, base, rank, share, progress=settings.progress)
     found.save(out, force=settings.force)
     whole = sum(shape.numel() for shape in read(path).shapes.values())

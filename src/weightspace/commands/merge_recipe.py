@@ -15,7 +15,7 @@ from weightspace.commands.data import splits
 from weightspace.commands.merge_on_data import Curves, curves_of, looking_at, on_data, score_of, scores_of, tuned
 from weightspace.commands.merge_parents import Asked, Parents, aligned, in_common_vocabulary, tensors_of
 from weightspace.commands.scores import Score, scored
-from weightspace.commands.settings import Settings
+from weightspace.commands.settings import Settings, must_exist
 from weightspace.commands.workspace import file_names
 from weightspace.merging.adapters.combined import merge_adapters
 from weightspace.merging.folders.card import About
@@ -69,9 +69,7 @@ def merge_by_recipe(paths: Sequence[Path], out: Path, recipe: Recipe, asked: Ask
     `WeightspaceError`, before anything is written.
     """
     everyone = [*paths, *([] if asked.base is None else [asked.base])]
-    for path in everyone:
-        if not path.exists() and not path.with_name(f"{path.name}.index.json").exists():
-            raise ArchitectureError(f"{path}: no such file or folder; check the path")
+    must_exist(*everyone)
     names, low = file_names(*everyone), [path.suffix != ".pt2" and adapter.describes(path) for path in everyone]
     if asked.base is None and all(low):
         return _of_adapters(paths, names, out, recipe, asked, settings)

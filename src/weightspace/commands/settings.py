@@ -14,7 +14,14 @@ from weightspace.checkpoint.stored import Stored
 from weightspace.jobs.progress import Progress, silent
 from weightspace.net.net import Net
 
-__all__ = ["Opened", "Settings"]
+__all__ = ["Opened", "Settings", "must_exist"]
+
+
+def must_exist(*paths: Path) -> None:
+    """Raise `ArchitectureError` unless every path is a file or folder, or the stem of shards with an index."""
+    for path in paths:
+        if not path.exists() and not path.with_name(f"{path.name}.index.json").exists():
+            raise ArchitectureError(f"{path}: no such file or folder; check the path")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from weightspace.checkpoint import architecture, stored
 from weightspace.checkpoint.architecture import ArchitectureError
 from weightspace.commands.data import splits
-from weightspace.commands.settings import Opened, Settings
+from weightspace.commands.settings import Opened, Settings, must_exist
 from weightspace.net.errors import SymmetryError, first_line
 from weightspace.net.inputs import carried
 from weightspace.net.net import Net
@@ -57,9 +57,7 @@ class Workspace:
         _return_memory()
         if method not in ("auto", *METHODS):
             raise ArchitectureError(f"--method {method}: choose auto, {', '.join(METHODS)}")
-        for path in paths:
-            if not path.exists() and not path.with_name(f"{path.name}.index.json").exists():
-                raise ArchitectureError(f"{path}: no such file or folder; check the path")
+        must_exist(*paths)
         module = architecture.find(settings.arch, list(paths), settings.trust_code)
         align_on, measure_on = splits(data, limit, settings.seed) if data is not None else (None, None)
         shown = example_for(module, align_on, example, settings.seed)

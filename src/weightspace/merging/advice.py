@@ -15,10 +15,10 @@ from torch import Tensor
 
 from weightspace.checkpoint.refusal import some
 from weightspace.jobs.progress import Progress, silent
-from weightspace.merging.adapters.adapted import dtypes_of, shapes_of
 from weightspace.merging.part import Part, Piece
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.public import public
+from weightspace.net.weights import dtypes_of, shapes_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -305,6 +305,19 @@ def forms_of(tensors: Mapping[str, Tensor]) -> dict[str, Form]:
     return {name: (tensor.shape, tensor.dtype, tensor.device) for name, tensor in tensors.items()}
 
 
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """The shapes of named tensors; of a checkpoint, which knows them, none is read."""
+    known = getattr(tensors, "shapes", None)
+    found = known if isinstance(known, Mapping) else {name: tensor.shape for name, tensor in tensors.items()}
+    return {name: torch.Size(shape) for name, shape in found.items()}
+
+
+def dtypes_of(tensors: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
+    """The dtypes of named tensors; of a checkpoint, which knows them, none is read."""
+    known = getattr(tensors, "dtypes", None)
+    return dict(known) if isinstance(known, Mapping) else {name: tensor.dtype for name, tensor in tensors.items()}
+
+
 def squared_distance(x: Tensor, y: Tensor) -> float:
     """The squared Euclidean distance |x - y|^2 of two tensors, summed in float64.
 

@@ -13,11 +13,11 @@ from sqlalchemy import select
 from torch import Tensor
 
 from weightspace.atlas.members import Member
-from weightspace.atlas.side_by_side import dtypes_of
 from weightspace.atlas.tables import architectures
 from weightspace.checkpoint import files
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.plain import plain
+from weightspace.net.weights import dtypes_of
 from weightspace.symmetry import saved
 from weightspace.symmetry.symmetry import Symmetry
 from weightspace.web.members import Members

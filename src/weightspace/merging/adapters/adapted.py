@@ -19,8 +19,9 @@ from weightspace.merging.adapters.low_rank import LowRank
 from weightspace.merging.part import entries
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.public import public
+from weightspace.net.weights import dtypes_of, shapes_of
 
-__all__ = ["Adapted", "config_of", "correspond", "dtypes_of", "into_base", "shapes_of", "tied_layers"]
+__all__ = ["Adapted", "config_of", "correspond", "into_base", "tied_layers"]
 
 _HEADLESS = re.compile(r"For\w*Classification|ForQuestionAnswering|ForMultipleChoice")
 
@@ -195,19 +196,6 @@ def _is_embedding(adapter: LoRA, layer: str) -> bool:
 def _missing(adapter: LoRA, layer: str, names: Iterable[str]) -> WeightspaceError:
     tied = " (a head that is tied to an embedding has no tensor of its own: untie it first)" if "head" in layer else ""
     return refusal(adapter.path, f"changes {layer!r}, and the base has no such weight{tied}", _GIVE)
-
-
-def shapes_of(base: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    """The shapes of named tensors; of a checkpoint without reading them."""
-    known = getattr(base, "shapes", None)
-    found = known if isinstance(known, Mapping) else {name: tensor.shape for name, tensor in base.items()}
-    return {name: torch.Size(shape) for name, shape in found.items()}
-
-
-def dtypes_of(base: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
-    """The dtypes of named tensors; of a checkpoint without reading them."""
-    known = getattr(base, "dtypes", None)
-    return dict(known) if isinstance(known, Mapping) else {name: tensor.dtype for name, tensor in base.items()}
 
 
 def correspond(wanted: Iterable[str], having: Iterable[str]) -> dict[str, str]:

@@ -14,11 +14,12 @@ from torch import Tensor
 from weightspace.checkpoint import reader
 from weightspace.checkpoint.reader import Checkpoint
 from weightspace.jobs.progress import Progress, silent
-from weightspace.merging.adapters.adapted import config_of, correspond, dtypes_of, shapes_of, tied_layers
+from weightspace.merging.adapters.adapted import config_of, correspond, tied_layers
 from weightspace.merging.adapters.lora_folder import PREFIX, Kind, NewAdapter, configured, named
 from weightspace.merging.adapters.low_rank import LowRank
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.public import public
+from weightspace.net.weights import dtypes_of, shapes_of
 
 __all__ = ["extract"]
 

@@ -19,11 +19,12 @@ from weightspace.merging.folders.mergekit_file import MergeFile, Slice, Source
 from weightspace.merging.folders.mergekit_settings import setting_at
 from weightspace.merging.folders.tokenizer_files import CHAT, SETTINGS
 from weightspace.merging.folders.tokens import tokens_of
-from weightspace.merging.folders.vocabulary import has_head, in_one_vocabulary, shapes_of, tied_to
+from weightspace.merging.folders.vocabulary import has_head, in_one_vocabulary, tied_to
 from weightspace.merging.methods import METHODS
 from weightspace.merging.plan import Plan, Row
 from weightspace.merging.recipe import Recipe
 from weightspace.net.public import public
+from weightspace.net.weights import shapes_of
 
 __all__ = ["FilePlan", "plan_of"]
 

@@ -17,8 +17,9 @@ from weightspace.merging.folders.tokens import joint, tokens_of
 from weightspace.merging.part import entries, reading
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.public import public
+from weightspace.net.weights import shapes_of
 
-__all__ = ["Numbering", "Renumbered", "has_head", "in_one_vocabulary", "renumbered", "shapes_of", "tables", "tied_to"]
+__all__ = ["Numbering", "Renumbered", "has_head", "in_one_vocabulary", "renumbered", "tables", "tied_to"]
 
 _INPUT = r"embed_tokens|wte|word_embeddings?|tok(en)?_embeddings?|embed_in|shared|embeddings|tokens_embed"
 _HEAD = r"lm_head|embed_out|output|output_layer|head|lm_head\.decoder|cls\.predictions(\.decoder)?|(mlm|lm)_?head"
@@ -149,18 +150,6 @@ class Renumbered(Mapping[str, Tensor]):
         """The dtypes of the tensors by name; no tensor is read where the source knows them."""
         known = getattr(self._source, "dtypes", None)
         return dict(known) if known is not None else {name: self._source[name].dtype for name in self._source}
-
-
-def shapes_of(source: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    """The shapes of named tensors; none is read where the mapping knows them.
-
-    >>> import torch
-    >>> from weightspace.merging.folders.vocabulary import shapes_of
-    >>> shapes_of({"w": torch.zeros(2, 3)})
-    {'w': torch.Size([2, 3])}
-    """
-    known = getattr(source, "shapes", None)
-    return dict(known) if known is not None else {name: tensor.shape for name, tensor in source.items()}
 
 
 def has_head(names: Iterable[str]) -> bool:
