@@ -192,7 +192,7 @@ MEMORIES = {
     "task.losses.Loss.settings": BUILT,
     "task.task.Task._beside": "the batches of one pass",
     "trust.bounds.rule.RULES": "a register that modules fill while they are imported",
-    "net.public._CONVERSIONS": "a register that modules fill while they are imported",
+    "net.arguments._CONVERSIONS": "a register that modules fill while they are imported",
     "graph.rules.call.KEEPERS": "a register that modules fill while they are imported",
     "graph.rules.call.MOVERS": "a register that modules fill while they are imported",
     "graph.rules.call.READERS": "a register that modules fill while they are imported",

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from weightspace.net.arguments import becomes
 from weightspace.net.inputs import carried, each, leaves, shape
 from weightspace.net.net import Net, checked
-from weightspace.net.public import becomes, public
+from weightspace.net.public import public
 from weightspace.net.seeds import derived
 from weightspace.task.examples import (
     Arrays,
