@@ -13,12 +13,27 @@ from docs._site.symbols import tokens, variable
 __all__ = ["home", "page", "pages", "resolved"]
 
 _CALL = re.compile(r"(?:ws\.|weightspace\.)?([A-Za-z_][\w.]*)(\(.*\))?", re.DOTALL)
+_PLACES = re.compile(r"(?:typing|collections\.abc|weightspace(?:\.\w+)*|torch\.nn\.modules\.module)\.")
+_LEAD = """`import weightspace as ws` loads nothing; `ws.flow` and `ws.flows.flow` are the same function. A wing is a
+part of the library that imports only from wings above it."""
 _ARGUMENT = re.compile(r"(?<=[.;)]) (?=`\w+`(?:, `\w+`)*: )")
 
 
 def pages() -> dict[str, str]:
-    """Name of each page -> its text: the wings that hand on names."""
-    return {f"api/{wing}.rst": page(wing) for wing in wings()}
+    """Name of each page -> its text: an index, and the wings that hand on names."""
+    return {"api/index.rst": _index(), **{f"api/{wing}.rst": page(wing) for wing in wings()}}
+
+
+def _index() -> str:
+    """The wings in the order of imports, each with the first sentence of its docstring."""
+    rows = []
+    for wing in wings():
+        said = blocks(documented().get(wing, ""))[:1]
+        rows.append(f"   * - :py:mod:`{wing} <weightspace.{wing}>`\n     - {inline(said[0].text) if said else ''}\n")
+    lead = inline(_LEAD)
+    table = f".. list-table::\n   :class: glance\n   :widths: 20 80\n\n{''.join(rows)}"
+    tree = ".. toctree::\n   :hidden:\n\n" + "".join(f"   {wing}\n" for wing in wings())
+    return "\n".join([heading("Python, wing by wing"), f"{lead}\n", table, tree])
 
 
 @cache
@@ -61,7 +76,7 @@ def page(wing: str) -> str:
     told = documented().get(wing, "")
     found = entries(wing)
     parts = [heading(wing), f".. py:module:: weightspace.{wing}\n"]
-    parts += [_block(block, wing, "", set(), ()) for block in blocks(told)]
+    parts += [_block(block, wing, "", set(), set()) for block in blocks(told)]
     if found:
         parts.append(_glance(wing, found))
     else:
@@ -74,16 +89,20 @@ def _glance(wing: str, found: list[Entry]) -> str:
     rows = []
     for entry in found:
         first = blocks(entry.doc)[:1]
-        said = re.split(r"(?<=[.;]) (?=[A-Z`])|(?<=[^:]): ", first[0].text)[0] if first else _value(entry)
+        said = re.split(r"(?<=\.) (?=[A-Z`])|(?<=[^:])[:;] ", first[0].text)[0] if first else _value(entry)
         name = f":py:obj:`{entry.name} <weightspace.{home(entry, wing)}.{entry.name}>`"
-        rows.append(f"   * - {name}\n     - {inline(said) if first else said}\n")
+        rows.append(f"   * - {name}\n     - {inline(said, symbols=_symbols(entry)) if first else said}\n")
     return ".. list-table::\n   :class: glance\n   :widths: 30 70\n\n" + "".join(rows)
 
 
+def _symbols(entry: Entry) -> set[str]:
+    """The letters of the formulas of a docstring: they are set as formulas where they stand alone."""
+    names = [token.text for formula in formulas(entry.doc) for token in tokens(formula) if token.kind == "name"]
+    return {name for name in names if variable(name)}
+
+
 def _value(entry: Entry) -> str:
-    text = re.sub(
-        r"(?:typing|collections\.abc|weightspace(?:\.\w+)*|torch\.nn\.modules\.module)\.", "", repr(entry.thing)
-    )
+    text = _PLACES.sub("", repr(entry.thing))
     return literal(text) if len(text) < 100 and " at 0x" not in text else "a table"
 
 
@@ -95,12 +114,10 @@ def _entry(entry: Entry, wing: str, owner: str = "") -> str:
     place = f"   :module: weightspace.{wing}\n" if not owner else ""
     head = f".. py:{kind}:: {owner + '.' if owner else ''}{entry.name}{shown}\n{place}{modifier}"
     said = blocks(entry.doc)
-    symbols = {
-        t.text for formula in formulas(entry.doc) for t in tokens(formula) if t.kind == "name" and variable(t.text)
-    }
+    symbols = _symbols(entry)
     arguments = set(re.findall(r"(\w+)(?=[:,=)])", shown))
     body = [
-        _block(block, wing, entry.name if not owner else owner, arguments, symbols, k == 0)
+        _block(block, wing, entry.name if not owner else owner, arguments, symbols, k == 0 and not owner)
         for k, block in enumerate(said)
     ]
     if entry.kind == "data":
@@ -109,7 +126,7 @@ def _entry(entry: Entry, wing: str, owner: str = "") -> str:
     return f"{head}\n{indented(chr(10).join(body))}\n"
 
 
-def _block(block: Block, wing: str, owner: str, arguments: set[str], symbols: object, first: bool = False) -> str:
+def _block(block: Block, wing: str, owner: str, arguments: set[str], symbols: set[str], first: bool = False) -> str:
     def name(code: str) -> str:
         """A name in backticks, led to what it means."""
         match = _CALL.fullmatch(code)
@@ -118,20 +135,19 @@ def _block(block: Block, wing: str, owner: str, arguments: set[str], symbols: ob
         shown = code.replace("\\", "\\\\").replace("<", "\\<")
         return f":py:obj:`{shown} <weightspace.{address}>`"
 
-    letters = set(symbols)  # type: ignore[call-overload]
     if block.kind in ("example", "code"):
         language = (
             "pycon" if block.kind == "example" else "text" if "=" in block.text and "(" not in block.text else "python"
         )
         return f".. code-block:: {language}\n\n{indented(block.text)}\n"
     if block.kind == "list":
-        return "\n".join(f"- {inline(item, name, letters)}" for item in block.text.split("\n")) + "\n"
+        return "\n".join(f"- {inline(item, name, symbols)}" for item in block.text.split("\n")) + "\n"
     if block.kind != "text":
-        return f".. rst-class:: remark\n\n**{escaped(block.kind)}:** {inline(block.text, name, letters)}\n"
+        return f".. rst-class:: remark\n\n**{escaped(block.kind)}:** {inline(block.text, name, symbols)}\n"
     said = _ARGUMENT.split(block.text)
     if len(said) > 1 or re.match(r"`\w+`(?:, `\w+`)*: ", block.text):
-        rows = [inline(part, name, letters) for part in said]
+        rows = [inline(part, name, symbols) for part in said]
         lead = [] if re.match(r"`\w+`(?:, `\w+`)*: ", said[0]) else [rows.pop(0) + "\n"]
         return "\n".join([*lead, ".. rst-class:: arguments\n", *(f"- {row}" for row in rows)]) + "\n"
     lead_class = ".. rst-class:: definition\n\n" if first else ""
-    return f"{lead_class}{inline(block.text, name, letters)}\n"
+    return f"{lead_class}{inline(block.text, name, symbols)}\n"

@@ -99,7 +99,11 @@ def signature(entry: Entry) -> str:
     parameters = list(read.parameters.values())
     if entry.kind in ("method", "classmethod"):
         parameters = parameters[1:]
-    shown = [p.replace(annotation=_plain(p.annotation), default=_shown(p.default)) for p in parameters]
+    shown = [
+        p.replace(annotation=_plain(p.annotation), default=_shown(p.default))
+        for p in parameters
+        if not p.name.startswith("_")
+    ]
     result = inspect.Signature.empty if entry.kind == "class" else _plain(read.return_annotation)
     if result is None:
         result = _Verbatim("None")
@@ -121,7 +125,7 @@ def _plain(annotation: Any) -> Any:
     if annotation is inspect.Parameter.empty or annotation is None:
         return annotation
     text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", repr(annotation))
-    return _Verbatim(re.sub(r'"\s*([^"]*?)\s*"', r'"\1"', text))
+    return _Verbatim(re.sub(r"""(["'])\s*([^"']*?)\s*\1""", r'"\2"', text))
 
 
 def _shown(default: Any) -> Any:
@@ -130,6 +134,8 @@ def _shown(default: Any) -> Any:
         default, (bool, int, float, str, tuple, list, dict, type(None))
     ):
         return default
+    if "factory" in repr(default) or "lambda" in repr(default):
+        return _Verbatim("...")
     name = getattr(default, "__name__", "")
     return _Verbatim(name or re.sub(r"<([\w.]*\.)?(\w+).*>", r"\2", repr(default)))
 

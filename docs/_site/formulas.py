@@ -87,11 +87,16 @@ class _Parser:
                 parts.append(self._sign(self.take(), operand))
                 operand = False
             else:
-                if operand and before and token.before and (_long(before) or _long(token)):
+                if operand and before and token.before and (_long(before) or _long(token) or self._after_ratio()):
                     parts.append(_SPACE)
                 parts.append(self.operand())
                 operand = True
         return "".join(parts)
+
+    def _after_ratio(self) -> bool:
+        """Whether the operand before the next one is the lower part of a ratio without spaces, as in `1/2 x`."""
+        slash = self.tokens[self.at - 2] if self.at > 1 else None
+        return slash is not None and slash.is_mark("/") and not slash.before
 
     def _operator(self, token: Token, operand: bool) -> bool:
         if token.is_mark(","):

@@ -17,6 +17,7 @@ from docs._site.latex import plain
 
 __all__ = ["setup"]
 
+_LONG = 40  # symbols: a formula in a line of text that may be wider than a small screen
 _LOG = logging.getLogger(__name__)
 
 
@@ -45,7 +46,10 @@ def _visitor(block: bool) -> Callable[[Any, Any], None]:
             except (MathError, SyntaxError, ValueError) as error:
                 _LOG.warning("no formula that can be read: %s (%s)", node.astext(), error, location=node)
                 made = f"<code>{writer.encode(node.astext())}</code>"
-        writer.body.append(f'<div class="formula">{made}</div>' if block else f'<span class="formula">{made}</span>')
+        long = " long" if len(node.astext()) > _LONG else ""
+        writer.body.append(
+            f'<div class="formula">{made}</div>' if block else f'<span class="formula{long}">{made}</span>'
+        )
         raise nodes.SkipNode
 
     return visit

@@ -16,7 +16,7 @@ def escaped(text: str) -> str:
     >>> escaped("a_b *c* -> d")
     'a\\\\_b \\\\*c\\\\* → d'
     """
-    return re.sub(r"([\\*`|_])", r"\\\1", text.replace(" -> ", " → "))
+    return re.sub(r"([\\*`|_])", r"\\\1", text.replace(" -> ", " → ")).replace("://", r"\://")
 
 
 def literal(text: str) -> str:

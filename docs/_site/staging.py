@@ -8,12 +8,14 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from docs._site.navigation import FRONT, ROOT, contents, pages_of, site_name
+from docs._site.navigation import FRONT, ROOT, TITLES, contents, pages_of, site_name
 
 __all__ = ["relinked", "stage"]
 
 _LINK = re.compile(r"(\]\()(?!\w+:)([^)\s#]+)(#[^)\s]*)?([^)]*\))")  # [text](target#anchor "title"), no address
-_CODE = re.compile(r"(^ *(?P<fence>```+|~~~+).*?^ *(?P=fence)[ \t]*$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
+_CODE = re.compile(
+    r"(^ *(?P<fence>```+|~~~+).*?^ *(?P=fence)[ \t]*$|`[^`\n]+`|\$\$.+?\$\$|\$[^$\n]+\$)", re.MULTILINE | re.DOTALL
+)
 
 
 def stage(folder: Path, made: Mapping[str, str], root: Path = ROOT) -> list[str]:
@@ -23,7 +25,8 @@ def stage(folder: Path, made: Mapping[str, str], root: Path = ROOT) -> list[str]
     builds are removed. Returns the names of the pages.
     """
     pages = pages_of(root)
-    table = contents(pages, [name.rpartition(".")[0] for name in made])
+    tops = [name.rpartition(".")[0] for name in made if "/" not in name or name.endswith("/index.rst")]
+    table = contents(pages, tops)  # a folder of pages that are made has an index with a table of contents of its own
     wanted: dict[str, bytes] = {name: text.encode() for name, text in made.items()}
     for page in pages:
         text, files = _page(page, pages, root)
@@ -31,7 +34,10 @@ def stage(folder: Path, made: Mapping[str, str], root: Path = ROOT) -> list[str]
             text += _toctrees(table)
         ending = page.rpartition(".")[2]
         wanted[f"{'index' if page == FRONT else site_name(page)}.{ending}"] = text.encode()
-        wanted |= {f"files/{file}": (root / file).read_bytes() for file in files}
+        for file in files:
+            if not (root / file).is_file():
+                raise ValueError(f"{page} has a link to {file}, and no such file is in the repository")
+            wanted[f"files/{file}"] = (root / file).read_bytes()
     for name, content in wanted.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +83,7 @@ def relinked(text: str, page: str, pages: list[str]) -> tuple[str, list[str]]:
             files.append(target)
         return f"{found[1]}{posixpath.relpath(name, at or '.')}{found[3] or ''}{found[4]}"
 
-    parts = _CODE.split(text)  # text, code, its fence, text, ..
+    parts = _CODE.split(text)  # text, code or LaTeX, its fence, text, ..
     return "".join(_LINK.sub(led, part) if i % 3 == 0 else part for i, part in enumerate(parts) if i % 3 < 2), files
 
 
@@ -85,5 +91,6 @@ def _toctrees(table: Mapping[str, list[str]]) -> str:
     """The navigation, hidden on the front page itself: the side bar shows it."""
     blocks = []
     for caption, names in table.items():
-        blocks.append("\n".join(["", "```{toctree}", ":hidden:", f":caption: {caption}", "", *names, "```", ""]))
+        rows = [f"{TITLES[name]} <{name}>" if name in TITLES else name for name in names]
+        blocks.append("\n".join(["", "```{toctree}", ":hidden:", f":caption: {caption}", "", *rows, "```", ""]))
     return "".join(blocks)
