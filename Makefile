@@ -5,7 +5,7 @@ PYTEST = $(BIN)/pytest -n 2 --dist worksteal
 # tests are rewritten and checked while they are imported, half a minute of each process: kept for the next run
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo serve test test-slow test-all test-of coverage stubs clean
+.PHONY: demo serve test test-slow test-all test-of coverage docs stubs clean
 
 demo: .venv/ready
 	$(BIN)/weightspace demo
@@ -42,6 +42,14 @@ coverage: .venv/ready-dev
 
 .venv/ready-dev: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[data,dev]"
+	touch $@
+
+# the documentation as a site that works offline: open build/site/index.html
+docs: .venv/ready-docs
+	PYTHONPATH=src $(BIN)/python -m docs._site build/site
+
+.venv/ready-docs: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	touch $@
 
 # the type stubs of the packages, from their tables of contents

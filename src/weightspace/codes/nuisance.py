@@ -52,7 +52,7 @@ _RANK = 1e-6  # of the largest eigenvalue of the noise, below which there is non
 class Nuisance:
     """A nuisance transformation of the inputs, x -> `act(x, t)`, with random parameters t ~ N(0, spread^2).
 
-    `act` is differentiable in t, of shape (example, parameter), and act(x, 0) = x.
+    `act` is differentiable in t, of shape (example, parameter), and `act(x, 0)` is x.
 
     >>> import weightspace as ws
     >>> gain = ws.codes.Nuisance("gain", lambda x, t: x * t.exp().view(-1, 1, 1, 1), spread=(0.1,))

@@ -43,7 +43,7 @@ _NEWTON = 60
 @public
 @dataclass(frozen=True)
 class Quadratic:
-    """A quadratic loss L(w* + d) = `loss` + 1/2 d^T H d around w*, with `offset` = w* - w_0 from the prior's mean.
+    """A quadratic loss L(w^* + d) = `loss` + 1/2 d^T H d around w^*, with `offset` = w^* - w_0 from the prior's mean.
 
     `hessian` is H, or its diagonal as a vector. The argument `variance` of the methods is v: a number, or one for every
     weight. Everything in float64. Raises `WeightspaceError` for shapes that do not fit, NaN and infinity.
@@ -109,9 +109,9 @@ class Quadratic:
     def best_variance(self, beta: float = 1.0, sizes: Sequence[int] | None = None) -> Float[Tensor, " n"]:
         """The prior variance v that minimises C_beta, with one value for each group of `sizes` consecutive weights.
 
-        Without `sizes` one value for all. It solves v_l = (|w*_l - w_0l|^2 + tr S_l) / n_l, which is v_l = |w*_l -
-        w_0l|^2 / d_l. C_beta is convex in log v, so the minimum is unique, found by Newton's method. Groups at w_0,
-        where it is zero, get e^-60; groups with zero curvature, where it is infinite, e^60.
+        Without `sizes` one value for all. It solves v_l = (|w^*_l - w_0l|^2 + tr S_l) / n_l, which is v_l =
+        |w^*_l - w_0l|^2 / d_l. C_beta is convex in log v, so the minimum is unique, found by Newton's method. Groups at
+        w_0, where it is zero, get e^-60; groups with zero curvature, where it is infinite, e^60.
         """
         group = _groups(sizes or [len(self.offset)], len(self.offset))
         far = _summed(self.offset.square(), group)

@@ -88,7 +88,7 @@ def _packages() -> list[Finding]:
     found = [Finding("needed", "weightspace", metadata.version("weightspace"), True)]
     for need in metadata.requires("weightspace") or []:
         parts = _NEED.match(need)
-        if parts is None or parts["extra"] == "dev":
+        if parts is None or parts["extra"] in ("dev", "docs"):
             continue
         name, extra = re.sub(r"\[.*", "", parts["name"]), parts["extra"]
         try:

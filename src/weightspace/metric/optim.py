@@ -140,7 +140,7 @@ class Fromage(_Relative):
 
 
 class Lamb(_Relative):
-    """The optimiser Lamb: W <- W - lr |W| u / |u|, u = m / (sqrt(v) + eps) + weight_decay W, for every tensor W.
+    """The optimiser Lamb: W <- W - lr |W| u / |u|, u = m / (sqrt(v) + eps) + `weight_decay` W, for every tensor W.
 
     m and v are the running means of the gradient and of its square with rates `betas`, bias-corrected as in Adam. Zero
     tensors as in `Fromage`. Raises `WeightspaceError` for invalid settings and sparse gradients.

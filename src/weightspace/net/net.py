@@ -273,7 +273,7 @@ class Net:
         return self.at(self.weights + vector)
 
     def lerp(self, other: Net, t: float) -> Net:
-        """The network (1 - t) self + t other: weights and state interpolated, spectral norms `refreshed`."""
+        """The network `(1 - t) * self + t * other`: weights and state interpolated, spectral norms `refreshed`."""
         found = Net(self.architecture, self.weights.lerp(other.weights, t), self.state.lerp(other.state, t))
         return found if t in (0, 1) else found.refreshed()
 

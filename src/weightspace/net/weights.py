@@ -211,7 +211,7 @@ class Weights(Mapping[str, Tensor]):
         return self.map(torch.neg)
 
     def lerp(self, other: Weights, t: float) -> Weights:
-        """The vector (1 - t) self + t other, computed in float64, in the dtypes of self; integers are those of self."""
+        """The vector `(1 - t) * self + t * other`, summed in float64; dtypes and integers are those of self."""
         return self._zip(other, lambda x, y: _lerp(x, y, t))
 
     def dot(self, other: Weights) -> Float[Tensor, ""]:
