@@ -5,7 +5,7 @@ PYTEST = $(BIN)/pytest -n 2 --dist worksteal
 # tests are rewritten and checked while they are imported, half a minute of each process: kept for the next run
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo serve test test-slow test-all test-of coverage docs stubs clean
+.PHONY: demo serve test test-slow test-all test-of coverage docs stubs tutorials clean
 
 demo: .venv/ready
 	$(BIN)/weightspace demo
@@ -55,6 +55,14 @@ docs: .venv/ready-docs
 # the type stubs of the packages, from their tables of contents
 stubs: .venv/ready
 	$(BIN)/python tests/stubs.py
+
+# the notebooks of docs/tutorials run anew, their outputs written into them; figures are drawn by chromium
+tutorials: .venv/ready-docs
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.tutorials.execute $(F)
+
+.venv/ready-docs: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	touch $@
 
 clean:
 	rm -rf .venv
