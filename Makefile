@@ -5,7 +5,7 @@ PYTEST = $(BIN)/pytest -n 2 --dist worksteal
 # tests are rewritten and checked while they are imported, half a minute of each process: kept for the next run
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo serve test test-slow test-all test-of coverage stubs clean
+.PHONY: demo serve test test-slow test-all test-of coverage stubs schemas clean
 
 demo: .venv/ready
 	$(BIN)/weightspace demo
@@ -47,6 +47,10 @@ coverage: .venv/ready-dev
 # the type stubs of the packages, from their tables of contents
 stubs: .venv/ready
 	$(BIN)/python tests/stubs.py
+
+# the JSON Schemas of what commands print, and the table of their keys
+schemas: .venv/ready
+	$(BIN)/python tests/schemas.py
 
 clean:
 	rm -rf .venv
