@@ -5,7 +5,7 @@ PYTEST = $(BIN)/pytest -n 2 --dist worksteal
 # tests are rewritten and checked while they are imported, half a minute of each process: kept for the next run
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo serve test test-slow test-all test-of coverage docs stubs tutorials clean
+.PHONY: demo serve test test-slow test-all test-of coverage docs stubs schemas tutorials clean
 
 demo: .venv/ready
 	$(BIN)/weightspace demo
@@ -60,9 +60,9 @@ stubs: .venv/ready
 tutorials: .venv/ready-docs
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.tutorials.execute $(F)
 
-.venv/ready-docs: .venv/ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
-	touch $@
+# the JSON Schemas of what commands print, and the table of their keys
+schemas: .venv/ready
+	$(BIN)/python tests/schemas.py
 
 clean:
 	rm -rf .venv

@@ -58,8 +58,8 @@ FILES = {
         playground.walking playground.insight playground.generator playground.exercises playground.session
         guard served answer members layers child look work spawn queue uploads kinds reports jobs atlas_routes
         playing app server""",
-    "cli": """next_step options words show read advice compare align merge extract walk perturb widen project capacity
-        stability inform certify tasks watch paths atlas atlas_sets nearest serve doctor""",
+    "cli": """next_step answers options words show schema read advice compare align merge extract walk perturb
+        widen project capacity stability inform certify tasks watch paths atlas atlas_sets nearest serve doctor""",
 }
 PARTS = {
     "graph.rules": "rules.",
