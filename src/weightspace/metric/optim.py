@@ -264,7 +264,7 @@ def _fused(ps: Sequence[Tensor], us: Sequence[Tensor], lr: float | Tensor, corre
 
 
 def _together(ps: Sequence[Tensor]) -> Iterator[slice]:
-    """Runs of tensors of at most a piece of numbers in all, or of one tensor: a call costs as much as a small tensor."""
+    """Runs of tensors of at most a piece of numbers in all, or of one: a call costs as much as a small tensor."""
     begin = numbers = 0
     for k, p in enumerate(ps):
         if k > begin and numbers + p.numel() > _PIECE:
