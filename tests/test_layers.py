@@ -12,7 +12,8 @@ HOUSE = Path(__file__).parents[1] / "src" / "weightspace"
 WINGS = """contents net jobs checkpoint linear constraints task graph inside equivariance curvature metric codes path
     trust risk symmetry training flows merging atlas commands pages demo web cli __main__"""
 FILES = {
-    "net": "errors seeds state differentiable arguments public cost plain weights names net average inputs growing model",
+    "net": """errors seeds state differentiable arguments public cost plain weights names net average inputs growing
+        model""",
     "jobs": "progress calls processes cluster engine",
     "checkpoint": "files refusal locate pickled reader adapter architecture stored writer",
     "linear": "assignment bits estimate krylov norms traces determinants operator",
