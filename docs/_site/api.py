@@ -76,7 +76,7 @@ def page(wing: str) -> str:
     told = documented().get(wing, "")
     found = entries(wing)
     parts = [heading(wing), f".. py:module:: weightspace.{wing}\n"]
-    parts += [_block(block, wing, "", set(), set()) for block in blocks(told)]
+    parts += [_block(block, wing, "", set(), frozenset()) for block in blocks(told)]
     if found:
         parts.append(_glance(wing, found))
     else:
@@ -91,14 +91,15 @@ def _glance(wing: str, found: list[Entry]) -> str:
         first = blocks(entry.doc)[:1]
         said = re.split(r"(?<=\.) (?=[A-Z`])|(?<=[^:])[:;] ", first[0].text)[0] if first else _value(entry)
         name = f":py:obj:`{entry.name} <weightspace.{home(entry, wing)}.{entry.name}>`"
-        rows.append(f"   * - {name}\n     - {inline(said, symbols=_symbols(entry)) if first else said}\n")
+        rows.append(f"   * - {name}\n     - {inline(said, symbols=_symbols(entry.doc)) if first else said}\n")
     return ".. list-table::\n   :class: glance\n   :widths: 30 70\n\n" + "".join(rows)
 
 
-def _symbols(entry: Entry) -> set[str]:
+@cache
+def _symbols(doc: str) -> frozenset[str]:
     """The letters of the formulas of a docstring: they are set as formulas where they stand alone."""
-    names = [token.text for formula in formulas(entry.doc) for token in tokens(formula) if token.kind == "name"]
-    return {name for name in names if variable(name)}
+    names = [token.text for formula in formulas(doc) for token in tokens(formula) if token.kind == "name"]
+    return frozenset(name for name in names if variable(name))
 
 
 def _value(entry: Entry) -> str:
@@ -106,27 +107,27 @@ def _value(entry: Entry) -> str:
     return literal(text) if len(text) < 100 and " at 0x" not in text else "a table"
 
 
-def _entry(entry: Entry, wing: str, owner: str = "") -> str:
+def _entry(entry: Entry, wing: str, owner: Entry | None = None) -> str:
     """The directive of a name, what its docstring says, and the members of a class."""
-    kind = {"method": "method", "classmethod": "method", "staticmethod": "method"}.get(entry.kind, entry.kind)
+    own = owner or entry
+    kind = "method" if entry.kind in ("classmethod", "staticmethod") else entry.kind
     modifier = f"   :{entry.kind}:\n" if entry.kind in ("classmethod", "staticmethod") else ""
     shown = signature(entry)
-    place = f"   :module: weightspace.{wing}\n" if not owner else ""
-    head = f".. py:{kind}:: {owner + '.' if owner else ''}{entry.name}{shown}\n{place}{modifier}"
-    said = blocks(entry.doc)
-    symbols = _symbols(entry)
+    place = "" if owner else f"   :module: weightspace.{wing}\n"
+    head = f".. py:{kind}:: {f'{owner.name}.' if owner else ''}{entry.name}{shown}\n{place}{modifier}"
+    symbols = _symbols(entry.doc) | _symbols(own.doc)
     arguments = set(re.findall(r"(\w+)(?=[:,=)])", shown))
-    body = [
-        _block(block, wing, entry.name if not owner else owner, arguments, symbols, k == 0 and not owner)
-        for k, block in enumerate(said)
-    ]
+    said = enumerate(blocks(entry.doc))
+    body = [_block(block, wing, own.name, arguments, symbols, k == 0 and not owner) for k, block in said]
     if entry.kind == "data":
         body.append(_value(entry) + "\n")
-    body += [_entry(member, wing, entry.name) for member in entry.members]
+    body += [_entry(member, wing, entry) for member in entry.members]
     return f"{head}\n{indented(chr(10).join(body))}\n"
 
 
-def _block(block: Block, wing: str, owner: str, arguments: set[str], symbols: set[str], first: bool = False) -> str:
+def _block(
+    block: Block, wing: str, owner: str, arguments: set[str], symbols: frozenset[str], first: bool = False
+) -> str:
     def name(code: str) -> str:
         """A name in backticks, led to what it means."""
         match = _CALL.fullmatch(code)

@@ -60,7 +60,7 @@ def _long(token: Token) -> bool:
 class _Parser:
     """A parser of rows: operands with scripts, one beside another or with operators between them."""
 
-    def __init__(self, found: list[Token]) -> None:
+    def __init__(self, found: tuple[Token, ...]) -> None:
         self.tokens, self.at = found, 0
 
     @property

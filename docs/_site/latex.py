@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["plain"]
+__all__ = ["even", "plain"]
 
 
 def plain(formula: str) -> str:
-    r"""A formula in which operators with names of their own are written as text, which the converter knows.
+    r"""A formula with what the converter knows: names of operators as text, primes as superscripts.
 
-    >>> plain(r"\operatorname*{arg\,min}_w \operatorname{tr} G")
-    '\\mathrm{arg\\,min}_w \\mathrm{tr} G'
+    >>> plain(r"\operatorname*{arg\,min}_w \operatorname{tr} G w'")
+    '\\mathrm{arg\\,min}_w \\mathrm{tr} G w^{\\prime}'
     """
-    return re.sub(r"\\operatorname\*?(?=\{)", lambda match: r"\mathrm", formula)
+    return re.sub(r"(?<=[\w}])'(?![\^'])", r"^{\\prime}", re.sub(r"\\operatorname\*?(?=\{)", r"\\mathrm", formula))
+
+
+def even(made: str) -> str:
+    """MathML in which the two bars of a norm are equally high, where one of them carries an index."""
+    made = re.sub(r'<mo class="math(?:open|close)">', '<mo stretchy="false">', made)
+    return re.sub(r"(<msu(?:b|p|bsup)>\s*<mo)(>[‖|⟩)\]}]</mo>)", r'\1 stretchy="false"\2', made)

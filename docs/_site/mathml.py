@@ -13,7 +13,7 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 
 from docs._site.formulas import mathml
-from docs._site.latex import plain
+from docs._site.latex import even, plain
 
 __all__ = ["setup"]
 
@@ -42,7 +42,7 @@ def _visitor(block: bool) -> Callable[[Any, Any], None]:
             made = node["mathml"]
         else:
             try:
-                made = tex2mathml(plain(node.astext()), as_block=block)
+                made = even(tex2mathml(plain(node.astext()), as_block=block))
             except (MathError, SyntaxError, ValueError) as error:
                 _LOG.warning("no formula that can be read: %s (%s)", node.astext(), error, location=node)
                 made = f"<code>{writer.encode(node.astext())}</code>"

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-__all__ = ["FRONT", "ROOT", "SECTIONS", "TITLES", "Section", "contents", "pages_of", "site_name"]
+__all__ = ["FOLDED", "FRONT", "ROOT", "SECTIONS", "TITLES", "Section", "contents", "pages_of", "site_name"]
 
 ROOT = Path(__file__).parents[2]
 FRONT = "docs/index.md"
 TITLES = {"readme": "Overview", "api": "Every name in a line", "api/index": "Python, wing by wing"}  # in the side bar
+
+FOLDED = ("how-to",)  # folders whose pages stand below their index in the side bar
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ SECTIONS = (
     Section(
         "How to",
         (
+            "docs/how-to/index.md",
+            "docs/how-to/*.md",
             "docs/choosing.md",
             "docs/merging.md",
             "docs/atlas.md",
@@ -38,7 +42,6 @@ SECTIONS = (
             "docs/json.md",
             "docs/integrations.md",
             "docs/extending.md",
-            "docs/how-to/*.md",
         ),
     ),
     Section("Reference", ("commands", "docs/api.md", "api/index", "docs/web_api.md")),
@@ -87,7 +90,7 @@ def contents(pages: Iterable[str], made: Iterable[str]) -> dict[str, list[str]]:
     table: dict[str, list[str]] = {}
     for section in SECTIONS:
         for pattern in section.patterns:
-            for page in (p for p in names if fnmatch(p, pattern)):
+            for page in (p for p in names if fnmatch(p, pattern) and placed.get(p) != section.caption):
                 if page in placed:
                     raise ValueError(f"{page} is in two sections, {placed[page]!r} and {section.caption!r}")
                 placed[page] = section.caption

@@ -72,7 +72,7 @@ def formulas(text: str) -> Iterator[str]:
     yield from (piece.text for piece in pieces(text) if piece.kind == "formula")
 
 
-def _stands_alone(found: list[Token], i: int, text: str) -> bool:
+def _stands_alone(found: tuple[Token, ...], i: int, text: str) -> bool:
     token = found[i]
     around = text[token.start - 1 : token.start], text[token.end : token.end + 1]
     return around[0] in ("", " ", "\n", "(") and around[1] in ("", " ", "\n", ")", ",", ".", ":", ";")
@@ -81,7 +81,7 @@ def _stands_alone(found: list[Token], i: int, text: str) -> bool:
 class _Reader:
     """How far a formula reaches in the tokens of a paragraph."""
 
-    def __init__(self, found: list[Token]) -> None:
+    def __init__(self, found: tuple[Token, ...]) -> None:
         self.found = found
 
     def at(self, i: int) -> Token | None:

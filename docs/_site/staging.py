@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from docs._site.navigation import FRONT, ROOT, TITLES, contents, pages_of, site_name
+from docs._site.navigation import FOLDED, FRONT, ROOT, TITLES, contents, pages_of, site_name
 
 __all__ = ["relinked", "stage"]
 
@@ -32,6 +32,8 @@ def stage(folder: Path, made: Mapping[str, str], root: Path = ROOT) -> list[str]
         text, files = _page(page, pages, root)
         if page == FRONT:
             text += _toctrees(table)
+        if site_name(page) in {f"{folder}/index" for folder in FOLDED}:
+            text += _below(text, site_name(page), table)
         ending = page.rpartition(".")[2]
         wanted[f"{'index' if page == FRONT else site_name(page)}.{ending}"] = text.encode()
         for file in files:
@@ -91,6 +93,19 @@ def _toctrees(table: Mapping[str, list[str]]) -> str:
     """The navigation, hidden on the front page itself: the side bar shows it."""
     blocks = []
     for caption, names in table.items():
-        rows = [f"{TITLES[name]} <{name}>" if name in TITLES else name for name in names]
-        blocks.append("\n".join(["", "```{toctree}", ":hidden:", f":caption: {caption}", "", *rows, "```", ""]))
+        shown = [name for name in names if name.partition("/")[0] not in FOLDED or name.endswith("/index")]
+        rows = [f"{TITLES[name]} <{name}>" if name in TITLES else name for name in shown]
+        blocks.append(_toctree([f":caption: {caption}", "", *rows]))
     return "".join(blocks)
+
+
+def _toctree(rows: list[str]) -> str:
+    return "\n".join(["", "```{toctree}", ":hidden:", *rows, "```", ""])
+
+
+def _below(text: str, index: str, table: Mapping[str, list[str]]) -> str:
+    """The navigation of a folder, at the end of its index: its pages in the order in which that names them."""
+    folder = posixpath.dirname(index)
+    pages = [name for names in table.values() for name in names if name.startswith(f"{folder}/") and name != index]
+    stems = [name.removeprefix(f"{folder}/") for name in pages]
+    return _toctree(["", *sorted(stems, key=lambda stem: (text.find(f"({stem}.") % len(text), stem))])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 __all__ = ["FUNCTIONS", "NAMES", "OPERATORS", "RELATIONS", "Token", "tokens", "variable"]
 
@@ -54,7 +55,8 @@ class Token:
         return self.kind in ("mark", "name") and self.text in texts and (self.kind == "mark" or self.text == "in")
 
 
-def tokens(text: str) -> list[Token]:
+@lru_cache(maxsize=4096)
+def tokens(text: str) -> tuple[Token, ...]:
     """The tokens of a text: names, numbers, marks, and pieces that no formula looks into (`code`, "quotes", a.b).
 
     >>> [token.text for token in tokens("|v|_G <= lam, `x` a.b")]
@@ -66,7 +68,7 @@ def tokens(text: str) -> list[Token]:
         before = match.start() == 0 or text[match.start() - 1].isspace()
         after = match.end() == len(text) or text[match.end()].isspace()
         found.append(Token(kind, match[0], match.start(), match.end(), before, after))
-    return found
+    return tuple(found)
 
 
 def variable(name: str) -> bool:

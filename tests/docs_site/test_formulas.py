@@ -9,6 +9,7 @@ import pytest
 
 from docs._site.docstrings import blocks, documented
 from docs._site.formulas import FormulaError, mathml
+from docs._site.latex import even, plain
 from docs._site.prose import pieces
 from docs._site.symbols import NAMES
 
@@ -154,3 +155,10 @@ def test_the_shape_of_formulas():
     }
     for formula, made in inside.items():
         assert mathml(formula) == f'<math xmlns="http://www.w3.org/1998/Math/MathML">{made}</math>'
+
+
+def test_latex_is_written_as_the_converter_knows_it():
+    assert plain(r"\operatorname{tr} G w'") == r"\mathrm{tr} G w^{\prime}"
+    bars = '<mo class="mathopen">‖</mo><mi>v</mi><msub><mo>‖</mo><mi>G</mi></msub>'
+    assert even(bars) == '<mo stretchy="false">‖</mo><mi>v</mi><msub><mo stretchy="false">‖</mo><mi>G</mi></msub>'
+    assert even("<mrow><mo>‖</mo></mrow>") == "<mrow><mo>‖</mo></mrow>"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import inspect
 import re
 
@@ -70,3 +72,12 @@ def test_names_in_docstrings_lead_to_what_they_mean():
 def test_text_is_escaped():
     made = api._entry(Entry("f", "data", 3, "A *star*, a `code_` and x_1 <= |v|."), "net")
     assert r"\*star\*" in made and ":formula:`x_1 <= |v|`" in made and ":code:`code_`" in made
+
+
+@pytest.mark.parametrize(
+    "name", ["symbols", "formulas", "prose", "rst", "latex", "navigation", "staging", "docstrings"]
+)
+def test_the_examples_of_the_sources_of_the_site_run(name):
+    module = importlib.import_module(f"docs._site.{name}")
+    done = doctest.testmod(module)
+    assert not done.failed and (done.attempted or name == "docstrings")

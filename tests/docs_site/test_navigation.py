@@ -33,7 +33,7 @@ def test_a_page_in_two_sections_is_an_error(monkeypatch):
 
 
 def test_every_pattern_that_is_a_name_is_there():
-    later = {"docs/theory.md", "docs/claims.md", "docs/gallery.md"}
+    later = {"docs/theory.md", "docs/claims.md", "docs/gallery.md", "docs/how-to/index.md"}
     names = {pattern for section in SECTIONS for pattern in section.patterns if "*" not in pattern}
     assert names - set(pages_of()) <= later | {"commands", "api/index"}
 
@@ -64,6 +64,18 @@ def test_links_are_led_anew_and_code_is_left_alone():
     assert files == ["experiments/results/p.png"]
     block = "```\n[e](x.md)\n```\n[f](https://example.org) [g](#here)"
     assert relinked(block, "README.md", pages) == (block, [])
+
+
+def test_pages_of_a_folded_folder_stand_below_its_index_in_its_order(tmp_path):
+    folder = tmp_path / "docs" / "how-to"
+    folder.mkdir(parents=True)
+    (tmp_path / "docs" / "index.md").write_text("# Start\n")
+    (folder / "index.md").write_text("# How to\n\n[second](b.md), [first](a.md)\n")
+    for name in "abc":
+        (folder / f"{name}.md").write_text(f"# {name}\n")
+    stage(tmp_path / "build", {}, tmp_path)
+    assert (tmp_path / "build" / "how-to" / "index.md").read_text().endswith("```{toctree}\n:hidden:\n\nb\na\nc\n```\n")
+    assert (tmp_path / "build" / "index.md").read_text().endswith(":caption: How to\n\nhow-to/index\n```\n")
 
 
 def test_notebooks_are_led_too(tmp_path):
