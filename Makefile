@@ -5,7 +5,7 @@ PYTEST = $(BIN)/pytest -n 2 --dist worksteal
 # tests are rewritten and checked while they are imported, half a minute of each process: kept for the next run
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo serve test test-slow test-all test-of coverage docs stubs schemas tutorials clean
+.PHONY: demo serve test test-slow test-all test-of benchmark coverage docs stubs schemas tutorials clean
 
 demo: .venv/ready
 	$(BIN)/weightspace demo
@@ -31,6 +31,10 @@ test-all: test test-slow
 
 test-of: .venv/ready-dev
 	$(PYTEST) $(or $(firstword $(OF)),tests)
+
+# the whole benchmark in half an hour: fails where a ratio is a quarter worse than in its table; ACCEPT=1 writes the table
+benchmark: .venv/ready-dev
+	$(BIN)/python -m benchmarks.quick $(if $(ACCEPT),--accept)
 
 coverage: .venv/ready-dev
 	$(PYTEST) --cov=weightspace --cov-report=term:skip-covered

@@ -50,7 +50,7 @@ def assign(gain: np.ndarray | Tensor) -> Int[np.ndarray, " n"]:
 
 
 def paired(costs: Float[Tensor, "m n"], maximize: bool = False) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
-    """Rows and columns of the cheapest assignment, or of the dearest, by scipy's dense solver; k is the smaller side."""
+    """Rows and columns of the cheapest assignment, or of the dearest, by scipy; k is the smaller side."""
     from scipy.optimize import linear_sum_assignment  # loaded when needed: it takes longer than most assignments
 
     rows, columns = linear_sum_assignment(costs.numpy(), maximize=maximize)
