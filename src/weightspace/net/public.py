@@ -11,11 +11,9 @@ import builtins
 import functools
 import inspect
 import numbers
-import sys
 import threading
 import types
 import typing
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar, overload
@@ -25,15 +23,15 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from weightspace.contents import deprecated
 from weightspace.net.errors import CallError
 from weightspace.net.state import settled
 
-__all__ = ["becomes", "deprecated", "public"]
+__all__ = ["becomes", "public"]
 
 _Target = TypeVar("_Target", bound=Callable[..., Any])
 _SHAPES = {"Float", "Int", "Bool", "Integer", "Num", "Shaped", "UInt8"}  # of jaxtyping, which users need not install
 _CALL = threading.local()
-_LIBRARY = __name__.split(".")[0]
 
 
 @overload
@@ -137,14 +135,6 @@ def _is_task(value: Any) -> bool:
     return any(
         type(value).__name__ == "Task" or isinstance(value, s) for k, s, _ in _CONVERSIONS if k.__name__ == "Task"
     )
-
-
-def deprecated(text: str) -> None:
-    """A `DeprecationWarning` at the line of the caller outside this library."""
-    level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] == _LIBRARY:
-        level, frame = level + 1, frame.f_back
-    warnings.warn(text, DeprecationWarning, stacklevel=level)
 
 
 def _check_call(function: Callable[..., Any], args: Any, kwargs: Any, error: TypeError) -> None:
