@@ -8,25 +8,23 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
 import threading
 import types
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
 
+from weightspace.contents import deprecated
 from weightspace.net.arguments import Plan, as_meant, check_call, is_a, plan_of
 from weightspace.net.errors import CallError
 from weightspace.net.state import settled
 
-__all__ = ["deprecated", "public"]
+__all__ = ["public"]
 
 _Target = TypeVar("_Target", bound=Callable[..., Any])
 _CALL = threading.local()
-_LIBRARY = __name__.split(".")[0]
 
 
 @overload
@@ -124,11 +122,3 @@ def _as_before(call: Callable[..., Any], renamed: Mapping[str, str], order: Sequ
         return call(*args, **kwargs)
 
     return taking
-
-
-def deprecated(text: str) -> None:
-    """A `DeprecationWarning` at the line of the caller outside this library."""
-    level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] == _LIBRARY:
-        level, frame = level + 1, frame.f_back
-    warnings.warn(text, DeprecationWarning, stacklevel=level)
