@@ -195,7 +195,14 @@ class _Reader:
             after = self.bars(i, ">")
         elif inside and token.is_mark("..", "...", "."):
             after = i + 1
-        return self.scripts(after) if after is not None else None
+        end = self.scripts(after) if after is not None else None
+        if end is None or end == after or token.kind != "name":
+            return end
+        applied = self.at(end)  # a function with an index or a power, such as f_a(x)^2
+        if applied is None or applied.text != "(" or applied.before:
+            return end
+        whole = self.bracket(end, words=True)
+        return self.scripts(whole) if whole is not None else end
 
     def named(self, i: int, glued: bool, inside: bool, beside: bool) -> int | None:
         """One past a name with the bracket that is applied to it."""
@@ -225,7 +232,7 @@ class _Reader:
 
     def _ends(self, i: int) -> bool:
         token = self.at(i)
-        return self._operated(i) or token is not None and token.text in ")]|}>"
+        return self._operated(i) or token is not None and token.text in ")]|}>,"
 
     def _operated(self, i: int) -> bool:
         token = self.at(i)
