@@ -155,6 +155,12 @@ def test_a_lost_symbol_is_seen(formula, wrong):
     assert not lost(formula, made) and lost(formula, made.replace(*wrong))
 
 
+def test_letters_of_formulas_are_formulas_where_they_stand_alone():
+    text = "A map B A of the rows of A, and B of a step; A B is x."
+    found = [piece.text for piece in pieces(text, {"A", "B", "a", "x"}) if piece.kind == "formula"]
+    assert found == ["B", "A", "A", "B", "B"]
+
+
 def test_the_shape_of_formulas():
     inside = {
         "v_i^2": "<msubsup><mi>v</mi><mi>i</mi><mrow><mn>2</mn></mrow></msubsup>",
