@@ -5,7 +5,7 @@ PYTEST = $(BIN)/pytest -n 2 --dist worksteal
 # tests are rewritten and checked while they are imported, half a minute of each process: kept for the next run
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo serve test test-slow test-all test-of coverage docs stubs clean
+.PHONY: demo serve test test-slow test-all test-of benchmark coverage docs stubs schemas tutorials clean
 
 demo: .venv/ready
 	$(BIN)/weightspace demo
@@ -32,6 +32,10 @@ test-all: test test-slow
 test-of: .venv/ready-dev
 	$(PYTEST) $(or $(firstword $(OF)),tests)
 
+# the whole benchmark in half an hour: fails where a ratio is a quarter worse than in its table; ACCEPT=1 writes the table
+benchmark: .venv/ready-dev
+	$(BIN)/python -m benchmarks.quick $(if $(ACCEPT),--accept)
+
 coverage: .venv/ready-dev
 	$(PYTEST) --cov=weightspace --cov-report=term:skip-covered
 
@@ -55,6 +59,14 @@ docs: .venv/ready-docs
 # the type stubs of the packages, from their tables of contents
 stubs: .venv/ready
 	$(BIN)/python tests/stubs.py
+
+# the notebooks of docs/tutorials run anew, their outputs written into them; figures are drawn by chromium
+tutorials: .venv/ready-docs
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.tutorials.execute $(F)
+
+# the JSON Schemas of what commands print, and the table of their keys
+schemas: .venv/ready
+	$(BIN)/python tests/schemas.py
 
 clean:
 	rm -rf .venv

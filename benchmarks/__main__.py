@@ -14,6 +14,7 @@ from benchmarks import (
     align,
     assignment,
     catalogue,
+    commands,
     curvature,
     flow,
     gram,
@@ -28,6 +29,7 @@ from benchmarks import (
     paths,
     planted,
     playground,
+    quick,
     reading,
     representation,
     rules,
@@ -62,8 +64,10 @@ _TABLES = {
     "playground": playground.summary,
     "maps": maps.summary,
     "web": web.summary,
+    "commands": commands.summary,
+    "quick": quick.summary,
 }
-_RESULTS = {"matchers": "align"}
+_RESULTS = {"matchers": "align", "quick": "table"}
 
 Line = tuple[str, str, str, bool]
 
@@ -227,6 +231,15 @@ def _curvature(rows: Sequence[dict[str, Any]]) -> list[Line]:
     return lines
 
 
+def _commands(rows: Sequence[dict[str, Any]]) -> list[Line]:
+    lines = []
+    for r in rows:
+        if (most := commands.TARGETS.get(r["command"])) is not None:
+            what, seen = f"`weightspace {r['command']}`, over the import of torch.export", r["over_export"]
+            lines.append((what, f"<= {most:g}", f"{seen:.2f}", seen <= most))
+    return lines
+
+
 def _reading(rows: Sequence[dict[str, Any]]) -> list[Line]:
     lines = []
     for r in rows:
@@ -325,6 +338,7 @@ _TARGETS: dict[str, Callable[[Any], list[Line]]] = {
     "gram": _gram,
     "playground": _playground,
     "web": _web,
+    "commands": _commands,
 }
 
 

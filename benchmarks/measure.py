@@ -17,7 +17,8 @@ import torch
 import weightspace as ws
 from experiments.record import table as table
 
-RESULTS = Path(__file__).parent / "results"
+FOLDER = "WEIGHTSPACE_BENCHMARK_RESULTS"  # the variable that names another folder of results
+RESULTS = Path(os.environ.get(FOLDER) or Path(__file__).parent / "results")
 
 
 @dataclass

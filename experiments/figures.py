@@ -48,16 +48,17 @@ def paths(record: Record) -> go.Figure:
             loss = record.median(f"paths/{kind}/{end}", f"{form}_loss")
             trace = go.Scatter(x=np.linspace(0, 1, len(loss)), y=loss, name=form, line_color=colour, showlegend=not at)
             figure.add_trace(trace, at // 3 + 1, at % 3 + 1)
-    return figure.update_yaxes(rangemode="tozero").update_layout(height=480)
+    figure.update_yaxes(rangemode="tozero").update_yaxes(title="test loss", col=1)
+    return figure.update_xaxes(title="from one end (0) to the other (1)", row=2).update_layout(height=500)
 
 
 def averages(record: Record) -> go.Figure:
-    """Test accuracy against the number of networks."""
+    """Test error against the number of networks, in powers of ten, so that the low ones are told apart."""
     figure = make_subplots(1, 2, subplot_titles=("MLP", "CNN"))
-    names = {"single": "one network", "naive": "mean as they are", "mended": ".. repaired on data"}
+    names = {"single": "one network", "naive": "mean as they are", "mended": "as they are, repaired"}
     names |= {
         "without data": "mean modulo symmetry",
-        "merged": ".. repaired on data ",
+        "merged": "modulo symmetry, repaired",
         "ensemble": "mean of predictions",
     }
     n = list(range(2, MOST + 1))
@@ -65,9 +66,10 @@ def averages(record: Record) -> go.Figure:
         for (name, label), colour in zip(names.items(), COLOURS[:6], strict=True):
             free = name == "without data"
             seen = [(f"averages/{kind}/{k}{' without data' * free}", "merged" if free else name) for k in n]
-            y = [100 * record.median(*place) for place in seen]
+            y = [100 * (1 - record.median(*place)) for place in seen]
             figure.add_trace(go.Scatter(x=n, y=y, name=label, line_color=colour, showlegend=at == 1), 1, at)
-    return figure.update_xaxes(dtick=1, title="networks").update_yaxes(title="accuracy, %").update_layout(height=330)
+    figure.update_yaxes(type="log", tickvals=[1, 2, 5, 10, 20, 50]).update_yaxes(title="test error, %", col=1)
+    return figure.update_xaxes(dtick=1, title="networks averaged").update_layout(height=380)
 
 
 def plane(record: Record) -> go.Figure:
@@ -87,13 +89,14 @@ def plane(record: Record) -> go.Figure:
             x, y = zip(*row["corners"], row["centre"], strict=True)
             marks = {"symbol": ["x"] * 3 + ["star"], "color": "white", "size": 9, "line_width": 1}
             figure.add_trace(go.Scatter(x=x, y=y, mode="markers", marker=marks, showlegend=False), level, at)
-    return figure.update_layout(height=560)
+    figure.update_xaxes(title="distance in weight space", row=2).update_yaxes(title="distance", col=1)
+    return figure.update_layout(height=580)
 
 
 def images(record: Record) -> go.Figure:
     """Cross-path similarity, what is given up for each unit of the way, and the paths of every two epochs."""
     rows = {key.split("/")[2]: row for key, row in record.rows.items()}
-    titles = ["cross-path similarity with the epoch before", "path given up a unit of log relative trust"]
+    titles = ["cross-path similarity with the epoch before", "path given up per unit of log relative trust"]
     matrices = [f"paths of every two epochs: {kind}" for kind in list(rows)[:2]]
     figure = make_subplots(2, 2, subplot_titles=[*titles, *matrices], vertical_spacing=0.13)
     for (kind, row), colour in zip(rows.items(), COLOURS[1:], strict=False):
@@ -104,7 +107,8 @@ def images(record: Record) -> go.Figure:
         heat = go.Heatmap(z=rows[kind]["matrix"], colorscale="Viridis", zmin=0.2, zmax=1, showscale=at == 2,
                           colorbar={"len": 0.45, "y": 0.2})  # fmt: skip
         figure.add_trace(heat, 2, at)
-        figure.update_yaxes(autorange="reversed", row=2, col=at)
+        figure.update_yaxes(autorange="reversed", title="epoch", row=2, col=at)
+    figure.update_yaxes(title="cosine", row=1, col=1).update_yaxes(title="share", row=1, col=2)
     return figure.update_xaxes(title="epoch").update_layout(height=640)
 
 
@@ -125,13 +129,15 @@ def structure(record: Record) -> go.Figure:
             k = [s.information(b) for b in betas]
             figure.add_trace(go.Scatter(x=betas, y=k, **{**shown, "showlegend": False}), 2, at)
         figure.update_xaxes(type="log", title="beta", row=2, col=at)
-    return figure.update_xaxes(title="t, nats of network", row=1).update_layout(height=640)
+    figure.update_yaxes(title="loss left, nats", row=1, col=1).update_yaxes(title="nats of network", row=2, col=1)
+    figure.update_layout(height=640, legend_title_text="labels")
+    return figure.update_xaxes(title="t, nats of network", row=1)
 
 
 def nuisance(record: Record) -> go.Figure:
     """tr F and the information of noisy activations along a run; both informations over codes of many lengths."""
     titles = ("a run: tr F (black), and nats of the outputs", "codes: nats of the outputs against nats of the weights")
-    figure = make_subplots(1, 2, subplot_titles=titles, specs=[[{"secondary_y": True}, {}]])
+    figure = make_subplots(1, 2, subplot_titles=titles, specs=[[{"secondary_y": True}, {}]], horizontal_spacing=0.15)
     run = record.at("history/digits/mlp")
     line = go.Scatter(x=run("epoch"), y=run("trace"), name="tr F", line_color=COLOURS[7])
     figure.add_trace(line, 1, 1, secondary_y=True)
@@ -143,7 +149,11 @@ def nuisance(record: Record) -> go.Figure:
         x, y = zip(*seen, strict=True)
         figure.add_trace(go.Scatter(x=x, y=y, mode="markers", showlegend=False, **shown), 1, 2)
     figure.update_xaxes(title="epoch", col=1).update_xaxes(title="KL, nats", type="log", col=2)
-    return figure.update_layout(height=360)
+    figure.update_yaxes(title="nats of the outputs", secondary_y=False, col=1)
+    aside = {"title": "tr F", "tickmode": "auto", "showgrid": False, "rangemode": "tozero"}
+    figure.update_yaxes(aside, secondary_y=True, col=1).update_yaxes(title="nats of the outputs", col=2)
+    figure.update_xaxes(tickvals=[1000, 2000, 5000], col=2)
+    return figure.update_layout(height=380)
 
 
 FIGURES: dict[str, Callable[[Record], go.Figure]] = {

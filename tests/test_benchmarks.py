@@ -317,3 +317,109 @@ def test_the_web_view_is_timed_and_a_slow_map_is_said(load, tmp_path, monkeypatc
     }
     assert [good for *_, good in table._web(found)] == [False, True, True, False]
     assert "| page `/atlas` | 0.40 s | 2.00 MB in 9 | - | - | - |" in web.summary(found)
+
+
+@pytest.mark.slow  # processes load torch
+def test_commands_are_timed_beside_their_imports(load, tmp_path):
+    commands, table = load("commands"), load("__main__")
+    rows = {row["command"]: row for row in commands.run(["compare --example", "--help"], 1, tmp_path)}
+    assert [*rows] == [commands.TORCH, commands.EXPORT, "--help", "compare --example"]
+    assert rows["--help"]["over_torch"] < 0.5 and rows["compare --example"]["over_export"] > 0.8
+    assert "| `--help` |" in table._TABLES["commands"](json.loads((tmp_path / "commands.json").read_text()))
+
+
+def test_a_slow_command_is_said_and_a_failing_one_is_named(load, tmp_path, monkeypatch):
+    commands, table = load("commands"), load("__main__")
+    row = {"command": "compare --data", "over_export": 2.0}
+    assert [good for *_, good in table._commands([row, row | {"over_export": 1.9}, row | {"command": "align"}])] == [
+        False,
+        True,
+    ]
+    monkeypatch.setitem(commands.COMMANDS, "wrong", ["-c", "raise SystemExit(3)"])
+    with pytest.raises(RuntimeError, match="wrong ended with 3"):
+        commands.spent("wrong", tmp_path)
+
+
+TABLE = [
+    {"part": "flow", "line": "slow", "ratio": 2.0, "better": "lower", "date": "2026-01-01"},
+    {"part": "flow", "line": "gain", "ratio": 4.0, "better": "higher", "date": "2026-01-01"},
+]
+
+
+@pytest.mark.parametrize(
+    ("slow", "gain", "runs", "regressed"),
+    [
+        (2.4, 3.3, 0, []),  # within a quarter
+        (1.0, 40.0, 0, []),  # better
+        (2.6, 4.0, 2, ["slow was 2 and is 2.6, lower is better"]),
+        (2.0, 3.0, 2, ["gain was 4 and is 3, higher is better"]),
+        (3.0, 1.0, 2, ["slow", "gain"]),
+    ],
+)
+def test_a_ratio_that_is_a_quarter_worse_is_a_regression_in_its_direction(load, slow, gain, runs, regressed):
+    quick = load("quick")
+    lines, again = [quick.Line("slow", slow, "lower"), quick.Line("gain", gain, "higher")], []
+
+    def more():
+        again.append(1)
+        return lines
+
+    said = quick.judged(TABLE, "flow", lines, more)
+    assert len(again) == runs and len(said) == len(regressed)
+    assert all(line.startswith("worse: flow: ") and what in line for what, line in zip(regressed, said, strict=True))
+
+
+def test_noise_is_measured_again_and_what_is_missing_or_new_is_said(load):
+    quick = load("quick")
+    noisy = iter([[quick.Line("slow", 2.9, "lower")], [quick.Line("slow", 2.1, "lower")]])
+    first = [quick.Line("slow", 3.0, "lower"), quick.Line("peer", None, "higher", "cka"), quick.Line("x", 1.0, "lower")]
+    said = quick.judged(TABLE, "flow", first, lambda: next(noisy))
+    assert said == [
+        "missing: flow: gain is in the table and was not measured",
+        "skipped: flow: peer (cka is not installed)",
+        "new: flow: x is 1, and not in the table",
+    ]
+    assert quick.worse(TABLE[0], quick.Line("slow", 0.0, "lower")) == 0
+    assert math.isinf(quick.worse(TABLE[1], quick.Line("gain", 0.0, "higher")))
+
+
+def test_the_whole_benchmark_resumes_fails_on_a_planted_regression_and_accepts(load, tmp_path, monkeypatch):
+    quick, measure = load("quick"), load("measure")
+    results, scratch, said, ran = tmp_path / "results", tmp_path / "scratch", [], []
+    value = {"flow": 2.0, "optim": 1.0}
+
+    def measured(part, folder):
+        ran.append(part.name)
+        if value[part.name] is None:
+            raise KeyboardInterrupt
+        if value[part.name] < 0:
+            raise RuntimeError("no memory")
+        return [quick.Line("slow", value[part.name], "lower")]
+
+    monkeypatch.setattr(quick, "measured", measured)
+    monkeypatch.setattr(quick, "source", lambda: "this code")
+    monkeypatch.setattr(quick, "PARTS", {name: quick.PARTS[name] for name in ("optim", "flow")})
+
+    def go(**options):
+        said.clear(), ran.clear()
+        return quick.run(results=results, scratch=scratch, say=said.append, **options)
+
+    assert go(accept=True) == 0 and ran == ["optim", "flow"]
+    table = measure.kept("table", results)
+    assert [row["part"] for row in table["rows"]] == ["optim", "flow"] and "torch" in table["machine"]
+    assert any("rules (three quarters of an hour" in line for line in said)
+    assert any("cka" in line for line in said if line.startswith("skipped: what is compared with"))
+    value["flow"] = None
+    with pytest.raises(KeyboardInterrupt):
+        go()
+    value["flow"] = 3.0  # planted
+    assert go() == 1 and ran == ["flow"] * 3 and "worse: flow: slow was 2 and is 3" in said[-1]
+    assert measure.kept("table", results) == table
+    assert go() == 1 and ran == ["optim", "flow", "flow", "flow"]
+    assert go(accept=True) == 0 and not ran  # of the run that has ended
+    assert go() == 0 and "no ratio is more than 25% worse" in said[-1]
+    value["optim"] = -1.0
+    assert go(names=["optim"]) == 1 and "failed: optim: RuntimeError: no memory" in said[-1]
+    value["optim"] = 0.5
+    assert go(fresh=True, minutes=0.1) == 0 and not ran and any("no time left" in line for line in said)
+    assert "| flow | slow | 3 | lower |" in quick.summary(measure.kept("table", results))

@@ -17,7 +17,7 @@ from weightspace.cli import app
 ROOT = Path(__file__).parents[1]
 PAGES = [
     *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 PAGES += [page for folder in ("benchmarks", "experiments") for page in (ROOT / folder).glob("README.md")]
 TARGETS = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -75,13 +75,38 @@ def _parsed(words: list[str]) -> str:
     return ""
 
 
-def dead_links(page: Path) -> list[str]:
-    links = re.findall(r"\]\(([^)#:]+)[^):]*\)", page.read_text())
-    return [link for link in links if not (page.parent / link).exists()]
+def dead_links(text: str, folder: Path) -> list[str]:
+    """Links of a page in a folder that lead to no file, or to no heading of one."""
+    links = re.findall(r"\]\(([^)#:]*)(?:#([^):]*))?\)", text)
+    dead = [link for link, _ in links if not (folder / link).exists()]
+    anchored = [(link, anchor) for link, anchor in links if anchor and link not in dead]
+    return dead + [
+        f"{link}#{anchor}"
+        for link, anchor in anchored
+        if anchor not in anchors((folder / link).read_text() if link else text)
+    ]
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of the headings of a page, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def name(page: Path) -> str:
+    """A page's path from the root, without its ending: the id of its tests."""
+    return page.relative_to(ROOT).with_suffix("").as_posix().removeprefix("docs/")
+
+
+def what_is_next(text: str) -> str:
+    """The last paragraph of a page, if it is a line "Next: ..." that names a page or something to type."""
+    last = text.rstrip("\n").split("\n\n")[-1]
+    return last if re.match(r"Next: .*(\]\(|`)", last, re.DOTALL) else ""
 
 
 SHOWN = [
-    pytest.param(page, marks=[pytest.mark.slow] if page.stem == "all-of-it" else [], id=page.stem)
+    pytest.param(page, marks=[pytest.mark.slow] if page.stem == "all-of-it" else [], id=name(page))
     for page in PAGES
     if blocks(page.read_text(), "python")
 ]
@@ -94,10 +119,10 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: f"{p.parent.name}-{p.stem}")
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_the_commands_and_links_of_a_page_exist(page):
     assert not list(wrong_commands(page.read_text()))
-    assert not dead_links(page)
+    assert not dead_links(page.read_text(), page.parent)
 
 
 def test_the_readme_shows_the_two_commands_first():
@@ -105,10 +130,23 @@ def test_the_readme_shows_the_two_commands_first():
 
 
 def test_every_page_of_the_docs_is_in_the_index():
-    index = (ROOT / "docs" / "index.md").read_text()
-    assert {page.name for page in PAGES if page.parent.name == "docs"} - {"index.md"} <= set(
-        re.findall(r"[\w-]+\.md", index)
-    )
+    """Of its own folder; and that index in the one above."""
+    listed = {
+        (index.parent / link).resolve()
+        for index in (ROOT / "docs").rglob("index.md")
+        for link in re.findall(r"\]\(([\w./-]+\.md)\)", index.read_text())
+    }
+    assert {page for page in PAGES if (ROOT / "docs") in page.parents} - {ROOT / "docs" / "index.md"} <= listed
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if (ROOT / "docs") in page.parents], ids=name)
+def test_a_page_ends_with_what_is_next(page):
+    assert what_is_next(page.read_text())
+
+
+def test_the_gallery_shows_every_figure_that_is_kept():
+    shown = re.findall(r"results/(\w+)\.png", (ROOT / "docs" / "gallery.md").read_text())
+    assert sorted(shown) == sorted(figure.stem for figure in (ROOT / "experiments" / "results").glob("*.png"))
 
 
 def test_the_api_page_names_what_is_public():
@@ -154,5 +192,11 @@ def test_wrong_pages_are_seen(tmp_path):
     ]
     shown = "`make tea`, `python -m tests.nothing`\n```sh\n" + "\n".join(lines) + "\n```\n"
     assert len(list(wrong_commands(shown))) == 7
-    (tmp_path / "page.md").write_text("[here](page.md), [there](nowhere.md), [web](https://example.org)")
-    assert dead_links(tmp_path / "page.md") == ["nowhere.md"]
+    (tmp_path / "page.md").touch()
+    assert dead_links("[here](page.md), [there](nowhere.md), [web](https://example.org)", tmp_path) == ["nowhere.md"]
+    (tmp_path / "page.md").write_text("# One thing\n")
+    text = "# One\n\n[it](#one), [no](#another), [no](page.md#two), [it](page.md#one-thing)"
+    assert dead_links(text, tmp_path) == ["#another", "page.md#two"]
+    assert what_is_next("# A\n\nNext: `weightspace demo`.\n")
+    assert not what_is_next("# A\n\nNext: `weightspace demo`.\n\nMore.\n")
+    assert not what_is_next("# A\n\nNext: nothing.\n")

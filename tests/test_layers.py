@@ -12,7 +12,8 @@ HOUSE = Path(__file__).parents[1] / "src" / "weightspace"
 WINGS = """contents net jobs checkpoint linear constraints task graph inside equivariance curvature metric codes path
     trust risk symmetry training flows merging atlas commands pages demo web cli __main__"""
 FILES = {
-    "net": "errors seeds state differentiable public cost plain weights names net average inputs growing model",
+    "net": """errors seeds state differentiable arguments public cost plain weights names net average inputs growing
+        model""",
     "jobs": "progress calls processes cluster engine",
     "checkpoint": "files refusal locate pickled reader adapter architecture stored writer",
     "linear": "assignment bits estimate krylov norms traces determinants operator",
@@ -40,7 +41,7 @@ FILES = {
     "flows": """batches anchors attacks ensembles goals sharpness forms pruning result options stepper cycles morphing
         narrowing""",
     "merging": """part schedule settings thresholds elementwise sparse directions spectral methods recipe names plan
-        stream merging networks weighing tuning folders.yaml_text folders.tokens folders.vocabulary
+        stream networks merging weighing tuning folders.yaml_text folders.tokens folders.vocabulary
         folders.configuration folders.card folders.tokenizer_files folders.folder adapters.low_rank
         adapters.lora_folder adapters.combined adapters.adapted adapters.extracted advice
         folders.layers folders.mergekit_settings folders.mergekit_file folders.mergekit_plan""",
@@ -58,8 +59,8 @@ FILES = {
         playground.walking playground.insight playground.generator playground.exercises playground.session
         guard served answer members layers child look work spawn queue uploads kinds reports jobs atlas_routes
         playing app server""",
-    "cli": """next_step options words show read advice compare align merge extract walk perturb widen project capacity
-        stability inform certify tasks watch paths atlas atlas_sets nearest serve doctor""",
+    "cli": """next_step answers options words show schema read advice compare align merge extract walk perturb
+        widen project capacity stability inform certify tasks watch paths atlas atlas_sets nearest serve doctor""",
 }
 PARTS = {
     "graph.rules": "rules.",

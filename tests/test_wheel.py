@@ -1,9 +1,12 @@
-"""The wheel: the same bytes each time it is built, all that is needed in it, and types for a user's program."""
+"""The wheel and the source archive: the same bytes each time, all that is needed in them, and types for a program."""
 
 import os
 import subprocess
 import sys
+import sysconfig
+import tarfile
 import textwrap
+import venv
 import zipfile
 from pathlib import Path
 
@@ -13,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 
 
-def built(folder):
+def built(folder, source=ROOT):
     words = [
         sys.executable,
         "-m",
@@ -22,7 +25,7 @@ def built(folder):
         "--quiet",
         "--no-deps",
         "--no-cache-dir",
-        str(ROOT),
+        str(source),
         "-w",
         str(folder),
     ]
@@ -67,6 +70,59 @@ def test_it_runs_without_the_repository(wheel, tmp_path):
     code = "import weightspace; print(weightspace.__file__)"
     where = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert str(tmp_path) in where.stdout
+
+
+@pytest.fixture(scope="module")
+def hatchling(tmp_path_factory):
+    """A folder with the build backend, which pip fetches."""
+    folder = tmp_path_factory.mktemp("hatchling")
+    words = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder), "hatchling>=1.27"]
+    if subprocess.run(words, capture_output=True).returncode:
+        pytest.skip("the build needs hatchling, which cannot be fetched here")
+    return folder
+
+
+def archived(folder, hatchling):
+    code = f"import hatchling.build; hatchling.build.build_sdist({str(folder)!r})"
+    environment = {**os.environ, "SOURCE_DATE_EPOCH": "1700000000", "PYTHONPATH": str(hatchling)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (archive,) = folder.glob("*.tar.gz")
+    return archive
+
+
+def test_two_source_archives_are_the_same_bytes_and_make_the_same_wheel(wheel, hatchling, tmp_path):
+    one, other = (tmp_path / name for name in ("one", "other"))
+    one.mkdir()
+    other.mkdir()
+    archive = archived(one, hatchling)
+    assert archive.read_bytes() == archived(other, hatchling).read_bytes()
+    with tarfile.open(archive) as opened:
+        top = {name.split("/")[1] for name in opened.getnames()}
+        opened.extractall(tmp_path, filter="data")
+    assert {"src", "tests", "docs", "LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "pyproject.toml"} <= top
+    assert not top & {".venv", ".git", "shared", "dist", ".pytest_cache", ".mypy_cache", ".ruff_cache"}
+    again = built(other, tmp_path / archive.name.removesuffix(".tar.gz"))
+    assert sorted(zipfile.ZipFile(again).namelist()) == sorted(zipfile.ZipFile(wheel).namelist())
+
+
+def test_the_demo_runs_where_the_wheel_alone_is_installed(wheel, tmp_path):
+    """In a fresh environment, from another folder; the packages that it needs are those of this one."""
+    venv.create(tmp_path / "env", with_pip=False, symlinks=os.name != "nt")
+    python = tmp_path / "env" / "bin" / "python"
+    where = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
+    site = Path(subprocess.run([python, "-c", where], capture_output=True, text=True, check=True).stdout.strip())
+    (site / "needed.pth").write_text(sysconfig.get_paths()["purelib"])
+    words = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", str(wheel)]
+    subprocess.run(words, check=True, capture_output=True)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    program = tmp_path / "env" / "bin" / "weightspace"
+    done = subprocess.run([program, "demo"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "weightspace-demo" / "report.html").stat().st_size > 100_000
+    code = "import weightspace; print(weightspace.__file__)"
+    found = subprocess.run([python, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert found.stdout.startswith(str(tmp_path))
 
 
 def checked(script, folder):

@@ -39,6 +39,8 @@ SECTIONS = (
             "docs/playground.md",
             "docs/jobs.md",
             "docs/in_ci.md",
+            "docs/json.md",
+            "docs/integrations.md",
             "docs/extending.md",
         ),
     ),

@@ -11,7 +11,10 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-__all__ = ["OldNames", "handed_on", "moved"]
+__all__ = ["GOING", "OldNames", "deprecated", "handed_on", "moved"]
+
+GOING = "0.3.0"  # the release without the old names
+_PACKAGE = "weightspace"
 
 
 def handed_on(
@@ -28,7 +31,7 @@ def handed_on(
 
     def get(name: str) -> Any:
         if name in now:
-            warnings.warn(f"{package}.{name} is now {now[name]}; take that", DeprecationWarning, 2)
+            deprecated(f"{package}.{name} is now {now[name]}; take that", 3)
             module, _, kept = now[name].rpartition(".")
             return getattr(import_module(module), kept)
         if name not in home:
@@ -41,10 +44,22 @@ def handed_on(
     return get, lambda: sorted(home), sorted(home)
 
 
+def deprecated(text: str, level: int | None = None) -> None:
+    """A `DeprecationWarning` that names the replacement and the release without the old name.
+
+    `level`: which caller it is shown at, as `warnings.warn` takes it; else the nearest one outside of this library.
+    """
+    if level is None:
+        level, frame = 2, sys._getframe(1)
+        while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] == _PACKAGE:
+            level, frame = level + 1, frame.f_back
+    warnings.warn(f"{text}; the old form goes in {_PACKAGE} {GOING}", DeprecationWarning, level)
+
+
 def moved(old: str, files: str) -> ModuleType:
     """The module of an earlier release under its old name, with a warning that says where its names are now."""
     first = files.split()[0].partition(".")[0]
-    warnings.warn(f"weightspace.{old} is now in weightspace.{first}; take its names from there", DeprecationWarning, 3)
+    deprecated(f"weightspace.{old} is now in weightspace.{first}; take its names from there", 4)
     return _old(old, files)
 
 

@@ -37,7 +37,7 @@ from weightspace.trust.relative import relative_trust
 
 ARCH = "tinynets:mlp"
 COMMANDS = """read compare align merge extract walk capacity perturb widen deepen grow project stability watch paths
-    inform tasks certify demo doctor""".split()
+    inform tasks certify demo doctor schema""".split()
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_read_lists_the_axes_and_writes_a_certificate(here, capsys):
         (8, ("permutation", "scale")),
     ]
     printed = run_json(capsys, "read", "--arch", ARCH, "--example", "2x6")
-    assert printed == json.loads(certificate.read_text())
+    assert printed == {"schema": "weightspace.read/1", **json.loads(certificate.read_text())}
 
 
 def test_compare_recognises_a_disguised_copy(here, capsys):

@@ -152,6 +152,32 @@ def test_the_blocks_hold_the_lower_triangle_once(n):
     assert bool((seen.tril() == torch.ones(n, n).tril()).all()) and int(seen.max()) == 1
 
 
+@pytest.mark.parametrize(("n", "p"), [(2, 1), (65, 3), (70, 130), (200, 257)])
+def test_the_product_of_onednn_is_that_of_torch(n, p):
+    times = representation._onednn()
+    if times is None:
+        pytest.skip("this build of torch has no such product")
+    x, y = (z.float() for z in drawn(n, n, p, p))
+    exact = x.double() @ y[: n // 2].double().T
+    size = x.double().abs() @ y[: n // 2].double().abs().T
+    assert bool(((times(x, y[: n // 2].contiguous()) - exact).abs() <= 1e-6 * size).all())
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_half_a_gram_matrix_is_half_of_all_sums(turned, monkeypatch):
+    """With the product of oneDNN, without it, and of a matrix that is not contiguous."""
+    x, y = ((z.float().T.contiguous().T if turned else z.float()) - z.float().mean(0) for z in drawn(5, 150, 90, 90))
+    assert x.is_contiguous() != turned
+    k, m = (z.double() @ z.double().T for z in (x, y))
+    wanted = float((k * m).sum() - (k.diagonal() * m.diagonal()).sum())
+    for without in (False, True):
+        if without:
+            monkeypatch.setattr(representation, "_onednn", lambda: None)
+        halves, own = zip(*(representation._halved(z) for z in (x, y)), strict=True)
+        assert 2 * float(representation._inner(halves)[0, 1]) == pytest.approx(wanted, rel=1e-5)
+        torch.testing.assert_close(own[0], k.diagonal(), rtol=1e-5, atol=1e-5)
+
+
 def textbook(x, y, unbiased):
     """Both forms of CKA by n x n matrices in float64; the statistic of Song et al. as it is printed."""
     if not unbiased:

@@ -22,7 +22,7 @@ from weightspace.checkpoint import files, reader, refusal, writer
 from weightspace.curvature.tangent_kernel import kernel
 from weightspace.flows import anchors
 from weightspace.graph.on_data import graph_of
-from weightspace.inside import counts
+from weightspace.inside import counts, representation
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 from weightspace.symmetry.probe import Probe
@@ -192,12 +192,13 @@ MEMORIES = {
     "task.losses.Loss.settings": BUILT,
     "task.task.Task._beside": "the batches of one pass",
     "trust.bounds.rule.RULES": "a register that modules fill while they are imported",
-    "net.public._CONVERSIONS": "a register that modules fill while they are imported",
+    "net.arguments._CONVERSIONS": "a register that modules fill while they are imported",
     "graph.rules.call.KEEPERS": "a register that modules fill while they are imported",
     "graph.rules.call.MOVERS": "a register that modules fill while they are imported",
     "graph.rules.call.READERS": "a register that modules fill while they are imported",
     "task.examples.order_of": "test_caches_without_hidden_arguments",
     "inside.counts.integer_product": "test_caches_without_hidden_arguments",
+    "inside.representation._onednn": "test_caches_without_hidden_arguments",
     "task.digest._way": "test_caches_without_hidden_arguments",
     "task.digest._code": "test_caches_without_hidden_arguments",
     "task.digest._own": "test_caches_without_hidden_arguments",
@@ -453,6 +454,7 @@ def test_caches_without_hidden_arguments():
 
     assert torch.equal(_order(7, 3), _order.__wrapped__(7, 3)) and not torch.equal(_order(7, 3), _order(7, 4))
     assert (counts.integer_product() is None) == (counts.integer_product.__wrapped__() is None)
+    assert (representation._onednn() is None) == (representation._onednn.__wrapped__() is None)
     assert digest._way(dict) is digest._way.__wrapped__(dict) and digest._own(dict) == digest._own.__wrapped__(dict)
     half = rounding._of(torch.float16, 0.0)
     assert half == rounding._of.__wrapped__(torch.float16, 0.0) and half != rounding._of(torch.bfloat16, 0.0)

@@ -140,6 +140,26 @@ def test_a_head_that_is_tied_is_not_changed_alone(tmp_path):
     assert "a head that shares their weights changes with them" in into_base(folder, there).notes[0]
 
 
+def test_a_configuration_that_does_not_say_is_read_with_the_names_of_the_tensors(tmp_path):
+    """As the files of GPT-2, which leave out what is the default of its kind."""
+    there = tmp_path / "base"
+    there.mkdir()
+    tensors = {f"{PREFIX}wte.lora_embedding_A": normal(0, 2, 20), f"{PREFIX}wte.lora_embedding_B": normal(1, 6, 2)}
+    folder, whole = stored(tmp_path / "a", tensors), {"wte.weight": normal(0, 20, 6)}
+    for kind, more, is_tied in (
+        ("GPT2LMHeadModel", {}, True),
+        ("LlamaForCausalLM", {"lm_head.weight": normal(0, 20, 6)}, False),
+        ("GPT2Model", {}, False),
+        ("GPT2ForSequenceClassification", {"score.weight": normal(0, 2, 6)}, False),
+    ):
+        (there / "config.json").write_text(json.dumps({"architectures": [kind]}))
+        save_file({**whole, **more}, there / "model.safetensors")
+        if is_tied:
+            refused("head and embedding of the base are one tensor", folder, there)
+        else:
+            assert into_base(folder, there).notes
+
+
 def test_names_correspond_by_one_prefix():
     assert correspond(["a.w", "b.w"], ["a.w", "b.w", "x.a.w"]) == {"a.w": "a.w", "b.w": "b.w"}
     assert correspond(["a.w", "b.w"], ["m.a.w", "m.b.w", "m.m.b.w"]) == {"a.w": "m.a.w", "b.w": "m.b.w"}

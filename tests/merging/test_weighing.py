@@ -134,17 +134,39 @@ def test_a_planted_error_is_caught(monkeypatch):
 # ------------------------------------------------------------- networks in memory
 
 
-def test_the_state_is_averaged_and_frozen_weights_stay():
+def test_statistics_are_averaged_whatever_the_method_does():
+    """A variance that differences were added to could be negative; the network would answer NaN."""
     nets = [cnn(0), cnn(1)]
     nets[1].state["1.running_var"].fill_(3.0)
-    found = merging.merged_net(nets, merging.Recipe("task_arithmetic", options={"scale": -2.0}), cnn(2))
+    steep = {"scale": -2.0}
+    found = merging.merged_net(nets, merging.Recipe("task_arithmetic", options=steep), cnn(2))
     assert torch.allclose(found.state["1.running_var"], torch.full((3,), 2.0, dtype=DOUBLE))
-    module = cnn(0).module()
-    module[0].weight.requires_grad_(False)
-    half = ws.Net.of(module)
-    kept = merging.merged_net([half, cnn(1)], merging.Recipe())
-    assert torch.equal(kept.weights["0.weight"], half.weights["0.weight"])
-    assert not torch.equal(kept.weights["0.bias"], half.weights["0.bias"])
+    for weights, variance in ((None, 2.0), ([3.0, 1.0], 1.5), ([1.0, -1.0], 2.0), ([{"*": 0.0}, {"*": 1.0}], 3.0)):
+        found = merging.merged_net(nets, merging.Recipe("task_arithmetic", weights, steep), cnn(2))
+        assert torch.allclose(found.state["1.running_var"], torch.full((3,), variance, dtype=DOUBLE)), weights
+    alone = merging.merged_net([nets[1]], merging.Recipe("task_arithmetic"), cnn(2))
+    assert all(torch.allclose(alone.tensors[name], tensor) for name, tensor in nets[1].tensors.items())
+
+
+@pytest.mark.parametrize("name", ["linear", "slerp", "task_arithmetic", "ties", "della", "karcher", "iso_c"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_networks_in_memory_are_merged_as_their_files(name, frozen, tmp_path):
+    """Also where weights are frozen, which a file does not say."""
+    nets = [cnn(0), cnn(1), cnn(2)]
+    nets[1].state["1.running_var"].fill_(3.0)
+    if frozen:
+        module = nets[0].module()
+        module[0].weight.requires_grad_(False)
+        nets[0] = ws.Net.of(module)
+    paths = [tmp_path / f"{k}.safetensors" for k in range(3)]
+    for net, path in zip(nets, paths, strict=True):
+        ws.checkpoint.save(net.tensors, path)
+    base = nets[2] if merging.methods.method(name).base != "unused" else None
+    recipe = merging.Recipe(name, seed=3)
+    written = ws.merge(paths[:2], recipe, base=paths[2] if base else None)
+    for found in (merging.merged_net(nets[:2], recipe, base), ws.merge(nets[:2], recipe, base=base)):
+        assert found.tensors.keys() == written.keys()
+        assert all(torch.equal(found.tensors[key], tensor) for key, tensor in written.items())
 
 
 def test_the_network_is_that_of_its_tensors():
@@ -162,7 +184,7 @@ def test_the_network_is_that_of_its_tensors():
 def test_bad_networks_are_named():
     nets = [mlp(0), mlp(1)]
     nets[1].weights["2.bias"][0] = float("nan")
-    with pytest.raises(WeightspaceError, match=r"'2.bias' of network 1"):
+    with pytest.raises(WeightspaceError, match=r"'2.bias' of parent 2"):
         merging.merged_net(nets, merging.Recipe())
     with pytest.raises(WeightspaceError, match="give it as base"):
         merging.merged_net([mlp(0)], merging.Recipe("ties"))

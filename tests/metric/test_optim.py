@@ -377,6 +377,24 @@ def test_sparse_gradients_and_differentiable_groups_are_refused():
         optim.Lamb(params, betas=(0.9, 1.0))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_tensors_that_are_stepped_together_move_as_each_alone(dtype):
+    shapes = [(9,), (300, 300), (5, 7), (70, 900), (3,), (), (1 << 16,), (2, 3), (256, 256), (11,)]
+    together = stepped(parameters(dtype=dtype, shapes=shapes), lr=0.1, fused=True)
+    alone = [stepped([p], lr=0.1, fused=True)[0] for p in parameters(dtype=dtype, shapes=shapes)]
+    assert all(torch.equal(one, other) for one, other in zip(together, alone, strict=True))
+    turned = [stepped([p], lr=0.1, fused=True)[0] for p in parameters(dtype=dtype, shapes=shapes[::-1])]
+    assert not torch.equal(turned[-1], together[0]), "the draws do not tell tensors apart"
+
+
+@pytest.mark.parametrize("sizes", [[], [5], [1 << 16], [1 << 17], [1 << 16, 1], [1, 1 << 16], [40_000] * 5, [9] * 8000])
+def test_runs_of_tensors_are_all_tensors_once(sizes):
+    tensors = [torch.empty(n) for n in sizes]
+    runs = [tensors[at] for at in optim._together(tensors)] if sizes else []
+    assert [id(t) for run in runs for t in run] == [id(t) for t in tensors]
+    assert all(len(run) == 1 or 0 < sum(t.numel() for t in run) <= 1 << 16 for run in runs)
+
+
 def test_nan_is_not_hidden():
     for path in PATHS.values():
         (p,) = parameters(shapes=[(4, 3)])

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
 
+import weightspace as ws
+from weightspace.commands.scores import Score, scored
 from weightspace.metric.distance import functional
 from weightspace.net.errors import CallError, WeightspaceError
 from weightspace.net.net import Net
-from weightspace.task.classification import accuracy
+from weightspace.task.classification import accuracy, together
 from weightspace.task.examples import TaskError
 from weightspace.task.goal import gradient
 from weightspace.task.measures import METRICS
@@ -848,3 +850,51 @@ def test_a_bug_of_the_user_is_not_renamed(net):
 
     with pytest.raises(AttributeError, match="mine"):
         Task(*draw(4), metric=broken)(net)
+
+
+class Counting(nn.Module):
+    """A linear classifier that counts how often it is called."""
+
+    calls = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, x):
+        type(self).calls += 1
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("order", [("loss", "right"), ("right", "loss")])
+def test_loss_and_accuracy_of_one_task_take_one_pass(order, monkeypatch):
+    task, other = ws.digits("test", flat=True, batch=100), ws.digits("test", flat=True, batch=450)
+    nets = [ws.Net.of(Counting()) for _ in range(2)]
+    both = {"loss": task, "right": ws.accuracy(task)}
+    apart = [{name: float(both[name](net)) for name in order} for net in nets]
+    monkeypatch.setattr(Counting, "calls", 0)
+    look = together({name: both[name] for name in order})
+    found = [{name: float(call()) for name, call in look(net).items()} for net in nets]
+    assert found == apart and Counting.calls == 2 * 5 and [*found[0]] == [*order]
+    Counting.calls = 0
+    for call in together(both | {"elsewhere": ws.accuracy(other), "norm": lambda net: net.weights.norm()})(
+        nets[0]
+    ).values():
+        call()
+    assert Counting.calls == 5 + 1
+    Counting.calls = 0
+    values = ws.line(*nets).along(both, 3)
+    assert Counting.calls == 3 * 5 and values["right"][0] == apart[0]["right"]
+    Counting.calls = 0
+    assert scored(task, nets[0]) == [Score("", apart[0]["loss"], apart[0]["right"])] and Counting.calls == 5
+    Counting.calls = 0
+    third = ws.Net.of(Counting())
+    ws.plane(*nets, third).grid(both, 2)
+    assert Counting.calls == 4 * 5
+
+
+def test_what_is_wrong_with_a_task_is_said_once_loss_and_accuracy_are_together():
+    task = ws.Task(torch.zeros(4, 64), torch.full((4,), -100))
+    for call in together({"loss": task, "right": ws.accuracy(task)})(ws.Net.of(Counting())).values():
+        with pytest.raises(ws.task.TaskError, match="no example has a label"):
+            call()

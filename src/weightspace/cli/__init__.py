@@ -32,6 +32,7 @@ from weightspace.cli import (
     perturb,
     project,
     read,
+    schema,
     serve,
     stability,
     tasks,
@@ -39,6 +40,7 @@ from weightspace.cli import (
     watch,
     widen,
 )  # fmt: skip
+from weightspace.cli.answers import stamped
 from weightspace.cli.options import Shared, shared
 from weightspace.cli.show import answers_alone, note, noted, print_json, progress
 from weightspace.cli.words import console, printable
@@ -188,11 +190,11 @@ def demo(
     with progress(stdout) as step:
         done = show.run(out, common.settings(step), console=stdout)
     if common.as_json:
-        print_json(done)
+        print_json(stamped("demo", done))
 
 
 _PANELS: dict[str, list[Callable[..., None]]] = {  # of --help, in its order
-    "Look": [demo, read.read, doctor.doctor],
+    "Look": [demo, read.read, doctor.doctor, schema.schema],
     "Compare and merge": [compare.compare, align.align, merge.merge, extract.extract],
     "Move": [walk.walk, perturb.perturb, widen.widen, widen.deepen, widen.grow, project.project],
     "Measure": [capacity.capacity, stability.stability, inform.inform, certify.certify],

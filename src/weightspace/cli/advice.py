@@ -31,7 +31,7 @@ def compare_many(paths: list[Path], base: Path | None, common: Shared) -> None:
         )
     from weightspace.pages.advice import advice_page
 
-    answer(found, say_set, common, advice_page)
+    answer("compare.set", found, say_set, common, advice_page)
 
 
 def say_set(found: Set) -> None:

@@ -40,4 +40,4 @@ def align(
         done = run(space, checkpoint, to, out)
     from weightspace.pages.align import align_page
 
-    answer(done, say_align, common, align_page)
+    answer("align", done, say_align, common, align_page)

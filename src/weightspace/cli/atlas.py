@@ -183,7 +183,7 @@ def add(
             atlas, paths, name=name, parents=parent or (), tags=tag or (), learnt=learnt, example=common.example,
             copy=copy, settings=common.settings(step),
         )  # fmt: skip
-    answer(done, _say_added, common)
+    answer("atlas.add", done, _say_added, common)
 
 
 @shared("")
@@ -201,7 +201,7 @@ def list_members(
         from weightspace.commands import atlas as commands
 
         found = commands.listed(atlas, tag, symmetry, settings=common.settings(step))
-    answer(found, _say_listed, common)
+    answer("atlas.list", found, _say_listed, common)
 
 
 @shared("")
@@ -211,7 +211,7 @@ def show(name: Name, where: Where = "atlas", *, common: Shared) -> None:
         from weightspace.commands import atlas as commands
 
         found = commands.show(atlas, name)
-    answer(found, _say_shown, common)
+    answer("atlas.show", found, _say_shown, common)
 
 
 @shared("")
@@ -228,7 +228,7 @@ def tag(
         from weightspace.commands import atlas as commands
 
         found = commands.tag(atlas, names, add or (), remove or ())
-    answer(found, _say_tagged, common)
+    answer("atlas.tag", found, _say_tagged, common)
 
 
 @shared("")
@@ -238,7 +238,7 @@ def remove(names: Names, where: Where = "atlas", objects: Objects = None, *, com
         from weightspace.commands import atlas as commands
 
         found = commands.remove(atlas, names)
-    answer(found, _say_removed, common)
+    answer("atlas.remove", found, _say_removed, common)
 
 
 @shared("")
@@ -248,7 +248,7 @@ def check(where: Where = "atlas", objects: Objects = None, *, common: Shared) ->
         from weightspace.commands import atlas as commands
 
         found = commands.check(atlas, common.settings(step))
-    answer(found, _say_checked, common)
+    answer("atlas.check", found, _say_checked, common)
     if found.wrong:
         raise typer.Exit(1)
 

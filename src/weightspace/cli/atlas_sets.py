@@ -160,7 +160,7 @@ def draw_map(
 
     from weightspace.pages.atlas import map_page
 
-    answer(found, _say_map, common, map_page)
+    answer("atlas.map", found, _say_map, common, map_page)
 
 
 @shared("data arch report seed")
@@ -191,7 +191,7 @@ def query(
 
     from weightspace.pages.atlas import query_page
 
-    answer(found, say_ranking, common, query_page)
+    answer("atlas.query", found, say_ranking, common, query_page)
 
 
 @shared("arch weights")
@@ -208,7 +208,7 @@ def nearest(
         from weightspace.commands import atlas_asked
 
         found = atlas_asked.nearest_to(atlas, checkpoint, count, settings=common.settings(step))
-    answer(found, _say_nearest, common)
+    answer("atlas.nearest", found, _say_nearest, common)
 
 
 @shared("data arch seed")
@@ -228,7 +228,7 @@ def between(
         from weightspace.commands import atlas_asked
 
         found = atlas_asked.between_members(atlas, first, second, common.data, tag, settings=common.settings(step))
-    answer(found, _say_between, common)
+    answer("atlas.between", found, _say_between, common)
 
 
 @shared("data arch seed")
@@ -249,7 +249,7 @@ def merge(
         from weightspace.commands import atlas_asked
 
         done = atlas_asked.merge(atlas, names or [], common.data, out, tag, settings=common.settings(step))
-    answer(done, _say_merge, common)
+    answer("atlas.merge", done, _say_merge, common)
 
 
 for name, command in {"map": draw_map, "query": query, "nearest": nearest, "between": between, "merge": merge}.items():

@@ -53,4 +53,4 @@ def capacity(
         found = run(checkpoint, keep, learn, memory=memory, limit=common.limit, settings=common.settings(step))
     from weightspace.pages.capacity import capacity_page
 
-    answer(found, say_capacity, common, capacity_page)
+    answer("capacity", found, say_capacity, common, capacity_page)

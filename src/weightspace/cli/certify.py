@@ -80,4 +80,4 @@ def certify(
         )  # fmt: skip
     from weightspace.pages.certify import certify_page
 
-    answer(done, say_certify, common, certify_page)
+    answer("certify", done, say_certify, common, certify_page)

@@ -81,7 +81,7 @@ def compare(
         found = compare_files(space, a, b)
     from weightspace.pages.compare import compare_page
 
-    answer(found, say_compare, common, compare_page)
+    answer("compare", found, say_compare, common, compare_page)
     if expect and found.verdict.kind not in ((expect,) if expect == kinds[-1] else kinds[: kinds.index(expect) + 1]):
         raise typer.Exit(1)
 
@@ -96,7 +96,7 @@ def _across(a: Path, b: Path, arch_b: str, expect: str | None, common: Shared) -
         found = compare_across(a, b, arch_b, common.data, common.limit, common.settings(step))
     from weightspace.pages.across_architectures import across_page
 
-    answer(found, _say_across, common, across_page)
+    answer("compare.across", found, _say_across, common, across_page)
 
 
 def _say_across(done: Across) -> None:

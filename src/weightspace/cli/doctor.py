@@ -46,6 +46,6 @@ def doctor(
     from weightspace.commands.doctor import doctor as run
 
     done = run()
-    answer(done, partial(say_health, licences=licences), common)
+    answer("doctor", done, partial(say_health, licences=licences), common)
     if not done.well:
         raise typer.Exit(1)

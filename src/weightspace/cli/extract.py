@@ -57,4 +57,4 @@ def extract(
 
     with progress() as step:
         done = extract_adapter(checkpoint, base, out, rank=rank, share=share, settings=common.settings(step))
-    answer(done, say_extracted, common)
+    answer("extract", done, say_extracted, common)

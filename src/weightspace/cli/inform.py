@@ -89,4 +89,4 @@ def inform(
         )  # fmt: skip
     from weightspace.pages.inform import inform_page
 
-    answer(done, say_inform, common, inform_page)
+    answer("inform", done, say_inform, common, inform_page)

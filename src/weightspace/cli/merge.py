@@ -192,7 +192,7 @@ def _mean(checkpoints: list[Path], out: Path, common: Shared, arch_b: list[str] 
         done = _of_one_width(checkpoints, out, common)
     from weightspace.pages.merge import merge_page
 
-    answer(done, say_merge, common, merge_page)
+    answer("merge", done, say_merge, common, merge_page)
 
 
 def _of_one_width(checkpoints: list[Path], out: Path, common: Shared) -> Merged:
@@ -226,7 +226,7 @@ def _by_recipe(checkpoints: list[Path], out: Path, recipe: Recipe, asked: Asked,
         done = merge_by_recipe(checkpoints, out, recipe, asked, common.settings(step))
     from weightspace.pages.merge_recipe import recipe_page
 
-    answer(done, say_recipe, common, recipe_page)
+    answer("merge.recipe", done, say_recipe, common, recipe_page)
 
 
 def _by_file(path: Path, out: Path, asked: Asked, common: Shared) -> None:
@@ -236,7 +236,7 @@ def _by_file(path: Path, out: Path, asked: Asked, common: Shared) -> None:
         done = merge_by_file(path, out, asked, common.settings(step))
     from weightspace.pages.merge_recipe import recipe_page
 
-    answer(done, say_recipe, common, recipe_page)
+    answer("merge.recipe", done, say_recipe, common, recipe_page)
 
 
 def _unlike(extra: str, heads: str, align: str) -> dict[str, str]:

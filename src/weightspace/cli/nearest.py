@@ -57,4 +57,4 @@ def nearest(
         )  # fmt: skip
     from weightspace.pages.nearest import nearest_page
 
-    answer(found, say_ranking, common, nearest_page)
+    answer("nearest", found, say_ranking, common, nearest_page)

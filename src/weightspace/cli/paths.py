@@ -64,4 +64,4 @@ def paths(
         found = run(recording, name=gates, layer=layer, stages=both, progress=step)
     from weightspace.pages.paths import paths_page
 
-    answer(found, say_paths, common, paths_page)
+    answer("paths", found, say_paths, common, paths_page)

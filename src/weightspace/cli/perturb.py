@@ -57,4 +57,4 @@ def perturb(
             checkpoint, out, data=common.data, relative=relative, kind=kind, bits=bits, share=share, limit=common.limit,
             settings=common.settings(step),
         )  # fmt: skip
-    answer(done, say_perturb, common)
+    answer("perturb", done, say_perturb, common)

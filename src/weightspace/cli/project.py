@@ -72,4 +72,4 @@ def project(
         )  # fmt: skip
     from weightspace.pages.project import project_page
 
-    answer(done, say_project, common, project_page)
+    answer("project", done, say_project, common, project_page)

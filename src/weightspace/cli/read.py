@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from weightspace.cli.answers import stamped
 from weightspace.cli.options import Shared, free, shared
 from weightspace.cli.show import opened, print_json
 from weightspace.cli.words import console, make_table, printable, say_notes
@@ -54,6 +55,6 @@ def read(
         if out:
             space.group.save(out)
     if common.as_json:
-        print_json(space.group.as_json())
+        print_json(stamped("read", space.group.as_json()))
     else:
         say_read(space.group, type(space.template.architecture).__name__, out)

@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from weightspace.cli.answers import stamped
 from weightspace.cli.next_step import next_step
 from weightspace.cli.words import console, printable
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from weightspace.jobs.progress import Progress
     from weightspace.pages.page import Page
 
-__all__ = ["answer", "answers_alone", "note", "noted", "opened", "print_json", "progress"]
+__all__ = ["answer", "answers_alone", "note", "noted", "opened", "print_json", "print_text", "progress"]
 
 
 _NOTES: ContextVar[list[str] | None] = ContextVar("notes", default=None)
@@ -107,19 +108,23 @@ def progress(beside: Console | None = None) -> Iterator[Progress]:
 
 
 def answer(
+    name: str,
     done: Any,
     say: Callable[..., None],
     common: Shared,
     page: Callable[[Any], Page] | None = None,
 ) -> None:
-    """Write the page if a report is wanted, then print `done`: as JSON, or as text by `say`."""
+    """Write the page if a report is wanted, then print `done`: as JSON, or as text by `say`.
+
+    `name`: of the JSON object, one of `answers.VERSIONS`.
+    """
     if common.report and page:
         from weightspace.pages.page import save
 
         save([page(done)], common.report)
     told = _told()
     if common.as_json:
-        found = done.data()
+        found = stamped(name, done.data())
         print_json({**found, "notes": [*found.get("notes", []), *told]} if told else found)
         return
     say(done)
@@ -135,4 +140,9 @@ def print_json(value: Any) -> None:
     """Print a value as JSON; NaN and infinity, which JSON does not have, become null."""
     from weightspace.net.plain import plain
 
-    print(json.dumps(plain(value), indent=1, allow_nan=False), file=_ANSWERS.get() or sys.stdout)
+    print_text(json.dumps(plain(value), indent=1, allow_nan=False))
+
+
+def print_text(text: str) -> None:
+    """Print a line where answers go, with --json too."""
+    print(text, file=_ANSWERS.get() or sys.stdout)

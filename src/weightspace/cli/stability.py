@@ -72,4 +72,4 @@ def stability(
         )  # fmt: skip
     from weightspace.pages.stability import stability_page
 
-    answer(done, say_stability, common, stability_page)
+    answer("stability", done, say_stability, common, stability_page)

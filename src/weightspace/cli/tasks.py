@@ -69,4 +69,4 @@ def tasks(
         )  # fmt: skip
     from weightspace.pages.tasks import tasks_page
 
-    answer(done, say_tasks, common, tasks_page)
+    answer("tasks", done, say_tasks, common, tasks_page)

@@ -81,4 +81,4 @@ def walk(
         done = run.walk(checkpoint, keep, toward, out, limits, picture=drawn, settings=common.settings(step))
     from weightspace.pages.walk import walk_page
 
-    answer(done, say_walk, common, walk_page)
+    answer("walk", done, say_walk, common, walk_page)

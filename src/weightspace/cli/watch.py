@@ -56,4 +56,4 @@ def watch(
         )  # fmt: skip
     from weightspace.pages.watch import watch_page
 
-    answer(replace(done, out=str(out)), say_watch, common, watch_page)
+    answer("watch", replace(done, out=str(out)), say_watch, common, watch_page)

@@ -60,7 +60,7 @@ def widen(
             checkpoint, out, to=to, axes=sizes, new="zeros" if new == "zeros" else "copies", example=common.example,
             data=common.data, settings=common.settings(step),
         )  # fmt: skip
-    answer(done, say_resized, common)
+    answer("widen", done, say_resized, common)
 
 
 @shared("arch weights trust_code data example seed")
@@ -79,7 +79,7 @@ def deepen(
         done = run(
             checkpoint, out, to=to, example=common.example, data=common.data, settings=common.settings(step)
         )  # fmt: skip
-    answer(done, say_resized, common)
+    answer("deepen", done, say_resized, common)
 
 
 @shared("arch weights trust_code data example seed")
@@ -100,7 +100,7 @@ def grow(
             checkpoint, out, outputs=outputs, layer=layer, example=common.example, data=common.data,
             settings=common.settings(step),
         )  # fmt: skip
-    answer(done, say_resized, common)
+    answer("grow", done, say_resized, common)
 
 
 def _size(text: str) -> tuple[str, int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from weightspace.net.net import Net
-from weightspace.task.classification import accuracy, classifies
+from weightspace.task.classification import accuracy, classifies, together
 from weightspace.task.task import Task
 
 __all__ = ["Score", "scored"]
@@ -26,6 +26,7 @@ def scored(task: Task, *nets: Net, name: str = "") -> list[Score]:
     """The score of each network; an empty list where examples have no labels."""
     if any(y is None for _, y in task.batches()):
         return []
-    right = accuracy(task) if classifies(task) else None
+    look = together({"loss": task} | ({"accuracy": accuracy(task)} if classifies(task) else {}))
     with torch.no_grad():
-        return [Score(name, float(task(net)), right(net) if right else None) for net in nets]
+        found = [{what: float(value()) for what, value in look(net).items()} for net in nets]
+    return [Score(name, values["loss"], values.get("accuracy")) for values in found]

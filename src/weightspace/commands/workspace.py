@@ -27,6 +27,9 @@ from weightspace.task.task import Task
 __all__ = ["Workspace", "example_for", "file_names"]
 
 
+_LARGE = 1 << 20  # weights: their memory is worth the quarter of a second that a search for cycles takes
+
+
 @dataclass(frozen=True)
 class Workspace:
     """An architecture, its verified group, and disjoint examples to align and to measure on."""
@@ -71,7 +74,8 @@ class Workspace:
         settings.progress(f"reading the symmetry of {type(net.architecture).__name__}", 0, 0)
         group = _group(net, shown, paths, settings)
         hollow = net.at(net.weights, net.state.map(_meta))
-        gc.collect()  # the exported graph is a cycle that holds the probe's weights
+        if sum(tensor.numel() for tensor in net.weights.values()) > _LARGE:
+            gc.collect()  # the exported graph is a cycle that holds the probe's weights
         return cls(hollow, shown, group, align_on, measure_on, settings, cast(Method, method))
 
     def open_file(self, path: Path) -> Opened:

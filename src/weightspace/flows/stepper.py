@@ -20,9 +20,9 @@ from torch import Tensor
 
 from weightspace.flows.anchors import hold
 from weightspace.flows.options import Aim, Options, Size, asked, check_fit, check_numbers
+from weightspace.flows.predictor import Predictor
 from weightspace.flows.pruning import Prune, share_at, tightened
 from weightspace.flows.result import Flow, Record
-from weightspace.metric.geodesic import acceleration
 from weightspace.metric.metric import Adam, Metric, Remembering
 from weightspace.metric.per_layer import compensated
 from weightspace.metric.pullback import Pullback
@@ -43,9 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["flow"]
 
 
-_HALVINGS, _BISECTIONS = 8, 40
-_GROW, _TRUST = 1.5, 2.0
-_SHARE = 0.05
+_BISECTIONS = 40
 _TIGHTENING, _TIGHTEN_EVERY = 0.4, 20  # of the steps of a descent; then every so many
 _TEMPERATURE = 4.0
 
@@ -110,7 +108,7 @@ class _Run:
     ) -> None:
         mask, probe = options.mask, options.probe
         self.start, self.net, self.budget, self.limit = net, net, options.budget, options.max_drift
-        self.corrections, self.accelerate = options.corrections, options.accelerate
+        self.corrections = options.corrections
         self.max_trust = options.max_trust
         self.still = net.frozen
         self.held, self.cut = _holding(net, mask), None if mask is None else _already(net, mask)
@@ -121,7 +119,11 @@ class _Run:
             raise WeightspaceError("a drift budget needs a Pullback metric, whose task says what must not drift")
         self.heldout = Pullback(probe, metric.output if isinstance(metric, Pullback) else "logits") if probe else None
         self.there = self.heldout.outputs(net) if self.heldout else None
-        self.nets, self.log, self.trust, self.begun = [net], list[Record](), 1.0, 0
+        self.predictor: Predictor | None = None
+        if isinstance(self.metric, Pullback) and self.anchor is not None:
+            how = options.corrections, options.accelerate
+            self.predictor = Predictor(self.metric, self.anchor, self.budget, *how)
+        self.nets, self.log, self.begun = [net], list[Record](), 0
         self._history: Remembering | None = metric if isinstance(metric, Remembering) else None
         self._saved: dict[str, Tensor] = {}
         self.trail = None if trail is None else Trail(trail, net)
@@ -180,28 +182,8 @@ class _Run:
             net = self._clipped(_moved(self.net, vector, length))
             bad = net.weights.unusable()
             return f"nan in {bad[0]}" if bad else (net, math.nan, length, math.nan)
-        modes = self.metric.modes(self.net, wanted)
-        for _ in range(_HALVINGS):
-            # what a correction would take back is no progress: most of the step must leave the outputs alone as it is
-            loose = self.budget or self.metric.along(self.net, modes, length).drift
-            step = self.metric.along(self.net, modes, length, _SHARE * self.trust * loose if loose else None)
-            net = self.net + step.vector
-            if self.accelerate:
-                net = net + acceleration(self.metric, self.net, step.vector, self.accelerate == "force")
-            net = net.refreshed()
-            if bad := net.weights.unusable():
-                return f"nan in {bad[0]}"
-            net = self._clipped(net)
-            if self.corrections:
-                net = self._clipped(self.metric.retract(net, self._reference(), self.corrections)).refreshed()
-            moved = self.metric.drift(net, self._reference())
-            if not math.isfinite(moved):
-                return f"nan in {next(iter(net.weights.unusable()), 'the outputs')}"
-            if self.budget is None or moved <= self.budget:
-                self.trust = min(1.0, self.trust * _GROW)
-                return net, step.drift, step.length, moved
-            self.trust, length = self.trust / _TRUST, length / 2
-        return "budget"
+        assert self.predictor is not None
+        return self.predictor.step(self.net, wanted, length, self._clipped)
 
     def _clipped(self, net: Net) -> Net:
         """The farthest point on the straight step to `net` that `max_trust` allows."""
@@ -333,7 +315,8 @@ class _Run:
         self.nets.append(self.net)
         if self.trail is None:
             return
-        kept: dict[str, Tensor] = {"trust": torch.tensor(self.trust, dtype=torch.float64)}
+        learnt = (1.0, 0.0) if self.predictor is None else (self.predictor.trust, self.predictor.shift)
+        kept = {name: torch.tensor(x, dtype=torch.float64) for name, x in zip(("trust", "shift"), learnt, strict=True)}
         adam = self._history
         kept |= {f"adam.{name}": t for name, t in adam.state().items()} if adam else {}
         kept |= {"cut": self.cut.flat().bool()} if self.cut is not None else {}
@@ -365,7 +348,10 @@ class _Run:
         self._saved = trail.resumed()
         if self._saved:
             self.nets, self.begun = list(trail), int(trail.facts(-1)["step"])
-            self.net, self.trust = self.nets[-1], float(self._saved["trust"])
+            self.net = self.nets[-1]
+            if self.predictor is not None:
+                self.predictor.trust = float(self._saved["trust"])
+                self.predictor.shift = float(self._saved.get("shift", 0.0))
             self.log = [Record(int(row[0]), *row[1:]) for row in self._saved["log"].tolist()]
             if "cut" in self._saved:
                 weights = self.net.weights

@@ -17,8 +17,8 @@ similarity (Ding et al., 2021); Generalized shape metrics on neural representati
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
@@ -236,7 +236,7 @@ def _by_examples(xs: list[Tensor]) -> tuple[Tensor, Tensor]:
     """<K_i, K_j> without the diagonals, and the diagonals, of the Gram matrices of all xs, in float64."""
     room = xs[0].new_empty(max(x.numel() for x in xs))  # fresh memory costs more than the centring
     grams, own = zip(*(_halved(_centred(x, room)) for x in xs), strict=True)
-    return _inner(grams), torch.stack(own)
+    return 2 * _inner(grams), torch.stack(own)
 
 
 def _by_features(xs: list[Tensor], rows: list[int], columns: list[int]) -> tuple[Tensor, Tensor]:
@@ -245,27 +245,46 @@ def _by_features(xs: list[Tensor], rows: list[int], columns: list[int]) -> tuple
     own = torch.stack([z.square().sum(1, dtype=torch.float64) for z in zs])
     inner = torch.zeros(len(zs), len(zs), dtype=torch.float64, device=own.device)
     for i, j in {(min(i, j), max(i, j)) for i in rows for j in columns if i != j}:
-        inner[i, j] = inner[j, i] = _inner([(zs[i].T @ zs[j]).flatten()])[0, 0]
+        inner[i, j] = inner[j, i] = _inner([[zs[i].T @ zs[j]]])[0, 0]
     for i, z in enumerate(zs):
         half, diagonal = _halved(z.T)
-        inner[i, i] = _inner([half])[0, 0] + diagonal.square().sum()
+        inner[i, i] = 2 * _inner([half])[0, 0] + diagonal.square().sum()
     return inner - own @ own.T, own
 
 
-def _halved(z: Float[Tensor, "n p"]) -> tuple[Float[Tensor, " half"], Float[Tensor, " n"]]:
-    """Z Z^T without its diagonal, as a vector: blocks below the diagonal times sqrt(2); the diagonal in float64."""
-    n = len(z)
-    blocks = list(_blocks(0, n))
-    half = z.new_empty(sum((b - a) * (d - c) for a, b, c, d in blocks))
-    diagonal = torch.empty(n, dtype=torch.float64, device=z.device)
-    start = 0
-    for a, b, c, d in blocks:
-        block = half[start : (start := start + (b - a) * (d - c))].view(b - a, d - c)
-        torch.addmm(block, z[a:b], z[c:d].T, beta=0, alpha=1 if a == c else math.sqrt(2), out=block)
+def _halved(z: Float[Tensor, "n p"]) -> tuple[list[Tensor], Float[Tensor, " n"]]:
+    """The blocks of Z Z^T on and below its diagonal, whose sums are half of those of all; the diagonal in float64.
+
+    The diagonal itself is left out of the blocks; those on it, which are whole, are divided by sqrt(2).
+    """
+    product = _onednn() if z.dtype == torch.float32 and z.device.type == "cpu" and z.is_contiguous() else None
+    times = product or (lambda x, y: x @ y.T)
+    found, diagonal = [], torch.empty(len(z), dtype=torch.float64, device=z.device)
+    for a, b, c, d in _blocks(0, len(z)):
+        found.append(times(z[a:b], z[c:d]))
         if a == c:
-            diagonal[a:b] = block.diagonal()
-            block.fill_diagonal_(0)
-    return half, diagonal
+            diagonal[a:b] = found[-1].diagonal()
+            found[-1].fill_diagonal_(0).mul_(math.sqrt(0.5))
+    return found, diagonal
+
+
+@lru_cache(maxsize=1)
+def _onednn() -> Callable[[Tensor, Tensor], Tensor] | None:
+    """x, y -> x y^T of contiguous float32 matrices, as torch's compiler has it; None where a build has none or errs.
+
+    On processors that are not Intel's it is a tenth faster than the product of MKL, more on small matrices.
+    """
+    try:
+        linear = torch.ops.mkldnn._linear_pointwise.default
+
+        def times(x: Tensor, y: Tensor) -> Tensor:
+            return linear(x, y, None, "none", [], "")
+
+        x = (torch.arange(40 * 600).view(40, 600) % 7 - 3).float()  # sums are whole numbers, exact in any order
+        right = torch.equal(times(x, x[:24]), x @ x[:24].T)
+    except (AttributeError, RuntimeError, TypeError):
+        return None
+    return times if right else None
 
 
 def _blocks(low: int, high: int) -> Iterator[tuple[int, int, int, int]]:
@@ -279,12 +298,13 @@ def _blocks(low: int, high: int) -> Iterator[tuple[int, int, int, int]]:
     yield from _blocks(middle, high)
 
 
-def _inner(vectors: tuple[Tensor, ...] | list[Tensor]) -> Float[Tensor, "k k"]:
-    """All inner products of some long vectors: float32 within a chunk, float64 between chunks."""
-    total = torch.zeros(len(vectors), len(vectors), dtype=torch.float64, device=vectors[0].device)
-    for parts in zip(*(v.split(_CHUNK) for v in vectors), strict=True):
-        rows = torch.stack(parts)
-        total += rows @ rows.T
+def _inner(matrices: Sequence[Sequence[Tensor]]) -> Float[Tensor, "k k"]:
+    """All inner products of matrices in blocks of equal shapes: float32 within a chunk, float64 between chunks."""
+    total = torch.zeros(len(matrices), len(matrices), dtype=torch.float64, device=matrices[0][0].device)
+    for blocks in zip(*matrices, strict=True):
+        for parts in zip(*(block.flatten().split(_CHUNK) for block in blocks), strict=True):
+            rows = torch.stack(parts)
+            total += rows @ rows.T
     return total
 
 

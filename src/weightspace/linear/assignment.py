@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from weightspace.net.errors import WeightspaceError
@@ -47,7 +46,15 @@ def assign(gain: np.ndarray | Tensor) -> Int[np.ndarray, " n"]:
         raise WeightspaceError("gains hold NaN or infinity; find them in the weights with `weights.unusable()`")
     if len(matrix) >= DUALS_FROM:
         matrix = matrix - duals(matrix)
-    return linear_sum_assignment(matrix.numpy(), maximize=True)[1].astype(np.int64)
+    return paired(matrix, maximize=True)[1].astype(np.int64)
+
+
+def paired(costs: Float[Tensor, "m n"], maximize: bool = False) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
+    """Rows and columns of the cheapest assignment, or of the dearest, by scipy; k is the smaller side."""
+    from scipy.optimize import linear_sum_assignment  # loaded when needed: it takes longer than most assignments
+
+    rows, columns = linear_sum_assignment(costs.numpy(), maximize=maximize)
+    return rows, columns
 
 
 def assign_many(gains: np.ndarray | Tensor) -> Int[np.ndarray, "k n"]:

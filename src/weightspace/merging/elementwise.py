@@ -110,12 +110,14 @@ def fisher(part: Part, settings: Settings) -> Combine:
     """The mean weighted by importances: sum_i w_i F_i theta_i / sum_i w_i F_i (Merging models with Fisher-weighted
     averaging, Matena and Raffel, 2022).
 
-    F_i >= 0 is beside the parents, such as the diagonal of the Fisher information. Where all are zero it is the
-    weighted mean.
+    F_i >= 0 is beside the parents, such as the diagonal of the Fisher information. Where all are zero, and for tensors
+    that have none, such as buffers, it is the weighted mean.
     """
     if len(part.beside) != len(part.sources):
         raise WeightspaceError(f"fisher needs the importances of every network; {part.name!r} has none")
     weights = shares(part, settings)
+    if not any(name in source for source, name in part.beside):
+        return lambda piece: summed(piece.parents, weights)
 
     def combine(piece: Piece) -> Tensor:
         total = torch.zeros(piece.parents[0].shape, dtype=torch.float64, device=piece.parents[0].device)

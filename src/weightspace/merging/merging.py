@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from weightspace.checkpoint.reader import read
-from weightspace.merging.plan import Plan, Rules, planned
+from weightspace.merging.networks import computed, merged_net
+from weightspace.merging.plan import Rules, planned
 from weightspace.merging.recipe import Recipe
 from weightspace.merging.schedule import Schedule
-from weightspace.merging.stream import numbers_of, write
+from weightspace.merging.stream import write
 from weightspace.net.errors import CallError, WeightspaceError
 from weightspace.net.net import Net
 from weightspace.net.public import public
@@ -63,29 +64,17 @@ def merge(
         raise WeightspaceError("no networks to merge; give one or more")
     nets = [parent for parent in parents if isinstance(parent, Net)]
     whole = len(nets) == len(parents)
+    if whole and out is None and (base is None or isinstance(base, Net)):
+        return merged_net(nets, recipe, base)
     rules = Rules("refuse", "refuse") if whole else Rules()  # a network has a place for every tensor
     origin = None if base is None else _tensors(base)
     plan = planned([_tensors(parent) for parent in parents], origin, recipe, rules)
     if out is not None:
         return write(plan, out)
-    merged = computed(plan)
-    return nets[0].load(merged) if whole else merged
+    return nets[0].load(computed(plan)).refreshed() if whole else computed(plan)
 
 
 def _tensors(parent: Parent) -> Mapping[str, Tensor]:
     if isinstance(parent, Net):
         return parent.tensors
     return parent if isinstance(parent, Mapping) else read(parent)
-
-
-def computed(plan: Plan) -> dict[str, Tensor]:
-    """The tensors of the merged network, in memory."""
-    found = dict[str, Tensor]()
-    for row in plan.rows:
-        if row.action != "left out":
-            flat, start = torch.empty(row.shape.numel(), dtype=row.dtype), 0
-            for numbers in numbers_of(plan, row):
-                flat[start : start + numbers.numel()] = numbers
-                start += numbers.numel()
-            found[row.name] = flat.reshape(row.shape)
-    return found

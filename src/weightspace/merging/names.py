@@ -8,7 +8,7 @@ import torch
 
 from weightspace.net.errors import WeightspaceError
 
-__all__ = ["HEADS", "TIED", "in_terms_of", "is_factor", "is_head", "packed", "partner"]
+__all__ = ["HEADS", "TIED", "in_terms_of", "is_factor", "is_head", "is_statistic", "packed", "partner"]
 
 HEADS = ("classifier", "classification_head", "head", "heads", "score", "fc", "cls", "qa_outputs", "logits_proj")
 TIED = (
@@ -24,6 +24,7 @@ TIED = (
 _LEVELS = 3  # of a name that may be a prefix
 _PACKED = {"qweight", "qzeros", "weight_packed", "quant_state", "absmax"}
 _FACTORS = {"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B"}
+_STATISTICS = {"running_mean", "running_var"}
 _FP8 = {torch.float8_e4m3fn, torch.float8_e5m2}
 
 Shapes = Mapping[str, torch.Size]
@@ -110,6 +111,16 @@ def is_factor(name: str) -> bool:
     (True, False)
     """
     return not _FACTORS.isdisjoint(name.split("."))
+
+
+def is_statistic(name: str) -> bool:
+    """Whether a tensor is a running mean or variance of a normalisation, which no optimiser has stepped.
+
+    >>> from weightspace.merging.names import is_statistic
+    >>> is_statistic("layer1.0.bn1.running_var"), is_statistic("layer1.0.bn1.weight")
+    (True, False)
+    """
+    return name.rpartition(".")[2] in _STATISTICS
 
 
 def packed(name: str, dtype: torch.dtype) -> bool:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from weightspace.checkpoint.refusal import some
 from weightspace.merging.methods import method
-from weightspace.merging.names import HEADS, TIED, in_terms_of, is_factor, is_head, packed, partner
+from weightspace.merging.names import HEADS, TIED, in_terms_of, is_factor, is_head, is_statistic, packed, partner
 from weightspace.merging.part import BLOCK, Part, reading
 from weightspace.merging.recipe import Recipe
-from weightspace.merging.schedule import depths
+from weightspace.merging.schedule import depths, value_at
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.public import public
 from weightspace.net.weights import forms_of
@@ -81,7 +81,8 @@ class Table:
 class Plan:
     """What a merge does, before anything is computed: the parents, the base, and a row for every tensor.
 
-    `labels`: what the parents, and then the base, are called. `notes`: what was decided about their names.
+    `labels`: what the parents, and then the base, are called. `notes`: what was decided about their names. `beside`:
+    for each parent, tensors that say how much its weights count, where the method needs them.
     """
 
     parents: Sequence[Mapping[str, Tensor]]
@@ -89,6 +90,7 @@ class Plan:
     rows: Sequence[Row]
     labels: Sequence[str] = ()
     notes: Sequence[str] = ()
+    beside: Sequence[Mapping[str, Tensor]] = ()
 
     def part(self, row: Row) -> Part:
         """The tensors that a row is made of, to be read in pieces."""
@@ -100,6 +102,7 @@ class Plan:
             [(self.parents[k], name) for k, name in row.sources],
             base,
             wide,
+            beside=[(self.beside[k], name) for k, name in row.sources] if self.beside else [],
             labels=[*(self.label(k) for k, _ in row.sources), self.label(len(self.parents))],
         )
 
@@ -148,14 +151,17 @@ def planned(
     recipe: Recipe | None = None,
     rules: Rules | None = None,
     labels: Sequence[str] = (),
+    beside: Sequence[Mapping[str, Tensor]] = (),
 ) -> Plan:
     """What a merge will do with every tensor of the parents; only whole numbers are read for it.
 
     Floating-point tensors of one name and shape are merged, in the dtype of the first parent unless the recipe has one.
-    Names may differ by a prefix. Whole numbers are copied from the first parent. What only some parents have, heads of
-    other shapes and tied tensors go by `rules`. The result has the names of the first parent. `labels`: what parents
-    and base are called, by default their paths. Raises `WeightspaceError` for quantised numbers, for tensors of other
-    shapes that are no heads, and where the recipe does not fit.
+    Names may differ by a prefix. Whole numbers are copied from the first parent. Running means and variances of inputs
+    are averaged with the weights of the parents, whatever the method does to weights: a variance stays positive. What
+    only some parents have, heads of other shapes and tied tensors go by `rules`. The result has the names of the first
+    parent. `labels`: what parents and base are called, by default their paths; `beside`: see `Plan`. Raises
+    `WeightspaceError` for quantised numbers, for tensors of other shapes that are no heads, and where the recipe does
+    not fit.
 
     >>> import torch
     >>> from weightspace.merging import planned
@@ -178,7 +184,7 @@ def planned(
     _related(found, called, "" if base is None else method(recipe.method).base, matching.rules.extra)
     deep = depths(names)
     rows = [
-        replace(row, depth=deep[name])
+        _averaged(replace(row, depth=deep[name]))
         for name in names
         for row in matching.rows(name, origin, None if base is None else called[-1])
     ]
@@ -186,7 +192,18 @@ def planned(
     for name, have in origin.items():
         if name not in deep and have.name not in used:
             rows.append(Row(name, "left out", (), have.shape, have.dtype, recipe, have.name, why="only in the base"))
-    return Plan(parents, base, rows, called, notes)
+    return Plan(parents, base, rows, called, notes, beside)
+
+
+def _averaged(row: Row) -> Row:
+    """The row of a running statistic, averaged where the method would add differences or weigh by data; else as is."""
+    found = method(row.recipe.method)
+    if row.action != "merged" or not is_statistic(row.name) or (found.base == "unused" and not found.beside):
+        return row
+    weights = [value_at(weight, row.name, row.depth) for weight in row.recipe.weights or ()]
+    usable = weights and min(weights) >= 0 and sum(weights) > 0
+    mean = Recipe("linear", weights if usable else None, {}, row.recipe.seed, row.recipe.dtype)
+    return replace(row, recipe=mean, base=None, why="; ".join(["running statistics", *filter(None, [row.why])]))
 
 
 class _Have(NamedTuple):

@@ -7,7 +7,7 @@ W - s |W| u / |u|. A block is a tensor, or one neuron. In `Fromage`, u is the gr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -247,18 +247,31 @@ def _fused(ps: Sequence[Tensor], us: Sequence[Tensor], lr: float | Tensor, corre
     """As stochastic gradient descent with a rate and a weight decay for each tensor: one pass, one rounding."""
     rate = float(lr)
     root = math.sqrt(1 + rate**2)
-    for p, u in zip(ps, us, strict=True):
-        a, b = _norms([p, u])  # and the step at once, while the tensor is in the cache
-        back, step = (rate**2 / (root * (root + 1)), rate * a / root) if correct else (0.0, rate * a)
-        back, step = (0.0, rate) if a == 0 or b == 0 else (back, step / b)
-        plain = p.is_contiguous() and u.is_contiguous() and p.dtype == u.dtype and p.dtype not in _HALVES
-        if _fused_sgd is None or not (plain and 1e-30 < step < 1e30):
-            _move(p, u, *torch.tensor([back, step], dtype=torch.float64))
-            continue
-        _fused_sgd(
-            [p], [u], [], lr=step, weight_decay=back / step, momentum=0.0, dampening=0.0, nesterov=False,
-            maximize=False, is_first_step=False, grad_scale=None, found_inf=None,
-        )  # fmt: skip
+    for at in _together(ps):
+        some, along = ps[at], us[at]
+        sizes = _norms([*some, *along])  # and the steps at once, while the tensors are in the cache
+        for p, u, a, b in zip(some, along, sizes, sizes[len(some) :], strict=False):
+            back, step = (rate**2 / (root * (root + 1)), rate * a / root) if correct else (0.0, rate * a)
+            back, step = (0.0, rate) if a == 0 or b == 0 else (back, step / b)
+            plain = p.is_contiguous() and u.is_contiguous() and p.dtype == u.dtype and p.dtype not in _HALVES
+            if _fused_sgd is None or not (plain and 1e-30 < step < 1e30):
+                _move(p, u, *torch.tensor([back, step], dtype=torch.float64))
+                continue
+            _fused_sgd(
+                [p], [u], [], lr=step, weight_decay=back / step, momentum=0.0, dampening=0.0, nesterov=False,
+                maximize=False, is_first_step=False, grad_scale=None, found_inf=None,
+            )  # fmt: skip
+
+
+def _together(ps: Sequence[Tensor]) -> Iterator[slice]:
+    """Runs of tensors of at most a piece of numbers in all, or of one: a call costs as much as a small tensor."""
+    begin = numbers = 0
+    for k, p in enumerate(ps):
+        if k > begin and numbers + p.numel() > _PIECE:
+            yield slice(begin, k)
+            begin, numbers = k, 0
+        numbers += p.numel()
+    yield slice(begin, len(ps))
 
 
 def _scales(a: Tensor, b: Tensor, lr: float | Tensor, correct: bool) -> tuple[Tensor, Tensor]:
@@ -304,7 +317,7 @@ def _norms(tensors: Sequence[Tensor]) -> list[float]:
     """|x| of each tensor: of rows first, then of the row norms; in float64 where squares would underflow."""
     if not tensors:
         return []
-    sizes = torch.stack(torch._foreach_norm([_in_rows(x) for x in tensors])).double().tolist()
+    sizes = [float(size) for size in torch._foreach_norm([_in_rows(x) for x in tensors])]
     return [
         size if _TINY < size < math.inf or size != size else float(_wide_norm(x, None))
         for x, size in zip(tensors, sizes, strict=True)

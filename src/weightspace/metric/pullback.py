@@ -23,10 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from weightspace.curvature.layered import Setting
 from weightspace.curvature.linearised import jacobian
 from weightspace.curvature.tangent_kernel import KernelError, kernel
 from weightspace.linear.operator import Operator, cgls
 from weightspace.metric.per_layer import layer_modes
+from weightspace.metric.preconditioned import Near, Preconditioner
 from weightspace.metric.solvers import NULL, Dual, eigen_modes, factorised, krylov_modes, softmax_root, turning
 from weightspace.metric.steps import Modes, Step, Tradeoff, largest_shift, ratio, secular
 from weightspace.net.cost import Cost
@@ -52,6 +54,7 @@ Solver: TypeAlias = Literal["auto", "dual", "gltr", "layer", "kronecker"]
 _DUAL_ROWS = 1500
 _LARGE = 1 << 28  # weights from which on a Krylov space needs too much memory
 _KRYLOV = 15
+_WAY = 30  # directions of a step of a flow, at most
 
 
 @public
@@ -270,19 +273,21 @@ class Pullback:
         if length is not None:
             return self.along(net, modes, length, budget)
         assert beta is not None and eps is not None
-        return self._taken(net, modes, math.sqrt(eps), secular(modes, beta, math.sqrt(eps)), budget)
+        shift = secular(modes, beta, math.sqrt(eps))
+        return self._taken(net, modes, shift, _within(modes, math.sqrt(eps), shift, budget))
 
     def along(self, net: Net, modes: Modes, length: float, budget: float | None = None) -> Step:
         """`step` for a gradient whose `modes` are known."""
+        return self._taken(net, modes, *self._scaled(modes, length, budget))
+
+    def _scaled(self, modes: Modes, length: float, budget: float | None) -> tuple[float, float]:
+        """The shift lam of the best step, and its factor."""
         shift = self.damping or math.inf
         if budget is not None:
             shift = min(shift, largest_shift(lambda s: length * ratio(modes, s) <= budget, modes))
-        return self._taken(net, modes, length, shift, budget)
+        return shift, _within(modes, length, shift, budget)
 
-    def _taken(self, net: Net, modes: Modes, size: float, shift: float, budget: float | None) -> Step:
-        scale = size / modes.length(shift)
-        if budget is not None and scale * modes.drift(shift) > budget:
-            scale = budget / modes.drift(shift)
+    def _taken(self, net: Net, modes: Modes, shift: float, scale: float) -> Step:
         vector = net.weights.shaped(modes.assemble(-scale * modes.shrunk(shift)).to(net.weights.flat()))
         told = modes.kept if shift <= NULL * float(modes.values.max()) else modes.told
         drift, progress = scale * modes.drift(shift), scale * modes.progress(shift)
@@ -302,6 +307,32 @@ class Pullback:
             correction = cgls(a, residual, self.damping, inner)
             net = net + -1.0 * net.weights.shaped(correction.to(net.weights.flat()))
         return net
+
+    # -------------------------------------------------------------- on the way of a flow
+
+    def near(self, net: Net) -> Near | None:
+        """The network with all that steps from it need, from one forward pass; None where it has to be taken apart.
+
+        For `solver` "auto" and "gltr" without a mask, and networks of linear maps and convolutions (`Setting.of`).
+        """
+        if self.solver not in ("auto", "gltr") or self.mask is not None or net.weights.numel > _LARGE:
+            return None
+        setting = Setting.of(net, self.task, self.picked)
+        return None if setting is None else Near(net, setting, self._mix)
+
+    def near_modes(
+        self, near: Near, covector: Weights, preconditioner: Preconditioner, length: float, budget: float | None
+    ) -> Modes:
+        """`modes` from a few directions, as many as the step of `along` for a length and a budget needs."""
+
+        def progress(modes: Modes) -> tuple[float, float]:
+            shift, scale = self._scaled(modes, length, budget)
+            return scale * modes.progress(shift), scale * modes.length(shift) / length
+
+        most = max(self.steps, _WAY) if self.solver == "auto" else self.steps
+        modes = near.modes(covector.flat(), preconditioner, most, progress)
+        told = f"first order; best of {len(modes.values)} directions"
+        return replace(modes, told=told, kept=told)
 
     # -------------------------------------------------------------- solvers
 
@@ -353,3 +384,9 @@ class Pullback:
         self._last.clear()
         self._last.update(key=key, **found._asdict())
         return found
+
+
+def _within(modes: Modes, length: float, shift: float, budget: float | None) -> float:
+    """The factor of v(lam) for a length, or for the drift that is left."""
+    scale = length / modes.length(shift)
+    return scale if budget is None or scale * modes.drift(shift) <= budget else budget / modes.drift(shift)

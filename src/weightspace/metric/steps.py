@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 __all__ = ["Modes", "Step", "Tradeoff", "largest_shift", "ratio", "secular"]
+
+
+_LOW, _HIGH = 1e-4, 0.1
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,16 @@ class Modes:
     told: str = ""
     kept: str = ""
 
+    def near(self, lam: float) -> float:
+        """lam, brought into the range of the eigenvalues: a shift for which a solve is well conditioned."""
+        top = float(self.values.max())
+        return min(max(lam, _LOW * top), _HIGH * top)
+
     def shrunk(self, lam: float) -> Tensor:
         """lam / (value + lam) for every mode; 0 <= lam <= infinity."""
         return torch.from_numpy(self._shares(lam)).to(self.values)
 
-    @property
+    @cached_property
     def _numbers(self) -> tuple[np.ndarray, np.ndarray]:
         """Values and coefficients for the search for lam, in NumPy, whose calls cost a tenth."""
         return self.values.numpy(force=True).astype(float), self.coefficients.numpy(force=True).astype(float)

@@ -14,10 +14,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from weightspace.contents import deprecated
+from weightspace.net.arguments import becomes
 from weightspace.net.differentiable import called, computed, spectral_norms
 from weightspace.net.errors import InputError, WeightspaceError, first_line
 from weightspace.net.names import pick
-from weightspace.net.public import becomes, deprecated, public
+from weightspace.net.public import public
 from weightspace.net.state import seeded, settled
 from weightspace.net.weights import Renamed, Weights, convert
 

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from weightspace.commands.paths import ANCHOR, PathHistory
 from weightspace.pages.page import Card, Figure, Page
-from weightspace.pages.style import AFTER, BEFORE, COLOURS, INK, band, plot_of
+from weightspace.pages.style import AFTER, BEFORE, COLOURS, INK, band, decades, plot_of
 
 __all__ = ["paths_page"]
 
@@ -114,7 +114,7 @@ def _given_up(found: PathHistory) -> Figure:
                                  mode="lines+markers", line={"color": AFTER}))  # fmt: skip
     plot = plot_of(traces)
     plot.update_xaxes(title_text="step")
-    plot.update_yaxes(title_text="share of the path", type="log", exponentformat="power")
+    plot.update_yaxes(title_text="share of the path", **decades(y for trace in traces for y in trace.y))
     caption = (
         "Share of the path that changes from record to record, and the same divided by how far the weights moved: with "
         "small steps paths change little."
@@ -155,6 +155,6 @@ def _pairs(found: PathHistory) -> Figure:
 def _series(key: str, values: Sequence[Sequence[float]]) -> Figure:
     plot = plot_of([go.Scatter(x=values[0], y=values[1], mode="lines+markers", line={"color": INK})], legend=False)
     plot.update_xaxes(title_text="step")
-    plot.update_yaxes(title_text=key)
     title, told = _TOLD.get(key, (key, "As recorded."))
+    plot.update_yaxes(title_text=title.lower() if key in _TOLD else key)
     return Figure(title, told, plot, wide=False)

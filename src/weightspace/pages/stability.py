@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from weightspace.commands.stability import NoiseTest
 from weightspace.pages.page import Card, Figure, Page
-from weightspace.pages.style import AFTER, BEFORE, INK, band, plot_of
+from weightspace.pages.style import AFTER, BEFORE, INK, band, decades, plot_of
 from weightspace.trust.perturbation import Stability, Step
 
 __all__ = ["stability_page"]
@@ -73,7 +73,8 @@ def _axis(steps: Sequence[Step]) -> Figure:
             )
     plot = plot_of(traces, height=420)
     plot.update_xaxes(title_text="noise, share of each tensor's norm", type="log", tickvals=x, ticktext=_percents(x))
-    plot.update_yaxes(title_text="change of the outputs, relative to their size", type="log", exponentformat="power")
+    drawn = [value for trace in traces[1:] for value in trace.y]
+    plot.update_yaxes(title_text="change of the outputs, relative to their size", **decades(drawn))
     caption = (
         "Expected: one backward pass, accurate for small noise. Model: deep relative trust, from the sizes of the "
         "changes alone. Proven: upper bounds that hold without exception, for the first draw of each size; they are "

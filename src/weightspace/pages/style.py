@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
 from weightspace.pages.page import FONT
 
-__all__ = ["AFTER", "BEFORE", "COLOURS", "INK", "band", "finite", "plot_of"]
+__all__ = ["AFTER", "BEFORE", "COLOURS", "INK", "band", "decades", "finite", "plot_of"]
 
 
 BEFORE, AFTER, INK, GRID, _PALE = "#d9663f", "#0f7f78", "#1f2933", "#e6e8eb", "rgba(15,118,110,0.18)"
@@ -41,7 +41,14 @@ def plot_of(traces: Sequence[Any], height: int = 340, legend: bool = True) -> go
     )
     for axes in (plot.update_xaxes, plot.update_yaxes):
         axes(gridcolor=GRID, zeroline=False, automargin=True, title_font_size=13)
-    return plot
+    return plot.update_yaxes(title_standoff=12)
+
+
+def decades(values: Iterable[float | None]) -> dict[str, Any]:
+    """A logarithmic axis for these values, with ticks at powers of ten alone where they span two of them or more."""
+    seen = [value for value in values if value is not None and 0 < value < math.inf]
+    wide = bool(seen) and max(seen) >= 100 * min(seen)
+    return {"type": "log", "exponentformat": "power"} | ({"dtick": 1} if wide else {})
 
 
 def finite(values: Sequence[float]) -> list[float | None]:

@@ -14,7 +14,8 @@ from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 from weightspace.net.public import public
 from weightspace.net.weights import Weights
-from weightspace.path.path import value
+from weightspace.path.path import number
+from weightspace.task.classification import together
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -85,11 +86,10 @@ class Plane:
         low, high = self.corners.min(0), self.corners.max(0)
         edge = margin * (high - low)
         u, v = (np.linspace(low[k] - edge[k], high[k] + edge[k], n) for k in (0, 1))
-        values = {name: np.empty((n, n)) for name in observables}
+        values, look = {name: np.empty((n, n)) for name in observables}, together(observables)
         for done, (j, i) in enumerate(np.ndindex(n, n), start=1):
-            net = self.net(float(u[i]), float(v[j]))
-            for name, observable in observables.items():
-                values[name][j, i] = value(observable, net, name)
+            for name, found in look(self.net(float(u[i]), float(v[j]))).items():
+                values[name][j, i] = number(found(), name)
             if progress is not None:
                 progress(done, n * n)
         return Grid(u, v, values)

@@ -19,6 +19,7 @@ from weightspace.net.net import Net, checked, loose
 from weightspace.net.public import public
 from weightspace.net.seeds import derived
 from weightspace.path.divergence import Divergence
+from weightspace.task.classification import together
 from weightspace.task.task import Task
 
 if TYPE_CHECKING:
@@ -141,10 +142,10 @@ class Path:
             raise WeightspaceError(f"a path is evaluated at n >= 2 points, got {n}")
         many = observable if isinstance(observable, Mapping) else {"observable": observable}
         seen: dict[str, list[float]] = {name: [] for name in many}
+        look = together(many)
         for t in np.linspace(0, 1, n):
-            net = self(float(t))
-            for name, function in many.items():
-                seen[name].append(value(function, net, name))
+            for name, found in look(self(float(t))).items():
+                seen[name].append(number(found(), name))
         arrays = {name: np.array(values) for name, values in seen.items()}
         return arrays if isinstance(observable, Mapping) else arrays["observable"]
 
@@ -311,9 +312,8 @@ def _train(
             progress(step + 1, steps)
 
 
-def value(observable: Callable[[Net], Any], net: Net, name: str = "observable") -> float:
-    """The observable of a network as a float. Raises `WeightspaceError` when it is not one number."""
-    seen = observable(net)
+def number(seen: Any, name: str = "observable") -> float:
+    """What an observable returned as a float. Raises `WeightspaceError` when it is not one number."""
     try:
         return float(seen.detach() if isinstance(seen, Tensor) else seen)
     except (TypeError, ValueError, RuntimeError) as error:

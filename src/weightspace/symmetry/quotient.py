@@ -10,9 +10,9 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from weightspace.linear.assignment import paired
 from weightspace.metric.distance import euclidean
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
@@ -173,7 +173,7 @@ def _costs(group: Group, bounds: _Bounds, traded: set[int]) -> Iterator[Tensor]:
 
 
 def _cheapest(cost: Tensor) -> float:
-    rows, columns = linear_sum_assignment(cost.numpy())
+    rows, columns = paired(cost)
     return float(cost[rows, columns].sum())
 
 
@@ -251,7 +251,7 @@ def _slices(x: Tensor, y: Tensor, signs: bool) -> float:
         return float((x - y).square().sum())
     inner = x @ y.T
     free = signs and alone
-    rows, columns = linear_sum_assignment((inner.abs() if free else inner).numpy(), maximize=True)
+    rows, columns = paired(inner.abs() if free else inner, maximize=True)
     x, y = x[rows], y[columns]
     apart = (x - y).square().sum(1)
     return float((torch.minimum(apart, (x + y).square().sum(1)) if free else apart).sum())

@@ -100,7 +100,8 @@ def from_json(data: Any, into: type[_G], where: str | os.PathLike[str]) -> _G:
     try:
         if not isinstance(data, dict) or data.get("format") != _FORMAT:
             raise ValueError("its format field is missing or another")
-        return _parse(files.unsealed(data), into)
+        sealed = {key: value for key, value in data.items() if key != "schema"}  # `weightspace read --json` adds it
+        return _parse(files.unsealed(sealed), into)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
         raise _refused(where, error) from error
 

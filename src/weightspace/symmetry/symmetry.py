@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from weightspace.contents import deprecated
 from weightspace.net.average import average, lifted
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net, checked, unfrozen
@@ -85,7 +85,7 @@ class Symmetry(Group):
 
     def certificate(self) -> dict[str, Any]:
         """The old name of `as_json`."""
-        warnings.warn("Symmetry.certificate() is called as_json() now", DeprecationWarning, 3)
+        deprecated("Symmetry.certificate() is called as_json() now")
         return self.as_json()
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +15,7 @@ from weightspace.task.examples import TaskError
 from weightspace.task.losses import EVEN, IGNORED, name_of
 from weightspace.task.task import Task
 
-__all__ = ["accuracy", "classifies"]
+__all__ = ["accuracy", "classifies", "together"]
 
 
 @public
@@ -41,15 +43,60 @@ def accuracy(task: Task) -> Callable[[Net], float]:
     @public
     @torch.no_grad()
     def accuracy(net: Net) -> float:
-        wrong, count = 0, 0
+        graded = _Graded(task)
         for x, y in task.batches(net):
-            found = task.wrong(task.forward(net, x), y)
-            wrong, count = wrong + int(found.sum()), count + len(found)
-        if not count:
-            raise TaskError(f"no example has a label: all are {IGNORED}")
-        return (count - wrong) / count
+            graded(task.forward(net, x), y)
+        return graded.accuracy
 
+    accuracy.of = task  # type: ignore[attr-defined]
     return accuracy
+
+
+class _Graded:
+    """The accuracy of the batches that it is called with."""
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.wrong, self.count = task, 0, 0
+
+    @torch.no_grad()
+    def __call__(self, f: Tensor, y: Tensor | None) -> None:
+        found = self.task.wrong(f, y)
+        self.wrong, self.count = self.wrong + int(found.sum()), self.count + len(found)
+
+    @property
+    def accuracy(self) -> float:
+        if not self.count:
+            raise TaskError(f"no example has a label: all are {IGNORED}")
+        return (self.count - self.wrong) / self.count
+
+
+def together(observables: Mapping[str, Callable[[Net], Any]]) -> Callable[[Net], dict[str, Callable[[], Any]]]:
+    """The observables of a network, each to be called for its value: a loss and its accuracy share one pass.
+
+    `task` and `accuracy(task)` are found under any names, in any order; all else is evaluated for itself.
+    """
+    tasks = {id(task): name for name, task in observables.items() if isinstance(task, Task)}
+    pairs = {name: tasks.get(id(getattr(right, "of", None))) for name, right in observables.items()}
+    shared = {loss: name for name, loss in pairs.items() if loss is not None}
+
+    def at(net: Net) -> dict[str, Callable[[], Any]]:
+        calls: dict[str, Callable[[], Any]] = {name: partial(f, net) for name, f in observables.items()}
+        for loss, name in shared.items():
+            calls[loss], calls[name] = _once(observables[loss], net)
+        return calls
+
+    return at
+
+
+def _once(task: Any, net: Net) -> tuple[Callable[[], Tensor], Callable[[], float]]:
+    """Loss and accuracy of a network, computed when the first of them is asked for."""
+
+    @cache
+    def both() -> tuple[Tensor, _Graded]:
+        graded = _Graded(task)
+        return task.telling(net, graded), graded
+
+    return lambda: both()[0], lambda: both()[1].accuracy
 
 
 def classifies(task: Task) -> bool:

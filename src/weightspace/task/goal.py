@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weightspace.contents import deprecated
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net, checked
-from weightspace.net.public import deprecated, public
+from weightspace.net.public import public
 from weightspace.net.weights import Weights
 from weightspace.task.losses import descend
 from weightspace.task.task import Task

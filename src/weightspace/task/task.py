@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from weightspace.net.arguments import becomes
 from weightspace.net.inputs import carried, each, leaves, shape
 from weightspace.net.net import Net, checked
-from weightspace.net.public import becomes, public
+from weightspace.net.public import public
 from weightspace.net.seeds import derived
 from weightspace.task.examples import (
     Arrays,
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 __all__ = ["IGNORED", "Task", "TaskError"]
+
+
+Seen: TypeAlias = Callable[[Tensor, Tensor], None]
 
 
 @public(grad=False)
@@ -183,12 +187,15 @@ class Task:
         x, _ = next(self.batches(net))
         self.forward(net, x)
 
-    def _distances(self, net: Net) -> Iterator[tuple[Tensor, int]]:
-        """The distances of each batch and their number; a 0-d tensor is their mean."""
+    def _distances(self, net: Net, seen: Seen | None = None) -> Iterator[tuple[Tensor, int]]:
+        """The distances of each batch and their number; a 0-d tensor is their mean. `seen` gets outputs and labels."""
         for x, y in self.batches(net):
             if y is None:
                 raise TaskError("the task has no labels; give Task(inputs, labels)")
-            yield self._measured(self.forward(net, x), y)
+            f = self.forward(net, x)
+            if seen is not None:
+                seen(f.detach(), y)
+            yield self._measured(f, y)
 
     def _measured(self, f: Tensor, source: Tensor) -> tuple[Tensor, int]:
         f = f.float() if f.dtype in (torch.float16, torch.bfloat16) else f
@@ -257,7 +264,10 @@ class Task:
 
     def distances(self, net: Net) -> Float[Tensor, " t"]:
         """The vector of distances d_t = d_Y(f(x_t), y_t), one an example."""
-        parts = [d for d, _ in self._distances(net)]
+        return self._vector(net)
+
+    def _vector(self, net: Net, seen: Seen | None = None) -> Tensor:
+        parts = [d for d, _ in self._distances(net, seen)]
         means = self.recognised is not None and self.recognised.reduction not in ("", "none")
         if means or any(d.ndim == 0 for d in parts):
             raise TaskError(f"{name_of(self.metric)} returns batch means, not distances; use reduction='none'")
@@ -268,12 +278,16 @@ class Task:
 
     def __call__(self, net: Net) -> Float[Tensor, ""]:
         """The loss Sigma_t d_Y(f(x_t), y_t); it has a graph only if the net's weights require a gradient."""
+        return self.telling(net)
+
+    def telling(self, net: Net, seen: Seen | None = None) -> Float[Tensor, ""]:
+        """The loss as a call gives it; `seen` is called with the outputs and the labels of every batch on the way."""
         learns = any(tensor.requires_grad for tensor in checked(net).tensors.values())
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
             if self.aggregate not in TERMS:
-                return self._whole(self.distances(net))
+                return self._whole(self._vector(net, seen))
             terms, count, dtype = [], 0, torch.float32
-            for d, n in self._distances(net):
+            for d, n in self._distances(net, seen):
                 terms.append(self._term(d, n))
                 count, dtype = count + n, d.dtype
             return self._finish(torch.stack(terms).sum(), count).to(dtype)

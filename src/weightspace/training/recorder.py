@@ -19,6 +19,7 @@ from weightspace.net.public import public
 from weightspace.net.weights import Weights
 from weightspace.path.path import Path
 from weightspace.path.trail import Trail
+from weightspace.task.classification import together
 from weightspace.training.recording import Record, Recording, Writer, plain, revived
 from weightspace.trust.relative import relative_trust
 
@@ -144,8 +145,8 @@ class Recorder:
                 "from_last": relative_trust(self._last, net),
             }  # fmt: skip
             self._last = net
-        for name, observable in ({n: _constant(v) for n, v in told.items()} | self.observables).items():
-            self._observe(name, observable, net, values, failed)
+        for name, found in together({n: _constant(v) for n, v in told.items()} | self.observables)(net).items():
+            self._observe(name, found, net, values, failed)
         record = Record(self.steps, self._before + began - self._clock, values, failed)
         if self._writer is None:
             self.records.append(record)
@@ -159,13 +160,13 @@ class Recorder:
         return record
 
     def _observe(
-        self, name: str, observable: Observable, net: Net, values: dict[str, Any], failed: dict[str, str]
+        self, name: str, found: Callable[[], Any], net: Net, values: dict[str, Any], failed: dict[str, str]
     ) -> None:
         devices = [net.device] if net.device.type == "cuda" else []
         try:
             tensors: dict[str, Tensor] = {}
             with torch.random.fork_rng(devices):
-                tree = plain(observable(net), tensors, name)
+                tree = plain(found(), tensors, name)
         except Exception as error:
             if name not in self.failures:
                 self.failures[name] = failed[name] = f"{type(error).__name__}: {error}"

@@ -16,6 +16,7 @@ from weightspace.checkpoint.reader import Checkpoint
 from weightspace.checkpoint.refusal import refusal, some
 from weightspace.merging.adapters.lora_folder import LoRA, lora
 from weightspace.merging.adapters.low_rank import LowRank
+from weightspace.merging.names import TIED
 from weightspace.merging.part import entries
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.public import public
@@ -23,6 +24,7 @@ from weightspace.net.weights import dtypes_of, shapes_of
 
 __all__ = ["Adapted", "config_of", "correspond", "into_base", "tied_layers"]
 
+_HEADED = re.compile(r"ForCausalLM|LMHead|DoubleHeads|ForConditionalGeneration|ForMaskedLM|ForPreTraining")
 _HEADLESS = re.compile(r"For\w*Classification|ForQuestionAnswering|ForMultipleChoice")
 
 
@@ -269,17 +271,23 @@ def into_base(
     return found
 
 
-def tied_layers(config: Mapping[str, Any], rows: Mapping[str, int]) -> list[str]:
-    """The layers that are one tensor by a configuration: the embedding of the vocabulary, and the head.
+def tied_layers(config: Mapping[str, Any], rows: Mapping[str, int], names: Iterable[str]) -> list[str]:
+    """The layers that are one tensor: the embedding of the vocabulary, and the head.
 
-    `rows`: of every layer, its rows if it is an embedding, else 0. Classifiers have no such head.
+    `rows`: of every layer, its rows if it is an embedding, else 0; `names`: of the tensors of the base. A configuration
+    that does not say is that of a tied head where the network has one, and its file has no tensor for it. Classifiers
+    have no such head.
 
     >>> from weightspace.merging.adapters.adapted import tied_layers
-    >>> tied_layers({"tie_word_embeddings": True, "vocab_size": 50}, {"wte": 50, "wpe": 16, "mlp.up": 0})
+    >>> tied_layers({"tie_word_embeddings": True, "vocab_size": 50}, {"wte": 50, "wpe": 16, "up": 0}, ["wte.weight"])
     ['wte']
     """
     kinds = [str(kind) for kind in config.get("architectures") or ()]
-    if not config.get("tie_word_embeddings") or (kinds and all(_HEADLESS.search(kind) for kind in kinds)):
+    said = config.get("tie_word_embeddings")
+    if said is None:
+        own = any(name.endswith(head) for name in names for head, _ in TIED if head.endswith(".weight"))
+        said = not own and any(_HEADED.search(kind) for kind in kinds)
+    if not said or (kinds and all(_HEADLESS.search(kind) for kind in kinds)):
         return []
     tokens = config.get("vocab_size")
     changed = [layer for layer, count in rows.items() if count and tokens in (None, count)]
@@ -290,8 +298,8 @@ def _untied(found: Adapted, base: Checkpoint) -> None:
     """Raise `WeightspaceError` where the configuration of the base ties its head, and the adapter changes one alone."""
     adapter = found.adapter
     rows = {name: adapter.file.shapes[e.a][1] if e.kind == "embedding" else 0 for name, e in adapter.layers.items()}
-    if changed := tied_layers(config_of(base.path), rows):
-        seen = f"changes {some(changed)}, and head and embedding of the base are one tensor (tie_word_embeddings)"
+    if changed := tied_layers(config_of(base.path), rows, base):
+        seen = f"changes {some(changed)}, and head and embedding of the base are one tensor (tied)"
         raise refusal(adapter.path, seen, "untie them first, or merge it where it was made")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,21 +99,21 @@ def extract(
     notes = [f"the fine-tune has not {', '.join(gone[:3])}"] if gone else []
     notes += [f"{module!r} is saved whole: {why[0]}" for module, why in found.whole.items()]
     if isinstance(old, Checkpoint):
-        notes += _tied(found, shapes, config_of(old.path))
+        notes += _tied(found, shapes, config_of(old.path), before)
     path = str(old.path) if isinstance(old, Checkpoint) else None
     config = configured(found.ranks, path, transposed=turned, saved=tuple(found.whole))
     config["bias"] = "all" if found.biases else "none"
     return NewAdapter(config, found.tensors, found.errors, tuple(found.left), tuple(notes))
 
 
-def _tied(found: _Found, shapes: Mapping[str, torch.Size], config: Mapping[str, Any]) -> list[str]:
+def _tied(found: _Found, shapes: Mapping[str, torch.Size], config: Mapping[str, Any], base: Iterable[str]) -> list[str]:
     """A note of layers that are the embedding and the head at once, of which an adapter changes one."""
     embeds = {name for name in found.ranks if _EMBEDDING.fullmatch(name.rpartition(".")[2])}
     rows = {name: shapes[f"{name}.weight"][0] if name in embeds else 0 for name in found.ranks}
     return [
         f"{layer!r} is embedding and head at once (tie_word_embeddings), and an adapter changes one of them: it is not "
         "the fine-tune, and is not merged into the base"
-        for layer in tied_layers(config, rows)
+        for layer in tied_layers(config, rows, base)
     ]
 
 

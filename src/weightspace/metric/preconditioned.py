@@ -1,0 +1,230 @@
+"""Steps of the pullback metric for a network on its way: few products with K = A A^T, each near the best direction.
+
+A step of equation 4 needs y = (K + lam)^-1 A g. Conjugate gradients with a preconditioner P give directions p_1, p_2, ..
+and K p_i; the best step of span{g, A^T p_1, .., A^T p_j} is then exact, whatever P is: A and K of that span are known.
+P = (K' + lam)^-1, with K' the part of the kernel K that the layers without positions add, where it is small enough, or
+the last layer, whose part is (H H^T + 1) x I, H its inputs. Where K' is all of K, one direction is enough.
+Source: Methods of conjugate gradients for solving linear systems (Hestenes, Stiefel, 1952).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from weightspace.curvature.layered import Layered, Setting
+from weightspace.metric.solvers import turning
+from weightspace.metric.steps import Modes
+from weightspace.net.errors import WeightspaceError
+from weightspace.net.net import Net
+from weightspace.net.weights import Weights
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = ["Near", "Preconditioner"]
+
+
+_DENSE = 1500  # rows up to which a kernel is factorised
+_FIRST = 1e-3  # the shift before one is known, of the largest eigenvalue
+_KEPT = 1e-10  # of the largest: squared lengths of directions beside those before them
+_NULL = 1e-9  # of the largest eigenvalue of G: where one counts as zero
+_GAIN, _LEAST = 0.01, 2
+
+
+class Preconditioner:
+    """r -> (K' + shift)^-1 r for the part K' of a kernel that costs little. Made by `Near.preconditioner`."""
+
+    def __init__(self, shift: float, solve: Callable[[Tensor], Tensor], whole: bool) -> None:
+        self.shift, self.solve, self.whole = shift, solve, whole
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Directions p_i of the outputs and K p_i, as columns, in float64."""
+
+    p: Float[Tensor, "rows k"]
+    kp: Float[Tensor, "rows k"]
+
+    def and_one(self, p: Tensor, kp: Tensor) -> Directions:
+        """These and another."""
+        return Directions(torch.cat([self.p, p[:, None]], 1), torch.cat([self.kp, kp[:, None]], 1))
+
+
+class Near:
+    """A network on its way under a pullback metric: outputs, products with A, A^T and K from one forward pass."""
+
+    def __init__(self, net: Net, setting: Setting, mix: Callable[[Tensor], Tensor | None]) -> None:
+        self.net, self.setting, self._of = net, setting, mix
+        self.layered = Layered(net, setting)
+        self.outputs = self.layered.outputs
+        if not self.outputs.isfinite().all():
+            raise WeightspaceError("the outputs hold NaN or infinity; look for it in the data and the weights")
+        self.mix, n = mix(self.outputs), len(self.outputs)
+        self.turn, self.back = turning(self.mix, n), turning(None if self.mix is None else self.mix.mT, n)
+
+    def at(self, net: Net) -> Near:
+        """The same for another network of the architecture."""
+        return Near(net, self.setting, self._of)
+
+    def push(self, v: Tensor) -> Tensor:
+        """A v, in float64."""
+        return self.turn(self.layered.push(v)).double()
+
+    def pull(self, u: Tensor) -> Tensor:
+        """A^T u, in the dtype of the weights."""
+        return self.layered.pull(self.back(u.to(self.outputs)))
+
+    def product(self, u: Tensor) -> Tensor:
+        """K u = A A^T u, in float64."""
+        return self.turn(self.layered.kernel(self.back(u.to(self.outputs)))).double()
+
+    def drift(self, reference: Tensor) -> float:
+        """The root mean square over the examples of |B (f - reference)|, B taken at the reference."""
+        moved = (self.outputs - reference).flatten()
+        return float(turning(self._of(reference), len(reference))(moved).double().norm())
+
+    def preconditioner(self, shift: float) -> Preconditioner:
+        """P for a shift; 0 for one that follows from the size of the kernel."""
+        rows, n = self.outputs.numel(), len(self.outputs)
+        if rows <= _DENSE:
+            k, whole = self.layered.part()
+            if self.mix is not None:
+                many, m = self.mix.shape[:2]
+                mix = self.mix.to(k)
+                k = torch.einsum("iab,ibjc,jdc->iajd", mix, k.view(many, m, many, m), mix).reshape(rows, rows)
+            return _dense(k / n, shift, whole)
+        if self.mix is None and (found := self.layered.last()) is not None:
+            return _kronecker(found[0] / n, found[1], shift)
+        return Preconditioner(shift, lambda r: r, False)
+
+    def modes(
+        self, g: Tensor, p: Preconditioner, most: int, progress: Callable[[Modes], tuple[float, float]]
+    ) -> Modes:
+        """A gradient in the modes of G in span{g, A^T p_i}, with at most `most` directions.
+
+        `progress`: that of the step for modes, and the share of its length that it may go; once it may go nearly all
+        of it and a direction adds less than a hundredth, no more are made.
+        """
+        c, size, before = self.push(g), float(g.double().square().sum()), 0.0
+        r, found = c, Directions(c.new_zeros(len(c), 0), c.new_zeros(len(c), 0))
+        modes = _ritz(g, c, size, found, self.pull)
+        for k in range(most):
+            d = _conjugate(p.solve(r), found, p.shift)
+            if not float(d.norm()):
+                break
+            d = d / d.norm()
+            found = found.and_one(d, self.product(d))
+            shifted = found.kp[:, -1] + p.shift * d
+            r = r - float(r @ d) / float(d @ shifted) * shifted
+            modes = _ritz(g, c, size, found, self.pull)
+            now, share = progress(modes)
+            if k + 1 >= (1 if p.whole else _LEAST) and share > 0.95 and now - before < _GAIN * now:
+                break
+            if p.whole and share > 0.999:
+                break
+            before = now
+        return modes
+
+    def returned(self, residual: Tensor, p: Preconditioner, damping: float, most: int, enough: float) -> Tensor:
+        """d of least norm with A d near the residual: argmin |A d - r|^2 + damping |d|^2 over d in span{A^T p_i}.
+
+        Directions are added until the residual is below `enough`, or below 1e-6 of what it was.
+        """
+        r = target = residual.double()
+        found = Directions(r.new_zeros(len(r), 0), r.new_zeros(len(r), 0))
+        x = r.new_zeros(0)
+        goal = max(enough, 1e-6 * float(r.norm()))
+        for _ in range(most):
+            d = _conjugate(p.solve(r), found, p.shift)
+            if not float(d.norm()):
+                break
+            found = found.and_one(d / d.norm(), self.product(d / d.norm()))
+            square = found.kp.T @ found.kp + damping * _symmetric(found.p.T @ found.kp)
+            scale = square.diagonal().rsqrt()
+            x = scale * torch.linalg.lstsq(scale[:, None] * square * scale, scale * (found.kp.T @ target)).solution
+            r = target - found.kp @ x
+            if float(r.norm()) <= goal:
+                break
+        return self.pull(found.p @ x)
+
+    def retracted(
+        self, reference: Tensor, p: Preconditioner, steps: int, damping: float, most: int, enough: float
+    ) -> Near:
+        """The network moved back to the outputs `reference` by Gauss-Newton steps, with the Jacobian fixed here."""
+        now = self
+        for _ in range(steps):
+            residual = self.turn((now.outputs - reference).flatten())
+            if float(residual.norm()) <= enough:
+                break
+            step = self.returned(residual, p, damping, most, enough)
+            now = self.at((now.net + -1.0 * self.net.weights.shaped(step)).refreshed())
+        return now
+
+    def named(self, flat: Tensor) -> Weights:
+        """A vector of weight space by its names."""
+        return self.net.weights.shaped(flat)
+
+
+def _symmetric(m: Tensor) -> Tensor:
+    return (m + m.T) / 2
+
+
+def _conjugate(d: Tensor, found: Directions, shift: float) -> Tensor:
+    """d, made conjugate to the directions before in K + shift; twice, since the first leaves rounding."""
+    if not found.p.shape[1]:
+        return d
+    images = found.kp + shift * found.p
+    sizes = (found.p * images).sum(0)
+    for _ in range(2):
+        d = d - found.p @ ((images.T @ d) / sizes)
+    return d
+
+
+def _ritz(g: Tensor, c: Tensor, size: float, found: Directions, pull: Callable[[Tensor], Tensor]) -> Modes:
+    """The modes of G in span{g, A^T p_i}: c = A g, size = |g|^2."""
+    along, one = found.p.T @ c, torch.tensor([size], dtype=torch.float64)
+    inner = _symmetric(found.p.T @ found.kp)
+    mass = torch.cat([torch.cat([one, along])[None], torch.cat([along[:, None], inner], 1)])
+    images = torch.cat([c[:, None], found.kp], 1)
+    scale = mass.diagonal().clamp(min=1e-300).rsqrt()
+    lengths, axes = torch.linalg.eigh(scale[:, None] * mass * scale)
+    kept = lengths > _KEPT * lengths[-1]
+    basis = scale[:, None] * axes[:, kept] * lengths[kept].rsqrt()
+    values, vectors = torch.linalg.eigh(_symmetric(basis.T @ (images.T @ images) @ basis))
+    basis = basis @ vectors
+    coefficients = basis.T @ torch.cat([one, along])
+
+    def assemble(f: Tensor) -> Tensor:
+        x = basis @ (f * coefficients)
+        return float(x[0]) * g + pull(found.p @ x[1:])
+
+    return Modes(torch.where(values > _NULL * values[-1], values, 0.0), coefficients, assemble, False)
+
+
+def _dense(k: Tensor, shift: float, whole: bool) -> Preconditioner:
+    shift = shift or _FIRST * float(k.diagonal().max())
+    for _ in range(8):
+        root, failed = torch.linalg.cholesky_ex(k + shift * torch.eye(len(k)).to(k))
+        if not bool(failed):
+            break
+        shift *= 10  # rounding made the kernel indefinite
+    return Preconditioner(shift, lambda r: torch.cholesky_solve(r.to(root)[:, None], root)[:, 0].to(r), whole)
+
+
+def _kronecker(inner: Tensor, outer: Tensor, shift: float) -> Preconditioner:
+    """(H x C + shift)^-1 by the eigenvectors of both."""
+    a, u = torch.linalg.eigh(inner.double())
+    b, v = torch.linalg.eigh(outer.double())
+    shift = shift or _FIRST * float(a[-1] * b[-1])
+    shares = 1 / (torch.outer(a.clamp(min=0), b.clamp(min=0)) + shift)
+
+    def solve(r: Tensor) -> Tensor:
+        return (u @ (shares * (u.T @ r.view(len(a), -1) @ v)) @ v.T).flatten()
+
+    return Preconditioner(shift, solve, False)
