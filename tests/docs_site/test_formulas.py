@@ -178,4 +178,5 @@ def test_latex_is_written_as_the_converter_knows_it():
     assert plain(r"\operatorname{tr} G w'") == r"\mathrm{tr} G w^{\prime}"
     bars = '<mo class="mathopen">‖</mo><mi>v</mi><msub><mo>‖</mo><mi>G</mi></msub>'
     assert even(bars) == '<mo stretchy="false">‖</mo><mi>v</mi><msub><mo stretchy="false">‖</mo><mi>G</mi></msub>'
-    assert even("<mrow><mo>‖</mo></mrow>") == "<mrow><mo>‖</mo></mrow>"
+    tall = "<mrow><mo>‖</mo></mrow>"
+    assert even(tall, r"\left\lVert x") == tall and even(tall) == '<mrow><mo stretchy="false">‖</mo></mrow>'
