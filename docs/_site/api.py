@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from docs._site.docstrings import Block, Entry, blocks, documented, entries, signature, wings
+from docs._site.docstrings import Block, Entry, blocks, documented, entries, numbers, signature, wings
 from docs._site.prose import formulas
 from docs._site.rst import escaped, heading, indented, inline, literal
 from docs._site.symbols import tokens, variable
@@ -103,8 +103,11 @@ def _symbols(doc: str) -> frozenset[str]:
 
 
 def _value(entry: Entry) -> str:
-    text = _PLACES.sub("", repr(entry.thing))
-    return literal(text) if len(text) < 100 and " at 0x" not in text else "a table"
+    """What a constant is: its keys, its value where that is short, else its kind."""
+    if isinstance(entry.thing, dict) and all(isinstance(key, str) for key in entry.thing):
+        return f"A table of {', '.join(map(literal, entry.thing))}."
+    text = numbers(entry.thing) if isinstance(entry.thing, tuple) else _PLACES.sub("", repr(entry.thing))
+    return literal(text) if text and len(text) < 100 and " at 0x" not in text else f"A {type(entry.thing).__name__}."
 
 
 def _entry(entry: Entry, wing: str, owner: Entry | None = None) -> str:
@@ -128,6 +131,8 @@ def _entry(entry: Entry, wing: str, owner: Entry | None = None) -> str:
 def _block(
     block: Block, wing: str, owner: str, arguments: set[str], symbols: frozenset[str], first: bool = False
 ) -> str:
+    """A part of a docstring; `arguments` are names that are never links, `symbols` letters that are formulas."""
+
     def name(code: str) -> str:
         """A name in backticks, led to what it means."""
         match = _CALL.fullmatch(code)

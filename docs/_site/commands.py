@@ -69,6 +69,7 @@ def _parameter(given: Any, context: Any) -> str:
     """An argument or option as a directive, so that it can be linked and searched."""
     names, said = given.get_help_record(context)
     said, _, notes = said.partition("  [")
+    notes = re.sub(r"\bx>=(\S+?)\b", r"at least \1", notes)
     shown = f"*{escaped(notes.rstrip(']'))}*" if notes else ""
     return f".. option:: {names}\n\n   {_prose(said)} {shown}".rstrip() + "\n"
 

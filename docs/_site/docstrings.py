@@ -13,7 +13,7 @@ from typing import Any
 
 import weightspace
 
-__all__ = ["Block", "Entry", "blocks", "documented", "entries", "signature", "wings"]
+__all__ = ["Block", "Entry", "blocks", "documented", "entries", "numbers", "signature", "wings"]
 
 _MARKED = re.compile(r"(?<=[.!?)`]) (?=Raises |Sources?: |Cost: |Memory: )")
 _MARKS = {"Raises": "Raises", "Source": "Source", "Sources": "Source", "Cost": "Cost", "Memory": "Memory"}
@@ -130,6 +130,8 @@ def _plain(annotation: Any) -> Any:
 
 def _shown(default: Any) -> Any:
     """A default that prints without addresses in memory: a function by its name."""
+    if isinstance(default, tuple) and (short := numbers(default)):
+        return _Verbatim(short)
     if default is inspect.Parameter.empty or isinstance(
         default, (bool, int, float, str, tuple, list, dict, type(None))
     ):
@@ -138,6 +140,13 @@ def _shown(default: Any) -> Any:
         return _Verbatim("...")
     name = getattr(default, "__name__", "")
     return _Verbatim(name or re.sub(r"<([\w.]*\.)?(\w+).*>", r"\2", repr(default)))
+
+
+def numbers(many: tuple[Any, ...]) -> str:
+    """More than seven numbers as the first two and the last; empty for anything else."""
+    if len(many) < 8 or not all(isinstance(number, (int, float)) for number in many):
+        return ""
+    return f"({many[0]:.4g}, {many[1]:.4g}, ..., {many[-1]:.4g})"
 
 
 def blocks(doc: str) -> list[Block]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from html import escape
 
-from docs._site.symbols import NAMES, OPERATORS, RELATIONS, Token, tokens
+from docs._site.symbols import DIFFERENTIALS, NAMES, OPERATORS, RELATIONS, Token, tokens
 
 __all__ = ["FormulaError", "mathml"]
 
@@ -42,6 +42,8 @@ def _name(text: str) -> str:
         return f'<mo movablelimits="false" stretchy="false">{NAMES[text]}</mo>'
     if found := re.fullmatch(r"([A-Za-z])(\d+)", text):
         return f"<msub><mi>{found[1]}</mi><mn>{found[2]}</mn></msub>"
+    if text in DIFFERENTIALS:
+        return f"<mrow><mi>d</mi><mi>{text[1]}</mi></mrow>"
     return f"<mi>{escape(NAMES.get(text, text))}</mi>"
 
 
@@ -54,7 +56,8 @@ def _script(text: str) -> str:
 
 def _long(token: Token) -> bool:
     """Whether a token is a word, which needs space beside its neighbours."""
-    return token.kind in ("code", "quote") or (token.kind == "name" and len(token.text) > 1 and token.text not in NAMES)
+    word = token.kind == "name" and len(token.text) > 1 and token.text not in {*NAMES, *DIFFERENTIALS}
+    return word or token.kind in ("code", "quote")
 
 
 class _Parser:

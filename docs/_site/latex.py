@@ -16,7 +16,9 @@ def plain(formula: str) -> str:
     return re.sub(r"(?<=[\w}])'(?![\^'])", r"^{\\prime}", re.sub(r"\\operatorname\*?(?=\{)", r"\\mathrm", formula))
 
 
-def even(made: str) -> str:
-    """MathML in which the two bars of a norm are equally high, where one of them carries an index."""
+def even(made: str, formula: str = "") -> str:
+    r"""MathML of a formula in which the two bars of a norm are equally high: as high as text, but for `\left` ones."""
+    if not re.search(r"\\left\s*\\(?:lVert|Vert|\|)", formula):
+        made = made.replace("<mo>‖</mo>", '<mo stretchy="false">‖</mo>')
     made = re.sub(r'<mo class="math(?:open|close)">', '<mo stretchy="false">', made)
     return re.sub(r"(<msu(?:b|p|bsup)>\s*<mo)(>[‖|⟩)\]}]</mo>)", r'\1 stretchy="false"\2', made)

@@ -42,7 +42,7 @@ def _visitor(block: bool) -> Callable[[Any, Any], None]:
             made = node["mathml"]
         else:
             try:
-                made = even(tex2mathml(plain(node.astext()), as_block=block))
+                made = even(tex2mathml(plain(node.astext()), as_block=block), node.astext())
             except (MathError, SyntaxError, ValueError) as error:
                 _LOG.warning("no formula that can be read: %s (%s)", node.astext(), error, location=node)
                 made = f"<code>{writer.encode(node.astext())}</code>"

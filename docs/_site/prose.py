@@ -7,6 +7,7 @@ stays text. Code in backticks and quoted words are never looked into.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -37,7 +38,7 @@ def pieces(paragraph: str, symbols: Iterable[str] = ()) -> list[Piece]:
     >>> [(p.kind, p.text) for p in pieces("The norm |v| = sqrt(<v, v>) of a vector `v`.")]
     [('text', 'The norm '), ('formula', '|v| = sqrt(<v, v>)'), ('text', ' of a vector '), ('code', 'v'), ('text', '.')]
     """
-    found, alone = tokens(paragraph), set(symbols) - _ARTICLES - {"x"}
+    found, alone = tokens(paragraph), set(symbols) - {"a", "x"}
     made: list[Piece] = []
     start = i = 0
 
@@ -74,6 +75,9 @@ def formulas(text: str) -> Iterator[str]:
 
 def _stands_alone(found: tuple[Token, ...], i: int, text: str) -> bool:
     token = found[i]
+    if token.text in _ARTICLES and text[token.end : token.end + 1] not in set(",.;:)"):
+        if not (i and re.fullmatch("[B-HJ-Z]", found[i - 1].text)):
+            return False  # an article, or the one who speaks
     around = text[token.start - 1 : token.start], text[token.end : token.end + 1]
     return around[0] in ("", " ", "\n", "(") and around[1] in ("", " ", "\n", ")", ",", ".", ":", ";")
 
@@ -195,7 +199,14 @@ class _Reader:
             after = self.bars(i, ">")
         elif inside and token.is_mark("..", "...", "."):
             after = i + 1
-        return self.scripts(after) if after is not None else None
+        end = self.scripts(after) if after is not None else None
+        if end is None or end == after or token.kind != "name":
+            return end
+        applied = self.at(end)  # a function with an index or a power, such as f_a(x)^2
+        if applied is None or applied.text != "(" or applied.before:
+            return end
+        whole = self.bracket(end, words=True)
+        return self.scripts(whole) if whole is not None else end
 
     def named(self, i: int, glued: bool, inside: bool, beside: bool) -> int | None:
         """One past a name with the bracket that is applied to it."""
@@ -225,7 +236,7 @@ class _Reader:
 
     def _ends(self, i: int) -> bool:
         token = self.at(i)
-        return self._operated(i) or token is not None and token.text in ")]|}>"
+        return self._operated(i) or token is not None and token.text in ")]|}>,"
 
     def _operated(self, i: int) -> bool:
         token = self.at(i)

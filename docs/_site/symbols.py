@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-__all__ = ["FUNCTIONS", "NAMES", "OPERATORS", "RELATIONS", "Token", "tokens", "variable"]
+__all__ = ["DIFFERENTIALS", "FUNCTIONS", "NAMES", "OPERATORS", "RELATIONS", "Token", "tokens", "variable"]
 
 NAMES = {
     **dict(zip("alpha beta gamma delta epsilon zeta eta theta iota kappa".split(), "αβγδεζηθικ", strict=True)),
@@ -23,7 +23,8 @@ FUNCTIONS = set(
     """sqrt log ln exp sin cos tan atan max min argmax argmin sum prod mean int tr det logdet diag cov var KL kl CE
     softmax grad lap sign ReLU""".split()
 )
-_SHORT = {"lr", "KL", "kl", "CE", "df", "dx", "dw", "dt", "dW", "dL", "dK"}  # of two letters, and no word of prose
+DIFFERENTIALS = {"df", "dx", "dw", "dt", "dW", "dL", "dK"}
+_SHORT = {"lr", "KL", "kl", "CE", *DIFFERENTIALS}  # of two letters, and no word of prose
 
 _INDEXED = "|".join(
     sorted({*NAMES, *FUNCTIONS, "d[a-zA-Z]"})
