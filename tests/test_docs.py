@@ -22,9 +22,9 @@ PAGES = [
 PAGES += [page for folder in ("benchmarks", "experiments") for page in (ROOT / folder).glob("README.md")]
 TARGETS = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
 LATEX = set(
-    """Delta Lambda Pi Sigma ast bar beta cdot delta det dot eta frac ge in infty int lVert lambda le left ln log
-mapsto mathbb mathcal mathrm max mid min mu nabla odot phi prod qquad quad rVert rho right sigma sim sqrt sum tau text
-theta times to top varepsilon""".split()
+    """Delta Gamma Lambda Omega Pi Sigma ast bar beta cdot delta det dot eta frac ge in infty int lVert lambda le left
+ln log mapsto mathbb mathcal mathrm max mid min mu nabla odot phi prod psi qquad quad rVert rho right sigma sim
+sqrt sum tau text theta times to top varepsilon""".split()
 )
 COMMANDS = typer.main.get_command(app)
 
