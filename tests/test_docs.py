@@ -21,6 +21,11 @@ PAGES = [
 ]
 PAGES += [page for folder in ("benchmarks", "experiments") for page in (ROOT / folder).glob("README.md")]
 TARGETS = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+LATEX = set(
+    """Delta Gamma Lambda Omega Pi Sigma ast bar beta cdot delta det dot eta frac ge in infty int lVert lambda le left
+ln log mapsto mathbb mathcal mathrm max mid min mu nabla odot phi prod psi qquad quad rVert rho right sigma sim
+sqrt sum tau text theta times to top varepsilon""".split()
+)
 COMMANDS = typer.main.get_command(app)
 
 
@@ -99,6 +104,21 @@ def name(page: Path) -> str:
     return page.relative_to(ROOT).with_suffix("").as_posix().removeprefix("docs/")
 
 
+def wrong_formulas(text: str) -> Iterator[str]:
+    """Formulas that a simple converter cannot take: unknown commands, braces or dollars that do not close."""
+    text = re.sub(r"^```.*?^```$|`[^`]*`", "", text, flags=re.MULTILINE | re.DOTALL)
+    if text.replace("$$", "").count("$") % 2 or text.count("$$") % 2:
+        yield "a dollar does not close"
+    for displayed, inline in re.findall(r"\$\$(.+?)\$\$|\$(.+?)\$", text, re.DOTALL):
+        formula = displayed or inline
+        if unknown := set(re.findall(r"\\([A-Za-z]+)", formula)) - LATEX:
+            yield f"{formula}: {sorted(unknown)}"
+        if formula.count("{") != formula.count("}") or formula.count("\\left") != formula.count("\\right"):
+            yield f"{formula}: does not close"
+        if "|" in formula and not displayed:
+            yield f"{formula}: a bar ends a cell of a table; write \\mid or \\lVert"
+
+
 def what_is_next(text: str) -> str:
     """The last paragraph of a page, if it is a line "Next: ..." that names a page or something to type."""
     last = text.rstrip("\n").split("\n\n")[-1]
@@ -123,6 +143,11 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
 def test_the_commands_and_links_of_a_page_exist(page):
     assert not list(wrong_commands(page.read_text()))
     assert not dead_links(page.read_text(), page.parent)
+
+
+def test_the_formulas_of_the_theory_are_of_simple_latex():
+    page = (ROOT / "docs" / "theory.md").read_text()
+    assert page.count("$$") > 20 and not list(wrong_formulas(page))
 
 
 def test_the_readme_shows_the_two_commands_first():
@@ -200,3 +225,6 @@ def test_wrong_pages_are_seen(tmp_path):
     assert what_is_next("# A\n\nNext: `weightspace demo`.\n")
     assert not what_is_next("# A\n\nNext: `weightspace demo`.\n\nMore.\n")
     assert not what_is_next("# A\n\nNext: nothing.\n")
+    assert not list(wrong_formulas("$a^{2}$ and `$b` and\n\n$$\\left( x \\right)$$\n"))
+    for wrong in ("$a", "$a^{2$", "$\\align$", "| $|a|$ |", "$$\\left( a$$"):
+        assert len(list(wrong_formulas(wrong))) == 1, wrong

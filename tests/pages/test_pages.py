@@ -25,6 +25,7 @@ from weightspace.pages import page
 from weightspace.pages.align import align_page
 from weightspace.pages.compare import compare_page
 from weightspace.pages.merge import merge_page
+from weightspace.pages.style import decades
 from weightspace.symmetry.symmetry import Symmetry
 from weightspace.symmetry.verdict import Verdict
 from weightspace.task.task import Task
@@ -245,3 +246,9 @@ def test_one_output_has_no_classes_to_disagree_on():
     for kind in ("disagreement", "kl"):
         with pytest.raises(WeightspaceError, match="name no classes"):
             functional(a, a, Task(torch.randn(5, 4)), kind)
+
+
+def test_a_long_logarithmic_axis_has_ticks_at_powers_of_ten_alone():
+    """A short one may hold no power of ten, and keeps plotly's ticks; zeros, gaps and infinity do not count."""
+    assert decades([0.01, 3.0, None, 0.0, float("inf")]) == {"type": "log", "exponentformat": "power", "dtick": 1}
+    assert decades([0.2, 0.5]) == decades([]) == {"type": "log", "exponentformat": "power"}
