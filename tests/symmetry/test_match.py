@@ -50,6 +50,38 @@ def test_tensors_that_are_made_again_lead_to_the_same_match(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", KINDS)
+def test_tensors_in_parts_lead_to_the_same_match(name, monkeypatch):
+    """Cut along a dimension that moves with no axis: the parts together are the tensors, and match alike."""
+    group, a, b = pair(name)
+    onto, into = (balancing(group, net.weights) for net in (a, b))
+    kept = weight_terms(group, a, b, onto, into)
+    monkeypatch.setattr(kept_terms, "_SMALL", 0)
+    monkeypatch.setattr(kept_terms, "_PART", 6)
+    cut = weight_terms(group, a, b, onto, into)
+    parts = {n: [p for p in cut.moving if p == n or p.startswith(f"{n}[")] for n in kept.moving}
+    assert sum(map(len, parts.values())) == len(cut.moving) and (len(cut.moving) > len(kept.moving)) == any(
+        group.whole_dims(n) and kept.moving[n].numel() >= 12 for n in kept.moving
+    )
+    for n, found in parts.items():
+        dims = [d for d in group.whole_dims(n) if len(found) > 1]
+        assert any(torch.equal(torch.cat([cut.moving[p] for p in found], d), kept.moving[n]) for d in dims or [0])
+    one, two = (Matching(group, terms) for terms in (kept, cut))
+    assert one.run(seed=0).difference(two.run(seed=0)) == 0
+    assert one.objective() == pytest.approx(two.objective(), rel=1e-6)
+
+
+def test_large_networks_are_matched_in_parts_by_every_matcher(monkeypatch):
+    group, a, b = pair("mlp")
+    whole = {method: group.match(a, to=b, method=method) for method in ("weights", "frank-wolfe")}
+    monkeypatch.setattr(kept_terms, "_SMALL", 0)
+    monkeypatch.setattr(kept_terms, "_PART", 6)
+    for method, found in whole.items():
+        again = group.match(a, to=b, method=method)
+        assert again.element.difference(found.element) == 0
+        assert again.candidates[0].objective == pytest.approx(found.candidates[0].objective, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_what_is_remembered_is_what_is_there(name):
     """The objective, kept tensor by tensor through the ascent, against the moved network itself."""
     group, a, b = pair(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -54,6 +55,14 @@ class Block:
     strides: tuple[int, ...]
     leaves: tuple[str | int, ...]
     dims: tuple[int, ...]
+
+    def part(self, dim: int, shape: tuple[int, ...], length: int, name: str = "") -> Block:
+        """The block in a part of its tensor: `length` indices of a dimension that one leaf, which stays, is all of."""
+        step = math.prod(shape[dim + 1 :])
+        outside, inside = divmod(self.offset, step * shape[dim])
+        strides = [s * length // shape[dim] if d < dim else s for s, d in zip(self.strides, self.dims, strict=True)]
+        leaves = [length if d == dim else leaf for leaf, d in zip(self.leaves, self.dims, strict=True)]
+        return Block(name or self.tensor, outside * step * length + inside, tuple(strides), tuple(leaves), self.dims)
 
 
 @public

@@ -384,11 +384,16 @@ class _Slice:
         if block.tensor not in self.tensors:
             return torch.zeros([1] * len(block.leaves), dtype=torch.float64)
         value = self.group.view(block, self.tensors[block.tensor].detach().contiguous())
-        value = value.to(torch.float64, copy=True).square_()
         keep = {leaf for b, leaf in self.scaled if b == number}
         keep |= {block.leaves.index(o) for leaf in keep for o in self.group[str(block.leaves[leaf])].over}
         gone = [d for d in range(value.dim()) if d not in keep]
-        value = value.sum(gone, keepdim=True) if gone else value
+        if gone:  # a part at a time: squares in float64 are twice the tensor
+            longest = max(gone, key=lambda d: value.shape[d])
+            length = max(1, _ROOM * value.shape[longest] // value.numel())
+            parts = value.split(length, longest)
+            value = sum(part.to(torch.float64, copy=True).square_().sum(gone, keepdim=True) for part in parts)
+        else:
+            value = value.to(torch.float64, copy=True).square_()
         if value.numel() <= self._room:
             self._room -= value.numel()
             self._kept[number] = value

@@ -88,27 +88,37 @@ class Element:
         even = {place: torch.ones_like(gain) for place, gain in gains.items()}
         after = factors_between(self.group, even, gains_of(self.group, tensors))
         values = kept_values(self.group, like)
+        met, left = ({self.group.blocks[place.block].tensor for place in factors} for factors in (before, after))
 
         def folded(name: str, tensor: Tensor) -> Tensor:
             wide = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-            return multiplied(self.group, name, wide, before)
+            return multiplied(self.group, name, wide, before) if name in met else wide
 
         others = (lambda name: folded(name, net.tensors[name])) if self.exchanges else None  # or the network is kept
 
         def move(name: str, tensor: Tensor) -> Tensor:
             moved = self.move(name, folded(name, tensor), others)
-            return copied(self.group, name, multiplied(self.group, name, moved, after), values).to(tensor.dtype)
+            moved = multiplied(self.group, name, moved, after) if name in left else moved
+            return copied(self.group, name, moved, values).to(tensor.dtype)
 
         return move
 
-    def move(self, name: str, tensor: Tensor, others: Callable[[str], Tensor] | None = None) -> Tensor:
-        """The action on the one tensor of that name; `others`: the tensors of other names, which exchanges need."""
-        self.group.expect(name, tensor)
-        source = tensor.detach().contiguous()
+    def move(
+        self, name: str, tensor: Tensor, others: Callable[[str], Tensor] | None = None, cut: int | None = None
+    ) -> Tensor:
+        """The action on the one tensor of that name; `others`: the tensors of other names, which exchanges need.
+
+        `cut`: the tensor is a part along that dimension, one of `group.whole_dims(name)`; without exchanges.
+        """
+        shape, source = self.group.shapes[name], tensor.detach().contiguous()
+        if cut is None:
+            self.group.expect(name, tensor)
         target = torch.empty_like(source)
-        for number, block in self.group.blocks_of(name):
+        for number, whole in self.group.blocks_of(name):
+            block = whole if cut is None else whole.part(cut, shape, tensor.shape[cut])
             place = self.group.view(block, target)
-            self._gather(self._content(number, source, others), block.leaves, place)
+            content = self._content(number, source, others) if cut is None else self.group.view(block, source)
+            self._gather(content, block.leaves, place)
             for leaf in range(len(block.leaves)):
                 factor = self._factor(number, leaf)
                 if factor is not None:

@@ -121,6 +121,18 @@ class Layout:
         moving = {axis.name for axis in self.axes}
         return {d for _, b in self.blocks_of(name) for leaf, d in zip(b.leaves, b.dims, strict=True) if leaf in moving}
 
+    def whole_dims(self, name: str) -> list[int]:
+        """The dimensions of a tensor along which it may be cut: in every block one leaf, which stays, is all of it."""
+        carried = {outer for axis in self.every for outer in axis.over}
+        sizes = {axis.name: axis.size for axis in self.every if not axis.kinds and axis.name not in carried}
+
+        def spans(block: Block, d: int) -> bool:
+            leaves = [leaf for leaf, at in zip(block.leaves, block.dims, strict=True) if at == d]
+            return [sizes.get(leaf) if isinstance(leaf, str) else leaf for leaf in leaves] == [self.shapes[name][d]]
+
+        blocks = [block for _, block in self.blocks_of(name)]
+        return [d for d in range(len(self.shapes[name])) if all(spans(block, d) for block in blocks)]
+
     def telling(self, net: Net) -> list[str]:
         """Names of the tensors that determine where a network is in its orbit.
 

@@ -250,9 +250,9 @@ def _summed(group: Group, block: Block, leaves: list[int], x: Tensor, y: Tensor)
     rows = max(1, _PART * len(x) // max(x.numel(), 1))
     kept = [group.dims_of(block, k) for k in leaves]
     sums = [_Sums([x.shape[d] for d in at], at.index(0) if 0 in at else None, x.device) for at in kept]
-    squares = []
+    squares, room = [], x.new_empty((min(rows, len(x)), *x.shape[1:]))  # or small results between fragment the heap
     for number, (a, b) in enumerate(zip(x.split(rows), y.split(rows), strict=True)):
-        value = a * b
+        value = torch.mul(a, b, out=room[: len(a)])
         squares.append(torch.linalg.vector_norm(value))
         for table, k in zip(sums, leaves, strict=True):
             table.add(group.gather(value, block, k), number * rows)

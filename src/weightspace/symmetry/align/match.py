@@ -21,7 +21,7 @@ from weightspace.symmetry.align.refine import Refinement
 from weightspace.symmetry.align.relax import frank_wolfe
 from weightspace.symmetry.align.score import Score
 from weightspace.symmetry.align.spectral import spectral_start
-from weightspace.symmetry.align.terms import Terms, weight_terms
+from weightspace.symmetry.align.terms import Terms, told, weight_terms
 from weightspace.symmetry.axis import MATRICES
 from weightspace.symmetry.balance import balancing, unit_variances
 from weightspace.symmetry.canonical import canonical_element
@@ -140,6 +140,7 @@ class _Search:
         self.pair = unit_variances(group, net), unit_variances(group, to)
         self.into, self.onto = (balancing(group, n.tensors, _BALANCED) for n in self.pair)
         self.terms = weight_terms(group, self.pair[1], self.pair[0], self.onto, self.into)
+        self.numbers = sum(math.prod(group.shapes[name]) for name in told(group, self.pair[1]))
         self.features = features
         self.turning = any(g.kind in MATRICES for g in group.generators)
         self.found: dict[str, Element] = {}
@@ -201,8 +202,7 @@ class _Search:
 
     def heavy(self) -> bool:
         """Whether Frank-Wolfe would need more than half the memory of a network on top."""
-        numbers = sum(math.prod(self.group.shapes[name]) for name in self.terms.fixed)
-        return not self.terms.kept and 2 * sum(4 * axis.size**2 for axis in self.group.permutable()) > numbers
+        return not self.terms.kept and 2 * sum(4 * axis.size**2 for axis in self.group.permutable()) > self.numbers
 
     def find(self, name: str) -> Element:
         if name not in self.found:
@@ -237,11 +237,10 @@ class _Search:
 
         Where |a| = |b| these may be copies; then the canonical forms, which are equal for copies, give another start.
         """
-        sizes = [math.prod(self.group.shapes[name]) for name in self.terms.fixed]
         starts: list[Callable[[], Element | None]] = [lambda: None]
         if self.alike:
             starts += [lambda: spectral_start(self.group, self.terms)] if self.turning else [self.canonical_start]
-        if sum(sizes) <= _SMALL:
+        if self.numbers <= _SMALL:
             starts += [partial(self.group.sample, self.seed + k, ("permutation",)) for k in range(1, _RESTARTS)]
         best, value = self.group.identity(), -math.inf
         for k, start in enumerate(starts):
