@@ -15,6 +15,7 @@ from benchmarks import (
     assignment,
     catalogue,
     commands,
+    continual,
     curvature,
     flow,
     gram,
@@ -49,6 +50,7 @@ _TABLES = {
     "assignment": assignment.summary,
     "memory": memory.summary,
     "steps": steps.summary,
+    "continual": continual.summary,
     "optim": optim.summary,
     "flow": flow.summary,
     "spectral": spectral.summary,
@@ -162,6 +164,14 @@ def _steps(rows: Sequence[dict[str, Any]]) -> list[Line]:
             lines.append((f"a step of equation 4, {n} memory images", target, seen, seconds <= most))
     worst = max(row["product"] for row in rows)
     return [*lines, ("a product with G, over forward + jvp + vjp", "<= 1.3", f"{worst:.2f}", worst <= 1.3)]
+
+
+def _continual(rows: Sequence[dict[str, Any]]) -> list[Line]:
+    return [
+        (f"a step of the invariant path over one of DER++, {r['net']}, {r['images']} images", "<= 3",
+         f"{r['over_rehearsed']:.1f}", r["over_rehearsed"] <= 3)
+        for r in rows
+    ]  # fmt: skip
 
 
 def _optim(found: dict[str, Any]) -> list[Line]:
@@ -322,6 +332,7 @@ def _web(found: dict[str, Any]) -> list[Line]:
 _TARGETS: dict[str, Callable[[Any], list[Line]]] = {
     "align": _align,
     "steps": _steps,
+    "continual": _continual,
     "merge": _merge,
     "merging": _merging,
     "planted": _planted,

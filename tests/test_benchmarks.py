@@ -106,6 +106,17 @@ def test_a_step_is_as_good_as_the_explicit_one(load, tmp_path, monkeypatch):
     assert abs(row.gap) < 1e-5 and row.krylov_gap < 0.05 and row.product > 0
 
 
+def test_a_step_of_the_path_is_timed_beside_one_that_rehearses(load, tmp_path):
+    continual, table = load("continual"), load("__main__")
+    (row,) = continual.run(["MLP 196-200-200-10"], [10], 1, tmp_path, 2)
+    assert row.path > 0 and row.over_whole > 0 and row.drift < continual.BUDGET
+    kept = json.loads((tmp_path / "continual.json").read_text())
+    assert (
+        "| MLP 196-200-200-10 | 10 |" in table._TABLES["continual"](kept)
+        and len(table._TARGETS["continual"](kept)) == 1
+    )
+
+
 def test_a_flow_is_timed_beside_the_loop_that_it_equals(load, tmp_path):
     flow, table = load("flow"), load("__main__")
     (row,) = flow.run(["LeNet-300-100"], 4, 2, tmp_path)

@@ -112,9 +112,7 @@ class Layered:
 
     def slopes(self, u: Tensor) -> list[Tensor]:
         """d^T u for every layer."""
-        return list(
-            grad(self._out, self._values, u.view(self._out.shape), retain_graph=True, materialize_grads=True)
-        )
+        return list(grad(self._out, self._values, u.view(self._out.shape), retain_graph=True, materialize_grads=True))
 
     def _forward(self, moved: Sequence[Tensor]) -> Tensor:
         """The change of the outputs when every layer's own output is changed as well."""
@@ -135,14 +133,15 @@ class Layered:
 
     def pull(self, u: Tensor) -> Tensor:
         """J^T u."""
-        found: dict[str, Tensor] = {}
+        flat = torch.empty_like(self.net.weights.flat())
+        named = self.net.weights.shaped(flat)
         with torch.no_grad():
             for rule, part, slope in zip(self._rules, self._kept, self.slopes(u), strict=True):
                 weight, bias = rule.weight_of(slope)
-                found[part.layer.weight] = weight
+                named[part.layer.weight].copy_(weight)
                 if part.layer.bias is not None and bias is not None:
-                    found[part.layer.bias] = bias
-        return torch.cat([found[name].flatten() for name in self.net.weights])
+                    named[part.layer.bias].copy_(bias)
+        return flat
 
     def kernel(self, u: Tensor) -> Tensor:
         """K u = J J^T u."""
@@ -150,8 +149,8 @@ class Layered:
             moved = [rule.gram(slope) for rule, slope in zip(self._rules, self.slopes(u), strict=True)]
         return self._forward(moved)
 
-    def part(self) -> tuple[Tensor, bool]:
-        """The part of K that linear layers without positions add, and whether it is all of K."""
+    def part(self) -> Tensor:
+        """The part of K that linear layers without positions add."""
         plain = [k for k, rule in enumerate(self._rules) if isinstance(rule, _Linear)]
         plain = [k for k in plain if self._kept[k].value.dim() == 2]
         n, m = self.outputs.shape
@@ -160,7 +159,7 @@ class Layered:
             for k, d in zip(plain, self._all([self._values[k] for k in plain]), strict=True):
                 flat = d.reshape(n * m, -1)
                 total += (flat @ flat.T).view(n, m, n, m) * self._rules[k].inner[:, None, :, None]  # type: ignore
-        return total.view(n * m, n * m), len(plain) == len(self._kept)
+        return total.view(n * m, n * m)
 
     def last(self) -> tuple[Tensor, Tensor] | None:
         """H H^T and D D^T of the last layer, whose part of K is H H^T x D D^T; None where D is not the same for all."""

@@ -3,8 +3,8 @@
 The predictor is the step of most progress whose predicted drift is a small share of the budget; the corrector goes back
 towards the anchor's outputs by Gauss-Newton; the drift is measured at the network that comes out. With a budget, and
 where `Pullback.near` can, all products of a step come from the forward passes that measure drift, and both solves end
-at the accuracy that the step needs: the predictor once a further direction adds less than a hundredth to its progress,
-the corrector once the drift is below the share of the budget that a step may use.
+at the accuracy that the step needs: the predictor once a further direction adds less than three hundredths to its
+progress; the corrector begins where the drift is above a tenth of the budget, and ends below a twentieth.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ __all__ = ["Predictor"]
 
 _HALVINGS = 8
 _GROW, _TRUST = 1.5, 2.0
-_SHARE = 0.05
+_SHARE, _TRIGGER = 0.05, 0.1  # of the budget: what a step may predict and a correction leaves; what calls for one
 _INNER = 20  # directions of a correction, at most
 
 
 class Predictor:
-    """The steps of one flow under a pullback metric; `trust` and `shift` are what they have learnt on the way."""
+    """The steps of one flow under a pullback metric; `trust`, at most one, shrinks where the budget was not kept."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Predictor:
     ) -> None:
         self.metric, self.anchor, self.budget = metric, anchor, budget
         self.corrections, self.accelerate = corrections, accelerate
-        self.trust, self.shift = 1.0, 0.0
+        self.trust = 1.0
         self._near: Near | None = None
         self._apart = budget is None  # whether steps are taken without `Near`
 
@@ -59,7 +59,7 @@ class Predictor:
         Or why there is none. `clipped` cuts the way to a network.
         """
         near = self._here(net)
-        found = None if near is None else near.preconditioner(self.shift)
+        found = None if near is None else near.preconditioner()
         modes = self._modes(net, wanted, length, near, found)
         for _ in range(_HALVINGS):
             step = self.metric.along(net, modes, length, self._share(net, modes, length))
@@ -73,7 +73,7 @@ class Predictor:
             if not math.isfinite(moved):
                 return f"nan in {next(iter(new.weights.unusable()), 'the outputs')}"
             if self.budget is None or moved <= self.budget:
-                self.trust, self.shift = min(1.0, self.trust * _GROW), modes.near(step.shift)
+                self.trust = min(1.0, self.trust * _GROW)
                 return new, step.drift, step.length, moved
             self.trust, length = self.trust / _TRUST, length / 2
         return "budget"
@@ -107,8 +107,10 @@ class Predictor:
                 net = clipped(self.metric.retract(net, self.anchor, self.corrections)).refreshed()
             return net, self.metric.drift(net, self.anchor)
         here = near.at(net)
-        enough = _SHARE * self.budget
-        there = here.retracted(self.anchor, found, self.corrections, self.metric.damping, _INNER, enough)
+        there, limits = here, (_TRIGGER * self.budget, _SHARE * self.budget)
+        if self.corrections and here.drift(self.anchor) > limits[0]:
+            how = self.corrections, self.metric.damping, _INNER, limits[1]
+            there = here.retracted(self.anchor, found, *how)
         if (cut := clipped(there.net)) is not there.net:
             there = near.at(cut.refreshed())
         self._near = there

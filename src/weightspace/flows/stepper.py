@@ -315,8 +315,8 @@ class _Run:
         self.nets.append(self.net)
         if self.trail is None:
             return
-        learnt = (1.0, 0.0) if self.predictor is None else (self.predictor.trust, self.predictor.shift)
-        kept = {name: torch.tensor(x, dtype=torch.float64) for name, x in zip(("trust", "shift"), learnt, strict=True)}
+        trust = 1.0 if self.predictor is None else self.predictor.trust
+        kept: dict[str, Tensor] = {"trust": torch.tensor(trust, dtype=torch.float64)}
         adam = self._history
         kept |= {f"adam.{name}": t for name, t in adam.state().items()} if adam else {}
         kept |= {"cut": self.cut.flat().bool()} if self.cut is not None else {}
@@ -351,7 +351,6 @@ class _Run:
             self.net = self.nets[-1]
             if self.predictor is not None:
                 self.predictor.trust = float(self._saved["trust"])
-                self.predictor.shift = float(self._saved.get("shift", 0.0))
             self.log = [Record(int(row[0]), *row[1:]) for row in self._saved["log"].tolist()]
             if "cut" in self._saved:
                 weights = self.net.weights

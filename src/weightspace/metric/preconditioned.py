@@ -1,18 +1,17 @@
 """Steps of the pullback metric for a network on its way: few products with K = A A^T, each near the best direction.
 
-A step of equation 4 needs y = (K + lam)^-1 A g. Conjugate gradients with a preconditioner P give directions p_1, p_2, ..
-and K p_i; the best step of span{g, A^T p_1, .., A^T p_j} is then exact, whatever P is: A and K of that span are known.
-P = (K' + lam)^-1, with K' the part of the kernel K that the layers without positions add, where it is small enough, or
-the last layer, whose part is (H H^T + 1) x I, H its inputs. Where K' is all of K, one direction is enough.
-Source: Methods of conjugate gradients for solving linear systems (Hestenes, Stiefel, 1952).
+The best step of span{g, A^T p_1, .., A^T p_j} is exact where c = A g and K p_i are known. Each direction is that of a
+preconditioned residual, p = P (c - (K + lam) y), for the best step g - A^T y and the shift lam so far; so they tend to
+the step of equation 4, whatever P is. P = (K' + shift)^-1, with K' the part of K that the layers without positions add,
+where it is small enough, else that of the last layer, (H H^T + 1) x I, H its inputs. Source: The iterative calculation
+of a few of the lowest eigenvalues and corresponding eigenvectors of large real-symmetric matrices (Davidson, 1975).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,7 +21,6 @@ from weightspace.metric.solvers import turning
 from weightspace.metric.steps import Modes
 from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
-from weightspace.net.weights import Weights
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -30,18 +28,13 @@ if TYPE_CHECKING:
 __all__ = ["Near", "Preconditioner"]
 
 
+Preconditioner: TypeAlias = Callable[[Tensor], Tensor]  # r -> (K' + shift)^-1 r
 _DENSE = 1500  # rows up to which a kernel is factorised
-_FIRST = 1e-3  # the shift before one is known, of the largest eigenvalue
+_SHIFT = 1e-3  # of the largest diagonal entry, or eigenvalue, of K'
 _KEPT = 1e-10  # of the largest: squared lengths of directions beside those before them
 _NULL = 1e-9  # of the largest eigenvalue of G: where one counts as zero
-_GAIN, _LEAST = 0.01, 2
-
-
-class Preconditioner:
-    """r -> (K' + shift)^-1 r for the part K' of a kernel that costs little. Made by `Near.preconditioner`."""
-
-    def __init__(self, shift: float, solve: Callable[[Tensor], Tensor], whole: bool) -> None:
-        self.shift, self.solve, self.whole = shift, solve, whole
+_ROUNDING, _HIGH = 1e-9, 0.1
+_GAIN, _FAR, _LEAST = 0.03, 0.95, 2
 
 
 @dataclass(frozen=True)
@@ -89,46 +82,43 @@ class Near:
         moved = (self.outputs - reference).flatten()
         return float(turning(self._of(reference), len(reference))(moved).double().norm())
 
-    def preconditioner(self, shift: float) -> Preconditioner:
-        """P for a shift; 0 for one that follows from the size of the kernel."""
+    def preconditioner(self) -> Preconditioner:
+        """P, with the shift that takes the fewest directions."""
         rows, n = self.outputs.numel(), len(self.outputs)
         if rows <= _DENSE:
-            k, whole = self.layered.part()
+            k = self.layered.part()
             if self.mix is not None:
                 many, m = self.mix.shape[:2]
                 mix = self.mix.to(k)
                 k = torch.einsum("iab,ibjc,jdc->iajd", mix, k.view(many, m, many, m), mix).reshape(rows, rows)
-            return _dense(k / n, shift, whole)
+            return _dense(k / n)
         if self.mix is None and (found := self.layered.last()) is not None:
-            return _kronecker(found[0] / n, found[1], shift)
-        return Preconditioner(shift, lambda r: r, False)
+            return _kronecker(found[0] / n, found[1])
+        return lambda r: r
 
     def modes(
-        self, g: Tensor, p: Preconditioner, most: int, progress: Callable[[Modes], tuple[float, float]]
+        self, g: Tensor, p: Preconditioner, most: int, progress: Callable[[Modes], tuple[float, float, float]]
     ) -> Modes:
         """A gradient in the modes of G in span{g, A^T p_i}, with at most `most` directions.
 
-        `progress`: that of the step for modes, and the share of its length that it may go; once it may go nearly all
-        of it and a direction adds less than a hundredth, no more are made.
+        `progress`: that of the step for modes, the share of its length that it may go, and its shift; once the share
+        is nearly all and a direction adds less than three hundredths, no more are made.
         """
         c, size, before = self.push(g), float(g.double().square().sum()), 0.0
         r, found = c, Directions(c.new_zeros(len(c), 0), c.new_zeros(len(c), 0))
-        modes = _ritz(g, c, size, found, self.pull)
+        modes = _ritz(g, c, size, found, self.pull)[0]
         for k in range(most):
-            d = _conjugate(p.solve(r), found, p.shift)
+            d = _apart(p(r), found)
             if not float(d.norm()):
                 break
-            d = d / d.norm()
             found = found.and_one(d, self.product(d))
-            shifted = found.kp[:, -1] + p.shift * d
-            r = r - float(r @ d) / float(d @ shifted) * shifted
-            modes = _ritz(g, c, size, found, self.pull)
-            now, share = progress(modes)
-            if k + 1 >= (1 if p.whole else _LEAST) and share > 0.95 and now - before < _GAIN * now:
+            modes, basis = _ritz(g, c, size, found, self.pull)
+            now, share, shift = progress(modes)
+            if k + 1 >= _LEAST and share > _FAR and now - before < _GAIN * now:
                 break
-            if p.whole and share > 0.999:
-                break
-            before = now
+            before, x = now, basis @ (modes.shrunk(shift) * modes.coefficients)
+            y = -x[1:] / x[0]  # the step is g - A^T y, up to a factor
+            r = c - (found.kp + min(shift, _HIGH * float(modes.values.max())) * found.p) @ y
         return modes
 
     def returned(self, residual: Tensor, p: Preconditioner, damping: float, most: int, enough: float) -> Tensor:
@@ -141,10 +131,10 @@ class Near:
         x = r.new_zeros(0)
         goal = max(enough, 1e-6 * float(r.norm()))
         for _ in range(most):
-            d = _conjugate(p.solve(r), found, p.shift)
+            d = _apart(p(r), found)
             if not float(d.norm()):
                 break
-            found = found.and_one(d / d.norm(), self.product(d / d.norm()))
+            found = found.and_one(d, self.product(d))
             square = found.kp.T @ found.kp + damping * _symmetric(found.p.T @ found.kp)
             scale = square.diagonal().rsqrt()
             x = scale * torch.linalg.lstsq(scale[:, None] * square * scale, scale * (found.kp.T @ target)).solution
@@ -166,29 +156,25 @@ class Near:
             now = self.at((now.net + -1.0 * self.net.weights.shaped(step)).refreshed())
         return now
 
-    def named(self, flat: Tensor) -> Weights:
-        """A vector of weight space by its names."""
-        return self.net.weights.shaped(flat)
-
 
 def _symmetric(m: Tensor) -> Tensor:
     return (m + m.T) / 2
 
 
-def _conjugate(d: Tensor, found: Directions, shift: float) -> Tensor:
-    """d, made conjugate to the directions before in K + shift; twice, since the first leaves rounding."""
-    if not found.p.shape[1]:
-        return d
-    images = found.kp + shift * found.p
-    sizes = (found.p * images).sum(0)
+def _apart(d: Tensor, found: Directions) -> Tensor:
+    """d of norm one, without its part along those before; zero where nothing is left but rounding."""
+    size = float(d.norm())
     for _ in range(2):
-        d = d - found.p @ ((images.T @ d) / sizes)
-    return d
+        d = d - found.p @ (found.p.T @ d)
+    left = float(d.norm())
+    return d / left if left > _ROUNDING * size else torch.zeros_like(d)
 
 
-def _ritz(g: Tensor, c: Tensor, size: float, found: Directions, pull: Callable[[Tensor], Tensor]) -> Modes:
-    """The modes of G in span{g, A^T p_i}: c = A g, size = |g|^2."""
-    along, one = found.p.T @ c, torch.tensor([size], dtype=torch.float64)
+def _ritz(
+    g: Tensor, c: Tensor, size: float, found: Directions, pull: Callable[[Tensor], Tensor]
+) -> tuple[Modes, Tensor]:
+    """The modes of G in span{g, A^T p_i}, and their coordinates there: c = A g, size = |g|^2."""
+    along, one = found.p.T @ c, c.new_tensor([size])
     inner = _symmetric(found.p.T @ found.kp)
     mass = torch.cat([torch.cat([one, along])[None], torch.cat([along[:, None], inner], 1)])
     images = torch.cat([c[:, None], found.kp], 1)
@@ -204,27 +190,27 @@ def _ritz(g: Tensor, c: Tensor, size: float, found: Directions, pull: Callable[[
         x = basis @ (f * coefficients)
         return float(x[0]) * g + pull(found.p @ x[1:])
 
-    return Modes(torch.where(values > _NULL * values[-1], values, 0.0), coefficients, assemble, False)
+    return Modes(torch.where(values > _NULL * values[-1], values, 0.0), coefficients, assemble, False), basis
 
 
-def _dense(k: Tensor, shift: float, whole: bool) -> Preconditioner:
-    shift = shift or _FIRST * float(k.diagonal().max())
+def _dense(k: Tensor) -> Preconditioner:
+    shift = _SHIFT * float(k.diagonal().max())
     for _ in range(8):
         root, failed = torch.linalg.cholesky_ex(k + shift * torch.eye(len(k)).to(k))
         if not bool(failed):
             break
         shift *= 10  # rounding made the kernel indefinite
-    return Preconditioner(shift, lambda r: torch.cholesky_solve(r.to(root)[:, None], root)[:, 0].to(r), whole)
+    return lambda r: torch.cholesky_solve(r.to(root)[:, None], root)[:, 0].to(r)
 
 
-def _kronecker(inner: Tensor, outer: Tensor, shift: float) -> Preconditioner:
+def _kronecker(inner: Tensor, outer: Tensor) -> Preconditioner:
     """(H x C + shift)^-1 by the eigenvectors of both."""
     a, u = torch.linalg.eigh(inner.double())
     b, v = torch.linalg.eigh(outer.double())
-    shift = shift or _FIRST * float(a[-1] * b[-1])
+    shift = _SHIFT * float(a[-1] * b[-1])
     shares = 1 / (torch.outer(a.clamp(min=0), b.clamp(min=0)) + shift)
 
     def solve(r: Tensor) -> Tensor:
         return (u @ (shares * (u.T @ r.view(len(a), -1) @ v)) @ v.T).flatten()
 
-    return Preconditioner(shift, solve, False)
+    return solve

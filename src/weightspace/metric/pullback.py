@@ -325,9 +325,9 @@ class Pullback:
     ) -> Modes:
         """`modes` from a few directions, as many as the step of `along` for a length and a budget needs."""
 
-        def progress(modes: Modes) -> tuple[float, float]:
+        def progress(modes: Modes) -> tuple[float, float, float]:
             shift, scale = self._scaled(modes, length, budget)
-            return scale * modes.progress(shift), scale * modes.length(shift) / length
+            return scale * modes.progress(shift), scale * modes.length(shift) / length, shift
 
         most = max(self.steps, _WAY) if self.solver == "auto" else self.steps
         modes = near.modes(covector.flat(), preconditioner, most, progress)

@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["Modes", "Step", "Tradeoff", "largest_shift", "ratio", "secular"]
 
 
-_LOW, _HIGH = 1e-4, 0.1
-
-
 @dataclass(frozen=True)
 class Modes:
     """A gradient g in eigenvectors e_i of a metric G: eigenvalues `values`, and `coefficients` of g.
@@ -43,11 +40,6 @@ class Modes:
     exact: bool
     told: str = ""
     kept: str = ""
-
-    def near(self, lam: float) -> float:
-        """lam, brought into the range of the eigenvalues: a shift for which a solve is well conditioned."""
-        top = float(self.values.max())
-        return min(max(lam, _LOW * top), _HIGH * top)
 
     def shrunk(self, lam: float) -> Tensor:
         """lam / (value + lam) for every mode; 0 <= lam <= infinity."""
