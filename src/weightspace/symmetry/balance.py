@@ -388,7 +388,7 @@ class _Slice:
         keep = {leaf for b, leaf in self.scaled if b == number}
         keep |= {block.leaves.index(o) for leaf in keep for o in self.group[str(block.leaves[leaf])].over}
         gone = [d for d in range(value.dim()) if d not in keep]
-        value = value.sum(gone, keepdim=True) if gone else value
+        value = (value.sum(gone, keepdim=True) if gone else value).cpu()  # where the factors are
         if value.numel() <= self._room:
             self._room -= value.numel()
             self._kept[number] = value
