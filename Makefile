@@ -5,7 +5,7 @@ PYTEST = $(BIN)/pytest -n 2 --dist worksteal
 # tests are rewritten and checked while they are imported, half a minute of each process: kept for the next run
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo serve test test-slow test-all test-of benchmark coverage docs stubs schemas tutorials clean
+.PHONY: demo serve test test-slow test-gpu test-all test-of benchmark coverage docs stubs schemas tutorials versions clean
 
 demo: .venv/ready
 	$(BIN)/weightspace demo
@@ -21,6 +21,10 @@ test: .venv/ready-dev
 
 test-slow: .venv/ready-dev
 	$(PYTEST) -m slow
+
+# what runs on an accelerator, compared with the CPU: results, memory, waits
+test-gpu: .venv/ready-dev
+	$(BIN)/pytest -n 0 -m gpu tests/gpu
 
 # tests of the file F: those of its name, else those of its part of a wing, else those of the wing
 WHERE = $(subst /, ,$(patsubst src/weightspace/%,%,$(basename $(F))))
@@ -67,6 +71,10 @@ tutorials: .venv/ready-docs
 # the JSON Schemas of what commands print, and the table of their keys
 schemas: .venv/ready
 	$(BIN)/python tests/schemas.py
+
+# a part of the tests in fresh environments, for several versions of Python and torch
+versions: .venv/ready-dev
+	$(BIN)/python tests/versions.py
 
 clean:
 	rm -rf .venv

@@ -55,8 +55,9 @@ class Fit:
             raise WeightspaceError(f"a prior deviation of {first:g}; give a positive number")
         weights = start.weights
         self.layers = list(dict.fromkeys(_layer(name) for name in weights))
-        self.index = torch.tensor([self.layers.index(_layer(name)) for name in weights])
-        self.sizes = torch.tensor([w.numel() for w in weights.values()])
+        place = weights.flat().device
+        self.index = torch.tensor([self.layers.index(_layer(name)) for name in weights], device=place)
+        self.sizes = torch.tensor([w.numel() for w in weights.values()], device=place)
         self.counts = [int(self.sizes[self.index == k].sum()) for k in range(len(self.layers))]
         self.m = ((weights - centre.weights).flat().detach() / first).requires_grad_()
         self.r = torch.zeros_like(self.m).requires_grad_()

@@ -394,6 +394,7 @@ class _Slice:
             value = sum(part.to(torch.float64, copy=True).square_().sum(gone, keepdim=True) for part in parts)
         else:
             value = value.to(torch.float64, copy=True).square_()
+        value = value.cpu()  # where the factors are
         if value.numel() <= self._room:
             self._room -= value.numel()
             self._kept[number] = value

@@ -203,7 +203,7 @@ class _Canon:
         if values is None:
             return False
         flat = values.reshape(-1, axis.size, values.shape[-1])
-        orders = [np.lexsort([_rounded(c) for c in reversed(row.T.numpy())]) for row in flat]
+        orders = [np.lexsort([_rounded(c) for c in reversed(row.T.numpy())]) for row in flat.cpu()]
         table = torch.as_tensor(np.stack(orders)).reshape(self.group.sizes(axis))
         self._push(Element(self.group, {**self.group.identity().permutations, axis.name: table}))
         return True

@@ -170,7 +170,7 @@ class Matching:
         if axis.name in self.matrices:
             return self._turn(axis, gain.plain)
         table = self._assignment(axis, gain.best)
-        chosen = gain.best.gather(2, table[..., None])[..., 0].double()
+        chosen = gain.best.gather(2, table[..., None].to(gain.best.device))[..., 0].double()
         now = torch.diagonal(gain.plain, dim1=1, dim2=2).double()
         if float(chosen.sum() - now.sum()) <= 1e-6 * float(chosen.abs().sum()):
             return None, True
@@ -220,7 +220,7 @@ class Matching:
                 permutations[name] = table.reshape(self.group.sizes(axis))
         for k, bits in flips.items():
             axis = self.group[self.group.generators[k].axis]
-            factors[k] = 1.0 - 2.0 * bits.double().reshape(self.group.sizes(axis))
+            factors[k] = 1.0 - 2.0 * bits.cpu().double().reshape(self.group.sizes(axis))
         return Element(self.group, permutations, factors)
 
     def _with_inner(self, axis: Axis, inner: list[Axis]) -> tuple[Element | None, bool]:
@@ -393,7 +393,7 @@ class _Gain:
 
     def flips(self, table: Tensor) -> dict[int, Tensor]:
         """Which signs to flip along a permutation."""
-        along = {p: gram.gather(2, table[..., None])[..., 0] for p, gram in self.terms.items()}
+        along = {p: gram.gather(2, table[..., None].to(gram.device))[..., 0] for p, gram in self.terms.items()}
         return chosen_signs(along) if along else {}
 
 
