@@ -17,8 +17,10 @@ def plain(formula: str) -> str:
 
 
 def even(made: str, formula: str = "") -> str:
-    r"""MathML of a formula in which the two bars of a norm are equally high: as high as text, but for `\left` ones."""
+    r"""MathML of a formula in which the bars of a norm, and the braces of a set, are as high as text but for `\left`."""
     if not re.search(r"\\left\s*\\(?:lVert|Vert|\|)", formula):
         made = made.replace("<mo>‖</mo>", '<mo stretchy="false">‖</mo>')
+    if r"\{" in formula and r"\left" not in formula:
+        made = made.replace("<mo>{</mo>", '<mo stretchy="false">{</mo>')
     made = re.sub(r'<mo class="math(?:open|close)">', '<mo stretchy="false">', made)
     return re.sub(r"(<msu(?:b|p|bsup)>\s*<mo)(>[‖|⟩)\]}]</mo>)", r'\1 stretchy="false"\2', made)
