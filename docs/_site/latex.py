@@ -17,7 +17,7 @@ def plain(formula: str) -> str:
 
 
 def even(made: str, formula: str = "") -> str:
-    r"""MathML of a formula in which the bars of a norm, and the braces of a set, are as high as text but for `\left`."""
+    r"""MathML of a formula in which the bars of a norm and the braces of a set are as high as text but for `\left`."""
     if not re.search(r"\\left\s*\\(?:lVert|Vert|\|)", formula):
         made = made.replace("<mo>‖</mo>", '<mo stretchy="false">‖</mo>')
     if r"\{" in formula and r"\left" not in formula:
