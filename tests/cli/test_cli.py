@@ -500,6 +500,15 @@ def test_version(capsys):
     assert out.strip() == f"weightspace {weightspace.__version__}"
 
 
+def test_what_goes_into_a_pipe_is_120_columns_wide_or_as_columns_says(monkeypatch):
+    from weightspace.cli.words import console
+
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert console().width == 120
+    monkeypatch.setenv("COLUMNS", "90")
+    assert console().width == 90
+
+
 def test_every_command_has_json_force_and_debug(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     for command in COMMANDS:

@@ -19,7 +19,7 @@ from nbclient import NotebookClient
 
 from tests.tutorials.notebook import FOLDER, Notebook, text_of
 
-SETTINGS = {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", "PLOTLY_RENDERER": "png"}
+SETTINGS = {"OMP_NUM_THREADS": "1", "COLUMNS": "98", "NO_COLOR": "1", "PLOTLY_RENDERER": "png"}
 # figures that are sharp, and commands that print as they do into a file: a kernel asks for colours
 _BEFORE = """
 import os

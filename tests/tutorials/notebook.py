@@ -20,7 +20,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "tutorials"
-ABSOLUTE, RELATIVE = 0.02, 0.1  # of numbers that are computed anew
+ABSOLUTE, RELATIVE, POINTS = 0.02, 0.1, 3.0  # of numbers that are computed anew; points of percentages
+_HASH = re.compile(r"(?<!\S)[0-9a-f]{8}(?!\S)")
 _NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?|(?<![\w.])[-+]?\.\d+")
 
 
@@ -66,7 +67,7 @@ class Notebook:
                 shown.append(source)
             elif source.startswith("%%sh\n"):
                 lines = source[5:].replace("\\\n", " ").splitlines()
-                commands = "\n".join(line.split(" | ")[0] for line in lines)
+                commands = "\n".join(re.split(r" [|>] ", line)[0] for line in lines)
                 shown.append(f"```sh\n{commands}\n```\n")
         return "\n\n".join(shown)
 
@@ -118,16 +119,17 @@ def wrong_code(sources: list[str]) -> list[str]:
 def different(committed: str, anew: str) -> str:
     """How two printed texts differ, empty if they do not.
 
-    Words must be the same; two numbers may differ by .02 and a tenth of the larger. Spaces and ruled lines, whose
-    length follows that of the numbers, do not count.
+    Words must be the same; two numbers may differ by .02 and a tenth of the larger, two percentages by three points and
+    a tenth. Spaces and ruled lines, whose length follows that of the numbers, and hashes of contents do not count.
     """
-    old, new = (re.sub(r"[\s─]+", " ", text).strip() for text in (committed, anew))
+    old, new = (_HASH.sub("hash", re.sub(r"[\s─]+", " ", text)).strip() for text in (committed, anew))
     if _NUMBER.sub("#", old) != _NUMBER.sub("#", new):
         return f"other words:\n{committed}\n{anew}"
-    for left, right in zip(_NUMBER.findall(old), _NUMBER.findall(new), strict=True):
-        x, y = (float(text.replace(",", "")) for text in (left, right))
-        if abs(x - y) > ABSOLUTE + RELATIVE * max(abs(x), abs(y)):
-            return f"{left} became {right} in:\n{committed}"
+    for one, other in zip(_NUMBER.finditer(old), _NUMBER.finditer(new), strict=True):
+        x, y = (float(found[0].replace(",", "")) for found in (one, other))
+        slack = POINTS if old[one.end() :].lstrip().startswith("%") else ABSOLUTE
+        if abs(x - y) > slack + RELATIVE * max(abs(x), abs(y)):
+            return f"{one[0]} became {other[0]} in:\n{committed}"
     return ""
 
 

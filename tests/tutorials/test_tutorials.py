@@ -1,7 +1,7 @@
 """The tutorials: their outputs are those of their code, and what they print is printed again.
 
-Numbers of a slow test may differ from the committed ones by .02 and a tenth: networks are trained anew, and sums are
-added in another order on another machine.
+Numbers of a slow test may differ from the committed ones by .02 and a tenth, percentages by three points and a tenth:
+networks are trained anew, and another machine adds sums in another order.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ INDEX = FOLDER / "index.md"
 LARGEST = 400_000  # bytes
 LONGEST = 120  # seconds of processor time
 FIGURES = 3
+LINES, WIDTH = 32, 100  # of a cell: what a page shows without scrolling
 _MACHINE = re.compile(r"/(?:tmp|home|root|usr|work|Users|var|opt)/|[A-Z]:\\\\")
 
 each = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -67,8 +68,8 @@ def test_a_tutorial_says_first_what_it_is_for_and_last_what_comes_next(page):
     first, last = (text_of(cells[at]["source"]) for at in (0, -1))
     assert first.startswith("# ") and "After" in first and len(first) < 900
     assert "## Next" in last and "](" in last
-    texts = [len(text_of(cell["source"]).splitlines()) for cell in cells if cell["cell_type"] == "code"]
-    assert max(texts) <= 32
+    sources = [text_of(cell["source"]).splitlines() for cell in cells if cell["cell_type"] == "code"]
+    assert max(map(len, sources)) <= LINES and max(len(line) for lines in sources for line in lines) <= WIDTH
 
 
 def test_the_index_has_all_tutorials():
@@ -82,7 +83,7 @@ def test_the_index_has_all_tutorials():
 def test_a_tutorial_prints_the_same_again(page, tmp_path):
     command = [sys.executable, "-W", "error", "-m", "tests.tutorials.notebook", str(page)]
     where = f"{ROOT / 'src'}:{ROOT}"
-    settings = {"PYTHONPATH": where, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+    settings = {"PYTHONPATH": where, "OMP_NUM_THREADS": "1", "COLUMNS": "98", "NO_COLOR": "1"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, cwd=tmp_path, env=_environment() | settings, capture_output=True, text=True,
                           timeout=4 * LONGEST)  # fmt: skip
@@ -124,8 +125,10 @@ def test_changed_numbers_and_words_are_seen():
     text = "barrier 0.513 of 1,250 (97.2%), 3e-07\n ──── \n"
     assert not different(text, text)
     assert not different(text, "barrier  0.53 of 1,251 (96.8%), 1.2e-06\n ────── \n")
+    assert not different("a 217c519e", "a e198989e") and different("a 217c519e", "a b e198989e")
     assert different(text, text.replace("0.513", "0.613"))
     assert different(text, text.replace("97.2", "67.2"))
     assert different(text, text.replace("1,250", "125"))
     assert different(text, text.replace("barrier", "bound"))
     assert different(text, text + "7\n")
+    assert not different("5% of 40", "7% of 40") and different("5% of 40", "9% of 40")

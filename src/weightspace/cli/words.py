@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -26,9 +27,9 @@ def printable(text: str) -> str:
 
 
 def console() -> Console:
-    """Standard output without markup (`[red]` is text); as wide as the terminal, 120 columns in a pipe."""
+    """Standard output without markup (`[red]` is text); as wide as the terminal; in a pipe COLUMNS, else 120."""
     out = Console(markup=False, highlight=False, emoji=False)
-    if not out.is_terminal:
+    if not (out.is_terminal or os.environ.get("COLUMNS", "").isdigit()):
         out.width = _PIPED
     return out
 
