@@ -1,5 +1,6 @@
 """The command that is named at the end of an answer exists, and takes what it is given."""
 
+import re
 import shlex
 
 import pytest
@@ -29,6 +30,20 @@ def test_every_next_command_can_be_typed(command):
     found = COMMANDS[name].make_context(name, list(rest))
     assert "of mine" in " ".join(rest) or command == "read.read"
     assert found.params
+
+
+@pytest.mark.parametrize("command", NEXT)
+def test_what_both_commands_take_is_handed_on(command):
+    """An answer about 100 examples goes on with these, not with all; weights are chosen where the file is the same."""
+    template, options = NEXT[command]
+    both = taken(command.split(".")[1]) & taken(template.split()[0]) & {"arch", "weights", "data", "example", "limit"}
+    if not re.search("{(checkpoint|checkpoints|a)}", template) or "{out}" in template:
+        both -= {"weights"}
+    assert both <= {*options.split(), *re.findall("{(.*?)}", template)}
+
+
+def taken(command):
+    return {parameter.name for parameter in COMMANDS[command].params}
 
 
 def test_nothing_is_named_where_a_word_is_missing():

@@ -13,18 +13,21 @@ __all__ = ["GIVEN", "NEXT", "next_step"]
 GIVEN: ContextVar[tuple[str, Mapping[str, Any]] | None] = ContextVar("given", default=None)  # file.function, parameters
 
 NEXT = {  # the command that runs -> the next one, and the options that it is given too where there are any
-    "read.read": ("compare a.safetensors b.safetensors --arch {arch}", ""),
-    "compare.compare": ("merge {a} {b} --arch {arch} -o merged.safetensors", "data example"),
-    "align.align": ("merge {to} {out} -o mean.safetensors", "arch data example"),
-    "merge.merge": ("compare {checkpoints} {out}", "arch data example"),
+    "read.read": ("compare a.safetensors b.safetensors --arch {arch}", "weights data example"),
+    "compare.compare": ("merge {a} {b} --arch {arch} -o merged.safetensors", "weights data example limit"),
+    "align.align": ("merge {to} {out} -o mean.safetensors", "arch data example limit"),
+    "merge.merge": ("compare {checkpoints} {out}", "arch data example limit"),
     "extract.extract": ("merge {out} --base {base} --method passthrough -o whole.safetensors", ""),
-    "perturb.perturb": ("stability {out} --data {data}", "arch"),
-    "project.project": ("stability {out} --data {data}", "arch"),
-    "capacity.capacity": ("walk {checkpoint} --keep {keep} --toward learn:{learn} -o path", "arch"),
-    "stability.stability": ("perturb {checkpoint} --kind quantise --bits 8 -o rounded.safetensors", "arch data"),
-    "inform.inform": ("certify {checkpoint} --data {data}", "arch"),
-    "certify.certify": ("stability {checkpoint} --data {data}", "arch"),
-    "nearest.nearest": ("inform {checkpoints} --data {data}", "arch"),
+    "perturb.perturb": ("stability {out} --data {data}", "arch limit"),
+    "project.project": ("stability {out} --data {data}", "arch limit"),
+    "capacity.capacity": ("walk {checkpoint} --keep {keep} --toward learn:{learn} -o path", "arch weights limit"),
+    "stability.stability": (
+        "perturb {checkpoint} --kind quantise --bits 8 -o rounded.safetensors",
+        "arch weights data limit",
+    ),
+    "inform.inform": ("certify {checkpoint} --data {data}", "arch weights limit"),
+    "certify.certify": ("stability {checkpoint} --data {data}", "arch weights limit"),
+    "nearest.nearest": ("inform {checkpoints} --data {data}", "arch weights limit"),
 }
 
 
