@@ -13,6 +13,7 @@ from weightspace.flows.anchors import ewc, fisher, hold
 from weightspace.flows.attacks import attacked, harden, input_gradient
 from weightspace.flows.goals import drift, gem, learn, spread, toward
 from weightspace.flows.stepper import flow
+from weightspace.metric import metric as steps
 from weightspace.metric.metric import Adam, Euclidean
 from weightspace.metric.pullback import Pullback
 from weightspace.net.errors import WeightspaceError
@@ -284,6 +285,17 @@ def test_under_adam_a_flow_is_torchs_optimiser():
         assert float((end - Net.of(module)).norm()) < 1e-9
     with pytest.raises(WeightspaceError, match="made of past gradients"):
         metric.norm(a, a.weights)
+
+
+@pytest.mark.parametrize("most", [1, 7, 64])
+def test_adam_part_by_part_is_adam_at_once(most, monkeypatch):
+    a, t = net(), task()
+    whole = flow(a, t, Adam(), steps=4, size=0.01)[-1].weights.flat()
+    before = a.weights.flat().clone()
+    monkeypatch.setattr(steps, "_CACHED", most)
+    parts = flow(a, t, Adam(), steps=4, size=0.01)[-1].weights.flat()
+    torch.testing.assert_close(parts, whole, rtol=1e-13, atol=1e-14)
+    assert torch.equal(a.weights.flat(), before) and not torch.allclose(parts, before)
 
 
 def test_the_norm_of_adam_weighs_by_the_gradients_seen():

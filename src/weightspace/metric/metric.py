@@ -26,6 +26,7 @@ __all__ = ["Adam", "Euclidean", "Metric", "Relative", "Remembering", "Spectral",
 
 Granularity: TypeAlias = Literal["tensor", "neuron"]
 _PIECE = 4096
+_CACHED = 1 << 16  # numbers of each of four vectors that stay in the cache for all operations of a step
 
 
 @runtime_checkable
@@ -170,12 +171,15 @@ class Adam:
         (b1, b2), c = self.beta, covector.flat()
         if self._moments is None:
             self._moments = torch.zeros_like(c), torch.zeros_like(c)
-        mean, square = self._moments
-        mean.lerp_(c, 1 - b1)
-        square.mul_(b2).addcmul_(c, c, value=1 - b2)
         self.seen += 1
-        root = (square / (1 - b2**self.seen)).sqrt_().add_(self.eps)
-        return covector.shaped(torch.div(mean, root, out=root).div_(b1**self.seen - 1))
+        step = torch.empty_like(c)
+        parts = (t.split(_CACHED if c.device.type == "cpu" else max(1, len(c))) for t in (*self._moments, c, step))
+        for mean, square, g, root in zip(*parts, strict=True):
+            mean.lerp_(g, 1 - b1)
+            square.mul_(b2).addcmul_(g, g, value=1 - b2)
+            torch.div(square, 1 - b2**self.seen, out=root).sqrt_().add_(self.eps)
+            torch.div(mean, root, out=root).div_(b1**self.seen - 1)
+        return covector.shaped(step)
 
     def state(self) -> dict[str, Tensor]:
         """A copy of the history, as tensors."""
