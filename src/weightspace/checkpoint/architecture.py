@@ -25,7 +25,7 @@ from weightspace.checkpoint import adapter
 from weightspace.checkpoint.files import read_json
 from weightspace.net.errors import WeightspaceError
 
-__all__ = ["ArchitectureError", "example_of", "find", "parse_example"]
+__all__ = ["ArchitectureError", "ExampleError", "example_of", "find", "parse_example"]
 
 
 _FORM = "give --arch package.module:factory, such as mypkg.models:resnet20 or mypkg.models:resnet20(width=16)"
@@ -40,6 +40,10 @@ _IMAGE = 64  # pixels, the side of an example image for a network that takes any
 
 class ArchitectureError(WeightspaceError):
     """An architecture, example input or checkpoint that does not exist or does not fit."""
+
+
+class ExampleError(ArchitectureError):
+    """An architecture that does not say what its inputs look like."""
 
 
 def find(arch: str | None, paths: list[Path], trust_code: bool = False) -> nn.Module:
@@ -273,4 +277,4 @@ def example_of(module: nn.Module) -> Any:
         if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in taken:
             example["decoder_input_ids"] = _tokens(getattr(config, "decoder", config))
         return example
-    raise ArchitectureError("what does an input look like? give --data, or --example with a shape such as 2x3x32x32")
+    raise ExampleError("what does an input look like? give --data, or --example with a shape such as 2x3x32x32")

@@ -15,6 +15,7 @@ from weightspace.atlas.orbits import Orbits
 from weightspace.atlas.records import Measure
 from weightspace.atlas.scan import Left, is_path
 from weightspace.atlas.sources import Made
+from weightspace.checkpoint.architecture import ExampleError
 from weightspace.commands.settings import Settings
 from weightspace.net.errors import WeightspaceError
 from weightspace.symmetry.symmetry import Symmetry
@@ -186,6 +187,9 @@ def known_group(
             return member, group, ""
         except ChangedError as error:  # its file is gone; others of the architecture will do
             why = why or str(error)
+        except ExampleError:
+            shape = "with a shape such as 2x3x32x32"
+            return None, None, f"what does an input look like? add {member.name} again with --arch and --example, {shape}"
         except WeightspaceError as error:
             return None, None, str(error)
     return None, None, why
