@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -68,7 +69,7 @@ def installed(python, torch, built, folder):
 
 
 def tested(inside, part):
-    """What pytest counted: passed, failed, skipped, and the names of what failed."""
+    """What pytest counted: passed, failed, skipped, and how many failed in which file."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
     environment["WEIGHTSPACE_UNCHECKED"] = "1"  # as a user has it: without the checks of shapes
     words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not slow", "--tb=line", *part]
@@ -78,7 +79,8 @@ def tested(inside, part):
         dots = re.findall(r"^([.FsExX]+)(?: +\[ *\d+%\])?$", done.stdout, re.MULTILINE)
         text = "".join(dots)
         counts = {"passed": text.count("."), "failed": text.count("F") + text.count("E"), "skipped": text.count("s")}
-    names = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    files = Counter(re.findall(r"^(?:FAILED|ERROR) ([^\s:]+)", done.stdout, re.MULTILINE))
+    names = [f"{file}: {count}" for file, count in files.items()]
     if done.returncode and not names:
         names = [last_line(done)]
     return counts, names

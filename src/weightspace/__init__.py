@@ -266,7 +266,7 @@ _MOVED = {  # modules of the last release -> where their names are
 }
 
 __all__ = sorted([*_CONTENTS, *_SHOWN, "demo", "optim"])
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _named, *_ = handed_on(__name__, {f"weightspace.{wing}": names for wing, names in _CONTENTS.items()})
 if not any(isinstance(finder, OldNames) for finder in sys.meta_path):

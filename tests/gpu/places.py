@@ -21,6 +21,11 @@ _BOTH = (
     *("aten._local_scalar_dense", "aten._to_copy"),
 )
 
+_MAKERS = (
+    *("tensor", "as_tensor", "zeros", "ones", "empty", "full", "eye", "arange", "linspace", "logspace"),
+    *("rand", "randn", "randint", "randperm", "tril_indices", "triu_indices"),
+)
+
 
 class Places(TorchDispatchMode):
     """`mixes`: where a real accelerator would raise; `back`: how many numbers and tensors came back."""
@@ -30,7 +35,7 @@ class Places(TorchDispatchMode):
         self.there, self.any = {}, {}
         self.mixes, self.back = [], Counter()
         self._own = {name: getattr(Tensor, name) for name in ("cpu", "to", "numpy", "__array__")}
-        self._makers = {name: getattr(torch, name) for name in ("tensor", "as_tensor")}
+        self._makers = {name: getattr(torch, name) for name in _MAKERS}
 
     def bring(self, *tensors):
         """Let tensors count as being on the accelerator."""
@@ -105,8 +110,8 @@ class Places(TorchDispatchMode):
         def making(function):
             def make(*args, **kwargs):
                 found = function(*args, **kwargs)
-                if kwargs.get("device") is not None:
-                    mode._put(found, "any")
+                if isinstance(found, Tensor) and not (args and isinstance(args[0], Tensor)):
+                    mode._put(found, "here" if kwargs.get("device") is None else "any")
                 return found
 
             return make

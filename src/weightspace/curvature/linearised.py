@@ -109,6 +109,7 @@ def tangent(f: Function, point: Sequence[Tensor], vector: Sequence[Tensor]) -> T
     """
     with math_attention(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch's own forward mode raises one when first used
+        warnings.simplefilter("ignore", FutureWarning)  # as which torch 2.14 raises it
         try:
             found = jvp(
                 lambda *w: f(w),

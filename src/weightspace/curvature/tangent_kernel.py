@@ -54,7 +54,7 @@ def kernel(net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> Fl
     """
     fed, outputs = feed(net, task, output)
     rows = len(task) * outputs
-    total = torch.zeros(rows, rows, dtype=torch.float64)
+    total = torch.zeros(rows, rows, dtype=torch.float64, device=net.weights.flat().device)
     covered: set[str] = set()
     for fed_ in fed:
         total += _of_layer(fed_, rows)
@@ -73,7 +73,7 @@ def _of_layer(fed: Fed, rows: int) -> Tensor:
         flat = d.reshape(rows, units)
         outer = (flat @ flat.T).double().view(n, m, n, m)
         return (inner[:, None, :, None] * outer).view(rows, rows)
-    total = torch.zeros(rows, rows, dtype=torch.float64)
+    total = torch.zeros(rows, rows, dtype=torch.float64, device=d.device)
     step = max(1, _ROOM // (rows * h.shape[-1]))
     for at in range(0, units, step):
         block = torch.einsum("imtu,itc->imuc", d[..., at : at + step], h).reshape(rows, -1)

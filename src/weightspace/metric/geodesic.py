@@ -69,6 +69,7 @@ def acceleration(metric: Pullback, net: Net, vector: Weights, force: bool = Fals
         f = partial(_outputs, net, state, pick, args, kwargs)
         with math_attention(), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", FutureWarning)  # as which torch 2.14 raises it
             bend = jvp(lambda w, f=f: jvp(f, (w,), (v,))[1], (flat,), (v,))[1]
         parts.append(bend.detach())
     target = metric.turned(net, torch.cat(parts).flatten())

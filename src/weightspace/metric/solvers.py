@@ -75,7 +75,7 @@ def eigen_modes(g: Tensor, dual: Dual) -> Modes:
         inside = vectors @ ((f[1:] - f[0] if alone is g else f[1:]) * c / values)
         return f[0] * alone + a.T @ inside.to(g)
 
-    zero = torch.zeros(1, dtype=torch.float64)
+    zero = values.new_zeros(1)
     return Modes(torch.cat([zero, values]), torch.cat([zero + math.sqrt(rest), coefficients]), assemble, True)
 
 

@@ -216,4 +216,5 @@ def _quiet() -> Iterator[None]:
     """Without the deprecation warning of torch.jit that forward-mode derivatives raise."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)  # as which torch 2.14 raises it
         yield

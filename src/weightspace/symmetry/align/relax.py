@@ -28,7 +28,8 @@ def frank_wolfe(group: Group, terms: Terms, seed: int = 0, steps: int = 50, tole
     plain = len(axes) == len(group.permutable())
     start = group.identity() if plain else coordinate_descent(group, terms, seed=seed)
     relaxed = _Relaxed(Matching(group, terms, start), axes)
-    soft = {a.name: torch.full((a.size, a.size), 1.0 / a.size) for a in relaxed.axes}
+    place = next(iter(relaxed.matching.fixed.values())).device
+    soft = {a.name: torch.full((a.size, a.size), 1.0 / a.size, device=place) for a in relaxed.axes}
     for _ in range(steps):
         value, gradient = relaxed.gradient(soft)
         vertex = {name: _vertex(g) for name, g in gradient.items()}
