@@ -113,7 +113,7 @@ def one(name: str, n: int, repeats: int, steps: int = STEPS, solver: Solver = "a
     times = [1e3 * run.seconds / steps for run in runs.values()]
     ratios = [measure.ratio(runs["path"], runs[way]) for way in ("rehearsed", "whole")]
     drift, right = max(record.drift for record in end.log), [float(ws.accuracy(task)(end[-1])) for task in (old, new)]
-    return Row(name, net.weights.numel, n, outputs, *times, *ratios, drift, *right)
+    return Row(name, net.weights.numel, n, outputs, *times, *ratios, drift, *right)  # type: ignore[call-arg]
 
 
 def run(

@@ -31,7 +31,8 @@ __all__ = ["Near", "Preconditioner"]
 Preconditioner: TypeAlias = Callable[[Tensor], Tensor]  # r -> (K' + shift)^-1 r
 _DENSE = 1500  # rows up to which a kernel is factorised
 _TRIES = 8
-_SHIFT = 1e-3  # of the largest diagonal entry, or eigenvalue, of K'
+_SHIFT = 1e-3  # of the largest diagonal entry of K', where that is most of K
+_COARSE = 2e-2  # of the norm of the last layer's part: a smaller one stalls where other layers matter
 _KEPT = 1e-10  # of the largest: squared lengths of directions beside those before them
 _NULL = 1e-9  # of the largest eigenvalue of G: where one counts as zero
 _ROUNDING, _HIGH = 1e-9, 0.1
@@ -208,8 +209,8 @@ def _kronecker(inner: Tensor, outer: Tensor) -> Preconditioner:
     """(H x C + shift)^-1: by a factor of H where C is a multiple of the identity, else by the eigenvectors of both."""
     size = float(outer.diagonal().mean())
     if torch.equal(outer, size * torch.eye(len(outer)).to(outer)):
-        return _dense(size * inner, _SHIFT * size * float(torch.linalg.matrix_norm(inner)))
+        return _dense(size * inner, _COARSE * size * float(torch.linalg.matrix_norm(inner)))
     a, u = torch.linalg.eigh(inner.double())
     b, v = torch.linalg.eigh(outer.double())
-    shares = 1 / (torch.outer(a.clamp(min=0), b.clamp(min=0)) + _SHIFT * float(a[-1] * b[-1]))
+    shares = 1 / (torch.outer(a.clamp(min=0), b.clamp(min=0)) + _COARSE * float(a[-1] * b[-1]))
     return lambda r: (u @ (shares * (u.T @ r.view(len(a), -1) @ v)) @ v.T).flatten()
