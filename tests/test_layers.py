@@ -24,7 +24,8 @@ FILES = {
     "inside": "image_functions representation calls units counts path_overlap",
     "equivariance": "finite_group equivariance layers",
     "curvature": "gradients linearised outputs curvature fisher tangent_kernel layered",
-    "metric": "distance across_architectures metric optim steps per_layer null_space solvers preconditioned pullback geodesic",
+    "metric": """distance across_architectures metric optim steps per_layer null_space solvers
+        preconditioned pullback geodesic""",
     "codes": """langevin nuisance posterior encoding quadratic attribution scores structure_functions store sweep
         task_map transfer weight_information""",
     "path": "divergence path diffusion barrier loss_plane trail",
@@ -37,8 +38,8 @@ FILES = {
         align.score align.moves align.refine align.orders align.match align.features align.widths symmetry quotient
         verdict""",
     "training": "deficits critical_periods recording recorder adapters points averages",
-    "flows": """batches anchors attacks ensembles goals sharpness forms pruning result options predictor stepper cycles morphing
-        narrowing""",
+    "flows": """batches anchors attacks ensembles goals sharpness forms pruning result options predictor stepper cycles
+        morphing narrowing""",
     "merging": """part schedule settings thresholds elementwise sparse directions spectral methods recipe names plan
         stream merging networks weighing tuning folders.yaml_text folders.tokens folders.vocabulary
         folders.configuration folders.card folders.tokenizer_files folders.folder adapters.low_rank
