@@ -62,15 +62,16 @@ def flow(
     `size`: a length in weight space, or a function of the share of steps done. `budget`: the largest drift on the
     metric's own examples, measured from `net`. `probe`: other examples to measure drift on, every `check` steps;
     `max_drift`: the drift there that ends the flow. Drifts are root mean squares in units of the outputs.
-    `corrections`: Gauss-Newton steps back to the original outputs after every step. `accelerate`: bend every step by
-    the geodesic's acceleration (refused for a network with kinks, unless "force"). `mask`: weights where it is zero
-    stay fixed. `frozen`: "stay" also fixes weights with requires_grad=False, "move" does not. `max_trust`: the largest
-    `relative_trust` of a step (not for `prune`). `save`: every how many steps a network is kept; with `trail`, in that
-    folder too, from which an interrupted flow continues if all it depends on is the same: the network, the goal, the
-    metric and their examples, and every argument above but `max_drift` and, where `size` is a number and nothing is
-    pruned, `steps`. `prune` with Gauss-Newton repair ignores `size` and makes at least two corrections a step; with
-    descent, `size` is Adam's highest learning rate. Raises `WeightspaceError`; what happens on the way ends the flow:
-    `why`.
+    `corrections`: Gauss-Newton steps back to the original outputs after every step; with a budget, where the solver is
+    "auto" or "gltr" and the network has linear maps and convolutions alone, after those that end above a tenth of it.
+    `accelerate`: bend every step by the geodesic's acceleration (refused for a network with kinks, unless "force").
+    `mask`: weights where it is zero stay fixed. `frozen`: "stay" also fixes weights with requires_grad=False, "move"
+    does not. `max_trust`: the largest `relative_trust` of a step (not for `prune`). `save`: every how many steps a
+    network is kept; with `trail`, in that folder too, from which an interrupted flow continues if all it depends on
+    is the same: the network, the goal, the metric and their examples, and every argument above but `max_drift` and,
+    where `size` is a number and nothing is pruned, `steps`. `prune` with Gauss-Newton repair ignores `size` and makes
+    at least two corrections a step; with descent, `size` is Adam's highest learning rate. Raises `WeightspaceError`;
+    what happens on the way ends the flow: `why`.
 
     >>> import weightspace as ws
     >>> net, task = ws.demo.example()

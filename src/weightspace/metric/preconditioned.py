@@ -30,7 +30,9 @@ __all__ = ["Near", "Preconditioner"]
 
 Preconditioner: TypeAlias = Callable[[Tensor], Tensor]  # r -> (K' + shift)^-1 r
 _DENSE = 1500  # rows up to which a kernel is factorised
-_SHIFT = 1e-3  # of the largest diagonal entry, or eigenvalue, of K'
+_TRIES = 8
+_SHIFT = 1e-3  # of the largest diagonal entry of K', where that is most of K
+_COARSE = 2e-2  # of the norm of the last layer's part: a smaller one stalls where other layers matter
 _KEPT = 1e-10  # of the largest: squared lengths of directions beside those before them
 _NULL = 1e-9  # of the largest eigenvalue of G: where one counts as zero
 _ROUNDING, _HIGH = 1e-9, 0.1
@@ -91,7 +93,7 @@ class Near:
                 many, m = self.mix.shape[:2]
                 mix = self.mix.to(k)
                 k = torch.einsum("iab,ibjc,jdc->iajd", mix, k.view(many, m, many, m), mix).reshape(rows, rows)
-            return _dense(k / n)
+            return _dense(k / n, _SHIFT * float(k.diagonal().max()) / n)
         if self.mix is None and (found := self.layered.last()) is not None:
             return _kronecker(found[0] / n, found[1])
         return lambda r: r
@@ -193,24 +195,22 @@ def _ritz(
     return Modes(torch.where(values > _NULL * values[-1], values, 0.0), coefficients, assemble, False), basis
 
 
-def _dense(k: Tensor) -> Preconditioner:
-    shift = _SHIFT * float(k.diagonal().max())
-    for _ in range(8):
+def _dense(k: Tensor, shift: float) -> Preconditioner:
+    """(K' + shift)^-1 of one vector, or of the rows of several examples at once."""
+    for _ in range(_TRIES):
         root, failed = torch.linalg.cholesky_ex(k + shift * torch.eye(len(k)).to(k))
         if not bool(failed):
             break
         shift *= 10  # rounding made the kernel indefinite
-    return lambda r: torch.cholesky_solve(r.to(root)[:, None], root)[:, 0].to(r)
+    return lambda r: torch.cholesky_solve(r.to(root).view(len(k), -1), root).flatten().to(r)
 
 
 def _kronecker(inner: Tensor, outer: Tensor) -> Preconditioner:
-    """(H x C + shift)^-1 by the eigenvectors of both."""
+    """(H x C + shift)^-1: by a factor of H where C is a multiple of the identity, else by the eigenvectors of both."""
+    size = float(outer.diagonal().mean())
+    if torch.equal(outer, size * torch.eye(len(outer)).to(outer)):
+        return _dense(size * inner, _COARSE * size * float(torch.linalg.matrix_norm(inner)))
     a, u = torch.linalg.eigh(inner.double())
     b, v = torch.linalg.eigh(outer.double())
-    shift = _SHIFT * float(a[-1] * b[-1])
-    shares = 1 / (torch.outer(a.clamp(min=0), b.clamp(min=0)) + shift)
-
-    def solve(r: Tensor) -> Tensor:
-        return (u @ (shares * (u.T @ r.view(len(a), -1) @ v)) @ v.T).flatten()
-
-    return solve
+    shares = 1 / (torch.outer(a.clamp(min=0), b.clamp(min=0)) + _COARSE * float(a[-1] * b[-1]))
+    return lambda r: (u @ (shares * (u.T @ r.view(len(a), -1) @ v)) @ v.T).flatten()

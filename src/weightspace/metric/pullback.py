@@ -30,7 +30,7 @@ from weightspace.linear.operator import Operator, cgls
 from weightspace.metric.per_layer import layer_modes
 from weightspace.metric.preconditioned import Near, Preconditioner
 from weightspace.metric.solvers import NULL, Dual, eigen_modes, factorised, krylov_modes, softmax_root, turning
-from weightspace.metric.steps import Modes, Step, Tradeoff, largest_shift, ratio, secular
+from weightspace.metric.steps import Modes, Step, Tradeoff, largest_shift, secular
 from weightspace.net.cost import Cost
 from weightspace.net.errors import SymmetryError, WeightspaceError
 from weightspace.net.net import Net, loose
@@ -284,7 +284,7 @@ class Pullback:
         """The shift lam of the best step, and its factor."""
         shift = self.damping or math.inf
         if budget is not None:
-            shift = min(shift, largest_shift(lambda s: length * ratio(modes, s) <= budget, modes))
+            shift = largest_shift(modes, budget / length, shift)
         return shift, _within(modes, length, shift, budget)
 
     def _taken(self, net: Net, modes: Modes, shift: float, scale: float) -> Step:

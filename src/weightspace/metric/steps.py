@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["Modes", "Step", "Tradeoff", "largest_shift", "ratio", "secular"]
 
 
+_ROUNDS, _POINTS = 6, 64
+
+
 @dataclass(frozen=True)
 class Modes:
     """A gradient g in eigenvectors e_i of a metric G: eigenvalues `values`, and `coefficients` of g.
@@ -97,17 +100,21 @@ def ratio(modes: Modes, shift: float) -> float:
     return modes.drift(shift) / length if length else math.inf
 
 
-def largest_shift(allowed: Callable[[float], bool], modes: Modes) -> float:
-    """The largest lam that is allowed: drift grows with lam."""
+def largest_shift(modes: Modes, limit: float, most: float = math.inf) -> float:
+    """The largest lam up to `most` for which a step of length 1 drifts by at most `limit`: drift grows with lam."""
+    if ratio(modes, most) <= limit:
+        return most
     top = float(modes.values.max()) or 1.0
-    if allowed(math.inf):
-        return math.inf
-    low, high = math.log(1e-12 * top), math.log(1e6 * top)
-    if not allowed(math.exp(low)):
-        return math.exp(low)
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if allowed(math.exp(middle)) else (low, middle)
+    low, high = math.log(1e-12 * top), math.log(min(1e6 * top, most))
+    if low >= high or ratio(modes, math.exp(low)) > limit:
+        return min(math.exp(low), most)
+    values, coefficients = modes._numbers
+    for _ in range(_ROUNDS):
+        grid = np.linspace(low, high, _POINTS)
+        parts = np.where(values > 0, 1 / (1 + values / np.exp(grid)[:, None]), 1.0) * coefficients
+        drifts, lengths = (np.linalg.norm(p, axis=1) for p in (np.sqrt(values) * parts, parts))
+        within = int(np.argmin(np.append(drifts[1:] <= limit * lengths[1:], False)))
+        low, high = grid[within], grid[min(within + 1, _POINTS - 1)]
     return math.exp(low)
 
 
