@@ -163,10 +163,13 @@ def _curvature(rows: Any, yard: float) -> list[Line]:
 
 
 def _reading(rows: Any, yard: float) -> list[Line]:
-    deep = [r for r in rows if r["net"] != "bert"]
-    return [Line(f"reading `{r['net']}`, four times the depth over once", r["ratio"], "lower") for r in deep] + [
-        Line(f"reading `{r['net']}`, over the yardstick", r["seconds"][0] / yard, "lower") for r in deep
-    ]
+    shapes = [r for r in rows if "megabytes" in r]
+    deep = [r for r in rows if "depth" in r]
+    return (
+        [Line(f"reading `{r['net']}`, four times the depth over once", r["ratio"], "lower") for r in deep]
+        + [Line(f"reading `{r['net']}`, over the yardstick", r["seconds"][0] / yard, "lower") for r in deep]
+        + [Line(f"reading `{r['net']}` on meta, over the yardstick", r["seconds"] / yard, "lower") for r in shapes]
+    )
 
 
 def _jobs(rows: Any, yard: float) -> list[Line]:
@@ -212,6 +215,7 @@ PARTS = {
         Part("curvature", "--nets mlp64 --repeats 3", 120, _curvature),
         Part("reading", "loop lstm --repeats 1", 60, _reading),
         Part("reading llama", "llama --repeats 1", 60, _reading, needs="transformers"),
+        Part("reading meta", "bert-base resnet-50 llama-7b", 60, _reading, needs="transformers"),
         Part("jobs", "--repeats 1", 60, _jobs),
         Part("catalogue", "--networks 200 --pairs 20000 --asked 100", 30, _catalogue),
         Part("gram", "--megabytes 2 --repeats 3", 120, _gram),
