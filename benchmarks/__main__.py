@@ -260,6 +260,11 @@ def _reading(rows: Sequence[dict[str, Any]]) -> list[Line]:
             for name in ("align", "compare"):
                 share = r[name]["share"]
                 lines.append((f"memory of `{name}`, BERT-base turned", "<= 4 S", f"{share:.2f} S", share <= 4))
+        elif r["net"] in reading.SHAPES:
+            most, seconds, size = reading.SHAPES[r["net"]][1], r["seconds"], r["megabytes"]
+            target, seen = f"<= {most:g} s, {reading.MEGABYTES:g} MB", f"{seconds:.1f} s, {size:.0f} MB"
+            good = seconds <= most and size <= reading.MEGABYTES
+            lines.append((f"reading `{r['net']}` on the meta device", target, seen, good))
         else:
             what = f"reading `{r['net']}`, depth {reading.LONGER * r['depth']} over {r['depth']}"
             lines.append((what, "<= 4.5", f"{r['ratio']:.2f}", r["ratio"] <= 4.5))

@@ -6,7 +6,12 @@ seconds of `Symmetry.of` with its scales, signs and verification, and their rati
 group aligned and compared: peak memory is that above the process with the networks loaded, in sizes S of a float32
 checkpoint.
 
-    python -m benchmarks.reading [llama loop lstm bert]      # 6 minutes on one core; needs transformers
+Three architectures are also read at their full size on the meta device, where there are no weights: BERT-base,
+ResNet-50, Llama with 7 billion weights. What is read there is the graph alone, so the group is that of the
+permutations; they are proven by the labels of the graph and not tried on numbers, and scales, signs and matrices are
+not looked for.
+
+    python -m benchmarks.reading [llama loop lstm bert bert-base resnet-50 llama-7b]      # 6 minutes; transformers
 """
 
 from __future__ import annotations
@@ -81,6 +86,32 @@ NETS: dict[str, tuple[int, Callable[[int], tuple[nn.Module, Tensor]]]] = {
     "loop": (20, partial(recurrent, Loop)),
     "lstm": (20, partial(recurrent, Lstm)),
 }
+
+
+def bert_base() -> tuple[nn.Module, Tensor]:
+    """BERT-base and eight tokens."""
+    return bert()
+
+
+def resnet_50() -> tuple[nn.Module, Tensor]:
+    """ResNet-50 and an image of 224 x 224."""
+    import transformers
+
+    return transformers.ResNetForImageClassification(transformers.ResNetConfig()).eval(), torch.zeros(1, 3, 224, 224)
+
+
+def llama_7b() -> tuple[nn.Module, Tensor]:
+    """Llama as published with 7 billion weights, and eight tokens."""
+    import transformers
+
+    sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "vocab_size": 32000}
+    config = transformers.LlamaConfig(**sizes, num_hidden_layers=32, use_cache=False)
+    return transformers.LlamaForCausalLM(config).eval(), torch.arange(8)[None]
+
+
+# read on the meta device: how each is made, and the seconds to reach
+SHAPES = {"bert-base": (bert_base, 5.0), "resnet-50": (resnet_50, 4.0), "llama-7b": (llama_7b, 8.0)}
+MEGABYTES = 500.0
 SMALL_BERT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 
 
@@ -96,7 +127,7 @@ def against_depth(name: str, depth: int, repeats: int) -> dict[str, Any]:
 
 
 # the kernel's own account of the process: its highest memory is forgotten before every part
-_PROGRAM = """
+_HEAD = """
 import gc, json, sys, time
 import torch
 import weightspace as ws
@@ -115,6 +146,8 @@ def told(part):
 
 torch.set_num_threads(1)
 ws.Symmetry.of(*reading.bert(**reading.SMALL_BERT))
+"""
+_PROGRAM = """
 module, x = reading.bert(**json.loads(sys.argv[1]))
 net = ws.Net.of(module)
 del module
@@ -128,24 +161,49 @@ print(json.dumps({"axes": len(group.axes), "size": size, **read, "align": align,
 """
 
 
+_ON_META = """
+import torch
+with torch.device("meta"):
+    module, x = reading.SHAPES[sys.argv[1]][0]()
+net = ws.Net.of(module)
+del module
+size = 1024 * 1024
+group, read = told(lambda: ws.Symmetry.of(net, x))
+weights = sum(t.numel() for t in net.weights.values())
+print(json.dumps({"axes": len(group.axes), "weights": weights, "seconds": read["seconds"], "megabytes": read["share"]}))
+"""
+
+
 def large(**sizes: int) -> dict[str, Any]:
     """Seconds and memory: BERT read, a turned copy aligned and compared, in a process of its own. Linux."""
-    root = str(Path(__file__).parent.parent)
-    paths = os.pathsep.join([root, *sys.path])
-    command = [sys.executable, "-c", _PROGRAM, json.dumps(sizes)]
+    return {"net": "bert", **_apart(_HEAD + _PROGRAM, json.dumps(sizes))}
+
+
+def on_meta(name: str) -> dict[str, Any]:
+    """Seconds and megabytes of reading an architecture without weights, in a process of its own. Linux."""
+    return {"net": name, **_apart(_HEAD + _ON_META, name)}
+
+
+def _apart(program: str, argument: str) -> dict[str, Any]:
+    """What a program prints as JSON on its last line, run in a process of its own."""
+    paths = os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])
     setting = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    ended = subprocess.run(command, env=setting, capture_output=True, text=True)
+    ended = subprocess.run([sys.executable, "-c", program, argument], env=setting, capture_output=True, text=True)
     if ended.returncode:
-        raise RuntimeError(f"reading BERT ended with {ended.returncode}: {ended.stderr[-500:]}")
-    return {"net": "bert", **json.loads(ended.stdout.splitlines()[-1])}
+        raise RuntimeError(f"reading {argument} ended with {ended.returncode}: {ended.stderr[-500:]}")
+    found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return found
 
 
 def run(names: Iterable[str] = (), repeats: int = 3, results: Path = measure.RESULTS) -> list[dict[str, Any]]:
     """A row for every network named (all by default); rows of others stay as they were measured before."""
     kept = {row["net"]: row for row in measure.kept("reading", results) or []}
-    for name in list(names) or [*NETS, "bert"]:
+    for name in list(names) or [*NETS, "bert", *SHAPES]:
         torch.manual_seed(0)
-        kept[name] = large() if name == "bert" else against_depth(name, NETS[name][0], repeats)
+        if name in SHAPES:
+            kept[name] = on_meta(name)
+        else:
+            kept[name] = large() if name == "bert" else against_depth(name, NETS[name][0], repeats)
         measure.keep("reading", list(kept.values()), results)
         print(kept[name], flush=True)
     return list(kept.values())
@@ -159,6 +217,9 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
             what = f"BERT, {r['size'] / 4 / MEGA:.0f}M weights"
             parts = {what: r, "`align`, a copy turned": r["align"], "`compare`, the same": r["compare"]}
             body += [[part, f"{x['seconds']:.1f}", "-", "-", f"{x['share']:.2f}"] for part, x in parts.items()]
+        elif r["net"] in SHAPES:
+            what = f"`{r['net']}`, {r['weights'] / MEGA:,.0f}M weights on the meta device, {r['axes']} axes"
+            body.append([what, f"{r['seconds']:.1f}", "-", "-", f"{r['megabytes']:.0f} MB"])
         else:
             short, long = r["seconds"]
             what = f"`{r['net']}`, {r['depth']} and {LONGER * r['depth']}"

@@ -247,6 +247,22 @@ def test_reading_is_timed_against_depth_and_weighed(load, tmp_path, monkeypatch)
     assert "| BERT, 1M weights | 21.0 | - | - | 2.50 |" in reading.summary(rows)
 
 
+def test_architectures_without_weights_are_read_and_a_slow_one_is_said(load):
+    reading, table, quick = load("reading"), load("__main__"), load("quick")
+    row = {"net": "llama-7b", "axes": 97, "weights": 6_738_415_616, "seconds": 3.5, "megabytes": 20.0}
+    rows = [row, row | {"seconds": 8.5}, row | {"megabytes": 501.0}]
+    assert [good for *_, good in table._reading(rows)] == [True, False, False]
+    assert "| `llama-7b`, 6,738M weights on the meta device, 97 axes | 3.5 |" in reading.summary([row])
+    assert [(line.value, line.better) for line in quick._reading([row], 0.5)] == [(7.0, "lower")]
+
+
+@pytest.mark.slow  # a process loads transformers
+def test_an_architecture_on_the_meta_device_is_read_in_a_process(load):
+    pytest.importorskip("transformers")
+    row = load("reading").on_meta("resnet-50")
+    assert row["axes"] == 37 and 25e6 < row["weights"] < 26e6 and 0 < row["megabytes"] < 500 and row["seconds"] > 0
+
+
 @pytest.mark.slow  # processes load torch
 def test_jobs_measure_two_processes(load, tmp_path):
     jobs = load("jobs")

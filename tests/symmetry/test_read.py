@@ -5,6 +5,7 @@ What cannot be read is refused in the library's own words, and what the example 
 
 from __future__ import annotations
 
+import copy
 import importlib
 import weakref
 
@@ -522,3 +523,13 @@ def test_signs_of_experts_that_one_draw_does_not_meet_are_tried_on_another(rows)
     assert any("sign" in axis.kinds for axis in group.axes)
     for kind in ("permutation", "scale", "sign"):
         assert change(net, group.sample(0, kind)(net), other) < 1e-9
+
+
+@pytest.mark.parametrize("name", ["cnn_bn", "resnet_gn4", "llama_rope", "experts_einsum"])
+def test_without_weights_the_permutations_are_those_that_are_verified(name):
+    module, example = CASES[name].make(0), CASES[name].example(0)
+    known, read = (
+        sorted((axis.name, axis.size, axis.over) for axis in Symmetry.of(net, example).permutable())
+        for net in (module, copy.deepcopy(module).to("meta"))  # the example stays where it is
+    )
+    assert read == known and known

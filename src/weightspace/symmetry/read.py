@@ -23,7 +23,7 @@ from weightspace.graph.follow import Reading, follow, masks
 from weightspace.graph.trace import Trace, trace
 from weightspace.linear.bits import reduce_bits
 from weightspace.net.errors import SymmetryError
-from weightspace.net.inputs import input_tensors
+from weightspace.net.inputs import carried, input_tensors
 from weightspace.net.net import Net
 from weightspace.net.state import settled
 from weightspace.symmetry.axis import KINDS, MATRICES, Axis, Block, Generator, Place, as_blocks
@@ -69,7 +69,7 @@ def read(
         raise SymmetryError(f"the example has an input without entries, of shape {empty[0]}; give at least one example")
     if not check and net.device.type == "meta":
         with settled(net.dtype):
-            graph = trace(net.live(), example)
+            graph = trace(net.live(), carried(example, net))
             return _draft(graph, follow(graph, outputs_move), net).group(into, ())
     with settled(torch.float64):
         with closing(Probe.of(net, example, seed=0)) as probe:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -91,12 +91,19 @@ def together(observables: Mapping[str, Callable[[Net], Any]]) -> Callable[[Net],
 def _once(task: Any, net: Net) -> tuple[Callable[[], Tensor], Callable[[], float]]:
     """Loss and accuracy of a network, computed when the first of them is asked for."""
 
-    @cache
-    def both() -> tuple[Tensor, _Graded]:
-        graded = _Graded(task)
-        return task.telling(net, graded), graded
+    graded, losses = _Graded(task), list[Tensor]()
 
-    return lambda: both()[0], lambda: both()[1].accuracy
+    def loss() -> Tensor:
+        if not losses:
+            graded.wrong = graded.count = 0  # a pass that failed is made again
+            losses.append(task.telling(net, graded))
+        return losses[0]
+
+    def accuracy() -> float:
+        loss()
+        return graded.accuracy
+
+    return loss, accuracy
 
 
 def classifies(task: Task) -> bool:
