@@ -188,8 +188,8 @@ def known_group(
         except ChangedError as error:  # its file is gone; others of the architecture will do
             why = why or str(error)
         except ExampleError:
-            shape = "with a shape such as 2x3x32x32"
-            return None, None, f"what does an input look like? add {member.name} again with --arch and --example, {shape}"
+            asked = f"add {member.name} again with --arch and --example, with a shape such as 2x3x32x32"
+            return None, None, f"what does an input look like? {asked}"
         except WeightspaceError as error:
             return None, None, str(error)
     return None, None, why
