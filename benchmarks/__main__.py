@@ -245,7 +245,7 @@ def _commands(rows: Sequence[dict[str, Any]]) -> list[Line]:
     lines = []
     for r in rows:
         if (most := commands.TARGETS.get(r["command"])) is not None:
-            what, seen = f"`weightspace {r['command']}`, over the import of torch.export", r["over_export"]
+            what, seen = f"`{r['command']}`, over the import of torch.export", r["over_export"]
             lines.append((what, f"<= {most:g}", f"{seen:.2f}", seen <= most))
     return lines
 

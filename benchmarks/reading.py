@@ -8,7 +8,7 @@ checkpoint.
 
 Three architectures are also read at their full size on the meta device, where there are no weights: BERT-base,
 ResNet-50, Llama with 7 billion weights. What is read there is the graph alone, so the group is that of the
-permutations; they are proven by the labels of the graph and not tried on numbers, and scales, signs and matrices are
+permutations; they are read from the graph and not tried on numbers, and scales, signs and matrices are
 not looked for.
 
     python -m benchmarks.reading [llama loop lstm bert bert-base resnet-50 llama-7b]      # 6 minutes; transformers

@@ -30,6 +30,12 @@ def wrong(found):
 
 
 @pytest.fixture(autouse=True)
+def _as_wide_as_a_pipe(monkeypatch):
+    """Processes of a parallel run may have a width in their environment."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
+@pytest.fixture(autouse=True)
 def _answers_have_their_schema(monkeypatch):
     printed = show.print_text
 

@@ -9,10 +9,12 @@ in the code. Numbers and copies that come back are counted.
 from __future__ import annotations
 
 import traceback
+import warnings
 from collections import Counter
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -78,6 +80,9 @@ class Places(TorchDispatchMode):
         return found
 
     def __enter__(self):
+        with warnings.catch_warnings(), forward_ad.dual_level():  # torch scripts functions of its own at the first use
+            warnings.simplefilter("ignore")
+            forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
         own, mode = self._own, self
 
         def cpu(tensor, *args, **kwargs):

@@ -38,6 +38,10 @@ def watched(case):
     return places
 
 
+UNTRAINED = pytest.mark.filterwarnings("ignore:the network is not at a minimum")  # the networks of the cases are not
+
+
+@UNTRAINED
 @pytest.mark.parametrize("name", cases())
 def test_no_tensor_of_the_cpu_meets_one_of_the_device(name):
     assert not (found := watched(CASES[name]).mixes), sorted({*found})
@@ -81,6 +85,7 @@ def test_what_comes_back_is_counted():
 
 
 @pytest.mark.gpu
+@UNTRAINED
 @ON_GPU
 @pytest.mark.parametrize("name", cases(all_of_them=True))
 def test_the_device_gives_what_the_cpu_gives(name, capsys):

@@ -364,7 +364,7 @@ def test_every_public_function_of_a_task_has_an_entry():
 def test_the_law_sees_batches_that_weigh_alike(monkeypatch):
     """Planted: a mean of the means of batches."""
     right = ws.Task._distances
-    monkeypatch.setattr(ws.Task, "_distances", lambda t, net: ((d.mean()[None], 1) for d, _ in right(t, net)))
+    monkeypatch.setattr(ws.Task, "_distances", lambda t, net, _=None: ((d.mean()[None], 1) for d, _ in right(t, net)))
     value = ws.Task.__call__
     assert abs(float(value(classes("batches of 3"), network())) - float(value(classes(), network()))) > 1e-4
 
