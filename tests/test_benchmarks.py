@@ -260,7 +260,7 @@ def test_architectures_without_weights_are_read_and_a_slow_one_is_said(load):
 def test_an_architecture_on_the_meta_device_is_read_in_a_process(load):
     pytest.importorskip("transformers")
     row = load("reading").on_meta("resnet-50")
-    assert row["axes"] == 37 and 25e6 < row["weights"] < 26e6 and 0 < row["megabytes"] < 500 and row["seconds"] > 0
+    assert row["axes"] == 37 and 23e6 < row["weights"] < 26e6 and 0 < row["megabytes"] < 500 and row["seconds"] > 0
 
 
 @pytest.mark.slow  # processes load torch

@@ -5,7 +5,9 @@ import shlex
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
+import weightspace as ws
 from weightspace.cli import app
 from weightspace.cli.next_step import GIVEN, NEXT, next_step
 
@@ -60,3 +62,13 @@ def test_what_a_merge_was_made_of_is_compared_only_where_it_can_be(tmp_path):
     for given, named in (([tmp_path], True), (["recipe.yml"], False), (["adapter"], False), (["a.safetensors"], False)):
         assert (of("merge.merge", {"checkpoints": given, "out": "o", "arch": None}) is not None) == named
     assert "--arch x:y" in of("merge.merge", {"checkpoints": ["a.safetensors"], "out": "o", "arch": "x:y"})
+
+
+def test_a_number_of_examples_is_said_again_only_where_it_was_given(tmp_path, capsys):
+    runner = CliRunner()
+    for seed in range(2):
+        ws.checkpoint.save(ws.fresh(ws.demo.digits_cnn(width=2), seed).tensors, tmp_path / f"{seed}.safetensors")
+    words = ["compare", *(str(tmp_path / f"{seed}.safetensors") for seed in range(2))]
+    words += ["--arch", "weightspace.demo:digits_cnn(width=2)", "--data", "digits"]
+    assert "--limit" not in runner.invoke(app, words).output
+    assert "--limit 60" in runner.invoke(app, [*words, "--limit", "60"]).output

@@ -4,7 +4,7 @@ The predictor is the step of most progress whose predicted drift is a small shar
 towards the anchor's outputs by Gauss-Newton; the drift is measured at the network that comes out. With a budget, and
 where `Pullback.near` can, all products of a step come from the forward passes that measure drift, and both solves end
 at the accuracy that the step needs: the predictor once a further direction adds less than three hundredths to its
-progress; the corrector begins where the drift is above a tenth of the budget, and ends below a twentieth.
+progress; the corrector begins where the drift is above a fiftieth of the budget, and ends below a hundredth.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ __all__ = ["Predictor"]
 
 _HALVINGS = 8
 _GROW, _TRUST = 1.5, 2.0
-_SHARE, _TRIGGER = 0.05, 0.1  # of the budget: what a step may predict and a correction leaves; what calls for one
+_SHARE = 0.05  # of the budget: what a step may predict
+_TRIGGER, _LEFT = 0.02, 0.01  # .. what calls for a correction, and what it leaves; larger ones learn less at the end
 _INNER = 20  # directions of a correction, at most
 
 
@@ -107,7 +108,7 @@ class Predictor:
                 net = clipped(self.metric.retract(net, self.anchor, self.corrections)).refreshed()
             return net, self.metric.drift(net, self.anchor)
         here = near.at(net)
-        there, limits = here, (_TRIGGER * self.budget, _SHARE * self.budget)
+        there, limits = here, (_TRIGGER * self.budget, _LEFT * self.budget)
         if self.corrections and here.drift(self.anchor) > limits[0]:
             how = self.corrections, self.metric.damping, _INNER, limits[1]
             there = here.retracted(self.anchor, found, *how)
