@@ -148,14 +148,20 @@ class Near:
     def retracted(
         self, reference: Tensor, p: Preconditioner, steps: int, damping: float, most: int, enough: float
     ) -> Near:
-        """The network moved back to the outputs `reference` by Gauss-Newton steps, with the Jacobian fixed here."""
-        now = self
+        """The network moved back to the outputs `reference` by Gauss-Newton steps, with the Jacobian fixed here.
+
+        A step that leaves more than there was, as a long one across kinks may, is not taken.
+        """
+        now, residual = self, self.turn((self.outputs - reference).flatten())
         for _ in range(steps):
-            residual = self.turn((now.outputs - reference).flatten())
             if float(residual.norm()) <= enough:
                 break
             step = self.returned(residual, p, damping, most, enough)
-            now = self.at((now.net + -1.0 * self.net.weights.shaped(step)).refreshed())
+            there = self.at((now.net + -1.0 * self.net.weights.shaped(step)).refreshed())
+            left = self.turn((there.outputs - reference).flatten())
+            if not float(left.norm()) < float(residual.norm()):
+                break
+            now, residual = there, left
         return now
 
 
