@@ -11,6 +11,7 @@ from torch import nn
 from weightspace.metric import preconditioned
 from weightspace.metric.preconditioned import Near, Preconditioner
 from weightspace.metric.pullback import Pullback
+from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 from weightspace.task.goal import gradient
 from weightspace.task.task import Task
@@ -116,6 +117,14 @@ def test_a_correction_that_leaves_more_than_there_was_is_not_taken(made, monkeyp
     returned = Near.returned
     monkeypatch.setattr(Near, "returned", lambda *args: -3 * returned(*args))
     assert there.retracted(reference, p, 2, 0.0, 60, 0.0) is there
+
+
+def test_products_too_large_for_the_dtype_are_refused():
+    net, x = Net.of(nn.Linear(4, 3)), torch.randn(6, 4)
+    new = Task(x, torch.arange(6) % 3)
+    for old in (Task(1e30 * x), Task(1e30 * x.repeat(100, 1))):
+        with pytest.raises(WeightspaceError, match="kernel holds NaN or infinity"):
+            taken(Pullback(old), net, new)
 
 
 @pytest.mark.parametrize("output", ["logits", "fisher"])

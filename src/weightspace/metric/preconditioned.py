@@ -76,8 +76,11 @@ class Near:
         return self.layered.pull(self.back(u.to(self.outputs)))
 
     def product(self, u: Tensor) -> Tensor:
-        """K u = A A^T u, in float64."""
-        return self.turn(self.layered.kernel(self.back(u.to(self.outputs)))).double()
+        """K u = A A^T u, in float64. Raises `WeightspaceError` where it is too large for the dtype."""
+        found = self.turn(self.layered.kernel(self.back(u.to(self.outputs)))).double()
+        if not found.isfinite().all():
+            raise WeightspaceError("the kernel holds NaN or infinity; look for it in the data and the weights")
+        return found
 
     def drift(self, reference: Tensor) -> float:
         """The root mean square over the examples of |B (f - reference)|, B taken at the reference."""
@@ -139,7 +142,8 @@ class Near:
             found = found.and_one(d, self.product(d))
             square = found.kp.T @ found.kp + damping * _symmetric(found.p.T @ found.kp)
             scale = square.diagonal().rsqrt()
-            x = scale * torch.linalg.lstsq(scale[:, None] * square * scale, scale * (found.kp.T @ target)).solution
+            inverse = torch.linalg.pinv(scale[:, None] * square * scale, hermitian=True)  # lstsq is not repeatable
+            x = scale * (inverse @ (scale * (found.kp.T @ target)))
             r = target - found.kp @ x
             if float(r.norm()) <= goal:
                 break
