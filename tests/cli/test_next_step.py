@@ -6,8 +6,11 @@ import shlex
 import pytest
 import typer
 
+from weightspace.checkpoint import save
 from weightspace.cli import app
 from weightspace.cli.next_step import GIVEN, NEXT, next_step
+from weightspace.demo import digits_cnn
+from weightspace.net.net import Net
 
 COMMANDS = typer.main.get_command(app).commands
 WORDS = {
@@ -60,3 +63,18 @@ def test_what_a_merge_was_made_of_is_compared_only_where_it_can_be(tmp_path):
     for given, named in (([tmp_path], True), (["recipe.yml"], False), (["adapter"], False), (["a.safetensors"], False)):
         assert (of("merge.merge", {"checkpoints": given, "out": "o", "arch": None}) is not None) == named
     assert "--arch x:y" in of("merge.merge", {"checkpoints": ["a.safetensors"], "out": "o", "arch": "x:y"})
+
+
+@pytest.mark.parametrize("words", [[], ["--limit", "100"]])
+def test_a_limit_is_handed_on_only_where_it_was_given(words, tmp_path):
+    """That of `certify` is 60000, and that of `stability` 512."""
+    file, token = tmp_path / "a.safetensors", GIVEN.set(None)
+    save(Net.of(digits_cnn()).tensors, file)
+    options = ["--kind", "quantise", "--data", "digits", "--arch", "weightspace.demo:digits_cnn"]
+    try:
+        COMMANDS["perturb"].main(
+            [str(file), *options, "-o", str(tmp_path / "b.safetensors"), *words], standalone_mode=False
+        )
+        assert next_step().endswith(" ".join(["weightspace.demo:digits_cnn", *words]))
+    finally:
+        GIVEN.reset(token)

@@ -132,10 +132,12 @@ def shared(names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = [*inspect.signature(command, eval_str=True).parameters.values()][:-1]
+        usual = next((p.default for p in (*own, *added) if p.name == "limit"), None)
 
         @wraps(command)
         def run(**given: Any) -> None:
-            GIVEN.set((f"{command.__module__.rpartition('.')[2]}.{command.__name__}", dict(given)))
+            told = {name: value for name, value in given.items() if name != "limit" or value != usual}
+            GIVEN.set((f"{command.__module__.rpartition('.')[2]}.{command.__name__}", told))
             common = Shared(**{name: given.pop(name) for name in wanted})
             free(common.report, (".html", ".htm"), common.force)
             command(**given, common=common)
