@@ -117,6 +117,32 @@ def test_a_size_may_change_on_the_way():
     assert [record.length for record in path.log] == pytest.approx([0.1, 0.075, 0.05, 0.025])
 
 
+@pytest.mark.parametrize("solver", ["auto", "dual"])
+def test_a_step_of_no_length_stays_and_the_flow_goes_on(solver):
+    path = flow(net(), task(1), Pullback(task(), solver=solver), steps=4, size=lambda done: 0.1 * done, budget=0.1)
+    assert [record.length for record in path.log] == pytest.approx([0, 0.025, 0.05, 0.075])
+    assert path.log[0].drift < 1e-6 and path.why == "steps"
+
+
+def test_the_same_flow_is_the_same_to_the_last_bit():
+    """Solutions of nearly singular systems are not, by every driver."""
+    torch.manual_seed(0)
+    start = Net.of(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)))
+    x, y = torch.randn(24, 5, 4), torch.randint(3, (24, 5))
+    old, new = Task(x[:12], y[:12]), Task(x[12:], y[12:])
+    ends = [flow(start, new, Pullback(old, "fisher"), steps=5, size=0.4, budget=0.02)[-1] for _ in range(4)]
+    assert Pullback(old).near(start) is not None and float((ends[0] - start).norm()) > 0.1
+    assert all(torch.equal(end.weights.flat(), ends[0].weights.flat()) for end in ends)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_its_budget(dtype):
+    start = net().to(dtype)
+    old, new = (Task(t.example(30).to(dtype), t.labels()) for t in (task(), task(1)))
+    path = flow(start, new, Pullback(old), steps=3, size=0.2, budget=0.5)
+    assert len(path.log) == 3 and all(record.drift <= 0.5 for record in path.log)
+
+
 # masks and pruning
 
 

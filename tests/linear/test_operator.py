@@ -117,6 +117,8 @@ def test_least_squares(shape):
     assert torch.allclose(cgls(of(a), b, steps=60, tolerance=1e-14), torch.linalg.pinv(a) @ b, atol=1e-6)
     damped = torch.linalg.solve(a.T @ a + 0.2 * torch.eye(shape[1]), a.T @ b)
     assert torch.allclose(cgls(of(a), b, 0.2, steps=60, tolerance=1e-14), damped, atol=1e-8)
+    tiny = torch.full((1, 1), 2e-4, dtype=torch.float16)  # squares of its images are zero in this dtype
+    assert torch.equal(cgls(of(tiny), torch.full((1,), 10.0).half(), tolerance=0), torch.zeros(1).half())
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from torch import nn
 from weightspace.metric import preconditioned
 from weightspace.metric.preconditioned import Near, Preconditioner
 from weightspace.metric.pullback import Pullback
+from weightspace.net.errors import WeightspaceError
 from weightspace.net.net import Net
 from weightspace.task.goal import gradient
 from weightspace.task.task import Task
@@ -105,6 +106,39 @@ def test_a_correction_ends_where_it_is_enough(made):
     assert there.retracted(reference, p, 1, 0.0, 60, 2 * drift) is there
     some, all_of_it = (there.retracted(reference, p, 1, 0.0, 60, share * drift).drift(reference) for share in (0.5, 0))
     assert all_of_it < some < drift
+
+
+def test_a_correction_that_leaves_more_than_there_was_is_not_taken(made, monkeypatch):
+    net, old, _ = made
+    metric = Pullback(old)
+    reference, near = metric.outputs(net), metric.near(net)
+    there, p = near.at(net + 0.02 * net.weights.randn(0)), near.preconditioner()
+    assert there.retracted(reference, p, 2, 0.0, 60, 0.0).drift(reference) < there.drift(reference)
+    returned = Near.returned
+    monkeypatch.setattr(Near, "returned", lambda *args: -3 * returned(*args))
+    assert there.retracted(reference, p, 2, 0.0, 60, 0.0) is there
+
+
+def test_products_too_large_for_the_dtype_are_refused():
+    net, x = Net.of(nn.Linear(4, 3)), torch.randn(6, 4)
+    new = Task(x, torch.arange(6) % 3)
+    for old in (Task(1e30 * x), Task(1e30 * x.repeat(100, 1))):
+        with pytest.raises(WeightspaceError, match="kernel holds NaN or infinity"):
+            taken(Pullback(old), net, new)
+
+
+@pytest.mark.parametrize("output", ["logits", "fisher"])
+def test_networks_whose_layers_all_have_positions_take_nearly_the_best_step(output):
+    torch.manual_seed(0)
+    x = torch.randn(24, 2, 5, 5, dtype=torch.float64)
+    net = Net.of(nn.Sequential(nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Conv2d(4, 3, 3), nn.Flatten())).double()
+    old, new = Task(x[:12], torch.arange(12) % 3), Task(x[12:], torch.arange(12) % 3)
+    metric = Pullback(old, output)
+    metric.outputs(net)
+    assert not metric.near(net).layered.part().any()
+    step, _ = taken(metric, net, new)
+    best = metric.step(net, gradient(new, net), length=LENGTH, budget=BUDGET)
+    assert 0.93 * best.progress < step.progress <= best.progress * (1 + 1e-9)
 
 
 def test_masks_and_other_solvers_take_another_way(made):

@@ -340,6 +340,7 @@ def test_a_correction_leaves_masked_weights_alone():
         (lambda t, n, g: Pullback(t, solver="newton"), "'auto'"),
         (lambda t, n, g: Pullback(t, damping=-1.0), "damping"),
         (lambda t, n, g: Pullback(t).step(n, g), "give length"),
+        (lambda t, n, g: Pullback(t, lambda raw: raw.sum()).outputs(n), "one number for all examples"),
         (lambda t, n, g: Pullback(t).step(n, g, length=0.0), "length must be positive"),
         (lambda t, n, g: Pullback(t).step(n, g, length=1.0, budget=0.0), "budget must be positive"),
         (lambda t, n, g: Pullback(t).step(n, g, beta=1.0), "give length"),

@@ -29,6 +29,7 @@ from weightspace.task.task import Task
 __all__ = ["Layered", "Setting"]
 
 
+_DTYPES = torch.float32, torch.float64  # those that matrices can be factorised in
 _MOST = 1 << 13  # outputs of a task whose graph is stored
 
 
@@ -45,10 +46,11 @@ class Setting:
     def of(cls, net: Net, task: Task, output: Callable[[Any], Tensor] = logits) -> Setting | None:
         """The setting of a network's architecture on a task; None where another way has to be taken.
 
-        That is where weights are frozen, of several dtypes, or not those of linear maps and convolutions used once;
-        where a layer's output has no leading dimension of examples; and where the task has more than 8,192 outputs.
+        That is where weights are frozen, of several dtypes or of half precision, or not those of linear maps and
+        convolutions used once; where a layer's output has no leading dimension of examples; and where the task has
+        more than 8,192 outputs.
         """
-        if net.frozen or len(net.weights.buffers) > 1 or not task.in_memory or not net.dtype.is_floating_point:
+        if net.frozen or len(net.weights.buffers) > 1 or net.dtype not in _DTYPES or not task.in_memory:
             return None
         x = carried(task.example(len(task)), net)
         try:

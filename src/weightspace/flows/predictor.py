@@ -59,6 +59,8 @@ class Predictor:
 
         Or why there is none. `clipped` cuts the way to a network.
         """
+        if not length:
+            return net, 0.0, 0.0, self.metric.drift(net, self.anchor)
         near = self._here(net)
         found = None if near is None else near.preconditioner()
         modes = self._modes(net, wanted, length, near, found)

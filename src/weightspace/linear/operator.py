@@ -268,7 +268,10 @@ def cgls(
         if size <= tolerance**2 * first or size == 0:
             break
         q = operator @ p
-        alpha = size / (float(q @ q) + shift * float(p @ p))
+        curvature = float(q @ q) + shift * float(p @ p)
+        if not curvature:  # too small for the dtype
+            break
+        alpha = size / curvature
         x, r = x + alpha * p, r - alpha * q
         s = operator.T @ r - shift * x
         size, before = float(s @ s), size

@@ -76,8 +76,11 @@ class Near:
         return self.layered.pull(self.back(u.to(self.outputs)))
 
     def product(self, u: Tensor) -> Tensor:
-        """K u = A A^T u, in float64."""
-        return self.turn(self.layered.kernel(self.back(u.to(self.outputs)))).double()
+        """K u = A A^T u, in float64. Raises `WeightspaceError` where it is too large for the dtype."""
+        found = self.turn(self.layered.kernel(self.back(u.to(self.outputs)))).double()
+        if not found.isfinite().all():
+            raise WeightspaceError("the kernel holds NaN or infinity; look for it in the data and the weights")
+        return found
 
     def drift(self, reference: Tensor) -> float:
         """The root mean square over the examples of |B (f - reference)|, B taken at the reference."""
@@ -139,7 +142,8 @@ class Near:
             found = found.and_one(d, self.product(d))
             square = found.kp.T @ found.kp + damping * _symmetric(found.p.T @ found.kp)
             scale = square.diagonal().rsqrt()
-            x = scale * torch.linalg.lstsq(scale[:, None] * square * scale, scale * (found.kp.T @ target)).solution
+            inverse = torch.linalg.pinv(scale[:, None] * square * scale, hermitian=True)  # lstsq is not repeatable
+            x = scale * (inverse @ (scale * (found.kp.T @ target)))
             r = target - found.kp @ x
             if float(r.norm()) <= goal:
                 break
@@ -148,14 +152,20 @@ class Near:
     def retracted(
         self, reference: Tensor, p: Preconditioner, steps: int, damping: float, most: int, enough: float
     ) -> Near:
-        """The network moved back to the outputs `reference` by Gauss-Newton steps, with the Jacobian fixed here."""
-        now = self
+        """The network moved back to the outputs `reference` by Gauss-Newton steps, with the Jacobian fixed here.
+
+        A step that leaves more than there was, as a long one across kinks may, is not taken.
+        """
+        now, residual = self, self.turn((self.outputs - reference).flatten())
         for _ in range(steps):
-            residual = self.turn((now.outputs - reference).flatten())
             if float(residual.norm()) <= enough:
                 break
             step = self.returned(residual, p, damping, most, enough)
-            now = self.at((now.net + -1.0 * self.net.weights.shaped(step)).refreshed())
+            there = self.at((now.net + -1.0 * self.net.weights.shaped(step)).refreshed())
+            left = self.turn((there.outputs - reference).flatten())
+            if not float(left.norm()) < float(residual.norm()):
+                break
+            now, residual = there, left
         return now
 
 
@@ -199,10 +209,10 @@ def _dense(k: Tensor, shift: float) -> Preconditioner:
     """(K' + shift)^-1 of one vector, or of the rows of several examples at once."""
     for _ in range(_TRIES):
         root, failed = torch.linalg.cholesky_ex(k + shift * torch.eye(len(k)).to(k))
-        if not bool(failed):
-            break
+        if shift and not bool(failed):
+            return lambda r: torch.cholesky_solve(r.to(root).view(len(k), -1), root).flatten().to(r)
         shift *= 10  # rounding made the kernel indefinite
-    return lambda r: torch.cholesky_solve(r.to(root).view(len(k), -1), root).flatten().to(r)
+    return lambda r: r  # no layer is without positions
 
 
 def _kronecker(inner: Tensor, outer: Tensor) -> Preconditioner:

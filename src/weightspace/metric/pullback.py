@@ -105,6 +105,8 @@ class Pullback:
         """The outputs of all examples that the metric compares, flat."""
         with torch.no_grad():
             parts = [counted(self.picked(self.task.raw(net, x)), y) for x, y in self.task.batches(net)]
+        if not parts[0].dim():
+            raise WeightspaceError("the outputs are one number for all examples; give output= that keeps them apart")
         self._seen["classes"] = parts[0].shape[-1] if parts[0].dim() > 1 else 1
         found = torch.cat([part.reshape(len(part), -1) for part in parts])
         if not found.isfinite().all():
