@@ -164,6 +164,9 @@ def test_those_that_change_one_network_do(name):
     if METHODS[name].least > 1:
         with pytest.raises(WeightspaceError, match="merges 2"):
             Recipe(name).check(1, base=True)
+    elif METHODS[name].most == 1:
+        with pytest.raises(WeightspaceError, match="merges 1 network beside the base, not 2"):
+            Recipe(name).check(2, base=True)
     else:
         given = networks(name, (6, 5), n=1)
         assert not near(run(name, {}, given, [1.0]), given[0][0].numpy(), 1e-3)

@@ -65,7 +65,8 @@ class Recipe:
             raise WeightspaceError(f"{found.name} adds task vectors to a base network; give it as base (--base)")
         if parents < found.least or (found.most is not None and parents > found.most):
             wanted = f"{found.least}" if found.most == found.least else f"{found.least} to {found.most or 'any number'}"
-            raise WeightspaceError(f"{found.name} merges {wanted} networks, not {parents}")
+            noun = ("network" if found.most == 1 else "networks") + (" beside the base" if base else "")
+            raise WeightspaceError(f"{found.name} merges {wanted} {noun}, not {parents}")
 
     def at(self, name: str, parents: int, depth: float = 0.0) -> Settings:
         """The settings for one tensor at a depth from 0 (first layer) to 1 (last).
