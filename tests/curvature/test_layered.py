@@ -71,10 +71,6 @@ def test_the_parts_of_the_kernel_are_those_of_their_weights(name):
     without = {"convolutions": "02", "one dimension": "0", "tokens": "a"}.get(name, "")
     part = sum(b @ b.T for key, b in blocks.items() if key[0] not in without)
     assert torch.allclose(at.part(), part, atol=1e-10 * float(part.abs().max()))
-    inner, outer = at.last()
-    last = [b for key, b in blocks.items() if key.split(".")[0] == [*blocks][-1].split(".")[0]]
-    true = sum(b @ b.T for b in last)
-    assert torch.allclose(torch.kron(inner, outer), true, atol=1e-10 * float(true.abs().max()))
 
 
 def test_another_network_of_the_setting_has_its_own_jacobian():

@@ -163,16 +163,6 @@ class Layered:
                 total += (flat @ flat.T).view(n, m, n, m) * self._rules[k].inner[:, None, :, None]  # type: ignore
         return total.view(n * m, n * m)
 
-    def last(self) -> tuple[Tensor, Tensor] | None:
-        """H H^T and D D^T of the last layer, whose part of K is H H^T x D D^T; None where D is not the same for all."""
-        rule = self._rules[-1]
-        if not isinstance(rule, _Linear) or self._kept[-1].value.dim() != 2:
-            return None
-        (d,) = self._all(self._values[-1:])
-        if not torch.equal(d, d[:1].expand_as(d)):
-            return None
-        return rule.inner, d[0] @ d[0].T
-
     def _all(self, values: list[Tensor]) -> list[Tensor]:
         """d(output)/d(value) for every output, (example, output, unit)."""
         units = torch.eye(self.outputs.shape[1]).to(self._out)

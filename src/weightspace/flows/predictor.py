@@ -113,7 +113,7 @@ class Predictor:
         there, limits = here, (_TRIGGER * self.budget, _LEFT * self.budget)
         if self.corrections and here.drift(self.anchor) > limits[0]:
             how = self.corrections, self.metric.damping, _INNER, limits[1]
-            there = here.retracted(self.anchor, found, *how)
+            there = here.retracted(self.anchor, *how)
         if (cut := clipped(there.net)) is not there.net:
             there = near.at(cut.refreshed())
         self._near = there

@@ -62,8 +62,8 @@ def flow(
     `size`: a length in weight space, or a function of the share of steps done. `budget`: the largest drift on the
     metric's own examples, measured from `net`. `probe`: other examples to measure drift on, every `check` steps;
     `max_drift`: the drift there that ends the flow. Drifts are root mean squares in units of the outputs.
-    `corrections`: Gauss-Newton steps back to the original outputs after every step; with a budget, where the solver is
-    "auto" or "gltr" and the network has linear maps and convolutions alone, after those that end above 2 % of it.
+    `corrections`: Gauss-Newton steps back to the original outputs after every step; with a budget, solver "auto", at
+    most 1,500 outputs to keep and linear maps and convolutions alone, after those that end above 2 % of the budget.
     `accelerate`: bend every step by the geodesic's acceleration (refused for a network with kinks, unless "force").
     `mask`: weights where it is zero stay fixed. `frozen`: "stay" also fixes weights with requires_grad=False, "move"
     does not. `max_trust`: the largest `relative_trust` of a step (not for `prune`). `save`: every how many steps a

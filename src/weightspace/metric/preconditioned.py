@@ -2,9 +2,9 @@
 
 The best step of span{g, A^T p_1, .., A^T p_j} is exact where c = A g and K p_i are known. Each direction is that of a
 preconditioned residual, p = P (c - (K + lam) y), for the best step g - A^T y and the shift lam so far; so they tend to
-the step of equation 4, whatever P is. P = (K' + shift)^-1, with K' the part of K that the layers without positions add,
-where it is small enough, else that of the last layer, (H H^T + 1) x I, H its inputs. Source: The iterative calculation
-of a few of the lowest eigenvalues and corresponding eigenvectors of large real-symmetric matrices (Davidson, 1975).
+the step of equation 4, whatever P is. P = (K' + shift)^-1, with K' the part of K that the layers without positions add.
+A correction takes the residuals themselves: with P it would undo progress. Source: The iterative calculation of a few
+of the lowest eigenvalues and corresponding eigenvectors of large real-symmetric matrices (Davidson, 1975).
 """
 
 from __future__ import annotations
@@ -29,10 +29,8 @@ __all__ = ["Near", "Preconditioner"]
 
 
 Preconditioner: TypeAlias = Callable[[Tensor], Tensor]  # r -> (K' + shift)^-1 r
-_DENSE = 1500  # rows up to which a kernel is factorised
 _TRIES = 8
 _SHIFT = 1e-3  # of the largest diagonal entry of K', where that is most of K
-_COARSE = 2e-2  # of the norm of the last layer's part: a smaller one stalls where other layers matter
 _KEPT = 1e-10  # of the largest: squared lengths of directions beside those before them
 _NULL = 1e-9  # of the largest eigenvalue of G: where one counts as zero
 _ROUNDING, _HIGH = 1e-9, 0.1
@@ -89,17 +87,12 @@ class Near:
 
     def preconditioner(self) -> Preconditioner:
         """P, with the shift that takes the fewest directions."""
-        rows, n = self.outputs.numel(), len(self.outputs)
-        if rows <= _DENSE:
-            k = self.layered.part()
-            if self.mix is not None:
-                many, m = self.mix.shape[:2]
-                mix = self.mix.to(k)
-                k = torch.einsum("iab,ibjc,jdc->iajd", mix, k.view(many, m, many, m), mix).reshape(rows, rows)
-            return _dense(k / n, _SHIFT * float(k.diagonal().max()) / n)
-        if self.mix is None and (found := self.layered.last()) is not None:
-            return _kronecker(found[0] / n, found[1])
-        return lambda r: r
+        k, rows, n = self.layered.part(), self.outputs.numel(), len(self.outputs)
+        if self.mix is not None:
+            many, m = self.mix.shape[:2]
+            mix = self.mix.to(k)
+            k = torch.einsum("iab,ibjc,jdc->iajd", mix, k.view(many, m, many, m), mix).reshape(rows, rows)
+        return _dense(k / n, _SHIFT * float(k.diagonal().max()) / n)
 
     def modes(
         self, g: Tensor, p: Preconditioner, most: int, progress: Callable[[Modes], tuple[float, float, float]]
@@ -126,8 +119,8 @@ class Near:
             r = c - (found.kp + min(shift, _HIGH * float(modes.values.max())) * found.p) @ y
         return modes
 
-    def returned(self, residual: Tensor, p: Preconditioner, damping: float, most: int, enough: float) -> Tensor:
-        """d of least norm with A d near the residual: argmin |A d - r|^2 + damping |d|^2 over d in span{A^T p_i}.
+    def returned(self, residual: Tensor, damping: float, most: int, enough: float) -> Tensor:
+        """d of least norm with A d near the residual: argmin |A d - r|^2 + damping |d|^2 over d in span{A^T r_i}.
 
         Directions are added until the residual is below `enough`, or below 1e-6 of what it was.
         """
@@ -136,7 +129,7 @@ class Near:
         x = r.new_zeros(0)
         goal = max(enough, 1e-6 * float(r.norm()))
         for _ in range(most):
-            d = _apart(p(r), found)
+            d = _apart(r, found)
             if not float(d.norm()):
                 break
             found = found.and_one(d, self.product(d))
@@ -149,9 +142,7 @@ class Near:
                 break
         return self.pull(found.p @ x)
 
-    def retracted(
-        self, reference: Tensor, p: Preconditioner, steps: int, damping: float, most: int, enough: float
-    ) -> Near:
+    def retracted(self, reference: Tensor, steps: int, damping: float, most: int, enough: float) -> Near:
         """The network moved back to the outputs `reference` by Gauss-Newton steps, with the Jacobian fixed here.
 
         A step that leaves more than there was, as a long one across kinks may, is not taken.
@@ -160,7 +151,7 @@ class Near:
         for _ in range(steps):
             if float(residual.norm()) <= enough:
                 break
-            step = self.returned(residual, p, damping, most, enough)
+            step = self.returned(residual, damping, most, enough)
             there = self.at((now.net + -1.0 * self.net.weights.shaped(step)).refreshed())
             left = self.turn((there.outputs - reference).flatten())
             if not float(left.norm()) < float(residual.norm()):
@@ -213,14 +204,3 @@ def _dense(k: Tensor, shift: float) -> Preconditioner:
             return lambda r: torch.cholesky_solve(r.to(root).view(len(k), -1), root).flatten().to(r)
         shift *= 10  # rounding made the kernel indefinite
     return lambda r: r  # no layer is without positions
-
-
-def _kronecker(inner: Tensor, outer: Tensor) -> Preconditioner:
-    """(H x C + shift)^-1: by a factor of H where C is a multiple of the identity, else by the eigenvectors of both."""
-    size = float(outer.diagonal().mean())
-    if torch.equal(outer, size * torch.eye(len(outer)).to(outer)):
-        return _dense(size * inner, _COARSE * size * float(torch.linalg.matrix_norm(inner)))
-    a, u = torch.linalg.eigh(inner.double())
-    b, v = torch.linalg.eigh(outer.double())
-    shares = 1 / (torch.outer(a.clamp(min=0), b.clamp(min=0)) + _COARSE * float(a[-1] * b[-1]))
-    return lambda r: (u @ (shares * (u.T @ r.view(len(a), -1) @ v)) @ v.T).flatten()

@@ -315,12 +315,14 @@ class Pullback:
     def near(self, net: Net) -> Near | None:
         """The network with all that steps from it need, from one forward pass; None where it has to be taken apart.
 
-        For `solver` "auto" and "gltr" without a mask, and networks of linear maps and convolutions (`Setting.of`).
+        For `solver` "auto" without a mask, tasks of at most 1,500 outputs in all, and networks of linear maps and
+        convolutions (`Setting.of`): where a step would take the eigenvectors of K.
         """
-        if self.solver not in ("auto", "gltr") or self.mask is not None or net.weights.numel > _LARGE:
+        if self.solver != "auto" or self.mask is not None or net.weights.numel > _LARGE:
             return None
         setting = Setting.of(net, self.task, self.picked)
-        return None if setting is None else Near(net, setting, self._mix)
+        found = None if setting is None else Near(net, setting, self._mix)
+        return None if found is None or found.outputs.numel() > _DUAL_ROWS else found
 
     def near_modes(
         self, near: Near, covector: Weights, preconditioner: Preconditioner, length: float, budget: float | None
@@ -331,8 +333,7 @@ class Pullback:
             shift, scale = self._scaled(modes, length, budget)
             return scale * modes.progress(shift), scale * modes.length(shift) / length, shift
 
-        most = max(self.steps, _WAY) if self.solver == "auto" else self.steps
-        modes = near.modes(covector.flat(), preconditioner, most, progress)
+        modes = near.modes(covector.flat(), preconditioner, max(self.steps, _WAY), progress)
         told = f"first order; best of {len(modes.values)} directions"
         return replace(modes, told=told, kept=told)
 
