@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from weightspace.net.net import Net
-from weightspace.task.classification import accuracy, classifies, together
+from weightspace.task.classification import scorer
 from weightspace.task.task import Task
 
 __all__ = ["Score", "scored"]
@@ -26,7 +24,5 @@ def scored(task: Task, *nets: Net, name: str = "") -> list[Score]:
     """The score of each network; an empty list where examples have no labels."""
     if any(y is None for _, y in task.batches()):
         return []
-    look = together({"loss": task} | ({"accuracy": accuracy(task)} if classifies(task) else {}))
-    with torch.no_grad():
-        found = [{what: float(value()) for what, value in look(net).items()} for net in nets]
-    return [Score(name, values["loss"], values.get("accuracy")) for values in found]
+    score = scorer(task)
+    return [Score(name, *score(net)) for net in nets]

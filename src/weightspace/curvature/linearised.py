@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, reduce
 from typing import Any
@@ -20,7 +19,7 @@ from weightspace.net.differentiable import called, custom_functions, told
 from weightspace.net.inputs import carried
 from weightspace.net.net import Net
 from weightspace.net.public import public
-from weightspace.net.state import math_attention
+from weightspace.net.state import forward_mode, math_attention
 from weightspace.task.digest import form
 from weightspace.task.examples import TaskError
 from weightspace.task.outputs import counted, logits
@@ -107,9 +106,7 @@ def tangent(f: Function, point: Sequence[Tensor], vector: Sequence[Tensor]) -> T
     >>> ws.curvature.tangent(lambda w: w[0] ** 2, [torch.tensor([1.0, 2.0, 3.0])], [torch.ones(3)])
     tensor([2., 4., 6.])
     """
-    with math_attention(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own forward mode raises one when first used
-        warnings.simplefilter("ignore", FutureWarning)  # as which torch 2.14 raises it
+    with forward_mode():
         try:
             found = jvp(
                 lambda *w: f(w),

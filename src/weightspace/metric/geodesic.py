@@ -7,7 +7,6 @@ Levenberg-Marquardt algorithm for nonlinear least-squares minimization (Transtru
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -24,7 +23,7 @@ from weightspace.net.differentiable import called
 from weightspace.net.errors import SymmetryError, WeightspaceError
 from weightspace.net.inputs import arguments
 from weightspace.net.net import Net
-from weightspace.net.state import math_attention
+from weightspace.net.state import forward_mode
 from weightspace.net.weights import Weights
 
 __all__ = ["acceleration", "kink"]
@@ -67,9 +66,7 @@ def acceleration(metric: Pullback, net: Net, vector: Weights, force: bool = Fals
     for x, _ in metric.task.batches(net):
         args, kwargs = arguments(x)
         f = partial(_outputs, net, state, pick, args, kwargs)
-        with math_attention(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            warnings.simplefilter("ignore", FutureWarning)  # as which torch 2.14 raises it
+        with forward_mode():
             bend = jvp(lambda w, f=f: jvp(f, (w,), (v,))[1], (flat,), (v,))[1]
         parts.append(bend.detach())
     target = metric.turned(net, torch.cat(parts).flatten())

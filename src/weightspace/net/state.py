@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["exclusive", "math_attention", "seeded", "settled"]
+__all__ = ["exclusive", "forward_mode", "math_attention", "seeded", "settled"]
 
 
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
@@ -230,3 +231,12 @@ def math_attention() -> Iterator[None]:
         yield
     finally:
         _PROCESS.leave_plain()
+
+
+@contextmanager
+def forward_mode() -> Iterator[None]:
+    """A context for forward-mode derivatives: `math_attention`, without the notice at its first use."""
+    with math_attention(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)  # as which torch 2.14 raises it
+        yield

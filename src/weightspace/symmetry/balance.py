@@ -389,7 +389,7 @@ class _Slice:
         gone = [d for d in range(value.dim()) if d not in keep]
         if gone:  # a part at a time: squares in float64 are twice the tensor
             longest = max(gone, key=lambda d: value.shape[d])
-            length = max(1, _ROOM * value.shape[longest] // value.numel())
+            length = max(1, _ROOM * value.shape[longest] // max(value.numel(), 1))
             parts = value.split(length, longest)
             value = sum(part.to(torch.float64, copy=True).square_().sum(gone, keepdim=True) for part in parts)
         else:

@@ -15,7 +15,7 @@ from weightspace.task.examples import TaskError
 from weightspace.task.losses import EVEN, IGNORED, name_of
 from weightspace.task.task import Task
 
-__all__ = ["accuracy", "classifies", "together"]
+__all__ = ["accuracy", "classifies", "scorer", "together"]
 
 
 @public
@@ -86,6 +86,18 @@ def together(observables: Mapping[str, Callable[[Net], Any]]) -> Callable[[Net],
         return calls
 
     return at
+
+
+def scorer(task: Task) -> Callable[[Net], tuple[float, float | None]]:
+    """A function of a network: its loss, and its accuracy or None where labels are no classes, in one pass."""
+    look = together({"loss": task} | ({"accuracy": accuracy(task)} if classifies(task) else {}))
+
+    def score(net: Net) -> tuple[float, float | None]:
+        with torch.no_grad():
+            found = {what: float(value()) for what, value in look(net).items()}
+        return found["loss"], found.get("accuracy")
+
+    return score
 
 
 def _once(task: Any, net: Net) -> tuple[Callable[[], Tensor], Callable[[], float]]:

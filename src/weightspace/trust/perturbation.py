@@ -20,7 +20,7 @@ from weightspace.net.errors import SymmetryError, WeightspaceError
 from weightspace.net.net import Net, checked, unfrozen
 from weightspace.net.public import public
 from weightspace.net.seeds import derived
-from weightspace.task.classification import accuracy, classifies, together
+from weightspace.task.classification import scorer
 from weightspace.task.task import Task
 from weightspace.trust.bounds.certificate import certificates
 from weightspace.trust.expected_displacement import Displacement, displacement
@@ -267,14 +267,8 @@ def _scorer(task: Task) -> Callable[[Net], tuple[float | None, float | None]]:
     """A function of a network: its accuracy and loss on the task, None where there are no classes or no labels."""
     if any(y is None for _, y in task.batches()):
         return lambda net: (None, None)
-    look = together({"loss": task} | ({"accuracy": accuracy(task)} if classifies(task) else {}))
-
-    def score(net: Net) -> tuple[float | None, float | None]:
-        with torch.no_grad():
-            found = {what: float(value()) for what, value in look(net).items()}
-        return found.get("accuracy"), found["loss"]
-
-    return score
+    look = scorer(task)
+    return lambda net: look(net)[::-1]
 
 
 @public

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +17,7 @@ from weightspace.net.errors import SymmetryError, WeightspaceError
 from weightspace.net.inputs import arguments, carried
 from weightspace.net.net import Net, checked
 from weightspace.net.public import public
-from weightspace.net.state import math_attention
+from weightspace.net.state import forward_mode
 from weightspace.net.weights import Weights
 from weightspace.task.examples import normal, uniform
 from weightspace.task.goal import gradient
@@ -90,7 +88,7 @@ def _jacobian_norms(net: Net, task: Task, seed: int) -> Tensor:
         v = normal(next(uniform(x.shape, 1, seed, start))).to(x)
         start += len(x)
         size = torch.zeros(len(x)).to(x)
-        with math_attention(), _quiet():
+        with forward_mode():
             for _ in range(_STEPS):
                 v = v / v.flatten(1).norm(dim=1).clamp_min(1e-30).view(-1, *(1,) * (v.dim() - 1))
                 pushed = jvp(f, (x,), (v,))[1]
@@ -207,14 +205,5 @@ def _push(net: Net, one: Task, g: Weights) -> float:
     def f(flat: Tensor) -> Tensor:
         return one.output(called(net.architecture, {**net.weights.shaped(flat), **net.state}, args, kwargs))
 
-    with math_attention(), _quiet():
+    with forward_mode():
         return float(jvp(f, (net.weights.flat(),), (g.flat(),))[1].norm())
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the deprecation warning of torch.jit that forward-mode derivatives raise."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", FutureWarning)  # as which torch 2.14 raises it
-        yield
